@@ -1,0 +1,1 @@
+"""Power attention: scores `(q.k)^p`, p = 1 being linear attention."""
