@@ -1,0 +1,140 @@
+"""What a task is: a frozen class that makes examples, knows the right answers, and says what guessing reaches."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from icl_bench.errors import UnknownNameError
+from icl_bench.registry import Registry
+from icl_bench.schema import Frozen, nearest
+
+PAD, BOS, SEP, QUERY, EOS = range(5)
+RESERVED = 16
+"""Token ids below this are special; alphabets begin here."""
+
+
+class Cell(Frozen):
+    """One load and one length of a task: all examples of a cell have the same shapes."""
+
+    label: str
+    """Name of the cell, such as `pairs=16`, unique in its task."""
+    length: int
+    """Positions in a sequence, T."""
+    load: int
+    """How much has to be carried, in the unit of the task: pairs, symbols, hops."""
+    scored: int
+    """Scored positions in an example, S."""
+    share: float = 1.0
+    """Part of the training steps spent on this cell, relative to the others; 0 where it is only evaluated."""
+
+
+class Batch(NamedTuple):
+    """N examples of one cell; all tensors are int64."""
+
+    inputs: Tensor
+    """Token ids, [N, T]."""
+    positions: Tensor
+    """Where the model is scored, [N, S]: at position t it must name the target having read tokens 0..t."""
+    targets: Tensor
+    """The right token at each scored position, [N, S]."""
+    groups: Tensor
+    """A tag of each scored position, [N, S], by which accuracy is reported as well; `group_label` names it."""
+
+
+Solver = Callable[[Tensor, Tensor, Cell], Tensor]
+"""(inputs [N, T], positions [N, S], cell) -> answers [N, S]."""
+
+
+class Task(Frozen):
+    """Base of all tasks. The fields of a task are its parameters; one that cannot be met is refused when it is made.
+
+    `sample` is a pure function of the row keys (`icl_bench.random.row_keys`), vectorised over rows, equal on every
+    device; it keeps no state and needs no step count.
+    """
+
+    data_version: ClassVar[int] = 1
+    """Raised when the same parameters give other data than before; part of every data key."""
+    load_name: ClassVar[str] = "load"
+    """What `Cell.load` counts, for the axis of a figure."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """Number of token ids, special ones included."""
+
+    @property
+    @abstractmethod
+    def train_cells(self) -> tuple[Cell, ...]:
+        """The cells trained on, with their shares."""
+
+    @property
+    @abstractmethod
+    def eval_cells(self) -> tuple[Cell, ...]:
+        """The cells evaluated, in the order reported."""
+
+    @abstractmethod
+    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+        """One example for each key: keys [N] int64."""
+
+    @abstractmethod
+    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """The right answer at each scored position, from the inputs alone: [N, S]."""
+
+    @property
+    @abstractmethod
+    def floors(self) -> Mapping[str, Solver]:
+        """Trivial solvers by name; the best of them, measured on held-out data, is the floor of a cell."""
+
+    @abstractmethod
+    def state_bits(self, cell: Cell) -> float:
+        """Bits that must be carried from the context to the scored positions."""
+
+    def group_label(self, group: int) -> str:
+        """Name of a group tag."""
+        return str(group)
+
+    def spell(self, token: int) -> str:
+        """A short name of a token for `icl-bench show`."""
+        return {PAD: "·", BOS: "^", SEP: "|", QUERY: "?", EOS: "$"}.get(token, str(token))
+
+    def cell(self, label: str) -> Cell:
+        """The cell of that label, evaluated or trained.
+
+        Raises:
+            UnknownNameError: where there is none.
+        """
+        cells = {cell.label: cell for cell in (*self.train_cells, *self.eval_cells)}
+        if label not in cells:
+            hint = nearest(label, cells)
+            raise UnknownNameError(f"no cell is labelled {label!r}; {hint}cells: {', '.join(cells)}")
+        return cells[label]
+
+
+TASKS: Registry[type[Task]] = Registry("task")
+
+
+def octave(distance: Tensor) -> Tensor:
+    """Bucket of a distance >= 1: 0 for 1, 1 for 2-3, 2 for 4-7, ..., exactly, by comparison with powers of two."""
+    powers = 2 ** torch.arange(1, 31, device=distance.device)
+    return torch.bucketize(distance, powers, right=True)
+
+
+def octave_label(group: int) -> str:
+    """The distances that an octave holds."""
+    low, high = 2**group, 2 ** (group + 1) - 1
+    return f"gap {low}" if low == high else f"gap {low}-{high}"
+
+
+def accuracy_of(answers: Tensor, batch: Batch) -> float:
+    """Share of scored positions answered right."""
+    return float((answers == batch.targets).double().mean())
+
+
+def measured_floors(task: Task, cell: Cell, batch: Batch) -> dict[str, float]:
+    """Accuracy of each trivial solver on a batch of held-out examples."""
+    return {
+        name: accuracy_of(solver(batch.inputs, batch.positions, cell), batch) for name, solver in task.floors.items()
+    }
