@@ -1,0 +1,112 @@
+"""Checks shared by the doors of the kernels: each raises ArgumentError with the rule, the value and the way out."""
+
+import torch
+from torch import Tensor
+
+from icl_bench.errors import ArgumentError
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that powers, sums and states are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_sequences(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
+    """Refuse anything but q [N, T, H, K], k [N, T, G, K], v [N, T, G, V] and log_g [N, T, G] or None.
+
+    Raises:
+        ArgumentError: A rank, shape, type or device does not fit.
+    """
+    _check_tensors(q, k, v, log_g, axes=("N", "T"))
+    if q.shape[1] < 1:
+        raise ArgumentError(f"T must be at least 1; got q of shape {_shape(q)}: pass one token or more")
+
+
+def check_token(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
+    """Refuse anything but one token: q [N, H, K], k [N, G, K], v [N, G, V] and log_g [N, G] or None.
+
+    Raises:
+        ArgumentError: A rank, shape, type or device does not fit.
+    """
+    _check_tensors(q, k, v, log_g, axes=("N",))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        ArgumentError: The value is none of them.
+    """
+    if value not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(choices)}; got {value!r}: pick one of these")
+
+
+def check_at_least_one(name: str, value: int, way_out: str) -> None:
+    """Refuse an integer below 1.
+
+    Raises:
+        ArgumentError: The value is not an integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"{name} must be an integer of at least 1; got {value!r}: {way_out}")
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], axes: str) -> None:
+    """Refuse a tensor of another shape; `axes` says what the sizes are, as in "[N, G, D, V]".
+
+    Raises:
+        ArgumentError: The shape differs.
+    """
+    if tuple(tensor.shape) != shape:
+        raise ArgumentError(f"{name} must be {axes} = {list(shape)}; got {_shape(tensor)}: reshape it to fit")
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, axes: tuple[str, ...]) -> None:
+    rank = len(axes) + 2
+    for name, tensor, last in (("q", q, "H, K"), ("k", k, "G, K"), ("v", v, "G, V")):
+        if tensor.ndim != rank:
+            layout = f"[{', '.join(axes)}, {last}]"
+            raise ArgumentError(f"{name} must have {rank} axes {layout}; got shape {_shape(tensor)}: reshape it")
+    _check_kinds(q, k, v)
+    leading = tuple(q.shape[:-2])
+    heads, key_width = q.shape[-2:]
+    groups = k.shape[-2]
+    if groups < 1 or heads % groups != 0:
+        raise ArgumentError(
+            f"H must be a multiple of G to share keys evenly; got H = {heads}, G = {groups}: change one of them"
+        )
+    prefix = ", ".join(axes)
+    check_shape("k", k, (*leading, groups, key_width), f"[{prefix}, G, K]")
+    check_shape("v", v, (*leading, groups, v.shape[-1]), f"[{prefix}, G, V]")
+    if key_width < 1 or v.shape[-1] < 1:
+        raise ArgumentError(f"K and V must be at least 1; got K = {key_width}, V = {v.shape[-1]}: use wider heads")
+    if log_g is not None:
+        _check_gate(log_g, q, (*leading, groups), f"[{prefix}, G]")
+
+
+def _check_kinds(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
+        raise ArgumentError(
+            f"q, k and v must share one type of bfloat16, float16, float32 or float64; "
+            f"got {q.dtype}, {k.dtype} and {v.dtype}: cast them to one"
+        )
+    if not q.device == k.device == v.device:
+        raise ArgumentError(
+            f"q, k and v must be on one device; got {q.device}, {k.device} and {v.device}: move them together"
+        )
+
+
+def _check_gate(log_g: Tensor, q: Tensor, shape: tuple[int, ...], axes: str) -> None:
+    check_shape("log_g", log_g, shape, axes)
+    if log_g.dtype not in (torch.float32, torch.float64):
+        raise ArgumentError(
+            f"log_g must be float32, as its sums over T lose too much otherwise; got {log_g.dtype}: use log_g.float()"
+        )
+    if log_g.device != q.device:
+        raise ArgumentError(f"log_g must be on the device of q, {q.device}; got {log_g.device}: move it there")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
