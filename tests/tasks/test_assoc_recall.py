@@ -1,0 +1,133 @@
+import pytest
+import torch
+from scipy import stats
+
+from icl_bench.errors import SpecError
+from icl_bench.tasks.base import measured_floors
+
+SIGNIFICANCE = 1e-4
+"""Of a fixed sample, so a test either always holds or never."""
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            "pairs=17",
+            "pairs must be at most length / 4 = 16, two tokens a pair and two a query; got 17; raise length to 68",
+        ),
+        ("length=63", "length must be even; got 63; try 64"),
+        ("vocab=60,pairs=15", "vocab=60 leaves 14 keys for 15 pairs; raise vocab to 62 or lower pairs"),
+        ("pairs=0", "pairs must be at least 1; got 0"),
+        ("pairs=[4|4]", "pairs must differ from each other; got [4, 4]"),
+        ("variant=zoology,length=256,pairs=64,vocab=128", "leaves 63 keys for 64 pairs; raise vocab to 130"),
+        ("filler=blank", "filler"),
+        ("slot_power=0", "slot_power"),
+        ("pear=4", "assoc-recall has no parameter 'pear'; did you mean 'pairs'?"),
+    ],
+)
+def test_bad_parameters_are_refused(make, spec, message):
+    with pytest.raises(SpecError) as error:
+        make(f"assoc-recall:{spec}")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_smallest_vocabulary_named_in_the_error_works(make):
+    assert make("assoc-recall:vocab=62,pairs=15").keys == 15
+    assert make("assoc-recall:variant=zoology,length=256,pairs=64,vocab=130").keys == 64
+
+
+def test_rule_by_reading(draw):
+    """A dictionary filled from the context answers every query, and every key is queried once."""
+    _, cell, batch = draw("assoc-recall", 50, "pairs=16")
+    for tokens, positions, targets in zip(*(tensor.tolist() for tensor in batch[:3]), strict=True):
+        context = tokens[: 2 * cell.load]
+        paired = dict(zip(context[0::2], context[1::2], strict=True))
+        assert len(paired) == cell.load
+        assert [tokens[position] for position in positions] == context[0::2]
+        assert [paired[tokens[position]] for position in positions] == targets
+
+
+def test_gaps_are_those_of_uniform_slots(draw):
+    """Median gap 79 at 16 pairs in 160 tokens (numpy simulation of the same law)."""
+    _, cell, batch = draw("assoc-recall:length=160,pairs=16", 4000)
+    gaps = batch.positions - 2 * torch.arange(16)
+    assert abs(float(gaps.double().median()) - 79) <= 1
+    slots = (batch.positions - 32) // 2
+    assert stats.chisquare(torch.bincount(slots.flatten(), minlength=64).numpy()).pvalue > SIGNIFICANCE
+    octaves = batch.groups
+    assert (gaps >= 2**octaves).all()
+    assert (gaps < 2 ** (octaves + 1)).all()
+
+
+def test_order_of_queries_says_nothing_by_default(draw):
+    task, cell, batch = draw("assoc-recall", 4000, "pairs=8")
+    error = (8 / 7 / 8 / 4000) ** 0.5  # of a share of fixed points in random permutations: variance 1 a row
+    for name, share in measured_floors(task, cell, batch).items():
+        assert abs(share - 1 / 8) < 5 * error + 1 / task.values, name
+
+
+@pytest.mark.parametrize(
+    ("length", "pairs", "scored", "distance", "correlation"),
+    [(64, 4, 0.0625, 19, 0.11), (256, 16, 0.0625, 73, 0.21), (256, 64, 0.25, 128, 0.53), (1024, 256, 0.25, 512, 0.54)],
+)
+def test_zoology_statistics_are_the_published_ones(draw, length, pairs, scored, distance, correlation):
+    """Statistics of zoology's own generator: rounded as they were recorded, plus five standard errors."""
+    rows = 40_000 // pairs
+    _, _, batch = draw(f"assoc-recall:variant=zoology,length={length},pairs={pairs}", rows)
+    assert batch.positions.shape[1] / length == scored
+    gaps = (batch.positions - 2 * torch.arange(pairs)).double().mean(dim=1)
+    assert abs(float(gaps.mean()) - distance) < 0.5 + 5 * float(gaps.std()) / rows**0.5
+    ranks = batch.positions.argsort(dim=1).argsort(dim=1).double() - (pairs - 1) / 2
+    order = torch.arange(pairs).double() - (pairs - 1) / 2
+    spearman = (ranks * order).sum(dim=1) / order.square().sum()
+    assert abs(float(spearman.mean()) - correlation) < 0.005 + 5 * float(spearman.std()) / rows**0.5
+
+
+def test_zoology_slots_follow_the_weights(draw):
+    """First key: p_i as i^-0.99. Second key, drawn without replacement: sum over i of p_i p_j / (1 - p_i)."""
+    _, _, batch = draw("assoc-recall:variant=zoology,length=64,pairs=4", 20_000)
+    slots = (batch.positions - 8) // 2
+    weights = torch.arange(1, 29, dtype=torch.float64) ** -0.99
+    first = weights / weights.sum()
+    odds = first / (1 - first)
+    second = first * (odds.sum() - odds)
+    for column, law in enumerate((first, second)):
+        counts = torch.bincount(slots[:, column], minlength=28).numpy()
+        assert stats.chisquare(counts, (law * 20_000).numpy()).pvalue > SIGNIFICANCE
+
+
+def test_zoology_alphabets(draw):
+    _, _, batch = draw("assoc-recall:variant=zoology,length=1024,pairs=256", 200)
+    context = batch.inputs[:, :512]
+    keys, values = context[:, 0::2], context[:, 1::2]
+    assert (int(keys.min()), int(keys.max())) == (1, 4095)
+    assert (int(values.min()), int(values.max())) == (4096, 8191)
+    for tokens in (keys, values):
+        assert (tokens.sort(dim=1).values.diff(dim=1) > 0).all()
+
+
+def test_zoology_fillers(draw):
+    """Random fillers take any token, blank ones none but 0; both stand wherever no query does."""
+    for filler, low, high in (("random", 0, 8191), ("pad", 0, 0)):
+        _, _, batch = draw(f"assoc-recall:variant=zoology,length=64,pairs=4,filler={filler}", 4000)
+        free = torch.ones_like(batch.inputs, dtype=torch.bool).scatter(1, batch.positions, False)
+        free[:, :8] = False
+        fillers = batch.inputs[free]
+        assert (int(fillers.min()), int(fillers.max())) == (low, high)
+
+
+def test_zoology_mix_is_the_published_one(make):
+    task = make("assoc-recall:variant=zoology")
+    trained = {(cell.length, cell.load): cell.share for cell in task.train_cells}
+    assert trained == {(64, 4): 100, (128, 8): 20, (256, 16): 20, (256, 32): 20, (256, 64): 20}
+    tested = [(cell.length, cell.load) for cell in task.eval_cells]
+    assert tested == [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
+    assert task.vocabulary == 8192
+
+
+def test_position_leaks_in_zoology(draw):
+    """A solver that sees positions alone reaches up to 2.47/pairs there, by simulation; reading in order, near 2."""
+    task, cell, batch = draw("assoc-recall:variant=zoology,length=256,pairs=64", 2000)
+    assert 1.5 / 64 < measured_floors(task, cell, batch)["query-order"] < 2.47 / 64

@@ -1,0 +1,141 @@
+"""What every task must hold, for each of its cells."""
+
+import doctest
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from icl_bench.schema import build, parse_spec
+from icl_bench.tasks import TASKS, Batch, Cell, Task
+from icl_bench.tasks.base import accuracy_of, measured_floors
+
+GOLDEN = Path(__file__).with_name("golden.json")
+MORE = ("assoc-recall:variant=zoology,length=64,pairs=8", "assoc-recall:filler=random")
+"""Specs besides the defaults, where a parameter changes the code path."""
+SPECS = (*TASKS, *MORE)
+HELD_OUT = 500
+
+
+def task_of(text: str) -> Task:
+    spec = parse_spec(text)
+    return build(TASKS[spec.name], spec.params, spec.name)
+
+
+def cells_of(task: Task) -> list[Cell]:
+    return list({cell.label: cell for cell in (*task.train_cells, *task.eval_cells)}.values())
+
+
+CELLS = [pytest.param(text, cell, id=f"{text}/{cell.label}") for text in SPECS for cell in cells_of(task_of(text))]
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def digest(task: Task, rows) -> str:
+    """SHA-256 of the first four rows of every cell, as little-endian int64."""
+    content = hashlib.sha256()
+    for cell in cells_of(task):
+        for tensor in task.sample(rows(task, "train", 4), cell):
+            content.update(tensor.numpy().astype("<i8").tobytes())
+    return content.hexdigest()
+
+
+@pytest.mark.parametrize(("text", "cell"), CELLS)
+class TestBatch:
+    def test_shapes_and_ranges(self, text, cell, rows):
+        task = task_of(text)
+        batch = task.sample(rows(task, "test", 32), cell)
+        assert batch.inputs.shape == (32, cell.length)
+        assert batch.positions.shape == batch.targets.shape == batch.groups.shape == (32, cell.scored)
+        assert all(tensor.dtype == torch.int64 for tensor in batch)
+        for tokens in (batch.inputs, batch.targets):
+            assert tokens.min() >= 0
+            assert tokens.max() < task.vocabulary
+        assert batch.positions.min() >= 0
+        assert batch.positions.max() < cell.length
+        in_order = batch.positions.sort(dim=-1).values
+        assert (in_order.diff(dim=-1) > 0).all()
+        assert batch.groups.min() >= 0
+        assert all(task.group_label(group) for group in batch.groups.unique().tolist())
+        assert all(task.spell(token) for token in batch.inputs.unique().tolist())
+
+    def test_oracle_is_right_everywhere(self, text, cell, rows):
+        task = task_of(text)
+        batch = task.sample(rows(task, "test", HELD_OUT), cell)
+        assert torch.equal(task.oracle(batch.inputs, batch.positions, cell), batch.targets)
+
+    def test_rows_depend_on_their_keys_alone(self, text, cell, rows):
+        task = task_of(text)
+        keys = rows(task, "test", 8)
+        whole = task.sample(keys, cell)
+        assert equal(whole, task.sample(keys, cell))
+        assert equal(Batch(*(tensor[3:5] for tensor in whole)), task.sample(keys[3:5], cell))
+        assert not torch.equal(whole.inputs[3], whole.inputs[4])
+
+    def test_floors_lie_below_the_oracle_and_above_a_constant(self, text, cell, rows):
+        """The best floor may fall short of the best constant by no more than the noise of the rows, five sigma."""
+        task = task_of(text)
+        seen = task.sample(rows(task, "train", HELD_OUT), cell)
+        batch = task.sample(rows(task, "test", HELD_OUT), cell)
+        measured = measured_floors(task, cell, batch)
+        assert all(0 <= value < 1 for value in measured.values()), measured
+        best = task.floors[max(measured, key=lambda name: measured[name])]
+        by_floor = (best(batch.inputs, batch.positions, cell) == batch.targets).double().mean(dim=1)
+        by_constant = (seen.targets.flatten().mode().values == batch.targets).double().mean(dim=1)
+        surplus = by_constant - by_floor
+        # the count of rows bounds the noise of a share from below, where all rows happen to be equal
+        error = max(float(surplus.std()) / HELD_OUT**0.5, 0.5 / HELD_OUT)
+        assert float(surplus.mean()) <= 5 * error, (measured, accuracy_of(seen.targets.flatten().mode().values, batch))
+
+    def test_state_is_positive(self, text, cell, rows):
+        assert task_of(text).state_bits(cell) > 0
+
+
+@pytest.mark.parametrize("text", SPECS)
+class TestTask:
+    def test_golden_digest(self, text, rows):
+        """Data changed: raise `data_version` of the task and write the new digest."""
+        task = task_of(text)
+        assert json.loads(GOLDEN.read_text()).get(text) == digest(task, rows)
+
+    def test_no_test_row_occurs_in_training(self, text, rows):
+        """In the cell of the smallest load, where chance would repeat a row first."""
+        task = task_of(text)
+        cell = min(cells_of(task), key=lambda cell: (cell.load, cell.length))
+        trained, tested = (
+            {row.tobytes() for row in task.sample(rows(task, split, count), cell).inputs.numpy()}
+            for split, count in (("train", 20_000), ("test", 2_000))
+        )
+        assert not trained & tested
+
+    def test_labels_differ_and_name_their_cells(self, text):
+        task = task_of(text)
+        for cells in (task.train_cells, task.eval_cells):
+            assert len({cell.label for cell in cells}) == len(cells) > 0
+        assert all(task.cell(cell.label).length == cell.length for cell in cells_of(task))
+        assert sum(cell.share for cell in task.train_cells) > 0
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+class TestName:
+    def test_module_and_test_file_are_named_alike(self, name):
+        module = name.replace("-", "_")
+        assert TASKS[name].__module__ == f"icl_bench.tasks.{module}"
+        assert Path(__file__).with_name(f"test_{module}.py").exists()
+
+    def test_docstring_has_an_example_that_holds(self, name):
+        module = importlib.import_module(TASKS[name].__module__)
+        examples = doctest.DocTestFinder(recurse=False).find(TASKS[name], name, module)
+        assert examples[0].examples, f"the docstring of {name} shows no example"
+        runner = doctest.DocTestRunner(verbose=False)
+        assert runner.run(examples[0]).failed == 0
+
+    def test_docstring_names_source_and_chance(self, name):
+        text = TASKS[name].__doc__ or ""
+        assert "Source:" in text
+        assert "Chance:" in text

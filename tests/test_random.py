@@ -1,0 +1,184 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from icl_bench import random
+
+WORD = 2**64 - 1
+SIGNED = st.integers(-(2**63), 2**63 - 1)
+SIGNIFICANCE = 1e-4
+"""Of a fixed sample, so a test either always holds or never."""
+
+
+def splitmix(value: int) -> int:
+    """The finaliser of SplitMix64 in unbounded integers."""
+    value &= WORD
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
+    return value ^ (value >> 31)
+
+
+def keys(count: int, *name: str | int) -> torch.Tensor:
+    return random.row_keys(torch.tensor(random.stream("test", *name)), torch.arange(count))
+
+
+def uniformity(counts: torch.Tensor) -> float:
+    return float(stats.chisquare(counts.numpy()).pvalue)
+
+
+@given(SIGNED)
+def test_mix_is_splitmix64(value):
+    assert int(random.mix(torch.tensor(value))) == random.signed(splitmix(value))
+
+
+def test_mix_reproduces_the_published_generator():
+    """The first outputs of SplitMix64 from seed 1234567, as in the test vectors of Vigna's splitmix64.c."""
+    states = [random.signed(1234567 + (i + 1) * random.GOLDEN) for i in range(3)]
+    assert [int(bits) & WORD for bits in random.mix(torch.tensor(states))] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+
+
+@given(SIGNED, st.text(max_size=20), st.integers(1, 5))
+def test_random_bits_follow_the_definition(key, purpose, count):
+    base = splitmix(key ^ random.stream("purpose", purpose))
+    expected = [random.signed(splitmix(base + i * random.GOLDEN)) for i in range(1, count + 1)]
+    assert random.random_bits(torch.tensor(key), purpose, count).tolist() == expected
+
+
+@given(SIGNED, st.integers(0, 63))
+def test_shift_right_is_logical(value, places):
+    if places:
+        assert int(random.shift_right(torch.tensor(value), places)) == (value & WORD) >> places
+
+
+@given(SIGNED, st.integers(1, 2**31 - 1))
+def test_scale_bits_takes_the_upper_half(value, high):
+    assert int(random.scale_bits(torch.tensor(value), high)) == (((value & WORD) >> 32) * high) >> 32
+
+
+@given(SIGNED, st.integers(0, 2**40))
+def test_row_keys_follow_the_definition(stream, index):
+    key = random.row_keys(torch.tensor(stream), torch.tensor(index))
+    assert int(key) == random.signed(splitmix(stream + (index + 1) * random.GOLDEN))
+
+
+def test_fewer_counters_are_a_prefix_of_more():
+    some, more = (random.random_bits(keys(3), "x", count) for count in (4, 9))
+    assert torch.equal(some, more[:, :4])
+
+
+def test_rows_depend_on_their_keys_alone():
+    for draw in (random.random_bits, random.permutation):
+        assert torch.equal(draw(keys(9), "x", 7)[3:5], draw(keys(9)[3:5], "x", 7))
+    assert torch.equal(random.distinct(keys(9), "x", 7, 1009)[3:5], random.distinct(keys(9)[3:5], "x", 7, 1009))
+
+
+def test_stream_names_do_not_run_together():
+    names = [("ab", "c"), ("a", "bc"), ("abc",), ("abc", ""), ("1",), (1,), (), ("",)]
+    assert len({random.stream(*name) for name in names}) == len(names)
+
+
+def test_streams_are_disjoint():
+    streams = [keys(50_000, split, seed) for split in ("train", "val", "test") for seed in range(2)]
+    assert torch.cat(streams).unique().numel() == 6 * 50_000
+
+
+def test_purposes_are_independent():
+    one, other = (random.integers(keys(20_000), purpose, 1, 8).flatten() for purpose in ("a", "b"))
+    assert uniformity(torch.bincount(8 * one + other, minlength=64)) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("high", [2, 3, 7, 10, 64, 1000])
+def test_integers_are_uniform(high):
+    drawn = random.integers(keys(20_000), "x", 10, high)
+    assert drawn.min() == 0
+    assert drawn.max() == high - 1
+    assert uniformity(torch.bincount(drawn.flatten(), minlength=high)) > SIGNIFICANCE
+
+
+def test_neighbouring_counters_and_rows_are_independent():
+    drawn = random.integers(keys(20_000), "x", 2, 16)
+    assert uniformity(torch.bincount(16 * drawn[:, 0] + drawn[:, 1], minlength=256)) > SIGNIFICANCE
+    assert uniformity(torch.bincount(16 * drawn[:-1, 0] + drawn[1:, 0], minlength=256)) > SIGNIFICANCE
+
+
+def test_uniform_is_uniform_in_the_open_interval():
+    drawn = random.uniform(keys(20_000), "x", 5).flatten()
+    assert drawn.dtype == torch.float64
+    assert 0 < drawn.min()
+    assert drawn.max() < 1
+    assert stats.kstest(drawn.numpy(), "uniform").pvalue > SIGNIFICANCE
+
+
+def test_uniform_never_reaches_its_ends():
+    """The extreme bit patterns; the mean of the two neighbours of 1/2 is 1/2."""
+    low, high = (random.shift_right(torch.tensor(bits), 12).double().add(0.5) * 2.0**-52 for bits in (0, -1))
+    assert float(low) == 2.0**-53
+    assert float(high) == 1 - 2.0**-53
+
+
+def test_permutations_are_uniform():
+    drawn = random.permutation(keys(24_000), "x", 4)
+    ranks = {order: i for i, order in enumerate(itertools.permutations(range(4)))}
+    counts = torch.bincount(torch.tensor([ranks[tuple(row)] for row in drawn.tolist()]), minlength=24)
+    assert uniformity(counts) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("high", [1, 2, 3, 13, 101, 511, 512, 513, 521, 1000, 1009, 4095, 4096, 8191])
+def test_distinct_covers_its_range_once(high):
+    """As many as there are, so that each comes exactly once; primes have no factors for the cipher to use."""
+    drawn = random.distinct(keys(3), "x", high, high)
+    assert torch.equal(drawn.sort(dim=-1).values, torch.arange(high).expand(3, high))
+
+
+@given(SIGNED, st.integers(1, 5000), st.data())
+def test_distinct_are_different_and_in_range(key, high, data):
+    count = data.draw(st.integers(1, min(high, 40)))
+    drawn = random.distinct(torch.tensor(key), "x", count, high).tolist()
+    assert len(set(drawn)) == count
+    assert min(drawn) >= 0
+    assert max(drawn) < high
+
+
+@pytest.mark.parametrize("high", [509, 521, 4095])
+def test_distinct_are_uniform(high):
+    """The first of them, and the order of the first two."""
+    drawn = random.distinct(keys(100 * high), "x", 2, high)
+    assert uniformity(torch.bincount(drawn[:, 0], minlength=high)) > SIGNIFICANCE
+    assert uniformity(torch.bincount(drawn[:, 1], minlength=high)) > SIGNIFICANCE
+    ascending = int((drawn[:, 0] < drawn[:, 1]).sum())
+    assert stats.binomtest(ascending, len(drawn)).pvalue > SIGNIFICANCE
+
+
+@given(st.integers(2, 10**6))
+def test_cipher_sides_cover_the_range_closely(high):
+    left, right = random.cipher_sides(high)
+    assert high <= left * right < high + max(left, right)
+
+
+def test_normal_is_standard_normal():
+    drawn = random.normal(0, "weight", 50_001)
+    assert drawn.shape == (50_001,)
+    assert stats.kstest(drawn.numpy(), "norm").pvalue > SIGNIFICANCE
+    assert not torch.equal(drawn, random.normal(1, "weight", 50_001))
+    assert not torch.equal(drawn, random.normal(0, "bias", 50_001))
+
+
+def test_golden_values():
+    """Data that runs depend on: a change here changes every recorded result."""
+    key = random.row_keys(torch.tensor(random.stream("golden", 1)), torch.tensor(0))
+    assert random.stream("golden", 1) == -7117040073584795981
+    assert random.random_bits(key, "x", 2).tolist() == [-6893314921786864918, -8745914757440375651]
+    assert random.integers(key, "x", 4, 100).tolist() == [62, 52, 33, 24]
+    assert random.uniform(key, "x", 1).tolist() == [0.6263126493085968]
+    assert random.permutation(key, "x", 6).tolist() == [1, 0, 5, 3, 4, 2]
+    assert random.distinct(key, "x", 4, 8191).tolist() == [6117, 2426, 5316, 5125]
+    # libraries may round log and cos differently in the last place
+    assert random.normal(0, "x", 2).tolist() == pytest.approx([-2.3406981149670454, 1.2167775868017219], rel=1e-14)
