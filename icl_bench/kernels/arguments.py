@@ -1,5 +1,7 @@
 """Checks shared by the doors of the kernels: each raises ArgumentError with the rule, the value and the way out."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,19 @@ def check_at_least_one(name: str, value: int, way_out: str) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(f"{name} must be an integer of at least 1; got {value!r}: {way_out}")
+
+
+def check_scale(scale: float | None, q: Tensor) -> float:
+    """The scale itself, or 1/sqrt(K) for None.
+
+    Raises:
+        ArgumentError: The scale is not positive and finite.
+    """
+    if scale is None:
+        return float(q.shape[-1] ** -0.5)
+    if not 0 < scale < math.inf:
+        raise ArgumentError(f"scale must be positive and finite; got {scale}: leave it out for 1/sqrt(K)")
+    return scale
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], axes: str) -> None:

@@ -24,11 +24,13 @@ from icl_bench.kernels.arguments import (
     accumulation_dtype,
     check_at_least_one,
     check_choice,
+    check_scale,
     check_sequences,
     check_shape,
     check_token,
 )
-from icl_bench.kernels.power.chunked import advance_state, default_chunk, fold_heads, form_costs, sums_by_chunk
+from icl_bench.kernels.matrices import fold_heads
+from icl_bench.kernels.power.chunked import advance_state, default_chunk, form_costs, sums_by_chunk
 from icl_bench.kernels.power.expansion import expanded_width, read_state
 from icl_bench.kernels.power.reference import power_attention_reference
 
@@ -149,14 +151,18 @@ def power_step(
         raise KernelUnavailableError("power_step has no Triton form; got impl='triton': use impl='auto'")
     if impl == "reference":
         gate = None if log_g is None else log_g[:, None]
-        out, new = _run_reference(q[:, None], k[:, None], v[:, None], gate, p, _scale(scale, q), normalize, eps, state)
+        out, new = _run_reference(
+            q[:, None], k[:, None], v[:, None], gate, p, check_scale(scale, q), normalize, eps, state
+        )
         return out[:, 0], new
     n, groups, _ = k.shape
     c = None if log_g is None else log_g.to(accumulation_dtype(q.dtype)).reshape(-1, 1)
     columns = _values(v[:, None], normalize)
     joint = advance_state(_join(state), fold_heads(k[:, None], groups), fold_heads(columns, groups), c, p)
     sums = read_state(fold_heads(q[:, None], groups), joint, p)
-    return _finish(sums.view(n, q.shape[1], -1), v, p, _scale(scale, q), normalize, eps), _split(joint, n, normalize)
+    return _finish(sums.view(n, q.shape[1], -1), v, p, check_scale(scale, q), normalize, eps), _split(
+        joint, n, normalize
+    )
 
 
 def initial_power_state(
@@ -200,7 +206,7 @@ def _run(
     _check_options(p, normalize, impl, chunk)
     if initial_state is not None:
         _check_state(initial_state, q, k, v, p, normalize)
-    factor = _scale(scale, q)
+    factor = check_scale(scale, q)
     if impl == "auto":
         impl = _choose(q, v, p, chunk)
     if impl == "triton":
@@ -258,14 +264,6 @@ def _join(state: PowerState) -> Tensor:
 def _split(joint: Tensor, n: int, normalize: Normalize) -> PowerState:
     joint = joint.view(n, -1, *joint.shape[1:])
     return PowerState(joint, None) if normalize == "none" else PowerState(joint[..., :-1], joint[..., -1])
-
-
-def _scale(scale: float | None, q: Tensor) -> float:
-    if scale is None:
-        return float(q.shape[-1] ** -0.5)
-    if not 0 < scale < float("inf"):
-        raise ArgumentError(f"scale must be positive and finite; got {scale}: leave it out for 1/sqrt(K)")
-    return scale
 
 
 def _choose(q: Tensor, v: Tensor, p: int, chunk: int | None) -> Impl:

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.arguments import accumulation_dtype
+from icl_bench.kernels.matrices import ELEMENT_COST, fold_heads, unfold_heads
 from icl_bench.kernels.power.expansion import expanded_width, read_state, write_state
 from icl_bench.kernels.power.quadratic import causal_power
-
-# What writing and reading back one array element costs, in multiply-adds: see `form_costs`.
-ELEMENT_COST = 32
 
 
 def form_costs(t: int, key_width: int, value_width: int, p: int, chunk: int) -> tuple[int, int]:
@@ -87,18 +85,6 @@ def advance_state(state: Tensor | None, keys: Tensor, values: Tensor, c: Tensor 
         return written if state is None else state + written
     written = write_state(keys, values * (c[:, -1:] - c).exp()[..., None], p)
     return written if state is None else torch.addcmul(written, state, c[:, -1, None, None].exp())
-
-
-def fold_heads(x: Tensor, groups: int) -> Tensor:
-    """[N, T, H, K] -> [N*G, R*T, K], R = H / G: the heads that share keys become rows of one matrix."""
-    n, t, heads, width = x.shape
-    return x.reshape(n, t, groups, heads // groups, width).permute(0, 2, 3, 1, 4).reshape(n * groups, -1, width)
-
-
-def unfold_heads(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[N*G, R*T, V] -> [N, T, H, V] for shape = (N, T, H)."""
-    n, t, heads = shape
-    return x.view(n, heads, t, -1).transpose(1, 2)
 
 
 def _gate_sums(log_g: Tensor, dtype: torch.dtype) -> Tensor:

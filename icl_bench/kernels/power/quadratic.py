@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from icl_bench.kernels.arguments import accumulation_dtype
+from icl_bench.kernels.matrices import matrix_product
 
 
 def integer_power(x: Tensor, p: int) -> Tensor:
@@ -18,18 +18,6 @@ def integer_power(x: Tensor, p: int) -> Tensor:
         x = x * x
         p //= 2
     return x if out is None else out * x
-
-
-def matrix_product(a: Tensor, b: Tensor) -> Tensor:
-    """The products of [B, I, J] and [B, J, L], summed and returned in float32 (float64 for float64).
-
-    On CUDA bfloat16 factors, and float16 ones where both are (a float32 power does not fit in float16), go through the
-    matrix units as they are; elsewhere they are widened first, which gives the same products.
-    """
-    if b.is_cuda and (b.dtype == torch.bfloat16 or a.dtype == b.dtype == torch.float16):
-        return torch.bmm(a.to(b.dtype), b, out_dtype=torch.float32)
-    wide = accumulation_dtype(b.dtype)
-    return torch.bmm(a.to(wide), b.to(wide))
 
 
 class _CausalPower(torch.autograd.Function):

@@ -1,0 +1,227 @@
+"""Softmax attention, its key-value cache and its step: arguments, defaults and the choice of an implementation.
+
+    A_ij = exp(c_i - c_j) exp(scale q_i.k_j)  for max(0, i - window + 1) <= j <= i,   c = inclusive sums of log_g over T
+    y_i = sum_j A_ij v_j / sum_j A_ij
+
+With a gate this is the forgetting transformer (arXiv 2503.02130); without, softmax or sliding-window attention.
+"""
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from icl_bench.errors import ArgumentError, KernelUnavailableError
+from icl_bench.kernels.arguments import (
+    accumulation_dtype,
+    check_at_least_one,
+    check_choice,
+    check_scale,
+    check_sequences,
+    check_shape,
+    check_token,
+)
+from icl_bench.kernels.attention.blocked import attention_torch
+from icl_bench.kernels.attention.reference import attention_reference
+
+Impl = Literal["auto", "reference", "torch", "sdpa", "triton"]
+
+
+class KeyValueCache(NamedTuple):
+    """What softmax attention carries from token to token: the last L keys, all so far or min(window, t)."""
+
+    k: Tensor
+    """[N, L, G, K]."""
+    v: Tensor
+    """[N, L, G, V]."""
+    decay: Tensor | None
+    """[N, L, G] float32 (float64 for float64 inputs): the sum of the log gates after each key, so that exp(decay)
+    multiplies its weight; None without a gate."""
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None = None,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Causal softmax attention, over all keys so far or a window of them, optionally gated.
+
+    Args:
+        q: Queries [N, T, H, K].
+        k: Keys [N, T, G, K]; H is a multiple of G, and head h reads key-value head h // (H // G).
+        v: Values [N, T, G, V].
+        log_g: Logarithms of the gates [N, T, G], finite and at most 0, float32; None for no gate.
+            A token is not decayed by its own gate.
+        window: How many keys a query sees, itself included; None for all.
+        scale: Factor on q.k; 1/sqrt(K) by default.
+        impl: "reference" (float64 by the definition), "torch" (plain torch on any device, linear in T with a window),
+            "sdpa" (torch's own, without a gate), "triton" (CUDA), or "auto": "sdpa" without gate and window, else
+            Triton where it can run, else "torch".
+
+    Returns:
+        [N, T, H, V] in the type of v.
+
+    Raises:
+        ArgumentError: A shape, type or value breaks one of these rules.
+        KernelUnavailableError: The implementation asked for cannot run here.
+    """
+    check_sequences(q, k, v, log_g)
+    _check_window(window)
+    check_choice("impl", impl, get_args(Impl))
+    factor = check_scale(scale, q)
+    if impl == "auto":
+        impl = _choose(q, log_g, window)
+    if impl == "reference":
+        return attention_reference(q, k, v, log_g, window, factor).to(v.dtype)
+    if impl == "sdpa":
+        return _attention_sdpa(q, k, v, log_g, window, factor)
+    if impl == "triton":
+        out: Tensor = _triton_api(q).attention_triton(q, k, v, log_g, window, factor)
+        return out
+    return attention_torch(q, k, v, log_g, window, factor)
+
+
+def attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    cache: KeyValueCache,
+    *,
+    window: int | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, KeyValueCache]:
+    """One token: its key and value enter the cache, those that fall out of the window leave, and the query reads it.
+
+    Args:
+        q: [N, H, K].
+        k: [N, G, K].
+        v: [N, G, V].
+        log_g: [N, G] or None.
+        cache: The cache before this token.
+        window: How many keys the query sees, itself included; None for all.
+        scale: Factor on q.k; 1/sqrt(K) by default.
+
+    Returns:
+        y [N, H, V] in the type of v, and the cache after this token.
+
+    Raises:
+        ArgumentError: A shape, type or value breaks a rule.
+    """
+    check_token(q, k, v, log_g)
+    _check_window(window)
+    _check_cache(cache, k, v, log_g)
+    factor = check_scale(scale, q)
+    new = _append(cache, k, v, log_g, window)
+    kind = accumulation_dtype(q.dtype)
+    n, heads, key_width = q.shape
+    grouped = q.reshape(n, k.shape[1], -1, key_width).to(kind)
+    scores = factor * torch.einsum("ngrk,nlgk->ngrl", grouped, new.k.to(kind))
+    if new.decay is not None:
+        scores = scores + new.decay.transpose(1, 2)[:, :, None]
+    out = torch.einsum("ngrl,nlgv->ngrv", scores.softmax(dim=-1), new.v.to(kind))
+    return out.reshape(n, heads, -1).to(v.dtype), new
+
+
+def empty_cache(
+    n: int,
+    heads: int,
+    key_width: int,
+    value_width: int,
+    *,
+    gated: bool,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> KeyValueCache:
+    """The cache before any token (L = 0) for G = heads key-value heads and inputs of `dtype`."""
+    return KeyValueCache(
+        k=torch.zeros(n, 0, heads, key_width, device=device, dtype=dtype),
+        v=torch.zeros(n, 0, heads, value_width, device=device, dtype=dtype),
+        decay=torch.zeros(n, 0, heads, device=device, dtype=accumulation_dtype(dtype)) if gated else None,
+    )
+
+
+def _append(cache: KeyValueCache, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None) -> KeyValueCache:
+    length = cache.k.shape[1] + 1
+    first = 0 if window is None else max(0, length - window)
+    decay = None
+    if cache.decay is not None and log_g is not None:
+        gate = log_g.to(cache.decay.dtype)[:, None]
+        decay = torch.cat([cache.decay + gate, torch.zeros_like(gate)], dim=1)[:, first:]
+    keys, values = (torch.cat([old, new[:, None]], dim=1)[:, first:] for old, new in ((cache.k, k), (cache.v, v)))
+    return KeyValueCache(keys, values, decay)
+
+
+def _attention_sdpa(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float) -> Tensor:
+    if log_g is not None:
+        raise KernelUnavailableError("impl='sdpa' has no gate; got log_g: use impl='auto' or impl='torch'")
+    t = q.shape[1]
+    mask = None
+    if window is not None and window < t:
+        ones = torch.ones(t, t, dtype=torch.bool, device=q.device)
+        mask = ones.tril() & ones.triu(1 - window)
+    out = scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _choose(q: Tensor, log_g: Tensor | None, window: int | None) -> Impl:
+    if log_g is None and window is None:
+        return "sdpa"
+    return "triton" if q.is_cuda and q.dtype != torch.float64 and _has_triton_api() else "torch"
+
+
+def _has_triton_api() -> bool:
+    return importlib.util.find_spec("icl_bench.kernels.attention.triton_api") is not None
+
+
+def _triton_api(q: Tensor) -> ModuleType:
+    """The Triton implementation, imported only when it is used."""
+    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise KernelUnavailableError(
+            f"impl='triton' needs CUDA tensors or Triton's interpreter; got tensors on {q.device}: "
+            "use impl='auto', or set TRITON_INTERPRET=1"
+        )
+    try:
+        return importlib.import_module("icl_bench.kernels.attention.triton_api")
+    except ModuleNotFoundError as error:
+        raise KernelUnavailableError(
+            f"impl='triton' needs the module {error.name}, which is not installed: use impl='auto'"
+        ) from error
+
+
+def _check_window(window: int | None) -> None:
+    if window is not None:
+        check_at_least_one("window", window, "a window of 1 sees the token itself; leave it out to see all keys")
+
+
+def _check_cache(cache: KeyValueCache, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
+    n, groups, key_width = k.shape
+    length = cache.k.shape[1] if cache.k.ndim > 1 else 0
+    check_shape("cache.k", cache.k, (n, length, groups, key_width), "[N, L, G, K]")
+    check_shape("cache.v", cache.v, (n, length, groups, v.shape[-1]), "[N, L, G, V]")
+    if (cache.decay is None) != (log_g is None):
+        raise ArgumentError(
+            "cache.decay must be a tensor with a gate and None without; got "
+            f"{'no decay' if cache.decay is None else 'a decay'} and {'no log_g' if log_g is None else 'a log_g'}: "
+            "make the cache with the same gated as the call"
+        )
+    if cache.decay is not None:
+        check_shape("cache.decay", cache.decay, (n, length, groups), "[N, L, G]")

@@ -1,0 +1,137 @@
+"""Softmax attention in plain torch: all T x T scores, or for a window of w keys blocks of b queries by b + w - 1 keys.
+
+A block of b queries that starts at position s sees the keys from s - w + 1 to s + b - 1, so query i of the block sees
+the keys i <= j < i + w of those, and the cost is linear in T. Both forms go through one masked softmax.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from icl_bench.kernels.arguments import accumulation_dtype
+from icl_bench.kernels.matrices import ELEMENT_COST, fold_heads, matrix_product
+
+
+class _MaskedSoftmax(torch.autograd.Function):
+    """o = softmax(scale q k^T + c_i - c_j + mask) v on q [B, R I, K], k [B, J, K], v [B, J, V], mask [.., I, J].
+
+    Only the weights A are kept at the size of the scores. With ds = A (do v^T - do.o), rows of ds sum to zero: no
+    gradient reaches c_i, and c_j gets minus the column sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, c: Tensor | None, mask: Tensor, scale: float) -> Tensor:
+        i, j = mask.shape[-2:]
+        scores = matrix_product(q, k.mT)
+        shaped = scores.view(-1, len(mask), q.shape[1] // i, i, j)
+        torch.add(mask[:, None], shaped, alpha=scale, out=shaped)
+        if c is not None:
+            sums = c.view(-1, len(mask), 1, 1, j)
+            shaped.sub_(sums).add_(sums[..., 0, j - i :, None])
+        weights = scores.softmax(dim=-1)
+        out = matrix_product(weights, v)
+        ctx.save_for_backward(q, k, v, weights, out)
+        ctx.scale, ctx.gated = scale, c is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
+        q, k, v, weights, out = ctx.saved_tensors
+        low = grad.to(v.dtype)
+        grad_v = matrix_product(weights.mT, low)
+        grad_scores = matrix_product(low, v.mT)
+        grad_scores.sub_((grad * out).sum(dim=-1, keepdim=True)).mul_(weights)
+        grad_c = -grad_scores.sum(dim=1) if ctx.gated else None
+        grad_q = matrix_product(grad_scores, k).mul_(ctx.scale)
+        grad_k = matrix_product(grad_scores.mT, q).mul_(ctx.scale)
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_c, None, None
+
+
+def attention_torch(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float) -> Tensor:
+    """Attention in plain torch: the cheaper of the two forms by `form_costs`.
+
+    Args:
+        q: [N, T, H, K].
+        k: [N, T, G, K].
+        v: [N, T, G, V].
+        log_g: [N, T, G] or None.
+        window: How many keys each query sees, itself included; None for all.
+        scale: Factor on q.k.
+
+    Returns:
+        [N, T, H, V] in the type of v.
+    """
+    t = q.shape[1]
+    if window is None or window >= t:
+        return attention_by_blocks(q, k, v, log_g, window=t, scale=scale, block=t)
+    block = default_block(q.shape[3], v.shape[3], window)
+    whole, blocks = form_costs(t, q.shape[3], v.shape[3], window, block)
+    return attention_by_blocks(q, k, v, log_g, window=window, scale=scale, block=t if whole <= blocks else block)
+
+
+def form_costs(t: int, key_width: int, value_width: int, window: int, block: int) -> tuple[int, int]:
+    """The cost of all T x T scores and of blocks of b queries for one head, in multiply-adds.
+
+    An element that goes through memory is charged e = 32 multiply-adds. A score costs a = K + V + e, and each block
+    copies its b + w - 1 keys and values:
+
+        whole:   T^2 a
+        blocks:  ceil(T / b) (b + w - 1) (b a + (K + V) e)
+    """
+    score = key_width + value_width + ELEMENT_COST
+    keys = block + window - 1
+    return t * t * score, -(-t // block) * keys * (block * score + (key_width + value_width) * ELEMENT_COST)
+
+
+def default_block(key_width: int, value_width: int, window: int) -> int:
+    """The block of least cost by `form_costs`, sqrt((w - 1) (K + V) e / a), as a multiple of 16."""
+    copied = (key_width + value_width) * ELEMENT_COST
+    best = math.sqrt((window - 1) * copied / (key_width + value_width + ELEMENT_COST))
+    return 16 * max(1, math.ceil(best / 16))
+
+
+def attention_by_blocks(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, window: int, scale: float, block: int
+) -> Tensor:
+    """Attention over blocks of queries, each with the keys that its window reaches; one block of T holds all scores."""
+    n, t, heads, _ = q.shape
+    groups, dtype = k.shape[2], accumulation_dtype(q.dtype)
+    back = 0 if block == t else window - 1  # keys before the block
+    count = -(-t // block)
+    rows = _query_blocks(q, count, block, groups)
+    keys, values = (_key_blocks(x, count, block, back) for x in (k, v))
+    c = None if log_g is None else _key_blocks(log_g[..., None].to(dtype), count, block, back).squeeze(-1).cumsum(dim=1)
+    mask = _band(count, block, back, window, q.device, dtype)
+    out: Tensor = _MaskedSoftmax.apply(rows, keys, values, c, mask, scale)  # type: ignore[no-untyped-call]
+    out = out.view(n, groups, count, heads // groups, block, -1).permute(0, 2, 4, 1, 3, 5)
+    return out.reshape(n, count * block, heads, -1)[:, :t].to(v.dtype)
+
+
+def _query_blocks(q: Tensor, count: int, block: int, groups: int) -> Tensor:
+    """[N, T, H, K] -> [N*G*count, R*block, K]."""
+    n, t, heads, width = q.shape
+    padded = q if count * block == t else pad(q, (0, 0, 0, 0, 0, count * block - t))
+    blocks = padded.reshape(n, count, block, groups, heads // groups, width).permute(0, 3, 1, 4, 2, 5)
+    return blocks.reshape(n * groups * count, -1, width)
+
+
+def _key_blocks(x: Tensor, count: int, block: int, back: int) -> Tensor:
+    """[N, T, G, K] -> [N*G*count, back + block, K], each block with the `back` positions before it, zeros outside."""
+    if block == x.shape[1] and back == 0:
+        return fold_heads(x, x.shape[2])
+    padded = pad(x, (0, 0, 0, 0, back, count * block - x.shape[1]))
+    return padded.unfold(1, back + block, block).permute(0, 2, 1, 4, 3).flatten(0, 2)
+
+
+def _band(count: int, block: int, back: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """0 where a query sees a key and -inf elsewhere: [count, block, back + block]."""
+    i = torch.arange(block, device=device)[:, None]
+    j = torch.arange(-back, block, device=device)
+    start = torch.arange(0, count * block, block, device=device)[:, None, None]
+    seen = (j <= i) & (j > i - window) & (start + j >= 0)
+    return torch.zeros(seen.shape, device=device, dtype=dtype).masked_fill_(~seen, -torch.inf)

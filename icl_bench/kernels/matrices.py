@@ -1,0 +1,33 @@
+"""Heads folded into batches of matrices, and products of such batches that accumulate in float32."""
+
+import torch
+from torch import Tensor
+
+from icl_bench.kernels.arguments import accumulation_dtype
+
+# What writing and reading back one array element costs in multiply-adds, where a form is chosen by its cost.
+ELEMENT_COST = 32
+
+
+def fold_heads(x: Tensor, groups: int) -> Tensor:
+    """[N, T, H, K] -> [N*G, R*T, K], R = H / G: the heads that share keys become rows of one matrix."""
+    n, t, heads, width = x.shape
+    return x.reshape(n, t, groups, heads // groups, width).permute(0, 2, 3, 1, 4).reshape(n * groups, -1, width)
+
+
+def unfold_heads(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[N*G, R*T, V] -> [N, T, H, V] for shape = (N, T, H)."""
+    n, t, heads = shape
+    return x.view(n, heads, t, -1).transpose(1, 2)
+
+
+def matrix_product(a: Tensor, b: Tensor) -> Tensor:
+    """The products of [B, I, J] and [B, J, L], summed and returned in float32 (float64 for float64).
+
+    On CUDA bfloat16 factors, and float16 ones where both are (a float32 power does not fit in float16), go through the
+    matrix units as they are; elsewhere they are widened first, which gives the same products.
+    """
+    if b.is_cuda and (b.dtype == torch.bfloat16 or a.dtype == b.dtype == torch.float16):
+        return torch.bmm(a.to(b.dtype), b, out_dtype=torch.float32)
+    wide = accumulation_dtype(b.dtype)
+    return torch.bmm(a.to(wide), b.to(wide))
