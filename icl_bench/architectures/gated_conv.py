@@ -1,0 +1,63 @@
+"""Gated convolution: the first layer of the published recall hybrids, which binds neighbouring tokens.
+
+    y = conv(x) * (x W) + x,   conv causal, depthwise, of width `conv`
+
+State: the last conv - 1 inputs, (conv - 1) C numbers. Source: BaseConv of Arora et al., "Zoology" (arXiv 2312.04927),
+section 4; their sweeps put one such layer in front of the mixer under study (`gated-conv+softmax` here).
+"""
+
+from typing import NamedTuple, Self
+
+from pydantic import Field
+from torch import Tensor
+
+from icl_bench.architectures.base import ARCHITECTURES, Architecture, Flops, Mixer, StateSize
+from icl_bench.architectures.layers import Linear, ShortConv
+
+
+@ARCHITECTURES.register("gated-conv")
+class GatedConv(Architecture):
+    """Gated short convolution: no memory beyond its width; a first layer for hybrids."""
+
+    conv: int = Field(default=3, ge=1)
+    """Width of the convolution, the current token included."""
+
+    def resolved(self, d_model: int) -> Self:
+        return self
+
+    def build(self, members: int, d_model: int, impl: str) -> Mixer:
+        return GatedConvMixer(members, d_model, self.conv)
+
+    def state_size(self, d_model: int, length: int) -> StateSize:
+        return StateSize(cache=(self.conv - 1) * d_model)
+
+    def flops(self, d_model: int, length: int) -> Flops:
+        return Flops(2.0 * d_model * (d_model + self.conv), 0.0)
+
+
+class GatedConvState(NamedTuple):
+    """State of a `GatedConvMixer`."""
+
+    tail: Tensor
+    """Last inputs, [M, B, conv - 1, C]."""
+
+
+class GatedConvMixer(Mixer):
+    """conv(x) * (x W) + x; see the module."""
+
+    def __init__(self, members: int, d_model: int, length: int) -> None:
+        super().__init__()
+        self.conv = ShortConv(members, d_model, length)
+        self.project = Linear(members, d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x) * self.project(x) + x
+        return out
+
+    def initial_state(self, batch: int) -> GatedConvState:
+        weight = self.project.weight
+        return GatedConvState(weight.new_zeros(weight.shape[0], batch, self.conv.length - 1, weight.shape[-1]))
+
+    def step(self, x: Tensor, state: GatedConvState, position: int) -> tuple[Tensor, GatedConvState]:
+        mixed, tail = self.conv.step(x, state.tail)
+        return mixed * self.project(x) + x, GatedConvState(tail)

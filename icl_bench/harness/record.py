@@ -1,0 +1,195 @@
+"""What a run leaves: a frozen, versioned, self-describing record. Nothing here needs torch."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from icl_bench.schema import Frozen
+
+SCHEMA = 1
+
+Status = Literal["ok", "diverged", "oom", "error"]
+
+
+class GroupScore(Frozen):
+    """Accuracy on the scored positions of one group."""
+
+    accuracy: float
+    """Share answered right."""
+    count: int
+    """Scored positions."""
+
+
+class CellScore(Frozen):
+    """Test results of one cell."""
+
+    label: str
+    """Name of the cell."""
+    load: int
+    """Its load, in the unit of the task."""
+    length: int
+    """Positions in a sequence."""
+    accuracy: float
+    """Share of scored positions answered right."""
+    exact_match: float
+    """Share of examples answered right at every scored position."""
+    loss: float
+    """Mean cross-entropy of a scored position, in nats."""
+    floor: float
+    """Accuracy of the best trivial solver on the same examples."""
+    floor_solver: str
+    """Name of that solver."""
+    state_bits: float
+    """Bits that the task requires to be carried."""
+    groups: Mapping[str, GroupScore]
+    """Accuracy by group of scored positions."""
+
+
+class StateReport(Frozen):
+    """Recurrent state of one sequence, over all layers."""
+
+    elements: int
+    """Numbers carried."""
+    bytes: int
+    """Their size: sums in float32, cached activations in the run's precision."""
+    length: int
+    """Tokens after which this holds: the longest evaluated cell."""
+
+
+class WorkReport(Frozen):
+    """Forward floating-point operations of a token, over all layers, embedding and head left out."""
+
+    weights: float
+    """Activation times parameter."""
+    state: float
+    """Activation times state."""
+
+
+class RunResult(Frozen):
+    """The outcome of a run; its presence in the store means that the run is finished."""
+
+    schema_version: int = SCHEMA
+    """Version of this layout."""
+    id: str
+    """The run's identity."""
+    digest: str
+    """SHA-256 of the specification."""
+    task: str
+    """The task, as reports name it."""
+    arch: str
+    """The architecture, as reports name it."""
+    load_name: str
+    """What the load of a cell counts."""
+    seed: int
+    """Seed of the initial parameters."""
+    lr: float
+    """Peak learning rate."""
+    status: Status
+    """`ok`; `diverged`: loss or gradient not finite; `oom`: out of memory; `error`: an exception."""
+    detail: str | None = None
+    """What went wrong, where something did."""
+    params: int
+    """Parameters of the model."""
+    state: StateReport | None
+    """Recurrent state; none where a layer of one's own does not count it."""
+    work: WorkReport
+    """Work of a token."""
+    steps: int
+    """Updates made before the run ended."""
+    seconds: float
+    """Wall time of the fleet that the run was a member of, training and evaluation."""
+    examples_per_second: float
+    """Training examples a second, summed over the fleet."""
+    solved_at: int | None = None
+    """First validated step with an accuracy of at least 0.99, if any."""
+    cells: tuple[CellScore, ...]
+    """Test results by cell; empty where the run did not end well."""
+    files: Mapping[str, str]
+    """SHA-256 of the other files of the run, by name."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the cells of test accuracy; 0 where the run did not end well."""
+        return sum(cell.accuracy for cell in self.cells) / len(self.cells) if self.cells else 0.0
+
+    @property
+    def exact_match(self) -> float:
+        """Mean over the cells of exact match."""
+        return sum(cell.exact_match for cell in self.cells) / len(self.cells) if self.cells else 0.0
+
+    @property
+    def floor(self) -> float:
+        """Mean over the cells of the floor."""
+        return sum(cell.floor for cell in self.cells) / len(self.cells) if self.cells else 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """The run as `--json` prints it."""
+        return {
+            "id": self.id,
+            "task": self.task,
+            "arch": self.arch,
+            "seed": self.seed,
+            "lr": self.lr,
+            "status": self.status,
+            "detail": self.detail,
+            "params": self.params,
+            "state": self.state.model_dump() if self.state else None,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "examples_per_second": self.examples_per_second,
+            "solved_at": self.solved_at,
+            "accuracy": self.accuracy,
+            "by_cell": {cell.label: cell.accuracy for cell in self.cells},
+            "floor": self.floor,
+            "exact_match": self.exact_match,
+        }
+
+
+class Manifest(Frozen):
+    """Where and with what a run was made: none of it decides the run's identity."""
+
+    versions: Mapping[str, str]
+    """icl-bench, Python, torch, triton, numpy, CUDA."""
+    device: str
+    """Name of the processor or GPU."""
+    threads: int
+    """Threads of torch on the CPU."""
+    host: str
+    """Operating system and machine type."""
+    revision: str | None
+    """Git revision of the checkout, `+` appended where it has uncommitted changes; none for an installed package."""
+    impl: str
+    """Kernel implementation asked for."""
+    fleet_size: int
+    """Members trained together."""
+    command: str
+    """The command line that started the run."""
+    started: str
+    """UTC time, ISO 8601."""
+
+
+class MetricPoint(Frozen):
+    """A line of metrics.jsonl: a validation."""
+
+    step: int
+    """Updates made."""
+    train_loss: float
+    """Mean training loss since the last point, in nats; 0 where there was none."""
+    train_accuracy: float
+    """Mean training accuracy since the last point."""
+    accuracy: float
+    """Validation accuracy, mean over cells."""
+    by_cell: Mapping[str, float]
+    """Validation accuracy by cell."""
+
+
+class RunRecord(Frozen):
+    """A finished run as read back: the plain specification beside the result."""
+
+    spec: Mapping[str, Any]
+    """The specification as stored."""
+    manifest: Manifest
+    """Where it was made."""
+    result: RunResult
+    """What came out."""
+    metrics: tuple[MetricPoint, ...]
+    """Validations over training."""

@@ -1,0 +1,206 @@
+"""Training of one fleet: M runs of the same shape in one step."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from icl_bench.architectures.backbone import Backbone
+from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
+from icl_bench.harness.evaluate import CellOutcome, best_floors, evaluate
+from icl_bench.harness.optimiser import FleetAdamW
+from icl_bench.harness.precision import autocast
+from icl_bench.harness.record import MetricPoint
+from icl_bench.harness.resolve import make_arch, make_task
+from icl_bench.harness.spec import RunSpec
+
+SOLVED = 0.99
+
+
+class Progress(NamedTuple):
+    """How far a fleet has come."""
+
+    step: int
+    steps: int
+    loss: list[float]
+    """Mean training loss of each member since the last report."""
+    accuracy: list[float]
+    """Mean training accuracy of each member since the last report."""
+    examples_per_second: float
+    """Training examples a second since the start, summed over members."""
+
+
+class FleetScores(NamedTuple):
+    """What a trained fleet reached."""
+
+    cells: dict[str, CellOutcome]
+    """Test scores by cell."""
+    floors: dict[str, list[tuple[str, float]]]
+    """Best trivial solver and its accuracy, by cell and member."""
+    died_at: list[int]
+    """Step at which a member's loss or gradient was first not finite; 0 where it never was."""
+    solved_at: list[int | None]
+    """First validated step with an accuracy of at least 0.99."""
+    seconds: float
+    """Wall time of training and evaluation."""
+    examples_per_second: float
+    """Training examples a second, summed over members."""
+
+
+class Trainer:
+    """A fleet and everything its steps need.
+
+    Args:
+        specs: Runs of one fleet key.
+        device: Where to train.
+        impl: Kernel implementation, `auto` for the best there.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], device: torch.device, impl: str) -> None:
+        first = specs[0]
+        assert all(spec.fleet_key() == first.fleet_key() for spec in specs)
+        self.specs, self.spec, self.device = list(specs), first, device
+        self.task = make_task(first.task)
+        width = first.model.d_model
+        self.model = Backbone(
+            [spec.seed for spec in specs],
+            self.task.vocabulary,
+            width,
+            [make_arch(component) for component in first.layer_components],
+            round(first.model.mlp * width),
+            first.model.tied,
+            impl,
+        ).to(device)
+        self.optimiser = FleetAdamW(list(self.model.parameters()), [spec.train for spec in specs])
+        self.cells = self.task.train_cells
+        self.order = cell_order(self.cells, first.train.steps)
+        self.train_feeds = [self.feed(cell.label, "train") for cell in self.cells]
+        self.drawn = [torch.zeros((), device=device, dtype=torch.int64) for _ in self.cells]
+        self.sums = torch.zeros(2, len(specs), device=device)
+        self.done = 0
+
+    def feed(self, label: str, split: Split) -> Feed:
+        """Examples of a cell and split."""
+        return Feed(self.task, self.task.cell(label), split, [spec.data_seed for spec in self.specs], self.device)
+
+    def step(self) -> None:
+        """One update of every member, on the cell whose turn it is; never waits for the device."""
+        which = self.order[self.done]
+        self.done += 1
+        cell, batch_size = self.cells[which], self.spec.train.batch
+        index = self.drawn[which] + torch.arange(batch_size, device=self.device)
+        self.drawn[which] += batch_size
+        size = training_set_size(self.cells, cell, self.spec.train.examples)
+        batch = self.train_feeds[which].batch(index if size is None else index % size)
+        with autocast(self.device, self.spec.precision):
+            logits = self.model(batch.inputs, batch.positions)
+        losses = member_losses(logits, batch.targets)
+        for parameter in self.optimiser.parameters:
+            parameter.grad = None
+        losses.sum().backward()
+        self.optimiser.step(losses.detach())
+        hits = (logits.detach().argmax(-1) == batch.targets).float().mean((1, 2))
+        self.sums += torch.stack([losses.detach(), hits])
+
+    def take_means(self, steps: int) -> tuple[list[float], list[float]]:
+        """Mean loss and accuracy of each member over the last `steps` steps; starts anew."""
+        loss, accuracy = (self.sums / max(1, steps)).tolist()
+        self.sums.zero_()
+        return loss, accuracy
+
+    def validate(self) -> dict[str, list[float]]:
+        """Validation accuracy by cell and member."""
+        return {
+            cell.label: evaluate(
+                self.model,
+                self.feed(cell.label, "val"),
+                self.spec.evaluation.validation,
+                len(self.specs),
+                self.spec.precision,
+            ).accuracy
+            for cell in self.task.eval_cells
+        }
+
+    def test(self) -> tuple[dict[str, CellOutcome], dict[str, list[tuple[str, float]]]]:
+        """Test scores and floors by cell."""
+        feeds = {cell.label: self.feed(cell.label, "test") for cell in self.task.eval_cells}
+        count, members, precision = self.spec.evaluation.examples, len(self.specs), self.spec.precision
+        scores = {label: evaluate(self.model, feed, count, members, precision) for label, feed in feeds.items()}
+        return scores, best_floors(feeds, count)
+
+
+def member_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of each member, [M] float32: logits [M, B, S, W], targets [M, B, S]."""
+    flat = functional.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
+    return flat.view(targets.shape).mean((1, 2))
+
+
+def train_fleet(
+    trainer: Trainer,
+    report: Callable[[Progress], None],
+    log: Callable[[int, MetricPoint], None],
+    report_every: float = 0.25,
+) -> FleetScores:
+    """Train to the end and test once.
+
+    Args:
+        trainer: The fleet.
+        report: Called about every `report_every` seconds.
+        log: Called with a member's index and its metrics at each validation.
+        report_every: Seconds.
+    """
+    started = time.perf_counter()
+    steps, batch, members = trainer.spec.train.steps, trainer.spec.train.batch, len(trainer.specs)
+    solved: list[int | None] = [None] * members
+    training, last_report = 0.0, started
+    for begin, end in validation_spans(steps, trainer.spec.evaluation.points):
+        counted_from = time.perf_counter()
+        totals = torch.zeros(2, members, dtype=torch.float64)
+        pending = 0
+        for step in range(begin + 1, end + 1):
+            trainer.step()
+            pending += 1
+            now = time.perf_counter()
+            if now - last_report >= report_every or step == end:
+                loss, accuracy = trainer.take_means(pending)
+                totals += torch.tensor([loss, accuracy], dtype=torch.float64) * pending
+                rate = step * batch * members / (training + time.perf_counter() - counted_from)
+                report(Progress(step, steps, loss, accuracy, rate))
+                last_report, pending = time.perf_counter(), 0
+        training += time.perf_counter() - counted_from
+        means = (totals / (end - begin)).tolist()
+        for member, point in enumerate(points(end, means, trainer.validate())):
+            if solved[member] is None and point.accuracy >= SOLVED:
+                solved[member] = end
+            log(member, point)
+    cells, floors = trainer.test()
+    return FleetScores(
+        cells,
+        floors,
+        trainer.optimiser.died_at.tolist(),
+        solved,
+        time.perf_counter() - started,
+        steps * batch * members / training,
+    )
+
+
+def validation_spans(steps: int, count: int) -> Iterator[tuple[int, int]]:
+    """Cut the steps into spans that each end in a validation."""
+    ends = sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
+    yield from zip([0, *ends], ends, strict=False)
+
+
+def points(step: int, means: list[list[float]], by_cell: dict[str, list[float]]) -> Iterator[MetricPoint]:
+    """A line of metrics for each member; numbers that are not finite are written as 0."""
+    for member, (loss, accuracy) in enumerate(zip(*means, strict=True)):
+        own = {label: values[member] for label, values in by_cell.items()}
+        yield MetricPoint(
+            step=step,
+            train_loss=loss if loss == loss and abs(loss) != float("inf") else 0.0,
+            train_accuracy=accuracy,
+            accuracy=sum(own.values()) / len(own),
+            by_cell=own,
+        )
