@@ -1,0 +1,143 @@
+"""Softmax and sliding-window attention in Triton, as torch operators: differentiable, traceable, capturable."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.attention import triton_launch
+from icl_bench.kernels.attention.triton_configurations import WIDEST, one_tile, tile
+
+WIDEST_KEY = 128
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention_triton(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float) -> Tensor:
+    """Causal attention over all keys so far, or the last `window` of them, in one kernel forward and two backward.
+
+    Args:
+        q: Queries [N, T, H, K], K <= 128, in float32, bfloat16 or float16; strided views are read
+            in place where the last stride is 1.
+        k: Keys [N, T, G, K], H a multiple of G.
+        v: Values [N, T, G, V], V <= 256.
+        log_g: Logarithms of the gates [N, T, G], or None.
+        window: How many keys a query sees, itself included; None for all.
+        scale: Factor on q.k.
+
+    Returns:
+        [N, T, H, V] in the type of v.
+
+    Raises:
+        KernelUnavailableError: The widths or types are none that the kernels take.
+    """
+    _check(q, k, v)
+    if scale < 0:
+        q, scale = -q, -scale
+    if window is not None and window >= q.shape[1]:
+        window = None
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    o: Tensor = _forward(q, k, v, log_g, window, scale)[0]
+    return o
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+        raise KernelUnavailableError(
+            "impl='triton' needs q, k and v of one type, float32, bfloat16 or float16; "
+            f"got {q.dtype}, {k.dtype}, {v.dtype}: cast them, or use impl='torch'"
+        )
+    if q.shape[-1] > WIDEST_KEY or v.shape[-1] > WIDEST:
+        raise KernelUnavailableError(
+            f"impl='triton' takes key widths up to {WIDEST_KEY} and value widths up to {WIDEST}; "
+            f"got K={q.shape[-1]}, V={v.shape[-1]}: use more heads, or impl='torch'"
+        )
+
+
+@torch.library.custom_op(
+    "icl_bench::attention_forward",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? log_g, int? window, float scale) -> (Tensor, Tensor, Tensor)",
+)
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return o, the base-2 log-sum-exp [N, H, T], and the cumulated gates [N, G, T] (empty without a gate)."""
+    cumulated = None
+    if log_g is not None:
+        # In float64: a float32 sum over thousands of tokens loses the digits in which neighbours differ.
+        cumulated = log_g.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format).cumsum(-1)
+    chosen = tile("forward", q.element_size(), q.shape[-1], v.shape[-1], q.shape[1])
+    o, lse = triton_launch.forward(q, k, v, cumulated, window, scale, chosen)
+    return o, lse, _no_gate(q) if cumulated is None else cumulated
+
+
+@_forward.register_fake
+def _forward_fake(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, t, h, _ = q.shape
+    o = torch.empty(n, t, h, v.shape[-1], device=q.device, dtype=v.dtype)
+    lse = torch.empty(n, h, t, device=q.device, dtype=torch.float32)
+    gates = _no_gate(q) if log_g is None else torch.empty(n, k.shape[2], t, device=q.device, dtype=torch.float64)
+    return o, lse, gates
+
+
+@torch.library.custom_op(
+    "icl_bench::attention_backward",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor cumulated, Tensor o, Tensor lse, Tensor do, bool gated, int? window, "
+    "float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
+    window: int | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return dq, dk, dv and dlog_g [N, T, G] (empty without a gate)."""
+    size, key, value, t = q.element_size(), q.shape[-1], v.shape[-1], q.shape[1]
+    saved = (q, k, v, cumulated if gated else None, o, lse, do.contiguous(), window, scale)
+    single = one_tile(size, key, value, t)
+    if single is not None:
+        made = triton_launch.backward_one_tile(*saved, *single)
+    else:
+        tiles = (tile("query", size, key, value, t), tile("key_value", size, key, value, t))
+        made = triton_launch.backward(*saved, *tiles)
+    return made.q, made.k, made.v, _gate_gradient(made) if gated else _no_gate(q).float()
+
+
+@_backward.register_fake
+def _backward_fake(
+    q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
+    window: int | None, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    made = [torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (q, k, v)]
+    n, t, g, _ = k.shape
+    gates = torch.empty(n, t, g, device=q.device, dtype=torch.float32) if gated else _no_gate(q).float()
+    return made[0], made[1], made[2], gates
+
+
+def _gate_gradient(made: triton_launch.Gradients) -> Tensor:
+    """Gate t decays the keys before t for queries from t on: sum the cumulated gates' gradient from t on."""
+    n, g, t = made.columns.shape
+    cumulated = made.rows.view(n, g, -1, t).sum(2, dtype=torch.float64) + made.columns
+    after = cumulated.flip(-1).cumsum(-1).flip(-1)
+    return after.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _no_gate(q: Tensor) -> Tensor:
+    return torch.empty(0, device=q.device, dtype=torch.float64)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, log_g, ctx.window, ctx.scale = inputs
+    o, lse, cumulated = output
+    ctx.gated = log_g is not None
+    ctx.save_for_backward(q, k, v, cumulated, o, lse)
+
+
+def _differentiate(ctx: Any, do: Tensor, _lse: Tensor, _cumulated: Tensor) -> tuple[Tensor | None, ...]:
+    dq, dk, dv, dlog_g = _backward(*ctx.saved_tensors, do, ctx.gated, ctx.window, ctx.scale)
+    return dq, dk, dv, (dlog_g if ctx.gated else None), None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)

@@ -1,0 +1,106 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
+"""Triton forward pass of softmax and sliding-window attention: one tile loop with an online softmax.
+
+The running maximum and sum follow FlashAttention-2 (arXiv 2307.08691, algorithm 1).
+"""
+
+import triton
+import triton.language as tl
+
+from icl_bench.kernels.attention.triton_tiles import (
+    NO_SCORE,
+    key_ranges,
+    load_rows,
+    relative_gates,
+    store_rows,
+    visible,
+)
+
+
+@triton.jit
+def _attend(
+    acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference,
+    k_stride_t, v_stride_t, start, first, last, T, window, scale,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Let the query tile attend to the key tiles that start in [first, last)."""
+    i = start + tl.arange(0, BLOCK_M)
+    for tile in range(first, last, BLOCK_N):
+        k = load_rows(k_ptr, k_stride_t, tile, T, BLOCK_N, K, BLOCK_K, MASKED)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if MASKED or GATED:
+            s = s * scale
+            if GATED:
+                s -= relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED)[None, :]
+            if MASKED:
+                j = tile + tl.arange(0, BLOCK_N)
+                s = tl.where(visible(i[:, None], j[None, :], window, WINDOWED), s, float("-inf"))
+            raised = tl.maximum(top, tl.max(s, 1))
+            p = tl.exp2(s - raised[:, None])
+        else:
+            # The scale is not negative, so it commutes with the maximum and the exponent is one multiply-add.
+            raised = tl.maximum(top, tl.max(s, 1) * scale)
+            p = tl.exp2(s * scale - raised[:, None])
+        shrink = tl.exp2(top - raised)
+        total = total * shrink + tl.sum(p, 1)
+        acc = acc * shrink[:, None]
+        v = load_rows(v_ptr, v_stride_t, tile, T, BLOCK_N, V, BLOCK_V, MASKED)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        top = raised
+    return acc, top, total
+
+
+@triton.jit
+def forward_kernel(
+    q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, lse_ptr,
+    q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
+    T, H, G, window, scale,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M queries of one head. Writes o [N, T, H, V] and the base-2 log-sum-exp [N, H, T]."""
+    blocks = tl.cdiv(T, BLOCK_M)
+    pid = tl.program_id(0)
+    # The longest rows of a head start first, so that the last programs to run are short ones.
+    start = (blocks - 1 - pid % blocks) * BLOCK_M
+    head = (pid // blocks).to(tl.int64)
+    n = head // H
+    h = head % H
+    g = h // (H // G)
+    q_ptr += n * q_stride_n + h * q_stride_h
+    k_ptr += n * k_stride_n + g * k_stride_h
+    v_ptr += n * v_stride_n + g * v_stride_h
+    cum_ptr += (n * G + g) * T
+    reference = 0.0
+    if GATED:
+        reference = tl.load(cum_ptr + start)
+
+    q = load_rows(q_ptr, q_stride_t, start, T, BLOCK_M, K, BLOCK_K, True)
+    acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    top = tl.full((BLOCK_M,), NO_SCORE, tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    first, whole, diagonal, last = key_ranges(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
+    if WINDOWED:
+        acc, top, total = _attend(
+            acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, first, whole, T,
+            window, scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
+        )  # fmt: skip
+    acc, top, total = _attend(
+        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, whole, diagonal, T,
+        window, scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
+    )  # fmt: skip
+    acc, top, total = _attend(
+        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, diagonal, last, T,
+        window, scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
+    )  # fmt: skip
+
+    store_rows(o_ptr + (n * T * H + h) * V, H * V, start, T, acc / total[:, None], BLOCK_M, V, BLOCK_V)
+    lse = top + tl.log2(total)
+    if GATED:
+        # exp(Gc_i) is common to a row and cancels in its softmax; the log-sum-exp is that of the whole score.
+        lse += relative_gates(cum_ptr, reference, start, T, BLOCK_M, True)
+    i = start + tl.arange(0, BLOCK_M)
+    tl.store(lse_ptr + head * T + i, lse, mask=i < T)
