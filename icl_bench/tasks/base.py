@@ -2,11 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from icl_bench import random
 from icl_bench.errors import UnknownNameError
 from icl_bench.registry import Registry
 from icl_bench.schema import Frozen, nearest
@@ -14,6 +16,17 @@ from icl_bench.schema import Frozen, nearest
 PAD, BOS, SEP, QUERY, EOS = range(5)
 RESERVED = 16
 """Token ids below this are special; alphabets begin here."""
+
+
+def one_or_many(value: object) -> object:
+    """A lone number where a list is meant is a list of one."""
+    return (value,) if isinstance(value, int) else value
+
+
+Many = Annotated[tuple[int, ...], BeforeValidator(one_or_many), Field(min_length=1)]
+"""A parameter that lists loads, each a cell: `pairs=4` or `pairs=[4|8]`."""
+Extra = Annotated[tuple[int, ...], BeforeValidator(one_or_many)]
+"""A parameter that lists loads evaluated but not trained; may be empty."""
 
 
 class Cell(Frozen):
@@ -122,10 +135,42 @@ def octave(distance: Tensor) -> Tensor:
     return torch.bucketize(distance, powers, right=True)
 
 
-def octave_label(group: int) -> str:
+def octave_label(group: int, unit: str = "gap") -> str:
     """The distances that an octave holds."""
     low, high = 2**group, 2 ** (group + 1) - 1
-    return f"gap {low}" if low == high else f"gap {low}-{high}"
+    return f"{unit} {low}" if low == high else f"{unit} {low}-{high}"
+
+
+def check_loads(name: str, loads: tuple[int, ...], lowest: int = 1) -> None:
+    """Refuse loads that repeat or fall below the lowest that has a meaning.
+
+    Raises:
+        ValueError: naming the parameter, the rule and the value.
+    """
+    if loads and min(loads) < lowest:
+        raise ValueError(f"{name} must be at least {lowest}; got {min(loads)}; raise {name}")
+    if len(set(loads)) != len(loads):
+        raise ValueError(f"{name} must differ from each other; got {list(loads)}; drop the repeated one")
+
+
+def block_starts(keys: Tensor, purpose: str, count: int, width: int, length: int) -> Tensor:
+    """Where `count` blocks of `width` tokens begin, in order, uniformly among all ways to fit them in `length` tokens.
+
+    keys [N] -> [N, count] int64.
+    """
+    slots = random.distinct(keys, purpose, count, length - count * (width - 1)).sort(dim=-1).values
+    return slots + (width - 1) * torch.arange(count, device=keys.device)
+
+
+def first_true(mask: Tensor, count: int) -> Tensor:
+    """Positions of the first `count` true entries, in order; every row must have as many: [N, T] -> [N, count]."""
+    return torch.argsort((~mask).to(torch.int8), dim=-1, stable=True)[..., :count]
+
+
+def latest_true(mask: Tensor) -> Tensor:
+    """Position of the latest true entry at or before each position, -1 where there is none; along the last axis."""
+    index = torch.arange(mask.shape[-1], device=mask.device)
+    return torch.where(mask, index, -1).cummax(dim=-1).values
 
 
 def accuracy_of(answers: Tensor, batch: Batch) -> float:

@@ -51,7 +51,7 @@ def test_rule_by_reading(draw):
 
 def test_gaps_are_those_of_uniform_slots(draw):
     """Median gap 79 at 16 pairs in 160 tokens (numpy simulation of the same law)."""
-    _, cell, batch = draw("assoc-recall:length=160,pairs=16", 4000)
+    _, _, batch = draw("assoc-recall:length=160,pairs=16", 4000)
     gaps = batch.positions - 2 * torch.arange(16)
     assert abs(float(gaps.double().median()) - 79) <= 1
     slots = (batch.positions - 32) // 2

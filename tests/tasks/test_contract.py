@@ -14,7 +14,13 @@ from icl_bench.tasks import TASKS, Batch, Cell, Task
 from icl_bench.tasks.base import accuracy_of, measured_floors
 
 GOLDEN = Path(__file__).with_name("golden.json")
-MORE = ("assoc-recall:variant=zoology,length=64,pairs=8", "assoc-recall:filler=random")
+MORE = (
+    "assoc-recall:variant=zoology,length=64,pairs=8",
+    "assoc-recall:filler=random",
+    "copy:distinct_symbols=true,symbols=8,extrapolate=16",
+    "k-hop:symbols=100,hops=3,alphabet=6,extrapolate=16",
+    "variable-tracking:length=128,chains=4,hops=4,ask=all",
+)
 """Specs besides the defaults, where a parameter changes the code path."""
 SPECS = (*TASKS, *MORE)
 HELD_OUT = 500

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+
+from icl_bench.errors import SpecError
+from icl_bench.tasks.base import BOS, EOS, SEP, measured_floors
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("distinct_symbols=true,symbols=27", "distinct_symbols needs a letter for each symbol; got alphabet=26 for 27"),
+        ("distinct_symbols=true,extrapolate=40,symbols=8", "raise alphabet to 40"),
+        ("symbols=0", "symbols must be at least 1; got 0"),
+        ("symbols=[8|16],extrapolate=16", "symbols must differ from each other; got [8, 16, 16]"),
+        ("symbols=[]", "symbols"),
+        ("alphabet=1", "alphabet"),
+    ],
+)
+def test_bad_parameters_are_refused(make, spec, message):
+    with pytest.raises(SpecError) as error:
+        make(f"copy:{spec}")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_rule_by_reading(draw):
+    _, _, batch = draw("copy", 50, "symbols=16")
+    for tokens, positions, targets in zip(*(tensor.tolist() for tensor in batch[:3]), strict=True):
+        string = tokens[1:17]
+        assert tokens == [BOS, *string, SEP, *string]
+        assert targets == [*string, EOS]
+        assert positions == list(range(17, 34))
+
+
+def test_distinct_symbols_occur_once(draw):
+    _, _, batch = draw("copy:distinct_symbols=true,symbols=26", 20)
+    assert torch.equal(batch.targets[:, :-1].sort(dim=1).values - 16, torch.arange(26).expand(20, 26))
+
+
+def test_bag_floor_of_distinct_symbols_is_the_harmonic_number(draw):
+    """One of the i letters that remain, for i = n..1, and the end mark: (1 + 1/2 + ... + 1/n + 1)/(n + 1)."""
+    rows = 4000
+    task, cell, batch = draw("copy:distinct_symbols=true,symbols=8", rows)
+    expected = (sum(1 / i for i in range(1, 9)) + 1) / 9
+    variance = sum((1 / i) * (1 - 1 / i) for i in range(1, 9)) / 81
+    assert abs(measured_floors(task, cell, batch)["bag"] - expected) < 5 * math.sqrt(variance / rows)
+
+
+def test_extrapolation_is_evaluated_not_trained(make):
+    task = make("copy:symbols=[4|8],extrapolate=32")
+    assert [cell.load for cell in task.train_cells] == [4, 8]
+    assert [(cell.load, cell.share) for cell in task.eval_cells] == [(4, 1.0), (8, 1.0), (32, 0.0)]
+
+
+def test_state_bits(make):
+    assert make("copy:symbols=8").state_bits(make("copy:symbols=8").eval_cells[0]) == 8 * math.log2(26)
+    task = make("copy:symbols=4,alphabet=4,distinct_symbols=true")
+    assert task.state_bits(task.eval_cells[0]) == pytest.approx(math.log2(24))
+
+
+def test_groups_are_octaves_and_the_end(draw):
+    task, _, batch = draw("copy:symbols=4", 1)
+    assert [task.group_label(group) for group in batch.groups[0].tolist()] == [
+        "symbol 1",
+        "symbol 2-3",
+        "symbol 2-3",
+        "symbol 4-7",
+        "end",
+    ]
