@@ -1,0 +1,112 @@
+"""Launch configurations of the power kernels: a fixed table, measured on an H200; nothing is tuned while running.
+
+The key is (kernel, arithmetic, width), width being the larger of the padded key and value widths. Arithmetic is "bf16"
+for bfloat16 inputs, "tf32" for float16 (the same 10 bits of fraction, but the exponents of float32, so that no power
+overflows), and "ieee" for float32.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+
+class Blocks(NamedTuple):
+    """Block sizes and scheduling of one kernel."""
+
+    m: int  # query rows
+    n: int  # key rows
+    warps: int
+    stages: int  # pipeline depth of the loop over tokens
+    state_stages: int  # pipeline depth of the loop over state tiles
+
+
+_BF16 = {
+    ("chunk_sums", 16): Blocks(0, 64, 4, 3, 0),
+    ("chunk_sums", 32): Blocks(0, 64, 4, 3, 0),
+    ("chunk_sums", 64): Blocks(0, 64, 4, 3, 0),
+    ("chunk_sums", 128): Blocks(0, 64, 4, 3, 0),
+    ("forward", 16): Blocks(128, 64, 4, 3, 2),
+    ("forward", 32): Blocks(128, 64, 4, 3, 2),
+    ("forward", 64): Blocks(128, 64, 4, 2, 2),
+    ("forward", 128): Blocks(128, 64, 8, 2, 2),
+    ("query_gradient", 16): Blocks(128, 64, 4, 2, 2),
+    ("query_gradient", 32): Blocks(128, 64, 4, 2, 2),
+    ("query_gradient", 64): Blocks(128, 64, 4, 2, 2),
+    ("query_gradient", 128): Blocks(128, 64, 8, 2, 2),
+    ("key_gradient", 16): Blocks(64, 128, 4, 2, 2),
+    ("key_gradient", 32): Blocks(64, 128, 4, 2, 2),
+    ("key_gradient", 64): Blocks(64, 128, 8, 2, 2),
+    ("key_gradient", 128): Blocks(64, 128, 8, 2, 1),
+}
+_TF32 = {
+    ("chunk_sums", 16): Blocks(0, 32, 4, 2, 0),
+    ("chunk_sums", 32): Blocks(0, 32, 4, 2, 0),
+    ("chunk_sums", 64): Blocks(0, 32, 8, 2, 0),
+    ("chunk_sums", 128): Blocks(0, 32, 8, 2, 0),
+    ("forward", 16): Blocks(64, 32, 4, 2, 1),
+    ("forward", 32): Blocks(64, 32, 4, 2, 1),
+    ("forward", 64): Blocks(64, 32, 4, 2, 1),
+    ("forward", 128): Blocks(64, 32, 8, 1, 1),
+    ("query_gradient", 16): Blocks(64, 32, 4, 2, 1),
+    ("query_gradient", 32): Blocks(64, 32, 4, 2, 1),
+    ("query_gradient", 64): Blocks(64, 32, 4, 2, 1),
+    ("query_gradient", 128): Blocks(64, 32, 8, 1, 1),
+    ("key_gradient", 16): Blocks(32, 64, 4, 2, 1),
+    ("key_gradient", 32): Blocks(32, 64, 4, 2, 1),
+    ("key_gradient", 64): Blocks(32, 64, 4, 2, 1),
+    ("key_gradient", 128): Blocks(32, 64, 8, 1, 1),
+}
+_IEEE = {
+    ("chunk_sums", 16): Blocks(0, 16, 4, 1, 0),
+    ("chunk_sums", 32): Blocks(0, 16, 4, 1, 0),
+    ("chunk_sums", 64): Blocks(0, 16, 8, 1, 0),
+    ("chunk_sums", 128): Blocks(0, 16, 8, 1, 0),
+    ("forward", 16): Blocks(32, 32, 4, 1, 1),
+    ("forward", 32): Blocks(32, 32, 4, 1, 1),
+    ("forward", 64): Blocks(32, 32, 4, 1, 1),
+    ("forward", 128): Blocks(32, 32, 8, 1, 1),
+    ("query_gradient", 16): Blocks(32, 32, 4, 1, 1),
+    ("query_gradient", 32): Blocks(32, 32, 4, 1, 1),
+    ("query_gradient", 64): Blocks(32, 32, 4, 1, 1),
+    ("query_gradient", 128): Blocks(32, 32, 8, 1, 1),
+    ("key_gradient", 16): Blocks(32, 32, 4, 1, 1),
+    ("key_gradient", 32): Blocks(32, 32, 4, 1, 1),
+    ("key_gradient", 64): Blocks(32, 32, 4, 1, 1),
+    ("key_gradient", 128): Blocks(32, 32, 8, 1, 1),
+}
+TABLES = {"bf16": _BF16, "tf32": _TF32, "ieee": _IEEE}
+ARITHMETIC = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
+SCAN_BLOCK = 2048
+STATISTICS_ROWS = 64
+
+
+def padded(width: int) -> int:
+    """The power of two, at least 16, that holds a width."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def blocks(kernel: str, dtype: torch.dtype, width: int) -> Blocks:
+    """The configuration of a kernel for inputs of this type, width being that of the wider of key and value."""
+    return TABLES[ARITHMETIC[dtype]][kernel, min(128, padded(width))]
+
+
+def dot_type(dtype: torch.dtype) -> tl.dtype:
+    """What matrix products are fed with."""
+    return tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
+
+
+def precision(dtype: torch.dtype) -> str:
+    """The precision of float32 products; bfloat16 ones do not read it."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def state_type(dtype: torch.dtype) -> torch.dtype:
+    """How states are kept between the kernels; sums over chunks are float32 in any case."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def chunk_unit(dtype: torch.dtype) -> int:
+    """Chunks are multiples of this, so that no block of rows lies in two."""
+    return max(max(b.m, b.n) for b in TABLES[ARITHMETIC[dtype]].values())

@@ -1,0 +1,278 @@
+"""Launches of the power kernels: one forward and one backward pass over plain tensors, without autograd."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from icl_bench.kernels.power import triton_config as config
+from icl_bench.kernels.power.expansion import expand
+from icl_bench.kernels.power.triton_backward import key_gradient_kernel, query_gradient_kernel, row_statistics_kernel
+from icl_bench.kernels.power.triton_basis import Layout
+from icl_bench.kernels.power.triton_forward import forward_kernel
+from icl_bench.kernels.power.triton_state import chunk_sums_kernel, scan_kernel
+
+LOG2_E = 1.4426950408889634
+
+
+class Problem(NamedTuple):
+    """The sizes and constants of one call."""
+
+    layout: Layout
+    n: int
+    t: int
+    heads: int
+    groups: int
+    v: int
+    scale: float
+    normalize: bool
+    eps: float
+    chunk: int
+    dtype: torch.dtype
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in a sequence."""
+        return -(-self.t // self.chunk)
+
+    @property
+    def expanded(self) -> int:
+        """State elements before the normaliser."""
+        return self.layout.expanded * self.v
+
+    @property
+    def used(self) -> int:
+        """State elements of one head at one chunk."""
+        return self.expanded + self.layout.normaliser(self.normalize)
+
+    @property
+    def elements(self) -> int:
+        """The same, padded so that every state starts at a multiple of 16 elements."""
+        return -(-self.used // 16) * 16
+
+    @property
+    def width(self) -> int:
+        """What launch configurations go by."""
+        return max(self.layout.key_width, self.v)
+
+    @property
+    def scale_in(self) -> float:
+        """The factor on q.k inside the power; the rest of the scale is applied to sums."""
+        return self.scale if self.layout.p > 2 else 1.0
+
+    @property
+    def scale_out(self) -> float:
+        """The factor on sums of powers."""
+        return 1.0 if self.layout.p > 2 else self.scale**self.layout.p
+
+    @property
+    def state_factor(self) -> float:
+        """The factor on what is read from a state, before `scale_out`."""
+        return self.scale**self.layout.p / self.scale_out
+
+
+def cumulative_gates(log_g: Tensor, chunk: int) -> Tensor:
+    """[N, T, G] log gates -> [N, G, T] inclusive sums from the start of each chunk, in units of log 2."""
+    t = log_g.shape[1]
+    pad = -t % chunk
+    padded = F.pad(log_g.float().transpose(1, 2) * LOG2_E, (0, pad))
+    return padded.unflatten(2, (-1, chunk)).cumsum(3).flatten(2)[..., :t].contiguous()
+
+
+def factors(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor vectors u and w of keys or queries; for p <= 2 both are the vector itself."""
+    if layout.p <= 2:
+        return x, x
+    u = expand(x.float(), layout.left).to(x.dtype)
+    return u, u if layout.symmetric else x
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def chunk_sums(
+    problem: Problem, u: Tensor, w: Tensor, x: Tensor, gates: Tensor | None, rows: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """States [N*G, C, elements] of the chunks: of keys, or (rows = weight, delta [N, H, T]) of queries with dy as x."""
+    layout, dtype = problem.layout, problem.dtype
+    out = torch.empty(
+        problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=config.state_type(dtype)
+    )
+    _launch_sums(problem, u, w, x, gates, rows, out, linear=layout.linear, delta=False)
+    if problem.normalize and not (layout.linear and rows is None):
+        _launch_sums(problem, u, None if layout.linear else w, None, gates, rows, out, linear=True, delta=True)
+    return out
+
+
+def _launch_sums(
+    problem: Problem, u: Tensor, w: Tensor | None, x: Tensor | None, gates: Tensor | None,
+    rows: tuple[Tensor, Tensor] | None, out: Tensor, *, linear: bool, delta: bool,
+) -> None:  # fmt: skip
+    """The values' part of a state (x given) or the normaliser's (x None)."""
+    layout = problem.layout
+    blocks = config.blocks("chunk_sums", problem.dtype, problem.width)
+    normaliser_of_one = x is None and w is None  # p = 1 and from queries: sum of factor * q alone
+    values = u if x is None else x
+    if x is None and w is not None:
+        values = w
+    width = values.shape[3]
+    x_block = min(config.padded(width), 64)
+    u_block = min(config.padded(u.shape[3]), 64)
+    tiles = -(-u.shape[3] // u_block) if linear else layout.tiles
+    columns = 1 if normaliser_of_one else -(-width // x_block)
+    weight, row_delta = rows if rows is not None else (values, values)
+    w = u if w is None else w
+    chunk_sums_kernel[(tiles * columns, problem.chunks, problem.n * problem.groups)](
+        u, w, values, gates if gates is not None else values, weight, row_delta, out,
+        *_strides(u, w, values),
+        problem.t, problem.chunk, problem.groups, problem.expanded if x is None else 0, problem.elements,
+        U=u.shape[3], W=w.shape[3], X=width, X_BLOCK=x_block, REPEAT=u.shape[2] // problem.groups,
+        LINEAR=linear, SYMMETRIC=layout.symmetric, U_BLOCK=u_block,
+        SUM=layout.linear and problem.normalize and rows is None, ONLY_SUM=normaliser_of_one,
+        GATED=gates is not None, FROM_QUERY=rows is not None, DELTA=delta and rows is not None,
+        BLOCK_T=blocks.n, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        STAGES=blocks.stages, num_warps=blocks.warps,
+    )  # fmt: skip
+
+
+def scan(
+    problem: Problem, sums: Tensor, gates: Tensor | None, initial: Tensor | None, *, reverse: bool, want_final: bool,
+    prefix: Tensor | None = None, last: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Exclusive sums over chunks, in place; returns the sum after the last chunk and, with `prefix`, the gate products.
+
+    Args:
+        problem: The sizes.
+        sums: [N*G, C, elements], overwritten.
+        gates: [N, G, T] or None.
+        initial: [N*G, elements] float32 or None.
+        reverse: From the last chunk to the first.
+        want_final: Whether the sum over all chunks is wanted.
+        prefix: With gates, the states before each chunk; `last` is the state after the last one, or None if its
+            gradient is zero.
+        last: See prefix.
+    """
+    row, chunks, elements = sums.shape
+    final = torch.empty(row, elements, device=sums.device) if want_final else None
+    dots = None
+    grid = (-(-problem.used // config.SCAN_BLOCK), row)
+    if prefix is not None:
+        dots = torch.empty(row, grid[0], chunks, device=sums.device)
+    scan_kernel[grid](
+        sums, gates if gates is not None else sums, initial if initial is not None else sums,
+        final if final is not None else sums, prefix if prefix is not None else sums,
+        last if last is not None else sums, dots if dots is not None else sums,
+        problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, 256 * problem.v,
+        GATED=gates is not None, INITIAL=initial is not None, FINAL=want_final, REVERSE=reverse,
+        DOTS=prefix is not None, LAST_DOT=last is not None, TRIANGLE=problem.layout.symmetric,
+        BLOCK=config.SCAN_BLOCK, STAGES=4, num_warps=4,
+    )  # fmt: skip
+    return final, None if dots is None else dots.sum(1)
+
+
+def attend(
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool
+) -> tuple[Tensor, Tensor]:
+    """y [N, T, H, V] and the sums of weights [N, H, T]."""
+    layout = problem.layout
+    u, w = factors(layout, q) if states is not None else (q, q)
+    y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
+    den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
+    blocks = config.blocks("forward", problem.dtype, problem.width)
+    v_block = min(config.padded(problem.v), 128)
+    grid = (-(-problem.t // blocks.m), problem.n * problem.heads, -(-problem.v // v_block))
+    forward_kernel[grid](
+        q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, den,
+        *_strides(q, k, v, u, w, y),
+        problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
+        problem.elements, problem.expanded, problem.scale_in, problem.state_factor, problem.scale_out, problem.eps,
+        P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
+        K_BLOCK=config.padded(layout.key_width), V_BLOCK=v_block, WIDE=min(config.padded(u.shape[3]), 64),
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, STATE=states is not None, INITIAL=initial, LINEAR=layout.linear,
+        SYMMETRIC=layout.symmetric, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
+        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
+    )  # fmt: skip
+    return y, den
+
+
+def row_statistics(problem: Problem, y: Tensor, dy: Tensor, den: Tensor) -> tuple[Tensor, Tensor]:
+    """w = 1 / (den + eps) and delta = dy.y, [N, H, T]."""
+    weight, delta = torch.empty_like(den), torch.empty_like(den)
+    rows = config.STATISTICS_ROWS
+    row_statistics_kernel[(-(-problem.t // rows), problem.n * problem.heads)](
+        y, dy, den, weight, delta, *_strides(y, dy), problem.t, problem.heads, problem.eps,
+        V=problem.v, V_BLOCK=min(config.padded(problem.v), 128), BLOCK=rows, SUM=problem.normalize,
+    )  # fmt: skip
+    return weight, delta
+
+
+def query_gradient(
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rows: tuple[Tensor, Tensor], gates: Tensor | None,
+    states: Tensor | None, initial: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """dq and, with gates, R [N, H, T]."""
+    layout = problem.layout
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    row_sums = None if gates is None else torch.empty_like(rows[0])
+    blocks = config.blocks("query_gradient", problem.dtype, problem.width)
+    query_gradient_kernel[(-(-problem.t // blocks.m), problem.n * problem.heads)](
+        q, k, v, dy, *rows, gates if gates is not None else q, states if states is not None else q, dq,
+        row_sums if row_sums is not None else dq, *_strides(q, k, v, dy, dq),
+        problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
+        problem.elements, problem.expanded, problem.scale_in, problem.scale_out,
+        P=layout.p, K=layout.key_width, V=problem.v,
+        K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, STATE=states is not None and layout.p <= 2, INITIAL=initial,
+        LINEAR=layout.linear, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
+        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
+    )  # fmt: skip
+    return dq, row_sums
+
+
+def key_gradient(
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rows: tuple[Tensor, Tensor], gates: Tensor | None,
+    states: Tensor | None, final: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """dk, dv and, with gates, C [N, G, T]; `states` are the gradients of the states after each chunk."""
+    layout = problem.layout
+    u, w = factors(layout, k) if states is not None else (k, k)
+    dk = torch.empty_like(k, memory_format=torch.contiguous_format)
+    dv = torch.empty_like(v, memory_format=torch.contiguous_format)
+    column_sums = None if gates is None else torch.empty_like(gates)
+    blocks = config.blocks("key_gradient", problem.dtype, problem.width)
+    key_gradient_kernel[(-(-problem.t // blocks.n), problem.n * problem.groups)](
+        q, k, v, u, w, dy, *rows, gates if gates is not None else q, states if states is not None else q, dk, dv,
+        column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
+        problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
+        problem.scale_in, problem.state_factor, problem.scale_out,
+        P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
+        K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
+        REPEAT=problem.heads // problem.groups, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
+        STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
+        CONTRACT=layout.p <= 2, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
+        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
+    )  # fmt: skip
+    return dk, dv, column_sums
+
+
+def gate_gradient(
+    problem: Problem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None, groups: int
+) -> Tensor:
+    """d log_g [N, T, G]: the gate of t decays every pair (i >= t, j < t), dA_ij A_ij each.
+
+    Within a chunk these are the sums of R_i - C_i over i >= t, plus the pairs across the chunk's end, which are the
+    products of the state there with its gradient (`dots` [N*G, C]). Sums never run past a chunk, so that rounding
+    errors do not add up over the sequence.
+    """
+    pad = -problem.t % problem.chunk
+    rows = row_sums.unflatten(1, (groups, -1)).sum(2)
+    tail = F.pad(rows - column_sums, (0, pad)).unflatten(2, (-1, problem.chunk))
+    sums = tail.flip(3).cumsum(3).flip(3)
+    if dots is not None:
+        sums = sums + dots.view(*sums.shape[:3], 1)
+    return sums.flatten(2)[..., : problem.t].transpose(1, 2).contiguous()
