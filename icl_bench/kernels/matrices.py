@@ -21,13 +21,21 @@ def unfold_heads(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.view(n, heads, t, -1).transpose(1, 2)
 
 
+def factor_dtype(x: Tensor) -> torch.dtype:
+    """The type that a float32 array is cast to before it multiplies x: bfloat16 with bfloat16 on CUDA, else unchanged.
+
+    Not float16 with float16: powers and gradients leave its range.
+    """
+    return x.dtype if x.is_cuda and x.dtype == torch.bfloat16 else accumulation_dtype(x.dtype)
+
+
 def matrix_product(a: Tensor, b: Tensor) -> Tensor:
     """The products of [B, I, J] and [B, J, L], summed and returned in float32 (float64 for float64).
 
-    On CUDA bfloat16 factors, and float16 ones where both are (a float32 power does not fit in float16), go through the
-    matrix units as they are; elsewhere they are widened first, which gives the same products.
+    On CUDA two 16-bit factors of one type go through the matrix units as they are; elsewhere factors are widened first,
+    which gives the same products.
     """
-    if b.is_cuda and (b.dtype == torch.bfloat16 or a.dtype == b.dtype == torch.float16):
-        return torch.bmm(a.to(b.dtype), b, out_dtype=torch.float32)
+    if b.is_cuda and a.dtype == b.dtype and b.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(a, b, out_dtype=torch.float32)
     wide = accumulation_dtype(b.dtype)
     return torch.bmm(a.to(wide), b.to(wide))

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from icl_bench.kernels.arguments import accumulation_dtype
-from icl_bench.kernels.matrices import ELEMENT_COST, fold_heads, matrix_product
+from icl_bench.kernels.matrices import ELEMENT_COST, factor_dtype, fold_heads, matrix_product
 
 
 class _MaskedSoftmax(torch.autograd.Function):
@@ -33,7 +33,7 @@ class _MaskedSoftmax(torch.autograd.Function):
             sums = c.view(-1, len(mask), 1, 1, j)
             shaped.sub_(sums).add_(sums[..., 0, j - i :, None])
         weights = scores.softmax(dim=-1)
-        out = matrix_product(weights, v)
+        out = matrix_product(weights.to(factor_dtype(v)), v)
         ctx.save_for_backward(q, k, v, weights, out)
         ctx.scale, ctx.gated = scale, c is not None
         return out
@@ -42,11 +42,13 @@ class _MaskedSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
         q, k, v, weights, out = ctx.saved_tensors
-        low = grad.to(v.dtype)
-        grad_v = matrix_product(weights.mT, low)
-        grad_scores = matrix_product(low, v.mT)
+        factor = factor_dtype(v)
+        grad = grad.to(factor)
+        grad_v = matrix_product(weights.mT.to(factor), grad)
+        grad_scores = matrix_product(grad, v.mT)
         grad_scores.sub_((grad * out).sum(dim=-1, keepdim=True)).mul_(weights)
         grad_c = -grad_scores.sum(dim=1) if ctx.gated else None
+        grad_scores = grad_scores.to(factor)
         grad_q = matrix_product(grad_scores, k).mul_(ctx.scale)
         grad_k = matrix_product(grad_scores.mT, q).mul_(ctx.scale)
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_c, None, None

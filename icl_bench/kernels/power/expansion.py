@@ -55,6 +55,12 @@ def basis_tuples(key_width: int, p: int) -> Tensor:
 
 def power_basis(key_width: int, p: int, device: torch.device) -> Basis:
     """The tables of degree p, made once a device."""
+    basis: Basis = _constant_basis(key_width, p, device)
+    return basis
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_basis(key_width: int, p: int, device: torch.device) -> Basis:
     return _cached_basis(key_width, p, device)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from icl_bench.kernels.matrices import matrix_product
+from icl_bench.kernels.matrices import factor_dtype, matrix_product
 
 
 def integer_power(x: Tensor, p: int) -> Tensor:
@@ -39,7 +39,7 @@ class _CausalPower(torch.autograd.Function):
             # above the diagonal the difference would be positive: it is cleared before the exponential, and 1 after
             decay = (c[:, :, None] - c[:, None, :]).tril_().exp_().tril_()[:, None]
             weights = integer_power(scores, p) * decay
-        out = matrix_product(weights.view(-1, rows * t, t), v)
+        out = matrix_product(weights.view(-1, rows * t, t).to(factor_dtype(v)), v)
         ctx.save_for_backward(q, k, v, scores, weights, decay, None if c is None else out)
         ctx.p = p
         return out
@@ -49,18 +49,19 @@ class _CausalPower(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         q, k, v, scores, weights, decay, out = ctx.saved_tensors
         _, rows, t, _ = scores.shape
-        low = grad.to(v.dtype)
-        grad_v = matrix_product(weights.view(-1, rows * t, t).mT, low)
-        grad_scores = matrix_product(low * ctx.p, v.mT).view_as(scores)
+        factor = factor_dtype(v)
+        grad = grad.to(factor)
+        grad_v = matrix_product(weights.view(-1, rows * t, t).mT.to(factor), grad)
+        grad_scores = matrix_product(grad, v.mT).view_as(scores)
         if ctx.p > 1:
             grad_scores.mul_(integer_power(scores, ctx.p - 1))
         if decay is not None:
             grad_scores.mul_(decay)
         elif ctx.p == 1:
             grad_scores.tril_()
-        grad_scores = grad_scores.view(-1, rows * t, t)
-        grad_q = matrix_product(grad_scores, k)
-        grad_k = matrix_product(grad_scores.mT, q)
+        grad_scores = grad_scores.view(-1, rows * t, t).to(factor)
+        grad_q = matrix_product(grad_scores, k).mul_(ctx.p)
+        grad_k = matrix_product(grad_scores.mT, q).mul_(ctx.p)
         grad_c = None
         if out is not None:
             reached = (grad * out).sum(dim=-1).view(-1, rows, t).sum(dim=1)
