@@ -62,7 +62,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return o, the base-2 log-sum-exp [N, H, T], and the cumulated gates [N, G, T] (empty without a gate)."""
+    """Return o, the base-2 log-sum-exp [N, H, padded T], and the cumulated gates [N, G, T] (empty without a gate)."""
     cumulated = None
     if log_g is not None:
         # In float64: a float32 sum over thousands of tokens loses the digits in which neighbours differ.
@@ -78,7 +78,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, t, h, _ = q.shape
     o = torch.empty(n, t, h, v.shape[-1], device=q.device, dtype=v.dtype)
-    lse = torch.empty(n, h, t, device=q.device, dtype=torch.float32)
+    lse = torch.empty(n, h, triton_launch.padded_length(t), device=q.device, dtype=torch.float32)
     gates = _no_gate(q) if log_g is None else torch.empty(n, k.shape[2], t, device=q.device, dtype=torch.float64)
     return o, lse, gates
 
@@ -102,7 +102,7 @@ def _backward(
     else:
         tiles = (tile("query", size, key, value, t), tile("key_value", size, key, value, t))
         made = triton_launch.backward(*saved, *tiles)
-    return made.q, made.k, made.v, _gate_gradient(made) if gated else _no_gate(q).float()
+    return made.q, made.k, made.v, _gate_gradient(made.gates, k.shape[2]) if gated else _no_gate(q).float()
 
 
 @_backward.register_fake
@@ -116,12 +116,11 @@ def _backward_fake(
     return made[0], made[1], made[2], gates
 
 
-def _gate_gradient(made: triton_launch.Gradients) -> Tensor:
+def _gate_gradient(cumulated: Tensor, g: int) -> Tensor:
     """Gate t decays the keys before t for queries from t on: sum the cumulated gates' gradient from t on."""
-    n, g, t = made.columns.shape
-    cumulated = made.rows.view(n, g, -1, t).sum(2, dtype=torch.float64) + made.columns
-    after = cumulated.flip(-1).cumsum(-1).flip(-1)
-    return after.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    shared = cumulated.unflatten(1, (g, -1)).sum(2, dtype=torch.float64)
+    after: Tensor = shared.flip(-1).cumsum(-1).flip(-1).float()
+    return after.transpose(1, 2).contiguous()
 
 
 def _no_gate(q: Tensor) -> Tensor:

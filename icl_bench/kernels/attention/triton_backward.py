@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.attention.triton_tiles import (
-    key_ranges,
+    key_tiles,
     load_rows,
     load_vector,
-    query_ranges,
+    padded_length,
+    query_tiles,
     relative_gates,
     store_rows,
     visible,
@@ -27,14 +28,18 @@ from icl_bench.kernels.attention.triton_tiles import (
 @triton.jit
 def _query_tiles(
     dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference,
-    k_stride_t, v_stride_t, start, first, last, T, window, scale,
+    k_stride_t, v_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what the key tiles that start in [first, last) give to a query tile's gradient."""
-    i = start + tl.arange(0, BLOCK_M)
-    for tile in range(first, last, BLOCK_N):
+    """Add to a query tile's gradient what key tiles give, counted as in the forward pass."""
+    i = tl.arange(0, BLOCK_M)[:, None]
+    j = tl.arange(0, BLOCK_N)[None, :]
+    for step in range(0, count):
+        tile = first + step * BLOCK_N
+        if MASKED:
+            tile += tl.where(step < before, 0, gap)
         k = load_rows(k_ptr, k_stride_t, tile, T, BLOCK_N, K, BLOCK_K, MASKED)
         v = load_rows(v_ptr, v_stride_t, tile, T, BLOCK_N, V, BLOCK_V, MASKED)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -43,8 +48,7 @@ def _query_tiles(
         if GATED:
             exponent -= relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED)[None, :]
         if MASKED:
-            j = tile + tl.arange(0, BLOCK_N)
-            exponent = tl.where(visible(i[:, None], j[None, :], window, WINDOWED), exponent, float("-inf"))
+            exponent = tl.where(visible(i + (start - tile), j, window, WINDOWED), exponent, float("-inf"))
         ds = tl.exp2(exponent) * (dp - delta[:, None])
         if GATED:
             dgate += tl.sum(ds, 1)
@@ -80,8 +84,9 @@ def query_gradient_kernel(
     do = load_rows(do_ptr + values, H * V, start, T, BLOCK_M, V, BLOCK_V, True)
     o = load_rows(o_ptr + values, H * V, start, T, BLOCK_M, V, BLOCK_V, True)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(delta_ptr + head * T + i, delta, mask=i < T)
-    lse = load_vector(lse_ptr + head * T, start, T, float("inf"), BLOCK_M, True)
+    rows = head * padded_length(T)
+    tl.store(delta_ptr + rows + i, delta)
+    lse = load_vector(lse_ptr + rows, start, T, 0.0, BLOCK_M, False)
     reference = 0.0
     if GATED:
         reference = tl.load(cum_ptr + start)
@@ -89,19 +94,16 @@ def query_gradient_kernel(
 
     dq = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     dgate = tl.zeros((BLOCK_M,), tl.float32)
-    first, whole, diagonal, last = key_ranges(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
-    if WINDOWED:
-        dq, dgate = _query_tiles(
-            dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, first,
-            whole, T, window, score_scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
-        )  # fmt: skip
+    first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, whole,
-        diagonal, T, window, score_scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
+        dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        start, whole, 0, 0, (end - whole) // BLOCK_N, T, window, score_scale,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
     )  # fmt: skip
     dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, diagonal,
-        last, T, window, score_scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
+        dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        start, first, before, gap, masked, T, window, score_scale,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
     )  # fmt: skip
     store_rows(dq_ptr + (n * T * H + h) * K, H * K, start, T, dq * scale, BLOCK_M, K, BLOCK_K)
     if GATED:
@@ -111,31 +113,33 @@ def query_gradient_kernel(
 @triton.jit
 def _key_tiles(
     dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference,
-    q_stride_t, do_stride_t, start, first, last, T, window, scale,
+    q_stride_t, do_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what the query tiles that start in [first, last) give to the gradients of a tile of keys and values."""
-    j = start + tl.arange(0, BLOCK_N)
-    for tile in range(first, last, BLOCK_M):
+    """Add to the gradients of a tile of keys and values what query tiles give, counted as in the forward pass."""
+    i = tl.arange(0, BLOCK_M)[None, :]
+    j = tl.arange(0, BLOCK_N)[:, None]
+    for step in range(0, count):
+        tile = first + step * BLOCK_M
+        if MASKED:
+            tile += tl.where(step < before, 0, gap)
         q = load_rows(q_ptr, q_stride_t, tile, T, BLOCK_M, K, BLOCK_K, MASKED)
         st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        # Rows past the end have an infinite log-sum-exp, hence no weight.
-        lse = load_vector(lse_ptr, tile, T, float("inf"), BLOCK_M, MASKED)
+        lse = load_vector(lse_ptr, tile, T, 0.0, BLOCK_M, False)
         if GATED:
             lse -= relative_gates(cum_ptr, reference, tile, T, BLOCK_M, MASKED)
         exponent = st * scale - lse[None, :]
         if GATED:
             exponent -= gates[:, None]
         if MASKED:
-            i = tile + tl.arange(0, BLOCK_M)
-            exponent = tl.where(visible(i[None, :], j[:, None], window, WINDOWED), exponent, float("-inf"))
+            exponent = tl.where(visible(i, j + (start - tile), window, WINDOWED), exponent, float("-inf"))
         pt = tl.exp2(exponent)
         do = load_rows(do_ptr, do_stride_t, tile, T, BLOCK_M, V, BLOCK_V, MASKED)
         dv = tl.dot(pt.to(do.dtype), do, dv, input_precision=PRECISION)
         dpt = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-        delta = load_vector(delta_ptr, tile, T, 0.0, BLOCK_M, MASKED)
+        delta = load_vector(delta_ptr, tile, T, 0.0, BLOCK_M, False)
         dst = pt * (dpt - delta[None, :])
         if GATED:
             dgate -= tl.sum(dst, 1)
@@ -152,18 +156,23 @@ def key_value_gradient_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N keys of one key-value head, summed over the query heads that read it.
+    """One program: BLOCK_N keys as one query head reads them.
 
-    Writes dk [N, T, G, K], dv [N, T, G, V] and the gate's column sums, negated, [N, G, T].
+    Writes that head's part of dk [N, T, H, K] and dv [N, T, H, V], and of the gate's column sums, negated, [N, H, T]. A
+    loop over the heads that share a key would keep 65 more registers alive, and halve the programs in flight.
     """
     blocks = tl.cdiv(T, BLOCK_N)
     pid = tl.program_id(0)
     start = (pid % blocks) * BLOCK_N
     head = (pid // blocks).to(tl.int64)
-    n = head // G
-    g = head % G
-    group = H // G
-    cum_ptr += head * T
+    n = head // H
+    h = head % H
+    g = h // (H // G)
+    q_ptr += n * q_stride_n + h * q_stride_h
+    do_ptr += (n * T * H + h) * V
+    lse_ptr += head * padded_length(T)
+    delta_ptr += head * padded_length(T)
+    cum_ptr += (n * G + g) * T
     reference = 0.0
     gates = tl.zeros((BLOCK_N,), tl.float32)
     if GATED:
@@ -175,85 +184,69 @@ def key_value_gradient_kernel(
     dk = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     dgate = tl.zeros((BLOCK_N,), tl.float32)
-    first, whole, edge, last = query_ranges(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
-    for h in range(g * group, (g + 1) * group):
-        q_head = q_ptr + n * q_stride_n + h * q_stride_h
-        do_head = do_ptr + (n * T * H + h) * V
-        lse_head = lse_ptr + (n * H + h) * T
-        delta_head = delta_ptr + (n * H + h) * T
-        dk, dv, dgate = _key_tiles(
-            dk, dv, dgate, k, v, gates, q_head, do_head, lse_head, delta_head, cum_ptr, reference,
-            q_stride_t, H * V, start, first, whole, T, window, score_scale,
-            K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
-        )  # fmt: skip
-        dk, dv, dgate = _key_tiles(
-            dk, dv, dgate, k, v, gates, q_head, do_head, lse_head, delta_head, cum_ptr, reference,
-            q_stride_t, H * V, start, whole, edge, T, window, score_scale,
-            K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
-        )  # fmt: skip
-        dk, dv, dgate = _key_tiles(
-            dk, dv, dgate, k, v, gates, q_head, do_head, lse_head, delta_head, cum_ptr, reference,
-            q_stride_t, H * V, start, edge, last, T, window, score_scale,
-            K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
-        )  # fmt: skip
-    store_rows(dk_ptr + (n * T * G + g) * K, G * K, start, T, dk * scale, BLOCK_N, K, BLOCK_K)
-    store_rows(dv_ptr + (n * T * G + g) * V, G * V, start, T, dv, BLOCK_N, V, BLOCK_V)
+    first, before, gap, masked, whole, end = query_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
+    dk, dv, dgate = _key_tiles(
+        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference, q_stride_t, H * V,
+        start, whole, 0, 0, (end - whole) // BLOCK_M, T, window, score_scale,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
+    )  # fmt: skip
+    dk, dv, dgate = _key_tiles(
+        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference, q_stride_t, H * V,
+        start, first, before, gap, masked, T, window, score_scale,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
+    )  # fmt: skip
+    store_rows(dk_ptr + (n * T * H + h) * K, H * K, start, T, dk * scale, BLOCK_N, K, BLOCK_K)
+    store_rows(dv_ptr + (n * T * H + h) * V, H * V, start, T, dv, BLOCK_N, V, BLOCK_V)
     if GATED:
         j = start + tl.arange(0, BLOCK_N)
         tl.store(dgate_ptr + head * T + j, dgate, mask=j < T)
 
 
 @triton.jit
-def one_tile_gradient_kernel(  # noqa: PLR0915
+def one_tile_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, do_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, dgate_q_ptr, dgate_k_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
     T, H, G, window, scale, score_scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr,
     WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: a whole sequence (T <= BLOCK) of one key-value head. Writes what the other two kernels write."""
+    """One program: a whole sequence (T <= BLOCK) of one query head. Writes what the other two kernels write."""
     head = tl.program_id(0).to(tl.int64)
-    n = head // G
-    g = head % G
-    group = H // G
+    n = head // H
+    h = head % H
+    g = h // (H // G)
     t = tl.arange(0, BLOCK)
-    cum_ptr += head * T
+    cum_ptr += (n * G + g) * T
+    values = (n * T * H + h) * V
     gates = tl.zeros((BLOCK,), tl.float32)
     if GATED:
         gates = relative_gates(cum_ptr, tl.load(cum_ptr), 0, T, BLOCK, True)
     k = load_rows(k_ptr + n * k_stride_n + g * k_stride_h, k_stride_t, 0, T, BLOCK, K, BLOCK_K, True)
     v = load_rows(v_ptr + n * v_stride_n + g * v_stride_h, v_stride_t, 0, T, BLOCK, V, BLOCK_V, True)
-    dk = tl.zeros((BLOCK, BLOCK_K), tl.float32)
-    dv = tl.zeros((BLOCK, BLOCK_V), tl.float32)
-    dgate = tl.zeros((BLOCK,), tl.float32)
-    for h in range(g * group, (g + 1) * group):
-        values = (n * T * H + h) * V
-        q = load_rows(q_ptr + n * q_stride_n + h * q_stride_h, q_stride_t, 0, T, BLOCK, K, BLOCK_K, True)
-        do = load_rows(do_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
-        o = load_rows(o_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
-        delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-        lse = load_vector(lse_ptr + (n * H + h) * T, 0, T, float("inf"), BLOCK, True) - gates
+    q = load_rows(q_ptr + n * q_stride_n + h * q_stride_h, q_stride_t, 0, T, BLOCK, K, BLOCK_K, True)
+    do = load_rows(do_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
+    o = load_rows(o_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    lse = load_vector(lse_ptr + head * padded_length(T), 0, T, 0.0, BLOCK, False) - gates
 
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        exponent = s * score_scale - lse[:, None] - gates[None, :]
-        exponent = tl.where(visible(t[:, None], t[None, :], window, WINDOWED), exponent, float("-inf"))
-        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-        ds = tl.exp2(exponent) * (dp - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-        store_rows(dq_ptr + (n * T * H + h) * K, H * K, 0, T, dq * scale, BLOCK, K, BLOCK_K)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    exponent = s * score_scale - lse[:, None] - gates[None, :]
+    exponent = tl.where(visible(t[:, None], t[None, :], window, WINDOWED), exponent, float("-inf"))
+    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    ds = tl.exp2(exponent) * (dp - delta[:, None])
+    dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+    store_rows(dq_ptr + (n * T * H + h) * K, H * K, 0, T, dq * scale, BLOCK, K, BLOCK_K)
 
-        st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        exponent = st * score_scale - lse[None, :] - gates[:, None]
-        exponent = tl.where(visible(t[None, :], t[:, None], window, WINDOWED), exponent, float("-inf"))
-        pt = tl.exp2(exponent)
-        dv = tl.dot(pt.to(do.dtype), do, dv, input_precision=PRECISION)
-        dpt = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-        dst = pt * (dpt - delta[None, :])
-        dk = tl.dot(dst.to(q.dtype), q, dk, input_precision=PRECISION)
-        if GATED:
-            dgate -= tl.sum(dst, 1)
-            tl.store(dgate_q_ptr + (n * H + h) * T + t, tl.sum(ds, 1), mask=t < T)
-    store_rows(dk_ptr + (n * T * G + g) * K, G * K, 0, T, dk * scale, BLOCK, K, BLOCK_K)
-    store_rows(dv_ptr + (n * T * G + g) * V, G * V, 0, T, dv, BLOCK, V, BLOCK_V)
+    st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+    exponent = st * score_scale - lse[None, :] - gates[:, None]
+    exponent = tl.where(visible(t[None, :], t[:, None], window, WINDOWED), exponent, float("-inf"))
+    pt = tl.exp2(exponent)
+    dv = tl.dot(pt.to(do.dtype), do, input_precision=PRECISION)
+    dpt = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+    dst = pt * (dpt - delta[None, :])
+    dk = tl.dot(dst.to(q.dtype), q, input_precision=PRECISION)
+    store_rows(dk_ptr + (n * T * H + h) * K, H * K, 0, T, dk * scale, BLOCK, K, BLOCK_K)
+    store_rows(dv_ptr + (n * T * H + h) * V, H * V, 0, T, dv, BLOCK, V, BLOCK_V)
     if GATED:
-        tl.store(dgate_k_ptr + head * T + t, dgate, mask=t < T)
+        tl.store(dgate_q_ptr + head * T + t, tl.sum(ds, 1), mask=t < T)
+        tl.store(dgate_k_ptr + head * T + t, -tl.sum(dst, 1), mask=t < T)

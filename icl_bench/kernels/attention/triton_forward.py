@@ -9,8 +9,9 @@ import triton.language as tl
 
 from icl_bench.kernels.attention.triton_tiles import (
     NO_SCORE,
-    key_ranges,
+    key_tiles,
     load_rows,
+    padded_length,
     relative_gates,
     store_rows,
     visible,
@@ -20,14 +21,18 @@ from icl_bench.kernels.attention.triton_tiles import (
 @triton.jit
 def _attend(
     acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference,
-    k_stride_t, v_stride_t, start, first, last, T, window, scale,
+    k_stride_t, v_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Let the query tile attend to the key tiles that start in [first, last)."""
-    i = start + tl.arange(0, BLOCK_M)
-    for tile in range(first, last, BLOCK_N):
+    """Let the query tile attend to `count` key tiles, from key `first` on, with a gap after the first `before` tiles."""
+    i = tl.arange(0, BLOCK_M)[:, None]
+    j = tl.arange(0, BLOCK_N)[None, :]
+    for step in range(0, count):
+        tile = first + step * BLOCK_N
+        if MASKED:
+            tile += tl.where(step < before, 0, gap)
         k = load_rows(k_ptr, k_stride_t, tile, T, BLOCK_N, K, BLOCK_K, MASKED)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if MASKED or GATED:
@@ -35,8 +40,7 @@ def _attend(
             if GATED:
                 s -= relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED)[None, :]
             if MASKED:
-                j = tile + tl.arange(0, BLOCK_N)
-                s = tl.where(visible(i[:, None], j[None, :], window, WINDOWED), s, float("-inf"))
+                s = tl.where(visible(i + (start - tile), j, window, WINDOWED), s, float("-inf"))
             raised = tl.maximum(top, tl.max(s, 1))
             p = tl.exp2(s - raised[:, None])
         else:
@@ -61,7 +65,7 @@ def forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M queries of one head. Writes o [N, T, H, V] and the base-2 log-sum-exp [N, H, T]."""
+    """One program: BLOCK_M queries of one head. Writes o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T]."""
     blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
     # The longest rows of a head start first, so that the last programs to run are short ones.
@@ -82,19 +86,16 @@ def forward_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     top = tl.full((BLOCK_M,), NO_SCORE, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
-    first, whole, diagonal, last = key_ranges(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
-    if WINDOWED:
-        acc, top, total = _attend(
-            acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, first, whole, T,
-            window, scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
-        )  # fmt: skip
+    first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, whole, diagonal, T,
-        window, scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
+        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        start, whole, 0, 0, (end - whole) // BLOCK_N, T, window, scale,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
     )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t, start, diagonal, last, T,
-        window, scale, K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
+        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        start, first, before, gap, masked, T, window, scale,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
     )  # fmt: skip
 
     store_rows(o_ptr + (n * T * H + h) * V, H * V, start, T, acc / total[:, None], BLOCK_M, V, BLOCK_V)
@@ -103,4 +104,5 @@ def forward_kernel(
         # exp(Gc_i) is common to a row and cancels in its softmax; the log-sum-exp is that of the whole score.
         lse += relative_gates(cum_ptr, reference, start, T, BLOCK_M, True)
     i = start + tl.arange(0, BLOCK_M)
-    tl.store(lse_ptr + head * T + i, lse, mask=i < T)
+    # Rows past the end get no weight from an infinite log-sum-exp.
+    tl.store(lse_ptr + head * padded_length(T) + i, tl.where(i < T, lse, float("inf")))

@@ -18,22 +18,21 @@ LOG2E = 1.4426950408889634
 
 
 class Gradients(NamedTuple):
-    """What the backward pass gives: dq, dk, dv and, for a gate, the row and column sums of the scores' gradient."""
+    """dq, dk and dv, and the gradient of the cumulated gates [N, H, T], empty without a gate."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    rows: Tensor
-    columns: Tensor
+    gates: Tensor
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor | None, window: int | None, scale: float, tile: Tile
 ) -> tuple[Tensor, Tensor]:
-    """Return o [N, T, H, V] and the base-2 log-sum-exp [N, H, T]; `cumulated` is [N, G, T] float64."""
+    """Return o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T]; `cumulated` is [N, G, T] float64."""
     n, t, h, _ = q.shape
     o = torch.empty(n, t, h, v.shape[-1], device=q.device, dtype=v.dtype)
-    lse = torch.empty(n, h, t, device=q.device, dtype=torch.float32)
+    lse = torch.empty(n, h, padded_length(t), device=q.device, dtype=torch.float32)
     grid = (n * h * -(-t // tile.queries),)
     with _on(q):
         forward_kernel[grid](
@@ -49,45 +48,56 @@ def backward(
 ) -> Gradients:  # fmt: skip
     """Return the gradients, by one kernel for the queries and one for the keys and values. `do` is contiguous."""
     n, t, h, _ = q.shape
-    g = k.shape[2]
-    made = _empty_gradients(q, k, v, gated=cumulated is not None)
+    dq, dk, dv, rows, columns = _empty_gradients(q, k, v, gated=cumulated is not None)
     delta = torch.empty_like(lse)
     sums = _or_unread(cumulated, lse)
     sizes = (*_sizes(q, k, v, window), scale, scale * LOG2E)
     with _on(q):
         query_gradient_kernel[(n * h * -(-t // query.queries),)](
-            q, k, v, sums, o, do, lse, delta, made.q, made.rows, *sizes, **_constants(q, v, cumulated, window, query)
+            q, k, v, sums, o, do, lse, delta, dq, rows, *sizes, **_constants(q, v, cumulated, window, query)
         )
-        key_value_gradient_kernel[(n * g * -(-t // key_value.keys),)](
-            q, k, v, sums, do, lse, delta, made.k, made.v, made.columns, *sizes,
+        key_value_gradient_kernel[(n * h * -(-t // key_value.keys),)](
+            q, k, v, sums, do, lse, delta, dk, dv, columns, *sizes,
             **_constants(q, v, cumulated, window, key_value),
         )  # fmt: skip
-    return made
+    return Gradients(dq, _sum_heads(dk, k), _sum_heads(dv, v), rows + columns)
 
 
 def backward_one_tile(
     q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor | None, o: Tensor, lse: Tensor, do: Tensor,
     window: int | None, scale: float, block: int, warps: int,
 ) -> Gradients:  # fmt: skip
-    """Return the gradients of sequences of at most `block` tokens, by one program a key-value head."""
-    made = _empty_gradients(q, k, v, gated=cumulated is not None)
+    """Return the gradients of sequences of at most `block` tokens, by one program a head."""
+    dq, dk, dv, rows, columns = _empty_gradients(q, k, v, gated=cumulated is not None)
     constants = _constants(q, v, cumulated, window, Tile(block, block, warps, 1))
     del constants["BLOCK_M"], constants["BLOCK_N"]
     with _on(q):
-        one_tile_gradient_kernel[(q.shape[0] * k.shape[2],)](
-            q, k, v, _or_unread(cumulated, lse), o, do, lse, made.q, made.k, made.v, made.rows, made.columns,
+        one_tile_gradient_kernel[(q.shape[0] * q.shape[2],)](
+            q, k, v, _or_unread(cumulated, lse), o, do, lse, dq, dk, dv, rows, columns,
             *_sizes(q, k, v, window), scale, scale * LOG2E, BLOCK=block, **constants,
         )  # fmt: skip
-    return made
+    return Gradients(dq, _sum_heads(dk, k), _sum_heads(dv, v), rows + columns)
 
 
-def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, *, gated: bool) -> Gradients:
+def padded_length(t: int) -> int:
+    """Row length of the per-query statistics, as the kernels compute it."""
+    return -(-t // 128) * 128
+
+
+def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, *, gated: bool) -> list[Tensor]:
+    """dq; dk and dv of each query head, in float32 where heads will be summed; the gates' row and column sums."""
     n, t, h, _ = q.shape
-    length = t if gated else 0
-    return Gradients(
-        *(torch.empty(x.shape, device=q.device, dtype=x.dtype) for x in (q, k, v)),
-        *(torch.empty(n, heads, length, device=q.device, dtype=torch.float32) for heads in (h, k.shape[2])),
-    )
+    part = q.dtype if h == k.shape[2] else torch.float32
+    shapes = [(x.shape[-1], kind) for x, kind in ((q, q.dtype), (k, part), (v, part))]
+    return [
+        *(torch.empty(n, t, h, width, device=q.device, dtype=kind) for width, kind in shapes),
+        *(torch.empty(n, h, t if gated else 0, device=q.device, dtype=torch.float32) for _ in range(2)),
+    ]
+
+
+def _sum_heads(part: Tensor, shared: Tensor) -> Tensor:
+    """The gradient of keys or values that several query heads read: the sum of the heads' parts."""
+    return part if part.shape == shared.shape else part.unflatten(2, (shared.shape[2], -1)).sum(3).to(shared.dtype)
 
 
 def _or_unread(cumulated: Tensor | None, lse: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def load_rows(
     # A mask known to be full is left out: the loads without one are the vector loads that the pipeline takes.
     inside = columns[None, :] < W
     if BOUNDED:
-        inside = (start + rows)[:, None] < limit
+        inside = rows[:, None] < limit - start
         if W != BLOCK_W:
             inside = inside & (columns[None, :] < W)
     return tl.load(pointers, mask=inside, other=0.0) if BOUNDED or W != BLOCK_W else tl.load(pointers)
@@ -36,15 +36,17 @@ def store_rows(ptr, stride, start, limit, tile, ROWS: tl.constexpr, W: tl.conste
     rows = tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_W)
     pointers = ptr + tl.cast(start, tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
-    inside = ((start + rows)[:, None] < limit) & (columns[None, :] < W)
+    inside = (rows[:, None] < limit - start) & (columns[None, :] < W)
     tl.store(pointers, tile.to(ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def load_vector(ptr, start, limit, outside, ROWS: tl.constexpr, BOUNDED: tl.constexpr):
     """Load `ROWS` consecutive values from `start` on; those from `limit` on (if BOUNDED) are `outside`."""
-    rows = start + tl.arange(0, ROWS)
-    return tl.load(ptr + rows, mask=rows < limit, other=outside) if BOUNDED else tl.load(ptr + rows)
+    rows = tl.arange(0, ROWS)
+    # The tile's place goes into the scalar: the vector of addresses is then one register and constants.
+    ptr += start
+    return tl.load(ptr + rows, mask=rows < limit - start, other=outside) if BOUNDED else tl.load(ptr + rows)
 
 
 @triton.jit
@@ -59,45 +61,53 @@ def relative_gates(ptr, reference, start, limit, ROWS: tl.constexpr, BOUNDED: tl
 
 @triton.jit
 def visible(i, j, window, WINDOWED: tl.constexpr):
-    """Whether query i sees key j: itself and the past, the last `window` positions of it when WINDOWED."""
+    """Whether query i sees key j, both counted from one place: itself and the past, `window` positions when WINDOWED."""
     seen = i >= j
     if WINDOWED:
-        seen = seen & (i - j < window)
+        seen = seen & (i - window < j)
     return seen
 
 
 @triton.jit
-def key_ranges(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
-    """Where the key tiles of queries [start, start + BLOCK_M) begin, are seen whole from, up to, and end.
+def key_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
+    """The key tiles that queries [start, start + BLOCK_M) visit.
 
-    Tiles in [first, whole) cross the window's far edge, in [whole, diagonal) need no mask, in [diagonal, last) cross
-    the diagonal.
+    Returns the masked ones, as their first key, how many lie before a gap, the gap's length and how many there are; and
+    the first key of those seen whole, which fill the gap, and their end. The masked ones before the gap cross the
+    window's far edge, those after it the diagonal.
     """
     diagonal = (start // BLOCK_N) * BLOCK_N
-    last = tl.minimum(start + BLOCK_M, T)
-    first = 0 * start
+    first = diagonal
     whole = 0 * start
     if WINDOWED:
         first = (tl.maximum(start - window + 1, 0) // BLOCK_N) * BLOCK_N
         whole = tl.cdiv(tl.maximum(start + BLOCK_M - window, 0), BLOCK_N) * BLOCK_N
         whole = tl.minimum(whole, diagonal)
-    return first, whole, diagonal, last
+    before = tl.maximum(whole - first, 0) // BLOCK_N
+    count = before + tl.cdiv(tl.minimum(start + BLOCK_M, T) - diagonal, BLOCK_N)
+    return first, before, diagonal - (first + before * BLOCK_N), count, whole, diagonal
 
 
 @triton.jit
-def query_ranges(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
-    """Where the query tiles that see keys [start, start + BLOCK_N) begin, are whole from, up to, and end.
+def query_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
+    """The query tiles that keys [start, start + BLOCK_N) are visited by, described as `key_tiles` does.
 
-    Tiles in [first, whole) cross the diagonal, in [whole, edge) need no mask, in [edge, last) cross the window's far
-    edge or the end of the sequence.
+    The masked ones before the gap cross the diagonal, those after it the window's far edge or the sequence's end.
     """
     first = (start // BLOCK_M) * BLOCK_M
-    whole = tl.cdiv(start + BLOCK_N, BLOCK_M) * BLOCK_M
     edge = (T // BLOCK_M) * BLOCK_M
     last = T
     if WINDOWED:
         edge = tl.minimum(edge, ((start + window) // BLOCK_M) * BLOCK_M)
         last = tl.minimum(T, start + BLOCK_N + window - 1)
+    before = tl.minimum(tl.cdiv(start + BLOCK_N - first, BLOCK_M), tl.cdiv(last - first, BLOCK_M))
+    whole = first + before * BLOCK_M
     edge = tl.maximum(edge, whole)
-    # A first tile that the sequence's end cuts is masked already; the ranges never overlap.
-    return first, tl.minimum(whole, last), tl.minimum(edge, last), last
+    count = before + tl.cdiv(tl.maximum(last - edge, 0), BLOCK_M)
+    return first, before, edge - whole, count, whole, edge
+
+
+@triton.jit
+def padded_length(T):
+    """Row length of the per-query statistics: whole tiles can then be read and written without a mask."""
+    return tl.cdiv(T, 128) * 128
