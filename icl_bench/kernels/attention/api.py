@@ -6,10 +6,6 @@
 With a gate this is the forgetting transformer (arXiv 2503.02130); without, softmax or sliding-window attention.
 """
 
-import importlib
-import importlib.util
-import os
-from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -28,8 +24,13 @@ from icl_bench.kernels.arguments import (
 )
 from icl_bench.kernels.attention.blocked import attention_torch
 from icl_bench.kernels.attention.reference import attention_reference
+from icl_bench.kernels.backends import check_triton, has_triton
 
 Impl = Literal["auto", "reference", "torch", "sdpa", "triton"]
+
+TRITON_KEY_WIDTH = 128
+TRITON_VALUE_WIDTH = 256
+"""The widest keys and values of the Triton form."""
 
 
 class KeyValueCache(NamedTuple):
@@ -80,14 +81,16 @@ def attention(
     check_choice("impl", impl, get_args(Impl))
     factor = check_scale(scale, q)
     if impl == "auto":
-        impl = _choose(q, log_g, window)
+        impl = _choose(q, v, log_g, window)
     if impl == "reference":
         return attention_reference(q, k, v, log_g, window, factor).to(v.dtype)
     if impl == "sdpa":
         return _attention_sdpa(q, k, v, log_g, window, factor)
     if impl == "triton":
-        out: Tensor = _triton_api(q).attention_triton(q, k, v, log_g, window, factor)
-        return out
+        check_triton(q)
+        from icl_bench.kernels.attention.triton_api import attention_triton
+
+        return attention_triton(q, k, v, log_g, window, factor)
     return attention_torch(q, k, v, log_g, window, factor)
 
 
@@ -182,29 +185,11 @@ def _attention_sdpa(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, windo
     return out.transpose(1, 2)
 
 
-def _choose(q: Tensor, log_g: Tensor | None, window: int | None) -> Impl:
+def _choose(q: Tensor, v: Tensor, log_g: Tensor | None, window: int | None) -> Impl:
     if log_g is None and window is None:
         return "sdpa"
-    return "triton" if q.is_cuda and q.dtype != torch.float64 and _has_triton_api() else "torch"
-
-
-def _has_triton_api() -> bool:
-    return importlib.util.find_spec("icl_bench.kernels.attention.triton_api") is not None
-
-
-def _triton_api(q: Tensor) -> ModuleType:
-    """The Triton implementation, imported only when it is used."""
-    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise KernelUnavailableError(
-            f"impl='triton' needs CUDA tensors or Triton's interpreter; got tensors on {q.device}: "
-            "use impl='auto', or set TRITON_INTERPRET=1"
-        )
-    try:
-        return importlib.import_module("icl_bench.kernels.attention.triton_api")
-    except ModuleNotFoundError as error:
-        raise KernelUnavailableError(
-            f"impl='triton' needs the module {error.name}, which is not installed: use impl='auto'"
-        ) from error
+    fits = q.dtype != torch.float64 and q.shape[3] <= TRITON_KEY_WIDTH and v.shape[3] <= TRITON_VALUE_WIDTH
+    return "triton" if fits and has_triton(q) else "torch"
 
 
 def _check_window(window: int | None) -> None:

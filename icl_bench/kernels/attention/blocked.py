@@ -109,7 +109,7 @@ def attention_by_blocks(
     keys, values = (_key_blocks(x, count, block, back) for x in (k, v))
     c = None if log_g is None else _key_blocks(log_g[..., None].to(dtype), count, block, back).squeeze(-1).cumsum(dim=1)
     mask = _band(count, block, back, window, q.device, dtype)
-    out: Tensor = _MaskedSoftmax.apply(rows, keys, values, c, mask, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _MaskedSoftmax.apply(rows, keys, values, c, mask, scale)
     out = out.view(n, groups, count, heads // groups, block, -1).permute(0, 2, 4, 1, 3, 5)
     return out.reshape(n, count * block, heads, -1)[:, :t].to(v.dtype)
 

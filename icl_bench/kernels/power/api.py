@@ -10,10 +10,6 @@
 where the scale is not in phi(k): it enters at the query as scale^p.
 """
 
-import importlib
-import importlib.util
-import os
-from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -29,6 +25,7 @@ from icl_bench.kernels.arguments import (
     check_shape,
     check_token,
 )
+from icl_bench.kernels.backends import check_triton, has_triton
 from icl_bench.kernels.matrices import fold_heads
 from icl_bench.kernels.power.chunked import advance_state, default_chunk, form_costs, sums_by_chunk
 from icl_bench.kernels.power.expansion import expanded_width, read_state
@@ -36,6 +33,9 @@ from icl_bench.kernels.power.reference import power_attention_reference
 
 Impl = Literal["auto", "reference", "quadratic", "chunked", "triton"]
 Normalize = Literal["sum", "none"]
+
+TRITON_KEY_WIDTH = 128
+"""The widest key of the Triton form."""
 
 
 class PowerState(NamedTuple):
@@ -210,9 +210,10 @@ def _run(
     if impl == "auto":
         impl = _choose(q, v, p, chunk)
     if impl == "triton":
-        kernel = _triton_api(q).power_attention_triton
-        out, state = kernel(q, k, v, log_g, p, factor, normalize, eps, initial_state, chunk)
-        return out, state if keep_state else None
+        check_triton(q)
+        from icl_bench.kernels.power.triton_api import power_attention_triton
+
+        return power_attention_triton(q, k, v, log_g, p, factor, normalize, eps, initial_state, chunk, keep_state)
     if impl == "reference":
         return _run_reference(q, k, v, log_g, p, factor, normalize, eps, initial_state)
     if impl == "quadratic":
@@ -267,30 +268,11 @@ def _split(joint: Tensor, n: int, normalize: Normalize) -> PowerState:
 
 
 def _choose(q: Tensor, v: Tensor, p: int, chunk: int | None) -> Impl:
-    if q.is_cuda and q.dtype != torch.float64 and _has_triton_api():
+    if has_triton(q) and q.dtype != torch.float64 and q.shape[3] <= TRITON_KEY_WIDTH:
         return "triton"
     width = chunk or default_chunk(q.shape[3], v.shape[3], p)
     quadratic, chunked = form_costs(q.shape[1], q.shape[3], v.shape[3], p, width)
     return "quadratic" if quadratic <= chunked else "chunked"
-
-
-def _has_triton_api() -> bool:
-    return importlib.util.find_spec("icl_bench.kernels.power.triton_api") is not None
-
-
-def _triton_api(q: Tensor) -> ModuleType:
-    """The Triton implementation, imported only when it is used."""
-    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise KernelUnavailableError(
-            f"impl='triton' needs CUDA tensors or Triton's interpreter; got tensors on {q.device}: "
-            "use impl='auto', or set TRITON_INTERPRET=1"
-        )
-    try:
-        return importlib.import_module("icl_bench.kernels.power.triton_api")
-    except ModuleNotFoundError as error:
-        raise KernelUnavailableError(
-            f"impl='triton' needs the module {error.name}, which is not installed: use impl='auto'"
-        ) from error
 
 
 def _check_options(p: int, normalize: Normalize, impl: Impl, chunk: int | None) -> None:

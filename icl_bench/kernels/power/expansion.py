@@ -164,11 +164,11 @@ class _WriteState(torch.autograd.Function):
 
 def read_state(x: Tensor, state: Tensor, p: int) -> Tensor:
     """phi(x) S for x [B, T, K] and S [B, D, V]: [B, T, V], in the type of the state."""
-    out: Tensor = _ReadState.apply(x, state, p)  # type: ignore[no-untyped-call]
+    out: Tensor = _ReadState.apply(x, state, p)
     return out
 
 
 def write_state(x: Tensor, v: Tensor, p: int) -> Tensor:
     """sum_t phi(x_t) v_t^T for x [B, T, K] and v [B, T, V]: [B, D, V], accumulated in float32 (float64 for float64)."""
-    out: Tensor = _WriteState.apply(x, v.to(accumulation_dtype(v.dtype)), p)  # type: ignore[no-untyped-call]
+    out: Tensor = _WriteState.apply(x, v.to(accumulation_dtype(v.dtype)), p)
     return out

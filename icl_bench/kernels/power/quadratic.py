@@ -82,5 +82,5 @@ def causal_power(q: Tensor, k: Tensor, v: Tensor, c: Tensor | None, p: int) -> T
     Returns:
         [B, R*T, V] in float32 (float64 for float64).
     """
-    out: Tensor = _CausalPower.apply(q, k, v, c, p)  # type: ignore[no-untyped-call]
+    out: Tensor = _CausalPower.apply(q, k, v, c, p)
     return out
