@@ -36,9 +36,8 @@ class Registry(Generic[T]):
                     f"a name is lower-case letters, digits and hyphens; got {name!r}; rename the {self.kind}"
                 )
             if name in self._entries:
-                raise DuplicateNameError(
-                    f"a {self.kind} name is used once; {name!r} is taken by {self._entries[name].__module__}; choose another"
-                )
+                owner = self._entries[name].__module__
+                raise DuplicateNameError(f"a {self.kind} name is used once; {owner} has {name!r}; choose another")
             if not entry.__dict__.get("__doc__"):
                 raise SpecError(f"a {self.kind} has a docstring; {entry.__qualname__} has none; say its rule in a line")
             self._entries[name] = entry

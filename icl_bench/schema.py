@@ -2,7 +2,7 @@
 
 A spec is ``name`` or ``name:key=value,key=value``. A value is an integer, a float, ``true``, ``false``, ``none``,
 a word, a double-quoted string, or a list ``[a|b|c]`` of these. A layer outside the package is named
-``package.module:Class``, with its parameters after a second colon.
+``package.module:Class`` (a module without a dot needs a class with a capital), its parameters after a second colon.
 
 >>> parse_spec("power:p=2,gate=true")
 Spec(name='power', params={'p': 2, 'gate': True})
@@ -26,7 +26,7 @@ Scalar = bool | int | float | str | None
 Value = Scalar | tuple[Scalar, ...]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-DOTTED = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)(?::(.*))?", re.DOTALL)
+DOTTED = re.compile(r"((?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*:[A-Za-z_]\w*|[A-Za-z_]\w*:[A-Z]\w*)(?::(.*))?", re.DOTALL)
 KEY = re.compile(r"[a-z][a-z0-9_]*")
 WORD = re.compile(r"[A-Za-z_][\w.\-]*")
 ITEM = re.compile(r'(?:"(?:[^"\\]|\\.)*"|\[[^\]]*\]|[^,])+')
@@ -141,7 +141,7 @@ def format_value(value: Value) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` where a known name is close, else nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1)
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {matches[0]!r}? " if matches else ""
 
 

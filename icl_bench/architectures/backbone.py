@@ -1,8 +1,8 @@
 """The model around the mixers, the same for every architecture.
 
-    x = embedding(ids)
-    x = x + mixer_i(norm(x));  x = x + mlp(norm(x))     for each layer; no mlp where its width is 0
-    logits = norm(x)[scored positions] head             head: the embedding's transpose where tied
+x = embedding(ids)
+x = x + mixer_i(norm(x));  x = x + mlp(norm(x))     for each layer; no mlp where its width is 0
+logits = norm(x)[scored positions] head             head: the embedding's transpose where tied
 """
 
 import math
@@ -27,13 +27,15 @@ class Block(nn.Module):
         self.mlp = GatedMLP(members, d_model, mlp_width, gain) if mlp_width else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """[M, B, T, C] -> the same."""
         return self.widen(x + self.mixer(self.mixer_norm(x)))
 
     def widen(self, x: Tensor) -> Tensor:
         """The second half, which does not mix positions."""
         if self.mlp is None or self.mlp_norm is None:
             return x
-        return x + self.mlp(self.mlp_norm(x))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
 
     def step(self, x: Tensor, state: Any, position: int) -> tuple[Tensor, Any]:
         """One token: x [M, B, C]."""
@@ -58,9 +60,11 @@ class Backbone(nn.Module):
         members = len(seeds)
         gain = 1 / math.sqrt(2 * len(layers))
         self.embedding = Embedding(members, vocabulary, d_model)
-        self.blocks = nn.ModuleList(
-            Block(members, d_model, layer.build(members, d_model, impl), mlp_width, gain) for layer in layers
-        )
+        self.blocks = [
+            Block(members, d_model, layer.build(members, d_model, gain, impl), mlp_width, gain) for layer in layers
+        ]
+        for i, block in enumerate(self.blocks):
+            self.add_module(f"block{i}", block)
         self.norm = RMSNorm(members, d_model)
         self.head = None if tied else Linear(members, d_model, vocabulary)
         initialise(self, seeds)

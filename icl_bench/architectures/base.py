@@ -71,8 +71,15 @@ class Architecture(Frozen):
         """The same with every `None` written out; raises SpecError where the width does not allow it."""
 
     @abstractmethod
-    def build(self, members: int, d_model: int, impl: str) -> Mixer:
-        """A mixer with parameters not yet drawn; `impl` names the kernel implementation, `auto` for the best here."""
+    def build(self, members: int, d_model: int, gain: float, impl: str) -> Mixer:
+        """A mixer with parameters not yet drawn.
+
+        Args:
+            members: Size of the fleet, M.
+            d_model: Model width, C.
+            gain: Scale of the output projection at the start, relative to keeping the variance.
+            impl: Kernel implementation, `auto` for the best here.
+        """
 
     @abstractmethod
     def state_size(self, d_model: int, length: int) -> StateSize:

@@ -25,7 +25,7 @@ class GatedConv(Architecture):
     def resolved(self, d_model: int) -> Self:
         return self
 
-    def build(self, members: int, d_model: int, impl: str) -> Mixer:
+    def build(self, members: int, d_model: int, gain: float, impl: str) -> Mixer:
         return GatedConvMixer(members, d_model, self.conv)
 
     def state_size(self, d_model: int, length: int) -> StateSize:

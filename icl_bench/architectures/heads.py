@@ -1,10 +1,10 @@
 """The multi-head mixer that power, linear, window and softmax attention share; they differ in their memory alone.
 
-    q, k, v = conv(x W_qkv)         short causal convolution of width `conv`, none where 0
-    q, k = rope(q), rope(k)         rotation by position (Su et al., arXiv 2104.09864), where `rope`
-    log g = log sigmoid(x W_g + b)  one gate for each token and key-value head, where `gate`
-    y = memory(q, k, v, log g)      what the architecture is
-    out = norm(y) W_o               norm: per-head RMS, where the memory asks for it
+q, k, v = conv(x W_qkv)         short causal convolution of width `conv`, none where 0
+q, k = rope(q), rope(k)         rotation by position (Su et al., arXiv 2104.09864), where `rope`
+log g = log sigmoid(x W_g + b)  one gate for each token and key-value head, where `gate`
+y = memory(q, k, v, log g)      what the architecture is
+out = norm(y) W_o               norm: per-head RMS, where the memory asks for it
 """
 
 from abc import ABC, abstractmethod
@@ -76,12 +76,16 @@ class HeadsArchitecture(Architecture):
     def resolved(self, d_model: int) -> Self:
         width = d_model // self.heads
         if width < 1 and (self.d_key is None or self.d_value is None):
-            raise SpecError(f"heads must be at most the model width {d_model}; got {self.heads}; give d_key and d_value")
+            raise SpecError(
+                f"heads must be at most the model width {d_model}; got {self.heads}; give d_key and d_value"
+            )
         given = {"kv_heads": self.heads, "d_key": width, "d_value": width}
         missing = {name: value for name, value in given.items() if getattr(self, name) is None}
         full = self.model_copy(update=missing)
         if full.heads % full.key_value_heads:
-            raise SpecError(f"heads must be a multiple of kv_heads = {full.kv_heads}; got {full.heads}; change one of them")
+            raise SpecError(
+                f"heads must be a multiple of kv_heads = {full.kv_heads}; got {full.heads}; change one of them"
+            )
         if full.rope and full.key_width % 2:
             raise SpecError(f"rope needs an even d_key; got {full.d_key}; change d_key or set rope=false")
         return full
@@ -108,8 +112,8 @@ class HeadsArchitecture(Architecture):
         """Width of queries, keys and values together."""
         return (self.heads + self.key_value_heads) * self.key_width + self.key_value_heads * self.value_width
 
-    def build(self, members: int, d_model: int, impl: str) -> Mixer:
-        return HeadsMixer(members, d_model, self.resolved(d_model), impl)
+    def build(self, members: int, d_model: int, gain: float, impl: str) -> Mixer:
+        return HeadsMixer(members, d_model, self.resolved(d_model), gain, impl)
 
     def state_size(self, d_model: int, length: int) -> StateSize:
         full = self.resolved(d_model)
@@ -134,7 +138,7 @@ class HeadsState(NamedTuple):
 class HeadsMixer(Mixer):
     """Projections, convolution, rotation and gate around a memory; see the module."""
 
-    def __init__(self, members: int, d_model: int, config: HeadsArchitecture, impl: str) -> None:
+    def __init__(self, members: int, d_model: int, config: HeadsArchitecture, gain: float, impl: str) -> None:
         super().__init__()
         self.config = config
         self.memory = config.memory(impl)
@@ -142,7 +146,7 @@ class HeadsMixer(Mixer):
         self.conv = ShortConv(members, config.channels, config.conv) if config.conv else None
         self.gate = Linear(members, d_model, config.key_value_heads, bias=GATE_START) if config.gate else None
         self.norm = RMSNorm(members, config.value_width) if self.memory.normalise_output else None
-        self.output = Linear(members, config.heads * config.value_width, d_model)
+        self.output = Linear(members, config.heads * config.value_width, d_model, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         members, batch, length, _ = x.shape
@@ -201,7 +205,11 @@ class HeadsMixer(Mixer):
             q, k = rotate(q, k, torch.tensor(position, device=x.device))
         log_g = self.log_gate(x)
         y, memory = self.memory.step(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None if log_g is None else log_g.flatten(0, 1), state.memory
+            q.flatten(0, 1),
+            k.flatten(0, 1),
+            v.flatten(0, 1),
+            None if log_g is None else log_g.flatten(0, 1),
+            state.memory,
         )
         return self.finish(y.view(*x.shape[:2], *y.shape[1:])), HeadsState(memory, tail)
 

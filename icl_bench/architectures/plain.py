@@ -39,14 +39,22 @@ class Plain(Architecture):
         """
         cls = import_object(self.path)
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise SpecError(f"a layer of one's own is a class of torch.nn.Module; {self.path} is {cls!r}; name the class")
+            raise SpecError(
+                f"a layer of one's own is a class of torch.nn.Module; {self.path} is {cls!r}; name the class"
+            )
         try:
             return cls(d_model, **self.params)
         except TypeError as error:
-            raise SpecError(f"{self.path} is built as Class(d_model, parameters); it said: {error}; check them") from None
+            raise SpecError(
+                f"{self.path} is built as Class(d_model, parameters); it said: {error}; check them"
+            ) from None
 
-    def build(self, members: int, d_model: int, impl: str) -> Mixer:
+    def build(self, members: int, d_model: int, gain: float, impl: str) -> Mixer:
         return PlainMixer(members, d_model, self)
+
+    def counts_state(self, d_model: int) -> bool:
+        """Whether the class tells its state."""
+        return hasattr(self.make(d_model), "state_elements")
 
     def state_size(self, d_model: int, length: int) -> StateSize:
         module = self.make(d_model)

@@ -6,10 +6,10 @@
 
     S_t = g_t S_(t-1) + phi(k_t) v_t^T,   z_t = g_t z_(t-1) + phi(k_t),   phi(q)·phi(k) = (q·k)^p
 
-State: D V sums a head, D = C(K + p - 1, p), and D more for z where the normalizer is the sum of scores. Odd p cannot be
-normalised by the sum, which can vanish or change sign; it takes a per-head RMS norm of the output unless told otherwise.
-Work a token: 4 D V a head. Source: "Scaling Context Requires Rethinking Attention" (arXiv 2507.04239), equation 7 and
-section 4; it normalises by the sum and supports even p alone.
+State: D V sums a head, D = C(K + p - 1, p), and D more for z where the normalizer is the sum of scores. Odd p cannot
+be normalised by the sum, which can vanish or change sign; it takes a per-head RMS norm of the output unless told
+otherwise. Work a token: 4 D V a head. Source: "Scaling Context Requires Rethinking Attention" (arXiv 2507.04239),
+equation 7 and section 4; it normalises by the sum and supports even p alone.
 """
 
 import math
@@ -96,7 +96,7 @@ class Power(PowerHeads):
     p: int = Field(default=2, ge=1, le=HIGHEST_POWER)
     """Power of the scores."""
     normalizer: Normalizer | None = None
-    """`sum` of scores (even p), per-head `rms` norm of the output, or `none`; sum for even p and rms for odd by default."""
+    """`sum` of scores (even p alone), per-head `rms` norm of the output, or `none`; by default sum, and rms for odd p."""
 
     @model_validator(mode="after")
     def _check_normalizer(self) -> Self:
@@ -120,4 +120,3 @@ class Power(PowerHeads):
 
     def memory(self, impl: str) -> Memory:
         return PowerMemory(self, self.p, self.chosen_normalizer, cast(Impl, impl))
-

@@ -2,8 +2,9 @@
 
     A_ij = exp(G_i - G_j) exp(q_i·k_j / sqrt(K)) for j <= i,   y_i = sum_j A_ij v_j / sum_j A_ij
 
-State: the cache, G (K + V) T numbers, and G T more where there is a gate. Work a token: 2 H (K + V) for each key seen.
-Source: Vaswani et al. (arXiv 1706.03762); the gate is that of the forgetting transformer (Lin et al., arXiv 2503.02130).
+State: the cache, G (K + V) T numbers, and G T more where there is a gate. Work a token: 2 H (K + V) for each key
+seen. Source: Vaswani et al. (arXiv 1706.03762); the gate is that of the forgetting transformer (Lin et al.,
+arXiv 2503.02130).
 """
 
 from abc import abstractmethod

@@ -37,7 +37,7 @@ class Slice(NamedTuple):
     """A run of consecutive examples for an evaluation."""
 
     start: int
-    count: int
+    size: int
 
 
 def slices(examples: int, tokens: int, limit: int) -> list[Slice]:

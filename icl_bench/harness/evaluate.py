@@ -52,7 +52,7 @@ def evaluate(model: Backbone, feed: Feed, examples: int, members: int, precision
     per_example = members * max(cell.length, cell.scored * feed.task.vocabulary * TOKENS_AT_ONCE // LOGITS_AT_ONCE)
     totals: Counts | None = None
     for part in slices(examples, per_example, TOKENS_AT_ONCE):
-        index = torch.arange(part.start, part.start + part.count, device=feed.streams.device)
+        index = torch.arange(part.start, part.start + part.size, device=feed.streams.device)
         batch = feed.batch(index)
         with autocast(batch.inputs.device, precision):
             logits = model(batch.inputs, batch.positions)
@@ -99,7 +99,7 @@ def group_scores(right: Sequence[float], everything: Sequence[float], feed: Feed
 
 
 def best_floors(feeds: Mapping[str, Feed], examples: int) -> dict[str, list[tuple[str, float]]]:
-    """For each cell and member, the best trivial solver and its accuracy on the examples that the models are tested on."""
+    """For each cell and member, the best trivial solver and its accuracy on the examples of the test."""
     floors: dict[str, list[tuple[str, float]]] = {}
     for label, feed in feeds.items():
         batch = feed.batch(torch.arange(examples, device=feed.streams.device))

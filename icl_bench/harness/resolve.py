@@ -45,6 +45,14 @@ class Request(NamedTuple):
     """`section.field=value`, as given to --set."""
 
 
+QUICKSTART = Request(
+    task="assoc-recall",
+    archs=("softmax", "power:p=2", "linear", "window:w=8"),
+    preset="quick",
+)
+"""What `icl-bench quickstart` runs."""
+
+
 def expand(request: Request) -> list[RunSpec]:
     """All run specifications of a request, in the order architecture, learning rate, seed.
 

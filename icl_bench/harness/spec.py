@@ -1,7 +1,7 @@
 """What a run is: everything that decides its numbers, and nothing else.
 
-A `RunSpec` is written out to all its defaults before it is hashed; the hash is the run's identity. Device, engine, fleet
-size and paths are not part of it.
+A `RunSpec` is written out to all its defaults before it is hashed; the hash is the run's identity. Device, engine,
+fleet size and paths are not part of it.
 """
 
 from collections.abc import Mapping
@@ -121,7 +121,9 @@ class RunSpec(Frozen):
 
     def fleet_key(self) -> str:
         """Equal for runs that can train as members of one fleet: all but seeds, learning rate and weight decay."""
-        shared = self.model_dump(mode="json", exclude={"seed": True, "data_seed": True, "train": {"lr", "weight_decay"}})
+        shared = self.model_dump(
+            mode="json", exclude={"seed": True, "data_seed": True, "train": {"lr", "weight_decay"}}
+        )
         return content_hash(shared, "icl-bench/fleet/v1")
 
 

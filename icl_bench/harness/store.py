@@ -4,8 +4,8 @@
     attempts/<id>-<process>-<n>/  the same while the run is in progress
 
 Ending a run writes `result.json` into its attempt, makes everything durable, and renames the attempt to its place: one
-step, which either happened or did not. A run that was cut short leaves an attempt that nobody reads. Nothing finished is
-overwritten: a rename onto a finished run fails, so of two processes that end the same run the first wins.
+step, which either happened or did not. A run that was cut short leaves an attempt that nobody reads. Nothing finished
+is overwritten: a rename onto a finished run fails, so of two processes that end the same run the first wins.
 """
 
 import errno
@@ -46,7 +46,9 @@ class Store:
             StoreError: where the id is not 16 hexadecimal digits, so that no name can leave the store.
         """
         if not RUN_ID.fullmatch(run_id):
-            raise StoreError(f"a run id is {ID_LENGTH} hexadecimal digits; got {run_id!r}; list ids with `icl-bench report`")
+            raise StoreError(
+                f"a run id is {ID_LENGTH} hexadecimal digits; got {run_id!r}; list ids with `icl-bench report`"
+            )
         return self.root / "runs" / run_id[:2] / run_id
 
     def has(self, run_id: str) -> bool:
@@ -66,7 +68,7 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise StoreError(
-                f"the store must be a folder that can be written; {self.root}: {error.strerror}; choose another with --store"
+                f"the store is a folder that can be written; {self.root}: {error.strerror}; choose another with --store"
             ) from None
 
     def begin(self, spec: RunSpec, manifest: Manifest) -> "RunWriter":
@@ -87,7 +89,9 @@ class Store:
         lines = read_bytes(folder / "metrics.jsonl").splitlines()
         metrics = tuple(parse_model(MetricPoint, line, folder / "metrics.jsonl") for line in lines)
         spec = parse_object(read_bytes(folder / "spec.json"), folder / "spec.json")
-        return RunRecord(spec=spec, manifest=read_model(Manifest, folder / "manifest.json"), result=result, metrics=metrics)
+        return RunRecord(
+            spec=spec, manifest=read_model(Manifest, folder / "manifest.json"), result=result, metrics=metrics
+        )
 
     def ids(self) -> Iterator[str]:
         """Ids of all finished runs, in order."""

@@ -14,23 +14,11 @@ from icl_bench.harness.evaluate import CellOutcome, best_floors, evaluate
 from icl_bench.harness.optimiser import FleetAdamW
 from icl_bench.harness.precision import autocast
 from icl_bench.harness.record import MetricPoint
+from icl_bench.harness.reporter import Progress
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
 
 SOLVED = 0.99
-
-
-class Progress(NamedTuple):
-    """How far a fleet has come."""
-
-    step: int
-    steps: int
-    loss: list[float]
-    """Mean training loss of each member since the last report."""
-    accuracy: list[float]
-    """Mean training accuracy of each member since the last report."""
-    examples_per_second: float
-    """Training examples a second since the start, summed over members."""
 
 
 class FleetScores(NamedTuple):
@@ -167,8 +155,8 @@ def train_fleet(
             if now - last_report >= report_every or step == end:
                 loss, accuracy = trainer.take_means(pending)
                 totals += torch.tensor([loss, accuracy], dtype=torch.float64) * pending
-                rate = step * batch * members / (training + time.perf_counter() - counted_from)
-                report(Progress(step, steps, loss, accuracy, rate))
+                seconds = training + time.perf_counter() - counted_from
+                report(Progress(step, steps, loss, accuracy, step * batch * members / seconds, seconds))
                 last_report, pending = time.perf_counter(), 0
         training += time.perf_counter() - counted_from
         means = (totals / (end - begin)).tolist()

@@ -33,8 +33,8 @@ class AssocRecall(Task):
     once in `pairs`.
 
     `variant=zoology` is the generator of Arora et al., "Zoology" (arXiv 2312.04927) and "Based" (arXiv 2402.18668), as
-    their code has it: keys 1..W/2-1, values W/2..W-1 without replacement, query slots drawn with weights i^-0.99, so that
-    keys seen early are queried early, fillers over the whole vocabulary (`filler=random`) or blank (`filler=pad`).
+    their code has it: keys 1..W/2-1, values W/2..W-1 without replacement, query slots drawn with weights i^-0.99, so
+    that keys seen early are queried early, fillers over the whole vocabulary (`filler=random`) or blank (`filler=pad`).
     Without `length` and `pairs` it is their mix: five cells to train on, seven to test. The default variant mends what
     leaks there: slots are uniform, fillers come from an alphabet of their own, values may repeat.
 
@@ -56,7 +56,7 @@ class AssocRecall(Task):
     """Positions in a sequence, T; 64 in the default variant, the published mix of lengths in `zoology`."""
     pairs: tuple[int, ...] | None = None
     """Loads, each a cell trained and evaluated; 4, 8 and 16 by default, the published mix in `zoology`."""
-    vocab: int = Field(default=512, ge=8)
+    vocab: int = Field(default=160, ge=8)
     """Token ids in all; 8192 in `zoology`. Keys and values get half each of what special and noise tokens leave."""
     filler: Filler = "noise"
     """What stands between queries: an alphabet of its own, the padding token, or any token at all."""
@@ -71,7 +71,7 @@ class AssocRecall(Task):
         """Write out what the variant leaves open, so that equal tasks have equal parameters."""
         if not isinstance(data, dict):
             return data
-        given = {key: value for key, value in data.items()}
+        given = dict(data)
         if given.get("variant") == "zoology":
             published = {"vocab": 8192, "filler": "random", "slot_power": ZOOLOGY_SLOT_POWER, "repeat_values": False}
             if given.get("length") is not None or given.get("pairs") is not None:
@@ -172,7 +172,7 @@ class AssocRecall(Task):
         return Batch(inputs, positions, value_ids, octave(gaps))
 
     def _slots(self, keys: Tensor, count: int, size: int) -> Tensor:
-        """Slots of the queries, in the order of the context: [N, count], without replacement, by an exponential race."""
+        """Slots of the queries in the order of the context: [N, count], without replacement, by an exponential race."""
         if self.slot_power == 1.0:
             return random.distinct(keys, "slots", count, size)
         weights = torch.arange(1, size + 1, dtype=torch.float64).pow(self.slot_power - 1).to(keys.device)
