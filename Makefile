@@ -1,0 +1,45 @@
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+DONE := $(VENV)/.installed
+
+.PHONY: help install quickstart test test-gpu lint fix docs bench
+
+help:  ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(DONE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@touch $(DONE)
+
+install: $(DONE)  ## create .venv and install, once
+
+quickstart: $(DONE)  ## the main job on two cores, ending with report.md
+	$(BIN)/icl-bench quickstart
+
+test: $(DONE)  ## all tests that need no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu"
+
+test-gpu:  ## the kernels and fleets on a CUDA device, with the Python that has it (PYTHON=...)
+	$(PYTHON) -m pytest -q -m gpu tests
+
+lint: $(DONE)  ## style, types, layers, generated pages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m cogapp --check $(COGGED)
+
+fix: $(DONE)  ## format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(DONE)  ## write the generated pages anew
+	$(BIN)/python -m cogapp -r $(COGGED)
+
+bench: $(DONE)  ## time fleets and kernels on this machine
+	$(BIN)/python benchmarks/fleet.py
+
+COGGED := README.md docs/tasks.md docs/architectures.md docs/cli.md docs/records.md

@@ -1,0 +1,56 @@
+"""Engines carry fleets to their results; what is finished in the store is not done again."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from icl_bench.harness.fleet import pack, run_fleet
+from icl_bench.harness.record import RunRecord, RunResult
+from icl_bench.harness.reporter import Reporter
+from icl_bench.harness.spec import RunSpec
+from icl_bench.harness.store import Store
+
+FLEET_SIZE = {"cpu": 1, "cuda": 32}
+"""Members trained together: a GPU is idle while one tiny model trains, a processor is not."""
+
+
+class Engine(Protocol):
+    """Something that runs fleets."""
+
+    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Run the fleets and yield results as they are committed."""
+
+
+class InlineEngine:
+    """One fleet after the other, in this process."""
+
+    def __init__(self, device: torch.device, impl: str) -> None:
+        self.device, self.impl = device, impl
+
+    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Run the fleets in order."""
+        for fleet in fleets:
+            reporter.started(fleet)
+            results = run_fleet(fleet, store, self.device, self.impl, reporter)
+            reporter.finished(results)
+            yield from results
+
+
+def run_all(
+    specs: Sequence[RunSpec], store: Store, engine: Engine, fleet_size: int, reporter: Reporter
+) -> list[RunRecord]:
+    """Finish every run that is not finished yet, and read all of them back in the order asked for.
+
+    Raises:
+        StoreError: where the store cannot be written or a record in it cannot be read.
+    """
+    store.check_writable()
+    missing = [spec for spec in specs if not store.has(spec.id)]
+    reporter.planned(len(specs), len(specs) - len(missing))
+    try:
+        for _ in engine.submit(pack(missing, fleet_size), store, reporter):
+            pass
+    finally:
+        reporter.closed()
+    return [store.load(spec.id) for spec in specs]

@@ -1,0 +1,154 @@
+"""One fleet from its specifications to its committed results."""
+
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from icl_bench.architectures import Architecture
+from icl_bench.architectures.plain import Plain
+from icl_bench.errors import IclBenchError
+from icl_bench.harness.environment import make_manifest
+from icl_bench.harness.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
+from icl_bench.harness.reporter import Reporter
+from icl_bench.harness.resolve import make_arch, make_task
+from icl_bench.harness.spec import RunSpec
+from icl_bench.harness.store import RunWriter, Store
+from icl_bench.harness.train import FleetScores, Trainer, train_fleet
+from icl_bench.tasks import Task
+
+ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def pack(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
+    """Group runs that can train together into fleets of at most `size` members, in their order."""
+    groups: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.fleet_key(), []).append(spec)
+    return [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]
+
+
+def run_fleet(
+    specs: Sequence[RunSpec], store: Store, device: torch.device, impl: str, reporter: Reporter
+) -> list[RunResult]:
+    """Train, test and commit every member; a failure of the fleet is the result of each of its members."""
+    manifest = make_manifest(device, impl, len(specs))
+    writers = [store.begin(spec, manifest) for spec in specs]
+    started = time.perf_counter()
+    committed = False
+    try:
+        results = fleet_results(specs, device, impl, reporter, writers, started)
+        committed = True
+        return [writer.commit(result) for writer, result in zip(writers, results, strict=True)]
+    finally:
+        if not committed:
+            for writer in writers:
+                writer.abandon()
+
+
+def fleet_results(
+    specs: Sequence[RunSpec],
+    device: torch.device,
+    impl: str,
+    reporter: Reporter,
+    writers: Sequence[RunWriter],
+    started: float,
+) -> list[RunResult]:
+    """Results of a fleet: scores, or for each member what went wrong."""
+    try:
+        trainer = Trainer(specs, device, impl)
+        scores = train_fleet(trainer, reporter.progressed, lambda member, point: writers[member].log(point))
+    except IclBenchError:
+        raise
+    except torch.OutOfMemoryError as error:
+        return [failed(spec, "oom", str(error).splitlines()[0], started) for spec in specs]
+    except RuntimeError:
+        return [failed(spec, "error", traceback.format_exc(), started) for spec in specs]
+    params = trainer.model.parameters_per_member()
+    return [scored(spec, member, scores, trainer.task, params) for member, spec in enumerate(specs)]
+
+
+def scored(spec: RunSpec, member: int, scores: FleetScores, task: Task, params: int) -> RunResult:
+    """The result of a member that was trained to the end, or diverged on the way."""
+    died_at = scores.died_at[member]
+    return base_result(spec).model_copy(
+        update={
+            "status": "diverged" if died_at else "ok",
+            "detail": f"loss or gradient not finite at step {died_at}" if died_at else None,
+            "params": params,
+            "steps": died_at or spec.train.steps,
+            "seconds": round(scores.seconds, 3),
+            "examples_per_second": round(scores.examples_per_second, 1),
+            "solved_at": scores.solved_at[member],
+            "cells": () if died_at else cell_scores(scores, member, task),
+        }
+    )
+
+
+def cell_scores(scores: FleetScores, member: int, task: Task) -> tuple[CellScore, ...]:
+    """Test scores of a member by cell."""
+    rows = []
+    for label, outcome in scores.cells.items():
+        cell = task.cell(label)
+        solver, floor = scores.floors[label][member]
+        groups = {name: GroupScore(accuracy=hit, count=n) for name, (hit, n) in outcome.groups[member].items()}
+        rows.append(
+            CellScore(
+                label=label,
+                load=cell.load,
+                length=cell.length,
+                accuracy=outcome.accuracy[member],
+                exact_match=outcome.exact_match[member],
+                loss=outcome.loss[member],
+                floor=floor,
+                floor_solver=solver,
+                state_bits=task.state_bits(cell),
+                groups=groups,
+            )
+        )
+    return tuple(rows)
+
+
+def failed(spec: RunSpec, status: Status, detail: str, started: float) -> RunResult:
+    """The result of a run that ended in an exception."""
+    seconds = round(time.perf_counter() - started, 3)
+    return base_result(spec).model_copy(update={"status": status, "detail": detail, "seconds": seconds})
+
+
+def base_result(spec: RunSpec) -> RunResult:
+    """What is known of a run before it starts."""
+    task = make_task(spec.task)
+    length = max(cell.length for cell in task.eval_cells)
+    layers = [make_arch(component) for component in spec.layer_components]
+    flops = [layer.flops(spec.model.d_model, length) for layer in layers]
+    return RunResult(
+        id=spec.id,
+        digest=spec.digest,
+        task=spec.task.label,
+        arch=spec.arch_label,
+        load_name=task.load_name,
+        seed=spec.seed,
+        lr=spec.train.lr,
+        status="ok",
+        params=0,
+        state=state_report(layers, spec, length),
+        work=WorkReport(weights=sum(f.weights for f in flops), state=sum(f.state for f in flops)),
+        steps=0,
+        seconds=0.0,
+        examples_per_second=0.0,
+        cells=(),
+        files={},
+    )
+
+
+def state_report(layers: Sequence[Architecture], spec: RunSpec, length: int) -> StateReport | None:
+    """Recurrent state of all layers after `length` tokens; None where a layer of one's own does not count it."""
+    if any(isinstance(layer, Plain) and not layer.counts_state(spec.model.d_model) for layer in layers):
+        return None
+    sizes = [layer.state_size(spec.model.d_model, length) for layer in layers]
+    return StateReport(
+        elements=sum(size.elements for size in sizes),
+        bytes=sum(size.bytes(ACTIVATION_BYTES[spec.precision]) for size in sizes),
+        length=length,
+    )

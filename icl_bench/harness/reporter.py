@@ -1,0 +1,41 @@
+"""What the harness tells while it works; the command line shows it, tests collect it. Nothing here needs torch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from icl_bench.harness.record import RunResult
+from icl_bench.harness.spec import RunSpec
+
+
+class Progress(NamedTuple):
+    """How far a fleet has come."""
+
+    step: int
+    steps: int
+    loss: list[float]
+    """Mean training loss of each member since the last report."""
+    accuracy: list[float]
+    """Mean training accuracy of each member since the last report."""
+    examples_per_second: float
+    """Training examples a second since the start, summed over members."""
+    seconds: float
+    """Training time so far, validation left out."""
+
+
+class Reporter(Protocol):
+    """Receives the course of events."""
+
+    def planned(self, runs: int, done: int) -> None:
+        """`runs` runs were asked for, `done` of them are finished in the store already."""
+
+    def started(self, specs: Sequence[RunSpec]) -> None:
+        """A fleet starts."""
+
+    def progressed(self, progress: Progress) -> None:
+        """The fleet that runs has come so far."""
+
+    def finished(self, results: Sequence[RunResult]) -> None:
+        """The fleet is done and committed."""
+
+    def closed(self) -> None:
+        """Nothing more comes: all is done, or it was interrupted."""
