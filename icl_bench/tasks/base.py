@@ -16,6 +16,8 @@ from icl_bench.schema import Frozen, nearest
 PAD, BOS, SEP, QUERY, EOS = range(5)
 RESERVED = 16
 """Token ids below this are special; alphabets begin here."""
+NOISE = 16
+"""Size of the noise alphabet, which comes first where a task has one."""
 
 
 def one_or_many(value: object) -> object:
@@ -160,6 +162,22 @@ def block_starts(keys: Tensor, purpose: str, count: int, width: int, length: int
     """
     slots = random.distinct(keys, purpose, count, length - count * (width - 1)).sort(dim=-1).values
     return slots + (width - 1) * torch.arange(count, device=keys.device)
+
+
+def noise(keys: Tensor, length: int) -> Tensor:
+    """Tokens of the noise alphabet: keys [N] -> [N, length]."""
+    return random.integers(keys, "noise", length, NOISE) + RESERVED
+
+
+def permutations(keys: Tensor, purpose: str, count: int, size: int) -> Tensor:
+    """`count` independent permutations of 0..size-1: keys [N] -> [N, count, size] int64."""
+    bits = random.random_bits(keys, purpose, count * size).view(*keys.shape, count, size)
+    return torch.argsort(bits, dim=-1, stable=True)
+
+
+def choose(choices: Tensor, positions: Tensor) -> Tensor:
+    """For a solver: one of the choices [N, K] at each position [N, S], the same again for the same inputs."""
+    return choices.gather(1, positions % choices.shape[1])
 
 
 def first_true(mask: Tensor, count: int) -> Tensor:

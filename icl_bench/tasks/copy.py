@@ -42,7 +42,7 @@ class Copy(Task):
     Full size: `copy:symbols=[8|16|24|32|40|48|56|64],extrapolate=[80|96|128|256|512]`, trained up to 64 letters and
     tested far beyond.
 
-    Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), section 4, which packs several strings in a sequence.
+    Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), whose code packs several strings in a sequence.
     Chance: 1/alphabet on letters; the end mark is known from the length, (symbols/alphabet + 1)/(symbols + 1) in all.
 
     >>> task = Copy(symbols=(4,))

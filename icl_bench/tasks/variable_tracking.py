@@ -10,6 +10,7 @@ from torch import Tensor
 
 from icl_bench import random
 from icl_bench.tasks.base import (
+    NOISE,
     RESERVED,
     SEP,
     TASKS,
@@ -20,13 +21,13 @@ from icl_bench.tasks.base import (
     Task,
     block_starts,
     check_loads,
+    choose,
     first_true,
     latest_true,
+    noise,
 )
 
 EQUALS, SEMICOLON = 5, 6
-NOISE = 16
-"""Size of the noise alphabet."""
 STATEMENT = 4
 """Tokens of a statement: `x = y ;`."""
 
@@ -41,7 +42,9 @@ class VariableTracking(Task):
     the root of its chain, which is not shown. Which chain a variable belongs to is only said link by link: the literal
     assigned latest before the variable's own statement, the floor `latest-literal`, is right for close statements only.
 
-    Full size: `variable-tracking:length=256,chains=[2|4|8],hops=[1|2|4],ask=all`; beyond it, `chains=32` or `hops=8`.
+    Full size: `variable-tracking:length=256,chains=[2|4|8],hops=[1|2|4]`; beyond it,
+    `variable-tracking:length=512,chains=32,hops=2,variables=128` and
+    `variable-tracking:length=512,chains=8,hops=8,variables=128`.
 
     Source: RULER (Hsieh et al., arXiv 2404.06654), task VT, with queries for one root in place of a list of names.
     Chance: 1/chains.
@@ -131,7 +134,7 @@ class VariableTracking(Task):
         names = names.view(rows, chains, hops + 1)
         literals = random.integers(keys, "literals", chains, self.values) + self.first_value
         sources = torch.cat([literals[..., None], names[..., :-1]], dim=-1)
-        inputs = random.integers(keys, "noise", cell.length, NOISE) + RESERVED
+        inputs = noise(keys, cell.length)
         starts = self._starts(keys, cell, body)
         inputs.scatter_(1, starts, names.flatten(1)).scatter_(1, starts + 1, EQUALS)
         inputs.scatter_(1, starts + 2, sources.flatten(1)).scatter_(1, starts + 3, SEMICOLON)
@@ -169,7 +172,7 @@ class VariableTracking(Task):
     def _any_literal(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """A literal of the context, chosen by the position of the query."""
         places = first_true(inputs >= self.first_value, cell.load)
-        return inputs.gather(1, places.gather(1, positions % cell.load))
+        return inputs.gather(1, choose(places, positions))
 
     def _latest_literal(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """The literal that was assigned latest when the queried variable was."""

@@ -4,6 +4,7 @@ import doctest
 import hashlib
 import importlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ MORE = (
     "copy:distinct_symbols=true,symbols=8,extrapolate=16",
     "k-hop:symbols=100,hops=3,alphabet=6,extrapolate=16",
     "variable-tracking:length=128,chains=4,hops=4,ask=all",
+    "joint-recall:contexts=3,pairs=[3|5],show_answers=true",
+    "haystack-recall:pairs=4,queries=1,extrapolate=128",
+    "ngram-lookup:side=prefix,extrapolate=64",
+    "ngram-lookup:symbols=16,alphabet=4,ngram=2,answer=2",
+    "overwrite-recall:pairs=[2|4],updates=20,values=2",
+    "phonebook:entries=4,queries=4,digits=6,extrapolate=8",
+    "two-pass-recall:passes=1",
+    "set-disjointness:first=4,second=32,alphabet=600",
 )
 """Specs besides the defaults, where a parameter changes the code path."""
 SPECS = (*TASKS, *MORE)
@@ -140,6 +149,11 @@ class TestName:
         assert examples[0].examples, f"the docstring of {name} shows no example"
         runner = doctest.DocTestRunner(verbose=False)
         assert runner.run(examples[0]).failed == 0
+
+    def test_settings_named_in_the_docstring_exist(self, name):
+        settings = re.findall(rf"`({name}:[^`]*)`", " ".join(str(TASKS[name].__doc__).split()))
+        assert all(task_of(setting).eval_cells for setting in settings)
+        assert settings or name == "assoc-recall"
 
     def test_docstring_names_source_and_chance(self, name):
         text = TASKS[name].__doc__ or ""

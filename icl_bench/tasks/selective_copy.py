@@ -1,0 +1,130 @@
+"""Selective copying: repeat the data, leave out the blanks."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from icl_bench import random
+from icl_bench.tasks.base import (
+    PAD,
+    QUERY,
+    RESERVED,
+    TASKS,
+    Batch,
+    Cell,
+    Extra,
+    Many,
+    Solver,
+    Task,
+    check_loads,
+    first_true,
+    octave,
+    octave_label,
+)
+
+
+@TASKS.register("selective-copy")
+class SelectiveCopy(Task):
+    """Repeat in order the symbols that stand at random places among blanks.
+
+    `symbols` symbols stand at uniform places in a stretch of blanks; then follow as many query marks. Scored are the
+    marks: the target at the i-th is the i-th symbol. Answers are not shown, so the place has to come from counting
+    marks, and which inputs to keep from what they are: `symbols` at a fixed length tests capacity, `length` at fixed
+    symbols tests selection.
+
+    Full size: `selective-copy:length=512,symbols=[8|16|32|64|96|128]` for capacity and
+    `selective-copy:length=[128|256|512|1024],symbols=16,extrapolate=4096` for selection. Mamba's own has 16 symbols of
+    15 kinds in 4096 tokens.
+
+    Source: Gu and Dao, "Mamba" (arXiv 2312.00752), section 4.1; MAD (arXiv 2403.17844). Chance: 1/alphabet.
+
+    >>> task = SelectiveCopy(length=(16,), symbols=(4,))
+    >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
+    >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())
+    '· i · · · j a p · · · · ? ? ? ?'
+    >>> batch.positions.tolist(), " ".join(task.spell(token) for token in batch.targets[0].tolist())
+    ([[12, 13, 14, 15]], 'i j a p')
+    """
+
+    load_name = "symbols"
+
+    length: Many = (64,)
+    """Positions in a sequence, T; with `symbols` they span the grid of cells."""
+    symbols: Many = (4, 8, 16)
+    """Numbers of symbols to repeat."""
+    extrapolate: Extra = ()
+    """Lengths evaluated besides, not trained."""
+    alphabet: int = Field(default=16, ge=2)
+    """Number of kinds of symbols."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "SelectiveCopy":
+        lengths = (*self.length, *self.extrapolate)
+        check_loads("length", lengths)
+        check_loads("symbols", self.symbols)
+        if 2 * max(self.symbols) > min(lengths):
+            raise ValueError(
+                f"symbols must be at most length / 2 = {min(lengths) // 2}, a place and a query each; "
+                f"got {max(self.symbols)}; raise length to {2 * max(self.symbols)} or lower symbols"
+            )
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        return RESERVED + self.alphabet
+
+    @property
+    def train_cells(self) -> tuple[Cell, ...]:
+        return tuple(self._cell(length, symbols) for length in self.length for symbols in self.symbols)
+
+    @property
+    def eval_cells(self) -> tuple[Cell, ...]:
+        lengths = (*self.length, *self.extrapolate)
+        return tuple(self._cell(length, symbols) for length in lengths for symbols in self.symbols)
+
+    def _cell(self, length: int, symbols: int) -> Cell:
+        share = 1.0 if length in self.length else 0.0
+        label = f"length={length},symbols={symbols}"
+        return Cell(label=label, length=length, load=symbols, scored=symbols, share=share)
+
+    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+        rows, symbols, body = keys.shape[0], cell.load, cell.length - cell.load
+        data = random.integers(keys, "symbols", symbols, self.alphabet) + RESERVED
+        places = random.distinct(keys, "places", symbols, body).sort(dim=-1).values
+        blanks = torch.full((rows, body), PAD, device=keys.device)
+        inputs = torch.cat([blanks.scatter(1, places, data), torch.full_like(data, QUERY)], dim=1)
+        positions = torch.arange(body, cell.length, device=keys.device).expand(rows, -1)
+        return Batch(inputs, positions, data, octave(positions - places))
+
+    def _data(self, inputs: Tensor, cell: Cell) -> Tensor:
+        return inputs.gather(1, first_true(inputs >= RESERVED, cell.load))
+
+    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        return self._data(inputs, cell)
+
+    @property
+    def floors(self) -> Mapping[str, Solver]:
+        return {"most-frequent": self._most_frequent, "latest": self._latest}
+
+    def _most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """The most frequent symbol."""
+        return self._data(inputs, cell).mode(dim=1).values[:, None].expand_as(positions)
+
+    def _latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """The symbol nearest to the queries."""
+        return self._data(inputs, cell)[:, -1:].expand_as(positions)
+
+    def state_bits(self, cell: Cell) -> float:
+        return cell.load * math.log2(self.alphabet)
+
+    def group_label(self, group: int) -> str:
+        return octave_label(group)
+
+    def spell(self, token: int) -> str:
+        letter = token - RESERVED
+        if letter < 0:
+            return super().spell(token)
+        return chr(ord("a") + letter) if self.alphabet <= 26 else f"s{letter}"

@@ -1,0 +1,43 @@
+import math
+
+import pytest
+from scipy import stats
+
+from icl_bench.errors import SpecError
+from icl_bench.tasks.base import SEP
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("alphabet=20", "alphabet must hold two disjoint sets, 16 + 16; got 20; raise alphabet to 32 or lower"),
+        ("first=0", "first must be at least 1; got 0"),
+        ("second=[4|4]", "second must differ from each other"),
+    ],
+)
+def test_bad_parameters_are_refused(make, spec, message):
+    with pytest.raises(SpecError) as error:
+        make(f"set-disjointness:{spec}")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("first", "second"), [(5, 3), (1, 6), (300, 300)])
+def test_rule_by_reading(draw, first, second):
+    task, cell, batch = draw(f"set-disjointness:first={first},second={second},alphabet=700", 100)
+    for tokens, positions, targets in zip(*(tensor.tolist() for tensor in batch[:3]), strict=True):
+        middle = tokens.index(SEP)
+        one, other = set(tokens[:middle]), set(tokens[middle + 1 : -1])
+        assert (len(one), len(other)) == (first, second)
+        assert len(one & other) == (task.spell(targets[0]) == "yes")
+        assert positions == [cell.length - 1]
+
+
+def test_answers_are_balanced(draw):
+    _, _, batch = draw("set-disjointness:first=4,second=4", 10_000)
+    assert stats.binomtest(int(batch.groups.sum()), 10_000).pvalue > 1e-4
+
+
+def test_state_is_that_of_the_first_set(make):
+    task = make("set-disjointness:first=[2|8],second=4,alphabet=20")
+    assert [task.state_bits(cell) for cell in task.eval_cells] == [math.log2(190), math.log2(125970)]
