@@ -27,7 +27,7 @@ from icl_bench.kernels.arguments import (
 )
 from icl_bench.kernels.backends import check_triton, has_triton
 from icl_bench.kernels.matrices import fold_heads
-from icl_bench.kernels.power.chunked import advance_state, default_chunk, form_costs, sums_by_chunk
+from icl_bench.kernels.power.chunked import advance_state, default_chunk, form_costs, power_by_chunks, with_ones
 from icl_bench.kernels.power.expansion import expanded_width, read_state
 from icl_bench.kernels.power.reference import power_attention_reference
 
@@ -157,8 +157,9 @@ def power_step(
         return out[:, 0], new
     n, groups, _ = k.shape
     c = None if log_g is None else log_g.to(accumulation_dtype(q.dtype)).reshape(-1, 1)
-    columns = _values(v[:, None], normalize)
-    joint = advance_state(_join(state), fold_heads(k[:, None], groups), fold_heads(columns, groups), c, p)
+    values = fold_heads(v[:, None], groups)
+    columns = values if normalize == "none" else with_ones(values)
+    joint = advance_state(_join(state), fold_heads(k[:, None], groups), columns, c, p)
     sums = read_state(fold_heads(q[:, None], groups), joint, p)
     return _finish(sums.view(n, q.shape[1], -1), v, p, check_scale(scale, q), normalize, eps), _split(
         joint, n, normalize
@@ -221,10 +222,11 @@ def _run(
     elif chunk is None:
         chunk = default_chunk(q.shape[3], v.shape[3], p)
     joint = None if initial_state is None else _join(initial_state)
-    columns = _values(v, normalize)
-    sums, joint = sums_by_chunk(q, k, columns, log_g, joint, p=p, chunk=chunk, keep_state=keep_state)
-    state = None if joint is None else _split(joint, q.shape[0], normalize)
-    return _finish(sums, v, p, factor, normalize, eps), state
+    epsilon = eps if normalize == "sum" else None
+    out, joint = power_by_chunks(
+        q, k, v, log_g, joint, p=p, factor=factor**p, eps=epsilon, chunk=chunk, keep_state=keep_state
+    )
+    return out, None if joint is None else _split(joint, q.shape[0], normalize)
 
 
 def _run_reference(
@@ -244,13 +246,8 @@ def _run_reference(
     return out.to(v.dtype), PowerState(s.to(kind), z.to(kind) if normalize == "sum" else None)
 
 
-def _values(v: Tensor, normalize: Normalize) -> Tensor:
-    """The values with, where a normaliser is wanted, a last column of ones that gathers it."""
-    return v if normalize == "none" else torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1)
-
-
 def _finish(sums: Tensor, v: Tensor, p: int, scale: float, normalize: Normalize, eps: float) -> Tensor:
-    """Scale and normalise on [.., V + 1], so that no pass over the T x T scores is spent on either."""
+    """Scale and normalise what was read from the state: [N, H, V + 1], or [N, H, V] without a normaliser."""
     if normalize == "none":
         return (sums * scale**p).to(v.dtype)
     width = v.shape[-1]

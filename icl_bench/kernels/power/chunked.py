@@ -5,8 +5,9 @@ With c the inclusive sums of the log gates from the start of a chunk, S the stat
     o_i = e^(c_i) phi(q_i) S + sum_{j<=i} e^(c_i - c_j) (q_i.k_j)^p v_j
     S' = e^(c_l) S + sum_j e^(c_l - c_j) phi(k_j) v_j^T
 
-(arXiv 2507.04239, appendix A). Every exponent is at most 0. The normaliser rides as a last column of ones in v, so that
-z is the last column of S. One chunk that covers the sequence, without a state, is the quadratic form.
+(arXiv 2507.04239, appendix A). Every exponent is at most 0. The normaliser rides along as a last column of ones in
+the values that are written, so that z is the last column of S. One chunk that covers
+the sequence, without a state, is the quadratic form.
 """
 
 import math
@@ -43,38 +44,53 @@ def default_chunk(key_width: int, value_width: int, p: int) -> int:
     return min(1024, max(64, 1 << math.ceil(math.log2(boundary / score) / 2)))
 
 
-def sums_by_chunk(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: Tensor | None, *, p: int, chunk: int, keep_state: bool
+def power_by_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_g: Tensor | None,
+    state: Tensor | None,
+    *,
+    p: int,
+    factor: float,
+    eps: float | None,
+    chunk: int,
+    keep_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The unnormalised, unscaled outputs sum_j e^(..) (q_i.k_j)^p v_j of every token, and the state after the last.
+    """Power attention over all tokens, and the state after the last.
 
     Args:
         q: [N, T, H, K].
         k: [N, T, G, K].
         v: [N, T, G, V].
         log_g: [N, T, G] or None.
-        state: [N*G, D, V] that enters, or None for zeros.
+        state: [N*G, D, V + 1] that enters ([N*G, D, V] where eps is None), or None for zeros.
         p: The power.
+        factor: The scale of q.k to the power p.
+        eps: Added to the sum of the weights; None not to divide by it.
         chunk: Tokens to a chunk; the last one may be shorter.
         keep_state: Whether the state after the last token is wanted.
 
     Returns:
-        [N, T, H, V] and [N*G, D, V] (None unless wanted), in float32 (float64 for float64).
+        [N, T, H, V] in the type of v, and the state, in float32 (float64 for float64), or None.
     """
     outputs = []
     t, groups = q.shape[1], k.shape[2]
     for start in range(0, t, chunk):
         part = slice(start, min(start + chunk, t))
-        last = part.stop == t
         rows, keys, values = (fold_heads(x[:, part], groups) for x in (q, k, v))
         c = None if log_g is None else _gate_sums(log_g[:, part], q.dtype)
-        out = causal_power(rows, keys, values, c, p)
-        if state is not None:
-            out = out + _read(rows, state, c, p)
-        outputs.append(unfold_heads(out, q[:, part].shape[:3]))
-        if keep_state or not last:
-            state = advance_state(state, keys, values, c, p)
+        read = None if state is None else _read(rows, state, c, p)
+        out = causal_power(rows, keys, values, c, read, p=p, factor=factor, eps=eps)
+        outputs.append(unfold_heads(out.to(v.dtype), q[:, part].shape[:3]))
+        if keep_state or part.stop < t:
+            state = advance_state(state, keys, values if eps is None else with_ones(values), c, p)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state if keep_state else None
+
+
+def with_ones(v: Tensor) -> Tensor:
+    """[B, T, V] -> [B, T, V + 1]: the column of ones gathers the normaliser."""
+    return torch.cat([v, v.new_ones(*v.shape[:2], 1)], dim=2)
 
 
 def advance_state(state: Tensor | None, keys: Tensor, values: Tensor, c: Tensor | None, p: int) -> Tensor:

@@ -21,66 +21,115 @@ def integer_power(x: Tensor, p: int) -> Tensor:
 
 
 class _CausalPower(torch.autograd.Function):
-    """o_i = sum_{j<=i} e^(c_i - c_j) (q_i.k_j)^p v_j, with R query rows to a key: q [B, R T, K], k, v [B, T, ...].
+    """The quadratic form; shapes and meaning as in `causal_power`.
 
-    The scores s and the weights A are all of size T x T that is kept. The gradient of the gate needs no such array:
-    do_i.o_i = sum_j dA_ij A_ij is what reaches c_i, and v_j.dv_j = sum_i dA_ij A_ij is what leaves c_j.
+    The scores s and the weights A are all of size T x T that is kept. With n and d the numerator and the denominator of
+    y = n / d, dn = dy / d and dd = -dn.y, the gradient of A is dA_ij = dn_i.v_j + dd_i. The gate needs no T x T array
+    of its own: sum_i dA_ij A_ij = v_j.dv_j + (A^T dd)_j leaves c_j, and what reaches c_i, sum_j dA_ij A_ij, is minus
+    the share of eps and of the read state, as dn_i.n_i + dd_i d_i = 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, c: Tensor | None, p: int) -> Tensor:
-        rows, t = q.shape[1] // k.shape[1], k.shape[1]
-        scores = matrix_product(q, k.mT).view(-1, rows, t, t)
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        c: Tensor | None,
+        read: Tensor | None,
+        p: int,
+        factor: float,
+        eps: float | None,
+    ) -> Tensor:
+        t, width = v.shape[1:]
+        scores = matrix_product(q, k.mT).view(-1, q.shape[1] // t, t, t)
+        decay = None
         if c is None:
-            scores = scores.tril_()
-            decay = None
-            weights = integer_power(scores, p)
+            weights = integer_power(scores.tril_(), p)
         else:
             # above the diagonal the difference would be positive: it is cleared before the exponential, and 1 after
             decay = (c[:, :, None] - c[:, None, :]).tril_().exp_().tril_()[:, None]
             weights = integer_power(scores, p) * decay
-        out = matrix_product(weights.view(-1, rows * t, t).to(factor_dtype(v)), v)
-        ctx.save_for_backward(q, k, v, scores, weights, decay, None if c is None else out)
-        ctx.p = p
-        return out
+        weights = weights.view(-1, q.shape[1], t).to(factor_dtype(v))
+        y = matrix_product(weights, v)
+        if read is not None:
+            y.add_(read[..., :width])
+        total = None
+        if eps is None:
+            y.mul_(factor)
+        else:
+            total = weights.sum(dim=-1, keepdim=True, dtype=y.dtype).add_(eps / factor)
+            y.div_(total if read is None else total.add_(read[..., width:]))
+        ctx.save_for_backward(q, k, v, scores, weights, decay, read if c is not None else None, y, total)
+        ctx.p, ctx.factor, ctx.eps, ctx.has_read = p, factor, eps, read is not None
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
-        q, k, v, scores, weights, decay, out = ctx.saved_tensors
-        _, rows, t, _ = scores.shape
-        factor = factor_dtype(v)
-        grad = grad.to(factor)
-        grad_v = matrix_product(weights.view(-1, rows * t, t).mT.to(factor), grad)
-        grad_scores = matrix_product(grad, v.mT).view_as(scores)
-        if ctx.p > 1:
-            grad_scores.mul_(integer_power(scores, ctx.p - 1))
-        if decay is not None:
-            grad_scores.mul_(decay)
-        elif ctx.p == 1:
-            grad_scores.tril_()
-        grad_scores = grad_scores.view(-1, rows * t, t).to(factor)
-        grad_q = matrix_product(grad_scores, k).mul_(ctx.p)
-        grad_k = matrix_product(grad_scores.mT, q).mul_(ctx.p)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, scores, weights, decay, read, y, total = ctx.saved_tensors
+        grad_total = None
+        if total is None:
+            grad = grad * ctx.factor
+        else:
+            grad = grad / total
+            grad_total = (grad * y).sum(dim=-1, keepdim=True).neg_()
+        grad_v = matrix_product(weights.mT, grad.to(weights.dtype))
+        grad_scores = _scores_gradient(ctx.p, grad.to(weights.dtype), grad_total, v, scores, decay).to(weights.dtype)
+        grad_q = matrix_product(grad_scores, k).mul_(ctx.p).to(q.dtype)
+        grad_k = matrix_product(grad_scores.mT, q).mul_(ctx.p).to(k.dtype)
+        grad_read = None
+        if ctx.has_read:
+            grad_read = grad if grad_total is None else torch.cat([grad, grad_total], dim=-1)
         grad_c = None
-        if out is not None:
-            reached = (grad * out).sum(dim=-1).view(-1, rows, t).sum(dim=1)
-            grad_c = reached - (v * grad_v).sum(dim=-1)
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_c, None
+        if decay is not None:
+            left = (v * grad_v).sum(dim=-1)
+            if grad_total is None:
+                reached = (grad * y).sum(dim=-1) / ctx.factor
+            else:
+                left += torch.bmm(weights.mT, grad_total.to(weights.dtype)).squeeze(-1)
+                reached = grad_total.squeeze(-1) * (-ctx.eps / ctx.factor)
+            if grad_read is not None:
+                reached -= (grad_read * read).sum(dim=-1)
+            grad_c = reached.view(len(v), -1, v.shape[1]).sum(dim=1) - left
+        return grad_q, grad_k, grad_v.to(v.dtype), grad_c, grad_read, None, None, None
 
 
-def causal_power(q: Tensor, k: Tensor, v: Tensor, c: Tensor | None, p: int) -> Tensor:
-    """sum_{j<=i} e^(c_i - c_j) (q_i.k_j)^p v_j by the T x T scores.
+def _scores_gradient(
+    p: int, grad: Tensor, grad_total: Tensor | None, v: Tensor, scores: Tensor, decay: Tensor | None
+) -> Tensor:
+    """(dn v^T + dd) s^(p-1) decay, which is ds / p: the factor p is cheaper on dq and dk."""
+    out = matrix_product(grad, v.mT)
+    if grad_total is not None:
+        out.add_(grad_total)
+    out = out.view_as(scores)
+    if p > 1:
+        out.mul_(integer_power(scores, p - 1))
+    if decay is not None:
+        out.mul_(decay)
+    elif p == 1:
+        out.tril_()
+    return out.view(len(v), -1, v.shape[1])
+
+
+def causal_power(
+    q: Tensor, k: Tensor, v: Tensor, c: Tensor | None, read: Tensor | None, *, p: int, factor: float, eps: float | None
+) -> Tensor:
+    """y_i = sum_{j<=i} A_ij v_j / (sum_{j<=i} A_ij + eps) for A_ij = factor e^(c_i - c_j) (q_i.k_j)^p.
 
     Args:
         q: [B, R*T, K], R query heads to a key-value head, head by head.
         k: [B, T, K].
         v: [B, T, V].
         c: [B, T] inclusive sums of the log gates in float32 (float64 for float64), or None.
+        read: [B, R*T, V + 1], what an earlier state adds to the two sums before the factor, or None; [B, R*T, V]
+            where eps is None.
         p: The power, at least 1.
+        factor: The scale of q.k to the power p.
+        eps: Added to the sum of the weights; None not to divide by it.
 
     Returns:
         [B, R*T, V] in float32 (float64 for float64).
     """
-    out: Tensor = _CausalPower.apply(q, k, v, c, p)
+    out: Tensor = _CausalPower.apply(q, k, v, c, read, p, factor, eps)
     return out
