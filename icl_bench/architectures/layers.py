@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from icl_bench import random
 
-
 TAP_STD = 0.3
 """Start of the taps of a convolution; 0.5, which keeps the variance of four taps, learns recall more slowly."""
 
@@ -86,7 +85,7 @@ class Embedding(Stacked):
 
     def __init__(self, members: int, vocabulary: int, width: int) -> None:
         super().__init__(members)
-        self.declare("weight", (vocabulary, width), Init(std=1 / math.sqrt(width)))
+        self.declare("weight", (vocabulary, width), Init(std=0.3 / math.sqrt(width)))
 
     def forward(self, ids: Tensor) -> Tensor:
         members, vocabulary, width = self.weight.shape

@@ -30,8 +30,8 @@ class Plain(Architecture):
         self.make(d_model)
         return self
 
-    def make(self, d_model: int) -> nn.Module:
-        """One module.
+    def make(self, d_model: int, seed: int = 0) -> nn.Module:
+        """One module, its parameters drawn by its class under a global seed of its own; the global state is restored.
 
         Raises:
             UnknownNameError: where the path names nothing.
@@ -43,7 +43,9 @@ class Plain(Architecture):
                 f"a layer of one's own is a class of torch.nn.Module; {self.path} is {cls!r}; name the class"
             )
         try:
-            return cls(d_model, **self.params)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return cls(d_model, **self.params)
         except TypeError as error:
             raise SpecError(
                 f"{self.path} is built as Class(d_model, parameters); it said: {error}; check them"
@@ -84,11 +86,9 @@ class PlainMixer(Mixer):
 
     @torch.no_grad()
     def initialise(self, seeds: list[int], name: str) -> None:
-        """Let the class draw its own parameters, under a global seed made from the member's and the layer's name."""
+        """Let the class draw its own parameters, from the member's seed and the layer's name."""
         for row, seed in enumerate(seeds):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(random.stream("init", seed, name) % 2**63)
-                fresh = self.config.make(self.d_model)
+            fresh = self.config.make(self.d_model, random.stream("init", seed, name) % 2**63)
             for stacked, own in zip(self.stacked, fresh.parameters(), strict=True):
                 stacked[row].copy_(own)
 

@@ -96,7 +96,7 @@ class Power(PowerHeads):
     p: int = Field(default=2, ge=1, le=HIGHEST_POWER)
     """Power of the scores."""
     normalizer: Normalizer | None = None
-    """`sum` of scores (even p alone), per-head `rms` norm of the output, or `none`; by default sum, and rms for odd p."""
+    """`sum` of scores (even p), per-head `rms` norm of the output, or `none`; by default sum, for odd p rms."""
 
     @model_validator(mode="after")
     def _check_normalizer(self) -> Self:

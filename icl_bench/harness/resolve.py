@@ -13,7 +13,7 @@ from icl_bench.tasks import TASKS, Task
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
-    "quick": {"train": {"steps": 200}, "evaluation": {"examples": 512, "validation": 128, "points": 5}},
+    "quick": {"train": {"steps": 250}, "evaluation": {"examples": 512, "validation": 128, "points": 5}},
     "zoology": {
         "model": {"d_model": 128, "mlp": 0.0},
         "train": {

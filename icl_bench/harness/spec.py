@@ -46,11 +46,11 @@ class ModelSpec(Frozen):
 class TrainSpec(Frozen):
     """Optimiser (AdamW), schedule and budget."""
 
-    steps: int = Field(default=500, ge=1)
+    steps: int = Field(default=300, ge=1)
     """Updates."""
     batch: int = Field(default=64, ge=1)
     """Examples of an update."""
-    lr: float = Field(default=3e-3, gt=0)
+    lr: float = Field(default=1e-2, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay, on every parameter."""

@@ -1,0 +1,157 @@
+"""What every architecture must hold, over the registry and over the factors that they share."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from icl_bench.architectures import ARCHITECTURES, Architecture
+from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.base import state_tensors
+from icl_bench.architectures.layers import initialise
+from icl_bench.schema import build, parse_spec
+
+D_MODEL = 12
+SPECS = [
+    "gated-conv",
+    "gated-conv:conv=1",
+    "linear",
+    "linear:feature_map=elu,conv=0",
+    "linear:feature_map=relu,gate=true",
+    "linear:feature_map=softplus,rope=true,heads=2",
+    "linear:feature_map=exp,normalizer=none",
+    "power:p=1",
+    "power:p=2",
+    "power:p=2,gate=true,rope=true,heads=2",
+    "power:p=2,kv_heads=2,d_value=5,conv=0",
+    "power:p=2,normalizer=rms",
+    "power:p=3",
+    "power:p=3,normalizer=none,heads=2,d_key=3",
+    "power:p=4,d_key=2",
+    "power:p=5,d_key=2,gate=true",
+    "power:p=6,d_key=2",
+    "softmax",
+    "softmax:gate=true,rope=true,heads=2,kv_heads=1",
+    "softmax:d_key=3,d_value=7,conv=2",
+    "window",
+    "window:w=1,conv=0",
+    "window:w=3,gate=true,kv_heads=2",
+    "window:w=4,rope=true,heads=2",
+]
+LENGTH = 9
+
+
+def architecture(text: str) -> Architecture:
+    spec = parse_spec(text)
+    return build(ARCHITECTURES[spec.name], spec.params, spec.name)
+
+
+def mixer(text: str, members: int = 2):
+    made = architecture(text).build(members, D_MODEL, 1.0, "auto")
+    initialise(made, list(range(members)))
+    return made.double()
+
+
+def inputs(members: int = 2, batch: int = 2, length: int = LENGTH) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(members, batch, length, D_MODEL, generator=generator, dtype=torch.float64)
+
+
+def recurrent(layer, x: Tensor):
+    state, rows = layer.initial_state(x.shape[1]), []
+    for t in range(x.shape[2]):
+        y, state = layer.step(x[:, :, t], state, t)
+        rows.append(y)
+    return torch.stack(rows, dim=2), state
+
+
+def test_every_architecture_is_covered() -> None:
+    assert {parse_spec(text).name for text in SPECS} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_lives_in_the_file_of_its_name(name: str) -> None:
+    assert ARCHITECTURES[name].__module__ == f"icl_bench.architectures.{name.replace('-', '_')}"
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_parallel_form_equals_recurrent_form(text: str) -> None:
+    layer, x = mixer(text), inputs()
+    stepped, _ = recurrent(layer, x)
+    torch.testing.assert_close(layer(x), stepped, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize("length", [1, 3, LENGTH])
+def test_state_elements_are_what_step_carries(text: str, length: int) -> None:
+    layer, x = mixer(text), inputs(length=length)
+    _, state = recurrent(layer, x)
+    carried = sum(part.numel() for part in state_tensors(state))
+    assert architecture(text).state_elements(D_MODEL, length) * x.shape[0] * x.shape[1] == carried
+
+
+@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize("changed", [0, 4, LENGTH - 1])
+def test_a_token_leaves_every_earlier_output_bit_equal(text: str, changed: int) -> None:
+    layer, x = mixer(text), inputs()
+    other = x.clone()
+    other[:, :, changed] += 1.0
+    before, after = layer(x), layer(other)
+    assert torch.equal(before[:, :, :changed], after[:, :, :changed])
+    assert not torch.equal(before[:, :, changed], after[:, :, changed])
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_gradients_reach_every_parameter(text: str) -> None:
+    layer = mixer(text)
+    layer(inputs()).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and bool((parameter.grad.flatten(1).abs().sum(1) > 0).all()), name
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_flops_count_the_projections_and_are_finite(text: str) -> None:
+    flops = architecture(text).flops(D_MODEL, LENGTH)
+    assert flops.weights > 0 and math.isfinite(flops.state) and flops.state >= 0
+
+
+def test_a_window_of_w_sees_exactly_w_keys() -> None:
+    layer, x = mixer("window:w=4,conv=0"), inputs()
+    base = layer(x)
+    for back, seen in ((3, True), (4, False)):
+        other = x.clone()
+        other[:, :, LENGTH - 1 - back] += 1.0
+        assert torch.equal(layer(other)[:, :, -1], base[:, :, -1]) is not seen
+
+
+def test_linear_is_power_one() -> None:
+    x = inputs()
+    torch.testing.assert_close(mixer("linear")(x), mixer("power:p=1")(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("text", "elements"), [("power:p=2", 4 * 6 * 4), ("power:p=3", 4 * 10 * 3), ("linear", 4 * 9)])
+def test_state_grows_by_the_binomial_law(text: str, elements: int) -> None:
+    assert architecture(text).state_size(D_MODEL, 100).sums == elements
+
+
+def test_members_are_independent_and_start_from_their_own_seeds() -> None:
+    pair = Backbone([3, 8], 11, D_MODEL, [architecture("power:p=2")] * 2, 24, True, "auto")
+    alone = Backbone([8], 11, D_MODEL, [architecture("power:p=2")] * 2, 24, True, "auto")
+    for both, own in zip(pair.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(both[1:], own)
+    ids = torch.arange(2 * 3 * 7).view(2, 3, 7) % 11
+    positions = torch.tensor([[1, 6]]).expand(2, 3, 2)
+    torch.testing.assert_close(pair(ids, positions)[1:], alone(ids[1:], positions[1:]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_backbone_steps_to_the_same_logits(tied: bool) -> None:
+    layers = [architecture("gated-conv"), architecture("softmax:rope=true,heads=2")]
+    model = Backbone([0, 1], 11, D_MODEL, layers, 24, tied, "auto").double()
+    ids = torch.arange(2 * 3 * 7).view(2, 3, 7) * 5 % 11
+    positions = torch.arange(7).expand(2, 3, 7)
+    whole, state = model(ids, positions), model.initial_state(3)
+    for t in range(7):
+        logits, state = model.step(ids[:, :, t], state, t)
+        torch.testing.assert_close(logits, whole[:, :, t], rtol=1e-9, atol=1e-9)
