@@ -23,7 +23,7 @@ def attention_triton(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, wind
         v: Values [N, T, G, V], V <= 256.
         log_g: Logarithms of the gates [N, T, G], or None.
         window: How many keys a query sees, itself included; None for all.
-        scale: Factor on q.k.
+        scale: Factor on q.k, positive.
 
     Returns:
         [N, T, H, V] in the type of v.
@@ -32,8 +32,6 @@ def attention_triton(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, wind
         KernelUnavailableError: The widths or types are none that the kernels take.
     """
     _check(q, k, v)
-    if scale < 0:
-        q, scale = -q, -scale
     if window is not None and window >= q.shape[1]:
         window = None
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.attention.triton_tiles import (
+    SIZES,
     key_tiles,
     load_rows,
     load_vector,
@@ -56,7 +57,7 @@ def _query_tiles(
     return dq, dgate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, dgate_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
@@ -147,7 +148,7 @@ def _key_tiles(
     return dk, dv, dgate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def key_value_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cum_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, dgate_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
@@ -202,7 +203,7 @@ def key_value_gradient_kernel(
         tl.store(dgate_ptr + head * T + j, dgate, mask=j < T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def one_tile_gradient_kernel(
     q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, do_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, dgate_q_ptr, dgate_k_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,

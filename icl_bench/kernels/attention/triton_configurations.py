@@ -10,12 +10,13 @@ Pass = Literal["forward", "query", "key_value"]
 
 
 class Tile(NamedTuple):
-    """The shape of a program: queries and keys a tile, warps, and stages of its software pipeline."""
+    """The shape of a program: queries and keys a tile, warps, stages of its software pipeline, registers a thread."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 # Sequences up to this length are short: many small programs beat few large ones.
@@ -49,13 +50,13 @@ TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile]] = {
     ("key_value", 4, 256): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
 
-# {(bytes an element, width): the longest sequence whose gradients one program makes, with its warps}
-ONE_TILE: dict[tuple[int, int], tuple[int, int]] = {
-    (2, 32): (64, 4),
-    (2, 64): (64, 4),
-    (2, 128): (64, 4),
-    (4, 32): (32, 4),
-    (4, 64): (32, 4),
+# {(bytes an element, width): {block: warps}} of the gradients that one program makes for a whole sequence
+ONE_TILE: dict[tuple[int, int], dict[int, int]] = {
+    (2, 32): {64: 4, 128: 4},
+    (2, 64): {64: 4, 128: 8},
+    (2, 128): {64: 4},
+    (4, 32): {32: 4},
+    (4, 64): {32: 4},
 }
 
 WIDEST = 256
@@ -79,5 +80,5 @@ def tile(direction: Pass, element_size: int, k: int, v: int, t: int) -> Tile:
 
 def one_tile(element_size: int, k: int, v: int, t: int) -> tuple[int, int] | None:
     """Block and warps of the one-tile gradient, or None where the sequence is too long or too wide for it."""
-    entry = ONE_TILE.get((element_size, width_class(k, v)))
-    return entry if entry is not None and t <= entry[0] else None
+    fitting = [entry for entry in ONE_TILE.get((element_size, width_class(k, v)), {}).items() if t <= entry[0]]
+    return min(fitting, default=None)

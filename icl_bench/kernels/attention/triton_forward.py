@@ -9,6 +9,7 @@ import triton.language as tl
 
 from icl_bench.kernels.attention.triton_tiles import (
     NO_SCORE,
+    SIZES,
     key_tiles,
     load_rows,
     padded_length,
@@ -26,7 +27,7 @@ def _attend(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Let the query tile attend to `count` key tiles, from key `first` on, with a gap after the first `before` tiles."""
+    """Attend to `count` key tiles, from key `first` on, with a gap after the first `before` tiles."""
     i = tl.arange(0, BLOCK_M)[:, None]
     j = tl.arange(0, BLOCK_N)[None, :]
     for step in range(0, count):
@@ -56,7 +57,7 @@ def _attend(
     return acc, top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, lse_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,

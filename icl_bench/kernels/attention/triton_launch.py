@@ -33,9 +33,8 @@ def forward(
     n, t, h, _ = q.shape
     o = torch.empty(n, t, h, v.shape[-1], device=q.device, dtype=v.dtype)
     lse = torch.empty(n, h, padded_length(t), device=q.device, dtype=torch.float32)
-    grid = (n * h * -(-t // tile.queries),)
     with _on(q):
-        forward_kernel[grid](
+        forward_kernel[_grid(q, tile.queries)](
             q, k, v, _or_unread(cumulated, lse), o, lse, *_sizes(q, k, v, window), scale * LOG2E,
             **_constants(q, v, cumulated, window, tile),
         )  # fmt: skip
@@ -47,20 +46,40 @@ def backward(
     window: int | None, scale: float, query: Tile, key_value: Tile,
 ) -> Gradients:  # fmt: skip
     """Return the gradients, by one kernel for the queries and one for the keys and values. `do` is contiguous."""
-    n, t, h, _ = q.shape
-    dq, dk, dv, rows, columns = _empty_gradients(q, k, v, gated=cumulated is not None)
-    delta = torch.empty_like(lse)
-    sums = _or_unread(cumulated, lse)
-    sizes = (*_sizes(q, k, v, window), scale, scale * LOG2E)
-    with _on(q):
-        query_gradient_kernel[(n * h * -(-t // query.queries),)](
-            q, k, v, sums, o, do, lse, delta, dq, rows, *sizes, **_constants(q, v, cumulated, window, query)
-        )
-        key_value_gradient_kernel[(n * h * -(-t // key_value.keys),)](
-            q, k, v, sums, do, lse, delta, dk, dv, columns, *sizes,
-            **_constants(q, v, cumulated, window, key_value),
-        )  # fmt: skip
+    dq, delta, rows = query_gradient(q, k, v, cumulated, o, lse, do, window, scale, query)
+    dk, dv, columns = key_value_gradient(q, k, v, cumulated, lse, delta, do, window, scale, key_value)
     return Gradients(dq, _sum_heads(dk, k), _sum_heads(dv, v), rows + columns)
+
+
+def query_gradient(
+    q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor | None, o: Tensor, lse: Tensor, do: Tensor,
+    window: int | None, scale: float, tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return dq, delta = sum(do * o) by row [N, H, padded T], and the gates' row sums [N, H, T]."""
+    dq = torch.empty(q.shape, device=q.device, dtype=q.dtype)
+    delta = torch.empty_like(lse)
+    rows = _empty_sums(q, cumulated)
+    with _on(q):
+        query_gradient_kernel[_grid(q, tile.queries)](
+            q, k, v, _or_unread(cumulated, lse), o, do, lse, delta, dq, rows, *_sizes(q, k, v, window),
+            scale, scale * LOG2E, **_constants(q, v, cumulated, window, tile),
+        )  # fmt: skip
+    return dq, delta, rows
+
+
+def key_value_gradient(
+    q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor | None, lse: Tensor, delta: Tensor, do: Tensor,
+    window: int | None, scale: float, tile: Tile,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return each query head's part of dk [N, T, H, K] and dv [N, T, H, V], and of the gates' column sums [N, H, T]."""
+    dk, dv = _empty_parts(q, k, v)
+    columns = _empty_sums(q, cumulated)
+    with _on(q):
+        key_value_gradient_kernel[_grid(q, tile.keys)](
+            q, k, v, _or_unread(cumulated, lse), do, lse, delta, dk, dv, columns, *_sizes(q, k, v, window),
+            scale, scale * LOG2E, **_constants(q, v, cumulated, window, tile),
+        )  # fmt: skip
+    return dk, dv, columns
 
 
 def backward_one_tile(
@@ -68,11 +87,13 @@ def backward_one_tile(
     window: int | None, scale: float, block: int, warps: int,
 ) -> Gradients:  # fmt: skip
     """Return the gradients of sequences of at most `block` tokens, by one program a head."""
-    dq, dk, dv, rows, columns = _empty_gradients(q, k, v, gated=cumulated is not None)
+    dq = torch.empty(q.shape, device=q.device, dtype=q.dtype)
+    dk, dv = _empty_parts(q, k, v)
+    rows, columns = _empty_sums(q, cumulated), _empty_sums(q, cumulated)
     constants = _constants(q, v, cumulated, window, Tile(block, block, warps, 1))
     del constants["BLOCK_M"], constants["BLOCK_N"]
     with _on(q):
-        one_tile_gradient_kernel[(q.shape[0] * q.shape[2],)](
+        one_tile_gradient_kernel[_grid(q, block)](
             q, k, v, _or_unread(cumulated, lse), o, do, lse, dq, dk, dv, rows, columns,
             *_sizes(q, k, v, window), scale, scale * LOG2E, BLOCK=block, **constants,
         )  # fmt: skip
@@ -84,20 +105,26 @@ def padded_length(t: int) -> int:
     return -(-t // 128) * 128
 
 
-def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, *, gated: bool) -> list[Tensor]:
-    """dq; dk and dv of each query head, in float32 where heads will be summed; the gates' row and column sums."""
+def _empty_parts(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """dk and dv of each query head, in float32 where heads that share a key will be summed."""
     n, t, h, _ = q.shape
-    part = q.dtype if h == k.shape[2] else torch.float32
-    shapes = [(x.shape[-1], kind) for x, kind in ((q, q.dtype), (k, part), (v, part))]
-    return [
-        *(torch.empty(n, t, h, width, device=q.device, dtype=kind) for width, kind in shapes),
-        *(torch.empty(n, h, t if gated else 0, device=q.device, dtype=torch.float32) for _ in range(2)),
-    ]
+    kind = q.dtype if h == k.shape[2] else torch.float32
+    dk, dv = (torch.empty(n, t, h, x.shape[-1], device=q.device, dtype=kind) for x in (k, v))
+    return dk, dv
+
+
+def _empty_sums(q: Tensor, cumulated: Tensor | None) -> Tensor:
+    n, t, h, _ = q.shape
+    return torch.empty(n, h, 0 if cumulated is None else t, device=q.device, dtype=torch.float32)
 
 
 def _sum_heads(part: Tensor, shared: Tensor) -> Tensor:
     """The gradient of keys or values that several query heads read: the sum of the heads' parts."""
     return part if part.shape == shared.shape else part.unflatten(2, (shared.shape[2], -1)).sum(3).to(shared.dtype)
+
+
+def _grid(q: Tensor, block: int) -> tuple[int]:
+    return (q.shape[0] * q.shape[2] * -(-q.shape[1] // block),)
 
 
 def _or_unread(cumulated: Tensor | None, lse: Tensor) -> Tensor:
@@ -125,6 +152,7 @@ def _constants(q: Tensor, v: Tensor, cumulated: Tensor | None, window: int | Non
         "PRECISION": "ieee",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        "maxnreg": tile.registers,
     }
 
 

@@ -12,6 +12,10 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 NO_SCORE: tl.constexpr = tl.constexpr(-1.0e30)
 
 
+# One compilation serves every length, head count and window.
+SIZES = ("T", "H", "G", "window")
+
+
 @triton.jit
 def load_rows(
     ptr, stride, start, limit, ROWS: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, BOUNDED: tl.constexpr
@@ -61,7 +65,7 @@ def relative_gates(ptr, reference, start, limit, ROWS: tl.constexpr, BOUNDED: tl
 
 @triton.jit
 def visible(i, j, window, WINDOWED: tl.constexpr):
-    """Whether query i sees key j, both counted from one place: itself and the past, `window` positions when WINDOWED."""
+    """Whether query i sees key j, counted from one place: itself and the past, `window` keys when WINDOWED."""
     seen = i >= j
     if WINDOWED:
         seen = seen & (i - window < j)

@@ -1,0 +1,293 @@
+"""Tune the Triton attention kernels on the GPU at hand, or time them against PyTorch's.
+
+    python benchmarks/attention_kernels.py tune OUT.json
+    python benchmarks/attention_kernels.py compare OUT.json
+
+`tune` times candidate launch configurations one kernel at a time; `compare` times whole passes, captured in CUDA graphs
+where that works, against scaled_dot_product_attention by backend and FlexAttention. Both print a table and write JSON.
+"""
+
+import itertools
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from icl_bench.kernels.attention import triton_launch
+from icl_bench.kernels.attention.triton_api import attention_triton
+from icl_bench.kernels.attention.triton_configurations import Pass, Tile, tile
+
+PROCESSES = 15
+
+
+class Shape(NamedTuple):
+    """Sequences, length, heads, width, window and type of a measurement."""
+
+    n: int
+    t: int
+    h: int
+    d: int
+    window: int | None = None
+    gated: bool = False
+    dtype: str = "bfloat16"
+
+    def inputs(self) -> list[Tensor]:
+        """q, k, v and the output's gradient [N, T, H, D]."""
+        torch.manual_seed(0)
+        return [
+            torch.randn(self.n, self.t, self.h, self.d, device="cuda", dtype=getattr(torch, self.dtype))
+            for _ in range(4)
+        ]
+
+    def gates(self) -> Tensor | None:
+        """log_g [N, T, H], different at every position."""
+        if not self.gated:
+            return None
+        return torch.nn.functional.logsigmoid(torch.randn(self.n, self.t, self.h, device="cuda") + 4)
+
+
+LONG = Shape(4, 16384, 12, 64)
+WINDOW = Shape(1, 65536, 12, 64, window=1056)
+SHORT = [Shape(2048, 256, 2, 64), Shape(4096, 128, 4, 32), Shape(8192, 64, 4, 16), Shape(1024, 512, 4, 32)]
+TUNED = [LONG, WINDOW, *SHORT, Shape(16, 4096, 12, 32), Shape(4, 4096, 6, 128)]
+SINGLE = [Shape(512, 256, 2, 32, dtype="float32"), Shape(8, 2048, 2, 64, dtype="float32")]
+COMPARED = [
+    LONG,
+    Shape(1, 65536, 12, 64),
+    WINDOW,
+    Shape(1, 65536, 12, 64, window=512),
+    LONG._replace(gated=True),
+    WINDOW._replace(gated=True),
+    *SHORT,
+    Shape(2048, 256, 2, 64, window=64),
+    Shape(2048, 64, 2, 64),
+    Shape(64, 1024, 12, 64),
+]
+
+
+def candidates(direction: Pass, shape: Shape) -> Iterator[Tile]:
+    """The configurations worth timing."""
+    if shape.dtype == "float32":
+        for queries, keys, stages in itertools.product((32, 64), (32, 64), (1, 2)):
+            yield Tile(queries, keys, 4, stages)
+        return
+    if direction == "forward":
+        choices = [(64, 64, 4), (64, 128, 4), (64, 32, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8), (128, 32, 4)]
+    elif direction == "query":
+        choices = [(64, 64, 4), (64, 32, 4), (64, 128, 4), (128, 32, 4), (128, 64, 8), (128, 32, 8)]
+    else:
+        choices = [(64, 64, 4), (32, 64, 4), (32, 128, 4), (32, 128, 8), (64, 128, 8), (64, 64, 8)]
+    for (queries, keys, warps), stages in itertools.product(choices, (2, 3)):
+        yield Tile(queries, keys, warps, stages)
+        if warps == 4 and shape == LONG:
+            yield Tile(queries, keys, warps, stages, 168)
+            yield Tile(queries, keys, warps, stages, 128)
+
+
+def kernel(direction: Pass, shape: Shape, configuration: Tile) -> Callable[[], object]:
+    """One kernel as a call without arguments."""
+    q, k, v, do = shape.inputs()
+    scale = shape.d**-0.5
+    cumulated = None
+    if direction == "forward":
+        return lambda: triton_launch.forward(q, k, v, cumulated, shape.window, scale, configuration)
+    base = tile("forward", q.element_size(), shape.d, shape.d, shape.t)
+    o, lse = triton_launch.forward(q, k, v, cumulated, shape.window, scale, base)
+    if direction == "query":
+        return lambda: triton_launch.query_gradient(q, k, v, cumulated, o, lse, do, shape.window, scale, configuration)
+    return lambda: triton_launch.key_value_gradient(
+        q, k, v, cumulated, lse, lse, do, shape.window, scale, configuration
+    )
+
+
+def one_tile(shape: Shape, block: int, warps: int) -> Callable[[], object]:
+    """The one-tile gradient as a call without arguments."""
+    q, k, v, do = shape.inputs()
+    scale = shape.d**-0.5
+    base = tile("forward", q.element_size(), shape.d, shape.d, shape.t)
+    o, lse = triton_launch.forward(q, k, v, None, shape.window, scale, base)
+    return lambda: triton_launch.backward_one_tile(q, k, v, None, o, lse, do, shape.window, scale, block, warps)
+
+
+def milliseconds(call: Callable[[], object], rounds: int = 5) -> float:
+    """Median over rounds of the time of a call, several calls a round where they are short."""
+    call()
+    torch.cuda.synchronize()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    times: list[float] = []
+    calls = 1
+    while len(times) < rounds:
+        begin.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        elapsed = begin.elapsed_time(end)
+        if not times and calls == 1 and elapsed < 1:
+            calls = max(2, min(20, int(2 / max(elapsed, 0.02))))
+            continue
+        times.append(elapsed / calls)
+    return statistics.median(times)
+
+
+def jobs() -> Iterator[tuple[str, Shape, tuple[Any, ...]]]:
+    """Every measurement of `tune`."""
+    for shape in [*TUNED, *SINGLE]:
+        for direction in ("forward", "query", "key_value"):
+            for configuration in candidates(direction, shape):
+                yield direction, shape, tuple(configuration)
+    for shape in SHORT[1:3]:
+        for block, warps in itertools.product((64, 128), (4, 8)):
+            if block >= shape.t:
+                yield "one_tile", shape, (block, warps)
+
+
+def call_of(job: tuple[str, Shape, tuple[Any, ...]]) -> Callable[[], object]:
+    """The call that a job times."""
+    direction, shape, configuration = job
+    if direction == "one_tile":
+        return one_tile(shape, *configuration)
+    return kernel(direction, shape, Tile(*configuration))  # type: ignore[arg-type]
+
+
+def compile_share(share: list[tuple[str, Shape, tuple[Any, ...]]]) -> None:
+    """Compile a share of the jobs into the cache on disk, by running each once at a small size."""
+    for direction, shape, configuration in share:
+        small = shape._replace(n=1, t=min(shape.t, 128 if shape.window is None else 2048))
+        try:
+            call_of((direction, small, configuration))()
+        except Exception as error:
+            print("cannot build", direction, shape, configuration, repr(error)[:120], flush=True)
+
+
+def tune(out: Path, seconds: float = 75) -> None:
+    """Time every candidate; write rows of {pass, shape, configuration, ms}."""
+    todo = list({(d, s._replace(n=1, h=s.h), c): (d, s, c) for d, s, c in jobs()}.values())
+    began = time.monotonic()
+    workers = [multiprocessing.Process(target=compile_share, args=(todo[i::PROCESSES],)) for i in range(PROCESSES)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    print(f"compiled {len(todo)} in {time.monotonic() - began:.1f} s", flush=True)
+    rows: list[dict[str, Any]] = []
+    for job in todo:
+        direction, shape, configuration = job
+        row = {"pass": direction, "shape": shape._asdict(), "tile": configuration}
+        try:
+            row["ms"] = milliseconds(call_of(job))
+        except Exception as error:
+            row["error"] = repr(error)[:200]
+        rows.append(row)
+        if time.monotonic() - began > seconds:
+            print(f"stopped after {len(rows)} of {len(todo)}")
+            break
+    out.write_text(json.dumps({"environment": environment(), "rows": rows}))
+    for (direction, shape), group in itertools.groupby(rows, key=lambda r: (r["pass"], tuple(r["shape"].values()))):
+        best = sorted((r for r in group if "ms" in r), key=lambda r: r["ms"])[:4]
+        print(direction, shape, *(f"{r['ms']:.3f}:{','.join(map(str, r['tile']))}" for r in best))
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on."""
+    return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+
+
+def contenders(shape: Shape) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+    """Name and function of (q, k, v) in [N, T, H, D] for everything that can run this shape."""
+    scale = shape.d**-0.5
+    gates = shape.gates()
+    yield "triton", lambda q, k, v: attention_triton(q, k, v, gates, shape.window, scale)
+    if shape.gated:
+        return
+    if shape.window is None:
+        for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+            yield name.lower(), _sdpa(getattr(SDPBackend, name))
+    elif shape.t % 128 == 0:
+        yield "flex_attention", _flex(shape)
+
+
+def _sdpa(backend: SDPBackend) -> Callable[..., Tensor]:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+        return out.transpose(1, 2)
+
+    return call
+
+
+def _flex(shape: Shape) -> Callable[..., Tensor]:
+    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (i >= j) & (i - j < shape.window)
+
+    mask = create_block_mask(sees, None, None, shape.t, shape.t, device="cuda", _compile=True)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask)
+        return out.transpose(1, 2)
+
+    return call
+
+
+def graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """The call captured in a CUDA graph, so that the time is the device's and not the launcher's."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def passes(function: Callable[..., Tensor], shape: Shape) -> dict[str, Callable[[], object]]:
+    """The forward pass alone, and forward and backward."""
+    q, k, v, do = shape.inputs()
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+
+    def both() -> object:
+        return torch.autograd.grad(function(*leaves), leaves, do)
+
+    return {"forward": lambda: function(q, k, v), "both": both}
+
+
+def compare(out: Path, seconds: float = 100) -> None:
+    """Time whole passes; write rows of {implementation, shape, forward, both} in milliseconds."""
+    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    for shape in COMPARED:
+        for name, function in contenders(shape):
+            row: dict[str, Any] = {"implementation": name, "shape": shape._asdict()}
+            if time.monotonic() - began > seconds:
+                row["error"] = "out of time"
+                rows.append(row)
+                continue
+            for part, call in passes(function, shape).items():
+                try:
+                    row[part] = milliseconds(graphed(call), 11)
+                except Exception as error:
+                    row["error"] = repr(error)[:200]
+            rows.append(row)
+            times = (f"{row[part]:.3f}" if part in row else "-" for part in ("forward", "both"))
+            print(f"{name:20}", *shape, *times, row.get("error", "")[:80], flush=True)
+        torch.cuda.empty_cache()
+    out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    {"tune": tune, "compare": compare}[sys.argv[1]](Path(sys.argv[2]))
