@@ -175,9 +175,17 @@ def test_low_precision_errs_no_more_than_the_plain_definition(gated, window, dty
 
 
 def test_auto_takes_the_cheaper_form():
-    block = default_block(16, 16, 16)
-    assert form_costs(32, 16, 16, 16, block)[0] < form_costs(32, 16, 16, 16, block)[1]
-    assert form_costs(1024, 16, 16, 16, block)[0] > form_costs(1024, 16, 16, 16, block)[1]
+    for t, blocked in ((32, False), (600, True)):
+        block = default_block(t, 3, 2, 16)
+        whole, blocks = form_costs(t, 3, 2, 16, block)
+        assert (blocks < whole) == blocked
+        inputs = make_inputs(t, gated=True)
+        chosen = (
+            torch_forms(16, t)["whole"](*inputs)
+            if not blocked
+            else attention_by_blocks(*inputs, window=16, scale=3**-0.5, block=block)
+        )
+        assert torch.equal(attention(*inputs, window=16, impl="torch"), chosen)
 
 
 # torch itself instantiates the autograd functions while it traces them

@@ -4,7 +4,6 @@ A block of b queries that starts at position s sees the keys from s - w + 1 to s
 the keys i <= j < i + w of those, and the cost is linear in T. Both forms go through one masked softmax.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -71,7 +70,7 @@ def attention_torch(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, windo
     t = q.shape[1]
     if window is None or window >= t:
         return attention_by_blocks(q, k, v, log_g, window=t, scale=scale, block=t)
-    block = default_block(q.shape[3], v.shape[3], window)
+    block = default_block(t, q.shape[3], v.shape[3], window)
     whole, blocks = form_costs(t, q.shape[3], v.shape[3], window, block)
     return attention_by_blocks(q, k, v, log_g, window=window, scale=scale, block=t if whole <= blocks else block)
 
@@ -80,21 +79,19 @@ def form_costs(t: int, key_width: int, value_width: int, window: int, block: int
     """The cost of all T x T scores and of blocks of b queries for one head, in multiply-adds.
 
     An element that goes through memory is charged e = 32 multiply-adds. A score costs a = K + V + e, and each block
-    copies its b + w - 1 keys and values:
+    pads and copies its b + w - 1 keys and values:
 
         whole:   T^2 a
-        blocks:  ceil(T / b) (b + w - 1) (b a + (K + V) e)
+        blocks:  ceil(T / b) (b + w - 1) (b a + 2 (K + V) e)
     """
     score = key_width + value_width + ELEMENT_COST
     keys = block + window - 1
-    return t * t * score, -(-t // block) * keys * (block * score + (key_width + value_width) * ELEMENT_COST)
+    return t * t * score, -(-t // block) * keys * (block * score + 2 * (key_width + value_width) * ELEMENT_COST)
 
 
-def default_block(key_width: int, value_width: int, window: int) -> int:
-    """The block of least cost by `form_costs`, sqrt((w - 1) (K + V) e / a), as a multiple of 16."""
-    copied = (key_width + value_width) * ELEMENT_COST
-    best = math.sqrt((window - 1) * copied / (key_width + value_width + ELEMENT_COST))
-    return 16 * max(1, math.ceil(best / 16))
+def default_block(t: int, key_width: int, value_width: int, window: int) -> int:
+    """The block of least cost by `form_costs` among the multiples of 16 up to 256."""
+    return min(range(16, 257, 16), key=lambda block: form_costs(t, key_width, value_width, window, block)[1])
 
 
 def attention_by_blocks(
