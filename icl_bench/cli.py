@@ -43,6 +43,9 @@ FleetOption = Annotated[
     int | None,
     typer.Option("--fleet", min=1, help="Runs trained together; 1 on a CPU, 32 on a GPU.", rich_help_panel="Machine"),
 ]
+GraphsOption = Annotated[
+    bool, typer.Option("--graphs/--no-graphs", help="Capture steps on a GPU in graphs.", rich_help_panel="Machine")
+]
 StoreOption = Annotated[Path, typer.Option(help="Folder of finished runs.", rich_help_panel="Output")]
 ReportOption = Annotated[
     Path | None, typer.Option("--report", help="Write a Markdown report to this file.", rich_help_panel="Output")
@@ -70,7 +73,7 @@ def quickstart(
     """The main job in about a minute: four architectures on associative recall, ending with a report."""
     from icl_bench.harness.resolve import QUICKSTART
 
-    records = execute(QUICKSTART, store, device, "auto", None)
+    records = execute(QUICKSTART, store, device, "auto", None, True)
     finish(records, as_json=False, report=report)
 
 
@@ -85,6 +88,7 @@ def run(
     precision: PrecisionOption = "float32",
     device: DeviceOption = "auto",
     impl: ImplOption = "auto",
+    graphs: GraphsOption = True,
     fleet: FleetOption = None,
     store: StoreOption = DEFAULT_STORE,
     report: ReportOption = None,
@@ -106,7 +110,7 @@ def run(
         precision=precision,
         settings=settings or (),
     )
-    finish(execute(request, store, device, impl, fleet), as_json=as_json, report=report)
+    finish(execute(request, store, device, impl, fleet, graphs), as_json=as_json, report=report)
 
 
 @app.command()
@@ -201,19 +205,22 @@ def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")
 
 
-def execute(request: "Request", store: Path, device: str, impl: str, fleet: int | None) -> "list[RunRecord]":
+def execute(
+    request: "Request", store: Path, device: str, impl: str, fleet: int | None, graphs: bool
+) -> "list[RunRecord]":
     """Carry out a request and read its runs back."""
     from rich.console import Console
 
     from icl_bench.harness.engine import FLEET_SIZE, InlineEngine, run_all
     from icl_bench.harness.environment import pick_device
+    from icl_bench.harness.fleet import Machine
     from icl_bench.harness.resolve import expand
     from icl_bench.harness.store import Store
     from icl_bench.reports.progress import make_reporter
 
     chosen = pick_device(device)
     specs = expand(request)
-    engine = InlineEngine(chosen, impl)
+    engine = InlineEngine(Machine(chosen, impl, graphs))
     reporter = make_reporter(Console(stderr=True))
     return run_all(specs, Store(store), engine, fleet or FLEET_SIZE[chosen.type], reporter)
 

@@ -83,7 +83,10 @@ def parse_params(text: str, whole: str) -> dict[str, Value]:
         SpecError: where the text does not follow the grammar or names a key twice.
     """
     params: dict[str, Value] = {}
-    for item in ITEM.findall(text) if text.strip(",") == text else [text]:
+    items = ITEM.findall(text)
+    if ",".join(items) != text:
+        raise SpecError(f"single commas separate parameters; got {text!r} in {whole!r}; write name:key=value,key=value")
+    for item in items:
         key, equals, value = item.partition("=")
         if not equals or not KEY.fullmatch(key):
             raise SpecError(

@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import torch
-
-from icl_bench.harness.fleet import pack, run_fleet
+from icl_bench.harness.fleet import Machine, pack, run_fleet
 from icl_bench.harness.record import RunRecord, RunResult
 from icl_bench.harness.reporter import Reporter
 from icl_bench.harness.spec import RunSpec
@@ -25,14 +23,14 @@ class Engine(Protocol):
 class InlineEngine:
     """One fleet after the other, in this process."""
 
-    def __init__(self, device: torch.device, impl: str) -> None:
-        self.device, self.impl = device, impl
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
 
     def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets in order."""
         for fleet in fleets:
             reporter.started(fleet)
-            results = run_fleet(fleet, store, self.device, self.impl, reporter)
+            results = run_fleet(fleet, store, self.machine, reporter)
             reporter.finished(results)
             yield from results
 

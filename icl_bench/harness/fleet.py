@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -29,16 +30,24 @@ def pack(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
     return [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]
 
 
-def run_fleet(
-    specs: Sequence[RunSpec], store: Store, device: torch.device, impl: str, reporter: Reporter
-) -> list[RunResult]:
+class Machine(NamedTuple):
+    """Where and how a fleet runs; nothing here decides its numbers beyond rounding."""
+
+    device: torch.device
+    impl: str = "auto"
+    """Kernel implementation."""
+    graphs: bool = True
+    """Whether steps on a CUDA device are captured in graphs."""
+
+
+def run_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: Reporter) -> list[RunResult]:
     """Train, test and commit every member; a failure of the fleet is the result of each of its members."""
-    manifest = make_manifest(device, impl, len(specs))
+    manifest = make_manifest(machine.device, machine.impl, len(specs))
     writers = [store.begin(spec, manifest) for spec in specs]
     started = time.perf_counter()
     committed = False
     try:
-        results = fleet_results(specs, device, impl, reporter, writers, started)
+        results = fleet_results(specs, machine, reporter, writers, started)
         committed = True
         return [writer.commit(result) for writer, result in zip(writers, results, strict=True)]
     finally:
@@ -49,15 +58,14 @@ def run_fleet(
 
 def fleet_results(
     specs: Sequence[RunSpec],
-    device: torch.device,
-    impl: str,
+    machine: Machine,
     reporter: Reporter,
     writers: Sequence[RunWriter],
     started: float,
 ) -> list[RunResult]:
     """Results of a fleet: scores, or for each member what went wrong."""
     try:
-        trainer = Trainer(specs, device, impl)
+        trainer = Trainer(specs, machine.device, machine.impl, machine.graphs)
         scores = train_fleet(trainer, reporter.progressed, lambda member, point: writers[member].log(point))
     except IclBenchError:
         raise

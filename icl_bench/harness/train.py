@@ -11,6 +11,7 @@ from torch.nn import functional
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
 from icl_bench.harness.evaluate import CellOutcome, best_floors, evaluate
+from icl_bench.harness.graphs import StepGraphs
 from icl_bench.harness.optimiser import FleetAdamW
 from icl_bench.harness.precision import autocast
 from icl_bench.harness.record import MetricPoint
@@ -45,9 +46,10 @@ class Trainer:
         specs: Runs of one fleet key.
         device: Where to train.
         impl: Kernel implementation, `auto` for the best there.
+        graphs: Whether steps on a CUDA device are captured in graphs.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], device: torch.device, impl: str) -> None:
+    def __init__(self, specs: Sequence[RunSpec], device: torch.device, impl: str, graphs: bool = True) -> None:
         first = specs[0]
         assert all(spec.fleet_key() == first.fleet_key() for spec in specs)
         self.specs, self.spec, self.device = list(specs), first, device
@@ -69,6 +71,7 @@ class Trainer:
         self.drawn = [torch.zeros((), device=device, dtype=torch.int64) for _ in self.cells]
         self.sums = torch.zeros(2, len(specs), device=device)
         self.done = 0
+        self.graphs = StepGraphs(self.update, device) if graphs and device.type == "cuda" else None
 
     def feed(self, label: str, split: Split) -> Feed:
         """Examples of a cell and split."""
@@ -78,6 +81,13 @@ class Trainer:
         """One update of every member, on the cell whose turn it is; never waits for the device."""
         which = self.order[self.done]
         self.done += 1
+        if self.graphs is not None:
+            self.graphs.run(which)
+        else:
+            self.update(which)
+
+    def update(self, which: int) -> None:
+        """One update on the cell of that index; device tensors throughout, so that a graph can hold it."""
         cell, batch_size = self.cells[which], self.spec.train.batch
         index = self.drawn[which] + torch.arange(batch_size, device=self.device)
         self.drawn[which] += batch_size

@@ -175,7 +175,7 @@ class AssocRecall(Task):
         """Slots of the queries in the order of the context: [N, count], without replacement, by an exponential race."""
         if self.slot_power == 1.0:
             return random.distinct(keys, "slots", count, size)
-        weights = torch.arange(1, size + 1, dtype=torch.float64).pow(self.slot_power - 1).to(keys.device)
+        weights = torch.arange(1, size + 1, device=keys.device, dtype=torch.float64).pow(self.slot_power - 1)
         times = -random.uniform(keys, "slots", size).log() / weights
         return torch.argsort(times, dim=-1, stable=True)[..., :count]
 

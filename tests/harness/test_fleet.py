@@ -23,7 +23,14 @@ SMALL = (
     "evaluation.points=2",
 )
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
-ARCHS = ["power:p=2", "power:p=3,gate=true", "linear:feature_map=elu", "softmax:rope=true", "window:w=4", "gated-conv+softmax"]
+ARCHS = [
+    "power:p=2",
+    "power:p=3,gate=true",
+    "linear:feature_map=elu",
+    "softmax:rope=true",
+    "window:w=4",
+    "gated-conv+softmax",
+]
 
 
 def specs(arch: str, seeds=(0,), lrs=(), extra=()) -> list[RunSpec]:

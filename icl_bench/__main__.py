@@ -1,0 +1,5 @@
+"""`python -m icl_bench` is `icl-bench`."""
+
+from icl_bench.cli import main
+
+main()

@@ -1,0 +1,118 @@
+"""From what a user types to run specifications."""
+
+import pytest
+
+from icl_bench.errors import IclBenchError
+from icl_bench.harness.resolve import PRESETS, Request, expand, parse_lrs, parse_seeds, split_pattern
+
+
+def test_runs_are_the_product_in_order() -> None:
+    runs = expand(Request("copy", ["linear", "softmax"], lrs=[1e-3, 1e-2], seeds=[0, 1]))
+    assert [(run.arch_label, run.train.lr, run.seed) for run in runs][:5] == [
+        ("linear", 1e-3, 0),
+        ("linear", 1e-3, 1),
+        ("linear", 1e-2, 0),
+        ("linear", 1e-2, 1),
+        ("softmax", 1e-3, 0),
+    ]
+    assert all(run.data_seed == run.seed for run in runs)
+
+
+def test_the_same_run_asked_for_twice_is_one() -> None:
+    assert len(expand(Request("copy", ["power", "power:p=2", "power:heads=4"]))) == 1
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_preset_resolves(preset: str) -> None:
+    assert expand(Request("assoc-recall", ["softmax"], preset=preset))
+
+
+def test_settings_reach_any_field_and_win_over_the_preset() -> None:
+    wishes = ["train.steps=7", "model.layers=3", "evaluation.points=1", "data_seed=5", "train.clip=none"]
+    run = expand(Request("copy", ["gated-conv+softmax"], preset="quick", settings=wishes))[0]
+    assert (run.train.steps, run.model.layers, run.evaluation.points, run.data_seed) == (7, 3, 1, 5)
+    assert run.train.clip is None
+    assert [component.name for component in run.layer_components] == ["gated-conv", "softmax", "gated-conv"]
+
+
+def test_widths_follow_the_model() -> None:
+    run = expand(Request("copy", ["power"], settings=["model.d_model=128"]))[0]
+    assert run.arch[0].params["d_key"] == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("a", ["a"]), ("a+b", ["a", "b"]), ("a:lr=1e+3+b", ["a:lr=1e+3", "b"]), ("a+", ["a+"]), ("x:y=+1", ["x:y=+1"])],
+)
+def test_patterns(text: str, parts: list[str]) -> None:
+    assert split_pattern(text) == parts
+
+
+def test_learning_rates() -> None:
+    assert parse_lrs("1e-3") == [1e-3] and parse_lrs("1e-3,3e-3") == [1e-3, 3e-3]
+    grid = parse_lrs("1e-4..1e-1/7")
+    assert len(grid) == 7 and grid[2] == pytest.approx(1e-3) and grid[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fast", "-1", "nan", "inf", "1e-3..", "1e-2..1e-3/3", "1e-3..1e-2/1", "1e-3..1e-2/x"]
+)
+def test_wrong_learning_rates(text: str) -> None:
+    with pytest.raises(IclBenchError, match=r"got .*; try 1e-4\.\.3e-2/7"):
+        parse_lrs(text)
+
+
+def test_seeds() -> None:
+    assert parse_seeds("3") == [3] and parse_seeds("0,5") == [0, 5] and parse_seeds("2..4") == [2, 3, 4]
+
+
+@pytest.mark.parametrize("text", ["", "-1", "a", "4..2", "1.5", "0..99999"])
+def test_wrong_seeds(text: str) -> None:
+    with pytest.raises(IclBenchError, match="--seeds takes 0, 0,1,5 or a range"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request("asoc-recall", ["linear"]), "no task is named 'asoc-recall'; did you mean 'assoc-recall'\\?"),
+        (Request("copy", ["liner"]), "no architecture is named 'liner'; did you mean 'linear'\\?"),
+        (Request("copy", ["power:p=0"]), "power: p: input should be greater than or equal to 1; got 0"),
+        (Request("copy", ["power:p=7"]), "power: p: input should be less than or equal to 6; got 7"),
+        (
+            Request("copy", ["power:p=3,normalizer=sum"]),
+            "normalizer=sum needs an even p, .*; got p=3; use normalizer=rms",
+        ),
+        (Request("copy", ["linear:normalizer=sum"]), "normalizer=sum needs a non-negative feature map"),
+        (Request("copy", ["power:q=1"]), "power has no parameter 'q'; .*it has heads"),
+        (Request("copy", ["window:w=0"]), "window: w: input should be greater than or equal to 1; got 0"),
+        (Request("copy", ["power:heads=4,kv_heads=3"]), "heads must be a multiple of kv_heads = 3; got 4"),
+        (Request("copy", ["softmax:rope=true,d_key=3"]), "rope needs an even d_key; got 3"),
+        (
+            Request("copy", ["power:heads=100"]),
+            "heads must be at most the model width 64; got 100; give d_key and d_value",
+        ),
+        (Request("copy", ["linear"], preset="fast"), "no preset is named 'fast'; .*known: default, quick, zoology"),
+        (
+            Request("copy", ["linear"], precision="int8"),
+            "run: precision: input should be 'float32' or 'bfloat16'; got 'int8'",
+        ),
+        (
+            Request("copy", ["linear"], settings=["train.stps=3"]),
+            "--set has no field 'train.stps'; did you mean 'train.steps'",
+        ),
+        (
+            Request("copy", ["linear"], settings=["steps"]),
+            "--set takes field=value or section.field=value; got 'steps'",
+        ),
+        (
+            Request("copy", ["linear"], settings=["train.steps=0"]),
+            "run: train.steps: input should be greater than or equal",
+        ),
+        (Request("copy", ["nowhere.mod:Layer"]), "module 'nowhere.mod' cannot be imported"),
+    ],
+)
+def test_wrong_requests_are_one_line(request_: Request, message: str) -> None:
+    with pytest.raises(IclBenchError, match=message) as caught:
+        expand(request_)
+    assert "\n" not in str(caught.value)
