@@ -194,6 +194,13 @@ def test_triton_is_refused_where_it_cannot_run(call, monkeypatch):
         call(impl="triton")
 
 
+def test_triton_is_refused_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = "impl='triton' needs the package triton, which is not installed: use impl='auto'"
+    with refuses(message, KernelUnavailableError):
+        power_attention(Q, K, V, p=2, impl="triton")
+
+
 def test_forms_that_do_not_exist_are_refused():
     state = initial_power_state(2, 2, 3, 6, p=2, normalize="sum", device="cpu", dtype=torch.float32)
     with refuses("power_step has no Triton form; got impl='triton': use impl='auto'", KernelUnavailableError):
