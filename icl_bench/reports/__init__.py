@@ -1,0 +1,1 @@
+"""Reports: records to Markdown, tables, figures and statistics; nothing here needs torch."""

@@ -1,0 +1,294 @@
+"""From run records to what a report says: sections by task, entries by architecture, rates chosen on validation.
+
+The rules, from the evaluation protocol:
+
+* The learning rate of an entry is the one with the best median validation accuracy. The test set is never asked.
+* Seeds that ran at several rates chose; where other seeds ran at the chosen rate too, these alone measure.
+* A diverged run recalled nothing and counts as 0. A run that ended out of memory or in an exception says nothing about
+  recall: it is named, and left out of the scores.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from icl_bench.harness.record import CellScore, RunRecord
+from icl_bench.reports.naming import natural_key, split_entries
+from icl_bench.reports.statistics import Interval, mean_interval, median, wilson
+
+SOLVED = 0.99
+"""Accuracy from which a run counts as solved."""
+Seeds = tuple[int, int]
+"""Seed of the parameters and seed of the data: equal ones make runs comparable in pairs."""
+
+
+class RateScore(NamedTuple):
+    """A learning rate and what it reached on validation."""
+
+    rate: float
+    by_seed: Mapping[Seeds, float]
+    """Validation accuracy of each seed that ran at this rate; 0 for a diverged run."""
+
+    @property
+    def score(self) -> float:
+        """Median over seeds; below any accuracy where no run has a score."""
+        return median(list(self.by_seed.values())) if self.by_seed else -1.0
+
+
+class CellInfo(NamedTuple):
+    """One load and length of a task."""
+
+    label: str
+    load: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An architecture in one setting: a row of the tables."""
+
+    label: str
+    """The architecture and what sets it apart in this section."""
+    family: str
+    """The same without the parameters that set its size."""
+    runs: tuple[RunRecord, ...]
+    """Every run, at every rate."""
+    rates: tuple[RateScore, ...]
+    """The sweep, by rising rate, over the seeds that ran at several rates; over all seeds where there are none."""
+
+    @cached_property
+    def rate(self) -> float:
+        """The chosen learning rate."""
+        return choose_rate(self.rates)
+
+    @cached_property
+    def choosing_seeds(self) -> frozenset[Seeds]:
+        """Seeds that ran at more than one rate."""
+        return several_rates(self.runs)
+
+    @cached_property
+    def fresh(self) -> bool:
+        """Whether the seeds that measure had no part in choosing the rate."""
+        return all(seeds_of(run) not in self.choosing_seeds for run in self.measured)
+
+    @cached_property
+    def measured(self) -> tuple[RunRecord, ...]:
+        """The runs that measure: at the chosen rate, with seeds that did not choose it where there are any."""
+        chosen = tuple(run for run in self.runs if run.result.lr == self.rate)
+        return tuple(run for run in chosen if seeds_of(run) not in self.choosing_seeds) or chosen
+
+    @cached_property
+    def scored(self) -> tuple[RunRecord, ...]:
+        """The runs that measure and have a score."""
+        return tuple(run for run in self.measured if has_score(run))
+
+    @cached_property
+    def failed(self) -> tuple[RunRecord, ...]:
+        """The runs that did not end well, at any rate."""
+        return tuple(run for run in self.runs if run.result.status != "ok")
+
+    @cached_property
+    def accuracies(self) -> dict[Seeds, float]:
+        """Mean test accuracy over cells, by seed."""
+        return {seeds_of(run): run.result.accuracy for run in self.scored}
+
+    @property
+    def accuracy(self) -> float | None:
+        """Median accuracy over seeds."""
+        return median(list(self.accuracies.values())) if self.accuracies else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % interval of the mean accuracy, within [0, 1]."""
+        return limited(mean_interval(list(self.accuracies.values())))
+
+    @property
+    def exact_match(self) -> float | None:
+        """Median exact match over seeds."""
+        return median([run.result.exact_match for run in self.scored]) if self.scored else None
+
+    @property
+    def solved(self) -> int:
+        """Seeds that solved the task."""
+        return sum(accuracy >= SOLVED for accuracy in self.accuracies.values())
+
+    @property
+    def solved_interval(self) -> Interval | None:
+        """95 % interval of the share of seeds that solve the task."""
+        return wilson(self.solved, len(self.accuracies)) if self.accuracies else None
+
+    @property
+    def bimodal(self) -> bool:
+        """Whether some seeds solve and others stay far below."""
+        values = list(self.accuracies.values())
+        return 0 < self.solved < len(values) and max(values) - min(values) > 0.2
+
+    @property
+    def state_elements(self) -> int | None:
+        """Numbers carried after the longest cell."""
+        state = self.example.result.state
+        return state.elements if state else None
+
+    @property
+    def example(self) -> RunRecord:
+        """A run to read sizes from: one that ended well, where there is one."""
+        return next((run for run in self.runs if run.result.status == "ok"), self.runs[0])
+
+    @property
+    def ratio(self) -> float | None:
+        """Weight-state FLOP ratio (arXiv 2507.04239, section 3.2); none where there is no state work."""
+        work = self.example.result.work
+        return work.weights / work.state if work.state else None
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the chosen rate is the lowest or highest of a sweep."""
+        return len(self.rates) > 1 and self.rate in (self.rates[0].rate, self.rates[-1].rate)
+
+    @cached_property
+    def missing(self) -> tuple[tuple[int, float], ...]:
+        """Seeds and rates that the sweep lacks: a choosing seed and a rate that did not run together."""
+        rates = sorted({run.result.lr for run in self.runs if seeds_of(run) in self.choosing_seeds})
+        there = {(seeds_of(run), run.result.lr) for run in self.runs}
+        gaps = itertools.product(sorted(self.choosing_seeds), rates)
+        return tuple((seeds[0], rate) for seeds, rate in gaps if (seeds, rate) not in there)
+
+    def in_cell(self, label: str) -> dict[Seeds, float]:
+        """Accuracy in a cell, by seed; 0 for a diverged run."""
+        found = {}
+        for run in self.scored:
+            cell = cell_of(run, label)
+            if cell is not None or run.result.status == "diverged":
+                found[seeds_of(run)] = cell.accuracy if cell else 0.0
+        return found
+
+
+@dataclass(frozen=True)
+class Section:
+    """What was measured on one task."""
+
+    task: str
+    """The task, as reports name it."""
+    load_name: str
+    """What the load of a cell counts."""
+    entries: tuple[Entry, ...]
+    """By label."""
+    cells: tuple[CellInfo, ...]
+    """By load and length."""
+
+    @property
+    def runs(self) -> tuple[RunRecord, ...]:
+        """Every run."""
+        return tuple(run for entry in self.entries for run in entry.runs)
+
+    @cached_property
+    def families(self) -> tuple[str, ...]:
+        """Families of architectures, in order."""
+        return tuple(sorted({entry.family for entry in self.entries}, key=natural_key))
+
+    @cached_property
+    def examples(self) -> int:
+        """Test examples of a cell; the fewest of any run."""
+        return min(int(run.spec["evaluation"]["examples"]) for run in self.runs)
+
+    def scores_of(self, label: str) -> list[CellScore]:
+        """Every score in a cell, at every rate."""
+        return [cell for run in self.runs if (cell := cell_of(run, label))]
+
+    def floor(self, label: str) -> tuple[float, str]:
+        """Median floor of a cell, and the solver that set it most often."""
+        scores = self.scores_of(label)
+        solvers = sorted(score.floor_solver for score in scores)
+        return median([score.floor for score in scores]), max(solvers, key=solvers.count)
+
+    @cached_property
+    def mean_floor(self) -> float | None:
+        """Mean of the floors of the cells."""
+        floors = [self.floor(cell.label)[0] for cell in self.cells]
+        return sum(floors) / len(floors) if floors else None
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of scored positions, in their natural order."""
+        names = {name for run in self.runs for cell in run.result.cells for name in cell.groups}
+        return tuple(sorted(names, key=natural_key))
+
+
+def analyse(records: Sequence[RunRecord]) -> tuple[Section, ...]:
+    """Sort records into sections and entries; the order of the records has no influence."""
+    by_task: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in sorted(records, key=order_of):
+        by_task[record.result.task].append(record)
+    return tuple(make_section(by_task[task]) for task in sorted(by_task, key=natural_key))
+
+
+def order_of(record: RunRecord) -> tuple[Any, ...]:
+    """Sorting key of a record."""
+    result = record.result
+    return natural_key(result.task), natural_key(result.arch), result.lr, seeds_of(record), result.id
+
+
+def make_section(records: Sequence[RunRecord]) -> Section:
+    """The section of one task."""
+    entries = [make_entry(name, family, runs) for (name, family), runs in split_entries(records).items()]
+    cells = {CellInfo(cell.label, cell.load, cell.length) for record in records for cell in record.result.cells}
+    return Section(
+        task=records[0].result.task,
+        load_name=records[0].result.load_name,
+        entries=tuple(sorted(entries, key=lambda entry: natural_key(entry.label))),
+        cells=tuple(sorted(cells, key=lambda cell: (cell.load, cell.length, cell.label))),
+    )
+
+
+def make_entry(label: str, family: str, runs: Sequence[RunRecord]) -> Entry:
+    """An entry with its sweep."""
+    choosing = several_rates(runs)
+    by_rate: dict[float, dict[Seeds, float]] = {run.result.lr: {} for run in runs}
+    for run in runs:
+        if has_score(run) and (not choosing or seeds_of(run) in choosing):
+            by_rate[run.result.lr][seeds_of(run)] = validation_accuracy(run)
+    rates = (RateScore(rate, by_seed) for rate, by_seed in sorted(by_rate.items()))
+    return Entry(label, family, tuple(runs), tuple(rates))
+
+
+def choose_rate(rates: Sequence[RateScore]) -> float:
+    """The rate with the best median validation accuracy; of equal ones the middle, the lower of two."""
+    best = max(rate.score for rate in rates)
+    tied = [rate.rate for rate in rates if rate.score == best]
+    return tied[(len(tied) - 1) // 2]
+
+
+def several_rates(runs: Iterable[RunRecord]) -> frozenset[Seeds]:
+    """Seeds that ran at more than one learning rate."""
+    rates = defaultdict(set)
+    for run in runs:
+        rates[seeds_of(run)].add(run.result.lr)
+    return frozenset(seeds for seeds, found in rates.items() if len(found) > 1)
+
+
+def seeds_of(run: RunRecord) -> Seeds:
+    """The seeds of a run."""
+    return run.result.seed, int(run.spec["data_seed"])
+
+
+def has_score(run: RunRecord) -> bool:
+    """Whether the run says something about recall."""
+    return run.result.status in ("ok", "diverged")
+
+
+def validation_accuracy(run: RunRecord) -> float:
+    """Accuracy at the last validation; 0 for a diverged run."""
+    return run.metrics[-1].accuracy if run.metrics and run.result.status == "ok" else 0.0
+
+
+def cell_of(run: RunRecord, label: str) -> CellScore | None:
+    """The score of a run in a cell."""
+    return next((cell for cell in run.result.cells if cell.label == label), None)
+
+
+def limited(interval: Interval | None) -> Interval | None:
+    """An interval of a share, kept within [0, 1]."""
+    return Interval(max(0.0, interval.low), min(1.0, interval.high)) if interval else None

@@ -1,0 +1,86 @@
+"""Names of entries: what tells runs apart, the family of an architecture, and the order of names with numbers."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from icl_bench.harness.record import RunRecord
+
+SIZE_KNOBS = frozenset({"w", "heads", "kv_heads", "d_key", "d_value", "d_model"})
+"""Parameters that set how large an architecture is, not which it is: a family differs in these alone."""
+OWN_FIELDS = ("seed", "data_seed", "arch", "train.lr")
+"""Fields of a specification by which the runs of one entry may differ, and its architecture, which its label names."""
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorting key under which numbers in a name count as numbers."""
+    parts = re.split(r"(\d+)", text)
+    return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts)
+
+
+def split_entries(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
+    """Runs by the label and the family of their entry.
+
+    Runs of one label that differ in anything but seed and rate are told apart by what differs.
+    """
+    flat = [flatten(record.spec) for record in records]
+    shared = varying([{key: value for key, value in one.items() if not is_own(key)} for one in flat])
+    labels: dict[str, list[int]] = defaultdict(list)
+    for i, record in enumerate(records):
+        labels[suffixed(record.result.arch, flat[i], shared)].append(i)
+    entries: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+    for label, members in labels.items():
+        inside = varying([{key: flat[i][key] for key in flat[i] if key.startswith("arch.")} for i in members])
+        for i in members:
+            family = suffixed(family_of(records[i].result.arch), flat[i], [key for key in shared if not is_size(key)])
+            entries[suffixed(label, flat[i], inside), family].append(records[i])
+    return entries
+
+
+def suffixed(label: str, flat: Mapping[str, str], keys: Sequence[str]) -> str:
+    """A label followed by the given fields."""
+    return ", ".join([label, *(f"{key.rpartition('.')[2]}={flat.get(key, 'none')}" for key in keys)])
+
+
+def family_of(arch: str) -> str:
+    """A label without the parameters that set the size; a label that is no spec stays as it is.
+
+    >>> family_of("power:p=2,d_key=8+window:w=16")
+    'power:p=2+window'
+    """
+    parts = []
+    for part in arch.split("+"):
+        name, colon, params = part.rpartition(":") if "=" in part else (part, "", "")
+        kept = [item for item in params.split(",") if item.partition("=")[0] not in SIZE_KNOBS]
+        parts.append(name + (colon + ",".join(kept) if kept and params else ""))
+    return "+".join(parts)
+
+
+def is_own(key: str) -> bool:
+    """Whether runs of one entry may differ by this field, or its label tells it."""
+    return any(key == own or key.startswith(own + ".") for own in OWN_FIELDS)
+
+
+def is_size(key: str) -> bool:
+    """Whether a field sets the size of the model."""
+    return key.rpartition(".")[2] in SIZE_KNOBS
+
+
+def flatten(plain: Any, prefix: str = "") -> dict[str, str]:
+    """Leaves of nested data by dotted path, as JSON."""
+    if isinstance(plain, Mapping):
+        pairs = [(str(key), value) for key, value in plain.items()]
+    elif prefix == "arch" and isinstance(plain, list | tuple):
+        pairs = [(str(i), value) for i, value in enumerate(plain)]
+    else:
+        return {prefix: plain if isinstance(plain, str) else json.dumps(plain)}
+    inside = [flatten(value, f"{prefix}.{key}" if prefix else key) for key, value in pairs]
+    return {path: leaf for part in inside for path, leaf in part.items()}
+
+
+def varying(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys that do not have the same value in every row."""
+    keys = sorted({key for row in rows for key in row})
+    return [key for key in keys if len({row.get(key) for row in rows}) > 1]

@@ -1,0 +1,70 @@
+"""`write_report`: run records to one Markdown file and a folder of figures, the same bytes every time."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from icl_bench.errors import RecordError, StoreError
+from icl_bench.harness.record import RunRecord
+from icl_bench.reports.analysis import Section, analyse
+from icl_bench.reports.markdown import Drawing, render
+
+
+def write_report(records: Sequence[RunRecord], problems: Sequence[RecordError], path: Path, command: str) -> Path:
+    """Write a report and, in a folder named after it, its figures.
+
+    Equal records give equal files, in whatever order they come. Each file appears whole or not at all, the report last.
+
+    Args:
+        records: finished runs, failed ones included.
+        problems: what could not be read; the report names it.
+        path: the Markdown file; figures go to `<stem>_files` beside it.
+        command: the command line that makes this report again.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        StoreError: where the report cannot be written.
+    """
+    folder = path.with_name(f"{path.stem}_files")
+    sections = analyse(records)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawings = {section.task: draw(section, i, folder) for i, section in enumerate(sections)}
+        write_whole(path, render(sections, drawings, problems, command).encode())
+    except OSError as error:
+        raise StoreError(
+            f"a report must be written where there is room and permission; {error.filename}: {error.strerror}; "
+            "choose another file with -o"
+        ) from None
+    return path
+
+
+def draw(section: Section, index: int, folder: Path) -> list[Drawing]:
+    """Write the figures of a section; those that would show nothing are left out."""
+    from icl_bench.reports.figures import draw_all  # loads matplotlib
+
+    drawings = []
+    for name, caption, image in draw_all(section):
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{index + 1}-{name}.svg"
+        write_whole(target, image)
+        drawings.append(Drawing(name, caption, f"{folder.name}/{target.name}"))
+    return drawings
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that appears whole or not at all, over an older one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

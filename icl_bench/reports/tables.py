@@ -1,0 +1,165 @@
+"""Tables of a report as rows of text; Markdown, HTML and the terminal lay the same rows out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from icl_bench.harness.record import Manifest, RunRecord
+from icl_bench.reports.analysis import Entry, Section
+from icl_bench.reports.naming import natural_key
+from icl_bench.reports.ranking import Ranking
+from icl_bench.reports.statistics import median
+from icl_bench.reports.text import NONE, bracketed, plain, quantity, share, size
+
+MAIN_HEADER = (
+    "architecture",
+    "learning rate",
+    "state elements",
+    "state",
+    "parameters",
+    "weight-state FLOPs",
+    "accuracy",
+    "95 % interval",
+    "seeds",
+    "exact match",
+    "solved",
+    "solved, 95 %",
+    "failed",
+)
+
+
+class Name(str):
+    """Text from outside: a name, an id, an error. It is shown as it is, in the type of code."""
+
+
+class Table(NamedTuple):
+    """A table; the first column is aligned left, the others right."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+    """Columns aligned left."""
+
+
+def main_table(section: Section) -> Table:
+    """An entry a row: its size, its accuracy and how sure that is; then the floor and the oracle."""
+    blanks = (NONE,) * 5
+    reference = (
+        (Name("floor"), *blanks, share(section.mean_floor), *(NONE,) * 6),
+        (Name("oracle"), *blanks, share(1.0), *(NONE,) * 6),
+    )
+    return Table(MAIN_HEADER, (*(main_row(entry) for entry in section.entries), *reference))
+
+
+def main_row(entry: Entry) -> tuple[str, ...]:
+    """The row of an entry."""
+    result, seeds = entry.example.result, len(entry.accuracies)
+    return (
+        Name(entry.label),
+        f"{entry.rate:.3g}",
+        f"{entry.state_elements:,}" if entry.state_elements is not None else NONE,
+        size(result.state.bytes if result.state else None),
+        f"{result.params:,}" if result.params else NONE,
+        quantity(entry.ratio),
+        share(entry.accuracy),
+        bracketed(entry.interval) or NONE,
+        str(seeds),
+        share(entry.exact_match),
+        f"{entry.solved}/{seeds}" if seeds else NONE,
+        bracketed(entry.solved_interval, 2) or NONE,
+        f"{len(entry.failed)}/{len(entry.runs)}",
+    )
+
+
+def cell_table(section: Section, ranking: Ranking) -> Table:
+    """Median accuracy by cell, the floor and its solver, and whether the cell ranks."""
+    cells = section.cells
+    floors = [section.floor(cell.label) for cell in cells]
+    rows = [(Name(entry.label), *(cell_median(entry, cell.label) for cell in cells)) for entry in section.entries]
+    rows += [
+        (Name("floor"), *(share(floor) for floor, _ in floors)),
+        (Name("oracle"), *(share(1.0) for _ in cells)),
+        ("best trivial solver", *(Name(solver) for _, solver in floors)),
+        ("for a ranking", *(ranking.verdicts[cell.label] for cell in cells)),
+    ]
+    return Table(("architecture", *(Name(cell.label) for cell in cells)), tuple(rows))
+
+
+def cell_median(entry: Entry, label: str) -> str:
+    """Median accuracy in a cell."""
+    found = list(entry.in_cell(label).values())
+    return share(median(found)) if found else NONE
+
+
+def group_table(section: Section) -> Table:
+    """Median over seeds of the accuracy on each group of scored positions, all cells together."""
+    rows = [(Name(entry.label), *(group_median(entry, name) for name in section.groups)) for entry in section.entries]
+    return Table(("architecture", *(Name(name) for name in section.groups)), tuple(rows))
+
+
+def group_median(entry: Entry, group: str) -> str:
+    """Median over seeds of the accuracy in a group; a diverged run counts as 0."""
+    shares = [found for run in entry.scored if (found := group_share(run, group)) is not None]
+    return share(median(shares)) if shares else NONE
+
+
+def group_share(run: RunRecord, group: str) -> float | None:
+    """Accuracy of a run in a group, over all its cells."""
+    if run.result.status == "diverged":
+        return 0.0
+    scores = [cell.groups[group] for cell in run.result.cells if group in cell.groups]
+    total = sum(score.count for score in scores)
+    return sum(score.accuracy * score.count for score in scores) / total if total else None
+
+
+def failure_table(section: Section) -> Table:
+    """Runs that did not end well, by class."""
+    failed = [(run, entry) for entry in section.entries for run in entry.failed]
+    failed.sort(key=lambda pair: (pair[0].result.status, natural_key(pair[1].label), pair[0].result.id))
+    return Table(
+        ("class", "run", "architecture", "seed", "learning rate", "detail"), tuple(failure_row(*p) for p in failed), 6
+    )
+
+
+def failure_row(run: RunRecord, entry: Entry) -> tuple[str, ...]:
+    """The row of a failed run."""
+    result = run.result
+    rate = f"{result.lr:.3g}"
+    return (result.status, Name(result.id), Name(entry.label), str(result.seed), rate, Name(first_line(result.detail)))
+
+
+def first_line(detail: str | None) -> str:
+    """What went wrong in a line: the first, or of a traceback the last, which holds the error."""
+    lines = [line for line in (detail or "").splitlines() if line.strip()]
+    if not lines:
+        return "no detail"
+    return plain(lines[-1] if lines[0].startswith("Traceback") else lines[0])[:200]
+
+
+def environment_table(manifests: Sequence[Manifest]) -> Table:
+    """Every value that a property of the environment takes, with the number of runs where there are several."""
+    return Table(("", "value"), tuple((key, Name(values)) for key, values in environment(manifests).items()), 2)
+
+
+def environment(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Properties of the environment and their values."""
+    return {key: several(counted) for key, counted in environment_counts(manifests).items()}
+
+
+def environment_counts(manifests: Sequence[Manifest]) -> dict[str, Counter[str]]:
+    """How many runs have which value of each property."""
+    packages = sorted({name for manifest in manifests for name in manifest.versions})
+    rows = {name: Counter(manifest.versions.get(name, "none") for manifest in manifests) for name in packages}
+    rows["device"] = Counter(manifest.device for manifest in manifests)
+    rows["threads"] = Counter(str(manifest.threads) for manifest in manifests)
+    rows["host"] = Counter(manifest.host for manifest in manifests)
+    rows["revision"] = Counter(manifest.revision or "none" for manifest in manifests)
+    rows["kernels"] = Counter(manifest.impl for manifest in manifests)
+    return rows
+
+
+def several(values: Counter[str]) -> str:
+    """One value, or each with the number of its runs."""
+    if len(values) == 1:
+        return next(iter(values))
+    return "; ".join(f"{value} ({number})" for value, number in sorted(values.items()))

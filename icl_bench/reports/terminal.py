@@ -1,0 +1,59 @@
+"""The main numbers as a table on the terminal: a row an architecture, a column a load, the floor below."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from icl_bench.harness.record import RunRecord
+from icl_bench.reports.analysis import Entry, Section, analyse
+from icl_bench.reports.tables import cell_median
+from icl_bench.reports.text import NONE, plain, share, size
+
+FIRST = ("lr", "state", "params", "accuracy")
+LAST = ("exact", "solved")
+
+
+def results_table(records: Sequence[RunRecord]) -> RenderableType:
+    """A table for each task; plain columns of text, whatever the names hold."""
+    return Group(*(section_table(section) for section in analyse(records)))
+
+
+def section_table(section: Section) -> Table:
+    """The table of a task."""
+    title = f"{plain(section.task)}: test accuracy" + (f", then by {section.load_name}" if section.cells else "")
+    table = Table(
+        box=None, title=Text(title), title_justify="left", header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    table.add_column("architecture", overflow="fold")
+    for heading in (*FIRST, *cell_headings(section), *LAST):
+        table.add_column(Text(heading), justify="right", overflow="fold")
+    for entry in section.entries:
+        table.add_row(*(Text(cell) for cell in entry_cells(entry, section)))
+    floors = [share(section.floor(cell.label)[0]) for cell in section.cells]
+    row = ["floor", NONE, NONE, NONE, share(section.mean_floor), *floors, NONE, NONE]
+    table.add_row(*(Text(cell) for cell in row), style="dim")
+    return table
+
+
+def cell_headings(section: Section) -> list[str]:
+    """Loads where they tell cells apart, else the names of the cells."""
+    loads = [cell.load for cell in section.cells]
+    return [str(load) for load in loads] if len(set(loads)) == len(loads) else [plain(c.label) for c in section.cells]
+
+
+def entry_cells(entry: Entry, section: Section) -> list[str]:
+    """The row of an entry."""
+    result, seeds = entry.example.result, len(entry.accuracies)
+    failed = f" ({len(entry.failed)} failed)" if entry.failed else ""
+    return [
+        plain(entry.label) + failed,
+        f"{entry.rate:.3g}",
+        size(result.state.bytes if result.state else None),
+        f"{result.params:,}" if result.params else NONE,
+        share(entry.accuracy),
+        *(cell_median(entry, cell.label) for cell in section.cells),
+        share(entry.exact_match),
+        f"{entry.solved}/{seeds}" if seeds else NONE,
+    ]
