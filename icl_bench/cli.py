@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from icl_bench import __version__
-from icl_bench.errors import IclBenchError
+from icl_bench.errors import IclBenchError, StoreError
 
 if TYPE_CHECKING:
     from icl_bench.harness.record import RunRecord
@@ -120,10 +120,13 @@ def report(
 ) -> None:
     """Write a Markdown report, with figures, of every run in a store."""
     from icl_bench.harness.store import Store
-    from icl_bench.reports.markdown import write_report
-    from icl_bench.reports.sources import read_store
+    from icl_bench.reports.report import write_report
 
-    records, problems = read_store(Store(source))
+    records, problems = Store(source).read_all()
+    if not records and not problems:
+        raise StoreError(
+            f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
+        )
     typer.echo(write_report(records, problems, output, command_line()))
 
 
@@ -182,14 +185,14 @@ def state(
 ) -> None:
     """State, parameters, work and weight-state FLOP ratio of architectures; nothing is trained."""
     from icl_bench.harness.accounting import account
-    from icl_bench.reports.terminal import state_table
+    from icl_bench.reports.accounts import state_table
 
     load_plugins_or_warn()
     rows = [account(spec, d_model, layers, length) for spec in specs]
     if as_json:
         print_json({"schema": 1, "archs": [row._asdict() for row in rows]})
     else:
-        stdout_console().print(state_table(rows, length))
+        stdout_console().print(state_table(rows))
 
 
 @app.command()
@@ -227,7 +230,7 @@ def execute(
 
 def finish(records: "list[RunRecord]", as_json: bool, report: Path | None) -> None:
     """Print the results, write the report where one is asked for, and exit with 3 where a run failed."""
-    from icl_bench.reports.markdown import write_report
+    from icl_bench.reports.report import write_report
     from icl_bench.reports.terminal import results_table
 
     if as_json:

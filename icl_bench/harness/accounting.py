@@ -1,27 +1,7 @@
 """State, parameters and work of an architecture, without training it."""
 
-from typing import NamedTuple
-
+from icl_bench.harness.record import Account
 from icl_bench.harness.resolve import arch_components, make_arch
-
-
-class Account(NamedTuple):
-    """What an architecture costs, over all layers; embedding, MLP and head are left out."""
-
-    arch: str
-    elements: int
-    """Numbers carried after `length` tokens."""
-    bytes: int
-    """Their size: sums in float32, cached activations in bfloat16."""
-    length: int
-    params: int
-    """Parameters of the mixers."""
-    weight_flops: float
-    """Forward operations of a token on parameters."""
-    state_flops: float
-    """Forward operations of a token on the state."""
-    ratio: float | None
-    """Weight-state FLOP ratio; none where nothing is done on the state."""
 
 
 def account(text: str, d_model: int, layers: int, length: int) -> Account:

@@ -1,7 +1,7 @@
 """What a run leaves: a frozen, versioned, self-describing record. Nothing here needs torch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from icl_bench.schema import Frozen
 
@@ -142,6 +142,25 @@ class RunResult(Frozen):
             "floor": self.floor,
             "exact_match": self.exact_match,
         }
+
+
+class Account(NamedTuple):
+    """What an architecture costs, over all layers; embedding, MLP and head are left out."""
+
+    arch: str
+    elements: int
+    """Numbers carried after `length` tokens."""
+    bytes: int
+    """Their size: sums in float32, cached activations in bfloat16."""
+    length: int
+    params: int
+    """Parameters of the mixers."""
+    weight_flops: float
+    """Forward operations of a token on parameters."""
+    state_flops: float
+    """Forward operations of a token on the state."""
+    ratio: float | None
+    """Weight-state FLOP ratio; none where nothing is done on the state."""
 
 
 class Manifest(Frozen):

@@ -166,8 +166,8 @@ def arch_component(text: str, d_model: int) -> Component:
         return Component(name=spec.name, params=spec.params, label=str(spec))
     cls = ARCHITECTURES[spec.name]
     full = build(cls, spec.params, spec.name).resolved(d_model)
-    defaults = cls().resolved(d_model)
     params = plain_params(full.model_dump())
+    defaults = build(cls, {name: params[name] for name in cls.shown}, spec.name).resolved(d_model)
     label = label_of(spec.name, params, plain_params(defaults.model_dump()), tuple(cls.shown))
     return Component(name=spec.name, params=params, label=label)
 

@@ -99,13 +99,15 @@ class Store:
             if RUN_ID.fullmatch(result.parent.name):
                 yield result.parent.name
 
-    def records(self) -> Iterator[RunRecord | RecordError]:
-        """Every finished run, or the error that keeps it from being read."""
+    def read_all(self) -> tuple[list[RunRecord], list[RecordError]]:
+        """Every finished run that can be read, and the errors that keep others from it."""
+        records, problems = [], []
         for run_id in self.ids():
             try:
-                yield self.load(run_id)
+                records.append(self.load(run_id))
             except RecordError as error:
-                yield error
+                problems.append(error)
+        return records, problems
 
 
 class RunWriter:
