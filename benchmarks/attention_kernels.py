@@ -171,7 +171,7 @@ def compile_share(share: list[tuple[str, Shape, tuple[Any, ...]]]) -> None:
             print("cannot build", direction, shape, configuration, repr(error)[:120], flush=True)
 
 
-def tune(out: Path, seconds: float = 75) -> None:
+def tune(out: Path, seconds: float = 90) -> None:
     """Time every candidate; write rows of {pass, shape, configuration, ms}."""
     todo = list({(d, s._replace(n=1, h=s.h), c): (d, s, c) for d, s, c in jobs()}.values())
     began = time.monotonic()

@@ -21,6 +21,7 @@ from icl_bench.kernels.attention.triton_tiles import (
     padded_length,
     query_tiles,
     relative_gates,
+    score_sums,
     store_rows,
     visible,
 )
@@ -28,11 +29,11 @@ from icl_bench.kernels.attention.triton_tiles import (
 
 @triton.jit
 def _query_tiles(
-    dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference,
+    dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, cum_ptr, reference,
     k_stride_t, v_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add to a query tile's gradient what key tiles give, counted as in the forward pass."""
     i = tl.arange(0, BLOCK_M)[:, None]
@@ -47,12 +48,16 @@ def _query_tiles(
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         exponent = s * scale - lse[:, None]
         if GATED:
-            exponent -= relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED)[None, :]
+            others = relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED)
+            if EXACT:
+                exponent += (gates[:, None] - others[None, :]).to(tl.float32)
+            else:
+                exponent -= others.to(tl.float32)[None, :]
         if MASKED:
             exponent = tl.where(visible(i + (start - tile), j, window, WINDOWED), exponent, float("-inf"))
         ds = tl.exp2(exponent) * (dp - delta[:, None])
         if GATED:
-            dgate += tl.sum(ds, 1)
+            dgate += score_sums(ds, EXACT)
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq, dgate
 
@@ -64,7 +69,7 @@ def query_gradient_kernel(
     T, H, G, window, scale, score_scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head. Writes dq [N, T, H, K], delta and the gate's row sums [N, H, T]."""
     blocks = tl.cdiv(T, BLOCK_M)
@@ -89,22 +94,26 @@ def query_gradient_kernel(
     tl.store(delta_ptr + rows + i, delta)
     lse = load_vector(lse_ptr + rows, start, T, 0.0, BLOCK_M, False)
     reference = 0.0
+    gates = tl.zeros((BLOCK_M,), tl.float64)
     if GATED:
         reference = tl.load(cum_ptr + start)
-        lse -= relative_gates(cum_ptr, reference, start, T, BLOCK_M, True)
+        gates = relative_gates(cum_ptr, reference, start, T, BLOCK_M, True)
+        if not EXACT:
+            # A row's own gate is common to the row: fold it into what is subtracted from the row anyway.
+            lse -= gates.to(tl.float32)
 
     dq = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    dgate = tl.zeros((BLOCK_M,), tl.float32)
+    dgate = tl.zeros((BLOCK_M,), tl.float64 if EXACT else tl.float32)
     first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
         start, whole, 0, 0, (end - whole) // BLOCK_N, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
     dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
         start, first, before, gap, masked, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
     store_rows(dq_ptr + (n * T * H + h) * K, H * K, start, T, dq * scale, BLOCK_M, K, BLOCK_K)
     if GATED:
@@ -117,7 +126,7 @@ def _key_tiles(
     q_stride_t, do_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add to the gradients of a tile of keys and values what query tiles give, counted as in the forward pass."""
     i = tl.arange(0, BLOCK_M)[None, :]
@@ -130,10 +139,13 @@ def _key_tiles(
         st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         lse = load_vector(lse_ptr, tile, T, 0.0, BLOCK_M, False)
         if GATED:
-            lse -= relative_gates(cum_ptr, reference, tile, T, BLOCK_M, MASKED)
-        exponent = st * scale - lse[None, :]
-        if GATED:
-            exponent -= gates[:, None]
+            others = relative_gates(cum_ptr, reference, tile, T, BLOCK_M, MASKED)
+            if EXACT:
+                exponent = st * scale - lse[None, :] + (others[None, :] - gates[:, None]).to(tl.float32)
+            else:
+                exponent = st * scale - (lse - others.to(tl.float32))[None, :] - gates.to(tl.float32)[:, None]
+        else:
+            exponent = st * scale - lse[None, :]
         if MASKED:
             exponent = tl.where(visible(i, j + (start - tile), window, WINDOWED), exponent, float("-inf"))
         pt = tl.exp2(exponent)
@@ -143,7 +155,7 @@ def _key_tiles(
         delta = load_vector(delta_ptr, tile, T, 0.0, BLOCK_M, False)
         dst = pt * (dpt - delta[None, :])
         if GATED:
-            dgate -= tl.sum(dst, 1)
+            dgate -= score_sums(dst, EXACT)
         dk = tl.dot(dst.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv, dgate
 
@@ -155,7 +167,7 @@ def key_value_gradient_kernel(
     T, H, G, window, scale, score_scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N keys as one query head reads them.
 
@@ -175,7 +187,7 @@ def key_value_gradient_kernel(
     delta_ptr += head * padded_length(T)
     cum_ptr += (n * G + g) * T
     reference = 0.0
-    gates = tl.zeros((BLOCK_N,), tl.float32)
+    gates = tl.zeros((BLOCK_N,), tl.float64)
     if GATED:
         reference = tl.load(cum_ptr + start)
         gates = relative_gates(cum_ptr, reference, start, T, BLOCK_N, True)
@@ -184,17 +196,17 @@ def key_value_gradient_kernel(
     v = load_rows(v_ptr + n * v_stride_n + g * v_stride_h, v_stride_t, start, T, BLOCK_N, V, BLOCK_V, True)
     dk = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
-    dgate = tl.zeros((BLOCK_N,), tl.float32)
+    dgate = tl.zeros((BLOCK_N,), tl.float64 if EXACT else tl.float32)
     first, before, gap, masked, whole, end = query_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     dk, dv, dgate = _key_tiles(
         dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference, q_stride_t, H * V,
         start, whole, 0, 0, (end - whole) // BLOCK_M, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
     dk, dv, dgate = _key_tiles(
         dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference, q_stride_t, H * V,
         start, first, before, gap, masked, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
+        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
     store_rows(dk_ptr + (n * T * H + h) * K, H * K, start, T, dk * scale, BLOCK_N, K, BLOCK_K)
     store_rows(dv_ptr + (n * T * H + h) * V, H * V, start, T, dv, BLOCK_N, V, BLOCK_V)
@@ -209,7 +221,7 @@ def one_tile_gradient_kernel(
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
     T, H, G, window, scale, score_scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr,
-    WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: a whole sequence (T <= BLOCK) of one query head. Writes what the other two kernels write."""
     head = tl.program_id(0).to(tl.int64)
@@ -219,7 +231,7 @@ def one_tile_gradient_kernel(
     t = tl.arange(0, BLOCK)
     cum_ptr += (n * G + g) * T
     values = (n * T * H + h) * V
-    gates = tl.zeros((BLOCK,), tl.float32)
+    gates = tl.zeros((BLOCK,), tl.float64)
     if GATED:
         gates = relative_gates(cum_ptr, tl.load(cum_ptr), 0, T, BLOCK, True)
     k = load_rows(k_ptr + n * k_stride_n + g * k_stride_h, k_stride_t, 0, T, BLOCK, K, BLOCK_K, True)
@@ -228,10 +240,12 @@ def one_tile_gradient_kernel(
     do = load_rows(do_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
     o = load_rows(o_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    lse = load_vector(lse_ptr + head * padded_length(T), 0, T, 0.0, BLOCK, False) - gates
+    lse = load_vector(lse_ptr + head * padded_length(T), 0, T, 0.0, BLOCK, False)
 
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    exponent = s * score_scale - lse[:, None] - gates[None, :]
+    exponent = s * score_scale - lse[:, None]
+    if GATED:
+        exponent += (gates[:, None] - gates[None, :]).to(tl.float32)
     exponent = tl.where(visible(t[:, None], t[None, :], window, WINDOWED), exponent, float("-inf"))
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     ds = tl.exp2(exponent) * (dp - delta[:, None])
@@ -239,7 +253,9 @@ def one_tile_gradient_kernel(
     store_rows(dq_ptr + (n * T * H + h) * K, H * K, 0, T, dq * scale, BLOCK, K, BLOCK_K)
 
     st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    exponent = st * score_scale - lse[None, :] - gates[:, None]
+    exponent = st * score_scale - lse[None, :]
+    if GATED:
+        exponent += (gates[None, :] - gates[:, None]).to(tl.float32)
     exponent = tl.where(visible(t[None, :], t[:, None], window, WINDOWED), exponent, float("-inf"))
     pt = tl.exp2(exponent)
     dv = tl.dot(pt.to(do.dtype), do, input_precision=PRECISION)
@@ -249,5 +265,5 @@ def one_tile_gradient_kernel(
     store_rows(dk_ptr + (n * T * H + h) * K, H * K, 0, T, dk * scale, BLOCK, K, BLOCK_K)
     store_rows(dv_ptr + (n * T * H + h) * V, H * V, 0, T, dv, BLOCK, V, BLOCK_V)
     if GATED:
-        tl.store(dgate_q_ptr + head * T + t, tl.sum(ds, 1), mask=t < T)
-        tl.store(dgate_k_ptr + head * T + t, -tl.sum(dst, 1), mask=t < T)
+        tl.store(dgate_q_ptr + head * T + t, score_sums(ds, EXACT), mask=t < T)
+        tl.store(dgate_k_ptr + head * T + t, -score_sums(dst, EXACT), mask=t < T)

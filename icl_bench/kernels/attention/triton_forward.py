@@ -39,7 +39,7 @@ def _attend(
         if MASKED or GATED:
             s = s * scale
             if GATED:
-                s -= relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED)[None, :]
+                s -= relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED).to(tl.float32)[None, :]
             if MASKED:
                 s = tl.where(visible(i + (start - tile), j, window, WINDOWED), s, float("-inf"))
             raised = tl.maximum(top, tl.max(s, 1))
@@ -103,7 +103,7 @@ def forward_kernel(
     lse = top + tl.log2(total)
     if GATED:
         # exp(Gc_i) is common to a row and cancels in its softmax; the log-sum-exp is that of the whole score.
-        lse += relative_gates(cum_ptr, reference, start, T, BLOCK_M, True)
+        lse += relative_gates(cum_ptr, reference, start, T, BLOCK_M, True).to(tl.float32)
     i = start + tl.arange(0, BLOCK_M)
     # Rows past the end get no weight from an infinite log-sum-exp.
     tl.store(lse_ptr + head * padded_length(T) + i, tl.where(i < T, lse, float("inf")))

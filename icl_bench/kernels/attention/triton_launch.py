@@ -62,7 +62,7 @@ def query_gradient(
     with _on(q):
         query_gradient_kernel[_grid(q, tile.queries)](
             q, k, v, _or_unread(cumulated, lse), o, do, lse, delta, dq, rows, *_sizes(q, k, v, window),
-            scale, scale * LOG2E, **_constants(q, v, cumulated, window, tile),
+            scale, scale * LOG2E, EXACT=_exact(q), **_constants(q, v, cumulated, window, tile),
         )  # fmt: skip
     return dq, delta, rows
 
@@ -77,7 +77,7 @@ def key_value_gradient(
     with _on(q):
         key_value_gradient_kernel[_grid(q, tile.keys)](
             q, k, v, _or_unread(cumulated, lse), do, lse, delta, dk, dv, columns, *_sizes(q, k, v, window),
-            scale, scale * LOG2E, **_constants(q, v, cumulated, window, tile),
+            scale, scale * LOG2E, EXACT=_exact(q), **_constants(q, v, cumulated, window, tile),
         )  # fmt: skip
     return dk, dv, columns
 
@@ -95,7 +95,7 @@ def backward_one_tile(
     with _on(q):
         one_tile_gradient_kernel[_grid(q, block)](
             q, k, v, _or_unread(cumulated, lse), o, do, lse, dq, dk, dv, rows, columns,
-            *_sizes(q, k, v, window), scale, scale * LOG2E, BLOCK=block, **constants,
+            *_sizes(q, k, v, window), scale, scale * LOG2E, BLOCK=block, EXACT=_exact(q), **constants,
         )  # fmt: skip
     return Gradients(dq, _sum_heads(dk, k), _sum_heads(dv, v), rows + columns)
 
@@ -115,7 +115,13 @@ def _empty_parts(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _empty_sums(q: Tensor, cumulated: Tensor | None) -> Tensor:
     n, t, h, _ = q.shape
-    return torch.empty(n, h, 0 if cumulated is None else t, device=q.device, dtype=torch.float32)
+    kind = torch.float64 if _exact(q) else torch.float32
+    return torch.empty(n, h, 0 if cumulated is None else t, device=q.device, dtype=kind)
+
+
+def _exact(q: Tensor) -> bool:
+    """Whether the backward pass handles gates in float64: beside float32 products it costs little."""
+    return q.dtype == torch.float32
 
 
 def _sum_heads(part: Tensor, shared: Tensor) -> Tensor:

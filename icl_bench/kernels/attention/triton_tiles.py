@@ -55,12 +55,20 @@ def load_vector(ptr, start, limit, outside, ROWS: tl.constexpr, BOUNDED: tl.cons
 
 @triton.jit
 def relative_gates(ptr, reference, start, limit, ROWS: tl.constexpr, BOUNDED: tl.constexpr):
-    """Cumulated log gates of `ROWS` positions less `reference`, base 2, float32.
+    """Cumulated log gates of `ROWS` positions less `reference`, base 2, float64.
 
-    The difference is taken in float64: gates cumulated over a long sequence are large, their differences are not.
+    The difference is taken before any rounding: gates cumulated over a long sequence are large, differences are not.
     """
-    cumulated = load_vector(ptr, start, limit, 0.0, ROWS, BOUNDED)
-    return ((cumulated - reference) * LOG2E).to(tl.float32)
+    return (load_vector(ptr, start, limit, 0.0, ROWS, BOUNDED) - reference) * LOG2E
+
+
+@triton.jit
+def score_sums(ds, EXACT: tl.constexpr):
+    """Row sums of a tile of the scores' gradient; in float64 where EXACT.
+
+    The gradient of a gate is a difference of such sums over all later positions, in which nearly all of them cancels.
+    """
+    return tl.sum(ds.to(tl.float64), 1) if EXACT else tl.sum(ds, 1)
 
 
 @triton.jit

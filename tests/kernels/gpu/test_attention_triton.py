@@ -24,10 +24,16 @@ def poisoned(monkeypatch):
 
 @GATES
 @TYPES
-@pytest.mark.parametrize("window", [None, 1, 100, 1056], ids="window-{}".format)
-@pytest.mark.parametrize("t", [1, 7, 63, 64, 65, 100, 1000, 4097], ids="T{}".format)
+@pytest.mark.parametrize("window", [None, 1, 100], ids="window-{}".format)
+@pytest.mark.parametrize("t", [4097, 1000, 100, 65, 64, 63, 7, 1], ids="T{}".format)
 def test_output_and_gradients_match_the_definition(t, window, dtype, gated):
     assert_within_bounds(make_case(t, k=64, v=64, gated=gated, dtype=dtype, device="cuda"), window=window)
+
+
+@GATES
+def test_a_window_of_many_tiles(gated):
+    case = make_case(4097, k=64, v=64, gated=gated, dtype=torch.bfloat16, device="cuda")
+    assert_within_bounds(case, window=1056)
 
 
 @GATES
