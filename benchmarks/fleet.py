@@ -1,0 +1,116 @@
+"""Training speed of fleets on this machine: examples a second and milliseconds a step for each member.
+
+    python benchmarks/fleet.py [--device cuda] [--precision bfloat16] [--members 1,8,32] [--seconds 1.5] [--json FILE]
+
+For comparison, zoology d88d6f5 on one H200 (d_model 128, two layers, vocabulary 8192, batch 256, float32, its own
+loop): softmax 34,166 examples/s at 64 tokens and 4 pairs, 11,695 at 256 and 64; window 64 9,641; Based 9,199.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
+from icl_bench.harness.resolve import Request, expand
+from icl_bench.harness.spec import RunSpec
+from icl_bench.harness.train import Trainer
+
+CASES = [
+    ("softmax", "gated-conv+softmax:conv=0,heads=2", 64, 4),
+    ("softmax", "gated-conv+softmax:conv=0,heads=2", 256, 64),
+    ("window 64", "gated-conv+window:w=64,conv=0,heads=2", 256, 64),
+    ("power p=2", "gated-conv+power:p=2,conv=0,heads=8,d_key=16,d_value=16", 256, 64),
+    ("linear", "gated-conv+linear:conv=0,heads=8,d_key=16,d_value=16", 256, 64),
+]
+WARM_STEPS = 5
+
+
+def specs(arch: str, length: int, pairs: int, members: int, precision: str) -> list[RunSpec]:
+    """`members` runs that differ in seed."""
+    task = f"assoc-recall:variant=zoology,length={length},pairs={pairs}"
+    settings = ["train.steps=100000", "evaluation.examples=100"]
+    request = Request(task, [arch], "zoology", seeds=range(members), precision=precision, settings=settings)
+    return expand(request)
+
+
+def wait(device: torch.device) -> None:
+    """Let the device finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(runs: list[RunSpec], device: torch.device, graphs: bool, seconds: float) -> dict[str, Any]:
+    """Time steps for about `seconds`."""
+    trainer = Trainer(runs, device, "auto", graphs)
+    for _ in range(WARM_STEPS):
+        trainer.step()
+    wait(device)
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        for _ in range(10):
+            trainer.step()
+        steps += 10
+        wait(device)
+    per_step = (time.perf_counter() - started) / steps
+    examples = len(runs) * runs[0].train.batch
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+    return {
+        "examples_per_second": round(examples / per_step),
+        "ms_per_member_step": round(1e3 * per_step / len(runs), 4),
+        "peak_gib": round(peak, 2),
+    }
+
+
+def profile(runs: list[RunSpec], device: torch.device, rows: int) -> list[tuple[str, float]]:
+    """The kernels that take most of a step, with their share of its device time."""
+    trainer = Trainer(runs, device, "auto", graphs=False)
+    for _ in range(WARM_STEPS):
+        trainer.step()
+    wait(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        for _ in range(3):
+            trainer.step()
+        wait(device)
+    events = sorted(recorded.key_averages(), key=lambda event: -event.self_device_time_total)
+    total = sum(event.self_device_time_total for event in events)
+    return [(event.key[:100], round(event.self_device_time_total / total, 4)) for event in events[:rows]]
+
+
+def main() -> None:
+    """Measure every case and print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--members", default="1,8,32")
+    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case")
+    parser.add_argument("--no-graphs", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    rows: list[dict[str, Any]] = []
+    for name, arch, length, pairs in CASES:
+        for members in (int(part) for part in options.members.split(",")):
+            runs = specs(arch, length, pairs, members, options.precision)
+            case = {"arch": name, "length": length, "pairs": pairs, "members": members, "precision": options.precision}
+            row = {**case, **measure(runs, device, not options.no_graphs, options.seconds)}
+            rows.append(row)
+            print(*row.values(), sep="\t", flush=True)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.empty_cache()
+        if options.profile:
+            rows[-1]["profile"] = profile(runs, device, options.profile)
+            for kernel, share in rows[-1]["profile"]:
+                print(f"    {share:6.1%}  {kernel}", flush=True)
+    if options.json:
+        head = {"device": device_name(device), "versions": versions(), "revision": git_revision()}
+        options.json.write_text(json.dumps({**head, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
