@@ -22,7 +22,7 @@ NOISE = 16
 
 def one_or_many(value: object) -> object:
     """A lone number where a list is meant is a list of one."""
-    return (value,) if isinstance(value, int) else value
+    return (value,) if isinstance(value, int | float) else value
 
 
 Many = Annotated[tuple[int, ...], BeforeValidator(one_or_many), Field(min_length=1)]
@@ -189,6 +189,20 @@ def latest_true(mask: Tensor) -> Tensor:
     """Position of the latest true entry at or before each position, -1 where there is none; along the last axis."""
     index = torch.arange(mask.shape[-1], device=mask.device)
     return torch.where(mask, index, -1).cummax(dim=-1).values
+
+
+def latest_same(codes: Tensor) -> Tensor:
+    """Position of the latest earlier entry with the same code, -1 where there is none: [N, T] -> [N, T]."""
+    ordered, order = codes.sort(dim=1, stable=True)
+    before = torch.where(ordered[:, 1:] == ordered[:, :-1], order[:, :-1], -1)
+    return torch.full_like(codes, -1).scatter(1, order[:, 1:], before)
+
+
+def mode_so_far(tokens: Tensor, first: int, size: int) -> Tensor:
+    """For a solver: the most frequent of the tokens first..first + size - 1 up to each position, [N, T] -> [N, T]."""
+    alphabet = torch.arange(first, first + size, device=tokens.device)
+    counts = (tokens[:, :, None] == alphabet).cumsum(dim=1, dtype=torch.int32)
+    return counts.argmax(dim=-1) + first
 
 
 def accuracy_of(answers: Tensor, batch: Batch) -> float:

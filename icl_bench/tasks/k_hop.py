@@ -18,7 +18,8 @@ from icl_bench.tasks.base import (
     Solver,
     Task,
     check_loads,
-    latest_true,
+    latest_same,
+    mode_so_far,
     octave,
     octave_label,
 )
@@ -110,11 +111,7 @@ class KHop(Task):
     def _follow(self, symbols: Tensor, hops: int) -> tuple[Tensor, Tensor]:
         """The position reached, one past the end where the chain breaks, and the token there: both [N, symbols]."""
         rows, size = symbols.shape
-        # the latest position of each symbol before each position, then that of the symbol which stands there
-        alphabet = torch.arange(self.alphabet, device=symbols.device)
-        latest = latest_true(symbols[:, None, :] == alphabet[:, None])
-        before = torch.cat([torch.full_like(latest[..., :1], -1), latest[..., :-1]], dim=-1)
-        earlier = before.gather(1, symbols[:, None, :])[:, 0]
+        earlier = latest_same(symbols)
         step = torch.where(earlier < 0, size, earlier + 1)
         step = torch.cat([step, torch.full_like(step[:, :1], size)], dim=1)
         reached = torch.arange(size, device=symbols.device).expand(rows, size)
@@ -141,8 +138,8 @@ class KHop(Task):
         return torch.full_like(positions, MISSING)
 
     def _most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The most frequent symbol of the sequence."""
-        return inputs[:, 1:].mode(dim=1).values[:, None].expand_as(positions)
+        """The most frequent symbol so far."""
+        return mode_so_far(inputs, RESERVED, self.alphabet).gather(1, positions)
 
     def _current_symbol(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """The symbol just read, and `~` where that is likelier."""

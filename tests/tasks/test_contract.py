@@ -29,6 +29,11 @@ MORE = (
     "phonebook:entries=4,queries=4,digits=6,extrapolate=8",
     "two-pass-recall:passes=1",
     "set-disjointness:first=4,second=32,alphabet=600",
+    "in-context-recall:length=96,keys=5,motif=2,noise=0.25",
+    "state-tracking:group=parity,symbols=64,extrapolate=100",
+    "flip-flop:length=64,ignore=0.5,extrapolate=[0.1|0.95]",
+    "state-tracking:group=a5",
+    "markov-icl:length=40,order=2,alphabet=5,queries=8",
 )
 """Specs besides the defaults, where a parameter changes the code path."""
 SPECS = (*TASKS, *MORE)

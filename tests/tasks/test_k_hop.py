@@ -42,9 +42,12 @@ def test_rule_by_reading(draw, hops):
             assert (group == MISSING_GROUP) == (place is None)
 
 
-@pytest.mark.parametrize(("hops", "floor"), [(0, 0.28), (4, 0.25), (8, 0.25), (12, 0.37), (16, 0.49)])
+@pytest.mark.parametrize(("hops", "floor"), [(4, 0.25), (8, 0.25), (12, 0.37), (16, 0.49)])
 def test_majority_floors_are_those_of_the_simulation(draw, hops, floor):
-    """The better of the most frequent symbol and `~`, at 100 symbols; current and previous symbol reach more."""
+    """The better of the most frequent symbol and `~`, at 100 symbols; current and previous symbol reach more.
+
+    Without hops the simulation has .28, by the mode of the whole sequence, which no causal solver knows.
+    """
     task, cell, batch = draw(f"k-hop:symbols=100,hops={hops}", 1000)
     floors = measured_floors(task, cell, batch)
     assert abs(max(floors["missing"], floors["most-frequent"]) - floor) < 0.02
