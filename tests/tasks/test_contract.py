@@ -116,6 +116,33 @@ class TestBatch:
         assert task_of(text).state_bits(cell) > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("text", "cell"), CELLS)
+class TestDevice:
+    def test_bits_are_those_of_the_cpu(self, text, cell, rows):
+        task = task_of(text)
+        keys = rows(task, "test", 256)
+        batch = Batch(*(tensor.cpu() for tensor in task.sample(keys.cuda(), cell)))
+        assert equal(batch, task.sample(keys, cell))
+
+    def test_sampling_can_be_captured_in_a_graph(self, text, cell, rows):
+        """What a graph replays for other keys is what these keys give."""
+        task = task_of(text)
+        keys = rows(task, "test", 16)
+        static = keys[:8].cuda()
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            task.sample(static, cell)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = task.sample(static, cell)
+        static.copy_(keys[8:])
+        graph.replay()
+        assert equal(Batch(*(tensor.cpu() for tensor in captured)), task.sample(keys[8:], cell))
+
+
 @pytest.mark.parametrize("text", SPECS)
 class TestTask:
     def test_golden_digest(self, text, rows):
