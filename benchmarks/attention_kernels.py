@@ -7,6 +7,7 @@
 where that works, against scaled_dot_product_attention by backend and FlexAttention. Both print a table and write JSON.
 """
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -171,15 +172,21 @@ def compile_share(share: list[tuple[str, Shape, tuple[Any, ...]]]) -> None:
             print("cannot build", direction, shape, configuration, repr(error)[:120], flush=True)
 
 
-def tune(out: Path, seconds: float = 90) -> None:
-    """Time every candidate; write rows of {pass, shape, configuration, ms}."""
-    todo = list({(d, s._replace(n=1, h=s.h), c): (d, s, c) for d, s, c in jobs()}.values())
-    began = time.monotonic()
-    workers = [multiprocessing.Process(target=compile_share, args=(todo[i::PROCESSES],)) for i in range(PROCESSES)]
+def in_parallel(work: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
+    """One forked process for each; this one must not have touched the GPU yet."""
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=work, args=each) for each in arguments]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+
+
+def tune(out: Path, seconds: float = 90) -> None:
+    """Time every candidate; write rows of {pass, shape, configuration, ms}."""
+    todo = list({(d, s._replace(n=1, h=s.h), c): (d, s, c) for d, s, c in jobs()}.values())
+    began = time.monotonic()
+    in_parallel(compile_share, [(todo[i::PROCESSES],) for i in range(PROCESSES)])
     print(f"compiled {len(todo)} in {time.monotonic() - began:.1f} s", flush=True)
     rows: list[dict[str, Any]] = []
     for job in todo:
@@ -266,9 +273,19 @@ def passes(function: Callable[..., Tensor], shape: Shape) -> dict[str, Callable[
     return {"forward": lambda: function(q, k, v), "both": both}
 
 
-def compare(out: Path, seconds: float = 100) -> None:
+def compile_shape(shape: Shape) -> None:
+    """Compile what a shape needs into the caches on disk, by running it once with one sequence."""
+    for _, function in contenders(shape):
+        with contextlib.suppress(RuntimeError):  # a backend that refuses the shape says so when it is timed
+            passes(function, shape._replace(n=1))["both"]()
+    torch.cuda.synchronize()
+
+
+def compare(out: Path, seconds: float = 60) -> None:
     """Time whole passes; write rows of {implementation, shape, forward, both} in milliseconds."""
     began = time.monotonic()
+    in_parallel(compile_shape, [(shape,) for shape in COMPARED])
+    print(f"compiled in {time.monotonic() - began:.1f} s", flush=True)
     rows: list[dict[str, Any]] = []
     for shape in COMPARED:
         for name, function in contenders(shape):
