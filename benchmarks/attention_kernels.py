@@ -100,7 +100,8 @@ def kernel(direction: Pass, shape: Shape, configuration: Tile) -> Callable[[], o
     """One kernel as a call without arguments."""
     q, k, v, do = shape.inputs()
     scale = shape.d**-0.5
-    cumulated = None
+    gates = shape.gates()
+    cumulated = None if gates is None else gates.double().transpose(1, 2).contiguous().cumsum(-1)
     if direction == "forward":
         return lambda: triton_launch.forward(q, k, v, cumulated, shape.window, scale, configuration)
     base = tile("forward", q.element_size(), shape.d, shape.d, shape.t)
@@ -275,9 +276,10 @@ def passes(function: Callable[..., Tensor], shape: Shape) -> dict[str, Callable[
 
 def compile_shape(shape: Shape) -> None:
     """Compile what a shape needs into the caches on disk, by running it once with one sequence."""
-    for _, function in contenders(shape):
+    small = shape._replace(n=1)
+    for _, function in contenders(small):
         with contextlib.suppress(RuntimeError):  # a backend that refuses the shape says so when it is timed
-            passes(function, shape._replace(n=1))["both"]()
+            passes(function, small)["both"]()
     torch.cuda.synchronize()
 
 
