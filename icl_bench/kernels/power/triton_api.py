@@ -230,11 +230,16 @@ def power_backward(
         )  # fmt: skip
     dq, row_sums = launch.query_gradient(problem, q, k, v, dy, rows, gates, read, initial)
     dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, rows, gates, after, end is not None)
+    if p > 2 and read is not None:
+        dq, row_sums = launch.add_factor_gradients(problem, q, dq, row_sums, dy, rows, gates, read, initial)
+    if p > 2 and after is not None:
+        dk, column_sums = launch.add_factor_gradients(
+            problem, k, dk, column_sums, v, None, gates, after, end is not None
+        )  # fmt: skip
     empty = den.new_empty(0)
     dg = empty
     if row_sums is not None and column_sums is not None:
-        crossing = None if dots is None else dots * read_factor
-        dg = launch.gate_gradient(problem, row_sums, column_sums, crossing, problem.groups)
+        dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
     start = (empty.clone(), empty.clone()) if first is None else _unpack(problem, first * read_factor)
     return dq, dk, dv, dg, *start
 

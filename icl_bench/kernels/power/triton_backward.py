@@ -16,7 +16,7 @@ from icl_bench.kernels.power.triton_forward import read_tiles
 from icl_bench.kernels.power.triton_tiles import load_columns, load_gates, load_rows, load_vector, power, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "heads"])
 def row_statistics_kernel(
     y, dy, den, weight, delta, y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, eps,
     V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr,
@@ -44,7 +44,7 @@ def row_statistics_kernel(
 def contract_tiles(
     acc, y, y_t, x, start, end, state, first,
     U: tl.constexpr, W: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, COLUMNS: tl.constexpr, SIDE: tl.constexpr,
-    BLOCK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """acc[t, a] + sum over b, e of y[t, b] x[t, e] S[a, b, e], for the columns a = first.. of the state in tiles.
 
@@ -52,7 +52,7 @@ def contract_tiles(
     """
     b_width: tl.constexpr = U if SIDE == "right" else W
     a_width: tl.constexpr = W if SIDE == "right" else U
-    step: tl.constexpr = 256 // V_BLOCK if V_BLOCK >= 16 else 16
+    step: tl.constexpr = DEPTH // V_BLOCK if DEPTH >= V_BLOCK else 1
     w_tiles: tl.constexpr = (W + 15) // 16
     depth = tl.arange(0, step * V_BLOCK)
     e = depth % V_BLOCK
@@ -93,7 +93,7 @@ def _load_matrix(base, R: tl.constexpr, C: tl.constexpr, R_BLOCK: tl.constexpr, 
 def _key_gradient_of_state(
     acc, x, k, k_t, values, rows, start, end, state, expanded, delta,
     K: tl.constexpr, V: tl.constexpr, K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
-    LINEAR: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr,
+    LINEAR: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradient along the rows of k (or q) of <values, phi(rows) S> - delta z.phi(rows), divided by p."""
@@ -107,7 +107,7 @@ def _key_gradient_of_state(
     else:
         acc = contract_tiles(
             acc, k, k_t, values, start, end, state, 0, K, K, V, V_BLOCK, K_BLOCK, "both",
-            BLOCK, DOT, PRECISION, STAGES,
+            BLOCK, DEPTH, DOT, PRECISION, STAGES,
         )  # fmt: skip
         if SUM:
             block = _load_matrix(state + expanded, K, K, K_BLOCK, K_BLOCK).to(DOT)
@@ -115,14 +115,14 @@ def _key_gradient_of_state(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
 def query_gradient_kernel(
     q, k, v, dy, weight, delta, gates, states, dq, row_sums,
     q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, dy_n, dy_t, dy_h, dq_n, dq_t, dq_h,
     T, chunk, chunks, heads, repeat, elements, expanded, scale_in, scale_out,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr,
+    DEPTH: tl.constexpr, STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr,
     GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -156,25 +156,28 @@ def query_gradient_kernel(
             states += ((n * groups + g) * chunks + c) * elements
             acc = _key_gradient_of_state(
                 acc, cotangents, q, q_t, cotangents, queries, m0, end, states, expanded, row_delta,
-                K, V, K_BLOCK, V_BLOCK, LINEAR, SUM, BLOCK_M, DOT, PRECISION, STATE_STAGES,
+                K, V, K_BLOCK, V_BLOCK, LINEAR, SUM, BLOCK_M, DEPTH, DOT, PRECISION, STATE_STAGES,
             )  # fmt: skip
             if GATED:
                 acc *= tl.exp2(start_gate)
                 total = tl.sum(acc * queries.to(tl.float32), 1)
-    for n0 in tl.range(c0, m0, BLOCK_N, num_stages=STAGES):
-        keys = load_rows(k, n0, k_t, end, K, BLOCK_N, K_BLOCK).to(DOT)
-        values = load_rows(v, n0, v_t, end, V, BLOCK_N, V_BLOCK).to(DOT)
-        s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-        if SCALE:
-            s *= scale_in
-        ds = tl.dot(cotangents, tl.trans(values), input_precision=PRECISION)
-        if SUM:
-            ds -= row_delta[:, None]
-        ds *= power(s, P - 1)
-        if GATED:
-            ds *= tl.exp2(start_gate - load_vector(gates, n0, end, BLOCK_N))[None, :]
-            total += tl.sum(ds * s, 1)
-        acc = tl.dot(ds.to(DOT), keys, acc, input_precision=PRECISION)
+    if m0 > c0:  # a loop of its own accumulator: see `forward_kernel`
+        part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
+        for n0 in tl.range(c0, m0, BLOCK_N, num_stages=STAGES):
+            keys = load_rows(k, n0, k_t, end, K, BLOCK_N, K_BLOCK).to(DOT)
+            values = load_rows(v, n0, v_t, end, V, BLOCK_N, V_BLOCK).to(DOT)
+            s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+            if SCALE:
+                s *= scale_in
+            ds = tl.dot(cotangents, tl.trans(values), input_precision=PRECISION)
+            if SUM:
+                ds -= row_delta[:, None]
+            ds *= power(s, P - 1)
+            if GATED:
+                ds *= tl.exp2(start_gate - load_vector(gates, n0, end, BLOCK_N))[None, :]
+                total += tl.sum(ds * s, 1)
+            part = tl.dot(ds.to(DOT), keys, part, input_precision=PRECISION)
+        acc += part
     if GATED:
         decay = tl.exp2(gate - start_gate)
         acc *= decay[:, None]
@@ -207,7 +210,7 @@ def query_gradient_kernel(
     store_rows(dq + n * dq_n + h * dq_h, acc, m0, dq_t, end, K, BLOCK_M, K_BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
 def key_gradient_kernel(
     q, k, v, u, w, dy, weight, delta, gates, states, dk, dv, column_sums,
     q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, u_n, u_t, u_h, w_n, w_t, w_h, dy_n, dy_t, dy_h,
@@ -215,8 +218,8 @@ def key_gradient_kernel(
     T, chunk, chunks, groups, elements, expanded, scale_in, state_factor, scale_out,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, U: tl.constexpr, W: tl.constexpr,
     K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, REPEAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    STATE: tl.constexpr, FINAL: tl.constexpr, LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr, CONTRACT: tl.constexpr,
-    GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
+    DEPTH: tl.constexpr, STATE: tl.constexpr, FINAL: tl.constexpr, LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr,
+    CONTRACT: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and, with gates, C_j for a block of keys of one key-value head. Grid: (row blocks, N * G).
@@ -257,13 +260,13 @@ def key_gradient_kernel(
                 w += n * w_n + g * w_h
                 dv_acc = read_tiles(
                     dv_acc, u, w, u_t, w_t, n0, end, states, 0, U, W, V, V_BLOCK, SYMMETRIC,
-                    BLOCK_N, DOT, PRECISION, STATE_STAGES,
+                    BLOCK_N, DEPTH, DOT, PRECISION, STATE_STAGES,
                 )  # fmt: skip
             if CONTRACT:
                 ones = tl.full([BLOCK_N], -1.0, tl.float32)
                 dk_acc = _key_gradient_of_state(
                     dk_acc, values, k, k_t, values, keys, n0, end, states, expanded, ones,
-                    K, V, K_BLOCK, V_BLOCK, LINEAR, SUM, BLOCK_N, DOT, PRECISION, STATE_STAGES,
+                    K, V, K_BLOCK, V_BLOCK, LINEAR, SUM, BLOCK_N, DEPTH, DOT, PRECISION, STATE_STAGES,
                 )  # fmt: skip
             dv_acc *= state_factor
             if GATED:
@@ -271,25 +274,30 @@ def key_gradient_kernel(
                 dv_acc *= decay
                 dk_acc *= decay
                 total = tl.sum(dk_acc * keys.to(tl.float32), 1)
-    for r in range(REPEAT):
-        for m0 in tl.range(n0 + BLOCK_N, end, BLOCK_M, num_stages=STAGES):
-            queries = load_rows(q + r * q_h, m0, q_t, end, K, BLOCK_M, K_BLOCK).to(DOT)
-            cotangents = load_rows(dy + r * dy_h, m0, dy_t, end, V, BLOCK_M, V_BLOCK).to(DOT)
-            factor = load_vector(weight + r * T, m0, end, BLOCK_M)
-            if GATED:
-                factor *= tl.exp2(load_gates(gates, m0, end, BLOCK_M) - last_gate)
-            s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
-            if SCALE:
-                s *= scale_in
-            ds = tl.dot(values, tl.trans(cotangents), input_precision=PRECISION)
-            if SUM:
-                ds -= load_vector(delta + r * T, m0, end, BLOCK_M)[None, :]
-            lower = power(s, P - 1) * factor[None, :]
-            ds *= lower
-            if GATED:
-                total += tl.sum(ds * s, 1)
-            dv_acc = tl.dot((lower * s).to(DOT), cotangents, dv_acc, input_precision=PRECISION)
-            dk_acc = tl.dot(ds.to(DOT), queries, dk_acc, input_precision=PRECISION)
+    if n0 + BLOCK_N < end:  # a loop of its own accumulators: see `forward_kernel`
+        for r in range(REPEAT):
+            dk_part = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
+            dv_part = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
+            for m0 in tl.range(n0 + BLOCK_N, end, BLOCK_M, num_stages=STAGES):
+                queries = load_rows(q + r * q_h, m0, q_t, end, K, BLOCK_M, K_BLOCK).to(DOT)
+                cotangents = load_rows(dy + r * dy_h, m0, dy_t, end, V, BLOCK_M, V_BLOCK).to(DOT)
+                factor = load_vector(weight + r * T, m0, end, BLOCK_M)
+                if GATED:
+                    factor *= tl.exp2(load_gates(gates, m0, end, BLOCK_M) - last_gate)
+                s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+                if SCALE:
+                    s *= scale_in
+                ds = tl.dot(values, tl.trans(cotangents), input_precision=PRECISION)
+                if SUM:
+                    ds -= load_vector(delta + r * T, m0, end, BLOCK_M)[None, :]
+                lower = power(s, P - 1) * factor[None, :]
+                ds *= lower
+                if GATED:
+                    total += tl.sum(ds * s, 1)
+                dv_part = tl.dot((lower * s).to(DOT), cotangents, dv_part, input_precision=PRECISION)
+                dk_part = tl.dot(ds.to(DOT), queries, dk_part, input_precision=PRECISION)
+            dk_acc += dk_part
+            dv_acc += dv_part
     if GATED:
         decay = tl.exp2(last_gate - gate)
         dv_acc *= decay[:, None]

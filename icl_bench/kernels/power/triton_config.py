@@ -19,14 +19,15 @@ class Blocks(NamedTuple):
     n: int  # key rows
     warps: int
     stages: int  # pipeline depth of the loop over tokens
-    state_stages: int  # pipeline depth of the loop over state tiles
+    state_stages: int = 1  # pipeline depth of the loop over state tiles
+    depth: int = 256  # state rows to a step of that loop
 
 
 _BF16 = {
-    ("chunk_sums", 16): Blocks(0, 64, 4, 3, 0),
-    ("chunk_sums", 32): Blocks(0, 64, 4, 3, 0),
-    ("chunk_sums", 64): Blocks(0, 64, 4, 3, 0),
-    ("chunk_sums", 128): Blocks(0, 64, 4, 3, 0),
+    ("chunk_sums", 16): Blocks(0, 64, 4, 3),
+    ("chunk_sums", 32): Blocks(0, 64, 4, 3),
+    ("chunk_sums", 64): Blocks(0, 64, 4, 3),
+    ("chunk_sums", 128): Blocks(0, 64, 4, 3),
     ("forward", 16): Blocks(128, 64, 4, 3, 2),
     ("forward", 32): Blocks(128, 64, 4, 3, 2),
     ("forward", 64): Blocks(128, 64, 4, 2, 2),
@@ -41,45 +42,47 @@ _BF16 = {
     ("key_gradient", 128): Blocks(64, 128, 8, 2, 1),
 }
 _TF32 = {
-    ("chunk_sums", 16): Blocks(0, 32, 4, 2, 0),
-    ("chunk_sums", 32): Blocks(0, 32, 4, 2, 0),
-    ("chunk_sums", 64): Blocks(0, 32, 8, 2, 0),
-    ("chunk_sums", 128): Blocks(0, 32, 8, 2, 0),
+    ("chunk_sums", 16): Blocks(0, 32, 4, 2),
+    ("chunk_sums", 32): Blocks(0, 32, 4, 2),
+    ("chunk_sums", 64): Blocks(0, 32, 8, 2),
+    ("chunk_sums", 128): Blocks(0, 32, 8, 2),
     ("forward", 16): Blocks(64, 32, 4, 2, 1),
     ("forward", 32): Blocks(64, 32, 4, 2, 1),
     ("forward", 64): Blocks(64, 32, 4, 2, 1),
-    ("forward", 128): Blocks(64, 32, 8, 1, 1),
+    ("forward", 128): Blocks(64, 32, 8, 1, 1, 128),
     ("query_gradient", 16): Blocks(64, 32, 4, 2, 1),
     ("query_gradient", 32): Blocks(64, 32, 4, 2, 1),
     ("query_gradient", 64): Blocks(64, 32, 4, 2, 1),
-    ("query_gradient", 128): Blocks(64, 32, 8, 1, 1),
+    ("query_gradient", 128): Blocks(64, 32, 8, 1, 1, 128),
     ("key_gradient", 16): Blocks(32, 64, 4, 2, 1),
     ("key_gradient", 32): Blocks(32, 64, 4, 2, 1),
     ("key_gradient", 64): Blocks(32, 64, 4, 2, 1),
-    ("key_gradient", 128): Blocks(32, 64, 8, 1, 1),
+    ("key_gradient", 128): Blocks(32, 32, 8, 1, 1, 128),
 }
 _IEEE = {
-    ("chunk_sums", 16): Blocks(0, 16, 4, 1, 0),
-    ("chunk_sums", 32): Blocks(0, 16, 4, 1, 0),
-    ("chunk_sums", 64): Blocks(0, 16, 8, 1, 0),
-    ("chunk_sums", 128): Blocks(0, 16, 8, 1, 0),
-    ("forward", 16): Blocks(32, 32, 4, 1, 1),
-    ("forward", 32): Blocks(32, 32, 4, 1, 1),
-    ("forward", 64): Blocks(32, 32, 4, 1, 1),
-    ("forward", 128): Blocks(32, 32, 8, 1, 1),
-    ("query_gradient", 16): Blocks(32, 32, 4, 1, 1),
-    ("query_gradient", 32): Blocks(32, 32, 4, 1, 1),
-    ("query_gradient", 64): Blocks(32, 32, 4, 1, 1),
-    ("query_gradient", 128): Blocks(32, 32, 8, 1, 1),
-    ("key_gradient", 16): Blocks(32, 32, 4, 1, 1),
-    ("key_gradient", 32): Blocks(32, 32, 4, 1, 1),
-    ("key_gradient", 64): Blocks(32, 32, 4, 1, 1),
-    ("key_gradient", 128): Blocks(32, 32, 8, 1, 1),
+    ("chunk_sums", 16): Blocks(0, 16, 4, 1),
+    ("chunk_sums", 32): Blocks(0, 16, 4, 1),
+    ("chunk_sums", 64): Blocks(0, 16, 8, 1),
+    ("chunk_sums", 128): Blocks(0, 16, 8, 1),
+    ("forward", 16): Blocks(32, 32, 4, 1, 1, 32),
+    ("forward", 32): Blocks(32, 32, 4, 1, 1, 32),
+    ("forward", 64): Blocks(32, 32, 4, 1, 1, 32),
+    ("forward", 128): Blocks(32, 32, 8, 1, 1, 32),
+    ("query_gradient", 16): Blocks(32, 32, 4, 1, 1, 32),
+    ("query_gradient", 32): Blocks(32, 32, 4, 1, 1, 32),
+    ("query_gradient", 64): Blocks(32, 32, 4, 1, 1, 32),
+    ("query_gradient", 128): Blocks(32, 32, 8, 1, 1, 32),
+    ("key_gradient", 16): Blocks(32, 32, 4, 1, 1, 32),
+    ("key_gradient", 32): Blocks(32, 32, 4, 1, 1, 32),
+    ("key_gradient", 64): Blocks(32, 32, 4, 1, 1, 32),
+    ("key_gradient", 128): Blocks(32, 32, 8, 1, 1, 32),
 }
 TABLES = {"bf16": _BF16, "tf32": _TF32, "ieee": _IEEE}
 ARITHMETIC = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
 SCAN_BLOCK = 2048
 STATISTICS_ROWS = 64
+GATE_BLOCK = 1024
+FACTOR_ROWS = 32
 
 
 def padded(width: int) -> int:

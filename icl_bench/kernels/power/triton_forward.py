@@ -15,21 +15,22 @@ from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_v
 def read_tiles(
     acc, u, w, u_t, w_t, start, end, state, first,
     U: tl.constexpr, W: tl.constexpr, X: tl.constexpr, X_BLOCK: tl.constexpr, SYMMETRIC: tl.constexpr,
-    BLOCK: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """acc + (u (x) w) S for the rows start.. and the state S in tiles, from its column `first` on."""
+    """acc + (u (x) w) S, DEPTH rows of S at a time, for the rows start.. and the state S in tiles, from its column `first` on."""
     u_tiles: tl.constexpr = (U + 15) // 16
     w_tiles: tl.constexpr = (W + 15) // 16
     tiles: tl.constexpr = u_tiles * (u_tiles + 1) // 2 if SYMMETRIC else u_tiles * w_tiles
     column = first + tl.arange(0, X_BLOCK)
-    for i in tl.range(0, tiles, num_stages=STAGES):
-        a, b = tile_pair(i, W, SYMMETRIC)
-        left = load_columns(u, start, u_t, end, a * 16, U, BLOCK, 16).to(DOT)
+    parts: tl.constexpr = 256 // DEPTH
+    for i in tl.range(0, tiles * parts, num_stages=STAGES):
+        a, b = tile_pair(i // parts, W, SYMMETRIC)
+        left = load_columns(u, start, u_t, end, a * 16 + (i % parts) * (16 // parts), U, BLOCK, 16 // parts).to(DOT)
         right = load_columns(w, start, w_t, end, b * 16, W, BLOCK, 16).to(DOT)
         if SYMMETRIC:
             left = left * tl.where(a == b, 1.0, 2.0).to(DOT)
-        phi = tl.reshape(left[:, :, None] * right[:, None, :], [BLOCK, 256])
-        pointer = state + (i * 256 + tl.arange(0, 256))[:, None] * X + column[None, :]
+        phi = tl.reshape(left[:, :, None] * right[:, None, :], [BLOCK, DEPTH])
+        pointer = state + (i * DEPTH + tl.arange(0, DEPTH))[:, None] * X + column[None, :]
         if X % X_BLOCK == 0:
             values = tl.load(pointer)
         else:
@@ -60,14 +61,14 @@ def read_normaliser(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
 def forward_kernel(
     q, k, v, u, w, gates, states, y, den,
     q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, u_n, u_t, u_h, w_n, w_t, w_h, y_n, y_t, y_h,
     T, chunk, chunks, heads, repeat, elements, expanded, scale_in, state_factor, scale_out, eps,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, U: tl.constexpr, W: tl.constexpr,
     K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr,
+    DEPTH: tl.constexpr, STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr,
     GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +116,7 @@ def forward_kernel(
                 w += n * w_n + h * w_h
                 acc = read_tiles(
                     acc, u, w, u_t, w_t, m0, end, states, first, U, W, V, V_BLOCK, SYMMETRIC,
-                    BLOCK_M, DOT, PRECISION, STATE_STAGES,
+                    BLOCK_M, DEPTH, DOT, PRECISION, STATE_STAGES,
                 )  # fmt: skip
                 if SUM:
                     total = read_normaliser(
@@ -127,18 +128,23 @@ def forward_kernel(
             acc *= factor
             total *= factor
     queries = load_rows(q, m0, q_t, end, K, BLOCK_M, K_BLOCK).to(DOT)
-    for n0 in tl.range(c0, m0, BLOCK_N, num_stages=STAGES):
-        keys = load_rows(k, n0, k_t, end, K, BLOCK_N, K_BLOCK).to(DOT)
-        values = load_columns(v, n0, v_t, end, first, V, BLOCK_N, V_BLOCK).to(DOT)
-        s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-        if SCALE:
-            s *= scale_in
-        s = power(s, P)
-        if GATED:
-            s *= tl.exp2(start_gate - load_vector(gates, n0, end, BLOCK_N))[None, :]
-        if SUM:
-            total += tl.sum(s, 1)
-        acc = tl.dot(s.to(DOT), values, acc, input_precision=PRECISION)
+    # A loop whose products stay in flight from turn to turn must start from zeros and surely run: else ptxas waits after
+    # every wgmma of the kernel (its note C7515). So each loop has an accumulator of its own.
+    if m0 > c0:
+        part = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
+        for n0 in tl.range(c0, m0, BLOCK_N, num_stages=STAGES):
+            keys = load_rows(k, n0, k_t, end, K, BLOCK_N, K_BLOCK).to(DOT)
+            values = load_columns(v, n0, v_t, end, first, V, BLOCK_N, V_BLOCK).to(DOT)
+            s = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+            if SCALE:
+                s *= scale_in
+            s = power(s, P)
+            if GATED:
+                s *= tl.exp2(start_gate - load_vector(gates, n0, end, BLOCK_N))[None, :]
+            if SUM:
+                total += tl.sum(s, 1)
+            part = tl.dot(s.to(DOT), values, part, input_precision=PRECISION)
+        acc += part
     if GATED:
         decay = tl.exp2(gate - start_gate)
         acc *= decay[:, None]

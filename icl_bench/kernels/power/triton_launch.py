@@ -3,17 +3,16 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power.expansion import expand
 from icl_bench.kernels.power.triton_backward import key_gradient_kernel, query_gradient_kernel, row_statistics_kernel
 from icl_bench.kernels.power.triton_basis import Layout
+from icl_bench.kernels.power.triton_factors import factor_gradient_kernel, square_gradient
 from icl_bench.kernels.power.triton_forward import forward_kernel
+from icl_bench.kernels.power.triton_gates import gate_gradient_kernel, gate_sums_kernel
 from icl_bench.kernels.power.triton_state import chunk_sums_kernel, scan_kernel
-
-LOG2_E = 1.4426950408889634
 
 
 class Problem(NamedTuple):
@@ -74,10 +73,11 @@ class Problem(NamedTuple):
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> Tensor:
     """[N, T, G] log gates -> [N, G, T] inclusive sums from the start of each chunk, in units of log 2."""
-    t = log_g.shape[1]
-    pad = -t % chunk
-    padded = F.pad(log_g.float().transpose(1, 2) * LOG2_E, (0, pad))
-    return padded.unflatten(2, (-1, chunk)).cumsum(3).flatten(2)[..., :t].contiguous()
+    n, t, groups = log_g.shape
+    out = torch.empty(n, groups, t, device=log_g.device)
+    gate_sums_kernel[(-(-t // chunk), n * groups)](log_g, out, *log_g.stride(),
+        t, chunk, groups, BLOCK=config.GATE_BLOCK)  # fmt: skip
+    return out
 
 
 def factors(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +190,7 @@ def attend(
         problem.elements, problem.expanded, problem.scale_in, problem.state_factor, problem.scale_out, problem.eps,
         P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=v_block, WIDE=min(config.padded(u.shape[3]), 64),
-        BLOCK_M=blocks.m, BLOCK_N=blocks.n, STATE=states is not None, INITIAL=initial, LINEAR=layout.linear,
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None, INITIAL=initial, LINEAR=layout.linear,
         SYMMETRIC=layout.symmetric, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
         DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
@@ -225,7 +225,7 @@ def query_gradient(
         problem.elements, problem.expanded, problem.scale_in, problem.scale_out,
         P=layout.p, K=layout.key_width, V=problem.v,
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
-        BLOCK_M=blocks.m, BLOCK_N=blocks.n, STATE=states is not None and layout.p <= 2, INITIAL=initial,
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None and layout.p <= 2, INITIAL=initial,
         LINEAR=layout.linear, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
         DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
@@ -252,7 +252,7 @@ def key_gradient(
         P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
         REPEAT=problem.heads // problem.groups, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
-        STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
+        DEPTH=blocks.depth, STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
         CONTRACT=layout.p <= 2, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
         DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
@@ -260,19 +260,52 @@ def key_gradient(
     return dk, dv, column_sums
 
 
-def gate_gradient(
-    problem: Problem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None, groups: int
-) -> Tensor:
-    """d log_g [N, T, G]: the gate of t decays every pair (i >= t, j < t), dA_ij A_ij each.
+def gate_gradient(problem: Problem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:
+    """d log_g [N, T, G] from R [N, H, T], C [N, G, T] and the products at the ends of the chunks [N*G, C]."""
+    out = torch.empty(problem.n, problem.t, problem.groups, device=row_sums.device)
+    gate_gradient_kernel[(problem.chunks, problem.n * problem.groups)](
+        row_sums, column_sums, dots if dots is not None else out, out,
+        problem.t, problem.chunk, problem.groups, problem.heads // problem.groups, problem.scale**problem.layout.p,
+        DOTS=dots is not None, BLOCK=config.GATE_BLOCK,
+    )  # fmt: skip
+    return out
 
-    Within a chunk these are the sums of R_i - C_i over i >= t, plus the pairs across the chunk's end, which are the
-    products of the state there with its gradient (`dots` [N*G, C]). Sums never run past a chunk, so that rounding
-    errors do not add up over the sequence.
-    """
-    pad = -problem.t % problem.chunk
-    rows = row_sums.unflatten(1, (groups, -1)).sum(2)
-    tail = F.pad(rows - column_sums, (0, pad)).unflatten(2, (-1, problem.chunk))
-    sums = tail.flip(3).cumsum(3).flip(3)
-    if dots is not None:
-        sums = sums + dots.view(*sums.shape[:3], 1)
-    return sums.flatten(2)[..., : problem.t].transpose(1, 2).contiguous()
+
+def add_factor_gradients(
+    problem: Problem, x: Tensor, dx: Tensor, sums: Tensor | None, values: Tensor, rows: tuple[Tensor, Tensor] | None,
+    gates: Tensor | None, states: Tensor, edge: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """dx and R (or C, where rows is None) with the state's part for p = 3 and 4; x is the query or the key."""
+    layout = problem.layout
+    u, w = factors(layout, x)
+    if layout.symmetric:
+        added = square_gradient(x, _factor_gradient(problem, u, values, rows, gates, states, edge, "both"))
+    else:
+        left = _factor_gradient(problem, w, values, rows, gates, states, edge, "left")
+        added = square_gradient(x, left) + _factor_gradient(problem, u, values, rows, gates, states, edge, "right")
+    if sums is not None:
+        # The state's part is homogeneous of degree p in x, so that x.dx is p times its sum of dA A.
+        sums = sums + (added * x).sum(3).transpose(1, 2) / layout.p
+    return (dx.float() + added).to(dx.dtype), sums
+
+
+def _factor_gradient(
+    problem: Problem, y: Tensor, values: Tensor, rows: tuple[Tensor, Tensor] | None, gates: Tensor | None,
+    states: Tensor, edge: bool, side: str,
+) -> Tensor:  # fmt: skip
+    layout = problem.layout
+    n, t, heads, _ = y.shape
+    width = layout.w if side == "right" else layout.u
+    out = torch.empty(n, heads, t, width, device=y.device)
+    weight, delta = rows if rows is not None else (out, out)
+    block, columns = config.FACTOR_ROWS, min(64, config.padded(width))
+    factor_gradient_kernel[(-(-t // block), n * heads, -(-width // columns))](
+        y, values, weight, delta, gates if gates is not None else out, states, out, *_strides(y, values),
+        t, problem.chunk, problem.chunks, heads, heads // problem.groups, problem.elements, problem.expanded,
+        problem.scale**layout.p,
+        U=layout.u, W=layout.w, V=problem.v, V_BLOCK=config.padded(problem.v), SIDE=side,
+        OF_KEYS=rows is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
+        BLOCK=block, COLUMNS=columns, DEPTH=config.blocks("query_gradient", problem.dtype, problem.width).depth,
+        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype), num_warps=4,
+    )  # fmt: skip
+    return out.transpose(1, 2)

@@ -31,7 +31,7 @@ def _token_factors(gates, weight, delta, start, end, last_gate, GATED: tl.conste
     return factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunk", "heads"])
 def chunk_sums_kernel(
     u, w, x, gates, weight, delta, out,
     u_n, u_t, u_h, w_n, w_t, w_h, x_n, x_t, x_h,
@@ -58,7 +58,9 @@ def chunk_sums_kernel(
     if GATED:
         gates += row * T
         last_gate = tl.load(gates + end - 1)
-    blocks = tl.cdiv(end - begin, BLOCK_T)
+    # A loop that may not run merges its zero accumulator with one still in flight, and ptxas then serialises all wgmma:
+    # the maximum shows the compiler that this one runs.
+    blocks = tl.maximum(tl.cdiv(end - begin, BLOCK_T), 1)
     if LINEAR:
         rows: tl.constexpr = U_BLOCK
         total = tl.zeros([U_BLOCK], tl.float32)
@@ -106,7 +108,7 @@ def chunk_sums_kernel(
         tl.store(out + index[:, None] * X + column[None, :], acc.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "chunk", "chunks"])
 def scan_kernel(
     sums, gates, initial, final, prefix, last, dots,
     T, chunk, chunks, elements, used, expanded, tile_elements,

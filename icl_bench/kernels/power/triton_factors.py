@@ -1,0 +1,98 @@
+"""The state's part of the gradients of queries and keys for p = 3 and 4, through the factor vectors u and w.
+
+The expanded row is u (x) w with u of degree 2, so that the gradient along one factor is the product of the state with
+the other factor and the output gradient (`contract_tiles`); that of the query or key follows by the chain rule.
+"""
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icl_bench.kernels.power.expansion import basis_tuples
+from icl_bench.kernels.power.triton_backward import contract_tiles
+from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_vector
+
+
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
+def factor_gradient_kernel(
+    y, x, weight, delta, gates, states, out,
+    y_n, y_t, y_h, x_n, x_t, x_h,
+    T, chunk, chunks, heads, repeat, elements, expanded, factor,
+    U: tl.constexpr, W: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, SIDE: tl.constexpr,
+    OF_KEYS: tl.constexpr, EDGE: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient [N, H, T, columns] along the factor that SIDE names, in float32.
+
+    x is the output gradient for queries, the value for keys (OF_KEYS); EDGE says that the outermost chunk has a state.
+    Grid: (row blocks, N * H, column blocks).
+    """
+    start = tl.program_id(0) * BLOCK
+    row = tl.program_id(1).to(tl.int64)
+    n = row // heads
+    h = row % heads
+    state_row = n * (heads // repeat) + h // repeat
+    first = tl.program_id(2) * COLUMNS
+    c = start // chunk
+    end = tl.minimum(T, (c + 1) * chunk)
+    width: tl.constexpr = W if SIDE == "right" else U
+    other: tl.constexpr = U if SIDE == "right" else W
+    y += n * y_n + h * y_h
+    rows = load_rows(x + n * x_n + h * x_h, start, x_t, end, V, BLOCK, V_BLOCK).to(DOT)
+    acc = tl.zeros([BLOCK, COLUMNS], tl.float32)
+    last = c + 1 == chunks if OF_KEYS else c == 0
+    if EDGE | (last == 0):
+        states += (state_row * chunks + c) * elements
+        acc = contract_tiles(
+            acc, y, y_t, rows, start, end, states, first, U, W, V, V_BLOCK, COLUMNS, SIDE,
+            BLOCK, DEPTH, DOT, PRECISION, 1,
+        )  # fmt: skip
+        if SUM:  # only for a symmetric state: the gradient of u Z u is 2 Z u, and that of the values is doubled below
+            column = first + tl.arange(0, COLUMNS)
+            product = tl.zeros([BLOCK, COLUMNS], tl.float32)
+            for b in range(0, other, 16):
+                index = b + tl.arange(0, 16)
+                mask = (index < other)[:, None] & (column < width)[None, :]
+                z = tl.load(states + expanded + index[:, None] * W + column[None, :], mask=mask, other=0.0)
+                left = load_columns(y, start, y_t, end, b, other, BLOCK, 16).to(DOT)
+                product = tl.dot(left, z.to(DOT), product, input_precision=PRECISION)
+            if OF_KEYS:
+                acc += product
+            else:
+                acc -= load_vector(delta + row * T, start, end, BLOCK)[:, None] * product
+    scale = tl.full([BLOCK], 1.0, tl.float32) * factor
+    if SIDE == "both":
+        scale *= 2.0
+    if not OF_KEYS:
+        scale *= load_vector(weight + row * T, start, end, BLOCK)
+    if GATED:
+        gates += state_row * T
+        gate = load_vector(gates, start, end, BLOCK)
+        scale *= tl.exp2(tl.load(gates + end - 1) - gate) if OF_KEYS else tl.exp2(gate)
+    acc *= scale[:, None]
+    index = start + tl.arange(0, BLOCK)
+    column = first + tl.arange(0, COLUMNS)
+    pointer = out + (row * T + index)[:, None] * width + column[None, :]
+    tl.store(pointer, acc, mask=(index < end)[:, None] & (column < width)[None, :])
+
+
+@lru_cache(maxsize=32)
+def _square_table(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each pair (a, b): its place in the symmetric basis of degree 2, and d u / d x_a over x_b there."""
+    place = torch.zeros(width, width, dtype=torch.int64)
+    tuples = basis_tuples(width, 2)
+    place[tuples[:, 0], tuples[:, 1]] = torch.arange(len(tuples))
+    place[tuples[:, 1], tuples[:, 0]] = torch.arange(len(tuples))
+    rate = torch.full((width, width), 2**0.5) + torch.eye(width) * (2 - 2**0.5)
+    with torch.inference_mode(False):
+        return place.flatten().to(device), rate.to(device)
+
+
+def square_gradient(x: Tensor, du: Tensor) -> Tensor:
+    """dx [.., K] from the gradient du [.., U] of u = phi_2(x): by a gather, so that the bits repeat."""
+    place, rate = _square_table(x.shape[-1], x.device)
+    pairs = du.index_select(-1, place).unflatten(-1, rate.shape) * rate
+    return (pairs @ x.float()[..., None])[..., 0]
