@@ -46,7 +46,16 @@ class CellInfo(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True)
+class Floor(NamedTuple):
+    """What guessing reaches in a cell."""
+
+    accuracy: float
+    """Median over runs."""
+    solver: str
+    """The solver that reached it most often."""
+
+
+@dataclass(frozen=True, eq=False)
 class Entry:
     """An architecture in one setting: a row of the tables."""
 
@@ -166,7 +175,7 @@ class Entry:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Section:
     """What was measured on one task."""
 
@@ -194,20 +203,24 @@ class Section:
         """Test examples of a cell; the fewest of any run."""
         return min(int(run.spec["evaluation"]["examples"]) for run in self.runs)
 
-    def scores_of(self, label: str) -> list[CellScore]:
-        """Every score in a cell, at every rate."""
-        return [cell for run in self.runs if (cell := cell_of(run, label))]
+    @cached_property
+    def scores(self) -> Mapping[str, Sequence[CellScore]]:
+        """Every score in each cell, at every rate, by label."""
+        found: dict[str, list[CellScore]] = defaultdict(list)
+        for run in self.runs:
+            for cell in run.result.cells:
+                found[cell.label].append(cell)
+        return found
 
-    def floor(self, label: str) -> tuple[float, str]:
-        """Median floor of a cell, and the solver that set it most often."""
-        scores = self.scores_of(label)
-        solvers = sorted(score.floor_solver for score in scores)
-        return median([score.floor for score in scores]), max(solvers, key=solvers.count)
+    @cached_property
+    def floors(self) -> Mapping[str, Floor]:
+        """The floor of each cell, by label."""
+        return {label: floor_of(scores) for label, scores in self.scores.items()}
 
     @cached_property
     def mean_floor(self) -> float | None:
         """Mean of the floors of the cells."""
-        floors = [self.floor(cell.label)[0] for cell in self.cells]
+        floors = [floor.accuracy for floor in self.floors.values()]
         return sum(floors) / len(floors) if floors else None
 
     @cached_property
@@ -267,6 +280,12 @@ def several_rates(runs: Iterable[RunRecord]) -> frozenset[Seeds]:
     for run in runs:
         rates[seeds_of(run)].add(run.result.lr)
     return frozenset(seeds for seeds, found in rates.items() if len(found) > 1)
+
+
+def floor_of(scores: Sequence[CellScore]) -> Floor:
+    """The floor of the scores in a cell."""
+    solvers = sorted(score.floor_solver for score in scores)
+    return Floor(median([score.floor for score in scores]), max(solvers, key=solvers.count))
 
 
 def seeds_of(run: RunRecord) -> Seeds:

@@ -28,6 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Dash = Literal["-", "--", "-."]
 DASHES: tuple[Dash, ...] = ("-", "--", "-.")
 INK = "#24292f"
+GREY = "#57606a"
 FAINT = "#d0d7de"
 LONGEST_NAME = 34
 SETTINGS: Any = {
@@ -43,9 +44,9 @@ SETTINGS: Any = {
     "legend.fontsize": 8.5,
     "text.color": INK,
     "axes.labelcolor": INK,
-    "axes.edgecolor": "#57606a",
-    "xtick.color": "#57606a",
-    "ytick.color": "#57606a",
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "axes.spines.top": False,
@@ -124,15 +125,15 @@ def handle(style: Look) -> Line2D:
 
 def floor_handle() -> Line2D:
     """What a legend shows for the floor."""
-    return Line2D([], [], color="#57606a", linestyle=":", linewidth=1.4)
+    return Line2D([], [], color=GREY, linestyle=":", linewidth=1.4)
 
 
 def draw_floor(axes: Axes, x: Sequence[float], floors: Sequence[float]) -> None:
     """The floor, dotted; a level line where there is one point."""
     if len(x) == 1:
-        axes.axhline(floors[0], color="#57606a", linestyle=":", linewidth=1.4)
+        axes.axhline(floors[0], color=GREY, linestyle=":", linewidth=1.4)
     else:
-        axes.plot(x, floors, color="#57606a", linestyle=":", linewidth=1.4)
+        axes.plot(x, floors, color=GREY, linestyle=":", linewidth=1.4)
 
 
 def draw_seeds(axes: Axes, x: float, values: Sequence[float], style: Look) -> None:
@@ -192,3 +193,21 @@ def short(value: float) -> str:
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def rate_scale(axes: Axes) -> None:
+    """A logarithmic horizontal axis of learning rates."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("learning rate")
+
+
+def load_scale(axes: Axes, label: str) -> None:
+    """A logarithmic vertical axis of loads, with ticks at powers of two."""
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.1)
+    axes.set_ylabel(label, parse_math=False)

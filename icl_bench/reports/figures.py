@@ -5,42 +5,34 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from icl_bench.reports.analysis import Entry, Section, seeds_of
 from icl_bench.reports.canvas import (
+    GREY,
     Look,
     add_legend,
     draw_floor,
     draw_seeds,
     floor_handle,
     handle,
+    load_scale,
     look,
     name_ticks,
     new_figure,
-    set_title,
+    rate_scale,
     settings,
     share_axis,
-    short,
     size_axis,
     svg,
 )
-from icl_bench.reports.naming import natural_key
+from icl_bench.reports.capacities import Recall, recalls
+from icl_bench.reports.panels import by_state, grid, label_panels, panels_of, share_axes
 from icl_bench.reports.statistics import median
 
-MOST_ENTRIES = 7
-"""Entries that one panel can show; more are spread over a panel a family."""
-COLUMNS = 3
 LOG_FROM = 4
 """Ratio of largest to smallest load from which the axis of loads is logarithmic."""
-
-
-class Panel(NamedTuple):
-    """Entries drawn on the same axes, with their looks."""
-
-    title: str
-    entries: tuple[Entry, ...]
-    looks: tuple[Look, ...]
-    names: tuple[str, ...]
+ARROWS = {"above": "^", "below": "v"}
 
 
 class Axis(NamedTuple):
@@ -50,59 +42,6 @@ class Axis(NamedTuple):
     ticks: tuple[str, ...]
     logarithmic: bool
     label: str
-
-
-def panels_of(section: Section) -> list[Panel]:
-    """One panel, or one for each family where there are too many entries for one."""
-    entries = section.entries
-    if len(entries) <= MOST_ENTRIES:
-        looks = tuple(look(i) for i in range(len(entries)))
-        return [Panel("", entries, looks, tuple(entry.label for entry in entries))]
-    return [family_panel(section, family, i) for i, family in enumerate(section.families)]
-
-
-def family_panel(section: Section, family: str, index: int) -> Panel:
-    """The entries of a family, by state, the smallest the lightest."""
-    members = sorted((entry for entry in section.entries if entry.family == family), key=by_state)
-    steps = max(1, len(members) - 1)
-    looks = tuple(look(index, 1 - i / steps) for i in range(len(members)))
-    states = [entry.state_elements for entry in members]
-    same = len(set(states)) < len(states)
-    names = [
-        entry.label if same else f"{short(state or 0)} elements" for entry, state in zip(members, states, strict=True)
-    ]
-    return Panel(family, tuple(members), looks, tuple(names))
-
-
-def by_state(entry: Entry) -> tuple[int, object]:
-    """Sorting key: state, then label."""
-    return entry.state_elements or 0, natural_key(entry.label)
-
-
-def grid(panels: Sequence[Panel]) -> tuple[Figure, list[Axes]]:
-    """Axes for the panels; unused ones are blank."""
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = new_figure(360 if rows == 1 else 270 * rows, rows, columns)
-    for blank in axes[len(panels) :]:
-        blank.set_visible(False)
-    return figure, axes[: len(panels)]
-
-
-def label_panels(figure: Figure, axes: Sequence[Axes], panels: Sequence[Panel], floor: bool) -> None:
-    """A legend beside a lone panel; titles and small legends inside several."""
-    extra, names = ([floor_handle()], ["floor"]) if floor else ([], [])
-    if len(panels) == 1:
-        add_legend(figure, [*map(handle, panels[0].looks), *extra], [*panels[0].names, *names])
-        return
-    for one, panel in zip(axes, panels, strict=True):
-        set_title(one, panel.title)
-        small = one.legend(
-            list(map(handle, panel.looks)), [str(i) for i in range(len(panel.names))], loc="best", fontsize=8
-        )
-        for text, name in zip(small.get_texts(), panel.names, strict=True):
-            text.set_parse_math(False)
-            text.set_text(name[:30])
 
 
 def load_axis(section: Section) -> Axis:
@@ -125,7 +64,7 @@ def accuracy_by_load(section: Section) -> Figure | None:
     axis, panels = load_axis(section), panels_of(section)
     figure, axes = grid(panels)
     for one, panel in zip(axes, panels, strict=True):
-        draw_floor(one, list(axis.places.values()), [section.floor(label)[0] for label in axis.places])
+        draw_floor(one, list(axis.places.values()), [section.floors[label].accuracy for label in axis.places])
         middle = (len(panel.entries) - 1) / 2
         for i, (entry, style) in enumerate(zip(panel.entries, panel.looks, strict=True)):
             draw_by_load(one, entry, style, axis, i - middle)
@@ -161,13 +100,6 @@ def place_loads(axes: Axes, axis: Axis) -> None:
     if axis.label == "cell" and len(axis.places) > 4:
         axes.tick_params(axis="x", labelrotation=30)
     axes.set_xlabel(axis.label, parse_math=False)
-
-
-def share_axes(axes: Sequence[Axes], panels: int, label: str) -> None:
-    """Vertical axes from 0 to 1, labelled at the left of each row."""
-    columns = min(COLUMNS, panels)
-    for i, one in enumerate(axes):
-        share_axis(one, label if i % columns == 0 else "")
 
 
 def learning_curves(section: Section) -> Figure | None:
@@ -210,7 +142,7 @@ def recall_by_state(section: Section) -> Figure | None:
     figure, (axes,) = new_figure(360)
     for i, family in enumerate(section.families):
         draw_family(axes, [spot for spot in spots if spot.entry.family == family], look(i))
-    axes.axhline(section.mean_floor or 0.0, color="#57606a", linestyle=":", linewidth=1.4)
+    axes.axhline(section.mean_floor or 0.0, color=GREY, linestyle=":", linewidth=1.4)
     size_axis(axes, "state elements after the longest sequence")
     share_axis(axes, "test accuracy, mean over cells")
     handles = [handle(look(i)) for i in range(len(section.families))]
@@ -233,9 +165,87 @@ def draw_family(axes: Axes, spots: Sequence[Spot], style: Look) -> None:
         draw_seeds(axes, spot.state, list(spot.entry.accuracies.values()), style)
 
 
+def learning_rates(section: Section) -> Figure | None:
+    """Validation accuracy against learning rate, the chosen rate ringed; none where no rates were swept."""
+    if all(len(entry.rates) < 2 for entry in section.entries):
+        return None
+    panels = panels_of(section)
+    figure, axes = grid(panels)
+    for one, panel in zip(axes, panels, strict=True):
+        for entry, style in zip(panel.entries, panel.looks, strict=True):
+            draw_sweep(one, entry, style)
+        rate_scale(one)
+    share_axes(axes, len(panels), "validation accuracy")
+    label_panels(figure, axes, panels, floor=False)
+    return figure
+
+
+def draw_sweep(axes: Axes, entry: Entry, style: Look) -> None:
+    """Dots of the seeds at each rate, the line of medians, and a ring around the choice."""
+    scores = [max(0.0, rate.score) for rate in entry.rates]
+    axes.plot([rate.rate for rate in entry.rates], scores, color=style.colour, linestyle=style.dash)
+    for rate in entry.rates:
+        draw_seeds(axes, rate.rate, list(rate.by_seed.values()), style)
+    best = scores[[rate.rate for rate in entry.rates].index(entry.rate)]
+    axes.add_line(hollow(entry.rate, best, "o", 11, style))
+
+
+def capacity_by_state(section: Section) -> Figure | None:
+    """K50 against state elements, beside the law; none unless two entries that differ in state have a fit."""
+    found = [row for row in recalls(section) if row.capacity and row.entry.state_elements]
+    if len({row.entry.state_elements for row in found}) < 2:
+        return None
+    figure, (axes,) = new_figure(380)
+    for i, family in enumerate(section.families):
+        members = sorted((row for row in found if row.entry.family == family), key=lambda row: by_state(row.entry))
+        draw_capacities(axes, members, look(i))
+    size_axis(axes, "state elements after the longest sequence")
+    load_scale(axes, f"K50, {section.load_name}")
+    handles = [handle(look(i)) for i in range(len(section.families))]
+    names = list(section.families)
+    if any(row.predicted for row in found):
+        handles.append(Line2D([], [], color=GREY, linestyle=":", marker="*", markersize=8))
+        names.append("predicted, random keys")
+    add_legend(figure, handles, names)
+    return figure
+
+
+def draw_capacities(axes: Axes, rows: Sequence[Recall], style: Look) -> None:
+    """K50 with intervals; an arrow where it lies beyond the loads measured; the law in stars."""
+    points = [(float(row.entry.state_elements or 0), row.capacity.k50) for row in rows if row.capacity]
+    within = [(state, k50) for state, k50 in points if k50.side == "within"]
+    axes.plot([x for x, _ in within], [k50.value for _, k50 in within], color=style.colour, linestyle=style.dash)
+    for state, k50 in points:
+        if k50.side != "within":
+            axes.add_line(hollow(state, k50.value, ARROWS[k50.side], 8, style))
+            continue
+        if k50.interval:
+            axes.plot([state, state], list(k50.interval), color=style.colour, linewidth=1.2)
+        axes.plot([state], [k50.value], color=style.colour, marker=style.marker, markersize=6)
+    law = [(float(row.entry.state_elements or 0), row.predicted) for row in rows if row.predicted]
+    axes.plot([x for x, _ in law], [y for _, y in law], color=style.colour, linestyle=":", marker="*", markersize=8)
+
+
+def hollow(x: float, y: float, marker: str, size: float, style: Look) -> Line2D:
+    """A hollow mark."""
+    mark = Line2D([x], [y], color=style.colour, marker=marker, markersize=size, clip_on=False)
+    mark.set_markerfacecolor("none")
+    return mark
+
+
 FIGURES = (
     ("accuracy-by-load", "Accuracy by load: each seed a dot, medians joined, the floor dotted.", accuracy_by_load),
     ("recall-by-state", "Recall against state: each seed a dot, medians of a family joined.", recall_by_state),
+    (
+        "capacity",
+        "K50 against state, with 95 % intervals; open arrows: beyond the loads measured; stars: the predicted law.",
+        capacity_by_state,
+    ),
+    (
+        "learning-rates",
+        "Validation accuracy by learning rate: each seed a dot, medians joined, the choice ringed.",
+        learning_rates,
+    ),
     ("learning-curves", "Validation accuracy over training at the chosen rate, a line a seed.", learning_curves),
 )
 """Name, caption and function of each figure of a section."""

@@ -3,18 +3,24 @@
 from collections.abc import Sequence
 
 from icl_bench.reports.analysis import CellInfo, Entry, Section
-from icl_bench.reports.ranking import SIGNIFICANT, Comparison, Ranking, matched_state
-from icl_bench.reports.text import count, listed, share
+from icl_bench.reports.capacities import Recall
+from icl_bench.reports.ranking import (
+    OUTCOMES,
+    Comparison,
+    Ranking,
+    difference_interval,
+    matched_state,
+)
+from icl_bench.reports.text import bracketed, count, listed, load, p_text, share
 
 NAMED = 6
 """Most entries that a sentence names."""
 
 
-def findings(section: Section, ranking: Ranking) -> list[str]:
+def findings(section: Section, ranked: Sequence[Ranking], recalled: Sequence[Recall]) -> list[str]:
     """Up to three sentences: the question, what was found, and what limits it."""
-    return [
-        sentence for sentence in (question(section), answer(section, ranking), limits(section, ranking)) if sentence
-    ]
+    sentences = (question(section), answer(section, ranked, recalled), limits(section, ranked))
+    return [sentence for sentence in sentences if sentence]
 
 
 def question(section: Section) -> str:
@@ -50,16 +56,50 @@ def span(values: Sequence[int]) -> str:
     return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
 
 
-def answer(section: Section, ranking: Ranking) -> str:
+def answer(section: Section, ranked: Sequence[Ranking], recalled: Sequence[Recall]) -> str:
     """What was found, as far as the numbers carry it."""
     scored = [entry for entry in section.entries if entry.accuracies]
     if not scored or not section.cells:
         return "Found: nothing; no run ended with a score."
-    if ranking.best is None:
-        return f"Found: {single(scored[0], section)}." if len(scored) == 1 else f"Found: {no_ranking(ranking)}."
-    if max(len(entry.accuracies) for entry in scored) == 1:
+    if len(scored) == 1:
+        return f"Found: {single(scored[0], section)}{half_clause(recalled)}."
+    if max(ranking.most_seeds for ranking in ranked) == 1:
         return f"Found: one seed each, so no ranking is claimed; {medians(scored)}."
-    return f"Found: {compared(ranking)}{cells_clause(ranking, section.cells)}."
+    if len(ranked) > 1:
+        return f"Found: {'; '.join(at_state(ranking) for ranking in ranked)}."
+    if ranked[0].best is None:
+        return f"Found: {no_ranking(ranked[0])}."
+    return f"Found: {compared(ranked[0])}{cells_clause(ranked[0], section.cells)}{half_clause(recalled)}."
+
+
+def half_clause(recalled: Sequence[Recall]) -> str:
+    """Loads at which recall falls to a half, where they lie within those measured."""
+    fits = [(row.entry.label, row.capacity.k50) for row in recalled if row.capacity]
+    within = [(label, k50) for label, k50 in fits if k50.side == "within"]
+    if not within or len(within) > NAMED:
+        return ""
+    return f"; recall falls to one half at K50 = {listed([f'{load(k50)} ({label})' for label, k50 in within])}"
+
+
+def at_state(ranking: Ranking) -> str:
+    """The outcome among entries of equal state, in short."""
+    sizes = sorted(entry.state_elements for entry in ranking.entries if entry.state_elements is not None)
+    where = f"at {span(sizes)} elements"
+    if ranking.best is None:
+        return f"{where} {no_ranking(ranking)}"
+    if ranking.most_seeds == 1:
+        return f"{where} one seed each, so no order"
+    ahead = [short_lead(row) for row in ranking.comparisons if row.outcome == "ahead"]
+    rest = [row.other.label for row in ranking.comparisons if row.outcome != "ahead"]
+    parts = [f"{ranking.best.label} is ahead of {some(ahead)}"] if ahead else []
+    parts += [f"{'it' if ahead else ranking.best.label} is not separated from {some(rest)}"] if rest else []
+    return f"{where} {' and '.join(parts)}"
+
+
+def short_lead(row: Comparison) -> str:
+    """A difference that is claimed, with its interval."""
+    assert row.difference is not None
+    return f"{row.other.label} (by {row.difference.mean:.3f} {bracketed(difference_interval(row.difference))})"
 
 
 def single(entry: Entry, section: Section) -> str:
@@ -89,20 +129,31 @@ def medians(entries: Sequence[Entry]) -> str:
 def compared(ranking: Ranking) -> str:
     """The best entry against the others."""
     assert ranking.best is not None
-    ahead = [row for row in ranking.comparisons if row.separated]
-    tied = [row.other.label for row in ranking.comparisons if not row.separated and row.learnable]
-    limited = [row.other.label for row in ranking.comparisons if not row.learnable]
+    rows = {outcome: [row for row in ranking.comparisons if row.outcome == outcome] for outcome in OUTCOMES}
     parts = []
-    if ahead:
-        named = [lead(row) for row in sorted(ahead, key=lambda row: row.difference.mean if row.difference else 0.0)]
+    if rows["ahead"]:
+        named = [lead(row) for row in sorted(rows["ahead"], key=gap)]
         more = f" and {len(named) - NAMED} others by more" if len(named) > NAMED else ""
         parts.append(f"{ranking.best.label} recalls more than {listed(named[:NAMED])}{more}")
-    if tied:
-        first = "it" if ahead else f"{ranking.best.label}, which has the best median,"
-        parts.append(f"{first} is not separated from {some(tied)} by these seeds")
-    if limited:
-        parts.append(f"against {some(limited)} the sweep of learning rates disagrees, so no order is claimed")
+    if rows["not separated"]:
+        first = "it" if parts else f"{ranking.best.label}, which has the best median,"
+        parts.append(f"{first} is not separated from {some(labels_of(rows['not separated']))} by these seeds")
+    if rows["rate decides"]:
+        whom = some(labels_of(rows["rate decides"]))
+        parts.append(f"against {whom} the sweep of learning rates disagrees, so no order is claimed")
+    if rows["not compared"]:
+        parts.append(f"{some(labels_of(rows['not compared']))} shares fewer than two seeds with it and is not compared")
     return "; ".join(parts)
+
+
+def gap(row: Comparison) -> float:
+    """The difference, for sorting."""
+    return row.difference.mean if row.difference else 0.0
+
+
+def labels_of(rows: Sequence[Comparison]) -> list[str]:
+    """Labels of the other entries."""
+    return [row.other.label for row in rows]
 
 
 def some(labels: Sequence[str]) -> str:
@@ -111,12 +162,11 @@ def some(labels: Sequence[str]) -> str:
 
 
 def lead(row: Comparison) -> str:
-    """A difference that is claimed."""
+    """A difference that is claimed, with all that it rests on."""
     assert row.difference is not None
-    low, high = max(-1.0, row.difference.low), min(1.0, row.difference.high)
-    p = "< 0.001" if row.p < 0.001 else f"= {row.p:.3f}"
     seeds = count(row.difference.pairs, "seed")
-    return f"{row.other.label} (by {row.difference.mean:.3f}, 95 % [{low:.3f}, {high:.3f}], p {p}, {seeds})"
+    interval = bracketed(difference_interval(row.difference))
+    return f"{row.other.label} (by {row.difference.mean:.3f}, 95 % {interval}, p {p_text(row.p)}, {seeds})"
 
 
 def cells_clause(ranking: Ranking, cells: Sequence[CellInfo]) -> str:
@@ -127,7 +177,7 @@ def cells_clause(ranking: Ranking, cells: Sequence[CellInfo]) -> str:
     return f"; left out as they do not rank: {listed(left_out)}" if left_out else ""
 
 
-def limits(section: Section, ranking: Ranking) -> str:
+def limits(section: Section, ranked: Sequence[Ranking]) -> str:
     """What the numbers do not carry."""
     notes = []
     untuned = [entry.label for entry in section.entries if len(entry.rates) == 1]
@@ -148,8 +198,9 @@ def limits(section: Section, ranking: Ranking) -> str:
     failed = sum(len(entry.failed) for entry in section.entries)
     if failed:
         notes.append(f"{count(failed, 'run')} failed")
-    if ranking.best and any(row.difference is None for row in ranking.comparisons) and few != [1]:
-        notes.append("some architectures share fewer than two seeds with the best and are not compared")
+    loose = len(section.entries) - sum(len(ranking.entries) for ranking in ranked)
+    if loose:
+        notes.append(f"{count(loose, 'architecture')} without a match in state not ranked")
     return f"Limits: {'; '.join(notes)}." if notes else ""
 
 
@@ -158,8 +209,3 @@ def whom(labels: Sequence[str], section: Section) -> str:
     if len(labels) == len(section.entries) and len(labels) > 1:
         return "every architecture"
     return some(labels)
-
-
-def significance_note() -> str:
-    """How differences are judged, for the notes under a table."""
-    return f"paired t over common seeds, adjusted by Holm's method, claimed below p = {SIGNIFICANT}"

@@ -7,22 +7,48 @@ from urllib.parse import quote
 from icl_bench.errors import RecordError
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section
-from icl_bench.reports.findings import findings, significance_note
-from icl_bench.reports.ranking import Ranking, rank
+from icl_bench.reports.capacities import recalls
+from icl_bench.reports.findings import findings
+from icl_bench.reports.ranking import SIGNIFICANT, Ranking, rank, rankings
 from icl_bench.reports.tables import (
     Name,
     Table,
+    aggregate_table,
+    capacity_table,
     cell_table,
+    comparison_table,
     environment_counts,
     environment_table,
     failure_table,
     group_table,
     main_table,
+    rate_table,
 )
 from icl_bench.reports.text import code, count, escaped, listed, plain
 
 MIXING = ("icl-bench", "torch", "triton", "device", "threads", "revision", "kernels")
 """Properties of the environment that may change numbers, so that a mix is warned of."""
+
+
+AGGREGATE_NOTE = (
+    "Interquartile mean over seeds and tasks of (accuracy - floor) / (1 - floor), with a bootstrap stratified by task."
+)
+COMPARISON_NOTE = (
+    "Differences of accuracy, mean over the cells that rank among the architectures compared: those of equal state "
+    "(within 5 %) where there are several such groups. Paired t over common seeds, adjusted by Holm's method for all "
+    f"pairs, claimed below p = {SIGNIFICANT}. Rate decides: the median over the sweep of learning rates disagrees. "
+    "Fisher's exact test on seeds solved is not adjusted."
+)
+CAPACITY_NOTE = (
+    "K50 and K90: loads at which (accuracy - floor) / (1 - floor) falls to 50 and 90 %, from a logistic in log2 load "
+    "fitted to medians over seeds; intervals resample seeds; nothing is extrapolated beyond the loads measured. "
+    "Predicted: pairs that Hebbian sums over random keys recall, (H d_v / (2 ln V) - 1) d (d + 2) ... / (2p - 1)!!, "
+    "one layer; a reference, not a bound. Recalled bits: Fano's inequality at the median accuracy, in the best cell."
+)
+RATE_NOTE = (
+    "Validation: median over the seeds that chose. Window: decades of learning rate within 90 % of the best, between "
+    "the points of the sweep by interpolation; ≥ where it reaches an end of the sweep."
+)
 
 
 class Drawing(NamedTuple):
@@ -43,6 +69,7 @@ def render(
     """The text of a report; `drawings` by task."""
     runs = [run for section in sections for run in section.runs]
     blocks = [f"# icl-bench report: {escaped(title(sections))}", summary(runs, problems)]
+    blocks += tabled("## Across tasks", aggregate_table(sections), after=AGGREGATE_NOTE)
     for section in sections:
         blocks += section_blocks(section, drawings.get(section.task, ()))
     blocks += problem_blocks(problems) + environment_blocks(runs) + command_blocks(runs, command)
@@ -66,25 +93,39 @@ def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError]) -> str:
 
 def section_blocks(section: Section, drawings: Sequence[Drawing]) -> list[str]:
     """All there is to say on a task."""
-    ranking = rank(section)
+    ranked, recalled = rankings(section), recalls(section)
     figures = {drawing.name: picture(drawing, section) for drawing in drawings}
-    blocks = [f"## {escaped(section.task)}", " ".join(escaped(sentence) for sentence in findings(section, ranking))]
-    blocks += [markdown_table(main_table(section)), main_notes(section)]
-    if section.cells:
-        blocks += [
-            "### Accuracy by load",
-            *pick(figures, "accuracy-by-load"),
-            markdown_table(cell_table(section, ranking)),
-        ]
-        blocks += [escaped(ranking_note(section, ranking))]
+    sentences = " ".join(escaped(sentence) for sentence in findings(section, ranked, recalled))
+    blocks = [f"## {escaped(section.task)}", sentences, markdown_table(main_table(section)), main_notes(section)]
+    blocks += load_blocks(section, ranked, figures)
     blocks += under("### Recall against state", pick(figures, "recall-by-state"))
+    blocks += capacity_blocks(capacity_table(recalled), figures)
+    blocks += tabled("### Learning rates", rate_table(section), *pick(figures, "learning-rates"), after=RATE_NOTE)
     if len(section.groups) > 1:
-        blocks += ["### Accuracy by group of scored positions", markdown_table(group_table(section))]
+        blocks += tabled("### Accuracy by group of scored positions", group_table(section))
     blocks += under("### Learning curves", pick(figures, "learning-curves"))
-    failures = failure_table(section)
-    if failures.rows:
-        blocks += ["### Failed runs", markdown_table(failures)]
+    blocks += tabled("### Failed runs", failure_table(section))
     return blocks + missing_blocks(section)
+
+
+def load_blocks(section: Section, ranked: Sequence[Ranking], figures: Mapping[str, str]) -> list[str]:
+    """Accuracy by load, what ranks, and the comparisons."""
+    if not section.cells:
+        return []
+    verdicts = rank(section, section.entries).verdicts
+    blocks = ["### Accuracy by load", *pick(figures, "accuracy-by-load"), markdown_table(cell_table(section, verdicts))]
+    blocks += [escaped(ranking_note(section))]
+    return blocks + tabled("### Comparisons", comparison_table(ranked), after=COMPARISON_NOTE)
+
+
+def capacity_blocks(table: Table, figures: Mapping[str, str]) -> list[str]:
+    """K50, K90 and recalled bits."""
+    return tabled("### Capacity", table, *pick(figures, "capacity"), after=CAPACITY_NOTE)
+
+
+def tabled(heading: str, table: Table, *before: str, after: str = "") -> list[str]:
+    """A heading over a table, where it has rows."""
+    return [heading, *before, markdown_table(table), *([after] if after else [])] if table.rows else []
 
 
 def under(heading: str, blocks: Sequence[str]) -> list[str]:
@@ -122,13 +163,12 @@ def longest(section: Section) -> str:
     return listed([f"{length:,}" for length in lengths], "or") if lengths else "the last"
 
 
-def ranking_note(section: Section, ranking: Ranking) -> str:
+def ranking_note(section: Section) -> str:
     """What does not rank and why."""
-    rules = (
+    return (
         "A cell does not rank where every architecture's median is at least 0.99 (saturated) or none is above the "
         f"floor by more than its sampling error over {section.examples:,} examples (at the floor)."
     )
-    return f"{rules} Differences: {significance_note()}."
 
 
 def missing_blocks(section: Section) -> list[str]:

@@ -206,12 +206,12 @@ class Capacity(NamedTuple):
 
 STEP = 0.02
 """Resolution of the fit, in octaves of load: 1.4 %."""
-WIDTHS = np.geomspace(0.05, 3.0, 40)
+WIDTHS = np.geomspace(0.05, 3.0, 30)
 """Widths of the logistic, in octaves."""
 
 
 def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors: Sequence[float]) -> Capacity | None:
-    """Fit (accuracy - floor) / (1 - floor) = 1 / (1 + exp((log2 K - m) / s)) by least squares over seeds and loads.
+    """Fit (accuracy - floor) / (1 - floor) = 1 / (1 + exp((log2 K - m) / s)) by least squares to medians over seeds.
 
     Then K50 = 2^m and K90 = 2^(m - s ln 9). Nothing is extrapolated: a load outside those measured is told as below or
     above. Intervals resample whole seeds.
@@ -228,22 +228,23 @@ def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors:
         return None
     corrected = np.array([[chance_corrected(a, f) for a, f in zip(row, floors, strict=True)] for row in by_seed])
     draws = np.random.default_rng(0).integers(0, len(by_seed), (RESAMPLES // 4, len(by_seed)))
-    means = np.concatenate([corrected.mean(axis=0, keepdims=True), corrected[draws].mean(axis=1)])
-    centres, widths = fit_logistic(np.log2(np.asarray(loads, dtype=np.float64)), means)
+    medians = np.concatenate([np.median(corrected, axis=0, keepdims=True), np.median(corrected[draws], axis=1)])
+    centres, widths = fit_logistic(np.log2(np.asarray(loads, dtype=np.float64)), medians)
     several = len(by_seed) > 1
     return Capacity(
         locate(2.0**centres, loads, several), locate(2.0 ** (centres - widths * math.log(9)), loads, several)
     )
 
 
-def fit_logistic(x: Floats, means: Floats) -> tuple[Floats, Floats]:
-    """Centre and width of the logistic nearest to each row of means [R, loads], on a grid, so the best there is."""
+def fit_logistic(x: Floats, heights: Floats) -> tuple[Floats, Floats]:
+    """Centre and width of the logistic nearest to each row of heights [R, loads], the best on a grid."""
     span = np.arange(x[0] - 1, x[-1] + 1 + STEP, STEP)
     centres, widths = (grid.ravel() for grid in np.meshgrid(span, WIDTHS, indexing="ij"))
     shapes = 1 / (1 + np.exp(np.clip((x[None, :] - centres[:, None]) / widths[:, None], -50, 50)))
     squares = (shapes**2).sum(axis=1)
-    best = np.concatenate([np.argmin(squares - 2 * part @ shapes.T, axis=1) for part in np.array_split(means, 25)])
-    return centres[best], widths[best]
+    rows, which = np.unique(heights, axis=0, return_inverse=True)  # few seeds give few different resamples
+    best = np.concatenate([np.argmin(squares - 2 * part @ shapes.T, axis=1) for part in np.array_split(rows, 25)])
+    return centres[best[which]], widths[best[which]]
 
 
 def locate(found: Floats, loads: Sequence[float], several: bool) -> Load:

@@ -1,15 +1,16 @@
 """Tables of a report as rows of text; Markdown, HTML and the terminal lay the same rows out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icl_bench.harness.record import Manifest, RunRecord
 from icl_bench.reports.analysis import Entry, Section
+from icl_bench.reports.capacities import Recall
 from icl_bench.reports.naming import natural_key
-from icl_bench.reports.ranking import Ranking
-from icl_bench.reports.statistics import median
-from icl_bench.reports.text import NONE, bracketed, plain, quantity, share, size
+from icl_bench.reports.ranking import Comparison, Ranking, difference_interval
+from icl_bench.reports.statistics import Load, aggregate, chance_corrected, median, rate_window
+from icl_bench.reports.text import NONE, bracketed, load, p_text, plain, quantity, share, size
 
 MAIN_HEADER = (
     "architecture",
@@ -25,6 +26,30 @@ MAIN_HEADER = (
     "solved",
     "solved, 95 %",
     "failed",
+)
+
+
+CAPACITY_HEADER = (
+    "architecture",
+    "state elements",
+    "K50",
+    "95 %",
+    "K90",
+    "95 %",
+    "predicted",
+    "recalled bits",
+    "bits / element",
+)
+RATE_HEADER = (
+    "architecture",
+    "rates",
+    "from",
+    "to",
+    "best",
+    "validation",
+    "median of sweep",
+    "window, decades",
+    "best lies",
 )
 
 
@@ -71,16 +96,16 @@ def main_row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def cell_table(section: Section, ranking: Ranking) -> Table:
+def cell_table(section: Section, verdicts: Mapping[str, str]) -> Table:
     """Median accuracy by cell, the floor and its solver, and whether the cell ranks."""
     cells = section.cells
-    floors = [section.floor(cell.label) for cell in cells]
+    floors = [section.floors[cell.label] for cell in cells]
     rows = [(Name(entry.label), *(cell_median(entry, cell.label) for cell in cells)) for entry in section.entries]
     rows += [
-        (Name("floor"), *(share(floor) for floor, _ in floors)),
+        (Name("floor"), *(share(floor.accuracy) for floor in floors)),
         (Name("oracle"), *(share(1.0) for _ in cells)),
-        ("best trivial solver", *(Name(solver) for _, solver in floors)),
-        ("for a ranking", *(ranking.verdicts[cell.label] for cell in cells)),
+        ("best trivial solver", *(Name(floor.solver) for floor in floors)),
+        ("for a ranking", *(verdicts[cell.label] for cell in cells)),
     ]
     return Table(("architecture", *(Name(cell.label) for cell in cells)), tuple(rows))
 
@@ -110,6 +135,100 @@ def group_share(run: RunRecord, group: str) -> float | None:
     scores = [cell.groups[group] for cell in run.result.cells if group in cell.groups]
     total = sum(score.count for score in scores)
     return sum(score.accuracy * score.count for score in scores) / total if total else None
+
+
+def comparison_table(ranked: Sequence[Ranking]) -> Table:
+    """The best entry against each other one, in each group that was ranked; empty where no two share seeds."""
+    header = ("best", "against", "difference", "95 % interval", "p, Holm", "seeds", "solved", "p, Fisher", "outcome")
+    pairs = [(ranking.best, row) for ranking in ranked if ranking.best for row in ranking.comparisons]
+    shown = any(row.difference for _, row in pairs)
+    return Table(header, tuple(comparison_row(best, row) for best, row in pairs) if shown else (), 2)
+
+
+def comparison_row(best: Entry, row: Comparison) -> tuple[str, ...]:
+    """The row of a comparison."""
+    found = row.difference
+    solved = f"{best.solved}/{len(best.accuracies)}, {row.other.solved}/{len(row.other.accuracies)}"
+    return (
+        Name(best.label),
+        Name(row.other.label),
+        f"{found.mean:+.3f}" if found else NONE,
+        bracketed(difference_interval(found)) if found else NONE,
+        p_text(row.p).removeprefix("= ") if found else NONE,
+        str(found.pairs) if found else "0 or 1",
+        solved,
+        p_text(row.solved_p).removeprefix("= "),
+        row.outcome,
+    )
+
+
+def capacity_table(recalled: Sequence[Recall]) -> Table:
+    """K50, K90 and recalled bits by entry."""
+    return Table(CAPACITY_HEADER, tuple(capacity_row(row) for row in recalled if row.capacity or row.bits is not None))
+
+
+def capacity_row(row: Recall) -> tuple[str, ...]:
+    """The row of an entry."""
+    fit = row.capacity
+    state = row.entry.state_elements
+    return (
+        Name(row.entry.label),
+        f"{state:,}" if state is not None else NONE,
+        load(fit.k50) if fit else NONE,
+        load_interval(fit.k50) if fit else NONE,
+        load(fit.k90) if fit else NONE,
+        load_interval(fit.k90) if fit else NONE,
+        quantity(row.predicted),
+        quantity(row.bits),
+        quantity(row.bits_per_element),
+    )
+
+
+def load_interval(found: Load) -> str:
+    """The interval of a load; none where all of it lies beyond the loads measured."""
+    if found.interval is None or (found.side != "within" and found.interval.low == found.interval.high):
+        return NONE
+    return f"[{quantity(found.interval.low)}, {quantity(found.interval.high)}]"
+
+
+def rate_table(section: Section) -> Table:
+    """The sweep of learning rates by entry; empty where none was swept."""
+    return Table(RATE_HEADER, tuple(rate_row(entry) for entry in section.entries if len(entry.rates) > 1))
+
+
+def rate_row(entry: Entry) -> tuple[str, ...]:
+    """The row of an entry."""
+    scores = [max(0.0, rate.score) for rate in entry.rates]
+    window = rate_window([rate.rate for rate in entry.rates], scores)
+    return (
+        Name(entry.label),
+        str(len(scores)),
+        f"{entry.rates[0].rate:.3g}",
+        f"{entry.rates[-1].rate:.3g}",
+        f"{entry.rate:.3g}",
+        share(max(scores)),
+        share(median(scores)),
+        f"{'≥ ' if window.open_end else ''}{window.decades:.2f}",
+        "at the edge" if entry.at_edge else "inside",
+    )
+
+
+def aggregate_table(sections: Sequence[Section]) -> Table:
+    """Chance-corrected accuracy over two tasks or more, for the architectures that ran on all of them."""
+    header = ("architecture", "tasks", "interquartile mean", "95 % interval")
+    labels = [{entry.label for entry in section.entries if entry.accuracies} for section in sections]
+    common = set.intersection(*labels) if len(sections) > 1 else set()
+    rows = []
+    for label in sorted(common, key=natural_key):
+        mean, interval = aggregate([corrected_scores(section, label) for section in sections])
+        rows.append((Name(label), str(len(sections)), share(mean), bracketed(interval)))
+    return Table(header, tuple(rows))
+
+
+def corrected_scores(section: Section, label: str) -> list[float]:
+    """Chance-corrected accuracy of each seed of an entry, from the means over cells."""
+    entry = next(entry for entry in section.entries if entry.label == label)
+    return [chance_corrected(accuracy, section.mean_floor or 0.0) for accuracy in entry.accuracies.values()]
 
 
 def failure_table(section: Section) -> Table:

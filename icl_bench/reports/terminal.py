@@ -31,7 +31,7 @@ def section_table(section: Section) -> Table:
         table.add_column(Text(heading), justify="right", overflow="fold")
     for entry in section.entries:
         table.add_row(*(Text(cell) for cell in entry_cells(entry, section)))
-    floors = [share(section.floor(cell.label)[0]) for cell in section.cells]
+    floors = [share(section.floors[cell.label].accuracy) for cell in section.cells]
     row = ["floor", NONE, NONE, NONE, share(section.mean_floor), *floors, NONE, NONE]
     table.add_row(*(Text(cell) for cell in row), style="dim")
     return table

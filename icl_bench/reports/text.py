@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from icl_bench.reports.statistics import Interval
+from icl_bench.reports.statistics import Interval, Load
 
 NONE = "\u2013"
 """Stands where there is no number."""
@@ -83,3 +83,18 @@ def listed(items: Sequence[str], last: str = "and") -> str:
     'a, b and c'
     """
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def load(found: Load) -> str:
+    """A load, or the one it lies beyond.
+
+    >>> load(Load(12.34, "within")), load(Load(64.0, "above"))
+    ('12.3', '> 64')
+    """
+    sign = {"within": "", "below": "< ", "above": "> "}[found.side]
+    return sign + quantity(found.value)
+
+
+def p_text(p: float) -> str:
+    """A p value with its sign of equality."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -1,0 +1,119 @@
+"""How runs become entries: which rate is chosen by what, which seeds measure, what is kept apart."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from icl_bench.harness.record import RunRecord
+from icl_bench.reports.analysis import Entry, Section, analyse
+from icl_bench.reports.naming import family_of
+from tests.reports.factory import comparison, make_record
+
+
+def only(records: Sequence[RunRecord]) -> Entry:
+    (section,) = analyse(records)
+    (entry,) = section.entries
+    return entry
+
+
+def section_of(records: Sequence[RunRecord]) -> Section:
+    (section,) = analyse(records)
+    return section
+
+
+def test_the_rate_is_chosen_on_validation_and_never_on_test() -> None:
+    records = [
+        make_record(lr=1e-3, accuracies=(0.5, 0.5, 0.5), validation=0.9),
+        make_record(lr=1e-2, accuracies=(1.0, 1.0, 1.0), validation=0.6),
+    ]
+    assert only(records).rate == 1e-3
+    assert only(records).accuracy == 0.5
+
+
+def test_fresh_seeds_measure_where_there_are_any() -> None:
+    sweep = [make_record(seed=seed, lr=lr, validation=lr) for seed in (0, 1) for lr in (1e-3, 1e-2)]
+    assert sorted(only(sweep).accuracies) == [(0, 0), (1, 1)]
+    assert not only(sweep).fresh
+    fresh = [make_record(seed=seed, lr=1e-2, accuracies=(0.3,) * 3) for seed in (10, 11, 12)]
+    entry = only([*sweep, *fresh])
+    assert sorted(entry.accuracies) == [(10, 10), (11, 11), (12, 12)]
+    assert entry.fresh
+    assert [sorted(rate.by_seed) for rate in entry.rates] == [[(0, 0), (1, 1)]] * 2
+
+
+def test_equal_rates_give_the_middle_one() -> None:
+    rates = (1e-4, 1e-3, 1e-2, 1e-1)
+    records = [make_record(lr=lr, validation=value) for lr, value in zip(rates, (1.0, 1.0, 1.0, 0.2), strict=True)]
+    assert only(records).rate == 1e-3
+    assert not only(records).at_edge
+    assert only(records[:2]).at_edge
+
+
+def test_a_diverged_run_counts_as_zero_and_other_failures_do_not_count() -> None:
+    records = [
+        make_record(seed=0, accuracies=(1.0,) * 3),
+        make_record(seed=1, status="diverged"),
+        make_record(seed=2, status="oom"),
+        make_record(seed=3, status="error"),
+    ]
+    entry = only(records)
+    assert entry.accuracies == {(0, 0): 1.0, (1, 1): 0.0}
+    assert entry.in_cell("pairs=8") == {(0, 0): 1.0, (1, 1): 0.0}
+    assert (entry.solved, len(entry.failed), entry.bimodal) == (1, 3, True)
+
+
+def test_a_rate_at_which_every_seed_diverged_is_not_chosen() -> None:
+    records = [make_record(lr=1e-3, validation=0.01), make_record(lr=1e-1, status="diverged")]
+    assert only(records).rate == 1e-3
+    assert only([make_record(lr=1e-3, validation=0.01), make_record(lr=1e-1, status="oom")]).rate == 1e-3
+
+
+def test_gaps_of_a_sweep_are_known() -> None:
+    records = [make_record(seed=seed, lr=lr) for seed in (0, 1) for lr in (1e-3, 1e-2, 1e-1)]
+    assert only(records).missing == ()
+    assert only(records[:-1]).missing == ((1, 0.1),)
+
+
+def test_settings_keep_runs_of_one_label_apart() -> None:
+    records = [make_record(), make_record(model={"d_model": 128}), make_record("linear")]
+    assert [entry.label for entry in section_of(records).entries] == [
+        "linear, d_model=64",
+        "power:p=2, d_model=64",
+        "power:p=2, d_model=128",
+    ]
+    assert section_of(records).families == ("linear", "power:p=2")
+
+
+def test_parameters_that_the_label_hides_keep_runs_apart() -> None:
+    records = [make_record(), make_record(arch_params={"conv": 0})]
+    assert [entry.label for entry in section_of(records).entries] == ["power:p=2, conv=0", "power:p=2, conv=4"]
+
+
+def shape(sections: Sequence[Section]) -> list[tuple[str, str, list[str]]]:
+    """Tasks, labels and ids in their order."""
+    entries = [(section.task, entry) for section in sections for entry in section.entries]
+    return [(task, entry.label, [run.result.id for run in entry.runs]) for task, entry in entries]
+
+
+def test_sections_are_tasks_and_order_does_not_matter() -> None:
+    records = [*comparison(2), make_record(task="copy"), make_record(task="copy", lr=1e-2)]
+    shuffled = random.Random(0).sample(records, len(records))
+    assert shape(analyse(records)) == shape(analyse(shuffled))
+    assert [section.task for section in analyse(records)] == ["assoc-recall", "copy"]
+
+
+@pytest.mark.parametrize(
+    ("label", "family"),
+    [
+        ("power:p=2,d_key=8", "power:p=2"),
+        ("window:w=16", "window"),
+        ("softmax", "softmax"),
+        ("power:p=2,gate=true,heads=1", "power:p=2,gate=true"),
+        ("gated-conv+softmax:heads=2", "gated-conv+softmax"),
+        ("package.module:Layer:d_key=3,size=4", "package.module:Layer:size=4"),
+        ("package.module:Layer", "package.module:Layer"),
+    ],
+)
+def test_a_family_is_the_label_without_sizes(label: str, family: str) -> None:
+    assert family_of(label) == family

@@ -1,0 +1,144 @@
+"""What a report claims, and what it must not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from icl_bench.harness.record import RunRecord
+from icl_bench.reports.analysis import analyse
+from icl_bench.reports.capacities import recalls
+from icl_bench.reports.findings import findings
+from icl_bench.reports.ranking import Ranking, rankings, state_groups
+from icl_bench.reports.tables import aggregate_table, main_table, rate_table
+from icl_bench.reports.terminal import results_table
+from tests.reports.factory import comparison, make_record, noise
+
+SEEDS = range(5)
+
+
+def ranked(records: Sequence[RunRecord]) -> list[Ranking]:
+    (section,) = analyse(records)
+    return rankings(section)
+
+
+def sentences(records: Sequence[RunRecord]) -> str:
+    (section,) = analyse(records)
+    found = findings(section, rankings(section), recalls(section))
+    assert len(found) <= 3
+    return " ".join(found)
+
+
+def runs(arch: str, accuracy: float, spread: float = 0.01, **fields: Any) -> list[RunRecord]:
+    values = {seed: accuracy + noise(seed, spread) for seed in SEEDS}
+    return [make_record(arch, seed, accuracies=(value,) * 3, **fields) for seed, value in values.items()]
+
+
+def test_clear_differences_are_claimed_with_interval_and_p() -> None:
+    text = sentences(comparison(5))
+    assert "softmax recalls more than power:p=2 (by 0.011, 95 % [" in text
+    assert "at unequal state (2,048 to 17,408 elements)" in text
+    assert "one learning rate was tried for every architecture" in text
+
+
+def test_one_seed_claims_nothing() -> None:
+    text = sentences(comparison(1))
+    assert "one seed each, so no ranking is claimed" in text
+    assert "recalls more" not in text
+
+
+def test_a_lone_architecture_is_described() -> None:
+    assert "power:p=2 reaches an accuracy of 0.900, against a floor of 0.146 (one seed" in sentences([make_record()])
+
+
+@pytest.mark.parametrize(("accuracy", "reason"), [(0.995, "saturated"), (0.05, "at the floor")])
+def test_saturated_and_floor_cells_do_not_rank(accuracy: float, reason: str) -> None:
+    records = [*runs("linear", accuracy, 0.001), *runs("softmax", accuracy + 0.002, 0.001)]
+    (ranking,) = ranked(records)
+    assert set(ranking.verdicts.values()) == {reason}
+    assert ranking.best is None
+    assert f"nothing that ranks the architectures: every cell is {reason}" in sentences(records)
+
+
+def test_a_difference_within_the_noise_is_not_claimed() -> None:
+    noisy = [make_record("linear", seed, accuracies=(0.5 + noise(3 * seed, 0.2),) * 3) for seed in SEEDS]
+    (ranking,) = ranked([*noisy, *runs("softmax", 0.51)])
+    assert [row.outcome for row in ranking.comparisons] == ["not separated"]
+
+
+def test_a_ranking_that_the_rate_decides_is_not_claimed() -> None:
+    sweep = (1e-4, 1e-3, 1e-2)
+    picky = [run for lr, value in zip(sweep, (0.1, 0.9, 0.1), strict=True) for run in runs("linear", value, lr=lr)]
+    easy = [run for lr, value in zip(sweep, (0.7, 0.8, 0.7), strict=True) for run in runs("softmax", value, lr=lr)]
+    (ranking,) = ranked([*picky, *easy])
+    assert ranking.best is not None
+    assert ranking.best.label == "linear"
+    assert [row.outcome for row in ranking.comparisons] == ["rate decides"]
+    assert "no order is claimed" in sentences([*picky, *easy])
+
+
+def test_architectures_without_common_seeds_are_not_compared() -> None:
+    others = [make_record("softmax", seed, accuracies=(0.9,) * 3) for seed in (10, 11)]
+    (ranking,) = ranked([*runs("linear", 0.5), *others])
+    assert [row.outcome for row in ranking.comparisons] == ["not compared"]
+
+
+def test_sizes_are_ranked_among_equals() -> None:
+    small = [*runs("linear", 0.4, state=1000), *runs("window:w=8", 0.3, state=1040)]
+    large = [*runs("linear:heads=8", 0.8, state=4000), *runs("window:w=32", 0.9, state=4100)]
+    loose = runs("softmax", 1.0, state=9000)
+    found = ranked([*small, *large, *loose])
+    assert [ranking.best.label for ranking in found if ranking.best] == ["linear", "window:w=32"]
+    text = sentences([*small, *large, *loose])
+    assert "at 1,000 to 1,040 elements linear is ahead of window:w=8" in text
+    assert "1 architecture without a match in state not ranked" in text
+
+
+def test_states_match_within_five_percent_of_the_largest() -> None:
+    (section,) = analyse([make_record(f"window:w={w}", state=w) for w in (1000, 1050, 1053, 2000)])
+    groups = [[entry.state_elements for entry in group] for group in state_groups(section.entries)]
+    assert groups == [[1000, 1050], [1053], [2000]]
+
+
+def test_the_main_table_holds_floor_oracle_and_what_failed() -> None:
+    (section,) = analyse([*comparison(2), make_record("linear", 9, status="error")])
+    rows = {row[0]: row for row in main_table(section).rows}
+    assert rows["linear"][-1] == "1/3"
+    assert rows["floor"][6] == "0.146"
+    assert rows["oracle"][6] == "1.000"
+
+
+def test_the_window_of_rates_is_reported() -> None:
+    records = [make_record(lr=lr, validation=value) for lr, value in ((1e-4, 0.0), (1e-3, 1.0), (1e-2, 0.0))]
+    (section,) = analyse(records)
+    (row,) = rate_table(section).rows
+    assert row[-2:] == ("0.20", "inside")
+    assert rate_table(analyse([make_record()])[0]).rows == ()
+
+
+def test_tasks_are_aggregated_for_architectures_that_ran_on_all() -> None:
+    records = [*runs("linear", 0.5, 0), *runs("softmax", 0.9, 0), *runs("linear", 0.7, 0, task="copy")]
+    (row,) = aggregate_table(analyse(records)).rows
+    assert row[0] == "linear"
+    assert row[2] == "0.532"  # floors 0.146: (0.354 + 0.554) / 2 / 0.854
+    assert aggregate_table(analyse(comparison(2))).rows == ()
+
+
+def test_recalled_bits_and_prediction_come_from_the_cells() -> None:
+    (section,) = analyse([make_record(accuracies=(1.0, 1.0, 1.0)), make_record("softmax", accuracies=(1.0, 1.0, 1.0))])
+    power, softmax = recalls(section)
+    assert power.bits == pytest.approx(16 * 7.906891)  # log2 240
+    assert power.predicted == pytest.approx((64 / (2 * 5.480639) - 1) * 96, rel=1e-5)
+    assert softmax.predicted is None
+
+
+def test_the_terminal_shows_names_as_they_are() -> None:
+    console = Console(width=120, color_system=None)
+    records = [*comparison(2), make_record("[red]odd[/red]", status="diverged")]
+    with console.capture() as capture:
+        console.print(results_table(records))
+    lines = capture.get().splitlines()
+    assert any(line.startswith("[red]odd[/red] (1 failed)") for line in lines)
+    floor = next(line.split() for line in lines if line.startswith("floor"))
+    assert floor[4:8] == ["0.146", "0.250", "0.125", "0.062"]
