@@ -1,0 +1,167 @@
+"""The command line as its users meet it: documents, exit codes, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from icl_bench import cli
+
+TINY = [
+    "--set", "train.steps=6", "--set", "train.batch=4", "--set", "model.d_model=16", "--set", "evaluation.examples=8",
+    "--set", "evaluation.validation=4", "--set", "evaluation.points=2", "--device", "cpu",
+]  # fmt: skip
+TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
+
+
+class Outcome:
+    """What a command left."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def test_run_prints_a_table_and_keeps_progress_off_standard_output(command) -> None:
+    outcome = command("run", TASK, "--arch", "power:p=2", "--arch", "window:w=4", *TINY)
+    assert outcome.status == 0
+    assert "power:p=2" in outcome.out and "window:w=4" in outcome.out and "floor" in outcome.out
+    assert "2 runs" in outcome.err and "started" in outcome.err and "started" not in outcome.out
+
+
+def test_json_is_one_document_as_designed(command) -> None:
+    outcome = command("run", TASK, "--arch", "linear", "--seeds", "0,1", "--lr", "1e-3,1e-2", "--json", *TINY)
+    document = json.loads(outcome.out)
+    assert document["schema"] == 1 and len(document["runs"]) == 4
+    first = document["runs"][0]
+    assert set(first) >= {
+        "id", "task", "arch", "seed", "lr", "status", "params", "state", "steps", "seconds", "examples_per_second",
+        "accuracy", "by_cell", "floor", "exact_match",
+    }  # fmt: skip
+    assert set(first["state"]) == {"elements", "bytes", "length"} and set(first["by_cell"]) == {"pairs=2", "pairs=4"}
+
+
+def test_the_same_command_again_finds_its_runs_done(command) -> None:
+    arguments = ["run", TASK, "--arch", "linear", "--json", *TINY]
+    first, second = command(*arguments), command(*arguments)
+    assert "1 run, done already" in second.err and "started" not in second.err
+    assert json.loads(first.out) == json.loads(second.out)
+
+
+def test_run_writes_a_report_and_report_writes_one_of_the_store(command, tmp_path) -> None:
+    assert command("run", TASK, "--arch", "linear", "--report", "one.md", *TINY).status == 0
+    text = (tmp_path / "one.md").read_text()
+    assert "linear" in text and "icl-bench run" in text and list((tmp_path / "one_files").glob("*.svg"))
+    assert command("report", "icl-runs", "-o", "all.md").out.strip().endswith("all.md")
+    assert (tmp_path / "all.md").is_file()
+
+
+def test_a_report_of_an_empty_store_is_refused(command) -> None:
+    outcome = command("report", "nowhere")
+    assert outcome.status == 2 and outcome.err.startswith("Error: a report needs finished runs; nowhere has none")
+
+
+def test_a_diverged_run_exits_with_3_and_is_named(command) -> None:
+    outcome = command("run", TASK, "--arch", "linear", "--lr", "1e30", *TINY, "--set", "train.clip=none", "--json")
+    run = json.loads(outcome.out)["runs"][0]
+    assert outcome.status == 3 and run["status"] == "diverged" and "at step" in run["detail"]
+    assert f"failed: {run['id']} linear seed 0: diverged" in outcome.err
+
+
+@pytest.mark.parametrize("kind", ["tasks", "archs", "plugins"])
+def test_listings(command, kind: str) -> None:
+    rows = json.loads(command(kind, "--json").out)[kind]
+    assert all(set(row) == {"name", "summary"} for row in rows)
+    assert [line.split()[0] for line in command(kind).out.splitlines()] == [row["name"] for row in rows]
+
+
+def test_show_marks_scored_tokens(command) -> None:
+    shown = json.loads(command("show", TASK, "--cell", "pairs=4", "--json").out)
+    assert len(shown["tokens"]) == 16 and len(shown["scored"]) == 4
+    text = command("show", TASK, "--cell", "pairs=4").out
+    for scored in shown["scored"]:
+        assert f"{shown['tokens'][scored['position']]}→{scored['target']}" in text
+
+
+def test_show_refuses_an_unknown_cell(command) -> None:
+    outcome = command("show", TASK, "--cell", "pairs=3")
+    assert outcome.status == 2 and "no cell is labelled 'pairs=3'; did you mean 'pairs=" in outcome.err
+
+
+def test_state_counts_without_training(command) -> None:
+    rows = json.loads(command("state", "power:p=2", "softmax", "--length", "64", "--json").out)["archs"]
+    assert [row["arch"] for row in rows] == ["power:p=2", "softmax"]
+    assert rows[0]["elements"] == 2 * (4 * 136 * 17 + 3 * 192) and rows[1]["elements"] == 2 * (64 * 4 * 32 + 3 * 192)
+    assert "power:p=2" in command("state", "power:p=2").out
+
+
+def test_doctor_looks_at_the_machine(command) -> None:
+    checks = {check["name"]: check for check in json.loads(command("doctor", "--json").out)["checks"]}
+    assert checks["torch"]["ok"] and checks["store"]["ok"] and "GPU" in checks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "assoc-recal", "--arch", "linear"], "no task is named 'assoc-recal'; did you mean 'assoc-recall'?"),
+        (["run", TASK, "--arch", "powr"], "no architecture is named 'powr'; did you mean 'power'?"),
+        (["run", TASK, "--arch", "power:p=0"], "power: p: input should be greater than or equal to 1; got 0"),
+        (["run", TASK, "--arch", "power:p"], "a parameter is written key=value; got 'p'"),
+        (["run", "assoc-recall:pairs=17", "--arch", "linear"], "pairs must be at most length / 4 = 16"),
+        (
+            ["run", "assoc-recall:vocab=40", "--arch", "linear"],
+            "vocab must leave a distinct key for each pair: vocab=40",
+        ),
+        (["run", TASK, "--arch", "linear", "--device", "tpu"], "--device is one of auto, cpu, cuda; got 'tpu'"),
+        (
+            ["run", TASK, "--arch", "linear", "--store", "/dev/null/x"],
+            "the store is a folder that can be written; /dev/null/x",
+        ),
+        (["run", TASK, "--arch", "power", "--impl", "fast", *TINY], "impl must be one of"),
+    ],
+)
+def test_what_the_user_must_change_is_one_line_and_exit_2(command, arguments: list[str], message: str) -> None:
+    outcome = command(*arguments)
+    assert outcome.status == 2 and outcome.out == ""
+    last = outcome.err.strip().splitlines()[-1]
+    assert last.startswith("Error: ") and message in last
+
+
+def test_an_unreadable_record_is_named(command, tmp_path) -> None:
+    command("run", TASK, "--arch", "linear", *TINY)
+    (result,) = (tmp_path / "icl-runs").glob("runs/*/*/result.json")
+    result.write_text("{}")
+    outcome = command("run", TASK, "--arch", "linear", *TINY)
+    assert outcome.status == 2 and str(result.relative_to(tmp_path)) in outcome.err
+
+
+def test_an_interrupted_run_exits_with_130_and_leaves_nothing_finished(tmp_path) -> None:
+    arguments = [sys.executable, "-m", "icl_bench", "run", TASK, "--arch", "linear", "--set", "train.steps=1000000"]
+    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        assert process.stderr is not None
+        while "started" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert not list(Path(tmp_path).glob("icl-runs/runs/*/*/result.json"))
+    assert not list(Path(tmp_path).glob("icl-runs/attempts/*"))
