@@ -1,6 +1,6 @@
 """Figures of a section: each seed a dot, the median a line, the floor dotted. Loads matplotlib."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -251,10 +251,10 @@ FIGURES = (
 """Name, caption and function of each figure of a section."""
 
 
-def draw_all(section: Section) -> Iterator[tuple[str, str, bytes]]:
-    """Name, caption and SVG of each figure that has something to show."""
+def draw_all(section: Section, names: Container[str] | None = None) -> Iterator[tuple[str, str, bytes]]:
+    """Name, caption and SVG of each figure that has something to show; `names` limits which."""
     for name, caption, make in FIGURES:
         with settings():
-            figure = make(section)
+            figure = make(section) if names is None or name in names else None
             if figure is not None:
                 yield name, caption, svg(figure)

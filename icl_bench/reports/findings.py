@@ -19,16 +19,16 @@ NAMED = 6
 
 def findings(section: Section, ranked: Sequence[Ranking], recalled: Sequence[Recall]) -> list[str]:
     """Up to three sentences: the question, what was found, and what limits it."""
-    sentences = (question(section), answer(section, ranked, recalled), limits(section, ranked))
+    sentences = (question(section, ranked), answer(section, ranked, recalled), limits(section, ranked))
     return [sentence for sentence in sentences if sentence]
 
 
-def question(section: Section) -> str:
+def question(section: Section, ranked: Sequence[Ranking]) -> str:
     """What was asked."""
     names = [entry.label for entry in section.entries]
     who = listed(names) if len(names) <= NAMED else f"{len(names)} architectures of {listed(section.families)}"
     do = "does" if len(names) == 1 else "do"
-    return f"Asked: how much of {section.task} {do} {who} recall{loads(section)}{state_clause(section)}?"
+    return f"Asked: how much of {section.task} {do} {who} recall{loads(section)}{state_clause(section, ranked)}?"
 
 
 def loads(section: Section) -> str:
@@ -39,7 +39,7 @@ def loads(section: Section) -> str:
     return f" at {values[0]}" + (f" to {values[-1]}" if len(values) > 1 else "") + f" {section.load_name}"
 
 
-def state_clause(section: Section) -> str:
+def state_clause(section: Section, ranked: Sequence[Ranking]) -> str:
     """How much state the entries carry, and whether it is matched."""
     sizes = sorted(entry.state_elements for entry in section.entries if entry.state_elements is not None)
     if not sizes:
@@ -48,6 +48,8 @@ def state_clause(section: Section) -> str:
         return f", with {sizes[0]:,} state elements"
     if matched_state(section.entries):
         return f", at matched state ({span(sizes)} elements)"
+    if len(ranked) > 1:
+        return f", at {len(ranked)} sizes of matched state ({span(sizes)} elements)"
     return f", at unequal state ({span(sizes)} elements)"
 
 

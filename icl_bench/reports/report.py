@@ -2,13 +2,15 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Section, analyse
-from icl_bench.reports.markdown import Drawing, render
+from icl_bench.reports.document import Drawing, compose
+from icl_bench.reports.markdown import render
 
 
 def write_report(records: Sequence[RunRecord], problems: Sequence[RecordError], path: Path, command: str) -> Path:
@@ -30,16 +32,27 @@ def write_report(records: Sequence[RunRecord], problems: Sequence[RecordError], 
     """
     folder = path.with_name(f"{path.stem}_files")
     sections = analyse(records)
-    try:
+    with refuse_unwritable():
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawings = {section.task: draw(section, i, folder) for i, section in enumerate(sections)}
-        write_whole(path, render(sections, drawings, problems, command).encode())
+        drawings = [draw(section, i, folder) for i, section in enumerate(sections)]
+        write_whole(path, render(compose(sections, drawings, problems, command)).encode())
+    return path
+
+
+@contextmanager
+def refuse_unwritable() -> Iterator[None]:
+    """Turn what the system says on writing into one line.
+
+    Raises:
+        StoreError: where a file cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise StoreError(
             f"a report must be written where there is room and permission; {error.filename}: {error.strerror}; "
             "choose another file with -o"
         ) from None
-    return path
 
 
 def draw(section: Section, index: int, folder: Path) -> list[Drawing]:

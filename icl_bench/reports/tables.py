@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from icl_bench.errors import RecordError
 from icl_bench.harness.record import Manifest, RunRecord
 from icl_bench.reports.analysis import Entry, Section
 from icl_bench.reports.capacities import Recall
@@ -253,6 +254,23 @@ def first_line(detail: str | None) -> str:
     if not lines:
         return "no detail"
     return plain(lines[-1] if lines[0].startswith("Traceback") else lines[0])[:200]
+
+
+def missing_table(section: Section) -> Table:
+    """Runs that a sweep lacks: seeds that ran at other rates alone."""
+    rows = [(Name(entry.label), gaps(entry.missing)) for entry in section.entries if entry.missing]
+    return Table(("architecture", "not run"), tuple(rows), 2)
+
+
+def gaps(missing: Sequence[tuple[int, float]]) -> str:
+    """Seeds and rates, the first ten."""
+    named = ", ".join(f"seed {seed} at {rate:.3g}" for seed, rate in missing[:10])
+    return named + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+
+
+def problem_table(problems: Sequence[RecordError]) -> Table:
+    """Records that could not be read."""
+    return Table(("record",), tuple((Name(text),) for text in sorted(str(problem) for problem in problems)))
 
 
 def environment_table(manifests: Sequence[Manifest]) -> Table:

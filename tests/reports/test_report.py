@@ -83,7 +83,7 @@ def test_failures_are_named_with_class_id_and_line(troubled: Path) -> None:
     assert "| `ValueError: a\\|b` |" in text
     assert "| `out of memory` |" in text
     assert "1 record unreadable" in text
-    assert "* `a record must be JSON; runs/ab: <b>bad</b>`" in text
+    assert "| `a record must be JSON; runs/ab: <b>bad</b>` |" in text
 
 
 def test_mixed_devices_are_warned_of(troubled: Path) -> None:

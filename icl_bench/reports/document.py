@@ -1,0 +1,203 @@
+"""What a report holds, block by block; Markdown and HTML set the same blocks."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from icl_bench.errors import RecordError
+from icl_bench.harness.record import RunRecord
+from icl_bench.reports.analysis import SOLVED, Section
+from icl_bench.reports.capacities import recalls
+from icl_bench.reports.findings import findings
+from icl_bench.reports.ranking import SIGNIFICANT, Ranking, rank, rankings
+from icl_bench.reports.tables import (
+    Table,
+    aggregate_table,
+    capacity_table,
+    cell_table,
+    comparison_table,
+    environment_counts,
+    environment_table,
+    failure_table,
+    group_table,
+    main_table,
+    missing_table,
+    problem_table,
+    rate_table,
+)
+from icl_bench.reports.text import count, listed, plain
+
+MIXING = ("icl-bench", "torch", "triton", "device", "threads", "revision", "kernels")
+"""Properties of the environment that may change numbers, so that a mix is warned of."""
+AGGREGATE_NOTE = (
+    "Interquartile mean over seeds and tasks of (accuracy - floor) / (1 - floor), with a bootstrap stratified by task."
+)
+COMPARISON_NOTE = (
+    "Differences of accuracy, mean over the cells that rank among the architectures compared: those of equal state "
+    "(within 5 %) where there are several such groups. Paired t over common seeds, adjusted by Holm's method for all "
+    f"pairs, claimed below p = {SIGNIFICANT}. Rate decides: the median over the sweep of learning rates disagrees. "
+    "Fisher's exact test on seeds solved is not adjusted."
+)
+CAPACITY_NOTE = (
+    "K50 and K90: loads at which (accuracy - floor) / (1 - floor) falls to 50 and 90 %, from a logistic in log2 load "
+    "fitted to medians over seeds; intervals resample seeds; nothing is extrapolated beyond the loads measured. "
+    "Predicted: pairs that Hebbian sums over random keys recall, (H d_v / (2 ln V) - 1) d (d + 2) ... / (2p - 1)!!, "
+    "one layer; a reference, not a bound. Recalled bits: Fano's inequality at the median accuracy, in the best cell."
+)
+RATE_NOTE = (
+    "Validation: median over the seeds that chose. Window: decades of learning rate within 90 % of the best, between "
+    "the points of the sweep by interpolation; ≥ where it reaches an end of the sweep."
+)
+
+
+class Heading(NamedTuple):
+    """A heading; level 1 is the title."""
+
+    level: int
+    text: str
+
+
+class Prose(NamedTuple):
+    """A paragraph."""
+
+    text: str
+    warning: bool = False
+
+
+class Notes(NamedTuple):
+    """Remarks, one a line."""
+
+    items: tuple[str, ...]
+
+
+class Drawing(NamedTuple):
+    """A figure that was drawn."""
+
+    name: str
+    caption: str
+    link: str
+    """Where it is: a path relative to the report, or a data URI."""
+
+
+class Chart(NamedTuple):
+    """Where a page has its chart of a section; Markdown has none."""
+
+    section: int
+    """Place of the section."""
+
+
+class Commands(NamedTuple):
+    """Command lines."""
+
+    lines: tuple[str, ...]
+
+
+Block = Heading | Prose | Notes | Table | Drawing | Chart | Commands
+
+
+def compose(
+    sections: Sequence[Section],
+    drawings: Sequence[Sequence[Drawing]],
+    problems: Sequence[RecordError],
+    command: str,
+) -> list[Block]:
+    """A whole report; `drawings` are those of each section."""
+    runs = [run for section in sections for run in section.runs]
+    blocks: list[Block] = [Heading(1, f"icl-bench report: {title(sections)}"), Prose(summary(runs, problems))]
+    blocks += tabled("Across tasks", aggregate_table(sections), after=AGGREGATE_NOTE, level=2)
+    for i, section in enumerate(sections):
+        blocks += section_blocks(section, i, {drawing.name: drawing for drawing in drawings[i]})
+    blocks += tabled("Unreadable records", problem_table(problems), level=2)
+    blocks += environment_blocks(runs)
+    commands = (*sorted({plain(run.manifest.command) for run in runs}), plain(command))
+    return [*blocks, Heading(2, "Reproduce"), Commands(commands)]
+
+
+def title(sections: Sequence[Section]) -> str:
+    """What the report is about."""
+    tasks = [section.task for section in sections]
+    return "no runs" if not tasks else listed(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks"
+
+
+def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError]) -> str:
+    """How many runs there are, and how many are unreadable or failed."""
+    failed = sum(run.result.status != "ok" for run in runs)
+    parts = [count(len(runs), "run"), f"{failed} failed"]
+    if problems:
+        parts.append(f"{count(len(problems), 'record')} unreadable")
+    return f"{', '.join(parts)}."
+
+
+def section_blocks(section: Section, index: int, figures: Mapping[str, Drawing]) -> list[Block]:
+    """All there is to say on a task."""
+    ranked, recalled = rankings(section), recalls(section)
+    blocks: list[Block] = [Heading(2, section.task), Prose(" ".join(findings(section, ranked, recalled)))]
+    blocks += [Chart(index), main_table(section), main_notes(section)]
+    blocks += load_blocks(section, ranked, figures)
+    blocks += drawn("Recall against state", figures, "recall-by-state")
+    blocks += tabled("Capacity", capacity_table(recalled), *pick(figures, "capacity"), after=CAPACITY_NOTE)
+    blocks += tabled("Learning rates", rate_table(section), *pick(figures, "learning-rates"), after=RATE_NOTE)
+    if len(section.groups) > 1:
+        blocks += tabled("Accuracy by group of scored positions", group_table(section))
+    blocks += drawn("Learning curves", figures, "learning-curves")
+    blocks += tabled("Failed runs", failure_table(section))
+    return blocks + tabled("Missing runs", missing_table(section))
+
+
+def load_blocks(section: Section, ranked: Sequence[Ranking], figures: Mapping[str, Drawing]) -> list[Block]:
+    """Accuracy by load, what ranks, and the comparisons."""
+    if not section.cells:
+        return []
+    table = cell_table(section, rank(section, section.entries).verdicts)
+    blocks = tabled("Accuracy by load", table, *pick(figures, "accuracy-by-load"), after=ranking_note(section))
+    return blocks + tabled("Comparisons", comparison_table(ranked), after=COMPARISON_NOTE)
+
+
+def tabled(heading: str, table: Table, *before: Block, after: str = "", level: int = 3) -> list[Block]:
+    """A heading over a table, where it has rows."""
+    return [Heading(level, heading), *before, table, *([Prose(after)] if after else [])] if table.rows else []
+
+
+def drawn(heading: str, figures: Mapping[str, Drawing], name: str) -> list[Block]:
+    """A heading over a figure, where it was drawn."""
+    return [Heading(3, heading), figures[name]] if name in figures else []
+
+
+def pick(figures: Mapping[str, Drawing], name: str) -> list[Drawing]:
+    """The figure of that name, where it was drawn."""
+    return [figures[name]] if name in figures else []
+
+
+def main_notes(section: Section) -> Notes:
+    """How to read the main table."""
+    lengths = sorted({run.result.state.length for run in section.runs if run.result.state})
+    longest = listed([f"{length:,}" for length in lengths], "or") if lengths else "the last"
+    return Notes(
+        (
+            "Accuracy and exact match: median over seeds of the mean over cells, on test examples used once.",
+            "95 % interval: of the mean over seeds; Student's t below 15 seeds, bootstrap (BCa) from there.",
+            f"Solved: seeds with an accuracy of at least {SOLVED}, with Wilson's interval.",
+            "Learning rate: the best median validation accuracy; the test set is not asked.",
+            f"State: after {longest} tokens, over all layers, everything carried.",
+            "A diverged run counts as 0; runs that ended out of memory or in an error are left out of the scores.",
+            "Floor: the best trivial solver, same examples. Oracle: right on every scored position by construction.",
+        )
+    )
+
+
+def ranking_note(section: Section) -> str:
+    """What does not rank and why."""
+    return (
+        f"A cell does not rank where every architecture's median is at least {SOLVED} (saturated) or none is above the "
+        f"floor by more than its sampling error over {section.examples:,} examples (at the floor)."
+    )
+
+
+def environment_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+    """With what and where the runs were made."""
+    if not runs:
+        return []
+    manifests = [run.manifest for run in runs]
+    mixed = [key for key, values in environment_counts(manifests).items() if key in MIXING and len(values) > 1]
+    text = f"runs differ in {listed(mixed)}; numbers are equal bit for bit only where these are." if mixed else ""
+    warning = [Prose(text, warning=True)] if mixed else []
+    return tabled("Environment", environment_table(manifests), *warning, level=2)
