@@ -100,24 +100,21 @@ def kernel(direction: Pass, shape: Shape, configuration: Tile) -> Callable[[], o
     """One kernel as a call without arguments."""
     q, k, v, do = shape.inputs()
     scale = shape.d**-0.5
-    gates = shape.gates()
-    cumulated = None if gates is None else gates.double().transpose(1, 2).contiguous().cumsum(-1)
+    gates = None if shape.gates() is None else triton_launch.cumulate(shape.gates(), q.dtype)
     if direction == "forward":
-        return lambda: triton_launch.forward(q, k, v, cumulated, shape.window, scale, configuration)
-    base = tile("forward", q.element_size(), shape.d, shape.d, shape.t)
-    o, lse = triton_launch.forward(q, k, v, cumulated, shape.window, scale, base)
+        return lambda: triton_launch.forward(q, k, v, gates, shape.window, scale, configuration)
+    base = tile("forward", q.element_size(), shape.d, shape.d, shape.window or shape.t)
+    o, lse = triton_launch.forward(q, k, v, gates, shape.window, scale, base)
     if direction == "query":
-        return lambda: triton_launch.query_gradient(q, k, v, cumulated, o, lse, do, shape.window, scale, configuration)
-    return lambda: triton_launch.key_value_gradient(
-        q, k, v, cumulated, lse, lse, do, shape.window, scale, configuration
-    )
+        return lambda: triton_launch.query_gradient(q, k, v, gates, o, lse, do, shape.window, scale, configuration)
+    return lambda: triton_launch.key_value_gradient(q, k, v, gates, lse, lse, do, shape.window, scale, configuration)
 
 
 def one_tile(shape: Shape, block: int, warps: int) -> Callable[[], object]:
     """The one-tile gradient as a call without arguments."""
     q, k, v, do = shape.inputs()
     scale = shape.d**-0.5
-    base = tile("forward", q.element_size(), shape.d, shape.d, shape.t)
+    base = tile("forward", q.element_size(), shape.d, shape.d, shape.window or shape.t)
     o, lse = triton_launch.forward(q, k, v, None, shape.window, scale, base)
     return lambda: triton_launch.backward_one_tile(q, k, v, None, o, lse, do, shape.window, scale, block, warps)
 

@@ -55,62 +55,71 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 @torch.library.custom_op(
     "icl_bench::attention_forward",
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? log_g, int? window, float scale) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor? log_g, int? window, float scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return o, the base-2 log-sum-exp [N, H, padded T], and the cumulated gates [N, G, T] (empty without a gate)."""
-    cumulated = None
-    if log_g is not None:
-        # In float64: a float32 sum over thousands of tokens loses the digits in which neighbours differ.
-        cumulated = log_g.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format).cumsum(-1)
-    chosen = tile("forward", q.element_size(), q.shape[-1], v.shape[-1], q.shape[1])
-    o, lse = triton_launch.forward(q, k, v, cumulated, window, scale, chosen)
-    return o, lse, _no_gate(q) if cumulated is None else cumulated
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return o, the base-2 log-sum-exp [N, H, padded T], and the gates as the kernels read them (empty without)."""
+    gates = None if log_g is None else triton_launch.cumulate(log_g, q.dtype)
+    chosen = tile("forward", q.element_size(), q.shape[-1], v.shape[-1], _reach(q, window))
+    o, lse = triton_launch.forward(q, k, v, gates, window, scale, chosen)
+    return o, lse, *(gates or (_nothing(q), _nothing(q)))
 
 
 @_forward.register_fake
 def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, t, h, _ = q.shape
     o = torch.empty(n, t, h, v.shape[-1], device=q.device, dtype=v.dtype)
     lse = torch.empty(n, h, triton_launch.padded_length(t), device=q.device, dtype=torch.float32)
-    gates = _no_gate(q) if log_g is None else torch.empty(n, k.shape[2], t, device=q.device, dtype=torch.float64)
-    return o, lse, gates
+    if log_g is None:
+        return o, lse, _nothing(q), _nothing(q)
+    blocks = lse.shape[-1] // triton_launch.BLOCK
+    local = torch.float64 if q.dtype == torch.float32 else torch.float32
+    g = k.shape[2]
+    return (
+        o,
+        lse,
+        torch.empty(n, g, lse.shape[-1], device=q.device, dtype=local),
+        torch.empty(n, g, blocks, device=q.device, dtype=torch.float64),
+    )
 
 
 @torch.library.custom_op(
     "icl_bench::attention_backward",
     mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor cumulated, Tensor o, Tensor lse, Tensor do, bool gated, int? window, "
-    "float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor q, Tensor k, Tensor v, Tensor local, Tensor base, Tensor o, Tensor lse, Tensor do, bool gated, "
+    "int? window, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
+    q: Tensor, k: Tensor, v: Tensor, local: Tensor, base: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
     window: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dq, dk, dv and dlog_g [N, T, G] (empty without a gate)."""
     size, key, value, t = q.element_size(), q.shape[-1], v.shape[-1], q.shape[1]
-    saved = (q, k, v, cumulated if gated else None, o, lse, do.contiguous(), window, scale)
+    gates = triton_launch.Gates(local, base) if gated else None
+    saved = (q, k, v, gates, o, lse, do.contiguous(), window, scale)
     single = one_tile(size, key, value, t)
     if single is not None:
         made = triton_launch.backward_one_tile(*saved, *single)
     else:
-        tiles = (tile("query", size, key, value, t), tile("key_value", size, key, value, t))
+        reach = _reach(q, window)
+        tiles = (tile("query", size, key, value, reach), tile("key_value", size, key, value, reach))
         made = triton_launch.backward(*saved, *tiles)
-    return made.q, made.k, made.v, _gate_gradient(made.gates, k.shape[2]) if gated else _no_gate(q).float()
+    return made.q, made.k, made.v, _gate_gradient(made.gates, k.shape[2]) if gated else _nothing(q)
 
 
 @_backward.register_fake
 def _backward_fake(
-    q: Tensor, k: Tensor, v: Tensor, cumulated: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
+    q: Tensor, k: Tensor, v: Tensor, local: Tensor, base: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
     window: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     made = [torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (q, k, v)]
     n, t, g, _ = k.shape
-    gates = torch.empty(n, t, g, device=q.device, dtype=torch.float32) if gated else _no_gate(q).float()
+    gates = torch.empty(n, t, g, device=q.device, dtype=torch.float32) if gated else _nothing(q)
     return made[0], made[1], made[2], gates
 
 
@@ -121,18 +130,23 @@ def _gate_gradient(cumulated: Tensor, g: int) -> Tensor:
     return after.transpose(1, 2).contiguous()
 
 
-def _no_gate(q: Tensor) -> Tensor:
-    return torch.empty(0, device=q.device, dtype=torch.float64)
+def _reach(q: Tensor, window: int | None) -> int:
+    """How many keys a query can see."""
+    return q.shape[1] if window is None else window
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _nothing(q: Tensor) -> Tensor:
+    return torch.empty(0, device=q.device, dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     q, k, v, log_g, ctx.window, ctx.scale = inputs
-    o, lse, cumulated = output
+    o, lse, local, base = output
     ctx.gated = log_g is not None
-    ctx.save_for_backward(q, k, v, cumulated, o, lse)
+    ctx.save_for_backward(q, k, v, local, base, o, lse)
 
 
-def _differentiate(ctx: Any, do: Tensor, _lse: Tensor, _cumulated: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, do: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
     dq, dk, dv, dlog_g = _backward(*ctx.saved_tensors, do, ctx.gated, ctx.window, ctx.scale)
     return dq, dk, dv, (dlog_g if ctx.gated else None), None, None
 

@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.attention.triton_tiles import (
+    BLOCK,
     SIZES,
     key_tiles,
     load_rows,
-    load_vector,
     padded_length,
     query_tiles,
     relative_gates,
@@ -29,7 +29,7 @@ from icl_bench.kernels.attention.triton_tiles import (
 
 @triton.jit
 def _query_tiles(
-    dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, cum_ptr, reference,
+    dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, gate_ptr, base_ptr, reference,
     k_stride_t, v_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -42,13 +42,14 @@ def _query_tiles(
         tile = first + step * BLOCK_N
         if MASKED:
             tile += tl.where(step < before, 0, gap)
+        if GATED:
+            others = relative_gates(gate_ptr, base_ptr, reference, tile, BLOCK_N)
         k = load_rows(k_ptr, k_stride_t, tile, T, BLOCK_N, K, BLOCK_K, MASKED)
         v = load_rows(v_ptr, v_stride_t, tile, T, BLOCK_N, V, BLOCK_V, MASKED)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         exponent = s * scale - lse[:, None]
         if GATED:
-            others = relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED)
             if EXACT:
                 exponent += (gates[:, None] - others[None, :]).to(tl.float32)
             else:
@@ -64,7 +65,7 @@ def _query_tiles(
 
 @triton.jit(do_not_specialize=SIZES)
 def query_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, dgate_ptr,
+    q_ptr, k_ptr, v_ptr, gate_ptr, base_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, dgate_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
     T, H, G, window, scale, score_scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -82,7 +83,8 @@ def query_gradient_kernel(
     q_ptr += n * q_stride_n + h * q_stride_h
     k_ptr += n * k_stride_n + g * k_stride_h
     v_ptr += n * v_stride_n + g * v_stride_h
-    cum_ptr += (n * G + g) * T
+    gate_ptr += (n * G + g) * padded_length(T)
+    base_ptr += (n * G + g) * (padded_length(T) // BLOCK)
     values = (n * T * H + h) * V
 
     i = start + tl.arange(0, BLOCK_M)
@@ -92,12 +94,12 @@ def query_gradient_kernel(
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     rows = head * padded_length(T)
     tl.store(delta_ptr + rows + i, delta)
-    lse = load_vector(lse_ptr + rows, start, T, 0.0, BLOCK_M, False)
+    lse = tl.load(lse_ptr + rows + i)
     reference = 0.0
-    gates = tl.zeros((BLOCK_M,), tl.float64)
+    gates = tl.zeros((BLOCK_M,), tl.float32)
     if GATED:
-        reference = tl.load(cum_ptr + start)
-        gates = relative_gates(cum_ptr, reference, start, T, BLOCK_M, True)
+        reference = tl.load(base_ptr + start // BLOCK)
+        gates = tl.load(gate_ptr + start + tl.arange(0, BLOCK_M))
         if not EXACT:
             # A row's own gate is common to the row: fold it into what is subtracted from the row anyway.
             lse -= gates.to(tl.float32)
@@ -106,12 +108,12 @@ def query_gradient_kernel(
     dgate = tl.zeros((BLOCK_M,), tl.float64 if EXACT else tl.float32)
     first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
         start, whole, 0, 0, (end - whole) // BLOCK_N, T, window, score_scale,
         K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
     dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
         start, first, before, gap, masked, T, window, score_scale,
         K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
@@ -122,7 +124,7 @@ def query_gradient_kernel(
 
 @triton.jit
 def _key_tiles(
-    dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference,
+    dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, gate_ptr, base_ptr, reference,
     q_stride_t, do_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -135,11 +137,12 @@ def _key_tiles(
         tile = first + step * BLOCK_M
         if MASKED:
             tile += tl.where(step < before, 0, gap)
+        if GATED:
+            others = relative_gates(gate_ptr, base_ptr, reference, tile, BLOCK_M)
         q = load_rows(q_ptr, q_stride_t, tile, T, BLOCK_M, K, BLOCK_K, MASKED)
         st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        lse = load_vector(lse_ptr, tile, T, 0.0, BLOCK_M, False)
+        lse = tl.load(lse_ptr + tile + tl.arange(0, BLOCK_M))
         if GATED:
-            others = relative_gates(cum_ptr, reference, tile, T, BLOCK_M, MASKED)
             if EXACT:
                 exponent = st * scale - lse[None, :] + (others[None, :] - gates[:, None]).to(tl.float32)
             else:
@@ -152,7 +155,7 @@ def _key_tiles(
         do = load_rows(do_ptr, do_stride_t, tile, T, BLOCK_M, V, BLOCK_V, MASKED)
         dv = tl.dot(pt.to(do.dtype), do, dv, input_precision=PRECISION)
         dpt = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-        delta = load_vector(delta_ptr, tile, T, 0.0, BLOCK_M, False)
+        delta = tl.load(delta_ptr + tile + tl.arange(0, BLOCK_M))
         dst = pt * (dpt - delta[None, :])
         if GATED:
             dgate -= score_sums(dst, EXACT)
@@ -162,7 +165,7 @@ def _key_tiles(
 
 @triton.jit(do_not_specialize=SIZES)
 def key_value_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, cum_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, dgate_ptr,
+    q_ptr, k_ptr, v_ptr, gate_ptr, base_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, dgate_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
     T, H, G, window, scale, score_scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -185,12 +188,13 @@ def key_value_gradient_kernel(
     do_ptr += (n * T * H + h) * V
     lse_ptr += head * padded_length(T)
     delta_ptr += head * padded_length(T)
-    cum_ptr += (n * G + g) * T
+    gate_ptr += (n * G + g) * padded_length(T)
+    base_ptr += (n * G + g) * (padded_length(T) // BLOCK)
     reference = 0.0
-    gates = tl.zeros((BLOCK_N,), tl.float64)
+    gates = tl.zeros((BLOCK_N,), tl.float32)
     if GATED:
-        reference = tl.load(cum_ptr + start)
-        gates = relative_gates(cum_ptr, reference, start, T, BLOCK_N, True)
+        reference = tl.load(base_ptr + start // BLOCK)
+        gates = tl.load(gate_ptr + start + tl.arange(0, BLOCK_N))
 
     k = load_rows(k_ptr + n * k_stride_n + g * k_stride_h, k_stride_t, start, T, BLOCK_N, K, BLOCK_K, True)
     v = load_rows(v_ptr + n * v_stride_n + g * v_stride_h, v_stride_t, start, T, BLOCK_N, V, BLOCK_V, True)
@@ -199,12 +203,12 @@ def key_value_gradient_kernel(
     dgate = tl.zeros((BLOCK_N,), tl.float64 if EXACT else tl.float32)
     first, before, gap, masked, whole, end = query_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     dk, dv, dgate = _key_tiles(
-        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference, q_stride_t, H * V,
+        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, gate_ptr, base_ptr, reference, q_stride_t, H * V,
         start, whole, 0, 0, (end - whole) // BLOCK_M, T, window, score_scale,
         K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
     dk, dv, dgate = _key_tiles(
-        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, cum_ptr, reference, q_stride_t, H * V,
+        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, gate_ptr, base_ptr, reference, q_stride_t, H * V,
         start, first, before, gap, masked, T, window, score_scale,
         K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, EXACT, PRECISION,
     )  # fmt: skip
@@ -217,30 +221,29 @@ def key_value_gradient_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def one_tile_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, do_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, dgate_q_ptr, dgate_k_ptr,
+    q_ptr, k_ptr, v_ptr, gate_ptr, o_ptr, do_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, dgate_q_ptr, dgate_k_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
     T, H, G, window, scale, score_scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr,
     WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: a whole sequence (T <= BLOCK) of one query head. Writes what the other two kernels write."""
+    """One program: a whole sequence (T <= BLOCK_T) of one query head. Writes what the other two kernels write."""
     head = tl.program_id(0).to(tl.int64)
     n = head // H
     h = head % H
     g = h // (H // G)
-    t = tl.arange(0, BLOCK)
-    cum_ptr += (n * G + g) * T
-    values = (n * T * H + h) * V
-    gates = tl.zeros((BLOCK,), tl.float64)
+    t = tl.arange(0, BLOCK_T)
+    gates = tl.zeros((BLOCK_T,), tl.float32)
     if GATED:
-        gates = relative_gates(cum_ptr, tl.load(cum_ptr), 0, T, BLOCK, True)
-    k = load_rows(k_ptr + n * k_stride_n + g * k_stride_h, k_stride_t, 0, T, BLOCK, K, BLOCK_K, True)
-    v = load_rows(v_ptr + n * v_stride_n + g * v_stride_h, v_stride_t, 0, T, BLOCK, V, BLOCK_V, True)
-    q = load_rows(q_ptr + n * q_stride_n + h * q_stride_h, q_stride_t, 0, T, BLOCK, K, BLOCK_K, True)
-    do = load_rows(do_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
-    o = load_rows(o_ptr + values, H * V, 0, T, BLOCK, V, BLOCK_V, True)
+        gates = tl.load(gate_ptr + (n * G + g) * padded_length(T) + t)
+    values = (n * T * H + h) * V
+    k = load_rows(k_ptr + n * k_stride_n + g * k_stride_h, k_stride_t, 0, T, BLOCK_T, K, BLOCK_K, True)
+    v = load_rows(v_ptr + n * v_stride_n + g * v_stride_h, v_stride_t, 0, T, BLOCK_T, V, BLOCK_V, True)
+    q = load_rows(q_ptr + n * q_stride_n + h * q_stride_h, q_stride_t, 0, T, BLOCK_T, K, BLOCK_K, True)
+    do = load_rows(do_ptr + values, H * V, 0, T, BLOCK_T, V, BLOCK_V, True)
+    o = load_rows(o_ptr + values, H * V, 0, T, BLOCK_T, V, BLOCK_V, True)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    lse = load_vector(lse_ptr + head * padded_length(T), 0, T, 0.0, BLOCK, False)
+    lse = tl.load(lse_ptr + head * padded_length(T) + t)
 
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     exponent = s * score_scale - lse[:, None]
@@ -250,7 +253,7 @@ def one_tile_gradient_kernel(
     dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
     ds = tl.exp2(exponent) * (dp - delta[:, None])
     dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-    store_rows(dq_ptr + (n * T * H + h) * K, H * K, 0, T, dq * scale, BLOCK, K, BLOCK_K)
+    store_rows(dq_ptr + (n * T * H + h) * K, H * K, 0, T, dq * scale, BLOCK_T, K, BLOCK_K)
 
     st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     exponent = st * score_scale - lse[None, :]
@@ -262,8 +265,8 @@ def one_tile_gradient_kernel(
     dpt = tl.dot(v, tl.trans(do), input_precision=PRECISION)
     dst = pt * (dpt - delta[None, :])
     dk = tl.dot(dst.to(q.dtype), q, input_precision=PRECISION)
-    store_rows(dk_ptr + (n * T * H + h) * K, H * K, 0, T, dk * scale, BLOCK, K, BLOCK_K)
-    store_rows(dv_ptr + (n * T * H + h) * V, H * V, 0, T, dv, BLOCK, V, BLOCK_V)
+    store_rows(dk_ptr + (n * T * H + h) * K, H * K, 0, T, dk * scale, BLOCK_T, K, BLOCK_K)
+    store_rows(dv_ptr + (n * T * H + h) * V, H * V, 0, T, dv, BLOCK_T, V, BLOCK_V)
     if GATED:
         tl.store(dgate_q_ptr + head * T + t, score_sums(ds, EXACT), mask=t < T)
         tl.store(dgate_k_ptr + head * T + t, -score_sums(dst, EXACT), mask=t < T)

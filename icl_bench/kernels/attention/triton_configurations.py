@@ -19,35 +19,36 @@ class Tile(NamedTuple):
     registers: int | None = None
 
 
-# Sequences up to this length are short: many small programs beat few large ones.
+# Up to how many keys a query sees: beyond the last, tiles are as large as the long row's.
 SHORT = 512
+MIDDLE = 2048
 
-# {(pass, bytes an element, the wider of both block widths): (short, long)}
-TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile]] = {
-    ("forward", 2, 32): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3)),
-    ("forward", 2, 64): (Tile(64, 32, 4, 3), Tile(128, 64, 8, 3)),
-    ("forward", 2, 128): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3)),
-    ("forward", 2, 256): (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
-    ("forward", 4, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    ("forward", 4, 64): (Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
-    ("forward", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    ("forward", 4, 256): (Tile(16, 32, 4, 1), Tile(16, 32, 4, 1)),
-    ("query", 2, 32): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3)),
-    ("query", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3)),
-    ("query", 2, 128): (Tile(64, 32, 4, 3), Tile(128, 64, 8, 3)),
-    ("query", 2, 256): (Tile(64, 32, 4, 1), Tile(64, 32, 4, 1)),
-    ("query", 4, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    ("query", 4, 64): (Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
-    ("query", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    ("query", 4, 256): (Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
-    ("key_value", 2, 32): (Tile(32, 64, 4, 3), Tile(64, 64, 4, 2)),
-    ("key_value", 2, 64): (Tile(32, 64, 4, 3), Tile(64, 64, 4, 2, 168)),
-    ("key_value", 2, 128): (Tile(32, 64, 4, 3), Tile(64, 128, 8, 3)),
-    ("key_value", 2, 256): (Tile(32, 64, 8, 1), Tile(32, 64, 8, 1)),
-    ("key_value", 4, 32): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-    ("key_value", 4, 64): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
-    ("key_value", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-    ("key_value", 4, 256): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+# {(pass, bytes an element, the wider of both block widths): (short, middle, long)}
+TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile, Tile]] = {
+    ("forward", 2, 32): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("forward", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 3, 128)),
+    ("forward", 2, 128): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("forward", 2, 256): (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+    ("forward", 4, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("forward", 4, 64): (Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    ("forward", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("forward", 4, 256): (Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1)),
+    ("query", 2, 32): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("query", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
+    ("query", 2, 128): (Tile(64, 32, 4, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3)),
+    ("query", 2, 256): (Tile(64, 32, 4, 1), Tile(64, 32, 4, 1), Tile(64, 32, 4, 1)),
+    ("query", 4, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("query", 4, 64): (Tile(32, 64, 4, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+    ("query", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("query", 4, 256): (Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    ("key_value", 2, 32): (Tile(32, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    ("key_value", 2, 64): (Tile(32, 64, 4, 3), Tile(64, 64, 4, 2, 168), Tile(64, 64, 4, 2, 168)),
+    ("key_value", 2, 128): (Tile(32, 64, 4, 3), Tile(64, 128, 8, 3), Tile(64, 128, 8, 3)),
+    ("key_value", 2, 256): (Tile(32, 64, 8, 1), Tile(32, 64, 8, 1), Tile(32, 64, 8, 1)),
+    ("key_value", 4, 32): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    ("key_value", 4, 64): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    ("key_value", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ("key_value", 4, 256): (Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
 
 # {(bytes an element, width): {block: warps}} of the gradients that one program makes for a whole sequence
@@ -71,10 +72,10 @@ def width_class(k: int, v: int) -> int:
     return max(32, block_width(k), block_width(v))
 
 
-def tile(direction: Pass, element_size: int, k: int, v: int, t: int) -> Tile:
-    """The entry for a pass over sequences of length t."""
-    short, long = TILES[direction, element_size, width_class(k, v)]
-    return short if t <= SHORT else long
+def tile(direction: Pass, element_size: int, k: int, v: int, reach: int) -> Tile:
+    """The entry for a pass in which a query sees up to `reach` keys."""
+    short, middle, long = TILES[direction, element_size, width_class(k, v)]
+    return short if reach <= SHORT else middle if reach <= MIDDLE else long
 
 
 def one_tile(element_size: int, k: int, v: int, t: int) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.attention.triton_tiles import (
+    BLOCK,
     NO_SCORE,
     SIZES,
     key_tiles,
@@ -21,7 +22,7 @@ from icl_bench.kernels.attention.triton_tiles import (
 
 @triton.jit
 def _attend(
-    acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference,
+    acc, top, total, q, k_ptr, v_ptr, gate_ptr, base_ptr, reference,
     k_stride_t, v_stride_t, start, first, before, gap, count, T, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -34,12 +35,14 @@ def _attend(
         tile = first + step * BLOCK_N
         if MASKED:
             tile += tl.where(step < before, 0, gap)
+        if GATED:
+            gates = relative_gates(gate_ptr, base_ptr, reference, tile, BLOCK_N)
         k = load_rows(k_ptr, k_stride_t, tile, T, BLOCK_N, K, BLOCK_K, MASKED)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if MASKED or GATED:
             s = s * scale
             if GATED:
-                s -= relative_gates(cum_ptr, reference, tile, T, BLOCK_N, MASKED).to(tl.float32)[None, :]
+                s -= gates.to(tl.float32)[None, :]
             if MASKED:
                 s = tl.where(visible(i + (start - tile), j, window, WINDOWED), s, float("-inf"))
             raised = tl.maximum(top, tl.max(s, 1))
@@ -59,7 +62,7 @@ def _attend(
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, cum_ptr, o_ptr, lse_ptr,
+    q_ptr, k_ptr, v_ptr, gate_ptr, base_ptr, o_ptr, lse_ptr,
     q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
     T, H, G, window, scale,
     K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -78,10 +81,11 @@ def forward_kernel(
     q_ptr += n * q_stride_n + h * q_stride_h
     k_ptr += n * k_stride_n + g * k_stride_h
     v_ptr += n * v_stride_n + g * v_stride_h
-    cum_ptr += (n * G + g) * T
+    gate_ptr += (n * G + g) * padded_length(T)
+    base_ptr += (n * G + g) * (padded_length(T) // BLOCK)
     reference = 0.0
     if GATED:
-        reference = tl.load(cum_ptr + start)
+        reference = tl.load(base_ptr + start // BLOCK)
 
     q = load_rows(q_ptr, q_stride_t, start, T, BLOCK_M, K, BLOCK_K, True)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
@@ -89,12 +93,12 @@ def forward_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        acc, top, total, q, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
         start, whole, 0, 0, (end - whole) // BLOCK_N, T, window, scale,
         K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
     )  # fmt: skip
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, cum_ptr, reference, k_stride_t, v_stride_t,
+        acc, top, total, q, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
         start, first, before, gap, masked, T, window, scale,
         K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
     )  # fmt: skip
@@ -103,7 +107,7 @@ def forward_kernel(
     lse = top + tl.log2(total)
     if GATED:
         # exp(Gc_i) is common to a row and cancels in its softmax; the log-sum-exp is that of the whole score.
-        lse += relative_gates(cum_ptr, reference, start, T, BLOCK_M, True).to(tl.float32)
+        lse += tl.load(gate_ptr + start + tl.arange(0, BLOCK_M)).to(tl.float32)
     i = start + tl.arange(0, BLOCK_M)
     # Rows past the end get no weight from an infinite log-sum-exp.
     tl.store(lse_ptr + head * padded_length(T) + i, tl.where(i < T, lse, float("inf")))

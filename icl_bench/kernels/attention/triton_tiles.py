@@ -7,10 +7,12 @@ Scores are kept in base 2 (`exp2`, with log2(e) folded into the scale), so that 
 import triton
 import triton.language as tl
 
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # The running maximum starts finite, so that a row that sees nothing in a tile gives exp2(-inf), not exp2(-inf + inf).
 NO_SCORE: tl.constexpr = tl.constexpr(-1.0e30)
 
+
+# Statistics and gates of a sequence are padded to this length, and gates cumulated within such blocks; tiles divide it.
+BLOCK: tl.constexpr = tl.constexpr(128)
 
 # One compilation serves every length, head count and window.
 SIZES = ("T", "H", "G", "window")
@@ -45,21 +47,14 @@ def store_rows(ptr, stride, start, limit, tile, ROWS: tl.constexpr, W: tl.conste
 
 
 @triton.jit
-def load_vector(ptr, start, limit, outside, ROWS: tl.constexpr, BOUNDED: tl.constexpr):
-    """Load `ROWS` consecutive values from `start` on; those from `limit` on (if BOUNDED) are `outside`."""
-    rows = tl.arange(0, ROWS)
-    # The tile's place goes into the scalar: the vector of addresses is then one register and constants.
-    ptr += start
-    return tl.load(ptr + rows, mask=rows < limit - start, other=outside) if BOUNDED else tl.load(ptr + rows)
+def relative_gates(gate_ptr, base_ptr, reference, start, ROWS: tl.constexpr):
+    """Cumulated log gates of `ROWS` positions from `start` on, base 2, less `reference`, in the type of `gate_ptr`.
 
-
-@triton.jit
-def relative_gates(ptr, reference, start, limit, ROWS: tl.constexpr, BOUNDED: tl.constexpr):
-    """Cumulated log gates of `ROWS` positions less `reference`, base 2, float64.
-
-    The difference is taken before any rounding: gates cumulated over a long sequence are large, differences are not.
+    Gates cumulated over a long sequence are large, their differences are not: a block's own sum is kept in float64, and
+    only its difference to another's is rounded. Tiles do not straddle blocks.
     """
-    return (load_vector(ptr, start, limit, 0.0, ROWS, BOUNDED) - reference) * LOG2E
+    base = (tl.load(base_ptr + start // BLOCK) - reference).to(gate_ptr.dtype.element_ty)
+    return tl.load(gate_ptr + start + tl.arange(0, ROWS)) + base
 
 
 @triton.jit
@@ -121,5 +116,5 @@ def query_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, 
 
 @triton.jit
 def padded_length(T):
-    """Row length of the per-query statistics: whole tiles can then be read and written without a mask."""
-    return tl.cdiv(T, 128) * 128
+    """Row length of statistics and gates: whole tiles can then be read and written without a mask."""
+    return tl.cdiv(T, BLOCK) * BLOCK

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icl_bench.kernels.attention.api import attention
-from icl_bench.kernels.attention.triton_configurations import ONE_TILE, SHORT, TILES
+from icl_bench.kernels.attention.triton_configurations import MIDDLE, ONE_TILE, SHORT, TILES
 from tests.kernels.attention_oracle import BOUNDS, assert_within_bounds, make_case, poison
 
 pytestmark = [
@@ -38,7 +38,7 @@ def test_a_window_of_many_tiles(gated):
 
 @GATES
 @pytest.mark.parametrize("window", [None, 50], ids="window-{}".format)
-@pytest.mark.parametrize("t", [SHORT - 57, SHORT + 57], ids="T{}".format)
+@pytest.mark.parametrize("t", [SHORT - 57, SHORT + 57, MIDDLE + 57], ids="T{}".format)
 @pytest.mark.parametrize("size, width", sorted({key[1:] for key in TILES}), ids=str)
 def test_every_entry_of_the_table(size, width, t, window, gated):
     case = make_case(t, k=min(width, 128), v=width, gated=gated, dtype=TYPE_OF[size], device="cuda")
