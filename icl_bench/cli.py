@@ -1,20 +1,25 @@
 """The command line: each command parses, calls the library once, and prints."""
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from icl_bench import __version__
+from icl_bench.console import (
+    carry_out,
+    command_line,
+    execute,
+    finish,
+    listing,
+    load_plugins_or_warn,
+    print_json,
+    stdout_console,
+    workshop,
+)
 from icl_bench.errors import IclBenchError, StoreError
 
-if TYPE_CHECKING:
-    from icl_bench.harness.record import RunRecord
-    from icl_bench.harness.resolve import Request
-
-SOME_RUNS_FAILED = 3
 USER_MUST_CHANGE_SOMETHING = 2
 
 app = typer.Typer(
@@ -73,7 +78,7 @@ def quickstart(
     """The main job in about a minute: four architectures on associative recall, ending with a report."""
     from icl_bench.harness.resolve import QUICKSTART
 
-    records = execute(QUICKSTART, store, device, "auto", None, True)
+    records = execute(QUICKSTART, store, workshop(device, "auto", None, True))
     finish(records, as_json=False, report=report)
 
 
@@ -110,7 +115,93 @@ def run(
         precision=precision,
         settings=settings or (),
     )
-    finish(execute(request, store, device, impl, fleet, graphs), as_json=as_json, report=report)
+    finish(execute(request, store, workshop(device, impl, fleet, graphs)), as_json=as_json, report=report)
+
+
+@app.command()
+def compare(
+    task: TaskArgument,
+    arch: ArchOption,
+    state: Annotated[str, typer.Option(help="State to match: elements, as 16384, or bytes of float32, as 64KiB.")],
+    match: Annotated[str, typer.Option(help="What to match: state, params or flops.")] = "state",
+    cut: Annotated[
+        str, typer.Option(help="What is free: width (of keys and values) or degree (the power p).")
+    ] = "width",
+    preset: PresetOption = "default",
+    lr: Annotated[
+        str, typer.Option(help="Learning rates tried, extended until the best is interior.")
+    ] = "1e-4..1e-1/7",
+    tune_seeds: Annotated[str, typer.Option(help="Seeds of the tuning runs.")] = "1000",
+    seeds: Annotated[str, typer.Option(help="Fresh seeds that measure.")] = "0..4",
+    settings: SetOption = None,
+    precision: PrecisionOption = "float32",
+    device: DeviceOption = "auto",
+    impl: ImplOption = "auto",
+    graphs: GraphsOption = True,
+    fleet: FleetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    report: Annotated[Path, typer.Option(help="The report to write.", rich_help_panel="Output")] = Path("report.md"),
+    as_json: JsonOption = False,
+) -> None:
+    """Architectures at one size: tuned learning rates, fresh seeds, a report.
+
+    Example: icl-bench compare assoc-recall --arch power:p=2 --arch linear --arch window --state 16384
+    """
+    from icl_bench.harness.study import Study
+    from icl_bench.schema import build
+
+    load_plugins_or_warn()
+    given = {"by": match, "cut": cut}
+    fields = {"lr": lr, "tune_seeds": tune_seeds, "seeds": seeds, "preset": preset, "precision": precision}
+    question = f"which architecture recalls more at {state} of {match}?"
+    asked = {"name": "compare", "question": question, "tasks": [task], "archs": arch, "sizes": [state], "match": given}
+    study = build(Study, {**asked, **fields, "settings": settings or ()}, "compare")
+    carry_out(study, store, workshop(device, impl, fleet, graphs), report, as_json)
+
+
+@app.command()
+def sweep(
+    study: Annotated[str, typer.Argument(help="A study file, or a packaged study (see `icl-bench studies`).")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print how many runs there are, and run none.")] = False,
+    device: DeviceOption = "auto",
+    impl: ImplOption = "auto",
+    graphs: GraphsOption = True,
+    fleet: FleetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    report: Annotated[Path, typer.Option(help="The report to write.", rich_help_panel="Output")] = Path("report.md"),
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out a study: tune, measure, report. The same command again continues it."""
+    from icl_bench.harness.store import Store
+    from icl_bench.harness.study import load_study, plan
+
+    load_plugins_or_warn()
+    loaded = load_study(study)
+    if not dry_run:
+        carry_out(loaded, store, workshop(device, impl, fleet, graphs), report, as_json)
+        return
+    planned = plan(loaded, Store(store))
+    if as_json:
+        archs = [{"task": e.task, "arch": e.arch, "size": e.size} for e in planned.entrants]
+        print_json(
+            {"schema": 1, "runs": planned.runs, "done": planned.done, "archs": archs, "left_out": planned.left_out}
+        )
+        return
+    typer.echo(f"{planned.runs} runs before the grid is extended, {planned.done} of the tuning runs done")
+    for entrant in planned.entrants:
+        typer.echo(f"  {entrant.task}  {entrant.arch}" + (f"  at {entrant.size}" if entrant.size else ""))
+    for line in planned.left_out:
+        typer.echo(f"  left out: {line}")
+
+
+@app.command()
+def studies(as_json: JsonOption = False) -> None:
+    """List the packaged studies, one line each."""
+    from icl_bench.harness.study import packaged_studies, parse_study
+
+    texts = packaged_studies()
+    rows = [{"name": name, "summary": parse_study(text, name).question} for name, text in texts.items()]
+    listing("studies", rows, as_json)
 
 
 @app.command()
@@ -206,83 +297,6 @@ def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         return
     for check in checks:
         typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")
-
-
-def execute(
-    request: "Request", store: Path, device: str, impl: str, fleet: int | None, graphs: bool
-) -> "list[RunRecord]":
-    """Carry out a request and read its runs back."""
-    from rich.console import Console
-
-    from icl_bench.harness.engine import FLEET_SIZE, InlineEngine, run_all
-    from icl_bench.harness.environment import pick_device
-    from icl_bench.harness.fleet import Machine
-    from icl_bench.harness.resolve import expand
-    from icl_bench.harness.store import Store
-    from icl_bench.reports.progress import make_reporter
-
-    chosen = pick_device(device)
-    specs = expand(request)
-    engine = InlineEngine(Machine(chosen, impl, graphs))
-    reporter = make_reporter(Console(stderr=True))
-    return run_all(specs, Store(store), engine, fleet or FLEET_SIZE[chosen.type], reporter)
-
-
-def finish(records: "list[RunRecord]", as_json: bool, report: Path | None) -> None:
-    """Print the results, write the report where one is asked for, and exit with 3 where a run failed."""
-    from icl_bench.reports.report import write_report
-    from icl_bench.reports.terminal import results_table
-
-    if as_json:
-        print_json({"schema": 1, "runs": [record.result.summary() for record in records]})
-    else:
-        stdout_console().print(results_table(records))
-    if report is not None:
-        written = write_report(records, [], report, command_line())
-        typer.echo(f"report: {written}", err=as_json)
-    failed = [record.result for record in records if record.result.status != "ok"]
-    for result in failed:
-        typer.echo(f"failed: {result.id} {result.arch} seed {result.seed}: {result.status}", err=True)
-    if failed:
-        raise typer.Exit(SOME_RUNS_FAILED)
-
-
-def load_plugins_or_warn() -> None:
-    """Load the installed plug-ins; one that fails is named on standard error."""
-    from icl_bench.registry import load_plugins
-
-    for plugin in load_plugins():
-        if plugin.error:
-            typer.echo(f"warning: plug-in {plugin.name} did not load: {plugin.error}", err=True)
-
-
-def listing(kind: str, rows: list[dict[str, str]], as_json: bool) -> None:
-    """Print names and summaries."""
-    if as_json:
-        print_json({"schema": 1, kind: rows})
-        return
-    width = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        typer.echo(f"{row['name']:<{width}}  {row['summary']}")
-
-
-def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document."""
-    typer.echo(json.dumps(document, indent=2, allow_nan=False))
-
-
-def stdout_console() -> Any:
-    """A console on standard output, with room for a table where it is no terminal."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=160, color_system=None)
-
-
-def command_line() -> str:
-    """The command that was typed."""
-    import shlex
-
-    return shlex.join(["icl-bench", *sys.argv[1:]])
 
 
 def main() -> NoReturn:

@@ -1,0 +1,120 @@
+"""What the commands share: carrying out requests and studies, printing, exit statuses."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
+
+from icl_bench.errors import StateBudgetError
+
+if TYPE_CHECKING:
+    from icl_bench.harness.engine import Engine
+    from icl_bench.harness.record import RunRecord
+    from icl_bench.harness.reporter import Reporter
+    from icl_bench.harness.resolve import Request
+    from icl_bench.harness.study import Study
+
+SOME_RUNS_FAILED = 3
+
+
+class Workshop(NamedTuple):
+    """What carries runs out: an engine, the fleet size that suits its device, and who is told."""
+
+    engine: "Engine"
+    fleet_size: int
+    reporter: "Reporter"
+
+
+def workshop(device: str, impl: str, fleet: int | None, graphs: bool) -> Workshop:
+    """Set up for the device of that name; raises SpecError where it is not there."""
+    from rich.console import Console
+
+    from icl_bench.harness.engine import FLEET_SIZE, InlineEngine
+    from icl_bench.harness.environment import pick_device
+    from icl_bench.harness.fleet import Machine
+    from icl_bench.reports.progress import make_reporter
+
+    chosen = pick_device(device)
+    engine = InlineEngine(Machine(chosen, impl, graphs))
+    return Workshop(engine, fleet or FLEET_SIZE[chosen.type], make_reporter(Console(stderr=True)))
+
+
+def execute(request: "Request", store: Path, shop: Workshop) -> "list[RunRecord]":
+    """Carry out a request and read its runs back."""
+    from icl_bench.harness.engine import run_all
+    from icl_bench.harness.resolve import expand
+    from icl_bench.harness.store import Store
+
+    return run_all(expand(request), Store(store), *shop)
+
+
+def carry_out(study: "Study", store: Path, shop: Workshop, report: Path, as_json: bool) -> None:
+    """Run a study and report it; what could not be matched is named, and an error where nothing could."""
+    from icl_bench.harness.store import Store
+    from icl_bench.harness.study import run_study
+
+    outcome = run_study(study, Store(store), *shop)
+    for line in outcome.left_out:
+        typer.echo(f"left out: {line}", err=True)
+    if not outcome.measured:
+        raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
+    finish([*outcome.measured, *outcome.tuning], as_json=as_json, report=report)
+
+
+def finish(records: "list[RunRecord]", as_json: bool, report: Path | None) -> None:
+    """Print the results, write the report where one is asked for, and exit with 3 where a run failed."""
+    from icl_bench.reports.report import write_report
+    from icl_bench.reports.terminal import results_table
+
+    if as_json:
+        print_json({"schema": 1, "runs": [record.result.summary() for record in records]})
+    else:
+        stdout_console().print(results_table(records))
+    if report is not None:
+        written = write_report(records, [], report, command_line())
+        typer.echo(f"report: {written}", err=as_json)
+    failed = [record.result for record in records if record.result.status != "ok"]
+    for result in failed:
+        typer.echo(f"failed: {result.id} {result.arch} seed {result.seed}: {result.status}", err=True)
+    if failed:
+        raise typer.Exit(SOME_RUNS_FAILED)
+
+
+def load_plugins_or_warn() -> None:
+    """Load the installed plug-ins; one that fails is named on standard error."""
+    from icl_bench.registry import load_plugins
+
+    for plugin in load_plugins():
+        if plugin.error:
+            typer.echo(f"warning: plug-in {plugin.name} did not load: {plugin.error}", err=True)
+
+
+def listing(kind: str, rows: list[dict[str, str]], as_json: bool) -> None:
+    """Print names and summaries."""
+    if as_json:
+        print_json({"schema": 1, kind: rows})
+        return
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        typer.echo(f"{row['name']:<{width}}  {row['summary']}")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def stdout_console() -> Any:
+    """A console on standard output, with room for a table where it is no terminal."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=160, color_system=None)
+
+
+def command_line() -> str:
+    """The command that was typed."""
+    import shlex
+
+    return shlex.join(["icl-bench", *sys.argv[1:]])

@@ -1,0 +1,84 @@
+"""The state solver: exact, within 5 %, honest where it cannot."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icl_bench.architectures import ARCHITECTURES
+from icl_bench.errors import SpecError, StateBudgetError
+from icl_bench.harness.matching import Budget, Shape, match, measure, parse_state
+from icl_bench.schema import build, parse_spec
+
+SHAPE = Shape(d_model=64, layers=2, length=256)
+
+
+def made(text: str):
+    spec = parse_spec(text)
+    return build(ARCHITECTURES[spec.name], spec.params, spec.name)
+
+
+@pytest.mark.parametrize(
+    "text", ["power:p=2", "power:p=3", "power:p=2,gate=true,conv=0", "linear", "window", "softmax"]
+)
+@pytest.mark.parametrize("target", [20_000, 65_536])
+def test_what_is_found_carries_what_it_says_within_five_percent(text: str, target: int) -> None:
+    if text == "softmax" and target == 20_000:
+        pytest.skip("a cache of 256 tokens is larger")
+    found = match(text, Budget(target), SHAPE)
+    assert measure(made(found.arch), "state", SHAPE) == found.value
+    assert abs(found.value - target) <= 0.05 * target
+    assert set(parse_spec(text).params.items()) <= set(parse_spec(found.arch).params.items())
+
+
+def test_the_window_found_is_the_nearest_there_is() -> None:
+    found = match("window:conv=0", Budget(5_000), SHAPE)
+    errors = {w: abs(2 * 128 * w - 5_000) for w in range(1, 257)}
+    assert found.arch == f"window:conv=0,w={min(errors, key=errors.__getitem__)}"
+
+
+def test_the_other_cut_varies_the_power_alone() -> None:
+    assert match("power", Budget(105_600, cut="degree"), SHAPE).arch == "power:p=3"
+
+
+@pytest.mark.parametrize("quantity", ["params", "flops"])
+def test_parameters_and_work_are_matched_too(quantity) -> None:
+    found = match("power:p=2", Budget(60_000, quantity), SHAPE)
+    assert found.value == measure(made(found.arch), quantity, SHAPE) and found.error <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "error", "message"),
+    [
+        (
+            "window",
+            Budget(10**7),
+            StateBudgetError,
+            r"window must come within 5% of 10,000,000 \(state\); its nearest is window:w=256",
+        ),
+        (
+            "softmax",
+            Budget(64),
+            StateBudgetError,
+            r"softmax must come within 5% of 64 .*; its nearest is softmax:d_key=1",
+        ),
+        ("window:w=4,d_value=16,d_key=2", Budget(4), SpecError, "leaves nothing free to match with"),
+        ("gated-conv", Budget(4), SpecError, "gated-conv leaves nothing free to match with"),
+        ("gated-conv+linear", Budget(4), SpecError, "matching takes single architectures"),
+        ("power:q=1", Budget(4), SpecError, "power has no parameter 'q'"),
+    ],
+)
+def test_what_cannot_be_met_is_said(text, budget, error, message) -> None:
+    with pytest.raises(error, match=message):
+        match(text, budget, SHAPE)
+
+
+@given(st.integers(1, 10**6))
+def test_elements_and_bytes(count: int) -> None:
+    assert parse_state(str(count)) == count and parse_state(f"{count}k") == 1000 * count
+    assert parse_state(f"{count}KiB") == 256 * count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "many", "1.5", "KiB", "10 GB"])
+def test_wrong_states(text: str) -> None:
+    with pytest.raises(SpecError, match=r"a state is elements, as 16384 or 16k, or bytes of float32, as 64KiB; got"):
+        parse_state(text)
