@@ -191,9 +191,9 @@ def draw_sweep(axes: Axes, entry: Entry, style: Look) -> None:
 
 
 def capacity_by_state(section: Section) -> Figure | None:
-    """K50 against state elements, beside the law; none unless two entries that differ in state have a fit."""
+    """K50 against state elements, beside the law; none unless states differ and a K50 lies within the loads."""
     found = [row for row in recalls(section) if row.capacity and row.entry.state_elements]
-    if len({row.entry.state_elements for row in found}) < 2:
+    if len({row.entry.state_elements for row in found}) < 2 or not any(is_within(row) for row in found):
         return None
     figure, (axes,) = new_figure(380)
     for i, family in enumerate(section.families):
@@ -208,6 +208,11 @@ def capacity_by_state(section: Section) -> Figure | None:
         names.append("predicted, random keys")
     add_legend(figure, handles, names)
     return figure
+
+
+def is_within(row: Recall) -> bool:
+    """Whether K50 lies within the loads measured."""
+    return row.capacity is not None and row.capacity.k50.side == "within"
 
 
 def draw_capacities(axes: Axes, rows: Sequence[Recall], style: Look) -> None:

@@ -167,8 +167,9 @@ function build(root, data) {
   logLabel.append(" logarithmic");
   log.addEventListener("change", update);
   const legend = make("div", { class: "legend" }, root);
-  const svg = make("svg:svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" }, root);
-  const tip = make("div", { class: "tip", role: "status" }, root);
+  const plot = make("div", { class: "plot" }, root);
+  const svg = make("svg:svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img" }, plot);
+  const tip = make("div", { class: "tip", role: "status" }, plot);
   let shown = [];
 
   data.entries.forEach((entry, i) => {
@@ -231,9 +232,9 @@ function build(root, data) {
     tip.style.display = near ? "block" : "none";
     if (!near) return;
     tip.textContent = near.words;
-    const left = svg.offsetLeft + near.x / factor;
+    const left = near.x / factor;
     tip.style.left = `${near.x > BOX.width / 2 ? left - tip.offsetWidth - 10 : left + 10}px`;
-    tip.style.top = `${svg.offsetTop + near.y / factor + 10}px`;
+    tip.style.top = `${near.y / factor + 10}px`;
   });
   svg.addEventListener("mouseleave", () => { tip.style.display = "none"; });
   draw();

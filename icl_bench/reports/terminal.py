@@ -1,4 +1,4 @@
-"""The main numbers as a table on the terminal: a row an architecture, a column a load, the floor below."""
+"""The main numbers on the terminal: a table with a row an architecture and a column a load, and a chart of bars."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,40 @@ from icl_bench.reports.tables import cell_median
 from icl_bench.reports.text import NONE, plain, share, size
 
 FIRST = ("lr", "state", "params", "accuracy")
+BAR_LENGTH = 40
 LAST = ("exact", "solved")
 
 
 def results_table(records: Sequence[RunRecord]) -> RenderableType:
     """A table for each task; plain columns of text, whatever the names hold."""
     return Group(*(section_table(section) for section in analyse(records)))
+
+
+def accuracy_bars(records: Sequence[RunRecord]) -> RenderableType:
+    """Median accuracy of each architecture as a bar, for each task; nothing for tasks with one architecture."""
+    return Group(*(section_bars(section) for section in analyse(records) if len(section.entries) > 1))
+
+
+def section_bars(section: Section) -> Table:
+    """The bars of a task, best first, and the floor."""
+    rows = [(entry.accuracy or 0.0, plain(entry.label)) for entry in section.entries]
+    rows = [*sorted(rows, key=lambda row: -row[0]), (section.mean_floor or 0.0, "floor")]
+    table = Table(
+        box=None, title=Text(f"{plain(section.task)}: test accuracy"), title_justify="left", show_header=False
+    )
+    for accuracy, label in rows:
+        table.add_row(Text(label), Text(bar(accuracy)), Text(share(accuracy)))
+    return table
+
+
+def bar(part: float) -> str:
+    """A bar of at most 40 characters, to an eighth of a character.
+
+    >>> bar(0.0625)
+    '██▌'
+    """
+    eighths = round(part * 8 * BAR_LENGTH)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def section_table(section: Section) -> Table:

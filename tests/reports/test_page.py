@@ -33,6 +33,8 @@ const dot = chart.querySelector(".point").getBoundingClientRect();
 const place = {clientX: dot.x + 4, clientY: dot.y + 4};
 chart.querySelector("svg").dispatchEvent(new MouseEvent("mousemove", place));
 seen.tip = chart.querySelector(".tip").textContent;
+const tip = chart.querySelector(".tip").getBoundingClientRect();
+seen.tipAway = Math.hypot(tip.x - place.clientX, tip.y - place.clientY);
 seen.tipShown = getComputedStyle(chart.querySelector(".tip")).display;
 choose("x", "elements");
 seen.states = ticks();
@@ -62,14 +64,15 @@ class Elements(HTMLParser):
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page on a comparison and a task with a hostile name."""
     hostile = make_record(HOSTILE, task=HOSTILE, command=HOSTILE, device=HOSTILE)
-    records = [*comparison(2), make_record("power:p=2", 7, status="diverged", detail=HOSTILE), hostile]
+    sizes = [make_record(f"window:w={w}", task="sizes", accuracies=(1.0, w / 64, 0.1), state=w) for w in (16, 32)]
+    records = [*comparison(2), *sizes, make_record("power:p=2", 7, status="diverged", detail=HOSTILE), hostile]
     return write_page(records, [RecordError(HOSTILE)], tmp_path_factory.mktemp("page") / "report.html", COMMAND)
 
 
 def test_the_page_needs_nothing_else(page: Path) -> None:
     elements = Elements(page.read_text()).found
     sources = [value for _, attributes in elements for name, value in attributes.items() if name in ("src", "href")]
-    assert sources
+    assert len(sources) == 1  # the figure of K50
     assert all(value and value.startswith("data:") for value in sources)
     assert "default-src 'none'" in page.read_text()
 
@@ -117,10 +120,11 @@ def test_the_chart_works_in_a_browser(page: Path, tmp_path: Path) -> None:
     assert title
     seen = json.loads(html.unescape(title[1]))
     assert seen["scripts"] == 3  # data, page and driver: no name has become one
-    assert seen["points"] == (8 + 1) * 3 + 3  # every seed in every cell, of both tasks
+    assert seen["points"] == (8 + 1 + 1 + 2) * 3  # every seed in every cell, of all tasks
     assert {"4", "8", "16", "pairs"} <= set(seen["loads"])
     assert seen["tip"].splitlines() == ["linear", "seed 0", "pairs: 4", "test accuracy: 0.984"]
     assert seen["tipShown"] == "block"
+    assert seen["tipAway"] < 30  # pixels from the pointer
     assert "state elements" in seen["states"]
     assert seen["means"] - seen["fewer"] == 2  # the two seeds of the first architecture
     assert seen["options"] == ["step"]

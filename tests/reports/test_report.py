@@ -31,7 +31,7 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_record("power:p=2", 7, status="diverged", detail="loss or gradient not finite at step 12"),
         make_record("linear", 8, status="error", detail="Traceback (most recent call last):\n  file\nValueError: a|b"),
         make_record("linear", 9, status="oom", detail="out of memory\nmore", state=None, device="Other GPU"),
-        make_record(HOSTILE, task=f"task {HOSTILE}", loads=(4,), accuracies=(0.9,), command="run '```'"),
+        make_record(HOSTILE, task=f"task {HOSTILE}", loads=(4,), accuracies=(0.9,), command="run '```'", state=None),
     ]
     folder = tmp_path_factory.mktemp("report")
     return write_report(
@@ -49,7 +49,6 @@ def test_equal_records_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     assert sorted(files_of(tmp_path / "a")) == [
         "report.md",
         "report_files/1-accuracy-by-load.svg",
-        "report_files/1-capacity.svg",
         "report_files/1-learning-curves.svg",
         "report_files/1-recall-by-state.svg",
     ]
@@ -63,7 +62,7 @@ def test_figures_are_xml_opaque_and_linked(troubled: Path) -> None:
         assert "fill: #ffffff" in figure.read_text()
         assert "alert(1)" not in "".join(element.tag for element in root.iter())
         assert f"(report_files/{figure.name})" in troubled.read_text()
-    assert len(figures) == 6
+    assert len(figures) == 5
 
 
 def test_no_text_of_a_figure_is_below_ten_pixels(troubled: Path) -> None:
@@ -96,7 +95,7 @@ def test_hostile_names_do_not_act(troubled: Path) -> None:
     tokens = parse(troubled)
     assert not [token.content for token in tokens if token.type.startswith("html")]
     sources = [str(token.attrs["src"]) for token in tokens if token.type == "image"]
-    assert len(sources) == 6
+    assert len(sources) == 5
     assert all(source.startswith("report_files/") for source in sources)
     assert not [token for token in tokens if token.type == "link_open"]
     assert len([token for token in tokens if token.type == "heading_open" and token.tag == "h1"]) == 1
