@@ -150,4 +150,4 @@ def test_bars_stand_best_first_over_the_floor() -> None:
         console.print(accuracy_bars([*comparison(2), make_record(task="copy")]))
     lines = [line.split() for line in capture.get().splitlines()]
     assert [line[0] for line in lines[1:]] == ["softmax", "power:p=2", "linear", "window:w=16", "floor"]
-    assert [len(line[1]) for line in lines[1:]] == [40, 40, 35, 14, 6]  # 40 times the accuracy, begun characters counted
+    assert [len(line[1]) for line in lines[1:]] == [40, 40, 35, 14, 6]  # of 40 characters
