@@ -183,6 +183,8 @@ def _constants(q: Tensor, v: Tensor, gates: Gates | None, window: int | None, ti
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         "maxnreg": tile.registers,
+        # Triton 3.10 turns multiply-adds off unless they are asked for.
+        "enable_fp_fusion": True,
     }
 
 
