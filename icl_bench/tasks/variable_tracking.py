@@ -42,19 +42,23 @@ class VariableTracking(Task):
     the root of its chain, which is not shown. Which chain a variable belongs to is only said link by link: the literal
     assigned latest before the variable's own statement, the floor `latest-literal`, is right for close statements only.
 
-    Full size: `variable-tracking:length=256,chains=[2|4|8],hops=[1|2|4]`; beyond it,
-    `variable-tracking:length=512,chains=32,hops=2,variables=128` and
-    `variable-tracking:length=512,chains=8,hops=8,variables=128`.
+    By default every variable is asked, tagged by its distance from the root in hops: hop 0 is plain recall, from which
+    the others are learned. `ask=last` asks the last variable of each chain alone, `hops` from its root: the same depth
+    for every query, and much slower to learn.
+
+    Full size: `variable-tracking:length=256,chains=[2|4|8],hops=[1|2|4],variables=64,values=64`; beyond it,
+    `variable-tracking:length=512,chains=32,hops=2,variables=128,values=64` and
+    `variable-tracking:length=512,chains=8,hops=8,variables=128,values=64`.
 
     Source: RULER (Hsieh et al., arXiv 2404.06654), task VT, with queries for one root in place of a list of names.
-    Chance: 1/chains.
+    Chance: 1/chains; more for hop 0, whose literal stands beside it.
 
-    >>> task = VariableTracking(length=20, chains=(2,), hops=(1,))
+    >>> task = VariableTracking(length=22, chains=(2,), hops=(1,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())
-    'x11 = v62 ; x55 = v60 ; x51 = x55 ; x15 = x11 ; n11 | x51 x15'
+    'x0 = v15 ; x11 = v15 ; x15 = x11 ; x3 = x0 ; n11 | x11 x3 x0 x15'
     >>> batch.positions.tolist(), [task.spell(token) for token in batch.targets[0].tolist()]
-    ([[18, 19]], ['v60', 'v62'])
+    ([[18, 19, 20, 21]], ['v15', 'v15', 'v15', 'v15'])
     """
 
     load_name = "chains"
@@ -65,12 +69,12 @@ class VariableTracking(Task):
     """Numbers of chains; with `hops` they span the grid of cells."""
     hops: Many = (1, 2)
     """Numbers of statements in a chain after its first."""
-    variables: int = Field(default=64, ge=2)
+    variables: int = Field(default=16, ge=2)
     """Number of variable names."""
-    values: int = Field(default=64, ge=2)
+    values: int = Field(default=16, ge=2)
     """Number of literals; two chains may have the same."""
-    ask: Literal["last", "all"] = "last"
-    """Whether the last variable of each chain is asked, or all but the first."""
+    ask: Literal["all", "last"] = "all"
+    """Whether all variables are asked, or the last one of each chain."""
 
     @model_validator(mode="after")
     def _check(self) -> "VariableTracking":
@@ -112,7 +116,7 @@ class VariableTracking(Task):
     @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(
-            Cell(label=label, length=self.length, load=chains, scored=chains * (1 if self.ask == "last" else hops))
+            Cell(label=label, length=self.length, load=chains, scored=chains * (1 if self.ask == "last" else hops + 1))
             for label, (chains, hops) in self._grid.items()
         )
 
@@ -138,7 +142,7 @@ class VariableTracking(Task):
         starts = self._starts(keys, cell, body)
         inputs.scatter_(1, starts, names.flatten(1)).scatter_(1, starts + 1, EQUALS)
         inputs.scatter_(1, starts + 2, sources.flatten(1)).scatter_(1, starts + 3, SEMICOLON)
-        asked = torch.arange(hops if self.ask == "last" else 1, hops + 1, device=keys.device)
+        asked = torch.arange(hops if self.ask == "last" else 0, hops + 1, device=keys.device)
         order = random.permutation(keys, "queries", cell.scored)
         inputs[:, body] = SEP
         inputs[:, body + 1 :] = names[..., asked].flatten(1).gather(1, order)
@@ -175,11 +179,10 @@ class VariableTracking(Task):
         return inputs.gather(1, choose(places, positions))
 
     def _latest_literal(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The literal that was assigned latest when the queried variable was."""
+        """The literal that had been assigned latest when the queried variable was."""
         latest = latest_true(inputs >= self.first_value)
         definition = self._definition(inputs, inputs.gather(1, positions))
-        place = latest.gather(1, definition)
-        return inputs.gather(1, place.clamp(min=0))
+        return inputs.gather(1, latest.gather(1, definition + 2).clamp(min=0))
 
     def state_bits(self, cell: Cell) -> float:
         return self._statements(cell) * math.log2(self.values)

@@ -7,8 +7,8 @@ from icl_bench.tasks.base import SEP, measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 8 queries at chains=8,hops=1, 73; got 64"),
-        ("length=512,chains=16,hops=4", "variables must name each of 80 statements at chains=16,hops=4; got 64; raise"),
+        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 16 queries at chains=8,hops=1, 81; got 64"),
+        ("length=512,chains=16,hops=4", "variables must name each of 80 statements at chains=16,hops=4; got 16; raise"),
         ("chains=0", "chains must be at least 1; got 0"),
         ("hops=0", "hops must be at least 1; got 0"),
         ("hops=[1|1]", "hops must differ from each other"),
@@ -23,7 +23,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 
 def test_length_named_in_the_error_works(make):
-    assert make("variable-tracking:length=73,chains=8,hops=1").eval_cells[0].length == 73
+    assert make("variable-tracking:length=81,chains=8,hops=1").eval_cells[0].length == 81
 
 
 @pytest.mark.parametrize("ask", ["last", "all"])
@@ -46,14 +46,16 @@ def test_rule_by_reading(draw, ask):
         assert tokens[positions[0] - 1] == SEP
         assert [value[name] for name in asked] == [task.spell(target) for target in targets]
         assert [depth[name] for name in asked] == groups
-        assert sorted(asked) == sorted(name for name in value if (depth[name] == 3 if ask == "last" else depth[name]))
+        assert sorted(asked) == sorted(name for name in value if ask == "all" or depth[name] == 3)
         assert len(asked) == cell.scored
 
 
 @pytest.mark.parametrize(("chains", "hops", "floor"), [(4, 1, 0.43), (4, 2, 0.28), (4, 4, 0.25), (8, 4, 0.126)])
 def test_latest_literal_floor_is_that_of_the_simulation(draw, chains, hops, floor):
     """With so many literals that two chains hardly share one."""
-    task, cell, batch = draw(f"variable-tracking:length=256,chains={chains},hops={hops},values=8192", 3000)
+    task, cell, batch = draw(
+        f"variable-tracking:length=256,chains={chains},hops={hops},variables=64,values=8192,ask=last", 3000
+    )
     floors = measured_floors(task, cell, batch)
     assert abs(floors["latest-literal"] - floor) < 0.02
     assert abs(floors["any-literal"] - 1 / chains) < 0.02
