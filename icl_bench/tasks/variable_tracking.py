@@ -54,11 +54,11 @@ class VariableTracking(Task):
     Chance: 1/chains; more for hop 0, whose literal stands beside it.
 
     >>> task = VariableTracking(length=22, chains=(2,), hops=(1,))
-    >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
+    >>> batch = task.sample(random.row_keys(torch.tensor(2), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())
-    'x0 = v15 ; x11 = v15 ; x15 = x11 ; x3 = x0 ; n11 | x11 x3 x0 x15'
+    'n10 x3 = v8 ; x14 = v2 ; x7 = x3 ; x6 = x14 ; | x6 x14 x7 x3'
     >>> batch.positions.tolist(), [task.spell(token) for token in batch.targets[0].tolist()]
-    ([[18, 19, 20, 21]], ['v15', 'v15', 'v15', 'v15'])
+    ([[18, 19, 20, 21]], ['v2', 'v2', 'v8', 'v8'])
     """
 
     load_name = "chains"
