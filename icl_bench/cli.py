@@ -9,7 +9,6 @@ import typer
 from icl_bench import __version__
 from icl_bench.console import (
     carry_out,
-    command_line,
     execute,
     finish,
     listing,
@@ -17,6 +16,7 @@ from icl_bench.console import (
     print_json,
     stdout_console,
     workshop,
+    write_files,
 )
 from icl_bench.errors import IclBenchError, StoreError
 
@@ -53,7 +53,12 @@ GraphsOption = Annotated[
 ]
 StoreOption = Annotated[Path, typer.Option(help="Folder of finished runs.", rich_help_panel="Output")]
 ReportOption = Annotated[
-    Path | None, typer.Option("--report", help="Write a Markdown report to this file.", rich_help_panel="Output")
+    Path | None,
+    typer.Option(
+        "--report",
+        help="Write a report to this file: Markdown, or one page where it ends in .html.",
+        rich_help_panel="Output",
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel="Output")
@@ -72,7 +77,12 @@ def start(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def quickstart(
     store: StoreOption = DEFAULT_STORE,
-    report: Annotated[Path, typer.Option(help="The report to write.", rich_help_panel="Output")] = Path("report.md"),
+    report: Annotated[
+        Path,
+        typer.Option(
+            help="The report to write: Markdown, or one page where it ends in .html.", rich_help_panel="Output"
+        ),
+    ] = Path("report.md"),
     device: DeviceOption = "auto",
 ) -> None:
     """The main job in about a minute: four architectures on associative recall, ending with a report."""
@@ -140,7 +150,12 @@ def compare(
     graphs: GraphsOption = True,
     fleet: FleetOption = None,
     store: StoreOption = DEFAULT_STORE,
-    report: Annotated[Path, typer.Option(help="The report to write.", rich_help_panel="Output")] = Path("report.md"),
+    report: Annotated[
+        Path,
+        typer.Option(
+            help="The report to write: Markdown, or one page where it ends in .html.", rich_help_panel="Output"
+        ),
+    ] = Path("report.md"),
     as_json: JsonOption = False,
 ) -> None:
     """Architectures at one size: tuned learning rates, fresh seeds, a report.
@@ -168,7 +183,12 @@ def sweep(
     graphs: GraphsOption = True,
     fleet: FleetOption = None,
     store: StoreOption = DEFAULT_STORE,
-    report: Annotated[Path, typer.Option(help="The report to write.", rich_help_panel="Output")] = Path("report.md"),
+    report: Annotated[
+        Path,
+        typer.Option(
+            help="The report to write: Markdown, or one page where it ends in .html.", rich_help_panel="Output"
+        ),
+    ] = Path("report.md"),
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a study: tune, measure, report. The same command again continues it."""
@@ -207,18 +227,19 @@ def studies(as_json: JsonOption = False) -> None:
 @app.command()
 def report(
     source: Annotated[Path, typer.Argument(help="A store of finished runs.")] = DEFAULT_STORE,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The report to write.")] = Path("report.md"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The report to write: Markdown, or one page where it ends in .html.")
+    ] = Path("report.md"),
 ) -> None:
-    """Write a Markdown report, with figures, of every run in a store."""
+    """Write a report, with figures, of every run in a store."""
     from icl_bench.harness.store import Store
-    from icl_bench.reports.report import write_report
 
     records, problems = Store(source).read_all()
     if not records and not problems:
         raise StoreError(
             f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
         )
-    typer.echo(write_report(records, problems, output, command_line()))
+    typer.echo(write_files(records, problems, output))
 
 
 @app.command()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from icl_bench.errors import StateBudgetError
+from icl_bench.errors import StateBudgetError, StoreError
 
 if TYPE_CHECKING:
+    from icl_bench.errors import RecordError
     from icl_bench.harness.engine import Engine
     from icl_bench.harness.record import RunRecord
     from icl_bench.harness.reporter import Reporter
@@ -60,21 +61,35 @@ def carry_out(study: "Study", store: Path, shop: Workshop, report: Path, as_json
         typer.echo(f"left out: {line}", err=True)
     if not outcome.measured:
         raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
-    finish([*outcome.measured, *outcome.tuning], as_json=as_json, report=report)
+    finish([*outcome.measured, *outcome.tuning], as_json=as_json, report=report, bars=True)
 
 
-def finish(records: "list[RunRecord]", as_json: bool, report: Path | None) -> None:
-    """Print the results, write the report where one is asked for, and exit with 3 where a run failed."""
+def write_files(records: "list[RunRecord]", problems: "list[RecordError]", report: Path) -> Path:
+    """Write a report: one HTML page where the file is so named, else Markdown with a folder of figures."""
+    from icl_bench.reports.page import write_page
     from icl_bench.reports.report import write_report
-    from icl_bench.reports.terminal import results_table
+
+    write = write_page if report.suffix in (".html", ".htm") else write_report
+    try:
+        return write(records, problems, report, command_line())
+    except OSError as error:
+        raise StoreError(
+            f"a report is written to a folder that can be written; {report}: {error.strerror}; choose another"
+        ) from None
+
+
+def finish(records: "list[RunRecord]", as_json: bool, report: Path | None, bars: bool = False) -> None:
+    """Print the results, write the report where one is asked for, and exit with 3 where a run failed."""
+    from icl_bench.reports.terminal import accuracy_bars, results_table
 
     if as_json:
         print_json({"schema": 1, "runs": [record.result.summary() for record in records]})
     else:
         stdout_console().print(results_table(records))
+        if bars:
+            stdout_console().print(accuracy_bars(records))
     if report is not None:
-        written = write_report(records, [], report, command_line())
-        typer.echo(f"report: {written}", err=as_json)
+        typer.echo(f"report: {write_files(records, [], report)}", err=as_json)
     failed = [record.result for record in records if record.result.status != "ok"]
     for result in failed:
         typer.echo(f"failed: {result.id} {result.arch} seed {result.seed}: {result.status}", err=True)

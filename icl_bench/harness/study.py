@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from icl_bench.errors import SpecError, StateBudgetError, UnknownNameError
 from icl_bench.harness.engine import Engine, run_all
 from icl_bench.harness.matching import Budget, Cut, Match, Quantity, Shape, match, parse_state
+from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
 from icl_bench.harness.record import RunRecord
 from icl_bench.harness.reporter import Reporter
 from icl_bench.harness.resolve import Request, expand, make_task, parse_lrs, parse_seeds
@@ -219,25 +220,13 @@ def run_study(study: Study, store: Store, engine: Engine, fleet_size: int, repor
     return Outcome(measured, [record for records in tuning.values() for record in records], left_out)
 
 
-def validation_score(record: RunRecord) -> float:
-    """Validation accuracy at the end; 0 for a run that did not end well."""
-    return record.metrics[-1].accuracy if record.result.status == "ok" and record.metrics else 0.0
-
-
-def scores_by_rate(records: Sequence[RunRecord]) -> dict[float, float]:
-    """Mean validation score of each learning rate."""
-    rates: dict[float, list[float]] = {}
-    for record in records:
-        rates.setdefault(record.result.lr, []).append(validation_score(record))
-    return {rate: sum(scores) / len(scores) for rate, scores in sorted(rates.items())}
-
-
 def best_rate(records: Sequence[RunRecord]) -> float:
-    """The rate with the best mean validation score; of equals the middle one."""
-    scores = scores_by_rate(records)
-    top = max(scores.values())
-    best = [rate for rate, score in scores.items() if score == top]
-    return best[len(best) // 2]
+    """The rate chosen from the tuning runs of one contender."""
+    rates: dict[float, list[float]] = {record.result.lr: [] for record in records}
+    for record in records:
+        if has_score(record):
+            rates[record.result.lr].append(validation_accuracy(record))
+    return choose_rate({rate: rate_score(accuracies) for rate, accuracies in rates.items()})
 
 
 def extended(grid: Sequence[float], records: Sequence[RunRecord], first: Sequence[float]) -> list[float]:

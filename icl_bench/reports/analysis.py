@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
 from icl_bench.harness.record import CellScore, RunRecord
 from icl_bench.reports.naming import natural_key, split_entries
 from icl_bench.reports.statistics import Interval, mean_interval, median, wilson
@@ -35,7 +36,7 @@ class RateScore(NamedTuple):
     @property
     def score(self) -> float:
         """Median over seeds; below any accuracy where no run has a score."""
-        return median(list(self.by_seed.values())) if self.by_seed else -1.0
+        return rate_score(list(self.by_seed.values()))
 
 
 class CellInfo(NamedTuple):
@@ -71,7 +72,7 @@ class Entry:
     @cached_property
     def rate(self) -> float:
         """The chosen learning rate."""
-        return choose_rate(self.rates)
+        return choose_rate({rate.rate: rate.score for rate in self.rates})
 
     @cached_property
     def choosing_seeds(self) -> frozenset[Seeds]:
@@ -267,13 +268,6 @@ def make_entry(label: str, family: str, runs: Sequence[RunRecord]) -> Entry:
     return Entry(label, family, tuple(runs), tuple(rates))
 
 
-def choose_rate(rates: Sequence[RateScore]) -> float:
-    """The rate with the best median validation accuracy; of equal ones the middle, the lower of two."""
-    best = max(rate.score for rate in rates)
-    tied = [rate.rate for rate in rates if rate.score == best]
-    return tied[(len(tied) - 1) // 2]
-
-
 def several_rates(runs: Iterable[RunRecord]) -> frozenset[Seeds]:
     """Seeds that ran at more than one learning rate."""
     rates = defaultdict(set)
@@ -291,16 +285,6 @@ def floor_of(scores: Sequence[CellScore]) -> Floor:
 def seeds_of(run: RunRecord) -> Seeds:
     """The seeds of a run."""
     return run.result.seed, int(run.spec["data_seed"])
-
-
-def has_score(run: RunRecord) -> bool:
-    """Whether the run says something about recall."""
-    return run.result.status in ("ok", "diverged")
-
-
-def validation_accuracy(run: RunRecord) -> float:
-    """Accuracy at the last validation; 0 for a diverged run."""
-    return run.metrics[-1].accuracy if run.metrics and run.result.status == "ok" else 0.0
 
 
 def cell_of(run: RunRecord, label: str) -> CellScore | None:

@@ -65,7 +65,8 @@ def test_tunes_measures_and_does_nothing_twice(study, tmp_path, capsys) -> None:
 
 
 def test_the_best_rate_is_that_of_validation_and_failures_count_as_nothing() -> None:
-    assert best_rate([Row(1e-3, 0.5), Row(1e-2, 0.7), Row(1e-2, 0.1), Row(1e-1, 0.9, "diverged")]) == 1e-3
+    rows = [Row(1e-3, 0.5), Row(1e-2, 0.7), Row(1e-2, 0.1), Row(1e-1, 0.9, "diverged"), Row(1.0, 0.9, "oom")]
+    assert best_rate(rows) == 1e-3
     assert best_rate([Row(lr, 1.0) for lr in (1e-4, 1e-3, 1e-2)]) == 1e-3
 
 
