@@ -7,7 +7,7 @@ from icl_bench.tasks.base import SEP, measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 16 queries at chains=8,hops=1, 81; got 64"),
+        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 8 queries at chains=8,hops=1, 73; got 64"),
         ("length=512,chains=16,hops=4", "variables must name each of 80 statements at chains=16,hops=4; got 16; raise"),
         ("chains=0", "chains must be at least 1; got 0"),
         ("hops=0", "hops must be at least 1; got 0"),
@@ -23,7 +23,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 
 def test_length_named_in_the_error_works(make):
-    assert make("variable-tracking:length=81,chains=8,hops=1").eval_cells[0].length == 81
+    assert make("variable-tracking:length=73,chains=8,hops=1").eval_cells[0].length == 73
 
 
 @pytest.mark.parametrize("ask", ["last", "all"])
@@ -59,3 +59,10 @@ def test_latest_literal_floor_is_that_of_the_simulation(draw, chains, hops, floo
     floors = measured_floors(task, cell, batch)
     assert abs(floors["latest-literal"] - floor) < 0.02
     assert abs(floors["any-literal"] - 1 / chains) < 0.02
+
+
+def test_at_the_root_the_latest_literal_is_the_answer(draw):
+    task, cell, batch = draw("variable-tracking:length=96,chains=4,hops=3,ask=all", 100)
+    right = task.floors["latest-literal"](batch.inputs, batch.positions, cell) == batch.targets
+    assert right[batch.groups == 0].all()
+    assert not right[batch.groups == 3].all()
