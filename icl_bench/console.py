@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from icl_bench.errors import StateBudgetError, StoreError
+from icl_bench.errors import StateBudgetError
 
 if TYPE_CHECKING:
     from icl_bench.errors import RecordError
@@ -70,12 +70,7 @@ def write_files(records: "list[RunRecord]", problems: "list[RecordError]", repor
     from icl_bench.reports.report import write_report
 
     write = write_page if report.suffix in (".html", ".htm") else write_report
-    try:
-        return write(records, problems, report, command_line())
-    except OSError as error:
-        raise StoreError(
-            f"a report is written to a folder that can be written; {report}: {error.strerror}; choose another"
-        ) from None
+    return write(records, problems, report, command_line())
 
 
 def finish(records: "list[RunRecord]", as_json: bool, report: Path | None, bars: bool = False) -> None:

@@ -165,3 +165,53 @@ def test_an_interrupted_run_exits_with_130_and_leaves_nothing_finished(tmp_path)
         assert process.wait(30) == 130
     assert not list(Path(tmp_path).glob("icl-runs/runs/*/*/result.json"))
     assert not list(Path(tmp_path).glob("icl-runs/attempts/*"))
+
+
+def test_compare_tunes_measures_and_reports(command, tmp_path) -> None:
+    wish = [
+        "--state",
+        "512",
+        "--lr",
+        "1e-3..1e-2/2",
+        "--seeds",
+        "0,1",
+        "--arch",
+        "linear",
+        "--arch",
+        "window:conv=0",
+        *TINY,
+    ]
+    outcome = command("compare", TASK, "--json", *wish)
+    document = json.loads(outcome.out)
+    assert outcome.status == 0 and (tmp_path / "report.md").is_file()
+    for run in document["runs"]:
+        assert abs(run["state"]["elements"] - 512) <= 0.05 * 512
+    again = command("compare", TASK, *wish)
+    assert "done already" in again.err and "floor" in again.out
+
+
+def test_compare_names_what_cannot_be_matched(command) -> None:
+    outcome = command("compare", TASK, "--arch", "window", "--state", "1M", *TINY)
+    assert (
+        outcome.status == 2
+        and "window must come within 5% of 1,000,000 (state); its nearest is window:w=16" in outcome.err
+    )
+
+
+def test_sweep_plans_without_running(command, tmp_path) -> None:
+    (tmp_path / "s.yaml").write_text(f"name: s\nquestion: Q?\ntasks: ['{TASK}']\narchs: [linear]\nlr: 1e-3,1e-2\n")
+    planned = json.loads(command("sweep", "s.yaml", "--dry-run", "--json").out)
+    assert planned["runs"] == 2 + 5 and planned["done"] == 0 and not (tmp_path / "icl-runs").exists()
+
+
+def test_a_report_can_be_one_page(command, tmp_path) -> None:
+    command("run", TASK, "--arch", "linear", "--report", "page.html", *TINY)
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_report_that_cannot_be_written_is_named(command) -> None:
+    outcome = command("run", TASK, "--arch", "linear", "--report", "/dev/null/report.md", *TINY)
+    assert (
+        outcome.status == 2
+        and "Error: a report must be written where there is room and permission; /dev/null" in outcome.err
+    )
