@@ -60,7 +60,7 @@ def power_attention_triton(
     s, z = (None, None) if initial_state is None else initial_state
     size = _chunk(q, v, p, chunk)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    y, _, _, s, z = power_forward(q, k, v, log_g, s, z, p, scale, normalize == "sum", eps, size, keep_state)
+    y, _, _, _, s, z = power_forward(q, k, v, log_g, s, z, p, scale, normalize == "sum", eps, size, keep_state)
     if not keep_state:
         return y, None
     return y, PowerState(s, z if normalize == "sum" else None)
@@ -133,6 +133,11 @@ def _problem(
     return Problem(layout, n, t, heads, k.shape[2], v.shape[3], scale, normalize, eps, chunk, q.dtype)
 
 
+def _keeps_low(problem: Problem) -> bool:
+    """Whether the backward pass needs more of y than its type holds: see `triton_backward`."""
+    return problem.normalize and problem.dtype != torch.float32
+
+
 def _pack(problem: Problem, s: Tensor | None, z: Tensor | None) -> Tensor | None:
     """A state in the symmetric basis -> [N*G, elements] float32 as the kernels keep it."""
     if s is None:
@@ -161,8 +166,8 @@ def _unpack(problem: Problem, packed: Tensor) -> tuple[Tensor, Tensor]:
 def power_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, sums of weights, states before each chunk (empty if none is read), and the last s and z (empty if unwanted)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, what 16 bits lose of it, sums of weights, states before each chunk, and the last s and z; empty where unused."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
     gates = None if log_g is None else launch.cumulative_gates(log_g, chunk)
     start = _pack(problem, s, z)
@@ -175,17 +180,17 @@ def power_forward(
             states = None
     elif start is not None:
         states = start.to(config.state_type(q.dtype))[:, None].contiguous()
-    y, den = launch.attend(problem, q, k, v, gates, states, start is not None)
+    y, y_low, den = launch.attend(problem, q, k, v, gates, states, start is not None, _keeps_low(problem))
     empty = q.new_empty(0, dtype=torch.float32)
     last = (empty, empty.clone()) if final is None else _unpack(problem, final)
-    return y, den, q.new_empty(0) if states is None else states, *last
+    return y, y_low, den, q.new_empty(0) if states is None else states, *last
 
 
 @power_forward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, t, heads, width = q.shape
     groups, value_width = v.shape[2], v.shape[3]
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
@@ -198,44 +203,39 @@ def _(
         rows = expanded_width(width, p)
         last_s = den.new_empty(n, groups, rows, value_width)
         last_z = den.new_empty(n, groups, rows) if normalize else den.new_empty(0)
-    return y, den, states, last_s, last_z
+    y_low = torch.empty_like(y) if _keeps_low(problem) else v.new_empty(0)
+    return y, y_low, den, states, last_s, last_z
 
 
 @torch.library.custom_op("icl_bench::power_backward", mutates_args=())
 def power_backward(
     dy: Tensor, ds: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, y: Tensor, den: Tensor, states: Tensor,
-    s: Tensor, z: Tensor, initial: bool,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, y: Tensor, y_low: Tensor, den: Tensor,
+    states: Tensor, initial: bool,
     p: int, scale: float, normalize: bool, eps: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, d log_g (empty without gates), and the gradients of the initial s and z (empty without them)."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
     gates = None if log_g is None else launch.cumulative_gates(log_g, chunk)
-    rows = launch.row_statistics(problem, y, dy, den)
     # The kernels carry state gradients without the factor scale^p that reading a state has.
     read_factor = scale**p
     end = _pack(problem, ds, dz)
     end = None if end is None else end / read_factor
     read = states if states.numel() else None
-    after, first, dots = None, None, None
+    rows, after, first, dots = None, None, None, None
     if problem.chunks > 1 or initial or end is not None:
+        rows = launch.row_statistics(problem, y, y_low, dy, den)
         u, w = launch.factors(problem.layout, q)
         after = launch.chunk_sums(problem, u, w, dy, gates, rows)
-        prefix, last = None, None
-        if gates is not None:
-            prefix = after if read is None else read
-            last = None if end is None else _pack(problem, s, z)
         first, dots = launch.scan(
-            problem, after, gates, end, reverse=True, want_final=initial, prefix=prefix, last=last
+            problem, after, gates, end, reverse=True, want_final=initial, prefix=None if gates is None else read
         )  # fmt: skip
-    dq, row_sums = launch.query_gradient(problem, q, k, v, dy, rows, gates, read, initial)
+    dq, row_sums, rows = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, rows, gates, read, initial)
     dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, rows, gates, after, end is not None)
     if p > 2 and read is not None:
-        dq, row_sums = launch.add_factor_gradients(problem, q, dq, row_sums, dy, rows, gates, read, initial)
+        dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, rows, gates, read, initial)
     if p > 2 and after is not None:
-        dk, column_sums = launch.add_factor_gradients(
-            problem, k, dk, column_sums, v, None, gates, after, end is not None
-        )  # fmt: skip
+        dk = launch.add_factor_gradients(problem, k, dk, column_sums, v, None, gates, after, end is not None)
     empty = den.new_empty(0)
     dg = empty
     if row_sums is not None and column_sums is not None:
@@ -247,8 +247,8 @@ def power_backward(
 @power_backward.register_fake
 def _(
     dy: Tensor, ds: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, y: Tensor, den: Tensor, states: Tensor,
-    s: Tensor, z: Tensor, initial: bool,
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, y: Tensor, y_low: Tensor, den: Tensor,
+    states: Tensor, initial: bool,
     p: int, scale: float, normalize: bool, eps: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, _, _, width = q.shape
@@ -261,18 +261,18 @@ def _(
 
 def _save(ctx, inputs, output) -> None:
     q, k, v, log_g, s, z, *options, keep_state = inputs
-    ctx.save_for_backward(q, k, v, log_g, *output)
+    ctx.save_for_backward(q, k, v, log_g, *output[:4])
     ctx.initial, ctx.normaliser, ctx.keep_state, ctx.options = s is not None, z is not None, keep_state, options
 
 
-def _differentiate(ctx, dy, _den, _states, ds, dz):
+def _differentiate(ctx, dy, _low, _den, _states, ds, dz):
     p, scale, normalize, eps, chunk = ctx.options
     if not ctx.keep_state:
         ds, dz = None, None
     dy = dy if dy.stride(3) == 1 else dy.contiguous()
-    q, k, v, log_g, y, den, states, s, z = ctx.saved_tensors
+    q, k, v, log_g, y, y_low, den, states = ctx.saved_tensors
     dq, dk, dv, dg, ds0, dz0 = power_backward(
-        dy, ds, dz if normalize else None, q, k, v, log_g, y, den, states, s, z, ctx.initial,
+        dy, ds, dz if normalize else None, q, k, v, log_g, y, y_low, den, states, ctx.initial,
         p, scale, normalize, eps, chunk,
     )  # fmt: skip
     dg = None if log_g is None else dg.to(log_g.dtype)

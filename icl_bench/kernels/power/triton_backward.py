@@ -1,12 +1,14 @@
 """The backward kernels of power attention: gradients of the queries, and of the keys and values.
 
 With w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i, the gradient of a weight is dA_ij = w_i (dy_i . v_j - delta_i).
+The difference cancels where one key has most of a row's weight, and 1 / den_i then magnifies what rounding left: so the
+forward pass keeps what 16 bits lose of y (`y_low`), and delta is made from both.
 Scores are made again from q and k, transposed where keys own the rows: an accumulator is never transposed. The part of
 the state is trilinear, sum_j (q.k_j)(x.k_j)(dy.v_j) for the gradient along x, so it is the forward's product again with
 q (x) dy as the expanded row, and needs no sums over expanded elements outside the matrix units.
 
-Gates: dA_ij A_ij summed along a row (R_i) and along a column (C_j), both from float32 scores, give the gradient of
-every log gate as a reverse sum of R - C (`triton_launch.gate_gradient`).
+Gates: dA_ij A_ij summed along a row (R_i) and along a column (C_j), both from float32 scores, give the gradients of the
+log gates (`triton_gates.gate_gradient_kernel`).
 """
 
 import triton
@@ -18,8 +20,8 @@ from icl_bench.kernels.power.triton_tiles import load_columns, load_gates, load_
 
 @triton.jit(do_not_specialize=["T", "heads"])
 def row_statistics_kernel(
-    y, dy, den, weight, delta, y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, eps,
-    V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr,
+    y, y_low, dy, den, weight, delta, y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, eps,
+    V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i; 1 and 0 without a normaliser. Grid: (row blocks, N * H)."""
     start = tl.program_id(0) * BLOCK
@@ -33,9 +35,11 @@ def row_statistics_kernel(
     if SUM:
         inverse = 1.0 / (tl.load(den + row * T + index, mask=mask, other=1.0) + eps)
         for first in range(0, V, V_BLOCK):
-            left = load_columns(y + n * y_n + h * y_h, start, y_t, T, first, V, BLOCK, V_BLOCK)
+            left = load_columns(y + n * y_n + h * y_h, start, y_t, T, first, V, BLOCK, V_BLOCK).to(tl.float32)
+            if LOW:
+                left += load_columns(y_low + n * y_n + h * y_h, start, y_t, T, first, V, BLOCK, V_BLOCK).to(tl.float32)
             right = load_columns(dy + n * dy_n + h * dy_h, start, dy_t, T, first, V, BLOCK, V_BLOCK)
-            product += tl.sum(left.to(tl.float32) * right.to(tl.float32), 1)
+            product += tl.sum(left * right.to(tl.float32), 1)
     tl.store(weight + row * T + index, inverse, mask=mask)
     tl.store(delta + row * T + index, product, mask=mask)
 
@@ -117,16 +121,19 @@ def _key_gradient_of_state(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
 def query_gradient_kernel(
-    q, k, v, dy, weight, delta, gates, states, dq, row_sums,
-    q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, dy_n, dy_t, dy_h, dq_n, dq_t, dq_h,
-    T, chunk, chunks, heads, repeat, elements, expanded, scale_in, scale_out,
+    q, k, v, y, y_low, dy, den, weight, delta, gates, states, dq, row_sums,
+    q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, y_n, y_t, y_h, dy_n, dy_t, dy_h, dq_n, dq_t, dq_h,
+    T, chunk, chunks, heads, repeat, elements, expanded, scale_in, scale_out, eps,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr, STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr,
-    GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
+    GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr, MAKE_ROWS: tl.constexpr,
+    LOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dq and, with gates, R_i for a block of rows of one head. Grid: (row blocks, N * H)."""
+    """dq and, with gates, R_i (of the state, then of the chunk) for rows of one head. Grid: (row blocks, N * H).
+
+    MAKE_ROWS: also what `row_statistics_kernel` would write, where nothing before this kernel needs it.
+    """
     m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
     row = tl.program_id(1).to(tl.int64)
     n = row // heads
@@ -142,10 +149,24 @@ def query_gradient_kernel(
     dy += n * dy_n + h * dy_h
     queries = load_rows(q, m0, q_t, end, K, BLOCK_M, K_BLOCK).to(DOT)
     cotangents = load_rows(dy, m0, dy_t, end, V, BLOCK_M, V_BLOCK).to(DOT)
-    row_delta = load_vector(delta + row * T, m0, end, BLOCK_M)
-    row_weight = load_vector(weight + row * T, m0, end, BLOCK_M)
+    index = m0 + tl.arange(0, BLOCK_M)
+    if MAKE_ROWS:
+        row_weight = tl.full([BLOCK_M], 1.0, tl.float32)
+        row_delta = tl.zeros([BLOCK_M], tl.float32)
+        if SUM:
+            row_weight = 1.0 / (tl.load(den + row * T + index, mask=index < end, other=1.0) + eps)
+            outputs = load_rows(y + n * y_n + h * y_h, m0, y_t, end, V, BLOCK_M, V_BLOCK).to(tl.float32)
+            if LOW:
+                outputs += load_rows(y_low + n * y_n + h * y_h, m0, y_t, end, V, BLOCK_M, V_BLOCK).to(tl.float32)
+            row_delta = tl.sum(outputs * cotangents.to(tl.float32), 1)
+        tl.store(weight + row * T + index, row_weight, mask=index < end)
+        tl.store(delta + row * T + index, row_delta, mask=index < end)
+    else:
+        row_delta = load_vector(delta + row * T, m0, end, BLOCK_M)
+        row_weight = load_vector(weight + row * T, m0, end, BLOCK_M)
     acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
+    state_total = tl.zeros([BLOCK_M], tl.float32)
     start_gate = 0.0
     if GATED:
         gates += (n * groups + g) * T
@@ -160,7 +181,7 @@ def query_gradient_kernel(
             )  # fmt: skip
             if GATED:
                 acc *= tl.exp2(start_gate)
-                total = tl.sum(acc * queries.to(tl.float32), 1)
+                state_total = tl.sum(acc * queries.to(tl.float32), 1)
     if m0 > c0:  # a loop of its own accumulator: see `forward_kernel`
         part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
         for n0 in tl.range(c0, m0, BLOCK_N, num_stages=STAGES):
@@ -182,7 +203,7 @@ def query_gradient_kernel(
         decay = tl.exp2(gate - start_gate)
         acc *= decay[:, None]
         total *= decay
-    index = m0 + tl.arange(0, BLOCK_M)
+        state_total *= decay
     for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), BLOCK_N, num_stages=1):
         keys = load_rows(k, n0, k_t, end, K, BLOCK_N, K_BLOCK).to(DOT)
         values = load_rows(v, n0, v_t, end, V, BLOCK_N, V_BLOCK).to(DOT)
@@ -203,6 +224,8 @@ def query_gradient_kernel(
         acc = tl.dot(ds.to(DOT), keys, acc, input_precision=PRECISION)
     factor = row_weight * scale_out
     if GATED:
+        tl.store(row_sums + row * T + index, state_total * factor, mask=index < end)
+        row_sums += tl.num_programs(1).to(tl.int64) * T
         tl.store(row_sums + row * T + index, total * factor, mask=index < end)
     if SCALE:
         factor *= scale_in
@@ -222,7 +245,7 @@ def key_gradient_kernel(
     CONTRACT: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv and, with gates, C_j for a block of keys of one key-value head. Grid: (row blocks, N * G).
+    """dk, dv and, with gates, C_j (of the state, then of the chunk) for keys of one key-value head. Grid: (row blocks, N * G).
 
     `states` holds for each chunk the gradient that its end state receives. CONTRACT adds the state's part of dk.
     """
@@ -243,6 +266,7 @@ def key_gradient_kernel(
     dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
+    state_total = tl.zeros([BLOCK_N], tl.float32)
     last = tl.minimum(n0 + BLOCK_N, end)
     last_gate = 0.0
     if GATED:
@@ -273,7 +297,7 @@ def key_gradient_kernel(
                 decay = tl.exp2(tl.load(gates + end - 1) - last_gate)
                 dv_acc *= decay
                 dk_acc *= decay
-                total = tl.sum(dk_acc * keys.to(tl.float32), 1)
+                state_total = tl.sum(dk_acc * keys.to(tl.float32), 1)
     if n0 + BLOCK_N < end:  # a loop of its own accumulators: see `forward_kernel`
         for r in range(REPEAT):
             dk_part = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
@@ -303,6 +327,7 @@ def key_gradient_kernel(
         dv_acc *= decay[:, None]
         dk_acc *= decay[:, None]
         total *= decay
+        state_total *= decay
     index = n0 + tl.arange(0, BLOCK_N)
     for r in range(REPEAT):
         for m0 in tl.range(n0, last, BLOCK_M, num_stages=1):
@@ -327,6 +352,8 @@ def key_gradient_kernel(
             dv_acc = tl.dot((lower * s).to(DOT), cotangents, dv_acc, input_precision=PRECISION)
             dk_acc = tl.dot(ds.to(DOT), queries, dk_acc, input_precision=PRECISION)
     if GATED:
+        tl.store(column_sums + row * T + index, state_total * scale_out, mask=index < end)
+        column_sums += tl.num_programs(1).to(tl.int64) * T
         tl.store(column_sums + row * T + index, total * scale_out, mask=index < end)
     dk_acc *= P * scale_out
     if SCALE:

@@ -8,7 +8,7 @@ before the block costs one product and no exponential, and both factors are at m
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_vector, power, store_rows, tile_pair
+from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_vector, power, tile_pair
 
 
 @triton.jit
@@ -63,14 +63,14 @@ def read_normaliser(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
 def forward_kernel(
-    q, k, v, u, w, gates, states, y, den,
+    q, k, v, u, w, gates, states, y, y_low, den,
     q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, u_n, u_t, u_h, w_n, w_t, w_h, y_n, y_t, y_h,
     T, chunk, chunks, heads, repeat, elements, expanded, scale_in, state_factor, scale_out, eps,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, U: tl.constexpr, W: tl.constexpr,
     K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr, STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr,
     GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
+    LOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """y and the sum of weights `den` for a block of rows of one head. Grid: (row blocks, N * H, blocks of V).
 
@@ -162,17 +162,21 @@ def forward_kernel(
             # The difference is masked before the exponential: above the diagonal it is positive and could overflow.
             difference = gate[:, None] - load_vector(gates, n0, end, BLOCK_N)[None, :]
             s *= tl.exp2(tl.where(causal, difference, 0.0))
-        s = tl.where(causal, s, 0.0)
-        if SUM:
-            total += tl.sum(s, 1)
-        acc = tl.dot(s.to(DOT), values, acc, input_precision=PRECISION)
+        s = tl.where(causal, s, 0.0).to(DOT)
+        if SUM:  # from the rounded weights: a row with few keys is then an exact mean of them
+            total += tl.sum(s.to(tl.float32), 1)
+        acc = tl.dot(s, values, acc, input_precision=PRECISION)
     acc *= scale_out
     if SUM:
         total *= scale_out
         acc /= (total + eps)[:, None]
         if first == 0:
             tl.store(den + row * T + index, total, mask=index < end)
-    y += n * y_n + h * y_h + first
-    column = tl.arange(0, V_BLOCK)
-    pointer = y + tl.cast(m0, tl.int64) * y_t + tl.arange(0, BLOCK_M)[:, None] * y_t + column[None, :]
-    tl.store(pointer, acc.to(y.dtype.element_ty), mask=(index < end)[:, None] & (first + column < V)[None, :])
+    column = first + tl.arange(0, V_BLOCK)
+    place = n * y_n + h * y_h + tl.cast(m0, tl.int64) * y_t
+    place = place + tl.arange(0, BLOCK_M)[:, None] * y_t + column[None, :]
+    mask = (index < end)[:, None] & (column < V)[None, :]
+    rounded = acc.to(y.dtype.element_ty)
+    tl.store(y + place, rounded, mask=mask)
+    if LOW:
+        tl.store(y_low + place, (acc - rounded.to(tl.float32)).to(y.dtype.element_ty), mask=mask)

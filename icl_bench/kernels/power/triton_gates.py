@@ -24,25 +24,38 @@ def gate_gradient_kernel(
     row_sums, column_sums, dots, out, T, chunk, groups, repeat, factor,
     DOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """d log_g [N, T, G]: the gate of t decays every pair (i >= t, j < t), dA_ij A_ij each.
+    """d log_g [N, T, G]: the gate of t decays every pair (i >= t, j < t), which brings dA_ij A_ij each.
 
-    Within a chunk these are the sums of R_i - C_i over i >= t, plus the pairs across the chunk's end: `factor` times
-    the product of the state there with its gradient, `dots`. Sums never run past a chunk, so that rounding errors do
-    not add up over the sequence. Grid: (chunks, N * G).
+    Pairs within the chunk: the sum over i >= t of R_i - C_i. A query of the chunk with an earlier key: the sum over
+    i >= t of the state's R_i. A key of the chunk with a later query: the sum over j < t of the state's C_j. All others:
+    `factor` times `dots`. Only the first is a difference, of sums that agree to float32: no 16-bit rounding error is
+    carried along the sequence. Grid: (chunks, N * G).
     """
     row = tl.program_id(1).to(tl.int64)
+    rows = tl.num_programs(1).to(tl.int64)
     chunks = tl.num_programs(0)
     begin = tl.program_id(0) * chunk
     end = tl.minimum(begin + chunk, T)
+    steps = tl.cdiv(end - begin, BLOCK)
+    out += ((row // groups) * T) * groups + row % groups
     carry = 0.0
     if DOTS:
         carry = tl.load(dots + row * chunks + tl.program_id(0)) * factor
-    for step in range(tl.cdiv(end - begin, BLOCK)):
-        index = begin + (tl.cdiv(end - begin, BLOCK) - 1 - step) * BLOCK + tl.arange(0, BLOCK)
+    for step in range(steps):
+        index = begin + (steps - 1 - step) * BLOCK + tl.arange(0, BLOCK)
         mask = index < end
-        total = -tl.load(column_sums + row * T + index, mask=mask, other=0.0)
+        total = -tl.load(column_sums + (rows + row) * T + index, mask=mask, other=0.0)
         for r in range(repeat):
             total += tl.load(row_sums + (row * repeat + r) * T + index, mask=mask, other=0.0)
-        pointer = out + ((row // groups) * T + index) * groups + row % groups
-        tl.store(pointer, tl.cumsum(total, 0, reverse=True) + carry, mask=mask)
+            total += tl.load(row_sums + ((rows + row) * repeat + r) * T + index, mask=mask, other=0.0)
+        tl.store(out + index * groups, tl.cumsum(total, 0, reverse=True) + carry, mask=mask)
+        carry += tl.sum(total, 0)
+    tl.debug_barrier()
+    carry = 0.0
+    for step in range(steps):
+        index = begin + step * BLOCK + tl.arange(0, BLOCK)
+        mask = index < end
+        total = tl.load(column_sums + row * T + index, mask=mask, other=0.0)
+        pointer = out + index * groups
+        tl.store(pointer, tl.load(pointer, mask=mask) + (tl.cumsum(total, 0) - total) + carry, mask=mask)
         carry += tl.sum(total, 0)

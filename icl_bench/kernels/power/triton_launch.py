@@ -128,7 +128,7 @@ def _launch_sums(
         u, w, values, gates if gates is not None else values, weight, row_delta, out,
         *_strides(u, w, values),
         problem.t, problem.chunk, problem.groups, problem.expanded if x is None else 0, problem.elements,
-        U=u.shape[3], W=w.shape[3], X=width, X_BLOCK=x_block, REPEAT=u.shape[2] // problem.groups,
+        U=u.shape[3], W=w.shape[3], X=x_block if normaliser_of_one else width, X_BLOCK=x_block, REPEAT=u.shape[2] // problem.groups,
         LINEAR=linear, SYMMETRIC=layout.symmetric, U_BLOCK=u_block,
         SUM=layout.linear and problem.normalize and rows is None, ONLY_SUM=normaliser_of_one,
         GATED=gates is not None, FROM_QUERY=rows is not None, DELTA=delta and rows is not None,
@@ -139,7 +139,7 @@ def _launch_sums(
 
 def scan(
     problem: Problem, sums: Tensor, gates: Tensor | None, initial: Tensor | None, *, reverse: bool, want_final: bool,
-    prefix: Tensor | None = None, last: Tensor | None = None,
+    prefix: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Exclusive sums over chunks, in place; returns the sum after the last chunk and, with `prefix`, the gate products.
 
@@ -150,9 +150,7 @@ def scan(
         initial: [N*G, elements] float32 or None.
         reverse: From the last chunk to the first.
         want_final: Whether the sum over all chunks is wanted.
-        prefix: With gates, the states before each chunk; `last` is the state after the last one, or None if its
-            gradient is zero.
-        last: See prefix.
+        prefix: With gates, the states before each chunk, whose products with their gradients are wanted.
     """
     row, chunks, elements = sums.shape
     final = torch.empty(row, elements, device=sums.device) if want_final else None
@@ -163,28 +161,30 @@ def scan(
     scan_kernel[grid](
         sums, gates if gates is not None else sums, initial if initial is not None else sums,
         final if final is not None else sums, prefix if prefix is not None else sums,
-        last if last is not None else sums, dots if dots is not None else sums,
+        dots if dots is not None else sums,
         problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, 256 * problem.v,
         GATED=gates is not None, INITIAL=initial is not None, FINAL=want_final, REVERSE=reverse,
-        DOTS=prefix is not None, LAST_DOT=last is not None, TRIANGLE=problem.layout.symmetric,
+        DOTS=prefix is not None, TRIANGLE=problem.layout.symmetric,
         BLOCK=config.SCAN_BLOCK, STAGES=4, num_warps=4,
     )  # fmt: skip
     return final, None if dots is None else dots.sum(1)
 
 
 def attend(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool
-) -> tuple[Tensor, Tensor]:
-    """y [N, T, H, V] and the sums of weights [N, H, T]."""
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
+    low: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y [N, T, H, V], what its type has lost of it (where `low`, else empty), and the sums of weights [N, H, T]."""
     layout = problem.layout
     u, w = factors(layout, q) if states is not None else (q, q)
     y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
+    y_low = torch.empty_like(y) if low else y.new_empty(0)
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
     blocks = config.blocks("forward", problem.dtype, problem.width)
     v_block = min(config.padded(problem.v), 128)
     grid = (-(-problem.t // blocks.m), problem.n * problem.heads, -(-problem.v // v_block))
     forward_kernel[grid](
-        q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, den,
+        q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, y_low, den,
         *_strides(q, k, v, u, w, y),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
         problem.elements, problem.expanded, problem.scale_in, problem.state_factor, problem.scale_out, problem.eps,
@@ -192,57 +192,60 @@ def attend(
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=v_block, WIDE=min(config.padded(u.shape[3]), 64),
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None, INITIAL=initial, LINEAR=layout.linear,
         SYMMETRIC=layout.symmetric, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
-        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        LOW=low, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
-    return y, den
+    return y, y_low, den
 
 
-def row_statistics(problem: Problem, y: Tensor, dy: Tensor, den: Tensor) -> tuple[Tensor, Tensor]:
+def row_statistics(problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor) -> tuple[Tensor, Tensor]:
     """w = 1 / (den + eps) and delta = dy.y, [N, H, T]."""
     weight, delta = torch.empty_like(den), torch.empty_like(den)
     rows = config.STATISTICS_ROWS
     row_statistics_kernel[(-(-problem.t // rows), problem.n * problem.heads)](
-        y, dy, den, weight, delta, *_strides(y, dy), problem.t, problem.heads, problem.eps,
+        y, y_low, dy, den, weight, delta, *_strides(y, dy), problem.t, problem.heads, problem.eps,
         V=problem.v, V_BLOCK=min(config.padded(problem.v), 128), BLOCK=rows, SUM=problem.normalize,
+        LOW=y_low.numel() > 0,
     )  # fmt: skip
     return weight, delta
 
 
 def query_gradient(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rows: tuple[Tensor, Tensor], gates: Tensor | None,
-    states: Tensor | None, initial: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """dq and, with gates, R [N, H, T]."""
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
+    rows: tuple[Tensor, Tensor] | None, gates: Tensor | None, states: Tensor | None, initial: bool,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:  # fmt: skip
+    """dq and, with gates, R [2, N, H, T] (of the state, of the chunk); and the row statistics, made here where `rows` is None."""
     layout = problem.layout
+    make_rows = rows is None
+    rows = rows or (torch.empty_like(den), torch.empty_like(den))
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    row_sums = None if gates is None else torch.empty_like(rows[0])
+    row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = config.blocks("query_gradient", problem.dtype, problem.width)
     query_gradient_kernel[(-(-problem.t // blocks.m), problem.n * problem.heads)](
-        q, k, v, dy, *rows, gates if gates is not None else q, states if states is not None else q, dq,
-        row_sums if row_sums is not None else dq, *_strides(q, k, v, dy, dq),
+        q, k, v, y, y_low, dy, den, *rows, gates if gates is not None else q, states if states is not None else q, dq,
+        row_sums if row_sums is not None else dq, *_strides(q, k, v, y, dy, dq),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
-        problem.elements, problem.expanded, problem.scale_in, problem.scale_out,
+        problem.elements, problem.expanded, problem.scale_in, problem.scale_out, problem.eps,
         P=layout.p, K=layout.key_width, V=problem.v,
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None and layout.p <= 2, INITIAL=initial,
-        LINEAR=layout.linear, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
-        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        LINEAR=layout.linear, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2, MAKE_ROWS=make_rows,
+        LOW=y_low.numel() > 0, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
-    return dq, row_sums
+    return dq, row_sums, rows
 
 
 def key_gradient(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rows: tuple[Tensor, Tensor], gates: Tensor | None,
     states: Tensor | None, final: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """dk, dv and, with gates, C [N, G, T]; `states` are the gradients of the states after each chunk."""
+    """dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk."""
     layout = problem.layout
     u, w = factors(layout, k) if states is not None else (k, k)
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
-    column_sums = None if gates is None else torch.empty_like(gates)
+    column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
     blocks = config.blocks("key_gradient", problem.dtype, problem.width)
     key_gradient_kernel[(-(-problem.t // blocks.n), problem.n * problem.groups)](
         q, k, v, u, w, dy, *rows, gates if gates is not None else q, states if states is not None else q, dk, dv,
@@ -261,7 +264,7 @@ def key_gradient(
 
 
 def gate_gradient(problem: Problem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:
-    """d log_g [N, T, G] from R [N, H, T], C [N, G, T] and the products at the ends of the chunks [N*G, C]."""
+    """d log_g [N, T, G] from R [2, N, H, T], C [2, N, G, T] and the products of the states with their gradients [N*G, C]."""
     out = torch.empty(problem.n, problem.t, problem.groups, device=row_sums.device)
     gate_gradient_kernel[(problem.chunks, problem.n * problem.groups)](
         row_sums, column_sums, dots if dots is not None else out, out,
@@ -274,8 +277,8 @@ def gate_gradient(problem: Problem, row_sums: Tensor, column_sums: Tensor, dots:
 def add_factor_gradients(
     problem: Problem, x: Tensor, dx: Tensor, sums: Tensor | None, values: Tensor, rows: tuple[Tensor, Tensor] | None,
     gates: Tensor | None, states: Tensor, edge: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """dx and R (or C, where rows is None) with the state's part for p = 3 and 4; x is the query or the key."""
+) -> Tensor:  # fmt: skip
+    """dx with the state's part for p = 3 and 4, which also fills the state's R or C; x is the query or the key."""
     layout = problem.layout
     u, w = factors(layout, x)
     if layout.symmetric:
@@ -285,8 +288,8 @@ def add_factor_gradients(
         added = square_gradient(x, left) + _factor_gradient(problem, u, values, rows, gates, states, edge, "right")
     if sums is not None:
         # The state's part is homogeneous of degree p in x, so that x.dx is p times its sum of dA A.
-        sums = sums + (added * x).sum(3).transpose(1, 2) / layout.p
-    return (dx.float() + added).to(dx.dtype), sums
+        sums[0].copy_((added * x).sum(3).transpose(1, 2) / layout.p)
+    return (dx.float() + added).to(dx.dtype)
 
 
 def _factor_gradient(

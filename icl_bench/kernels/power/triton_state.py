@@ -110,16 +110,16 @@ def chunk_sums_kernel(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks"])
 def scan_kernel(
-    sums, gates, initial, final, prefix, last, dots,
+    sums, gates, initial, final, prefix, dots,
     T, chunk, chunks, elements, used, expanded, tile_elements,
     GATED: tl.constexpr, INITIAL: tl.constexpr, FINAL: tl.constexpr, REVERSE: tl.constexpr, DOTS: tl.constexpr,
-    LAST_DOT: tl.constexpr, TRIANGLE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    TRIANGLE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The exclusive decayed prefix sums over the chunks, in place, in float32 registers.
 
     REVERSE goes from the last chunk to the first. DOTS also gives, for each chunk, this block's share of the product of
-    the state after the chunk (`prefix`) with its gradient: the gate gradient that crosses the chunk's end. With
-    LAST_DOT, `last` holds the state after the last chunk. Grid: (blocks of `used`, N * G).
+    the state before the chunk (`prefix`), decayed over it, with the gradient of the state after it: what every gate of
+    the chunk receives from pairs outside it. Grid: (blocks of `used`, N * G).
     """
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK
@@ -144,16 +144,15 @@ def scan_kernel(
             c = chunks - 1 - i
         place = tl.cast(c, tl.int64) * elements
         value = tl.load(sums + place + index, mask=mask, other=0.0).to(tl.float32)
+        decay = 1.0
+        if GATED:
+            decay = tl.exp2(tl.load(gates + row * T + tl.minimum((c + 1) * chunk, T) - 1))
         if DOTS:
-            after = tl.zeros([BLOCK], tl.float32)
-            if i > 0:
-                after = tl.load(prefix + place + elements + index, mask=mask, other=0.0).to(tl.float32)
-            elif LAST_DOT:
-                after = tl.load(last + row * elements + index, mask=mask, other=0.0)
-            tl.store(dots + c, tl.sum(acc * after * count))
+            before = tl.load(prefix + place + index, mask=mask, other=0.0).to(tl.float32)
+            tl.store(dots + c, tl.sum(acc * before * count) * decay)
         tl.store(sums + place + index, acc.to(sums.dtype.element_ty), mask=mask)
         if GATED:
-            acc *= tl.exp2(tl.load(gates + row * T + tl.minimum((c + 1) * chunk, T) - 1))
+            acc *= decay
         acc += value
     if FINAL:
         tl.store(final + row * elements + index, acc, mask=mask)

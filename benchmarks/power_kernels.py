@@ -1,0 +1,285 @@
+"""Time the Triton kernels of power attention on one GPU, with their launch configurations varied one at a time.
+
+    python benchmarks/power_kernels.py tune OUT.json [--kernels forward,...]   time the candidates of each kernel
+    python benchmarks/power_kernels.py compare OUT.json                        time whole operators beside their peers
+
+Times are medians in milliseconds of CUDA-event intervals around calls on random data, after warm-up.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import importlib.util
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from icl_bench.kernels.power import triton_config as config
+from icl_bench.kernels.power import triton_launch as launch
+from icl_bench.kernels.power.triton_api import _problem, power_attention_triton
+from icl_bench.kernels.power.triton_config import Blocks
+
+HEADS = 12
+TOKENS = 65_536
+
+
+def median_ms(call: Callable[[], object], repeats: int = 10) -> float:
+    """The median time of a call, after two that warm up; a write of 256 MB before each empties the cache.
+
+    Nothing waits for the device between the calls, so that launching runs ahead of it.
+    """
+    scratch = torch.empty(2**26, dtype=torch.int32, device="cuda")
+    call()
+    call()
+    events = []
+    for _ in range(repeats):
+        scratch.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        events.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events)
+
+
+def inputs(n: int, t: int, heads: int, width: int, gated: bool) -> list[torch.Tensor | None]:
+    """q, k, v in bfloat16, float32 log gates or None, and the gradient of y."""
+    torch.manual_seed(0)
+    q, k, v, dy = (torch.randn(n, t, heads, width, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    return [q, k, v, -torch.rand(n, t, heads, device="cuda") * 0.02 if gated else None, dy]
+
+
+def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bool) -> dict[str, Callable[[], object]]:
+    """Each kernel of a forward and a backward pass as a call of its own, on data the others have made."""
+    q, k, v, log_g, dy = inputs(n, t, heads, width, gated)
+    if p == 1:
+        q, k = q.abs(), k.abs()
+    problem = _problem(q, k, v, p, width**-0.5, True, 1e-6, min(chunk, t))
+    gates = None if log_g is None else launch.cumulative_gates(log_g, problem.chunk)
+    states = after = None
+    if problem.chunks > 1:
+        states = launch.chunk_sums(problem, k, k, v, gates, None)
+        launch.scan(problem, states, gates, None, reverse=False, want_final=False)
+    y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, True)
+    rows = launch.row_statistics(problem, y, y_low, dy, den)
+    calls = {
+        "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, True),
+        "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den),
+        "query_gradient": lambda: launch.query_gradient(
+            problem, q, k, v, y, y_low, dy, den, rows if states is not None else None, gates, states, False
+        )  # fmt: skip
+        ,
+    }
+    if states is not None:
+        after = launch.chunk_sums(problem, q, q, dy, gates, rows)
+        launch.scan(problem, after, gates, None, reverse=True, want_final=False, prefix=states if gated else None)
+        scratch = after.clone()
+        calls["chunk_sums"] = lambda: launch.chunk_sums(problem, k, k, v, gates, None)
+        calls["chunk_sums_of_queries"] = lambda: launch.chunk_sums(problem, q, q, dy, gates, rows)
+        calls["scan"] = lambda: launch.scan(problem, scratch, gates, None, reverse=False, want_final=False)
+        calls["scan_reverse"] = lambda: launch.scan(
+            problem, scratch, gates, None, reverse=True, want_final=False, prefix=states if gated else None
+        )  # fmt: skip
+    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, rows, gates, after, False)
+    return calls
+
+
+SHAPES = {
+    "p2": (1, TOKENS, HEADS, 64, 2, 1024, False),
+    "p2_gated": (1, TOKENS, HEADS, 64, 2, 1024, True),
+    "p2_512": (1, TOKENS, HEADS, 64, 2, 512, False),
+    "p2_2048": (1, TOKENS, HEADS, 64, 2, 2048, False),
+    "p1": (1, TOKENS, HEADS, 64, 1, 128, False),
+    "p1_256": (1, TOKENS, HEADS, 64, 1, 256, False),
+    "p1_512": (1, TOKENS, HEADS, 64, 1, 512, False),
+    "short": (2048, 256, 2, 64, 2, 256, False),
+}
+
+
+def candidates(kernel: str, shape: str) -> list[Blocks]:
+    """What is tried for a kernel: block sizes, warps and pipeline depths; blocks of rows must fit into a chunk."""
+    chunk = SHAPES[shape][5]
+    return [b for b in _all_candidates(kernel, shape) if max(b.m, b.n) <= chunk or kernel.startswith("chunk_sums")]
+
+
+def _all_candidates(kernel: str, shape: str) -> list[Blocks]:
+    if kernel.startswith("chunk_sums"):
+        return [Blocks(0, n, 4, s) for n, s in itertools.product((64, 128), (2, 3, 4))] + [Blocks(0, 64, 8, 3)]
+    if kernel == "key_gradient":
+        sizes = [(64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 4), (128, 128, 8)]
+    else:
+        sizes = [(64, 64, 4), (64, 32, 4), (128, 64, 8), (128, 128, 8), (128, 32, 4), (128, 64, 4)]
+    if shape not in ("p2", "p2_gated"):
+        return [Blocks(*size, s) for size in sizes for s in (2, 3)]
+    depths = ((2, 1), (2, 2)) if shape == "p2_gated" else ((2, 1), (2, 2), (3, 3))
+    return [Blocks(*size, s, d) for size in sizes for s, d in depths]
+
+
+def compile_share(shape: str, kernel: str, share: int, shares: int) -> None:
+    """Launch every `shares`-th candidate once, so that the compilation of all is spread over processes."""
+    table, key = config.TABLES["bf16"], (_table_name(kernel), 64)
+    call = stages(*SHAPES[shape])[kernel]
+    for blocks in candidates(kernel, shape)[share::shares]:
+        table[key] = blocks
+        with contextlib.suppress(Exception):  # what cannot launch is reported by `tune`
+            call()
+
+
+def _table_name(kernel: str) -> str:
+    return "chunk_sums" if kernel.startswith("chunk_sums") else kernel
+
+
+def tune(shape: str, kernel: str) -> dict[str, float | str]:
+    """Times of one kernel by configuration; the text of the error where one does not launch."""
+    table, key = config.TABLES["bf16"], (_table_name(kernel), 64)
+    call = stages(*SHAPES[shape])[kernel]
+    times: dict[str, float | str] = {"table": median_ms(call)}
+    kept = table[key]
+    for blocks in candidates(kernel, shape):
+        table[key] = blocks
+        try:
+            times[str(tuple(blocks))] = median_ms(call, 5)
+        except Exception as error:  # noqa: BLE001  a candidate that cannot launch is a result
+            times[str(tuple(blocks))] = f"{type(error).__name__}: {error}"[:120]
+    table[key] = kept
+    return times
+
+
+def operators(n: int, t: int, heads: int, width: int) -> dict[str, Callable[..., torch.Tensor]]:
+    """Whole operators on q, k, v [N, T, H, K] and log gates: this library's, PyTorch's, and the peers installed."""
+
+    def ours(p: int, gated: bool, chunk: int | None = None) -> Callable[..., torch.Tensor]:
+        def call(q, k, v, log_g):
+            return power_attention_triton(
+                q, k, v, log_g if gated else None, p, width**-0.5, "sum", 1e-6, None, chunk, keep_state=False
+            )[0]  # fmt: skip
+
+        return call
+
+    def sdpa(backend: SDPBackend) -> Callable[..., torch.Tensor]:
+        def call(q, k, v, log_g):
+            with sdpa_kernel(backend):
+                heads_first = (x.transpose(1, 2) for x in (q, k, v))
+                return F.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
+
+        return call
+
+    found = {"power p=2": ours(2, False), "power p=2 gated": ours(2, True), "linear": ours(1, False)}
+    found |= {"linear gated": ours(1, True)}
+    if t in (4096, 8192):
+        found |= {"power p=2 quadratic": ours(2, False, t), "power p=2 chunk 1024": ours(2, False, 1024)}
+        found |= {"power p=2 chunk 512": ours(2, False, 512)}
+    if t <= 16_384:
+        found["sdpa flash"] = sdpa(SDPBackend.FLASH_ATTENTION)
+    found["sdpa cudnn"] = sdpa(SDPBackend.CUDNN_ATTENTION)
+    if importlib.util.find_spec("retention") and t > 1024:
+        retention = importlib.import_module("retention").power_retention
+        found["retention p=2"] = lambda q, k, v, g: retention(q, k, v, None, deg=2, chunk_size=1024)
+        found["retention p=2 gated"] = lambda q, k, v, g: retention(q, k, v, g, deg=2, chunk_size=1024)
+    if importlib.util.find_spec("fla") and t > 1024:
+        linear = importlib.import_module("fla.ops.linear_attn").chunk_linear_attn
+        found["fla chunk_linear_attn"] = lambda q, k, v, g: linear(q, k, v)[0]
+    return found
+
+
+SIZES = {
+    "65536": (1, 65_536, 12, 64),
+    "131072": (1, 131_072, 12, 64),
+    "16384": (4, 16_384, 12, 64),
+    "8192": (8, 8_192, 12, 64),
+    "4096": (16, 4_096, 12, 64),
+    "short": (2048, 256, 2, 64),
+}
+
+
+def _use_best(tuned: dict[str, dict[str, float]], operator: str) -> None:
+    """Put the fastest configurations of a tuning run into the table, by the shape nearest to an operator."""
+    nearest = {"short": "short", "power p=2 gated": "p2_gated"}
+    shape = nearest.get(operator, "p1_256" if operator.startswith("linear") else "p2")
+    for name, times in tuned.items():
+        kernel = name.split()[1]
+        if name == f"{shape} {kernel}" and kernel != "chunk_sums_of_queries":
+            found = {key: ms for key, ms in times.items() if key != "table" and isinstance(ms, float)}
+            config.TABLES["bf16"][kernel, 64] = Blocks(*ast.literal_eval(min(found, key=found.__getitem__)))
+
+
+def compare(out: Path, sizes: list[str], tuned: Path | None) -> None:
+    """Forward, forward + backward and peak memory of whole operators, one after another in one process."""
+    best = json.loads(tuned.read_text()) if tuned else {}
+    found: dict[str, object] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for name in sizes:
+        shape = SIZES[name]
+        q, k, v, log_g, dy = inputs(*shape, True)
+        q, k = q.abs(), k.abs()
+        for x in (q, k, v, log_g):
+            x.requires_grad_()
+        for operator, call in operators(*shape).items():
+            _use_best(best, "short" if name == "short" else operator)
+            found[f"{name} {operator}"] = row = time_operator(call, q, k, v, log_g, dy)
+            print(name, operator, row, flush=True)
+            out.write_text(json.dumps(found, indent=1))
+
+
+def time_operator(call: Callable[..., torch.Tensor], q, k, v, log_g, dy) -> dict[str, float] | str:
+    """Milliseconds and peak megabytes beside the inputs, or the error's text."""
+
+    def both() -> None:
+        for x in (q, k, v, log_g):
+            x.grad = None
+        call(q, k, v, log_g).backward(dy)
+
+    try:
+        with torch.no_grad():
+            forward = median_ms(lambda: call(q, k, v, log_g))
+        total = median_ms(both)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        both()
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+    except Exception as error:  # noqa: BLE001  a peer that refuses is a result
+        return f"{type(error).__name__}: {error}"[:200]
+    return {"forward": round(forward, 4), "forward_backward": round(total, 4), "peak_mb": round(peak)}
+
+
+def main() -> None:
+    """Run the chosen part in this process, or all tuning parts with their compilation in parallel."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["tune", "compare", "stages", "compile"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shapes", default="p2,p2_gated,p1,short")
+    parser.add_argument("--kernels", default="forward,query_gradient,key_gradient,chunk_sums,chunk_sums_of_queries")
+    parser.add_argument("--tuned", type=Path, help="use the fastest configurations of this tuning run")
+    parser.add_argument("--share", type=int, default=0)
+    parser.add_argument("--shares", type=int, default=1)
+    options = parser.parse_args()
+    if options.part == "compare":
+        compare(options.out, options.shapes.split(","), options.tuned)
+        return
+    found: dict[str, object] = {}
+    for shape in options.shapes.split(","):
+        if options.part == "stages":
+            found[shape] = {name: median_ms(call) for name, call in stages(*SHAPES[shape]).items()}
+            print(shape, {name: round(ms, 3) for name, ms in found[shape].items()}, flush=True)
+        else:
+            for kernel in options.kernels.split(","):
+                if shape != "p2" and kernel.startswith("chunk_sums"):
+                    continue
+                if options.part == "compile":
+                    compile_share(shape, kernel, options.share, options.shares)
+                    continue
+                found[f"{shape} {kernel}"] = times = tune(shape, kernel)
+                best = sorted((ms, name) for name, ms in times.items() if isinstance(ms, float))[:4]
+                print(shape, kernel, "table", round(times["table"], 3), [(round(ms, 3), name) for ms, name in best], flush=True)
+        options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

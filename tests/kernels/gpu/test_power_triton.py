@@ -1,0 +1,67 @@
+"""Power attention in Triton on a GPU against its float64 definition: the gate in front of any timing."""
+
+import pytest
+import torch
+
+from tests.kernels.power_oracle import Case, poison
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+LENGTHS = [1, 7, 63, 64, 65, 100, 1000, 4097]
+WIDTHS = [(16, 16), (16, 64), (32, 32), (64, 32), (64, 128), (128, 128), (24, 40), (100, 8)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    poison(monkeypatch)
+
+
+@pytest.mark.parametrize("t", LENGTHS)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_lengths(t, gated, dtype):
+    Case(t=t, gated=gated, dtype=dtype, chunk=128, keep=True).check()
+
+
+@pytest.mark.parametrize("t", LENGTHS)
+@pytest.mark.parametrize("p", [1, 2])
+def test_lengths_in_the_quadratic_form(t, p):
+    Case(t=t, p=p, chunk=t).check()
+
+
+@pytest.mark.parametrize("t", [65, 1000, 4097])
+@pytest.mark.parametrize("gated", [False, True])
+def test_lengths_of_linear_attention(t, gated):
+    Case(t=t, p=1, gated=gated, chunk=128, keep=True).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize(
+    ("key", "value"), [(16, 16), (16, 64), (32, 32), (64, 32), (64, 128), (128, 128), (24, 40), (100, 8)]
+)
+def test_widths(key, value, p, dtype):
+    Case(t=300, key=key, value=value, p=p, chunk=128, heads=4, groups=2, initial=True, keep=True, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("p", [3, 4, 5, 6])
+@pytest.mark.parametrize("key", [16, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_powers_in_the_quadratic_form(p, key, dtype):
+    Case(t=200, key=key, p=p, normalize="sum" if p % 2 == 0 else "none", chunk=200, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("p", [3, 4])
+@pytest.mark.parametrize("key", [16, 32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_powers_in_the_chunked_form(p, key, dtype):
+    normalize = "sum" if p % 2 == 0 else "none"
+    Case(t=300, key=key, value=32, p=p, normalize=normalize, chunk=128, initial=True, keep=True, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [3, 4])
+def test_large_inputs_do_not_overflow(p, dtype):
+    normalize = "sum" if p % 2 == 0 else "none"
+    size = 1.0 if normalize == "none" else 30.0
+    Case(t=200, key=16, p=p, normalize=normalize, chunk=200, size=size, dtype=dtype).check()

@@ -1,0 +1,118 @@
+"""The Triton kernels of power attention in Triton's interpreter, at small sizes, against their float64 definition.
+
+bfloat16 is left to the GPU tests: the interpreter's products of it are wrong.
+"""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import KernelUnavailableError  # noqa: E402
+from icl_bench.kernels.power.expansion import expand  # noqa: E402
+from icl_bench.kernels.power.triton_api import default_chunk, power_attention_triton  # noqa: E402
+from icl_bench.kernels.power.triton_basis import from_tiles, tile_layout, to_tiles  # noqa: E402
+from tests.kernels.power_oracle import Case, poison  # noqa: E402
+
+F32, F16 = torch.float32, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    poison(monkeypatch)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("t", [1, 7, 33], ids="T{}".format)
+def test_quadratic_form_matches_the_definition(t, gated):
+    Case(t=t, key=16, value=16, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p, normalize", [(1, "sum"), (3, "none"), (4, "sum"), (5, "none"), (6, "sum")])
+def test_quadratic_form_of_any_power(p, normalize):
+    Case(t=20, key=16, value=8, p=p, normalize=normalize, chunk=20, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("t", [32, 33, 70], ids="T{}".format)
+def test_chunks_match_the_definition(t, gated, p):
+    Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=32, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize(
+    "p, key, normalize", [(1, 20, "sum"), (2, 24, "sum"), (2, 16, "none"), (3, 5, "none"), (4, 5, "sum")]
+)
+def test_states_enter_and_leave(p, key, normalize):
+    Case(
+        t=40, key=key, value=20, groups=1, p=p, normalize=normalize, chunk=32, initial=True, keep=True, dtype=F32,
+        device=DEVICE,
+    ).check()  # fmt: skip
+
+
+def test_a_state_leaves_the_quadratic_form():
+    Case(t=20, key=16, value=16, chunk=20, keep=True, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p", [2, 4])
+def test_half_precision_matches_the_definition(p):
+    Case(t=80, key=16 if p == 2 else 4, value=16, heads=1, p=p, chunk=64, dtype=F16, device=DEVICE).check()
+
+
+def test_large_half_precision_inputs_do_not_overflow():
+    Case(t=20, key=16, value=16, p=4, size=100.0, chunk=20, dtype=F16, device=DEVICE).check()
+
+
+def test_wide_values_are_cut_into_blocks():
+    Case(t=10, key=16, value=130, heads=1, keep=True, chunk=10, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p, key", [(1, 7), (2, 20), (3, 5), (4, 6)])
+def test_tiles_hold_products_of_the_factors_and_come_back(p, key):
+    layout = tile_layout(key, p)
+    q, k = torch.randn(2, 1, 1, key, dtype=torch.float64).float()
+    tiles = to_tiles(layout, expand(k, p)[..., None])
+    torch.testing.assert_close(from_tiles(layout, tiles)[..., 0], expand(k, p))
+    counts = torch.tensor([_count(layout, i) for i in range(layout.tiles)])
+    repeats = counts.repeat_interleave(layout.expanded // layout.tiles)[None, None, :, None]
+    score = (to_tiles(layout, expand(q, p)[..., None]) * tiles * repeats).sum()
+    torch.testing.assert_close(score, (q @ k.mT).squeeze() ** p, rtol=1e-4, atol=1e-5)
+
+
+def _count(layout, tile):
+    """2 for a tile off the diagonal of a symmetric state."""
+    b = int(((8 * tile + 1) ** 0.5 - 1) / 2)
+    return 1 if not layout.symmetric or tile == b * (b + 3) // 2 else 2
+
+
+def test_operators_keep_their_contract():
+    q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1))
+    log_g = -torch.rand(1, 40, 1, device=DEVICE)
+    arguments = (q, k, v, log_g, None, None, 2, 0.25, True, 1e-6, 32, True)
+    torch.library.opcheck(
+        torch.ops.icl_bench.power_forward.default, arguments, test_utils=("test_schema", "test_faketensor")
+    )
+
+
+def test_results_repeat_bit_for_bit():
+    inputs = Case(t=70, key=16, value=16, chunk=32, keep=True, dtype=F32, device=DEVICE)
+    for first, second in zip(inputs.triton(), inputs.triton(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_default_chunk_is_the_sequence_while_it_is_short():
+    assert default_chunk(256, 64, 64, 2) == 256
+    assert default_chunk(65_536, 64, 64, 2) < 65_536
+    assert default_chunk(65_536, 128, 128, 4) == 65_536  # no state is affordable
+
+
+@pytest.mark.parametrize("width, dtype", [(129, F32), (16, torch.float64)])
+def test_what_cannot_run_is_refused(width, dtype):
+    x = torch.zeros(1, 4, 1, width, dtype=dtype, device=DEVICE)
+    with pytest.raises(KernelUnavailableError, match="impl='triton' needs"):
+        power_attention_triton(x, x, x, None, 2, 1.0, "sum", 1e-6, None, None)
