@@ -42,8 +42,9 @@ class VariableTracking(Task):
     the root of its chain, which is not shown. Which chain a variable belongs to is only said link by link: the literal
     assigned latest before the variable's own statement, the floor `latest-literal`, is right for close statements only.
 
-    Asked is the last variable of each chain, `hops` from its root, or with `ask=all` every variable, tagged by its
-    distance from the root: hop 0 is plain recall, and the floor `latest-literal` is high in the mean over hops.
+    By default every variable is asked, tagged by its distance from the root in hops. Hop 0 is plain recall: it starts
+    the learning, and it lifts the floor of the mean, so read the groups. `ask=last` asks the last variable of each chain
+    alone, all queries `hops` from their root, and is slower to learn.
 
     Full size: `variable-tracking:length=256,chains=[2|4|8],hops=[1|2|4],variables=64,values=64`; beyond it,
     `variable-tracking:length=512,chains=32,hops=2,variables=128,values=64` and
@@ -52,7 +53,7 @@ class VariableTracking(Task):
     Source: RULER (Hsieh et al., arXiv 2404.06654), task VT, with queries for one root in place of a list of names.
     Chance: 1/chains; nearer to 1/2 for few chains and hops by the floor `latest-literal`.
 
-    >>> task = VariableTracking(length=22, chains=(2,), hops=(1,))
+    >>> task = VariableTracking(length=22, chains=(2,), hops=(1,), ask="last")
     >>> batch = task.sample(random.row_keys(torch.tensor(2), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())
     'n10 x3 = v8 ; n10 x14 = v2 ; x7 = x3 ; x6 = x14 ; n4 | x7 x6'
@@ -72,8 +73,8 @@ class VariableTracking(Task):
     """Number of variable names."""
     values: int = Field(default=16, ge=2)
     """Number of literals; two chains may have the same."""
-    ask: Literal["last", "all"] = "last"
-    """Whether the last variable of each chain is asked, or all of them."""
+    ask: Literal["all", "last"] = "all"
+    """Whether all variables are asked, or the last one of each chain."""
 
     @model_validator(mode="after")
     def _check(self) -> "VariableTracking":

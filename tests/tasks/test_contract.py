@@ -20,7 +20,7 @@ MORE = (
     "assoc-recall:filler=random",
     "copy:distinct_symbols=true,symbols=8,extrapolate=16",
     "k-hop:symbols=100,hops=3,alphabet=6,extrapolate=16",
-    "variable-tracking:length=128,chains=4,hops=4,ask=all,variables=64",
+    "variable-tracking:length=128,chains=4,hops=4,ask=last,variables=64",
     "joint-recall:contexts=3,pairs=[3|5],show_answers=true",
     "haystack-recall:pairs=4,queries=1,extrapolate=128",
     "ngram-lookup:side=prefix,extrapolate=64",

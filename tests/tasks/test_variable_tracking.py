@@ -7,7 +7,7 @@ from icl_bench.tasks.base import SEP, measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 8 queries at chains=8,hops=1, 73; got 64"),
+        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 16 queries at chains=8,hops=1, 81; got 64"),
         ("length=512,chains=16,hops=4", "variables must name each of 80 statements at chains=16,hops=4; got 16; raise"),
         ("chains=0", "chains must be at least 1; got 0"),
         ("hops=0", "hops must be at least 1; got 0"),
@@ -23,7 +23,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 
 def test_length_named_in_the_error_works(make):
-    assert make("variable-tracking:length=73,chains=8,hops=1").eval_cells[0].length == 73
+    assert make("variable-tracking:length=81,chains=8,hops=1").eval_cells[0].length == 81
 
 
 @pytest.mark.parametrize("ask", ["last", "all"])
