@@ -43,8 +43,8 @@ class VariableTracking(Task):
     assigned latest before the variable's own statement, the floor `latest-literal`, is right for close statements only.
 
     By default every variable is asked, tagged by its distance from the root in hops. Hop 0 is plain recall: it starts
-    the learning, and it lifts the floor of the mean, so read the groups. `ask=last` asks the last variable of each chain
-    alone, all queries `hops` from their root, and is slower to learn.
+    the learning, and it lifts the floor of the mean, so read the groups. `ask=last` asks the last variable of each
+    chain alone, all queries `hops` from their root, and is slower to learn.
 
     Full size: `variable-tracking:length=256,chains=[2|4|8],hops=[1|2|4],variables=64,values=64`; beyond it,
     `variable-tracking:length=512,chains=32,hops=2,variables=128,values=64` and
