@@ -63,27 +63,28 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     if p == 1:
         q, k = q.abs(), k.abs()
     problem = _problem(q, k, v, p, width**-0.5, True, 1e-6, min(chunk, t))
-    gates = None if log_g is None else launch.cumulative_gates(log_g, problem.chunk)
+    gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, problem.chunk)
     states = after = None
     if problem.chunks > 1:
-        states = launch.chunk_sums(problem, k, k, v, gates, None)
+        states = launch.chunk_sums(problem, k, k, v, decay, decay)
         launch.scan(problem, states, gates, None, reverse=False, want_final=False)
     y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, True)
-    rows = launch.row_statistics(problem, y, y_low, dy, den)
+    statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
+    rows, factors = statistics[:2], statistics[2:]
     calls = {
         "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, True),
-        "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den),
+        "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den, gates),
         "query_gradient": lambda: launch.query_gradient(
             problem, q, k, v, y, y_low, dy, den, rows if states is not None else None, gates, states, False
         )  # fmt: skip
         ,
     }
     if states is not None:
-        after = launch.chunk_sums(problem, q, q, dy, gates, rows)
+        after = launch.chunk_sums(problem, q, q, dy, *factors)
         launch.scan(problem, after, gates, None, reverse=True, want_final=False, prefix=states if gated else None)
         scratch = after.clone()
-        calls["chunk_sums"] = lambda: launch.chunk_sums(problem, k, k, v, gates, None)
-        calls["chunk_sums_of_queries"] = lambda: launch.chunk_sums(problem, q, q, dy, gates, rows)
+        calls["chunk_sums"] = lambda: launch.chunk_sums(problem, k, k, v, decay, decay)
+        calls["chunk_sums_of_queries"] = lambda: launch.chunk_sums(problem, q, q, dy, *factors)
         calls["scan"] = lambda: launch.scan(problem, scratch, gates, None, reverse=False, want_final=False)
         calls["scan_reverse"] = lambda: launch.scan(
             problem, scratch, gates, None, reverse=True, want_final=False, prefix=states if gated else None
@@ -112,25 +113,30 @@ def candidates(kernel: str, shape: str) -> list[Blocks]:
 
 def _all_candidates(kernel: str, shape: str) -> list[Blocks]:
     if kernel.startswith("chunk_sums"):
-        return [Blocks(0, n, 4, s) for n, s in itertools.product((64, 128), (2, 3, 4))] + [Blocks(0, 64, 8, 3)]
+        return [Blocks(0, n, 4, s) for n, s in ((64, 3), (64, 4), (128, 3), (32, 4))]
     if kernel == "key_gradient":
-        sizes = [(64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 4), (128, 128, 8)]
+        sizes = [(64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 4)]
+    elif kernel == "query_gradient":
+        sizes = [(64, 64, 4), (64, 32, 4), (128, 64, 8)]
     else:
-        sizes = [(64, 64, 4), (64, 32, 4), (128, 64, 8), (128, 128, 8), (128, 32, 4), (128, 64, 4)]
+        sizes = [(128, 64, 4), (128, 32, 4), (64, 64, 4)]
     if shape not in ("p2", "p2_gated"):
         return [Blocks(*size, s) for size in sizes for s in (2, 3)]
-    depths = ((2, 1), (2, 2)) if shape == "p2_gated" else ((2, 1), (2, 2), (3, 3))
-    return [Blocks(*size, s, d) for size in sizes for s, d in depths]
+    return [Blocks(*size, 3, d, e) for size in sizes for d, e in ((2, 256), (3, 256), (3, 128), (4, 128))]
 
 
 def compile_share(shape: str, kernel: str, share: int, shares: int) -> None:
     """Launch every `shares`-th candidate once, so that the compilation of all is spread over processes."""
-    table, key = config.TABLES["bf16"], (_table_name(kernel), 64)
+    table, key = config.TABLES["bf16"], (_table_name(kernel), _form(shape), 64)
     call = stages(*SHAPES[shape])[kernel]
     for blocks in candidates(kernel, shape)[share::shares]:
         table[key] = blocks
         with contextlib.suppress(Exception):  # what cannot launch is reported by `tune`
             call()
+
+
+def _form(shape: str) -> str:
+    return "tiles" if shape.startswith("p2") else "rows"
 
 
 def _table_name(kernel: str) -> str:
@@ -139,7 +145,7 @@ def _table_name(kernel: str) -> str:
 
 def tune(shape: str, kernel: str) -> dict[str, float | str]:
     """Times of one kernel by configuration; the text of the error where one does not launch."""
-    table, key = config.TABLES["bf16"], (_table_name(kernel), 64)
+    table, key = config.TABLES["bf16"], (_table_name(kernel), _form(shape), 64)
     call = stages(*SHAPES[shape])[kernel]
     times: dict[str, float | str] = {"table": median_ms(call)}
     kept = table[key]
@@ -208,7 +214,7 @@ def _use_best(tuned: dict[str, dict[str, float]], operator: str) -> None:
         kernel = name.split()[1]
         if name == f"{shape} {kernel}" and kernel != "chunk_sums_of_queries":
             found = {key: ms for key, ms in times.items() if key != "table" and isinstance(ms, float)}
-            config.TABLES["bf16"][kernel, 64] = Blocks(*ast.literal_eval(min(found, key=found.__getitem__)))
+            config.TABLES["bf16"][kernel, _form(shape), 64] = Blocks(*ast.literal_eval(min(found, key=found.__getitem__)))
 
 
 def compare(out: Path, sizes: list[str], tuned: Path | None) -> None:
@@ -270,7 +276,7 @@ def main() -> None:
             print(shape, {name: round(ms, 3) for name, ms in found[shape].items()}, flush=True)
         else:
             for kernel in options.kernels.split(","):
-                if shape != "p2" and kernel.startswith("chunk_sums"):
+                if not shape.startswith("p2") and kernel.startswith("chunk_sums"):
                     continue
                 if options.part == "compile":
                     compile_share(shape, kernel, options.share, options.shares)

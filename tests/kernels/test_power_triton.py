@@ -17,6 +17,7 @@ from icl_bench.errors import KernelUnavailableError  # noqa: E402
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
 from icl_bench.kernels.power.triton_api import default_chunk, power_attention_triton  # noqa: E402
 from icl_bench.kernels.power.triton_basis import from_tiles, tile_layout, to_tiles  # noqa: E402
+from icl_bench.kernels.power.triton_step import power_step_triton  # noqa: E402
 from tests.kernels.power_oracle import Case, poison  # noqa: E402
 
 F32, F16 = torch.float32, torch.float16
@@ -116,3 +117,20 @@ def test_what_cannot_run_is_refused(width, dtype):
     x = torch.zeros(1, 4, 1, width, dtype=dtype, device=DEVICE)
     with pytest.raises(KernelUnavailableError, match="impl='triton' needs"):
         power_attention_triton(x, x, x, None, 2, 1.0, "sum", 1e-6, None, None)
+
+
+@pytest.mark.parametrize("p, normalize", [(1, "sum"), (2, "sum"), (3, "none")])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_steps_are_the_recurrence(p, normalize, gated):
+    case = Case(
+        t=3, key=9, value=20, groups=1, p=p, normalize=normalize, gated=gated, initial=True, keep=True, dtype=F32,
+        device=DEVICE,
+    )  # fmt: skip
+    q, k, v, log_g, s, z = case.inputs
+    exact = case.exact()
+    for t in range(3):
+        gate = None if log_g is None else log_g[:, t]
+        y, s, new_z = power_step_triton(q[:, t], k[:, t], v[:, t], gate, s, z, p, case.scale, 1e-6)
+        z = None if z is None else new_z
+        torch.testing.assert_close(y, exact[0][:, t].float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(s, exact[1].float(), rtol=1e-5, atol=1e-5)

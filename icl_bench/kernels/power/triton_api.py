@@ -169,12 +169,12 @@ def power_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y, what 16 bits lose of it, sums of weights, states before each chunk, and the last s and z; empty where unused."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
-    gates = None if log_g is None else launch.cumulative_gates(log_g, chunk)
+    gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
     start = _pack(problem, s, z)
     states, final = None, None
     if problem.chunks > 1 or keep_state:
         u, w = launch.factors(problem.layout, k)
-        states = launch.chunk_sums(problem, u, w, v, gates, None)
+        states = launch.chunk_sums(problem, u, w, v, decay, decay)
         final, _ = launch.scan(problem, states, gates, start, reverse=False, want_final=keep_state)
         if problem.chunks == 1 and start is None:
             states = None
@@ -216,7 +216,7 @@ def power_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, d log_g (empty without gates), and the gradients of the initial s and z (empty without them)."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
-    gates = None if log_g is None else launch.cumulative_gates(log_g, chunk)
+    gates = None if log_g is None else launch.cumulative_gates(log_g, chunk)[0]
     # The kernels carry state gradients without the factor scale^p that reading a state has.
     read_factor = scale**p
     end = _pack(problem, ds, dz)
@@ -224,9 +224,10 @@ def power_backward(
     read = states if states.numel() else None
     rows, after, first, dots = None, None, None, None
     if problem.chunks > 1 or initial or end is not None:
-        rows = launch.row_statistics(problem, y, y_low, dy, den)
+        statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
+        rows = statistics[:2]
         u, w = launch.factors(problem.layout, q)
-        after = launch.chunk_sums(problem, u, w, dy, gates, rows)
+        after = launch.chunk_sums(problem, u, w, dy, statistics.value_factor, statistics.sum_factor)
         first, dots = launch.scan(
             problem, after, gates, end, reverse=True, want_final=initial, prefix=None if gates is None else read
         )  # fmt: skip

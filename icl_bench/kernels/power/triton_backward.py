@@ -18,12 +18,18 @@ from icl_bench.kernels.power.triton_forward import read_tiles
 from icl_bench.kernels.power.triton_tiles import load_columns, load_gates, load_rows, load_vector, power, store_rows
 
 
-@triton.jit(do_not_specialize=["T", "heads"])
+@triton.jit(do_not_specialize=["T", "heads", "repeat"])
 def row_statistics_kernel(
-    y, y_low, dy, den, weight, delta, y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, eps,
+    y, y_low, dy, den, gates, weight, delta, value_factor, sum_factor,
+    y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, repeat, eps,
     V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, LOW: tl.constexpr,
+    GATED: tl.constexpr,
 ):  # fmt: skip
-    """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i; 1 and 0 without a normaliser. Grid: (row blocks, N * H)."""
+    """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i (1 and 0 without a normaliser), and the factors of each query
+    in the gradient of the state it reads: w_i e^(c_i) for the values, -delta_i w_i e^(c_i) for the normaliser.
+
+    Grid: (row blocks, N * H).
+    """
     start = tl.program_id(0) * BLOCK
     row = tl.program_id(1).to(tl.int64)
     n = row // heads
@@ -42,6 +48,10 @@ def row_statistics_kernel(
             product += tl.sum(left * right.to(tl.float32), 1)
     tl.store(weight + row * T + index, inverse, mask=mask)
     tl.store(delta + row * T + index, product, mask=mask)
+    if GATED:
+        inverse *= tl.exp2(load_vector(gates + (row // repeat) * T, start, T, BLOCK))
+    tl.store(value_factor + row * T + index, inverse, mask=mask)
+    tl.store(sum_factor + row * T + index, -product * inverse, mask=mask)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Launch configurations of the power kernels: a fixed table, measured on an H200; nothing is tuned while running.
 
-The key is (kernel, arithmetic, width), width being the larger of the padded key and value widths. Arithmetic is "bf16"
+The key is (kernel, form, width) for each arithmetic, width being the larger of the padded key and value widths. Arithmetic is "bf16"
 for bfloat16 inputs, "tf32" for float16 (the same 10 bits of fraction, but the exponents of float32, so that no power
 overflows), and "ieee" for float32.
 """
@@ -23,60 +23,64 @@ class Blocks(NamedTuple):
     depth: int = 256  # state rows to a step of that loop
 
 
+# Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form.
 _BF16 = {
-    ("chunk_sums", 16): Blocks(0, 64, 4, 3),
-    ("chunk_sums", 32): Blocks(0, 64, 4, 3),
-    ("chunk_sums", 64): Blocks(0, 64, 4, 3),
-    ("chunk_sums", 128): Blocks(0, 64, 4, 3),
-    ("forward", 16): Blocks(64, 64, 4, 2, 2),
-    ("forward", 32): Blocks(64, 64, 4, 2, 2),
-    ("forward", 64): Blocks(64, 64, 4, 2, 2),
-    ("forward", 128): Blocks(128, 64, 8, 2, 1),
-    ("query_gradient", 16): Blocks(64, 64, 4, 2, 2),
-    ("query_gradient", 32): Blocks(64, 64, 4, 2, 2),
-    ("query_gradient", 64): Blocks(64, 64, 4, 2, 2),
-    ("query_gradient", 128): Blocks(128, 32, 8, 2, 1),
-    ("key_gradient", 16): Blocks(32, 64, 4, 2, 2),
-    ("key_gradient", 32): Blocks(32, 64, 4, 2, 2),
-    ("key_gradient", 64): Blocks(32, 64, 4, 2, 2),
-    ("key_gradient", 128): Blocks(32, 64, 8, 2, 1),
+    ("chunk_sums", "tiles", 16): Blocks(0, 64, 4, 3),
+    ("chunk_sums", "tiles", 32): Blocks(0, 64, 4, 3),
+    ("chunk_sums", "tiles", 64): Blocks(0, 64, 4, 3),
+    ("chunk_sums", "tiles", 128): Blocks(0, 64, 4, 3),
+    ("chunk_sums", "rows", 16): Blocks(0, 128, 4, 2),
+    ("chunk_sums", "rows", 32): Blocks(0, 128, 4, 2),
+    ("chunk_sums", "rows", 64): Blocks(0, 128, 4, 2),
+    ("chunk_sums", "rows", 128): Blocks(0, 64, 4, 3),
+    ("forward", "tiles", 16): Blocks(128, 64, 4, 3, 3),
+    ("forward", "tiles", 32): Blocks(128, 64, 4, 3, 3),
+    ("forward", "tiles", 64): Blocks(128, 64, 4, 3, 3),
+    ("forward", "tiles", 128): Blocks(128, 64, 8, 2, 1),
+    ("forward", "rows", 16): Blocks(64, 64, 4, 3),
+    ("forward", "rows", 32): Blocks(64, 64, 4, 3),
+    ("forward", "rows", 64): Blocks(64, 64, 4, 3),
+    ("forward", "rows", 128): Blocks(128, 64, 8, 2),
+    ("query_gradient", "tiles", 16): Blocks(64, 64, 4, 3, 3),
+    ("query_gradient", "tiles", 32): Blocks(64, 64, 4, 3, 3),
+    ("query_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3),
+    ("query_gradient", "tiles", 128): Blocks(128, 32, 8, 2, 1),
+    ("query_gradient", "rows", 16): Blocks(64, 32, 4, 3),
+    ("query_gradient", "rows", 32): Blocks(64, 32, 4, 3),
+    ("query_gradient", "rows", 64): Blocks(64, 32, 4, 3),
+    ("query_gradient", "rows", 128): Blocks(128, 32, 8, 2),
+    ("key_gradient", "tiles", 16): Blocks(32, 64, 4, 3, 3),
+    ("key_gradient", "tiles", 32): Blocks(32, 64, 4, 3, 3),
+    ("key_gradient", "tiles", 64): Blocks(64, 128, 8, 3, 3),
+    ("key_gradient", "tiles", 128): Blocks(32, 64, 8, 2, 1),
+    ("key_gradient", "rows", 16): Blocks(32, 64, 4, 3),
+    ("key_gradient", "rows", 32): Blocks(32, 64, 4, 3),
+    ("key_gradient", "rows", 64): Blocks(32, 64, 4, 3),
+    ("key_gradient", "rows", 128): Blocks(32, 64, 8, 2),
 }
-_TF32 = {
-    ("chunk_sums", 16): Blocks(0, 32, 4, 2),
-    ("chunk_sums", 32): Blocks(0, 32, 4, 2),
-    ("chunk_sums", 64): Blocks(0, 32, 8, 2),
-    ("chunk_sums", 128): Blocks(0, 32, 8, 2),
-    ("forward", 16): Blocks(64, 32, 4, 2, 1),
-    ("forward", 32): Blocks(64, 32, 4, 2, 1),
-    ("forward", 64): Blocks(64, 32, 4, 2, 1),
-    ("forward", 128): Blocks(64, 32, 8, 1, 1, 128),
-    ("query_gradient", 16): Blocks(64, 32, 4, 2, 1),
-    ("query_gradient", 32): Blocks(64, 32, 4, 2, 1),
-    ("query_gradient", 64): Blocks(64, 32, 4, 2, 1),
-    ("query_gradient", 128): Blocks(64, 32, 8, 1, 1, 128),
-    ("key_gradient", 16): Blocks(32, 64, 4, 2, 1),
-    ("key_gradient", 32): Blocks(32, 64, 4, 2, 1),
-    ("key_gradient", 64): Blocks(32, 64, 4, 2, 1),
-    ("key_gradient", 128): Blocks(32, 32, 8, 1, 1, 128),
-}
-_IEEE = {
-    ("chunk_sums", 16): Blocks(0, 16, 4, 1),
-    ("chunk_sums", 32): Blocks(0, 16, 4, 1),
-    ("chunk_sums", 64): Blocks(0, 16, 8, 1),
-    ("chunk_sums", 128): Blocks(0, 16, 8, 1),
-    ("forward", 16): Blocks(32, 32, 4, 1, 1, 32),
-    ("forward", 32): Blocks(32, 32, 4, 1, 1, 32),
-    ("forward", 64): Blocks(32, 32, 4, 1, 1, 32),
-    ("forward", 128): Blocks(32, 32, 8, 1, 1, 32),
-    ("query_gradient", 16): Blocks(32, 32, 4, 1, 1, 32),
-    ("query_gradient", 32): Blocks(32, 32, 4, 1, 1, 32),
-    ("query_gradient", 64): Blocks(32, 32, 4, 1, 1, 32),
-    ("query_gradient", 128): Blocks(32, 32, 8, 1, 1, 32),
-    ("key_gradient", 16): Blocks(32, 32, 4, 1, 1, 32),
-    ("key_gradient", 32): Blocks(32, 32, 4, 1, 1, 32),
-    ("key_gradient", 64): Blocks(32, 32, 4, 1, 1, 32),
-    ("key_gradient", 128): Blocks(32, 32, 8, 1, 1, 32),
-}
+
+
+def _both_forms(sums: list[Blocks], forward: list[Blocks], keys: list[Blocks]) -> dict[tuple[str, str, int], Blocks]:
+    """A table for widths 16, 32, 64 and 128 that is the same for both forms; query gradients run as the forward does."""
+    kernels = {"chunk_sums": sums, "forward": forward, "query_gradient": forward, "key_gradient": keys}
+    return {
+        (kernel, form, width): blocks
+        for kernel, row in kernels.items()
+        for form in ("tiles", "rows")
+        for width, blocks in zip((16, 32, 64, 128), row, strict=True)
+    }
+
+
+_TF32 = _both_forms(
+    [Blocks(0, 32, 4, 2)] * 2 + [Blocks(0, 32, 8, 2)] * 2,
+    [Blocks(64, 32, 4, 2)] * 3 + [Blocks(64, 32, 8, 1, 1, 128)],
+    [Blocks(32, 64, 4, 2)] * 3 + [Blocks(32, 32, 8, 1, 1, 128)],
+)
+_IEEE = _both_forms(
+    [Blocks(0, 16, 4, 1)] * 2 + [Blocks(0, 16, 8, 1)] * 2,
+    [Blocks(32, 32, 4, 1, 1, 32)] * 3 + [Blocks(32, 32, 8, 1, 1, 32)],
+    [Blocks(32, 32, 4, 1, 1, 32)] * 3 + [Blocks(32, 32, 8, 1, 1, 32)],
+)
 TABLES = {"bf16": _BF16, "tf32": _TF32, "ieee": _IEEE}
 ARITHMETIC = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
 SCAN_BLOCK = 2048
@@ -90,9 +94,9 @@ def padded(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
-def blocks(kernel: str, dtype: torch.dtype, width: int) -> Blocks:
+def blocks(kernel: str, form: str, dtype: torch.dtype, width: int) -> Blocks:
     """The configuration of a kernel for inputs of this type, width being that of the wider of key and value."""
-    return TABLES[ARITHMETIC[dtype]][kernel, min(128, padded(width))]
+    return TABLES[ARITHMETIC[dtype]][kernel, form, min(128, padded(width))]
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:

@@ -5,17 +5,28 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["T", "chunk", "groups"])
-def gate_sums_kernel(log_g, out, g_n, g_t, g_h, T, chunk, groups, BLOCK: tl.constexpr):
-    """[N, T, G] log gates -> [N, G, T] inclusive sums within each chunk, in units of log 2. Grid: (chunks, N * G)."""
+def gate_sums_kernel(log_g, out, decay, g_n, g_t, g_h, T, chunk, groups, BLOCK: tl.constexpr):
+    """[N, T, G] log gates -> [N, G, T] inclusive sums within each chunk, in units of log 2, and decays to its end.
+
+    Grid: (chunks, N * G).
+    """
     row = tl.program_id(1).to(tl.int64)
     begin = tl.program_id(0) * chunk
     end = tl.minimum(begin + chunk, T)
     log_g += (row // groups) * g_n + (row % groups) * g_h
+    last = 0.0
+    for start in range(begin, end, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        gate = tl.load(log_g + index.to(tl.int64) * g_t, mask=index < end, other=0.0).to(tl.float32) * 1.4426950408889634
+        last += tl.sum(gate, 0)
     carry = 0.0
     for start in range(begin, end, BLOCK):
         index = start + tl.arange(0, BLOCK)
         gate = tl.load(log_g + index.to(tl.int64) * g_t, mask=index < end, other=0.0).to(tl.float32) * 1.4426950408889634
-        tl.store(out + row * T + index, tl.cumsum(gate, 0) + carry, mask=index < end)
+        total = tl.cumsum(gate, 0) + carry
+        tl.store(out + row * T + index, total, mask=index < end)
+        # Rounding may put the last sum a little above the total: a decay is never above 1.
+        tl.store(decay + row * T + index, tl.exp2(tl.minimum(last - total, 0.0)), mask=index < end)
         carry += tl.sum(gate, 0)
 
 

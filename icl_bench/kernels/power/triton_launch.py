@@ -70,14 +70,21 @@ class Problem(NamedTuple):
         """The factor on what is read from a state, before `scale_out`."""
         return self.scale**self.layout.p / self.scale_out
 
+    def blocks(self, kernel: str, *, tiled: bool) -> config.Blocks:
+        """The launch configuration; `tiled` where the kernel meets a state in tiles."""
+        form = "tiles" if tiled and not self.layout.linear else "rows"
+        return config.blocks(kernel, form, self.dtype, self.width)
 
-def cumulative_gates(log_g: Tensor, chunk: int) -> Tensor:
-    """[N, T, G] log gates -> [N, G, T] inclusive sums from the start of each chunk, in units of log 2."""
+
+def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """[N, T, G] log gates -> [N, G, T] inclusive sums from the start of each chunk, in units of log 2, and decays."""
     n, t, groups = log_g.shape
     out = torch.empty(n, groups, t, device=log_g.device)
-    gate_sums_kernel[(-(-t // chunk), n * groups)](log_g, out, *log_g.stride(),
-        t, chunk, groups, BLOCK=config.GATE_BLOCK)  # fmt: skip
-    return out
+    decay = torch.empty_like(out)
+    gate_sums_kernel[(-(-t // chunk), n * groups)](
+        log_g, out, decay, *log_g.stride(), t, chunk, groups, BLOCK=config.GATE_BLOCK
+    )  # fmt: skip
+    return out, decay
 
 
 def factors(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,45 +100,42 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 
 def chunk_sums(
-    problem: Problem, u: Tensor, w: Tensor, x: Tensor, gates: Tensor | None, rows: tuple[Tensor, Tensor] | None
+    problem: Problem, u: Tensor, w: Tensor, x: Tensor, value_factor: Tensor | None, sum_factor: Tensor | None
 ) -> Tensor:
-    """States [N*G, C, elements] of the chunks: of keys, or (rows = weight, delta [N, H, T]) of queries with dy as x."""
+    """States [N*G, C, elements] of the chunks: of keys with values x, or of queries with output gradients x.
+
+    The factors are [N, H, T] for the values' part and for the normaliser; None for 1.
+    """
     layout, dtype = problem.layout, problem.dtype
     out = torch.empty(
         problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=config.state_type(dtype)
     )
-    _launch_sums(problem, u, w, x, gates, rows, out, linear=layout.linear, delta=False)
-    if problem.normalize and not (layout.linear and rows is None):
-        _launch_sums(problem, u, None if layout.linear else w, None, gates, rows, out, linear=True, delta=True)
+    joint = layout.linear and problem.normalize and value_factor is sum_factor
+    _launch_sums(problem, u, w, x, value_factor, out, linear=layout.linear, add_sum=joint)
+    if problem.normalize and not joint:
+        _launch_sums(problem, u, w, None, sum_factor, out, linear=True, add_sum=False)
     return out
 
 
 def _launch_sums(
-    problem: Problem, u: Tensor, w: Tensor | None, x: Tensor | None, gates: Tensor | None,
-    rows: tuple[Tensor, Tensor] | None, out: Tensor, *, linear: bool, delta: bool,
+    problem: Problem, u: Tensor, w: Tensor, x: Tensor | None, factor: Tensor | None, out: Tensor,
+    *, linear: bool, add_sum: bool,
 ) -> None:  # fmt: skip
-    """The values' part of a state (x given) or the normaliser's (x None)."""
+    """The values' part of a state (x given), or the normaliser's alone (x None)."""
     layout = problem.layout
-    blocks = config.blocks("chunk_sums", problem.dtype, problem.width)
-    normaliser_of_one = x is None and w is None  # p = 1 and from queries: sum of factor * q alone
-    values = u if x is None else x
-    if x is None and w is not None:
-        values = w
+    blocks = problem.blocks("chunk_sums", tiled=not linear)
+    only_sum = x is None and layout.linear
+    values = w if x is None else x
     width = values.shape[3]
-    x_block = min(config.padded(width), 64)
-    u_block = min(config.padded(u.shape[3]), 64)
+    x_block, u_block = min(config.padded(width), 64), min(config.padded(u.shape[3]), 64)
     tiles = -(-u.shape[3] // u_block) if linear else layout.tiles
-    columns = 1 if normaliser_of_one else -(-width // x_block)
-    weight, row_delta = rows if rows is not None else (values, values)
-    w = u if w is None else w
+    columns = 1 if only_sum else -(-width // x_block)
     chunk_sums_kernel[(tiles * columns, problem.chunks, problem.n * problem.groups)](
-        u, w, values, gates if gates is not None else values, weight, row_delta, out,
-        *_strides(u, w, values),
+        u, w, values, factor if factor is not None else values, out, *_strides(u, w, values),
         problem.t, problem.chunk, problem.groups, problem.expanded if x is None else 0, problem.elements,
-        U=u.shape[3], W=w.shape[3], X=x_block if normaliser_of_one else width, X_BLOCK=x_block, REPEAT=u.shape[2] // problem.groups,
-        LINEAR=linear, SYMMETRIC=layout.symmetric, U_BLOCK=u_block,
-        SUM=layout.linear and problem.normalize and rows is None, ONLY_SUM=normaliser_of_one,
-        GATED=gates is not None, FROM_QUERY=rows is not None, DELTA=delta and rows is not None,
+        U=u.shape[3], W=w.shape[3], X=x_block if only_sum else width, X_BLOCK=x_block,
+        REPEAT=u.shape[2] // problem.groups, LINEAR=linear, SYMMETRIC=layout.symmetric, U_BLOCK=u_block,
+        SUM=add_sum, ONLY_SUM=only_sum, FACTOR=factor is not None,
         BLOCK_T=blocks.n, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
@@ -180,7 +184,7 @@ def attend(
     y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     y_low = torch.empty_like(y) if low else y.new_empty(0)
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
-    blocks = config.blocks("forward", problem.dtype, problem.width)
+    blocks = problem.blocks("forward", tiled=states is not None)
     v_block = min(config.padded(problem.v), 128)
     grid = (-(-problem.t // blocks.m), problem.n * problem.heads, -(-problem.v // v_block))
     forward_kernel[grid](
@@ -198,16 +202,28 @@ def attend(
     return y, y_low, den
 
 
-def row_statistics(problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor) -> tuple[Tensor, Tensor]:
-    """w = 1 / (den + eps) and delta = dy.y, [N, H, T]."""
-    weight, delta = torch.empty_like(den), torch.empty_like(den)
+class RowStatistics(NamedTuple):
+    """What the backward pass knows of each query, [N, H, T] float32."""
+
+    weight: Tensor  # 1 / (den + eps)
+    delta: Tensor  # dy.y
+    value_factor: Tensor  # the factor of the query in the gradient of the state's values
+    sum_factor: Tensor  # and in that of its normaliser
+
+
+def row_statistics(
+    problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
+) -> RowStatistics:
+    """All four, before the state's gradient is summed."""
+    statistics = RowStatistics(*(torch.empty_like(den) for _ in range(4)))
     rows = config.STATISTICS_ROWS
     row_statistics_kernel[(-(-problem.t // rows), problem.n * problem.heads)](
-        y, y_low, dy, den, weight, delta, *_strides(y, dy), problem.t, problem.heads, problem.eps,
+        y, y_low, dy, den, gates if gates is not None else den, *statistics, *_strides(y, dy),
+        problem.t, problem.heads, problem.heads // problem.groups, problem.eps,
         V=problem.v, V_BLOCK=min(config.padded(problem.v), 128), BLOCK=rows, SUM=problem.normalize,
-        LOW=y_low.numel() > 0,
+        LOW=y_low.numel() > 0, GATED=gates is not None,
     )  # fmt: skip
-    return weight, delta
+    return statistics
 
 
 def query_gradient(
@@ -220,7 +236,7 @@ def query_gradient(
     rows = rows or (torch.empty_like(den), torch.empty_like(den))
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
-    blocks = config.blocks("query_gradient", problem.dtype, problem.width)
+    blocks = problem.blocks("query_gradient", tiled=states is not None)
     query_gradient_kernel[(-(-problem.t // blocks.m), problem.n * problem.heads)](
         q, k, v, y, y_low, dy, den, *rows, gates if gates is not None else q, states if states is not None else q, dq,
         row_sums if row_sums is not None else dq, *_strides(q, k, v, y, dy, dq),
@@ -246,7 +262,7 @@ def key_gradient(
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
-    blocks = config.blocks("key_gradient", problem.dtype, problem.width)
+    blocks = problem.blocks("key_gradient", tiled=states is not None)
     key_gradient_kernel[(-(-problem.t // blocks.n), problem.n * problem.groups)](
         q, k, v, u, w, dy, *rows, gates if gates is not None else q, states if states is not None else q, dk, dv,
         column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
@@ -308,7 +324,7 @@ def _factor_gradient(
         problem.scale**layout.p,
         U=layout.u, W=layout.w, V=problem.v, V_BLOCK=config.padded(problem.v), SIDE=side,
         OF_KEYS=rows is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
-        BLOCK=block, COLUMNS=columns, DEPTH=config.blocks("query_gradient", problem.dtype, problem.width).depth,
+        BLOCK=block, COLUMNS=columns, DEPTH=problem.blocks("query_gradient", tiled=True).depth,
         DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype), num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)

@@ -16,34 +16,19 @@ from icl_bench.kernels.power.triton_tiles import (
 )
 
 
-@triton.jit
-def _token_factors(gates, weight, delta, start, end, last_gate, GATED: tl.constexpr, FROM_QUERY: tl.constexpr,
-                   DELTA: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The float32 factor of each token: its decay to the end of the chunk (keys), or from its start (queries)."""
-    factor = tl.full([BLOCK], 1.0, tl.float32)
-    if FROM_QUERY:
-        factor = load_vector(weight, start, end, BLOCK)
-        if DELTA:
-            factor = -factor * load_vector(delta, start, end, BLOCK)
-    if GATED:
-        gate = load_vector(gates, start, end, BLOCK)
-        factor *= tl.exp2(gate) if FROM_QUERY else tl.exp2(last_gate - gate)
-    return factor
-
-
 @triton.jit(do_not_specialize=["T", "chunk", "heads"])
 def chunk_sums_kernel(
-    u, w, x, gates, weight, delta, out,
+    u, w, x, factor, out,
     u_n, u_t, u_h, w_n, w_t, w_h, x_n, x_t, x_h,
     T, chunk, heads, offset, elements,
     U: tl.constexpr, W: tl.constexpr, X: tl.constexpr, X_BLOCK: tl.constexpr, REPEAT: tl.constexpr,
     LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr, U_BLOCK: tl.constexpr, SUM: tl.constexpr,
-    ONLY_SUM: tl.constexpr, GATED: tl.constexpr, FROM_QUERY: tl.constexpr, DELTA: tl.constexpr,
+    ONLY_SUM: tl.constexpr, FACTOR: tl.constexpr,
     BLOCK_T: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """sum_t factor_t (u_t (x) w_t) x_t^T over a chunk, or sum_t factor_t u_t x_t^T where LINEAR (SUM adds sum_t factor_t u_t).
 
-    Grid: (row tiles times column blocks, chunks, N * G). REPEAT query heads that share a key-value head are summed.
+    Grid: (row tiles times column blocks, chunks, N * G). `factor` is float32 [N, H, T]; REPEAT query heads that share a key-value head are summed.
     """
     column_blocks: tl.constexpr = (X + X_BLOCK - 1) // X_BLOCK
     tile = tl.program_id(0) // column_blocks
@@ -54,10 +39,6 @@ def chunk_sums_kernel(
     g = row % heads
     begin = c * chunk
     end = tl.minimum(begin + chunk, T)
-    last_gate = 0.0
-    if GATED:
-        gates += row * T
-        last_gate = tl.load(gates + end - 1)
     # A loop that may not run merges its zero accumulator with one still in flight, and ptxas then serialises all wgmma:
     # the maximum shows the compiler that this one runs.
     blocks = tl.maximum(tl.cdiv(end - begin, BLOCK_T), 1)
@@ -72,17 +53,14 @@ def chunk_sums_kernel(
         h = g * REPEAT + i // blocks
         start = begin + (i % blocks) * BLOCK_T
         base = n * u_n + h * u_h
-        query_row = (n * (heads * REPEAT) + h) * T
         if LINEAR:
             left = load_columns_transposed(u + base, start, u_t, end, tile * U_BLOCK, U, BLOCK_T, U_BLOCK)
         else:
             left = load_columns_transposed(u + base, start, u_t, end, a * 16, U, BLOCK_T, 16)
         left = left.to(DOT)
-        if GATED or FROM_QUERY:
-            factor = _token_factors(
-                gates, weight + query_row, delta + query_row, start, end, last_gate, GATED, FROM_QUERY, DELTA, BLOCK_T
-            )
-            left = (left.to(tl.float32) * factor[None, :]).to(DOT)
+        if FACTOR:
+            weight = load_vector(factor + (n * (heads * REPEAT) + h) * T, start, end, BLOCK_T)
+            left = (left.to(tl.float32) * weight[None, :]).to(DOT)
         if LINEAR:
             phi = left
             if SUM or ONLY_SUM:
