@@ -5,17 +5,30 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import PAD, RESERVED, TASKS, Batch, Cell, Solver, Task, octave, octave_label
+from icl_bench.tasks.base import (
+    NOISE,
+    PAD,
+    RESERVED,
+    TASKS,
+    Batch,
+    Cell,
+    Many,
+    Solver,
+    Task,
+    check_loads,
+    choose,
+    noise,
+    octave,
+    octave_label,
+)
 
 Variant = Literal["default", "zoology"]
 Filler = Literal["noise", "pad", "random"]
 
-NOISE = 16
-"""Size of the noise alphabet."""
 PUBLISHED_TRAIN = ((64, 4, 100), (128, 8, 20), (256, 16, 20), (256, 32, 20), (256, 64, 20))
 """Length, pairs, thousands of examples an epoch."""
 PUBLISHED_TEST = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256))
@@ -43,7 +56,7 @@ class AssocRecall(Task):
     >>> task = AssocRecall(length=12, pairs=(2,), vocab=64)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> [task.spell(token) for token in batch.inputs[0].tolist()]
-    ['k12', 'v14', 'k3', 'v2', 'n7', 'n10', 'k3', 'n4', 'k12', 'n4', 'n10', 'n10']
+    ['k12', 'v14', 'k3', 'v2', 'n3', 'n4', 'k3', 'n12', 'k12', 'n12', 'n1', 'n11']
     >>> batch.positions.tolist(), [task.spell(token) for token in batch.targets[0].tolist()]
     ([[8, 6]], ['v14', 'v2'])
     """
@@ -54,7 +67,7 @@ class AssocRecall(Task):
     """`default`, or `zoology` for the published generator."""
     length: int | None = Field(default=None, ge=4)
     """Positions in a sequence, T; 64 in the default variant, the published mix of lengths in `zoology`."""
-    pairs: tuple[int, ...] | None = None
+    pairs: Many | None = None
     """Loads, each a cell trained and evaluated; 4, 8 and 16 by default, the published mix in `zoology`."""
     vocab: int = Field(default=160, ge=8)
     """Token ids in all; 8192 in `zoology`. Keys and values get half each of what special and noise tokens leave."""
@@ -80,16 +93,10 @@ class AssocRecall(Task):
             published = {"length": 64, "pairs": (4, 8, 16)}
         return published | {key: value for key, value in given.items() if value is not None}
 
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, int) else value
-
     @model_validator(mode="after")
     def _check(self) -> "AssocRecall":
+        check_loads("pairs", self.pairs or ())
         for cell in (*self.train_cells, *self.eval_cells):
-            if cell.load < 1:
-                raise ValueError(f"pairs must be at least 1; got {cell.load}; raise pairs")
             if cell.length % 2:
                 raise ValueError(f"length must be even; got {cell.length}; try {cell.length + 1}")
             if 4 * cell.load > cell.length:
@@ -107,8 +114,6 @@ class AssocRecall(Task):
                     f"vocab must leave a distinct value for each pair: vocab={self.vocab} leaves {self.values} values "
                     f"for {cell.load} pairs; raise vocab or set repeat_values=true"
                 )
-        if len(set(self.pairs or ())) != len(self.pairs or ()):
-            raise ValueError(f"pairs must differ from each other; got {list(self.pairs or ())}; drop the repeated one")
         return self
 
     def _smallest_vocab(self, keys: int) -> int:
@@ -184,7 +189,7 @@ class AssocRecall(Task):
             return torch.full((*keys.shape, length), PAD, dtype=torch.int64, device=keys.device)
         if self.filler == "random":
             return random.integers(keys, "fillers", length, self.vocab)
-        return random.integers(keys, "fillers", length, NOISE) + RESERVED
+        return noise(keys, length)
 
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         context_keys, context_values = self._context(inputs, cell)
@@ -203,7 +208,7 @@ class AssocRecall(Task):
     def _any_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """A value of the context, chosen by the position of the query: right once in `pairs`."""
         _, values = self._context(inputs, cell)
-        return values.gather(1, positions % cell.load)
+        return choose(values, positions)
 
     def _query_order(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """The value of rank r for the query of rank r: uses any link between order of keys and of queries."""
