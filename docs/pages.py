@@ -1,0 +1,285 @@
+"""What the generated parts of the pages are made of; `make docs` puts it in place, `make lint` checks that it is there.
+
+Each function returns Markdown and depends on the code alone: not on the machine, the terminal or the time.
+"""
+
+import ast
+import inspect
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+os.environ["TERMINAL_WIDTH"] = "100"
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
+
+import torch
+import typer
+from typer.testing import CliRunner
+
+from icl_bench.architectures import ARCHITECTURES
+from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.heads import HeadsArchitecture
+from icl_bench.architectures.plain import Plain
+from icl_bench.cli import app
+from icl_bench.harness import record, spec
+from icl_bench.harness.accounting import account
+from icl_bench.harness.data import Feed
+from icl_bench.harness.resolve import PRESETS
+from icl_bench.harness.show import example, render
+from icl_bench.schema import Frozen, canonical_json, format_value
+from icl_bench.tasks import TASKS, Batch, Cell, Task
+from icl_bench.tasks.base import measured_floors
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOOR_EXAMPLES = 256
+FOLDERS = {
+    "tests": "Mirror of the package; every task and kernel has its own file",
+    "benchmarks": "Timing scripts and their result rows",
+    "docs": "These pages; `make docs` writes their generated parts",
+}
+RUN_MODELS = (record.RunResult, record.CellScore, record.GroupScore, record.StateReport, record.WorkReport)
+SPEC_MODELS = (spec.RunSpec, spec.Component, spec.ModelSpec, spec.TrainSpec, spec.EvalSpec)
+
+
+def block(text: str, language: str = "text") -> str:
+    """A fenced block, trailing spaces removed."""
+    lines = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+    return f"```{language}\n{lines}\n```\n"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table; bars inside cells are escaped."""
+    lines = [list(head)]
+    lines.append([":--"] * len(lines[0]))
+    lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def prose(docstring: str | None) -> str:
+    """A docstring as Markdown: its equations become blocks, its doctests are left out."""
+    text = inspect.cleandoc(docstring or "").split("\n>>>")[0].strip("\n")
+    parts = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        is_equation = paragraph.startswith("    ") or re.search(r"\S {3,}\S", paragraph)
+        parts.append(block(inspect.cleandoc(paragraph)) if is_equation else paragraph + "\n")
+    return "\n".join(parts)
+
+
+def module_prose(entry: type) -> str:
+    """The docstring of the module that defines a class."""
+    return prose(sys.modules[entry.__module__].__doc__)
+
+
+def parameters(model: type[Frozen], defaults: Mapping[str, object], names: Iterable[str]) -> str:
+    """A table of parameters with their defaults and docstrings."""
+    rows = []
+    for name in names:
+        default = plain(defaults[name])
+        shown = "derived" if default is None else f"`{format_value(default)}`"
+        rows.append((f"`{name}`", shown, model.model_fields[name].description or ""))
+    return table(("parameter", "default", "meaning"), rows)
+
+
+def plain(value: object) -> str | int | float | bool | tuple[int, ...] | None:
+    """A default as the spec grammar writes it."""
+    assert value is None or isinstance(value, str | int | float | bool | tuple | list)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def commands() -> str:
+    """The help of every command."""
+    group = typer.main.get_command(app)
+    names = list(group.commands)
+    parts = [block(help_of([]))]
+    parts += [f"## {name}\n\n{block(help_of([name]))}" for name in names]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def help_of(arguments: list[str]) -> str:
+    """What `icl-bench ... --help` prints."""
+    return CliRunner().invoke(app, [*arguments, "--help"], prog_name="icl-bench").stdout
+
+
+def console(*lines: str) -> str:
+    """Commands and what they print."""
+    shown = [f"$ {line}\n{CliRunner().invoke(app, shlex.split(line)[1:]).stdout.rstrip()}" for line in lines]
+    return "\n" + block("\n".join(shown), "console") + "\n"
+
+
+def presets() -> str:
+    """A table of what each preset changes."""
+    rows = []
+    for name, sections in PRESETS.items():
+        changes = [
+            f"{section}.{key}={format_value(value)}" for section, own in sections.items() for key, value in own.items()
+        ]
+        rows.append((f"`{name}`", ", ".join(f"`{change}`" for change in changes) or "nothing"))
+    return "\n" + table(("preset", "sets"), rows) + "\n"
+
+
+def tasks() -> str:
+    """A section for each task."""
+    return "\n" + "\n".join(task_section(name) for name in TASKS) + "\n"
+
+
+def task_section(name: str) -> str:
+    """Rule, parameters, cells and an example."""
+    cls = TASKS[name]
+    task = cls()
+    shortest = min(task.eval_cells, key=lambda cell: cell.length)
+    choice = "" if shortest == task.eval_cells[0] else f" --cell {shortest.label}"
+    shown = render(example(name, shortest.label, 0)).plain
+    return "\n".join(
+        [
+            f"## {name}\n",
+            prose(cls.__doc__),
+            parameters(cls, task.model_dump(), cls.model_fields),
+            f"{task.vocabulary} tokens, special ones included. Load: {task.load_name}.\n",
+            cells(task),
+            trivial_solvers(task),
+            block(f"$ icl-bench show {name}{choice}\n{shown}", "console"),
+        ]
+    )
+
+
+def cells(task: Task) -> str:
+    """A table of the cells at the default parameters."""
+    total = sum(cell.share for cell in task.train_cells)
+    shares = {cell.label: cell.share / total for cell in task.train_cells}
+    rows = []
+    for cell in task.eval_cells:
+        solver, accuracy = best_floor(task, cell)
+        share = f"{shares[cell.label]:.0%}" if shares.get(cell.label) else "-"
+        sizes = (str(cell.length), str(cell.scored), share, f"{task.state_bits(cell):.0f}")
+        rows.append((f"`{cell.label}`", *sizes, f"{accuracy:.2f}", f"`{solver}`"))
+    head = ("cell", "positions", "scored", "of training", "bits to carry", "floor", "reached by")
+    return table(head, rows)
+
+
+def best_floor(task: Task, cell: Cell) -> tuple[str, float]:
+    """The best trivial solver on the first test examples of seed 0."""
+    feed = Feed(task, cell, "test", [0], torch.device("cpu"))
+    batch = Batch(*(part[0] for part in feed.batch(torch.arange(FLOOR_EXAMPLES))))
+    measured = measured_floors(task, cell, batch)
+    return max(measured.items(), key=lambda item: item[1])
+
+
+def trivial_solvers(task: Task) -> str:
+    """A list of the trivial solvers."""
+    lines = [f"* `{name}`: {first_line(solver.__doc__)}" for name, solver in task.floors.items()]
+    return "Trivial solvers:\n\n" + "\n".join(lines) + "\n"
+
+
+def first_line(docstring: str | None) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join(inspect.cleandoc(docstring or "").split("\n\n")[0].split())
+
+
+def architectures() -> str:
+    """A section for each architecture."""
+    return "\n" + "\n".join(architecture_section(name) for name in ARCHITECTURES) + "\n"
+
+
+def architecture_section(name: str) -> str:
+    """Equations, parameters of its own, and its size."""
+    cls = ARCHITECTURES[name]
+    own = [field for field in cls.model_fields if field not in HeadsArchitecture.model_fields]
+    defaults = cls().model_dump()
+    parts = [f"## {name}\n", module_prose(cls)]
+    if issubclass(cls, HeadsArchitecture):
+        parts.append("Shares the [factors of multi-head mixers](#multi-head-mixers).\n")
+    if own:
+        parts.append(parameters(cls, defaults, own))
+    return "\n".join(parts)
+
+
+def heads() -> str:
+    """What the multi-head mixers share."""
+    fields = HeadsArchitecture.model_fields
+    defaults = {name: field.default for name, field in fields.items()}
+    return f"\n{module_prose(HeadsArchitecture)}\n{parameters(HeadsArchitecture, defaults, fields)}\n"
+
+
+def backbone() -> str:
+    """The model around the mixers."""
+    fields = spec.ModelSpec.model_fields
+    defaults = {name: field.default for name, field in fields.items()}
+    return f"\n{module_prose(Backbone)}\n{parameters(spec.ModelSpec, defaults, fields)}\n"
+
+
+def own_layers() -> str:
+    """Layers of one's own."""
+    return f"\n{module_prose(Plain)}\n"
+
+
+def sizes() -> str:
+    """State, parameters and work of each architecture at its defaults."""
+    rows = []
+    for text in (*ARCHITECTURES, "power:p=3", "power:p=4", "gated-conv+softmax"):
+        short, long = account(text, 64, 2, 64), account(text, 64, 2, 1024)
+        ratio = "-" if long.ratio is None else f"{long.ratio:.3g}"
+        rows.append((f"`{long.arch}`", f"{short.elements:,}", f"{long.elements:,}", f"{long.params:,}", ratio))
+    head = ("architecture", "state after 64 tokens", "after 1,024", "parameters of the mixers", "weight-state FLOPs")
+    return "\n" + table(head, rows) + "\n"
+
+
+def run_models() -> str:
+    """The fields of a result and its parts."""
+    return model_sections(RUN_MODELS)
+
+
+def spec_models() -> str:
+    """The fields of a specification and its parts."""
+    return model_sections(SPEC_MODELS)
+
+
+def manifest_model() -> str:
+    """The fields of a manifest."""
+    return model_sections((record.Manifest,))
+
+
+def metric_model() -> str:
+    """The fields of a line of metrics."""
+    return model_sections((record.MetricPoint,))
+
+
+def model_sections(models: Iterable[type[Frozen]]) -> str:
+    """A heading and a table of fields for each model."""
+    sections = [f"### {model.__name__}\n\n{prose(model.__doc__)}\n{fields(model)}" for model in models]
+    return "\n" + "\n".join(sections) + "\n"
+
+
+def fields(model: type[Frozen]) -> str:
+    """A table of the fields of a record."""
+    rows = []
+    for name, field in model.model_fields.items():
+        default = "" if field.is_required() else f"`{canonical_json(field.default)}`"
+        rows.append((f"`{name}`", f"`{type_name(field.annotation)}`", default, field.description or ""))
+    return table(("field", "type", "default", "meaning"), rows)
+
+
+def type_name(annotation: object) -> str:
+    """A type as a reader of JSON needs it."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    text = re.sub(r"\b(?:typing|collections\.abc|icl_bench(?:\.\w+)+)\.", "", text)
+    return text.replace("bool | int | float | str | None | tuple[bool | int | float | str | None, ...]", "Value")
+
+
+def tree() -> str:
+    """The folders and modules of the package, a line each."""
+    lines = ["icl_bench/", *(f"  {line}" for line in package_lines())]
+    lines += [f"{folder + '/':<20}{text}" for folder, text in FOLDERS.items()]
+    return "\n" + block("\n".join(lines))
+
+
+def package_lines() -> Iterator[str]:
+    """Modules, then folders, of the package with the first sentence of their docstrings."""
+    package = ROOT / "icl_bench"
+    modules = [path for path in sorted(package.glob("*.py")) if not path.stem.startswith("__")]
+    for path in [*modules, *sorted(package.glob("*/__init__.py"))]:
+        name = path.name if path.parent == package else f"{path.parent.name}/"
+        sentence = first_line(ast.get_docstring(ast.parse(path.read_text())))
+        yield f"{name:<18}{sentence.split('. ')[0].rstrip('.')}"

@@ -1,0 +1,132 @@
+"""One concept, one file, one name; nothing grows too long; `--help` stays light; the commands do not change unseen."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from icl_bench import errors
+from icl_bench.architectures import ARCHITECTURES
+from icl_bench.cli import app
+from icl_bench.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "icl_bench").rglob("*.py"))
+OWN_FILES = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "docs").glob("*.py"))]
+LONGEST_FILE = 400
+HELP_SECONDS = 0.4
+HEAVY = {"torch", "triton", "numpy", "scipy", "matplotlib", "yaml", "safetensors"}
+COMMANDS = [
+    "quickstart", "run", "compare", "sweep", "studies", "report", "tasks", "archs", "plugins", "show", "state",
+    "doctor",
+]  # fmt: skip
+DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py"}
+"""A layer of one's own draws its parameters as its class does, under a seed of torch."""
+
+GROUP = typer.main.get_command(app)
+
+
+def file_name(name: str) -> str:
+    return name.replace("-", "_") + ".py"
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_a_task_has_the_file_and_the_test_file_of_its_name(name: str) -> None:
+    assert inspect.getfile(TASKS[name]) == str(ROOT / "icl_bench" / "tasks" / file_name(name))
+    assert (ROOT / "tests" / "tasks" / f"test_{file_name(name)}").is_file()
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_an_architecture_has_the_file_of_its_name(name: str) -> None:
+    assert inspect.getfile(ARCHITECTURES[name]) == str(ROOT / "icl_bench" / "architectures" / file_name(name))
+
+
+@pytest.mark.parametrize("folder", ["tasks", "architectures"])
+def test_no_file_without_a_name(folder: str) -> None:
+    registry = {"tasks": TASKS, "architectures": ARCHITECTURES}[folder]
+    shared = {"__init__.py", "base.py", "backbone.py", "heads.py", "layers.py", "plain.py"}
+    files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - shared
+    assert files == {file_name(name) for name in registry}
+
+
+@pytest.mark.parametrize("path", OWN_FILES, ids=relative)
+def test_no_file_is_too_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_global_random_state(path: Path) -> None:
+    assert relative(path) in DRAWS_GLOBALLY or "manual_seed(" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_keyword_catch_all_in_a_public_signature(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert node.args.kwarg is None, f"{node.name} takes **{node.args.kwarg.arg}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_path_of_a_machine(path: Path) -> None:
+    assert not re.search(r"[\"'](/home|/root|/tmp|/work|/Users)/", path.read_text())
+
+
+def test_every_error_is_raised_somewhere() -> None:
+    text = "\n".join(path.read_text() for path in SOURCES if path.name != "errors.py")
+    classes = {name for name, value in vars(errors).items() if isinstance(value, type)} - {"IclBenchError"}
+    assert {name for name in classes if not re.search(rf"\b{name}\(", text)} == set()
+
+
+def test_every_error_is_one_that_the_user_can_mend() -> None:
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert all(issubclass(error, errors.IclBenchError) and error.__doc__ for error in classes)
+
+
+def test_commands_are_those_published() -> None:
+    assert list(GROUP.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_says_what_it_is_for(name: str) -> None:
+    command = GROUP.commands[name]
+    assert command.help and command.help.splitlines()[0].endswith(".")
+    assert all(parameter.help for parameter in command.params if parameter.name != "help")
+
+
+LIGHT = """
+import json, resource, sys
+sys.argv = ["icl-bench", {arguments}]
+from icl_bench.cli import main
+try:
+    main()
+except SystemExit as exit_:
+    assert exit_.code in (0, None), exit_.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+loaded = sorted({{module.split(".")[0] for module in sys.modules}})
+print(json.dumps([loaded, used.ru_utime + used.ru_stime]), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", ['"--help"', '"run", "--help"', '"--version"'])
+def test_help_is_light(arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(arguments=arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded, seconds = json.loads(done.stderr.splitlines()[-1])
+    assert HEAVY & set(loaded) == set()
+    assert "pydantic" not in loaded or arguments != '"--help"'  # typer itself loads it to read the options of a command
+    assert seconds < HELP_SECONDS  # processor time, so that a busy machine does not decide
+
+
+def test_the_package_itself_loads_nothing() -> None:
+    code = "import sys, icl_bench; print([m for m in sys.modules if m.startswith('icl_bench.')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
