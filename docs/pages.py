@@ -272,7 +272,7 @@ def tree() -> str:
     """The folders and modules of the package, a line each."""
     lines = ["icl_bench/", *(f"  {line}" for line in package_lines())]
     lines += [f"{folder + '/':<20}{text}" for folder, text in FOLDERS.items()]
-    return "\n" + block("\n".join(lines))
+    return "\n" + block("\n".join(lines)) + "\n"
 
 
 def package_lines() -> Iterator[str]:
