@@ -6,14 +6,15 @@ logits = norm(x)[scored positions] head             head: the embedding's transp
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from icl_bench.architectures.base import Architecture, Mixer
-from icl_bench.architectures.layers import Embedding, GatedMLP, Linear, RMSNorm, initialise
+from icl_bench.architectures.layers import Embedding, GatedMLP, Linear, RMSNorm, SumAtPositions, initialise
 from icl_bench.architectures.plain import PlainMixer
+from icl_bench.kernels.cross_entropy.api import cross_entropy
 
 
 class Block(nn.Module):
@@ -26,21 +27,31 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(members, d_model) if mlp_width else None
         self.mlp = GatedMLP(members, d_model, mlp_width, gain) if mlp_width else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[M, B, T, C] -> the same."""
-        return self.widen(x + self.mixer(self.mixer_norm(x)))
-
-    def widen(self, x: Tensor) -> Tensor:
-        """The second half, which does not mix positions."""
+    def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[M, B, T, C] -> the same; the input is x + y, and so is the output, to be summed with the next norm."""
+        x, normed = self.mixer_norm.after(x, y)
+        y = self.mixer(normed)
         if self.mlp is None or self.mlp_norm is None:
-            return x
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
+            return x, y
+        x, normed = self.mlp_norm.after(x, y)
+        return x, self.mlp(normed)
 
     def step(self, x: Tensor, state: Any, position: int) -> tuple[Tensor, Any]:
         """One token: x [M, B, C]."""
         mixed, state = self.mixer.step(self.mixer_norm(x), state, position)
-        return self.widen(x + mixed), state
+        x = x + mixed
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.mlp(self.mlp_norm(x))
+        return x, state
+
+
+class Scores(NamedTuple):
+    """What scored positions came to, [M, B, S] float32 each (float64 for float64)."""
+
+    losses: Tensor
+    """Cross-entropy with the target."""
+    hits: Tensor
+    """1 where the target's logit is above all others, else 0; not differentiable."""
 
 
 class Backbone(nn.Module):
@@ -74,11 +85,23 @@ class Backbone(nn.Module):
 
     def forward(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """Logits at the scored positions alone: inputs [M, B, T], positions [M, B, S] -> [M, B, S, W]."""
-        x = self.embedding(inputs)
+        return self.logits(self.scored_rows(inputs, positions))
+
+    def scores(self, inputs: Tensor, positions: Tensor, targets: Tensor) -> Scores:
+        """Losses and hits at the scored positions, targets [M, B, S], without the logits in memory."""
+        rows = self.norm(self.scored_rows(inputs, positions)).flatten(1, -2)
+        words = self.embedding.weight if self.head is None else self.head.weight.transpose(1, 2)
+        losses, hits = cross_entropy(rows, words.to(rows.dtype), targets.flatten(1))
+        return Scores(losses.view(targets.shape), hits.view(targets.shape))
+
+    def scored_rows(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """What the last norm sees at the scored positions, [M, B, S, C]."""
+        x, y = self.embedding(inputs), None
         for block in self.blocks:
-            x = block(x)
-        scored = x.gather(2, positions[..., None].expand(*positions.shape, x.shape[-1]))
-        return self.logits(scored)
+            x, y = block(x, y)
+        assert y is not None
+        rows: Tensor = SumAtPositions.apply(x, y.to(x.dtype), positions)
+        return rows
 
     def logits(self, x: Tensor) -> Tensor:
         """[M, ..., C] -> [M, ..., W]."""

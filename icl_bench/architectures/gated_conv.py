@@ -51,7 +51,7 @@ class GatedConvMixer(Mixer):
         self.project = Linear(members, d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x) * self.project(x) + x
+        out: Tensor = self.conv(x, self.project(x))
         return out
 
     def initial_state(self, batch: int) -> GatedConvState:

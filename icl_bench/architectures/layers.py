@@ -5,13 +5,16 @@ its own qualified name, so that a member starts alike in a fleet of any size and
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from icl_bench import random
+from icl_bench.kernels.convolution.api import short_convolution
+from icl_bench.kernels.convolution.reference import combine
+from icl_bench.kernels.norm.api import add_rms_norm, rms_norm
 
 TAP_STD = 0.3
 """Start of the taps of a convolution; 0.5, which keeps the variance of four taps, learns recall more slowly."""
@@ -103,10 +106,11 @@ class RMSNorm(Stacked):
         self.declare("weight", (width,), Init(mean=1.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
-        weight = self.weight.view(self.members, *[1] * (x.dim() - 2), -1)
-        return (scaled * weight).to(x.dtype)
+        return rms_norm(x, self.weight)
+
+    def after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual sum x + y (x where y is None) and its norm, in the type of x."""
+        return add_rms_norm(x, None if y is None else y.to(x.dtype), self.weight)
 
 
 class ShortConv(Stacked):
@@ -122,22 +126,32 @@ class ShortConv(Stacked):
         self.length = length
         self.declare("weight", (length, channels), Init(std=TAP_STD))
 
-    def forward(self, x: Tensor) -> Tensor:
-        padded = functional.pad(x, (0, 0, self.length - 1, 0))
-        return self.combine([padded[:, :, self.length - 1 - j : padded.shape[2] - j] for j in range(self.length)])
-
-    def combine(self, shifted: list[Tensor]) -> Tensor:
-        """sum_j weight_j shifted_j."""
-        taps = self.weight.to(shifted[0].dtype).view(self.members, self.length, *[1] * (shifted[0].dim() - 2), -1)
-        total = shifted[0] * taps[:, 0]
-        for j in range(1, self.length):
-            total = torch.addcmul(total, shifted[j], taps[:, j])
-        return total
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """conv(x), or conv(x) * gate + x."""
+        return short_convolution(x, self.weight, gate)
 
     def step(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """One position: x [M, B, C], tail [M, B, L - 1, C] oldest first -> output and the next tail."""
         window = torch.cat([tail, x[:, :, None]], dim=2)
-        return self.combine([window[:, :, self.length - 1 - j] for j in range(self.length)]), window[:, :, 1:]
+        return combine([window[:, :, self.length - 1 - j] for j in range(self.length)], self.weight), window[:, :, 1:]
+
+
+class SumAtPositions(torch.autograd.Function):
+    """Rows of x + y: x, y [M, B, T, C], positions [M, B, S] -> [M, B, S, C]; one scatter serves both gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, positions: Tensor) -> Tensor:
+        index = positions[..., None].expand(*positions.shape, x.shape[-1])
+        ctx.save_for_backward(index)
+        ctx.shape = x.shape
+        rows: Tensor = x.gather(2, index) + y.gather(2, index)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        spread = gradient.new_zeros(ctx.shape).scatter_add_(2, index, gradient)
+        return spread, spread, None
 
 
 class GatedMLP(nn.Module):
@@ -150,4 +164,5 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)
+        out: Tensor = self.down(functional.silu(gate) * up)
+        return out

@@ -5,17 +5,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.backbone import Scores
 from icl_bench.harness.data import Feed, slices
-from icl_bench.harness.precision import autocast
-from icl_bench.harness.spec import Precision
+from icl_bench.harness.precision import WorkingModel
 from icl_bench.tasks import Batch
 from icl_bench.tasks.base import measured_floors
 
 TOKENS_AT_ONCE = 1 << 18
-LOGITS_AT_ONCE = 1 << 27
 GROUPS = 64
 """Most groups of scored positions that a task may have."""
 
@@ -46,32 +43,27 @@ class CellOutcome(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: Backbone, feed: Feed, examples: int, members: int, precision: Precision) -> CellOutcome:
+def evaluate(model: WorkingModel, feed: Feed, examples: int, members: int) -> CellOutcome:
     """Score `examples` examples of a cell for every member."""
-    cell = feed.cell
-    per_example = members * max(cell.length, cell.scored * feed.task.vocabulary * TOKENS_AT_ONCE // LOGITS_AT_ONCE)
     totals: Counts | None = None
-    for part in slices(examples, per_example, TOKENS_AT_ONCE):
+    for part in slices(examples, members * feed.cell.length, TOKENS_AT_ONCE):
         index = torch.arange(part.start, part.start + part.size, device=feed.streams.device)
         batch = feed.batch(index)
-        with autocast(batch.inputs.device, precision):
-            logits = model(batch.inputs, batch.positions)
-        counted = count(logits.float(), batch)
+        counted = count(model.scores(batch.inputs, batch.positions, batch.targets), batch.groups)
         totals = counted if totals is None else Counts(*(a + b for a, b in zip(totals, counted, strict=True)))
     assert totals is not None
     return summarise(totals, examples, feed)
 
 
-def count(logits: Tensor, batch: Batch) -> Counts:
-    """Count one piece: logits [M, B, S, W] float32."""
-    hits = (logits.argmax(-1) == batch.targets).double()
-    losses = functional.cross_entropy(logits.flatten(0, -2), batch.targets.flatten(), reduction="none")
-    groups = batch.groups.flatten(1)
+def count(scores: Scores, tags: Tensor) -> Counts:
+    """Count one piece; tags are the groups of the scored positions, [M, B, S]."""
+    hits = scores.hits.double()
+    groups = tags.flatten(1)
     empty = torch.zeros(hits.shape[0], GROUPS, device=hits.device, dtype=torch.float64)
     return Counts(
         right=hits.sum((1, 2)),
         exact=hits.prod(-1).sum(-1),
-        loss=losses.view(hits.shape).double().sum((1, 2)),
+        loss=scores.losses.double().sum((1, 2)),
         group_right=empty.scatter_add(1, groups, hits.flatten(1)),
         group_all=empty.scatter_add(1, groups, torch.ones_like(hits).flatten(1)),
     )

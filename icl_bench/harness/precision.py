@@ -1,9 +1,13 @@
 """Arithmetic of the forward and backward pass; parameters, optimiser and scores stay in float32."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from icl_bench.architectures.backbone import Backbone, Scores
 from icl_bench.harness.spec import Precision
 
 
@@ -12,3 +16,41 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+def working_dtype(precision: Precision) -> torch.dtype | None:
+    """The type that parameters are rounded to once a step; None where they are used as they are."""
+    return None if precision == "float32" else torch.bfloat16
+
+
+class Scorer(nn.Module):
+    """A model with its scores as the forward pass."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, positions: Tensor, targets: Tensor) -> Scores:
+        """See `Backbone.scores`."""
+        return self.model.scores(inputs, positions, targets)
+
+
+class WorkingModel:
+    """A model that computes in a precision with the working copies of its parameters.
+
+    Args:
+        model: The model.
+        working: A tensor for each of its parameters, in their order.
+        precision: Of products.
+    """
+
+    def __init__(self, model: Backbone, working: Sequence[Tensor], precision: Precision) -> None:
+        self.scorer, self.precision = Scorer(model), precision
+        names = [name for name, _ in self.scorer.named_parameters()]
+        self.working = dict(zip(names, working, strict=True))
+
+    def scores(self, inputs: Tensor, positions: Tensor, targets: Tensor) -> Scores:
+        """Losses and hits, [M, B, S] each."""
+        with autocast(inputs.device, self.precision):
+            scores: Scores = functional_call(self.scorer, self.working, (inputs, positions, targets))
+        return scores

@@ -5,19 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
 from icl_bench.harness.evaluate import CellOutcome, best_floors, evaluate
 from icl_bench.harness.graphs import StepGraphs
 from icl_bench.harness.optimiser import FleetAdamW
-from icl_bench.harness.precision import autocast
+from icl_bench.harness.precision import WorkingModel, working_dtype
 from icl_bench.harness.record import MetricPoint
 from icl_bench.harness.reporter import Progress
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
+from icl_bench.harness.supply import Supply, steps_at_once
 
 SOLVED = 0.99
 
@@ -64,44 +63,57 @@ class Trainer:
             first.model.tied,
             impl,
         ).to(device)
-        self.optimiser = FleetAdamW(list(self.model.parameters()), [spec.train for spec in specs])
+        self.optimiser = FleetAdamW(
+            list(self.model.parameters()), [spec.train for spec in specs], working_dtype(first.precision)
+        )
+        self.working = WorkingModel(self.model, self.optimiser.working, first.precision)
         self.cells = self.task.train_cells
         self.order = cell_order(self.cells, first.train.steps)
         self.train_feeds = [self.feed(cell.label, "train") for cell in self.cells]
-        self.drawn = [torch.zeros((), device=device, dtype=torch.int64) for _ in self.cells]
+        self.supplies = [self.supply(which) for which in range(len(self.cells))]
         self.sums = torch.zeros(2, len(specs), device=device)
         self.done = 0
-        self.graphs = StepGraphs(self.update, device) if graphs and device.type == "cuda" else None
+        captured = graphs and device.type == "cuda"
+        self.updates = StepGraphs(self.update, device) if captured else None
+        self.refills = StepGraphs(self.refill, device) if captured else None
 
     def feed(self, label: str, split: Split) -> Feed:
         """Examples of a cell and split."""
         return Feed(self.task, self.task.cell(label), split, [spec.data_seed for spec in self.specs], self.device)
 
+    def supply(self, which: int) -> Supply:
+        """Training batches of the cell of that index."""
+        cell, train, members = self.cells[which], self.spec.train, len(self.specs)
+        size = training_set_size(self.cells, cell, train.examples)
+        steps = steps_at_once(members * train.batch * cell.length, self.order.count(which))
+        return Supply(self.train_feeds[which], train.batch, members, size, steps)
+
     def step(self) -> None:
         """One update of every member, on the cell whose turn it is; never waits for the device."""
         which = self.order[self.done]
         self.done += 1
-        if self.graphs is not None:
-            self.graphs.run(which)
+        if self.supplies[which].due():
+            self.run(self.refill, self.refills, which)
+        self.run(self.update, self.updates, which)
+
+    def run(self, work: Callable[[int], None], graphs: StepGraphs | None, which: int) -> None:
+        """Do the work on the cell of that index, by its graph where there are graphs."""
+        if graphs is None:
+            work(which)
         else:
-            self.update(which)
+            graphs.run(which)
+
+    def refill(self, which: int) -> None:
+        """Make the next batches of the cell of that index."""
+        self.supplies[which].refill()
 
     def update(self, which: int) -> None:
         """One update on the cell of that index; device tensors throughout, so that a graph can hold it."""
-        cell, batch_size = self.cells[which], self.spec.train.batch
-        index = self.drawn[which] + torch.arange(batch_size, device=self.device)
-        self.drawn[which] += batch_size
-        size = training_set_size(self.cells, cell, self.spec.train.examples)
-        batch = self.train_feeds[which].batch(index if size is None else index % size)
-        with autocast(self.device, self.spec.precision):
-            logits = self.model(batch.inputs, batch.positions)
-        losses = member_losses(logits, batch.targets)
-        for parameter in self.optimiser.parameters:
-            parameter.grad = None
-        losses.sum().backward()
+        scores = self.working.scores(*self.supplies[which].take())
+        losses = scores.losses.mean((1, 2))
+        self.optimiser.differentiate(losses)
         self.optimiser.step(losses.detach())
-        hits = (logits.detach().argmax(-1) == batch.targets).float().mean((1, 2))
-        self.sums += torch.stack([losses.detach(), hits])
+        self.sums += torch.stack([losses.detach(), scores.hits.mean((1, 2))])
 
     def take_means(self, steps: int) -> tuple[list[float], list[float]]:
         """Mean loss and accuracy of each member over the last `steps` steps; starts anew."""
@@ -113,11 +125,7 @@ class Trainer:
         """Validation accuracy by cell and member."""
         return {
             cell.label: evaluate(
-                self.model,
-                self.feed(cell.label, "val"),
-                self.spec.evaluation.validation,
-                len(self.specs),
-                self.spec.precision,
+                self.working, self.feed(cell.label, "val"), self.spec.evaluation.validation, len(self.specs)
             ).accuracy
             for cell in self.task.eval_cells
         }
@@ -125,15 +133,9 @@ class Trainer:
     def test(self) -> tuple[dict[str, CellOutcome], dict[str, list[tuple[str, float]]]]:
         """Test scores and floors by cell."""
         feeds = {cell.label: self.feed(cell.label, "test") for cell in self.task.eval_cells}
-        count, members, precision = self.spec.evaluation.examples, len(self.specs), self.spec.precision
-        scores = {label: evaluate(self.model, feed, count, members, precision) for label, feed in feeds.items()}
+        count = self.spec.evaluation.examples
+        scores = {label: evaluate(self.working, feed, count, len(self.specs)) for label, feed in feeds.items()}
         return scores, best_floors(feeds, count)
-
-
-def member_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of each member, [M] float32: logits [M, B, S, W], targets [M, B, S]."""
-    flat = functional.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), reduction="none")
-    return flat.view(targets.shape).mean((1, 2))
 
 
 def train_fleet(

@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
@@ -26,3 +28,8 @@ def check_triton(x: Tensor) -> None:
             f"impl='triton' needs CUDA tensors or Triton's interpreter; got tensors on {x.device}: "
             "use impl='auto', or set TRITON_INTERPRET=1"
         )
+
+
+def launch_on(x: Tensor) -> AbstractContextManager[object]:
+    """Make the device of x the current one, on which Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,0 +1,75 @@
+"""Training batches, made for many steps at once: small kernels by the hundred cost a launch each, not a step each."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from icl_bench.harness.data import Feed
+
+TOKENS_AT_ONCE = 1 << 20
+"""Tokens made at once, over all members, at least one step's."""
+MOST_STEPS = 64
+
+
+class TrainBatch(NamedTuple):
+    """What a training step reads, int64."""
+
+    inputs: Tensor
+    """[M, B, T]."""
+    positions: Tensor
+    """[M, B, S]."""
+    targets: Tensor
+    """[M, B, S]."""
+
+
+def steps_at_once(tokens: int, needed: int) -> int:
+    """How many steps of so many tokens each are made together; never more than are needed."""
+    return max(1, min(MOST_STEPS, needed, TOKENS_AT_ONCE // tokens))
+
+
+class Supply:
+    """The batches of one cell in order; device tensors throughout, so that both halves can be captured in graphs.
+
+    Args:
+        feed: Examples by index.
+        batch: Examples of a step, B.
+        members: Size of the fleet, M.
+        size: Size of a fixed training set, which is cycled; None where every example is fresh.
+        steps: Steps made at once.
+    """
+
+    def __init__(self, feed: Feed, batch: int, members: int, size: int | None, steps: int) -> None:
+        self.feed, self.batch, self.size, self.steps = feed, batch, size, steps
+        cell, device = feed.cell, feed.streams.device
+        self.shapes = [torch.Size((members, batch, n)) for n in (cell.length, cell.scored, cell.scored)]
+        self.sizes = [shape.numel() for shape in self.shapes]
+        self.drawn = torch.zeros((), device=device, dtype=torch.int64)
+        self.slot = torch.zeros(1, device=device, dtype=torch.int64)
+        self.stock = torch.zeros(steps, sum(self.sizes), device=device, dtype=torch.int64)
+        self.taken = 0
+
+    def due(self) -> bool:
+        """Count a step; whether it needs a `refill` first."""
+        self.taken += 1
+        return (self.taken - 1) % self.steps == 0
+
+    def refill(self) -> None:
+        """Make the batches of the next steps."""
+        count = self.steps * self.batch
+        index = self.drawn + torch.arange(count, device=self.drawn.device)
+        self.drawn += count
+        made = self.feed.batch(index if self.size is None else index % self.size)
+        self.stock.copy_(torch.cat([self.by_step(part) for part in made[:3]], dim=1))
+        self.slot.zero_()
+
+    def by_step(self, part: Tensor) -> Tensor:
+        """[M, steps B, ...] -> [steps, M B ...]."""
+        rows: Tensor = part.unflatten(1, (self.steps, self.batch)).transpose(0, 1).flatten(1)
+        return rows
+
+    def take(self) -> TrainBatch:
+        """The batch of this step."""
+        parts = self.stock.index_select(0, self.slot)[0].split(self.sizes)
+        self.slot += 1
+        return TrainBatch(*(part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)))

@@ -1,0 +1,1 @@
+"""AdamW over a fleet: all parameters of all members in two launches."""

@@ -1,0 +1,1 @@
+"""Cross-entropy of scored rows against a vocabulary, without the logits in memory."""

@@ -1,0 +1,1 @@
+"""RMS norm of a fleet, with the residual sum before it."""

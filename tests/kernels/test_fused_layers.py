@@ -1,0 +1,70 @@
+"""Norms and short convolutions in Triton against their plain forms in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.convolution.api import short_convolution  # noqa: E402
+from icl_bench.kernels.norm.api import add_rms_norm, rms_norm  # noqa: E402
+from tests.kernels.numerics import assert_within_rounding  # noqa: E402
+
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def assert_like_plain(function, inputs, walk=0.0) -> None:
+    """Outputs and gradients within rounding of float64; `walk` bounds the terms that are summed into a gradient."""
+    made = {}
+    for name, dtype, impl in (("triton", None, "triton"), ("plain", None, "torch"), ("exact", torch.float64, "torch")):
+        leaves = [part.detach().to(dtype or part.dtype).requires_grad_() for part in inputs]
+        outs = function(*leaves, impl=impl)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        pulls = [draw(*out.shape, seed=7 + i).to(inputs[0].dtype).to(out.dtype) for i, out in enumerate(outs)]
+        made[name] = [*outs, *torch.autograd.grad(outs, leaves, pulls)]
+    for i, rows in enumerate(zip(made["triton"], made["exact"], made["plain"], strict=True)):
+        assert_within_rounding(f"result {i}", *rows, walk=walk)
+
+
+@TYPES
+@pytest.mark.parametrize("shape", [(2, 3, 5, 12), (1, 1, 1, 1), (2, 70, 2, 64), (1, 3, 130)], ids=str)
+def test_norm(shape, dtype):
+    x, weight = draw(*shape, dtype=dtype), draw(shape[0], shape[-1], seed=1)
+    assert_like_plain(rms_norm, [x, weight], walk=(x.numel() / x.shape[-1]) ** 0.5)
+
+
+@TYPES
+def test_norm_after_a_sum(dtype):
+    x, y = draw(2, 3, 11, 20, dtype=dtype), draw(2, 3, 11, 20, dtype=dtype, seed=1)
+    assert_like_plain(add_rms_norm, [x, y, draw(2, 20, seed=2)], walk=6.0)
+
+
+@TYPES
+def test_norm_and_its_input(dtype):
+    inputs = [draw(2, 3, 11, 20, dtype=dtype), draw(2, 20, seed=2)]
+    assert_like_plain(lambda x, weight, impl: add_rms_norm(x, None, weight, impl=impl), inputs, walk=6.0)
+
+
+@TYPES
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize(("time", "width", "length"), [(7, 12, 3), (1, 5, 4), (40, 130, 4), (9, 16, 1)])
+def test_convolution(time, width, length, gated, dtype):
+    inputs = [draw(2, 3, time, width, dtype=dtype), draw(2, length, width, dtype=dtype, seed=1)]
+    inputs += [draw(2, 3, time, width, dtype=dtype, seed=2)] * gated
+    assert_like_plain(short_convolution, inputs, walk=(6 * time) ** 0.5)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ArgumentError, match="weight must be"):
+        rms_norm(draw(2, 3, 4), draw(2, 3))
+    with pytest.raises(ArgumentError, match="gate must be"):
+        short_convolution(draw(1, 2, 3, 4), draw(1, 2, 4), draw(1, 2, 3, 5))
