@@ -56,28 +56,45 @@ def measure(runs: list[RunSpec], device: torch.device, graphs: bool, seconds: fl
         steps += 10
         wait(device)
     per_step = (time.perf_counter() - started) / steps
+    data = data_seconds(trainer, device)
     examples = len(runs) * runs[0].train.batch
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
     return {
         "examples_per_second": round(examples / per_step),
         "ms_per_member_step": round(1e3 * per_step / len(runs), 4),
+        "data_share": round(data / per_step, 4),
         "peak_gib": round(peak, 2),
     }
 
 
-def profile(runs: list[RunSpec], device: torch.device, rows: int) -> list[tuple[str, float]]:
-    """The kernels that take most of a step, with their share of its device time."""
+def data_seconds(trainer: Trainer, device: torch.device) -> float:
+    """Time to make the batch of a step."""
+    supply, rounds = trainer.supplies[0], 5
+    for _ in range(WARM_STEPS):
+        trainer.run(trainer.refill, trainer.refills, 0)
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(rounds):
+        trainer.run(trainer.refill, trainer.refills, 0)
+    wait(device)
+    return (time.perf_counter() - started) / rounds / supply.steps
+
+
+def profile(runs: list[RunSpec], device: torch.device, rows: int) -> list[tuple[str, float, int]]:
+    """The kernels that take most of a step, in milliseconds a step, and how often they run."""
     trainer = Trainer(runs, device, "auto", graphs=False)
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
+    steps = min(trainer.supplies[0].steps, 8)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
-        for _ in range(3):
+        for _ in range(steps):
             trainer.step()
         wait(device)
     events = sorted(recorded.key_averages(), key=lambda event: -event.self_device_time_total)
-    total = sum(event.self_device_time_total for event in events)
-    return [(event.key[:100], round(event.self_device_time_total / total, 4)) for event in events[:rows]]
+    parts = [(event.key[:110], event.self_device_time_total / steps / 1e3, event.count // steps) for event in events]
+    total = ("all", sum(part[1] for part in parts), sum(part[2] for part in parts))
+    return [(key, round(milliseconds, 4), calls) for key, milliseconds, calls in [total, *parts[:rows]]]
 
 
 def main() -> None:
@@ -87,13 +104,15 @@ def main() -> None:
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--members", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=1.5)
-    parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case")
+    parser.add_argument("--cases", default="", help="their numbers, such as 0,2; all by default")
+    parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case and fleet")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
     rows: list[dict[str, Any]] = []
-    for name, arch, length, pairs in CASES:
+    chosen = [CASES[int(part)] for part in options.cases.split(",") if part] or CASES
+    for name, arch, length, pairs in chosen:
         for members in (int(part) for part in options.members.split(",")):
             runs = specs(arch, length, pairs, members, options.precision)
             case = {"arch": name, "length": length, "pairs": pairs, "members": members, "precision": options.precision}
@@ -103,10 +122,10 @@ def main() -> None:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.empty_cache()
-        if options.profile:
-            rows[-1]["profile"] = profile(runs, device, options.profile)
-            for kernel, share in rows[-1]["profile"]:
-                print(f"    {share:6.1%}  {kernel}", flush=True)
+            if options.profile:
+                row["profile"] = profile(runs, device, options.profile)
+                for kernel, milliseconds, calls in row["profile"]:
+                    print(f"    {milliseconds:8.4f} ms {calls:4} x  {kernel}", flush=True)
     if options.json:
         head = {"device": device_name(device), "versions": versions(), "revision": git_revision()}
         options.json.write_text(json.dumps({**head, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1))
