@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from icl_bench.architectures.backbone import Backbone, Scores
 from icl_bench.harness.spec import Precision
+from icl_bench.kernels.embedding.api import Places
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -30,9 +31,9 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor, positions: Tensor, targets: Tensor) -> Scores:
+    def forward(self, inputs: Tensor, positions: Tensor, targets: Tensor, places: Places | None) -> Scores:
         """See `Backbone.scores`."""
-        return self.model.scores(inputs, positions, targets)
+        return self.model.scores(inputs, positions, targets, places)
 
 
 class WorkingModel:
@@ -49,8 +50,8 @@ class WorkingModel:
         names = [name for name, _ in self.scorer.named_parameters()]
         self.working = dict(zip(names, working, strict=True))
 
-    def scores(self, inputs: Tensor, positions: Tensor, targets: Tensor) -> Scores:
-        """Losses and hits, [M, B, S] each."""
+    def scores(self, inputs: Tensor, positions: Tensor, targets: Tensor, places: Places | None = None) -> Scores:
+        """Losses and hits, [M, B, S] each; see `Backbone.scores`."""
         with autocast(inputs.device, self.precision):
-            scores: Scores = functional_call(self.scorer, self.working, (inputs, positions, targets))
+            scores: Scores = functional_call(self.scorer, self.working, (inputs, positions, targets, places))
         return scores

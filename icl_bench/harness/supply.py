@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.harness.data import Feed
+from icl_bench.kernels.embedding.api import Places, find_places
 
 TOKENS_AT_ONCE = 1 << 20
 """Tokens made at once, over all members, at least one step's."""
@@ -21,6 +22,8 @@ class TrainBatch(NamedTuple):
     """[M, B, S]."""
     targets: Tensor
     """[M, B, S]."""
+    places: Places | None
+    """Where each word occurs in the inputs, where the supply sorts."""
 
 
 def steps_at_once(tokens: int, needed: int) -> int:
@@ -37,12 +40,16 @@ class Supply:
         members: Size of the fleet, M.
         size: Size of a fixed training set, which is cycled; None where every example is fresh.
         steps: Steps made at once.
+        sort: Whether the tokens of each batch are sorted by word too, for the gradient of the embedding.
     """
 
-    def __init__(self, feed: Feed, batch: int, members: int, size: int | None, steps: int) -> None:
+    def __init__(self, feed: Feed, batch: int, members: int, size: int | None, steps: int, sort: bool = False) -> None:
         self.feed, self.batch, self.size, self.steps = feed, batch, size, steps
         cell, device = feed.cell, feed.streams.device
         self.shapes = [torch.Size((members, batch, n)) for n in (cell.length, cell.scored, cell.scored)]
+        self.sort, self.words = sort, feed.task.vocabulary
+        if sort:
+            self.shapes += [torch.Size((members, batch * cell.length)), torch.Size((members, self.words + 1))]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.drawn = torch.zeros((), device=device, dtype=torch.int64)
         self.slot = torch.zeros(1, device=device, dtype=torch.int64)
@@ -60,7 +67,11 @@ class Supply:
         index = self.drawn + torch.arange(count, device=self.drawn.device)
         self.drawn += count
         made = self.feed.batch(index if self.size is None else index % self.size)
-        self.stock.copy_(torch.cat([self.by_step(part) for part in made[:3]], dim=1))
+        parts = [self.by_step(part) for part in made[:3]]
+        if self.sort:
+            tokens = parts[0].view(self.steps * self.shapes[0][0], -1)
+            parts += [part.view(self.steps, -1) for part in find_places(tokens, self.words)]
+        self.stock.copy_(torch.cat(parts, dim=1))
         self.slot.zero_()
 
     def by_step(self, part: Tensor) -> Tensor:
@@ -72,4 +83,5 @@ class Supply:
         """The batch of this step."""
         parts = self.stock.index_select(0, self.slot)[0].split(self.sizes)
         self.slot += 1
-        return TrainBatch(*(part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)))
+        inputs, positions, targets, *places = (part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
+        return TrainBatch(inputs, positions, targets, Places(*places) if places else None)

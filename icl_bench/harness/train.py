@@ -17,6 +17,7 @@ from icl_bench.harness.reporter import Progress
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.supply import Supply, steps_at_once
+from icl_bench.kernels.backends import has_triton
 
 SOLVED = 0.99
 
@@ -70,8 +71,8 @@ class Trainer:
         self.cells = self.task.train_cells
         self.order = cell_order(self.cells, first.train.steps)
         self.train_feeds = [self.feed(cell.label, "train") for cell in self.cells]
-        self.supplies = [self.supply(which) for which in range(len(self.cells))]
         self.sums = torch.zeros(2, len(specs), device=device)
+        self.supplies = [self.supply(which) for which in range(len(self.cells))]
         self.done = 0
         captured = graphs and device.type == "cuda"
         self.updates = StepGraphs(self.update, device) if captured else None
@@ -86,7 +87,8 @@ class Trainer:
         cell, train, members = self.cells[which], self.spec.train, len(self.specs)
         size = training_set_size(self.cells, cell, train.examples)
         steps = steps_at_once(members * train.batch * cell.length, self.order.count(which))
-        return Supply(self.train_feeds[which], train.batch, members, size, steps)
+        sort = has_triton(self.sums)
+        return Supply(self.train_feeds[which], train.batch, members, size, steps, sort)
 
     def step(self) -> None:
         """One update of every member, on the cell whose turn it is; never waits for the device."""

@@ -5,6 +5,7 @@ import torch
 
 from icl_bench.harness.data import Feed
 from icl_bench.harness.supply import MOST_STEPS, Supply, steps_at_once
+from icl_bench.kernels.embedding.api import find_places
 from icl_bench.tasks import AssocRecall
 
 
@@ -19,8 +20,19 @@ def test_batches_are_those_of_their_indices(seeds, size, steps):
             supply.refill()
         index = torch.arange(4 * step, 4 * step + 4)
         wanted = feed.batch(index if size is None else index % size)
-        for found, right in zip(supply.take(), wanted[:3], strict=True):
+        for found, right in zip(supply.take()[:3], wanted[:3], strict=True):
             assert torch.equal(found, right)
+
+
+def test_sorted_batches_have_the_places_of_their_words():
+    task = AssocRecall(length=16, pairs=(2,), vocab=64)
+    feed = Feed(task, task.train_cells[0], "train", (0, 1, 2), torch.device("cpu"))
+    supply = Supply(feed, 4, 3, None, 2, sort=True)
+    supply.refill()
+    for _ in range(2):
+        batch = supply.take()
+        wanted = find_places(batch.inputs, 64)
+        assert torch.equal(batch.places.order, wanted.order) and torch.equal(batch.places.starts, wanted.starts)
 
 
 def test_no_more_steps_than_needed_or_fit():

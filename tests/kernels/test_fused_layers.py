@@ -12,6 +12,7 @@ if DEVICE == "cpu":
 
 from icl_bench.errors import ArgumentError  # noqa: E402
 from icl_bench.kernels.convolution.api import short_convolution  # noqa: E402
+from icl_bench.kernels.embedding.api import embed, find_places  # noqa: E402
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm  # noqa: E402
 from tests.kernels.numerics import assert_within_rounding  # noqa: E402
 
@@ -61,6 +62,24 @@ def test_convolution(time, width, length, gated, dtype):
     inputs = [draw(2, 3, time, width, dtype=dtype), draw(2, length, width, dtype=dtype, seed=1)]
     inputs += [draw(2, 3, time, width, dtype=dtype, seed=2)] * gated
     assert_like_plain(short_convolution, inputs, walk=(6 * time) ** 0.5)
+
+
+@TYPES
+@pytest.mark.parametrize(("words", "width"), [(5, 3), (16, 16), (70, 130)])
+@pytest.mark.parametrize("known", [False, True])
+def test_embedding(words, width, known, dtype):
+    ids = torch.randint(words, (2, 5, 17), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids[0, 1:4] = words - 1  # one word far more often than the tile holds
+    places = find_places(ids, words) if known else None
+    run = lambda weight, impl: embed(ids, weight, places, impl=impl)  # noqa: E731
+    assert_like_plain(run, [draw(2, words, width, dtype=dtype)], walk=ids[0].numel() ** 0.5)
+
+
+def test_places_list_each_word_in_order():
+    ids = torch.tensor([[[2, 0], [2, 5]], [[1, 1], [0, 1]]])
+    places = find_places(ids, 6)
+    assert places.order.tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
+    assert places.starts.tolist() == [[0, 1, 1, 3, 3, 3, 4], [0, 1, 4, 4, 4, 4, 4]]
 
 
 def test_shapes_are_checked():
