@@ -11,14 +11,13 @@ import ast
 import contextlib
 import importlib
 import importlib.util
-import itertools
 import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from icl_bench.kernels.power import triton_config as config
@@ -68,16 +67,16 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     if problem.chunks > 1:
         states = launch.chunk_sums(problem, k, k, v, decay, decay)
         launch.scan(problem, states, gates, None, reverse=False, want_final=False)
-    y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, True)
+    low = 0 if p == 1 else (t if gated else min(t, 64))
+    y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, low)
     statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
     rows, factors = statistics[:2], statistics[2:]
     calls = {
-        "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, True),
+        "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, low),
         "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den, gates),
         "query_gradient": lambda: launch.query_gradient(
             problem, q, k, v, y, y_low, dy, den, rows if states is not None else None, gates, states, False
-        )  # fmt: skip
-        ,
+        ),
     }
     if states is not None:
         after = launch.chunk_sums(problem, q, q, dy, *factors)
@@ -153,7 +152,7 @@ def tune(shape: str, kernel: str) -> dict[str, float | str]:
         table[key] = blocks
         try:
             times[str(tuple(blocks))] = median_ms(call, 5)
-        except Exception as error:  # noqa: BLE001  a candidate that cannot launch is a result
+        except Exception as error:  # a candidate that cannot launch is a result
             times[str(tuple(blocks))] = f"{type(error).__name__}: {error}"[:120]
     table[key] = kept
     return times
@@ -174,7 +173,7 @@ def operators(n: int, t: int, heads: int, width: int) -> dict[str, Callable[...,
         def call(q, k, v, log_g):
             with sdpa_kernel(backend):
                 heads_first = (x.transpose(1, 2) for x in (q, k, v))
-                return F.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
+                return functional.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2)
 
         return call
 
@@ -214,10 +213,12 @@ def _use_best(tuned: dict[str, dict[str, float]], operator: str) -> None:
         kernel = name.split()[1]
         if name == f"{shape} {kernel}" and kernel != "chunk_sums_of_queries":
             found = {key: ms for key, ms in times.items() if key != "table" and isinstance(ms, float)}
-            config.TABLES["bf16"][kernel, _form(shape), 64] = Blocks(*ast.literal_eval(min(found, key=found.__getitem__)))
+            config.TABLES["bf16"][kernel, _form(shape), 64] = Blocks(
+                *ast.literal_eval(min(found, key=found.__getitem__))
+            )
 
 
-def compare(out: Path, sizes: list[str], tuned: Path | None) -> None:
+def compare(out: Path, sizes: list[str], tuned: Path | None, chosen: str) -> None:
     """Forward, forward + backward and peak memory of whole operators, one after another in one process."""
     best = json.loads(tuned.read_text()) if tuned else {}
     found: dict[str, object] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
@@ -228,10 +229,28 @@ def compare(out: Path, sizes: list[str], tuned: Path | None) -> None:
         for x in (q, k, v, log_g):
             x.requires_grad_()
         for operator, call in operators(*shape).items():
+            if not any(operator.startswith(part) for part in chosen.split(",")):
+                continue
             _use_best(best, "short" if name == "short" else operator)
             found[f"{name} {operator}"] = row = time_operator(call, q, k, v, log_g, dy)
             print(name, operator, row, flush=True)
             out.write_text(json.dumps(found, indent=1))
+
+
+def _captured_ms(both: Callable[[], None]) -> float | str:
+    """Forward and backward as one replayed CUDA graph: without the time that launching takes."""
+    try:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            both()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            both()
+        return round(median_ms(graph.replay), 4)
+    except RuntimeError as error:  # what cannot be captured is a result
+        return str(error)[:100]
 
 
 def time_operator(call: Callable[..., torch.Tensor], q, k, v, log_g, dy) -> dict[str, float] | str:
@@ -246,13 +265,14 @@ def time_operator(call: Callable[..., torch.Tensor], q, k, v, log_g, dy) -> dict
         with torch.no_grad():
             forward = median_ms(lambda: call(q, k, v, log_g))
         total = median_ms(both)
+        graph = _captured_ms(both)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         both()
         peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    except Exception as error:  # noqa: BLE001  a peer that refuses is a result
+    except Exception as error:  # a peer that refuses is a result
         return f"{type(error).__name__}: {error}"[:200]
-    return {"forward": round(forward, 4), "forward_backward": round(total, 4), "peak_mb": round(peak)}
+    return {"forward": round(forward, 4), "forward_backward": round(total, 4), "graph": graph, "peak_mb": round(peak)}
 
 
 def main() -> None:
@@ -262,12 +282,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--shapes", default="p2,p2_gated,p1,short")
     parser.add_argument("--kernels", default="forward,query_gradient,key_gradient,chunk_sums,chunk_sums_of_queries")
+    parser.add_argument(
+        "--operators", default="power,linear,sdpa", help="what the names of those to compare begin with"
+    )
     parser.add_argument("--tuned", type=Path, help="use the fastest configurations of this tuning run")
     parser.add_argument("--share", type=int, default=0)
     parser.add_argument("--shares", type=int, default=1)
     options = parser.parse_args()
     if options.part == "compare":
-        compare(options.out, options.shapes.split(","), options.tuned)
+        compare(options.out, options.shapes.split(","), options.tuned, options.operators)
         return
     found: dict[str, object] = {}
     for shape in options.shapes.split(","):
@@ -283,7 +306,14 @@ def main() -> None:
                     continue
                 found[f"{shape} {kernel}"] = times = tune(shape, kernel)
                 best = sorted((ms, name) for name, ms in times.items() if isinstance(ms, float))[:4]
-                print(shape, kernel, "table", round(times["table"], 3), [(round(ms, 3), name) for ms, name in best], flush=True)
+                print(
+                    shape,
+                    kernel,
+                    "table",
+                    round(times["table"], 3),
+                    [(round(ms, 3), name) for ms, name in best],
+                    flush=True,
+                )
         options.out.write_text(json.dumps(found, indent=1))
 
 

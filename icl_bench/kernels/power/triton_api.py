@@ -1,10 +1,13 @@
 """Power attention in Triton: the entry points, and the custom operators behind them.
 
-Forward: sums of each chunk (`triton_state`), their scan, then one kernel that reads the state and adds the causal scores
-of the own chunk (`triton_forward`). Backward: the same two state kernels on queries and output gradients, backwards in
-time, then one kernel for dq and one for dk and dv (`triton_backward`). One chunk that covers the sequence is the
-quadratic form. Expanded keys and queries exist in registers only. No kernel adds atomically: results repeat bit for bit.
+Forward: sums of each chunk (`triton_state`), their scan, then one kernel that reads the state and adds the causal
+scores of the own chunk (`triton_forward`). Backward: the same two state kernels on queries and output gradients,
+backwards in time, then one kernel for dq and one for dk and dv (`triton_backward`). One chunk that covers the sequence
+is the quadratic form. Expanded keys and queries exist in registers only (for p >= 3 their factors of about half the
+degree are in memory). No kernel adds atomically: results repeat bit for bit.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +63,10 @@ def power_attention_triton(
     s, z = (None, None) if initial_state is None else initial_state
     size = _chunk(q, v, p, chunk)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    y, _, _, _, s, z = power_forward(q, k, v, log_g, s, z, p, scale, normalize == "sum", eps, size, keep_state)
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, s, z))
+    y, _, _, _, s, z = power_forward(
+        q, k, v, log_g, s, z, p, scale, normalize == "sum", eps, size, keep_state, differentiable
+    )  # fmt: skip
     if not keep_state:
         return y, None
     return y, PowerState(s, z if normalize == "sum" else None)
@@ -74,12 +80,15 @@ def default_chunk(t: int, key_width: int, value_width: int, p: int) -> int:
     layout = tile_layout(key_width, p)
     expanded = layout.expanded if p > 1 else 2 * config.padded(key_width)
     chunk = 128
-    while chunk < 2048 and chunk * chunk < 400 * expanded:
+    while chunk < 2048 and chunk * chunk < 250 * expanded:
         chunk *= 2
     if t <= 2 * expanded + chunk or expanded > MAX_EXPANDED:
         return t
     return chunk
 
+
+FEW_KEYS = 64
+"""Rows with at least as many keys are as exact with y in 16 bits."""
 
 MAX_EXPANDED = 150_000
 """Rows of the widest state that is used; beyond them the quadratic form serves every length."""
@@ -97,8 +106,8 @@ def _chunk(q: Tensor, v: Tensor, p: int, chunk: int | None) -> int:
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dtype not in config.ARITHMETIC or k.dtype != q.dtype or v.dtype != q.dtype:
         raise KernelUnavailableError(
-            f"impl='triton' needs q, k and v in one of bfloat16, float16, float32; got {q.dtype}, {k.dtype}, {v.dtype}: "
-            "cast them, or use impl='chunked'"
+            "impl='triton' needs q, k and v in one of bfloat16, float16, float32; "
+            f"got {q.dtype}, {k.dtype}, {v.dtype}: cast them, or use impl='chunked'"
         )
     if q.shape[3] > 128:
         raise KernelUnavailableError(
@@ -125,17 +134,20 @@ def _by_value_blocks(
     return y, PowerState(torch.cat([state.s for state in kept], dim=3), kept[0].z) if kept else None
 
 
-def _problem(
-    q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int
-) -> Problem:
+def _problem(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int) -> Problem:
     n, t, heads, width = q.shape
     layout = tile_layout(width, p)
     return Problem(layout, n, t, heads, k.shape[2], v.shape[3], scale, normalize, eps, chunk, q.dtype)
 
 
-def _keeps_low(problem: Problem) -> bool:
-    """Whether the backward pass needs more of y than its type holds: see `triton_backward`."""
-    return problem.normalize and problem.dtype != torch.float32
+def _low_rows(problem: Problem, gated: bool, differentiable: bool) -> int:
+    """How many rows the backward pass needs with more bits of y than its type holds: see `triton_backward`.
+
+    With gates, any row may have few keys; without, the first ones.
+    """
+    if not differentiable or not problem.normalize or problem.layout.linear or problem.dtype == torch.float32:
+        return 0
+    return problem.t if gated else min(problem.t, FEW_KEYS)
 
 
 def _pack(problem: Problem, s: Tensor | None, z: Tensor | None) -> Tensor | None:
@@ -165,9 +177,9 @@ def _unpack(problem: Problem, packed: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("icl_bench::power_forward", mutates_args=())
 def power_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
-    p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool,
+    p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, what 16 bits lose of it, sums of weights, states before each chunk, and the last s and z; empty where unused."""
+    """y, what 16 bits lose of it, sums of weights, states before each chunk, last s and z; empty where unused."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
     gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
     start = _pack(problem, s, z)
@@ -180,7 +192,8 @@ def power_forward(
             states = None
     elif start is not None:
         states = start.to(config.state_type(q.dtype))[:, None].contiguous()
-    y, y_low, den = launch.attend(problem, q, k, v, gates, states, start is not None, _keeps_low(problem))
+    low_rows = _low_rows(problem, log_g is not None, differentiable)
+    y, y_low, den = launch.attend(problem, q, k, v, gates, states, start is not None, low_rows)
     empty = q.new_empty(0, dtype=torch.float32)
     last = (empty, empty.clone()) if final is None else _unpack(problem, final)
     return y, y_low, den, q.new_empty(0) if states is None else states, *last
@@ -189,7 +202,7 @@ def power_forward(
 @power_forward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
-    p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool,
+    p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, t, heads, width = q.shape
     groups, value_width = v.shape[2], v.shape[3]
@@ -203,7 +216,7 @@ def _(
         rows = expanded_width(width, p)
         last_s = den.new_empty(n, groups, rows, value_width)
         last_z = den.new_empty(n, groups, rows) if normalize else den.new_empty(0)
-    y_low = torch.empty_like(y) if _keeps_low(problem) else v.new_empty(0)
+    y_low = v.new_empty(n, _low_rows(problem, log_g is not None, differentiable), heads, value_width)
     return y, y_low, den, states, last_s, last_z
 
 
@@ -260,13 +273,15 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dg, ds0, dz0
 
 
-def _save(ctx, inputs, output) -> None:
-    q, k, v, log_g, s, z, *options, keep_state = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, log_g, s, z, *options, keep_state, _ = inputs
     ctx.save_for_backward(q, k, v, log_g, *output[:4])
     ctx.initial, ctx.normaliser, ctx.keep_state, ctx.options = s is not None, z is not None, keep_state, options
 
 
-def _differentiate(ctx, dy, _low, _den, _states, ds, dz):
+def _differentiate(
+    ctx: Any, dy: Tensor, _low: Tensor, _den: Tensor, _states: Tensor, ds: Tensor | None, dz: Tensor | None
+) -> tuple[Tensor | None, ...]:
     p, scale, normalize, eps, chunk = ctx.options
     if not ctx.keep_state:
         ds, dz = None, None
@@ -279,7 +294,7 @@ def _differentiate(ctx, dy, _low, _den, _states, ds, dz):
     dg = None if log_g is None else dg.to(log_g.dtype)
     return (
         dq, dk, dv, dg, ds0 if ctx.initial else None, dz0 if ctx.normaliser else None,
-        None, None, None, None, None, None,
+        None, None, None, None, None, None, None,
     )  # fmt: skip
 
 

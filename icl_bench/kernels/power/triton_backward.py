@@ -1,8 +1,9 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
 """The backward kernels of power attention: gradients of the queries, and of the keys and values.
 
 With w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i, the gradient of a weight is dA_ij = w_i (dy_i . v_j - delta_i).
 The difference cancels where one key has most of a row's weight, and 1 / den_i then magnifies what rounding left: so the
-forward pass keeps what 16 bits lose of y (`y_low`), and delta is made from both.
+forward pass keeps what 16 bits lose of y (`y_low`) where rows have few keys, and delta is made from both.
 Scores are made again from q and k, transposed where keys own the rows: an accumulator is never transposed. The part of
 the state is trilinear, sum_j (q.k_j)(x.k_j)(dy.v_j) for the gradient along x, so it is the forward's product again with
 q (x) dy as the expanded row, and needs no sums over expanded elements outside the matrix units.
@@ -18,17 +19,17 @@ from icl_bench.kernels.power.triton_forward import read_tiles
 from icl_bench.kernels.power.triton_tiles import load_columns, load_gates, load_rows, load_vector, power, store_rows
 
 
-@triton.jit(do_not_specialize=["T", "heads", "repeat"])
+@triton.jit(do_not_specialize=["T", "heads", "repeat", "low_rows"])
 def row_statistics_kernel(
     y, y_low, dy, den, gates, weight, delta, value_factor, sum_factor,
-    y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, repeat, eps,
+    y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, repeat, low_rows, eps,
     V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, LOW: tl.constexpr,
     GATED: tl.constexpr,
 ):  # fmt: skip
-    """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i (1 and 0 without a normaliser), and the factors of each query
-    in the gradient of the state it reads: w_i e^(c_i) for the values, -delta_i w_i e^(c_i) for the normaliser.
+    """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i; 1 and 0 without a normaliser.
 
-    Grid: (row blocks, N * H).
+    Also the factors of each query in the gradient of the state it reads: w_i e^(c_i) for the values and
+    -delta_i w_i e^(c_i) for the normaliser. Grid: (row blocks, N * H).
     """
     start = tl.program_id(0) * BLOCK
     row = tl.program_id(1).to(tl.int64)
@@ -43,7 +44,8 @@ def row_statistics_kernel(
         for first in range(0, V, V_BLOCK):
             left = load_columns(y + n * y_n + h * y_h, start, y_t, T, first, V, BLOCK, V_BLOCK).to(tl.float32)
             if LOW:
-                left += load_columns(y_low + n * y_n + h * y_h, start, y_t, T, first, V, BLOCK, V_BLOCK).to(tl.float32)
+                low = y_low + n * low_rows * y_t + h * y_h
+                left += load_columns(low, start, y_t, low_rows, first, V, BLOCK, V_BLOCK).to(tl.float32)
             right = load_columns(dy + n * dy_n + h * dy_h, start, dy_t, T, first, V, BLOCK, V_BLOCK)
             product += tl.sum(left * right.to(tl.float32), 1)
     tl.store(weight + row * T + index, inverse, mask=mask)
@@ -129,11 +131,11 @@ def _key_gradient_of_state(
     return acc
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows"])
 def query_gradient_kernel(
     q, k, v, y, y_low, dy, den, weight, delta, gates, states, dq, row_sums,
     q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, y_n, y_t, y_h, dy_n, dy_t, dy_h, dq_n, dq_t, dq_h,
-    T, chunk, chunks, heads, repeat, elements, expanded, scale_in, scale_out, eps,
+    T, chunk, chunks, heads, repeat, elements, expanded, low_rows, scale_in, scale_out, eps,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr, STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr,
@@ -167,7 +169,8 @@ def query_gradient_kernel(
             row_weight = 1.0 / (tl.load(den + row * T + index, mask=index < end, other=1.0) + eps)
             outputs = load_rows(y + n * y_n + h * y_h, m0, y_t, end, V, BLOCK_M, V_BLOCK).to(tl.float32)
             if LOW:
-                outputs += load_rows(y_low + n * y_n + h * y_h, m0, y_t, end, V, BLOCK_M, V_BLOCK).to(tl.float32)
+                low = y_low + n * low_rows * y_t + h * y_h
+                outputs += load_rows(low, m0, y_t, low_rows, V, BLOCK_M, V_BLOCK).to(tl.float32)
             row_delta = tl.sum(outputs * cotangents.to(tl.float32), 1)
         tl.store(weight + row * T + index, row_weight, mask=index < end)
         tl.store(delta + row * T + index, row_delta, mask=index < end)
@@ -255,9 +258,10 @@ def key_gradient_kernel(
     CONTRACT: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv and, with gates, C_j (of the state, then of the chunk) for keys of one key-value head. Grid: (row blocks, N * G).
+    """dk, dv and, with gates, C_j (of the state, then of the chunk) for keys of one key-value head.
 
-    `states` holds for each chunk the gradient that its end state receives. CONTRACT adds the state's part of dk.
+    Grid: (row blocks, N * G). `states` holds for each chunk the gradient that its end state receives. CONTRACT adds
+    the state's part of dk.
     """
     n0 = tl.program_id(0) * BLOCK_N
     row = tl.program_id(1).to(tl.int64)

@@ -53,9 +53,9 @@ def tile_layout(key_width: int, p: int) -> Layout:
 
 
 class _Map(NamedTuple):
-    """Rows of one basis by the rows of another: out[r] = factor[r] * x[index[r]]."""
+    """Rows of one basis by the rows of another: out[r] = factor[r] * x[place[r]]."""
 
-    index: Tensor
+    place: Tensor
     factor: Tensor
 
 
@@ -87,7 +87,7 @@ def from_normaliser(layout: Layout, z: Tensor) -> Tensor:
 
 
 def _rows(table: _Map, x: Tensor) -> Tensor:
-    return x.index_select(-2, table.index) * table.factor[:, None]
+    return x.index_select(-2, table.place) * table.factor[:, None]
 
 
 @lru_cache(maxsize=64)
@@ -109,7 +109,7 @@ def _make_maps(layout: Layout) -> _Maps:
     row = _tile_row(layout, i, j)
     kept = row >= 0
     tiles = _Map(torch.zeros(layout.expanded, dtype=torch.int64), torch.zeros(layout.expanded))
-    tiles.index[row[kept]] = place[kept]
+    tiles.place[row[kept]] = place[kept]
     tiles.factor[row[kept]] = factor[kept].float()
     return _Maps(
         to_tiles=tiles,

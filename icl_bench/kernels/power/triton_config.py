@@ -1,14 +1,13 @@
 """Launch configurations of the power kernels: a fixed table, measured on an H200; nothing is tuned while running.
 
-The key is (kernel, form, width) for each arithmetic, width being the larger of the padded key and value widths. Arithmetic is "bf16"
-for bfloat16 inputs, "tf32" for float16 (the same 10 bits of fraction, but the exponents of float32, so that no power
-overflows), and "ieee" for float32.
+The key is (kernel, form, width) for each arithmetic, width being the larger of the padded key and value widths.
+Arithmetic is "bf16" for bfloat16 inputs, "tf32" for float16 (the same 10 bits of fraction, but the exponents of
+float32, so that no power overflows), and "ieee" for float32.
 """
 
 from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 
 
@@ -23,7 +22,9 @@ class Blocks(NamedTuple):
     depth: int = 256  # state rows to a step of that loop
 
 
-# Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form.
+# Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form. "mixed" serves key
+# gradients where key and value widths differ: with K = 64, V = 32 and a pipelined loop, Triton 3.6 compiled that kernel
+# on Hopper into wrong gradients (or reads out of bounds), the same at every run; without pipelining they are right.
 _BF16 = {
     ("chunk_sums", "tiles", 16): Blocks(0, 64, 4, 3),
     ("chunk_sums", "tiles", 32): Blocks(0, 64, 4, 3),
@@ -57,26 +58,30 @@ _BF16 = {
     ("key_gradient", "rows", 32): Blocks(32, 64, 4, 3),
     ("key_gradient", "rows", 64): Blocks(32, 64, 4, 3),
     ("key_gradient", "rows", 128): Blocks(32, 64, 8, 2),
+    ("key_gradient", "mixed", 16): Blocks(32, 64, 4, 1),
+    ("key_gradient", "mixed", 32): Blocks(32, 64, 4, 1),
+    ("key_gradient", "mixed", 64): Blocks(32, 64, 4, 1),
+    ("key_gradient", "mixed", 128): Blocks(32, 64, 8, 1),
 }
 
 
-def _both_forms(sums: list[Blocks], forward: list[Blocks], keys: list[Blocks]) -> dict[tuple[str, str, int], Blocks]:
-    """A table for widths 16, 32, 64 and 128 that is the same for both forms; query gradients run as the forward does."""
+def _all_forms(sums: list[Blocks], forward: list[Blocks], keys: list[Blocks]) -> dict[tuple[str, str, int], Blocks]:
+    """A table for widths 16, 32, 64 and 128 that is the same for all forms; query gradients run as the forward does."""
     kernels = {"chunk_sums": sums, "forward": forward, "query_gradient": forward, "key_gradient": keys}
     return {
         (kernel, form, width): blocks
         for kernel, row in kernels.items()
-        for form in ("tiles", "rows")
+        for form in ("tiles", "rows", "mixed")
         for width, blocks in zip((16, 32, 64, 128), row, strict=True)
     }
 
 
-_TF32 = _both_forms(
+_TF32 = _all_forms(
     [Blocks(0, 32, 4, 2)] * 2 + [Blocks(0, 32, 8, 2)] * 2,
     [Blocks(64, 32, 4, 2)] * 3 + [Blocks(64, 32, 8, 1, 1, 128)],
     [Blocks(32, 64, 4, 2)] * 3 + [Blocks(32, 32, 8, 1, 1, 128)],
 )
-_IEEE = _both_forms(
+_IEEE = _all_forms(
     [Blocks(0, 16, 4, 1)] * 2 + [Blocks(0, 16, 8, 1)] * 2,
     [Blocks(32, 32, 4, 1, 1, 32)] * 3 + [Blocks(32, 32, 8, 1, 1, 32)],
     [Blocks(32, 32, 4, 1, 1, 32)] * 3 + [Blocks(32, 32, 8, 1, 1, 32)],
@@ -91,7 +96,7 @@ FACTOR_ROWS = 32
 
 def padded(width: int) -> int:
     """The power of two, at least 16, that holds a width."""
-    return max(16, triton.next_power_of_2(width))
+    return max(16, 1 << (width - 1).bit_length())
 
 
 def blocks(kernel: str, form: str, dtype: torch.dtype, width: int) -> Blocks:

@@ -1,17 +1,16 @@
-"""The state's part of the gradients of queries and keys for p = 3 and 4, through the factor vectors u and w.
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
+"""The state's part of the gradients of queries and keys for p >= 3, through the factor vectors u and w.
 
-The expanded row is u (x) w with u of degree 2, so that the gradient along one factor is the product of the state with
-the other factor and the output gradient (`contract_tiles`); that of the query or key follows by the chain rule.
+The expanded row is u (x) w with u and w of about half the degree, so that the gradient along one factor is the product
+of the state with the other factor and the output gradient (`contract_tiles`); that of the query or key follows by the
+chain rule.
 """
 
-from functools import lru_cache
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from icl_bench.kernels.power.expansion import basis_tuples
+from icl_bench.kernels.power.expansion import expand, power_basis
 from icl_bench.kernels.power.triton_backward import contract_tiles
 from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_vector
 
@@ -79,20 +78,16 @@ def factor_gradient_kernel(
     tl.store(pointer, acc, mask=(index < end)[:, None] & (column < width)[None, :])
 
 
-@lru_cache(maxsize=32)
-def _square_table(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each pair (a, b): its place in the symmetric basis of degree 2, and d u / d x_a over x_b there."""
-    place = torch.zeros(width, width, dtype=torch.int64)
-    tuples = basis_tuples(width, 2)
-    place[tuples[:, 0], tuples[:, 1]] = torch.arange(len(tuples))
-    place[tuples[:, 1], tuples[:, 0]] = torch.arange(len(tuples))
-    rate = torch.full((width, width), 2**0.5) + torch.eye(width) * (2 - 2**0.5)
-    with torch.inference_mode(False):
-        return place.flatten().to(device), rate.to(device)
+def expansion_gradient(x: Tensor, du: Tensor, degree: int) -> Tensor:
+    """dx [.., K] from the gradient du [.., D] of u = phi(x) of a degree, by a gather, so that the bits repeat.
 
-
-def square_gradient(x: Tensor, du: Tensor) -> Tensor:
-    """dx [.., K] from the gradient du [.., U] of u = phi_2(x): by a gather, so that the bits repeat."""
-    place, rate = _square_table(x.shape[-1], x.device)
-    pairs = du.index_select(-1, place).unflatten(-1, rate.shape) * rate
-    return (pairs @ x.float()[..., None])[..., 0]
+    u_t = w_t m_t, and dm_t / dx_k = mult_k(t) m_r for the one tuple r that k joined to it makes t.
+    """
+    if degree == 1:
+        return du
+    basis = power_basis(x.shape[-1], degree, x.device)
+    lower = expand(x.float(), degree - 1) / power_basis(x.shape[-1], degree - 1, x.device).weight[:, 0].float()
+    weighted = (du * basis.weight[:, 0].float()).index_select(-1, basis.join)
+    pairs = weighted.unflatten(-1, (x.shape[-1], -1)) * basis.multiplicity[..., 0].float()
+    dx: Tensor = (pairs @ lower[..., None])[..., 0]
+    return dx

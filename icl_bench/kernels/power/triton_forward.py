@@ -1,4 +1,5 @@
-"""The forward kernel of power attention: the state of earlier chunks and the causal scores of the own chunk, in one pass.
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
+"""The forward kernel of power attention: the state of earlier chunks and the causal scores of the own one, in one pass.
 
 Both parts add up in one float32 accumulator, because (q.k)^p needs no maximum: bfloat16 and tf32 have the exponents of
 float32. Gates split at the first row m0 of a block, exp(c_i - c_j) = exp(c_i - c_m0) exp(c_m0 - c_j), so that a score
@@ -17,7 +18,7 @@ def read_tiles(
     U: tl.constexpr, W: tl.constexpr, X: tl.constexpr, X_BLOCK: tl.constexpr, SYMMETRIC: tl.constexpr,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """acc + (u (x) w) S, DEPTH rows of S at a time, for the rows start.. and the state S in tiles, from its column `first` on."""
+    """acc + (u (x) w) S for the rows start.. and the state S in tiles from its column `first` on, DEPTH rows a step."""
     u_tiles: tl.constexpr = (U + 15) // 16
     w_tiles: tl.constexpr = (W + 15) // 16
     tiles: tl.constexpr = u_tiles * (u_tiles + 1) // 2 if SYMMETRIC else u_tiles * w_tiles
@@ -31,10 +32,8 @@ def read_tiles(
             left = left * tl.where(a == b, 1.0, 2.0).to(DOT)
         phi = tl.reshape(left[:, :, None] * right[:, None, :], [BLOCK, DEPTH])
         pointer = state + (i * DEPTH + tl.arange(0, DEPTH))[:, None] * X + column[None, :]
-        if X % X_BLOCK == 0:
-            values = tl.load(pointer)
-        else:
-            values = tl.load(pointer, mask=(column < X)[None, :], other=0.0)
+        whole: tl.constexpr = X % X_BLOCK == 0
+        values = tl.load(pointer) if whole else tl.load(pointer, mask=(column < X)[None, :], other=0.0)
         acc = tl.dot(phi, values.to(DOT), acc, input_precision=PRECISION)
     return acc
 
@@ -61,11 +60,11 @@ def read_normaliser(
     return total
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows"])
 def forward_kernel(
     q, k, v, u, w, gates, states, y, y_low, den,
     q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, u_n, u_t, u_h, w_n, w_t, w_h, y_n, y_t, y_h,
-    T, chunk, chunks, heads, repeat, elements, expanded, scale_in, state_factor, scale_out, eps,
+    T, chunk, chunks, heads, repeat, elements, expanded, low_rows, scale_in, state_factor, scale_out, eps,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, U: tl.constexpr, W: tl.constexpr,
     K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr, STATE: tl.constexpr, INITIAL: tl.constexpr, LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr,
@@ -74,7 +73,7 @@ def forward_kernel(
 ):  # fmt: skip
     """y and the sum of weights `den` for a block of rows of one head. Grid: (row blocks, N * H, blocks of V).
 
-    A score is (scale_in q.k)^P, with scale_in left out unless SCALE; the state's part is multiplied by state_factor, and
+    A score is (scale_in q.k)^P, with scale_in left out unless SCALE; the state's part is multiplied by state_factor and
     the whole by scale_out: for P <= 2 the scale then costs nothing per score, for P > 2 it keeps the powers in range.
     """
     blocks = tl.num_programs(0)
@@ -128,7 +127,7 @@ def forward_kernel(
             acc *= factor
             total *= factor
     queries = load_rows(q, m0, q_t, end, K, BLOCK_M, K_BLOCK).to(DOT)
-    # A loop whose products stay in flight from turn to turn must start from zeros and surely run: else ptxas waits after
+    # A loop whose products stay in flight from turn to turn must start from zeros and surely run, or ptxas waits after
     # every wgmma of the kernel (its note C7515). So each loop has an accumulator of its own.
     if m0 > c0:
         part = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
@@ -179,4 +178,6 @@ def forward_kernel(
     rounded = acc.to(y.dtype.element_ty)
     tl.store(y + place, rounded, mask=mask)
     if LOW:
-        tl.store(y_low + place, (acc - rounded.to(tl.float32)).to(y.dtype.element_ty), mask=mask)
+        place += n * (low_rows * y_t - y_n)
+        lost = (acc - rounded.to(tl.float32)).to(y.dtype.element_ty)
+        tl.store(y_low + place, lost, mask=mask & (index < low_rows)[:, None])

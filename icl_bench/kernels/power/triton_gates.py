@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
 """Gates in Triton: their sums within chunks, and their gradients."""
 
 import triton
@@ -17,12 +18,16 @@ def gate_sums_kernel(log_g, out, decay, g_n, g_t, g_h, T, chunk, groups, BLOCK: 
     last = 0.0
     for start in range(begin, end, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        gate = tl.load(log_g + index.to(tl.int64) * g_t, mask=index < end, other=0.0).to(tl.float32) * 1.4426950408889634
+        gate = (
+            tl.load(log_g + index.to(tl.int64) * g_t, mask=index < end, other=0.0).to(tl.float32) * 1.4426950408889634
+        )
         last += tl.sum(gate, 0)
     carry = 0.0
     for start in range(begin, end, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        gate = tl.load(log_g + index.to(tl.int64) * g_t, mask=index < end, other=0.0).to(tl.float32) * 1.4426950408889634
+        gate = (
+            tl.load(log_g + index.to(tl.int64) * g_t, mask=index < end, other=0.0).to(tl.float32) * 1.4426950408889634
+        )
         total = tl.cumsum(gate, 0) + carry
         tl.store(out + row * T + index, total, mask=index < end)
         # Rounding may put the last sum a little above the total: a decay is never above 1.

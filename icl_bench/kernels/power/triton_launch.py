@@ -9,7 +9,7 @@ from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power.expansion import expand
 from icl_bench.kernels.power.triton_backward import key_gradient_kernel, query_gradient_kernel, row_statistics_kernel
 from icl_bench.kernels.power.triton_basis import Layout
-from icl_bench.kernels.power.triton_factors import factor_gradient_kernel, square_gradient
+from icl_bench.kernels.power.triton_factors import expansion_gradient, factor_gradient_kernel
 from icl_bench.kernels.power.triton_forward import forward_kernel
 from icl_bench.kernels.power.triton_gates import gate_gradient_kernel, gate_sums_kernel
 from icl_bench.kernels.power.triton_state import chunk_sums_kernel, scan_kernel
@@ -73,6 +73,8 @@ class Problem(NamedTuple):
     def blocks(self, kernel: str, *, tiled: bool) -> config.Blocks:
         """The launch configuration; `tiled` where the kernel meets a state in tiles."""
         form = "tiles" if tiled and not self.layout.linear else "rows"
+        if kernel == "key_gradient" and config.padded(self.layout.key_width) != config.padded(self.v):
+            form = "mixed"
         return config.blocks(kernel, form, self.dtype, self.width)
 
 
@@ -92,7 +94,7 @@ def factors(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
     if layout.p <= 2:
         return x, x
     u = expand(x.float(), layout.left).to(x.dtype)
-    return u, u if layout.symmetric else x
+    return u, u if layout.symmetric else expand(x.float(), layout.p - layout.left).to(x.dtype)
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -176,13 +178,13 @@ def scan(
 
 def attend(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
-    low: bool,
+    low_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y [N, T, H, V], what its type has lost of it (where `low`, else empty), and the sums of weights [N, H, T]."""
+    """y [N, T, H, V], what its type has lost of its first `low_rows` rows, and the sums of weights [N, H, T]."""
     layout = problem.layout
     u, w = factors(layout, q) if states is not None else (q, q)
     y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
-    y_low = torch.empty_like(y) if low else y.new_empty(0)
+    y_low = torch.empty(problem.n, low_rows, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
     blocks = problem.blocks("forward", tiled=states is not None)
     v_block = min(config.padded(problem.v), 128)
@@ -191,12 +193,13 @@ def attend(
         q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, y_low, den,
         *_strides(q, k, v, u, w, y),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
-        problem.elements, problem.expanded, problem.scale_in, problem.state_factor, problem.scale_out, problem.eps,
-        P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
+        problem.elements, problem.expanded, low_rows, problem.scale_in, problem.state_factor, problem.scale_out,
+        problem.eps, P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=v_block, WIDE=min(config.padded(u.shape[3]), 64),
-        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None, INITIAL=initial, LINEAR=layout.linear,
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None, INITIAL=initial,
+        LINEAR=layout.linear,
         SYMMETRIC=layout.symmetric, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
-        LOW=low, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        LOW=low_rows > 0, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
     return y, y_low, den
@@ -219,7 +222,7 @@ def row_statistics(
     rows = config.STATISTICS_ROWS
     row_statistics_kernel[(-(-problem.t // rows), problem.n * problem.heads)](
         y, y_low, dy, den, gates if gates is not None else den, *statistics, *_strides(y, dy),
-        problem.t, problem.heads, problem.heads // problem.groups, problem.eps,
+        problem.t, problem.heads, problem.heads // problem.groups, y_low.shape[1], problem.eps,
         V=problem.v, V_BLOCK=min(config.padded(problem.v), 128), BLOCK=rows, SUM=problem.normalize,
         LOW=y_low.numel() > 0, GATED=gates is not None,
     )  # fmt: skip
@@ -230,7 +233,7 @@ def query_gradient(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
     rows: tuple[Tensor, Tensor] | None, gates: Tensor | None, states: Tensor | None, initial: bool,
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:  # fmt: skip
-    """dq and, with gates, R [2, N, H, T] (of the state, of the chunk); and the row statistics, made here where `rows` is None."""
+    """dq and, with gates, R [2, N, H, T] (state, chunk); and the row statistics, made here where `rows` is None."""
     layout = problem.layout
     make_rows = rows is None
     rows = rows or (torch.empty_like(den), torch.empty_like(den))
@@ -241,10 +244,11 @@ def query_gradient(
         q, k, v, y, y_low, dy, den, *rows, gates if gates is not None else q, states if states is not None else q, dq,
         row_sums if row_sums is not None else dq, *_strides(q, k, v, y, dy, dq),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
-        problem.elements, problem.expanded, problem.scale_in, problem.scale_out, problem.eps,
+        problem.elements, problem.expanded, y_low.shape[1], problem.scale_in, problem.scale_out, problem.eps,
         P=layout.p, K=layout.key_width, V=problem.v,
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
-        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None and layout.p <= 2, INITIAL=initial,
+        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth,
+        STATE=states is not None and layout.p <= 2, INITIAL=initial,
         LINEAR=layout.linear, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2, MAKE_ROWS=make_rows,
         LOW=y_low.numel() > 0, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
@@ -280,7 +284,7 @@ def key_gradient(
 
 
 def gate_gradient(problem: Problem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:
-    """d log_g [N, T, G] from R [2, N, H, T], C [2, N, G, T] and the products of the states with their gradients [N*G, C]."""
+    """d log_g [N, T, G] from R [2, N, H, T], C [2, N, G, T] and products of states with their gradients [N*G, C]."""
     out = torch.empty(problem.n, problem.t, problem.groups, device=row_sums.device)
     gate_gradient_kernel[(problem.chunks, problem.n * problem.groups)](
         row_sums, column_sums, dots if dots is not None else out, out,
@@ -294,14 +298,16 @@ def add_factor_gradients(
     problem: Problem, x: Tensor, dx: Tensor, sums: Tensor | None, values: Tensor, rows: tuple[Tensor, Tensor] | None,
     gates: Tensor | None, states: Tensor, edge: bool,
 ) -> Tensor:  # fmt: skip
-    """dx with the state's part for p = 3 and 4, which also fills the state's R or C; x is the query or the key."""
+    """dx with the state's part for p >= 3, which also fills the state's R or C; x is the query or the key."""
     layout = problem.layout
     u, w = factors(layout, x)
     if layout.symmetric:
-        added = square_gradient(x, _factor_gradient(problem, u, values, rows, gates, states, edge, "both"))
+        both = _factor_gradient(problem, u, values, rows, gates, states, edge, "both")
+        added = expansion_gradient(x, both, layout.left)
     else:
         left = _factor_gradient(problem, w, values, rows, gates, states, edge, "left")
-        added = square_gradient(x, left) + _factor_gradient(problem, u, values, rows, gates, states, edge, "right")
+        right = _factor_gradient(problem, u, values, rows, gates, states, edge, "right")
+        added = expansion_gradient(x, left, layout.left) + expansion_gradient(x, right, layout.p - layout.left)
     if sums is not None:
         # The state's part is homogeneous of degree p in x, so that x.dx is p times its sum of dA A.
         sums[0].copy_((added * x).sum(3).transpose(1, 2) / layout.p)

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
 """Chunk states of power attention in Triton: sums over the tokens of each chunk, and their scan over the chunks.
 
 A state row holds, for one head and one chunk, the expanded values W [D', V] in the order of `triton_tiles`, followed by
@@ -26,9 +27,10 @@ def chunk_sums_kernel(
     ONLY_SUM: tl.constexpr, FACTOR: tl.constexpr,
     BLOCK_T: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """sum_t factor_t (u_t (x) w_t) x_t^T over a chunk, or sum_t factor_t u_t x_t^T where LINEAR (SUM adds sum_t factor_t u_t).
+    """sum_t factor_t (u_t (x) w_t) x_t^T over a chunk, or sum_t factor_t u_t x_t^T where LINEAR.
 
-    Grid: (row tiles times column blocks, chunks, N * G). `factor` is float32 [N, H, T]; REPEAT query heads that share a key-value head are summed.
+    SUM adds sum_t factor_t u_t, ONLY_SUM makes nothing else. `factor` is float32 [N, H, T]; REPEAT query heads that
+    share a key-value head are summed. Grid: (row tiles times column blocks, chunks, N * G).
     """
     column_blocks: tl.constexpr = (X + X_BLOCK - 1) // X_BLOCK
     tile = tl.program_id(0) // column_blocks
@@ -42,11 +44,10 @@ def chunk_sums_kernel(
     # A loop that may not run merges its zero accumulator with one still in flight, and ptxas then serialises all wgmma:
     # the maximum shows the compiler that this one runs.
     blocks = tl.maximum(tl.cdiv(end - begin, BLOCK_T), 1)
+    rows: tl.constexpr = U_BLOCK if LINEAR else 256
     if LINEAR:
-        rows: tl.constexpr = U_BLOCK
         total = tl.zeros([U_BLOCK], tl.float32)
     else:
-        rows: tl.constexpr = 256
         a, b = tile_pair(tile, W, SYMMETRIC)
     acc = tl.zeros([rows, X_BLOCK], tl.float32)
     for i in tl.range(blocks * REPEAT, num_stages=STAGES):

@@ -1,9 +1,10 @@
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls, allow-incomplete-defs
 """What the Triton kernels of power attention share: tiles, powers, and the order of the expanded state.
 
 The expanded state of p >= 2 is kept as tiles. The factor vectors u [U] and w [W] (for p = 2 both are the key) are cut
-into pieces of 16, and tile (A, B) holds the 256 products u[16 A + a] w[16 B + b] in the order 16 a + b. When u and w are
-the same vector only tiles with A <= B are kept, in the order B (B + 1) / 2 + A, and each product is kept plain: a tile
-with A < B counts twice where a query meets the state (arXiv 2507.04239, section 4.1.1, with 16-wide tiles).
+into pieces of 16, and tile (A, B) holds the 256 products u[16 A + a] w[16 B + b] in the order 16 a + b. When u and w
+are the same vector only tiles with A <= B are kept, in the order B (B + 1) / 2 + A, and each product is kept plain: a
+tile with A < B counts twice where a query meets the state (arXiv 2507.04239, section 4.1.1, with 16-wide tiles).
 """
 
 import triton
@@ -37,7 +38,9 @@ def load_rows(base, start, stride, end, WIDTH: tl.constexpr, ROW_BLOCK: tl.const
     mask = (start + row < end)[:, None]
     if WIDTH < COL_BLOCK:
         mask = mask & (column < WIDTH)[None, :]
-    return tl.load(base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :], mask=mask, other=0.0)
+    return tl.load(
+        base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :], mask=mask, other=0.0
+    )
 
 
 @triton.jit
@@ -48,7 +51,9 @@ def load_columns(
     row = tl.arange(0, ROW_BLOCK)
     column = first + tl.arange(0, COL_BLOCK)
     mask = (start + row < end)[:, None] & (column < WIDTH)[None, :]
-    return tl.load(base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :], mask=mask, other=0.0)
+    return tl.load(
+        base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :], mask=mask, other=0.0
+    )
 
 
 @triton.jit
@@ -59,7 +64,9 @@ def load_columns_transposed(
     row = tl.arange(0, ROW_BLOCK)
     column = first + tl.arange(0, COL_BLOCK)
     mask = (start + row < end)[None, :] & (column < WIDTH)[:, None]
-    return tl.load(base + tl.cast(start, tl.int64) * stride + row[None, :] * stride + column[:, None], mask=mask, other=0.0)
+    return tl.load(
+        base + tl.cast(start, tl.int64) * stride + row[None, :] * stride + column[:, None], mask=mask, other=0.0
+    )
 
 
 @triton.jit

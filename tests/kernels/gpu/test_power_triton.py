@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from icl_bench.kernels.power.triton_api import power_attention_triton
+from icl_bench.kernels.power.triton_step import power_step_triton
 from tests.kernels.power_oracle import Case, poison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -65,3 +67,44 @@ def test_large_inputs_do_not_overflow(p, dtype):
     normalize = "sum" if p % 2 == 0 else "none"
     size = 1.0 if normalize == "none" else 30.0
     Case(t=200, key=16, p=p, normalize=normalize, chunk=200, size=size, dtype=dtype).check()
+
+
+def test_a_captured_graph_replays_the_same_results():
+    case = Case(t=300, chunk=128, keep=True)
+    exact = case.triton()  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = case.triton()
+    graph.replay()
+    torch.cuda.synchronize()
+    for a, b in zip(found, exact, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_results_repeat_bit_for_bit():
+    case = Case(t=1000, heads=4, groups=2, chunk=128, keep=True, initial=True)
+    for a, b in zip(case.triton(), case.triton(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_functions_keep_whole_graphs():
+    q, k, v, log_g, _, _ = (None if x is None else x.requires_grad_() for x in Case(t=300, chunk=128).inputs)
+
+    def loss(q, k, v, log_g):
+        return power_attention_triton(q, k, v, log_g, 2, 0.125, "sum", 1e-6, None, 128, keep_state=False)[0].sum()
+
+    exact = torch.autograd.grad(loss(q, k, v, log_g), (q, k, v, log_g))
+    found = torch.autograd.grad(torch.compile(loss, fullgraph=True)(q, k, v, log_g), (q, k, v, log_g))
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("p, key", [(1, 64), (2, 16), (2, 64), (4, 16)])
+def test_steps_are_the_recurrence(p, key):
+    case = Case(t=2, key=key, value=64, heads=4, groups=2, p=p, initial=True, keep=True, dtype=torch.float32)
+    q, k, v, log_g, s, z = case.inputs
+    exact = case.exact()
+    for t in range(2):
+        y, s, z = power_step_triton(q[:, t], k[:, t], v[:, t], log_g[:, t], s, z, p, case.scale, 1e-6)
+        torch.testing.assert_close(y, exact[0][:, t].float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(s, exact[1].float(), rtol=1e-5, atol=1e-4)
