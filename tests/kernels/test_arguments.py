@@ -202,8 +202,5 @@ def test_triton_is_refused_where_it_is_not_installed(monkeypatch):
 
 
 def test_forms_that_do_not_exist_are_refused():
-    state = initial_power_state(2, 2, 3, 6, p=2, normalize="sum", device="cpu", dtype=torch.float32)
-    with refuses("power_step has no Triton form; got impl='triton': use impl='auto'", KernelUnavailableError):
-        power_step(*TOKEN, state, p=2, impl="triton")
     with refuses("impl='sdpa' has no gate; got log_g: use impl='auto' or impl='torch'", KernelUnavailableError):
         attention(Q, K, V, GATE, impl="sdpa")

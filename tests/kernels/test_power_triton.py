@@ -14,6 +14,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
+from icl_bench.kernels.power.api import initial_power_state, power_step  # noqa: E402
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
 from icl_bench.kernels.power.triton_api import default_chunk, power_attention_triton  # noqa: E402
 from icl_bench.kernels.power.triton_basis import from_tiles, tile_layout, to_tiles  # noqa: E402
@@ -148,3 +149,18 @@ def test_steps_are_the_recurrence(p, normalize, gated):
         z = None if z is None else new_z
         torch.testing.assert_close(y, exact[0][:, t].float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(s, exact[1].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_door_takes_the_step_and_refuses_gradients():
+    q, k, v = (
+        torch.randn(1, 2, 9, device=DEVICE),
+        torch.randn(1, 1, 9, device=DEVICE),
+        torch.randn(1, 1, 4, device=DEVICE),
+    )
+    state = initial_power_state(1, 1, 9, 4, p=2, normalize="sum", device=DEVICE, dtype=F32)
+    plain, new = power_step(q, k, v, None, state, p=2, impl="chunked")
+    found, after = power_step(q, k, v, None, state, p=2, impl="triton")
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(after, new)
+    with pytest.raises(KernelUnavailableError, match="the Triton step has no gradient"):
+        power_step(q.requires_grad_(), k, v, None, state, p=2, impl="triton")

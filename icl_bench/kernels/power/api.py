@@ -134,21 +134,22 @@ def power_step(
         scale: Factor on q.k; 1/sqrt(K) by default.
         normalize: "sum" or "none".
         eps: Added to the sum of the weights.
-        impl: There is one plain form of a step, which "auto", "quadratic" and "chunked" name alike; "reference" is
-            the definition in float64.
+        impl: There is one plain form of a step, which "quadratic" and "chunked" name alike; "reference" is the
+            definition in float64; "triton" reads and writes the state once, without gradients. "auto" is "triton" on
+            CUDA where no gradient is wanted, and the plain form elsewhere.
 
     Returns:
         y [N, H, V] in the type of v, and the state after this token.
 
     Raises:
         ArgumentError: A shape, type or value breaks a rule.
-        KernelUnavailableError: impl is "triton", which has no step.
+        KernelUnavailableError: impl is "triton", and the tensors are not on CUDA or want a gradient.
     """
     check_token(q, k, v, log_g)
     _check_options(p, normalize, impl, chunk=None)
     _check_state(state, q, k, v, p, normalize)
-    if impl == "triton":
-        raise KernelUnavailableError("power_step has no Triton form; got impl='triton': use impl='auto'")
+    if impl == "triton" or (impl == "auto" and _steps_in_triton(q, k, v, log_g, *state)):
+        return _run_triton_step(q, k, v, log_g, state, p, check_scale(scale, q), eps)
     if impl == "reference":
         gate = None if log_g is None else log_g[:, None]
         out, new = _run_reference(
@@ -164,6 +165,28 @@ def power_step(
     return _finish(sums.view(n, q.shape[1], -1), v, p, check_scale(scale, q), normalize, eps), _split(
         joint, n, normalize
     )
+
+
+def _steps_in_triton(*tensors: Tensor | None) -> bool:
+    """Whether the Triton step serves: CUDA, not float64, and no gradient to record."""
+    given = [x for x in tensors if x is not None]
+    plain = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return has_triton(given[0]) and given[0].dtype != torch.float64 and not plain
+
+
+def _run_triton_step(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState, p: int, scale: float, eps: float
+) -> tuple[Tensor, PowerState]:
+    check_triton(q)
+    given = [x for x in (q, k, v, log_g, *state) if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        raise KernelUnavailableError(
+            "the Triton step has no gradient; got tensors that require one: use impl='auto', or torch.no_grad()"
+        )
+    from icl_bench.kernels.power.triton_step import power_step_triton
+
+    y, s, z = power_step_triton(q, k, v, log_g, state.s, state.z, p, scale, eps)
+    return y, PowerState(s, None if state.z is None else z)
 
 
 def initial_power_state(
