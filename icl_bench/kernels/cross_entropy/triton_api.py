@@ -16,7 +16,7 @@ from icl_bench.kernels.cross_entropy.triton_kernels import finish_kernel, others
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256
 FULL = 128
-"""Programs that fill a device, about."""
+"""Programs that fill a device, about; twice as many hide each other's waits."""
 
 
 class Tile(NamedTuple):
@@ -60,7 +60,7 @@ class TritonCrossEntropy(torch.autograd.Function):
         """From the gradient of the losses."""
         x, weight, targets, wholes, shares, directions = ctx.saved_tensors
         gradient = gradient.float().contiguous()
-        dx = (directions * gradient[..., None]).to(x.dtype)
+        dx = directions * gradient.to(x.dtype)[..., None]
         return dx, weight_gradient(x.contiguous(), weight, targets.contiguous(), wholes, shares, gradient), None
 
 
@@ -84,7 +84,7 @@ def forward(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> Made:
     block_c = columns_block(width)
     row_tiles = -(-count // tile.stationary)
     word_tiles = -(-words // tile.moving)
-    parts = max(1, min(word_tiles, 16, FULL // (row_tiles * members)))
+    parts = max(1, min(word_tiles, 16, 2 * FULL // (row_tiles * members)))
     each = -(-word_tiles // parts) * tile.moving
     tops, sums = x.new_empty(2, parts, members, count, dtype=torch.float32)
     mixes = x.new_empty(parts, members, count, width, dtype=torch.float32) if gradient else tops
