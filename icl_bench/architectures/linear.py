@@ -58,7 +58,7 @@ class Linear(PowerHeads):
     feature_map: FeatureMap = "identity"
     """What queries and keys go through: `identity`, `elu` (plus 1), `relu`, `softplus`, `exp` (less its maximum)."""
     normalizer: Normalizer | None = None
-    """`sum` of scores (not with identity), per-head `rms` norm of the output, or `none`; rms for identity, else sum."""
+    """`sum` of scores (not with identity), per-head `rms` norm of the output, or `raw`; rms for identity, else sum."""
 
     @model_validator(mode="after")
     def _check_normalizer(self) -> Self:

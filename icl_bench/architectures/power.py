@@ -24,7 +24,8 @@ from icl_bench.architectures.base import ARCHITECTURES, StateSize
 from icl_bench.architectures.heads import HeadsArchitecture, Memory
 from icl_bench.kernels.power.api import Impl, PowerState, initial_power_state, power_attention, power_step
 
-Normalizer = Literal["sum", "rms", "none"]
+Normalizer = Literal["sum", "rms", "raw"]
+"""What the output is divided by: the `sum` of scores, its own `rms` per head, or nothing (`raw`)."""
 HIGHEST_POWER = 6
 
 
@@ -96,7 +97,7 @@ class Power(PowerHeads):
     p: int = Field(default=2, ge=1, le=HIGHEST_POWER)
     """Power of the scores."""
     normalizer: Normalizer | None = None
-    """`sum` of scores (even p), per-head `rms` norm of the output, or `none`; by default sum, for odd p rms."""
+    """`sum` of scores (even p), per-head `rms` norm of the output, or `raw`; by default sum, for odd p rms."""
 
     @model_validator(mode="after")
     def _check_normalizer(self) -> Self:

@@ -113,7 +113,7 @@ def settable_fields() -> Iterable[str]:
         section = field.annotation
         if name in ("model", "train", "evaluation") and section is not None:
             yield from (f"{name}.{inner}" for inner in section.model_fields)
-        elif name not in ("task", "arch"):
+        elif name == "data_seed":
             yield name
 
 

@@ -5,9 +5,9 @@ fleet size and paths are not part of it.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from icl_bench.schema import Frozen, Spec, Value, content_hash
 
@@ -98,6 +98,15 @@ class RunSpec(Frozen):
     """Seed of the data; the run's seed unless told otherwise."""
     precision: Precision = "float32"
     """Arithmetic of the forward and backward pass; parameters and optimiser are float32."""
+
+    @model_validator(mode="after")
+    def _check_pattern(self) -> Self:
+        if len(self.arch) > self.model.layers:
+            raise ValueError(
+                f"a pattern of architectures has at most as many parts as there are layers, {self.model.layers}; got "
+                f"{len(self.arch)} in {self.arch_label}; shorten it or raise model.layers"
+            )
+        return self
 
     @property
     def digest(self) -> str:

@@ -202,22 +202,29 @@ def run_study(study: Study, store: Store, engine: Engine, fleet_size: int, repor
         IclBenchError: where the study asks for something impossible.
     """
     entrants, left_out = contenders(study)
+    tuning = tune(study, entrants, store, engine, fleet_size, reporter) if len(parse_lrs(study.lr)) > 1 else {}
+    chosen = {entrant: best_rate(tuning[entrant]) if tuning else parse_lrs(study.lr)[0] for entrant in entrants}
+    measuring = [spec for entrant in entrants for spec in runs_of(study, entrant, [chosen[entrant]], study.seeds)]
+    measured = run_all(measuring, store, engine, fleet_size, reporter) if measuring else []
+    return Outcome(measured, [record for records in tuning.values() for record in records], left_out)
+
+
+def tune(
+    study: Study, entrants: Sequence[Contender], store: Store, engine: Engine, fleet_size: int, reporter: Reporter
+) -> dict[Contender, list[RunRecord]]:
+    """Runs of the grid of each contender, extended until its best rate is interior."""
     grids = {entrant: parse_lrs(study.lr) for entrant in entrants}
     tuning: dict[Contender, list[RunRecord]] = {}
-    for extension in range(2 * MOST_EXTENSIONS + 1):
+    for _ in range(2 * MOST_EXTENSIONS + 1 if entrants else 0):
         wanted = {entrant: runs_of(study, entrant, grids[entrant], study.tune_seeds) for entrant in entrants}
         flat = [spec for specs in wanted.values() for spec in specs]
         by_id = {record.result.id: record for record in run_all(flat, store, engine, fleet_size, reporter)}
         tuning = {entrant: [by_id[spec.id] for spec in specs] for entrant, specs in wanted.items()}
         grown = {entrant: extended(grids[entrant], tuning[entrant], parse_lrs(study.lr)) for entrant in entrants}
-        if grown == grids or extension == 2 * MOST_EXTENSIONS:
+        if grown == grids:
             break
         grids = grown
-    measuring = [
-        spec for entrant in entrants for spec in runs_of(study, entrant, [best_rate(tuning[entrant])], study.seeds)
-    ]
-    measured = run_all(measuring, store, engine, fleet_size, reporter)
-    return Outcome(measured, [record for records in tuning.values() for record in records], left_out)
+    return tuning
 
 
 def best_rate(records: Sequence[RunRecord]) -> float:
@@ -255,7 +262,8 @@ class Plan(NamedTuple):
 def plan(study: Study, store: Store) -> Plan:
     """Count the runs of a study, as far as they are known before tuning: a measuring run is counted at any rate."""
     entrants, left_out = contenders(study)
-    tune = [spec for entrant in entrants for spec in runs_of(study, entrant, parse_lrs(study.lr), study.tune_seeds)]
+    rates = parse_lrs(study.lr) if len(parse_lrs(study.lr)) > 1 else []
+    grid = [spec for entrant in entrants if rates for spec in runs_of(study, entrant, rates, study.tune_seeds)]
     measure = len(entrants) * len(parse_seeds(study.seeds))
-    done = sum(store.has(spec.id) for spec in tune)
-    return Plan(len(tune) + measure, done, left_out, entrants)
+    done = sum(store.has(spec.id) for spec in grid)
+    return Plan(len(grid) + measure, done, left_out, entrants)

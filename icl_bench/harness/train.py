@@ -71,7 +71,7 @@ class Trainer:
         self.cells = self.task.train_cells
         self.order = cell_order(self.cells, first.train.steps)
         self.train_feeds = [self.feed(cell.label, "train") for cell in self.cells]
-        self.sums = torch.zeros(2, len(specs), device=device)
+        self.sums = torch.zeros(2, len(specs), device=device, dtype=torch.float64)
         self.supplies = [self.supply(which) for which in range(len(self.cells))]
         self.done = 0
         captured = graphs and device.type == "cuda"
@@ -160,20 +160,17 @@ def train_fleet(
     training, last_report = 0.0, started
     for begin, end in validation_spans(steps, trainer.spec.evaluation.points):
         counted_from = time.perf_counter()
-        totals = torch.zeros(2, members, dtype=torch.float64)
-        pending = 0
+        told, told_at = torch.zeros(2, members, dtype=torch.float64), begin
         for step in range(begin + 1, end + 1):
             trainer.step()
-            pending += 1
-            now = time.perf_counter()
-            if now - last_report >= report_every or step == end:
-                loss, accuracy = trainer.take_means(pending)
-                totals += torch.tensor([loss, accuracy], dtype=torch.float64) * pending
+            if time.perf_counter() - last_report >= report_every or step == end:
+                sums = trainer.sums.cpu()
+                loss, accuracy = ((sums - told) / (step - told_at)).tolist()
                 seconds = training + time.perf_counter() - counted_from
                 report(Progress(step, steps, loss, accuracy, step * batch * members / seconds, seconds))
-                last_report, pending = time.perf_counter(), 0
+                last_report, told, told_at = time.perf_counter(), sums, step
         training += time.perf_counter() - counted_from
-        means = (totals / (end - begin)).tolist()
+        means = trainer.take_means(end - begin)
         for member, point in enumerate(points(end, means, trainer.validate())):
             if solved[member] is None and point.accuracy >= SOLVED:
                 solved[member] = end
@@ -195,7 +192,7 @@ def validation_spans(steps: int, count: int) -> Iterator[tuple[int, int]]:
     yield from zip([0, *ends], ends, strict=False)
 
 
-def points(step: int, means: list[list[float]], by_cell: dict[str, list[float]]) -> Iterator[MetricPoint]:
+def points(step: int, means: tuple[list[float], list[float]], by_cell: dict[str, list[float]]) -> Iterator[MetricPoint]:
     """A line of metrics for each member; numbers that are not finite are written as 0."""
     for member, (loss, accuracy) in enumerate(zip(*means, strict=True)):
         own = {label: values[member] for label, values in by_cell.items()}
