@@ -64,6 +64,15 @@ def test_convolution(time, width, length, gated, dtype):
     assert_like_plain(short_convolution, inputs, walk=(6 * time) ** 0.5)
 
 
+def test_plain_convolution_is_differentiated_as_defined():
+    inputs = [part.cpu().requires_grad_() for part in (draw(2, 2, 5, 3).double(), draw(2, 4, 3, seed=1).double())]
+    assert torch.autograd.gradcheck(short_convolution, inputs)
+    impulse = torch.zeros(1, 1, 6, 1)
+    impulse[0, 0, 1] = 1.0
+    answer = short_convolution(impulse, torch.tensor([[[2.0], [3.0], [5.0]]]))
+    assert answer.flatten().tolist() == [0.0, 2.0, 3.0, 5.0, 0.0, 0.0]
+
+
 @TYPES
 @pytest.mark.parametrize(("words", "width"), [(5, 3), (16, 16), (70, 130)])
 @pytest.mark.parametrize("known", [False, True])

@@ -20,18 +20,20 @@ def cross_entropy_reference(x: Tensor, weight: Tensor, targets: Tensor) -> tuple
 class Rows(NamedTuple):
     """Some rows against the whole vocabulary."""
 
-    logits: Tensor
-    """[M, R, W], with -inf at the target."""
+    terms: Tensor
+    """exp(logit - top), [M, R, W]; 0 at the target."""
+    top: Tensor
+    """The largest logit of the other words, [M, R]."""
     target: Tensor
     """The target's logit, [M, R]."""
     rest: Tensor
-    """Log-sum-exp of all other logits, [M, R]."""
+    """Log-sum-exp of the logits of the other words, [M, R]."""
     hit: Tensor
     """Whether the target's logit is above all others."""
 
 
 def measure(x: Tensor, weight: Tensor, targets: Tensor) -> Rows:
-    """The logits of a chunk of rows, split into the target's and the others."""
+    """A chunk of rows, split into the target and the others; one buffer of the size of the logits."""
     logits = torch.bmm(x, weight.transpose(1, 2))
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     target = logits.gather(2, targets[..., None])
@@ -39,16 +41,17 @@ def measure(x: Tensor, weight: Tensor, targets: Tensor) -> Rows:
     top = logits.amax(2, keepdim=True)
     hit = target > top
     top = torch.where(torch.isneginf(top), 0.0, top)
-    rest = (logits - top).exp_().sum(2, keepdim=True).log_().add_(top)
-    return Rows(logits, target[..., 0], rest[..., 0], hit[..., 0])
+    terms = logits.sub_(top).exp_()
+    rest = terms.sum(2).log_().add_(top[..., 0])
+    return Rows(terms, top[..., 0], target[..., 0], rest, hit[..., 0])
 
 
 def differentiate(rows: Rows, targets: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of the logits, [M, R, W], from that of the losses, [M, R]; overwrites the logits."""
+    """The gradient of the logits, [M, R, W], from that of the losses, [M, R]; overwrites the terms."""
     excess = (rows.rest - rows.target).sigmoid()
-    # gradient * exp(logit - log-sum-exp); the target's own is minus the share of the others.
-    whole = torch.logaddexp(rows.rest, rows.target)[..., None]
-    shares = rows.logits.sub_(whole).exp_().mul_(gradient[..., None])
+    # gradient * exp(logit - log-sum-exp of all words); the target's own is minus the share of the others.
+    scale = gradient * (rows.top - torch.logaddexp(rows.rest, rows.target)).exp()
+    shares = rows.terms.mul_(scale[..., None])
     return shares.scatter_(2, targets[..., None], -(excess * gradient)[..., None]).to(dtype)
 
 
