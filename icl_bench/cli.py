@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from icl_bench import __version__
+from icl_bench.cli_kernels import kernels
 from icl_bench.console import (
     carry_out,
     execute,
@@ -28,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"max_content_width": 110},
 )
+
+app.add_typer(kernels, name="kernels")
 
 TaskArgument = Annotated[str, typer.Argument(help="A task: name or name:key=value,... (see `icl-bench tasks`).")]
 ArchOption = Annotated[

@@ -1,0 +1,168 @@
+"""What is timed side by side: this library's forms, PyTorch's attention by backend, and other packages' kernels."""
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.check import run_form
+from icl_bench.kernels.problems import Inputs, Problem
+
+Subject = Literal["ours", "torch", "fla", "retention"]
+Operator = Callable[[Inputs], Tensor]
+"""Inputs to y [N, T, H, V]."""
+
+PACKAGES = {"fla": "fla-core", "retention": "retention"}
+"""Distributions of the peers that may be missing."""
+BACKENDS = {
+    "sdpa flash": "FLASH_ATTENTION",
+    "sdpa cudnn": "CUDNN_ATTENTION",
+    "sdpa efficient": "EFFICIENT_ATTENTION",
+    "sdpa math": "MATH",
+}
+RETENTION_CHUNK = 1024
+"""The chunk of retention's own benchmarks."""
+FLEX_BLOCK = 128
+
+
+def subject_of(name: str) -> Subject:
+    """Whose a contender is."""
+    if name in ("fla", "retention"):
+        return name  # type: ignore[return-value]
+    return "torch" if name.startswith(("sdpa ", "flex")) else "ours"
+
+
+def installed(name: str) -> bool:
+    """Whether what a contender needs is there."""
+    subject = subject_of(name)
+    return subject not in PACKAGES or importlib.util.find_spec(subject) is not None
+
+
+def peer_versions() -> dict[str, str]:
+    """Versions of the other packages, "none" where one is not installed."""
+    found = {}
+    for package in PACKAGES.values():
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def operator(name: str, problem: Problem, device: torch.device) -> Operator:
+    """The contender of that name, ready for a problem.
+
+    Raises:
+        KernelUnavailableError: Its package is not installed.
+    """
+    if not installed(name):
+        raise KernelUnavailableError(f"{name} needs the package {PACKAGES[name]}, which is not installed: install it")
+    if name in BACKENDS:
+        return functools.partial(_sdpa, BACKENDS[name])
+    if name == "flex":
+        return _flex(problem, device)
+    if name == "fla":
+        linear = importlib.import_module("fla.ops.linear_attn").chunk_linear_attn
+        return lambda inputs: linear(inputs.q, inputs.k, inputs.v)[0]
+    if name == "retention":
+        return _retention(problem)
+    return lambda inputs: run_form(problem, name, inputs)[0]
+
+
+def same_function(name: str, problem: Problem) -> bool:
+    """Whether a contender computes what the problem asks, so that its error means something."""
+    return problem.op == "attention" or subject_of(name) != "torch"
+
+
+def _retention(problem: Problem) -> Operator:
+    retain = importlib.import_module("retention").power_retention
+    chunk = RETENTION_CHUNK if problem.t > RETENTION_CHUNK else None
+    options = {"deg": problem.p, "scale": problem.key**-0.5, "chunk_size": chunk}
+    return lambda inputs: retain(inputs.q, inputs.k, inputs.v, inputs.log_g, **options)
+
+
+def _sdpa(backend: str, inputs: Inputs) -> Tensor:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    with sdpa_kernel(getattr(SDPBackend, backend)):
+        q, k, v = (x.transpose(1, 2) for x in inputs[:3] if x is not None)
+        return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def _flex(problem: Problem, device: torch.device) -> Operator:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    assert problem.window is not None
+    mask = window_mask(problem.t, problem.window, device)
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+
+    def call(inputs: Inputs) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in inputs[:3] if x is not None)
+        out: Tensor = compiled(q, k, v, block_mask=mask)
+        return out.transpose(1, 2)
+
+    return call
+
+
+def window_mask(t: int, window: int, device: torch.device, block: int = FLEX_BLOCK) -> Any:
+    """FlexAttention's mask of a causal window, made from distances of blocks: never T x T entries.
+
+    Between blocks d apart positions are (d - 1) block + 1 to (d + 1) block - 1 apart, and in one block 0 to block - 1.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    def sees(_n: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (i >= j) & (i - j < window)
+
+    places = torch.arange(-(-t // block), device=device)
+    apart = places[:, None] - places
+    nearest, farthest = ((apart - 1) * block + 1).clamp(min=0), (apart + 1) * block - 1
+    full = (apart > 0) & (farthest < window)
+    counts, blocks = _listed((apart >= 0) & (nearest < window) & ~full)
+    return BlockMask.from_kv_blocks(counts, blocks, *_listed(full), BLOCK_SIZE=block, mask_mod=sees, seq_lengths=(t, t))
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of each row are chosen, and all blocks with the chosen ones first: [1, 1, rows (, blocks)]."""
+    order = chosen.int().argsort(stable=True, dim=-1, descending=True)
+    return chosen.sum(-1).int()[None, None], order.int()[None, None]
+
+
+def autotuners(package: str) -> list[Any]:
+    """The Triton autotuners of an imported package."""
+    from triton.runtime import KernelInterface
+    from triton.runtime.autotuner import Autotuner
+
+    found: dict[int, Any] = {}
+    modules = [m for name, m in sys.modules.items() if name == package or name.startswith(f"{package}.")]
+    for kernel in [value for module in modules for value in vars(module).values()]:
+        while isinstance(kernel, KernelInterface):  # autotuners and heuristics wrap one another
+            if isinstance(kernel, Autotuner):
+                found[id(kernel)] = kernel
+            kernel = getattr(kernel, "fn", None)
+    return list(found.values())
+
+
+def keep_share(package: str, share: int, shares: int) -> None:
+    """Leave every `shares`-th configuration to a package's autotuners, so that processes share the compilation.
+
+    What an autotuner chooses among fewer is never used: Triton files choices by the configurations they are from.
+    """
+    for tuner in autotuners(package):
+        tuner.configs = tuner.configs[share::shares] or tuner.configs[:1]
+
+
+def hasten(package: str) -> None:
+    """Autotune with 20 ms a configuration, not 100: there are hundreds."""
+    from triton.testing import do_bench
+
+    for tuner in autotuners(package):
+        tuner._do_bench = functools.partial(do_bench, warmup=5, rep=20)
