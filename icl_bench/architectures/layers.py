@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from icl_bench import random
 from icl_bench.kernels.convolution.api import short_convolution
 from icl_bench.kernels.convolution.reference import combine
 from icl_bench.kernels.embedding.api import Places, embed
+from icl_bench.kernels.gated_unit.api import gated_unit
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm
 
 TAP_STD = 0.3
@@ -163,6 +163,5 @@ class GatedMLP(nn.Module):
         self.down = Linear(members, hidden, width, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(functional.silu(gate) * up)
+        out: Tensor = self.down(gated_unit(self.up(x)))
         return out

@@ -13,6 +13,7 @@ if DEVICE == "cpu":
 from icl_bench.errors import ArgumentError  # noqa: E402
 from icl_bench.kernels.convolution.api import short_convolution  # noqa: E402
 from icl_bench.kernels.embedding.api import embed, find_places  # noqa: E402
+from icl_bench.kernels.gated_unit.api import gated_unit  # noqa: E402
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm  # noqa: E402
 from tests.kernels.numerics import assert_within_rounding  # noqa: E402
 
@@ -74,6 +75,12 @@ def test_plain_convolution_is_differentiated_as_defined():
 
 
 @TYPES
+@pytest.mark.parametrize("shape", [(2, 3, 7, 40), (1, 2), (5, 260)], ids=str)
+def test_gated_unit(shape, dtype):
+    assert_like_plain(gated_unit, [draw(*shape, dtype=dtype) * 3], walk=10.0)
+
+
+@TYPES
 @pytest.mark.parametrize(("words", "width"), [(5, 3), (16, 16), (70, 130)])
 @pytest.mark.parametrize("known", [False, True])
 def test_embedding(words, width, known, dtype):
@@ -94,5 +101,7 @@ def test_places_list_each_word_in_order():
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="weight must be"):
         rms_norm(draw(2, 3, 4), draw(2, 3))
+    with pytest.raises(ArgumentError, match="even number of columns"):
+        gated_unit(draw(2, 3))
     with pytest.raises(ArgumentError, match="gate must be"):
         short_convolution(draw(1, 2, 3, 4), draw(1, 2, 4), draw(1, 2, 3, 5))

@@ -5,6 +5,8 @@ import torch
 
 from icl_bench.kernels.convolution.api import short_convolution
 from icl_bench.kernels.cross_entropy.api import cross_entropy
+from icl_bench.kernels.embedding.api import embed
+from icl_bench.kernels.gated_unit.api import gated_unit
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm
 
 pytestmark = [
@@ -51,15 +53,18 @@ def test_cross_entropy_memory_holds_no_logits():
     assert torch.cuda.max_memory_allocated() - before < 2 * 16384 * 8192 // 8
 
 
-@pytest.mark.parametrize("function", ["norm", "add", "convolution", "gated"])
-def test_norms_and_convolutions(function):
+@pytest.mark.parametrize("function", ["norm", "add", "convolution", "gated", "unit", "embedding"])
+def test_elementwise_layers(function):
     shape = (3, 40, 70, 128)
     x, y, pull = draw(*shape), draw(*shape, seed=1), draw(*shape, seed=2)
+    ids = torch.randint(500, shape[:3], device="cuda", generator=torch.Generator("cuda").manual_seed(0))
     gain, taps = draw(3, 128, seed=3).float(), draw(3, 3, 128, seed=4)
     cases = {
         "norm": (rms_norm, [x, gain]),
         "add": (lambda *parts, impl: add_rms_norm(*parts, impl=impl)[1], [x, y, gain]),
         "convolution": (short_convolution, [x, taps]),
+        "unit": (gated_unit, [torch.cat([x, y], dim=-1)]),
+        "embedding": (lambda table, impl: embed(ids, table, impl=impl), [draw(3, 500, 128, seed=4)]),
         "gated": (lambda x, gate, taps, impl: short_convolution(x, taps, gate, impl=impl), [x, y, taps]),
     }
     run, inputs = cases[function]
