@@ -8,9 +8,9 @@ from torch import Tensor
 from icl_bench.harness.data import Feed
 from icl_bench.kernels.embedding.api import Places, find_places
 
-TOKENS_AT_ONCE = 1 << 20
+TOKENS_AT_ONCE = 1 << 22
 """Tokens made at once, over all members, at least one step's."""
-MOST_STEPS = 64
+MOST_STEPS = 256
 
 
 class TrainBatch(NamedTuple):

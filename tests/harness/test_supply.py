@@ -37,4 +37,4 @@ def test_sorted_batches_have_the_places_of_their_words():
 
 def test_no_more_steps_than_needed_or_fit():
     assert steps_at_once(64, 10_000) == MOST_STEPS and steps_at_once(64, 5) == 5
-    assert steps_at_once(1 << 19, 10) == 2 and steps_at_once(1 << 22, 10) == 1
+    assert steps_at_once(1 << 21, 10) == 2 and steps_at_once(1 << 24, 10) == 1

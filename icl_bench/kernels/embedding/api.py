@@ -24,11 +24,14 @@ class Places(NamedTuple):
 
 def find_places(ids: Tensor, words: int) -> Places:
     """Sort the tokens ids [M, ...] of `words` words; pays where many batches are sorted at once."""
-    # Narrow keys take fewer passes of a radix sort.
-    keys = ids.flatten(1).to(torch.int16 if words <= 1 << 15 else torch.int32)
-    ordered, order = keys.sort(dim=1, stable=True)
-    every = torch.arange(words + 1, device=ids.device, dtype=torch.int32).expand(len(ids), -1)
-    return Places(order, torch.searchsorted(ordered.int(), every.contiguous()))
+    flat = ids.flatten(1)
+    members, count = flat.shape
+    member = torch.arange(members, device=ids.device)[:, None]
+    # One sort of all members is several times faster than one for each; narrow keys take fewer passes.
+    kind = torch.int32 if members * words < 1 << 31 else torch.int64
+    ordered, order = (flat + member * words).flatten().to(kind).sort(stable=True)
+    bounds = (torch.arange(words + 1, device=ids.device) + member * words).to(kind)
+    return Places(order.view(members, count) - member * count, torch.searchsorted(ordered, bounds) - member * count)
 
 
 def embed(ids: Tensor, weight: Tensor, places: Places | None = None, *, impl: Impl = "auto") -> Tensor:
