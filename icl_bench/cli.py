@@ -10,6 +10,7 @@ from icl_bench import __version__
 from icl_bench.cli_kernels import kernels
 from icl_bench.console import (
     carry_out,
+    check_report,
     execute,
     finish,
     listing,
@@ -91,6 +92,7 @@ def quickstart(
     """The main job in about a minute: four architectures on associative recall, ending with a report."""
     from icl_bench.harness.resolve import QUICKSTART
 
+    check_report(report)
     records = execute(QUICKSTART, store, workshop(device, "auto", None, True))
     finish(records, as_json=False, report=report)
 
@@ -119,6 +121,7 @@ def run(
     from icl_bench.harness.resolve import Request, parse_lrs, parse_seeds
 
     load_plugins_or_warn()
+    check_report(report)
     request = Request(
         task=task,
         archs=arch,
@@ -169,6 +172,7 @@ def compare(
     from icl_bench.schema import build
 
     load_plugins_or_warn()
+    check_report(report)
     given = {"by": match, "cut": cut}
     fields = {"lr": lr, "tune_seeds": tune_seeds, "seeds": seeds, "preset": preset, "precision": precision}
     question = f"which architecture recalls more at {state} of {match}?"
@@ -201,6 +205,7 @@ def sweep(
     load_plugins_or_warn()
     loaded = load_study(study)
     if not dry_run:
+        check_report(report)
         carry_out(loaded, store, workshop(device, impl, fleet, graphs), report, as_json)
         return
     planned = plan(loaded, Store(store))

@@ -65,6 +65,9 @@ def bench(
     op: OpOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes and fewer lengths.")] = False,
     device: DeviceOption = "auto",
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Time for all; what comes later is not measured.", rich_help_panel="Machine")
+    ] = 145,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw where power attention overtakes softmax, as SVG.", rich_help_panel="Output"),
@@ -73,7 +76,7 @@ def bench(
 ) -> None:
     """Time this library, PyTorch's attention, and the packages retention and fla-core where installed.
 
-    A form of this library is timed only where it passes its check at that size.
+    A form of this library is timed only where it passes its check at that size; exit status 3 where one does not.
     """
     from icl_bench.harness.environment import pick_device
     from icl_bench.kernels.bench import bench as bench_kernels
@@ -81,7 +84,7 @@ def bench(
     from icl_bench.reports.kernels import bench_tables
 
     place = pick_device(device)
-    rows = bench_kernels(place, op, quick, tell)
+    rows = bench_kernels(place, op, quick, seconds, tell)
     drawn = curves(rows)
     if as_json:
         shared = origin(place)
@@ -93,6 +96,8 @@ def bench(
         figure.write_bytes(crossover_figure(drawn))
     if figure is not None:
         tell(f"figure: {figure}" if drawn else "no figure: no length has times of both power and softmax attention")
+    if any(row.broken for row in rows):
+        raise typer.Exit(SOMETHING_BROKEN)
 
 
 def tell(line: str) -> None:

@@ -1,13 +1,14 @@
 """What the commands share: carrying out requests and studies, printing, exit statuses."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from icl_bench.errors import StateBudgetError
+from icl_bench.errors import StateBudgetError, StoreError
 
 if TYPE_CHECKING:
     from icl_bench.errors import RecordError
@@ -33,13 +34,25 @@ def workshop(device: str, impl: str, fleet: int | None, graphs: bool) -> Worksho
     from rich.console import Console
 
     from icl_bench.harness.engine import FLEET_SIZE, InlineEngine
-    from icl_bench.harness.environment import pick_device
+    from icl_bench.harness.environment import check_impl, pick_device
     from icl_bench.harness.fleet import Machine
     from icl_bench.reports.progress import make_reporter
 
+    check_impl(impl)
     chosen = pick_device(device)
     engine = InlineEngine(Machine(chosen, impl, graphs))
     return Workshop(engine, fleet or FLEET_SIZE[chosen.type], make_reporter(Console(stderr=True)))
+
+
+def check_report(report: Path | None) -> None:
+    """Refuse, before anything is trained, a report that could not be written; raises StoreError."""
+    if report is None:
+        return
+    folder = report.resolve().parent
+    if report.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise StoreError(
+            f"a report is a file in a folder that exists and can be written; got {report}; choose another file"
+        )
 
 
 def execute(request: "Request", store: Path, shop: Workshop) -> "list[RunRecord]":

@@ -3,7 +3,9 @@
 import importlib
 import importlib.metadata
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from icl_bench.errors import DuplicateNameError, SpecError, UnknownNameError
@@ -106,12 +108,14 @@ def load_plugins() -> list[Plugin]:
 
 
 def import_object(path: str) -> object:
-    """The object named `package.module:attribute`.
+    """The object named `package.module:attribute`; the current folder is searched last.
 
     Raises:
         UnknownNameError: where the module or the attribute does not exist.
     """
     module_name, _, attribute = path.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that it shadows nothing
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -136,7 +136,7 @@ def test_doctor_looks_at_the_machine(command) -> None:
             ["run", TASK, "--arch", "linear", "--store", "/dev/null/x"],
             "the store is a folder that can be written; /dev/null/x",
         ),
-        (["run", TASK, "--arch", "power", "--impl", "fast", *TINY], "impl must be one of"),
+        (["run", TASK, "--arch", "power", "--impl", "fast", *TINY], "--impl is one of auto, reference"),
     ],
 )
 def test_what_the_user_must_change_is_one_line_and_exit_2(command, arguments: list[str], message: str) -> None:
@@ -209,9 +209,23 @@ def test_a_report_can_be_one_page(command, tmp_path) -> None:
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_a_report_that_cannot_be_written_is_named(command) -> None:
-    outcome = command("run", TASK, "--arch", "linear", "--report", "/dev/null/report.md", *TINY)
+@pytest.mark.parametrize("report", ["/dev/null/report.md", "."])
+def test_a_report_that_cannot_be_written_is_refused_before_training(command, report: str) -> None:
+    outcome = command("run", TASK, "--arch", "linear", "--report", report, *TINY)
+    message = f"Error: a report is a file in a folder that exists and can be written; got {report}"
+    assert outcome.status == 2 and message in outcome.err and "started" not in outcome.err
+
+
+def test_an_exception_in_a_layer_of_ones_own_is_the_result_of_its_run(command, tmp_path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "import torch\n\n\nclass Layer(torch.nn.Linear):\n    def __init__(self, d_model):\n"
+        "        super().__init__(d_model, d_model)\n\n    def forward(self, x):\n        return {}['no such key']\n"
+    )
+    outcome = command("run", TASK, "--arch", "broken:Layer", "--arch", "linear", "--json", *TINY)
+    broken, good = json.loads(outcome.out)["runs"]
     assert (
-        outcome.status == 2
-        and "Error: a report must be written where there is room and permission; /dev/null" in outcome.err
+        outcome.status == 3
+        and broken["status"] == "error"
+        and "KeyError" in broken["detail"]
+        and good["status"] == "ok"
     )

@@ -67,11 +67,12 @@ class Backbone(nn.Module):
         mlp_width: int,
         tied: bool,
         impl: str,
+        embedding_scale: float = 1.0,
     ) -> None:
         super().__init__()
         members = len(seeds)
         gain = 1 / math.sqrt(2 * len(layers))
-        self.embedding = Embedding(members, vocabulary, d_model)
+        self.embedding = Embedding(members, vocabulary, d_model, embedding_scale)
         self.blocks = [
             Block(members, d_model, layer.build(members, d_model, gain, impl), mlp_width, gain) for layer in layers
         ]

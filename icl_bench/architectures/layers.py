@@ -83,13 +83,16 @@ class Linear(Stacked):
 
 
 class Embedding(Stacked):
-    """Rows of a table: ids [M, B, T] -> [M, B, T, C]. Where tied, its transpose is the output head."""
+    """Rows of a table: ids [M, B, T] -> [M, B, T, C], normal with standard deviation `scale` / sqrt(C) at the start.
+
+    Where tied, its transpose is the output head.
+    """
 
     weight: Tensor
 
-    def __init__(self, members: int, vocabulary: int, width: int) -> None:
+    def __init__(self, members: int, vocabulary: int, width: int, scale: float = 1.0) -> None:
         super().__init__(members)
-        self.declare("weight", (vocabulary, width), Init(std=0.3 / math.sqrt(width)))
+        self.declare("weight", (vocabulary, width), Init(std=scale / math.sqrt(width)))
 
     def forward(self, ids: Tensor, places: Places | None = None) -> Tensor:
         """`places`, where known, spare the gradient a sort."""

@@ -18,7 +18,8 @@ from torch.nn import functional
 from icl_bench.architectures.base import ARCHITECTURES
 from icl_bench.architectures.heads import Memory
 from icl_bench.architectures.power import Normalizer, PowerHeads, PowerMemory
-from icl_bench.kernels.power.api import Impl, PowerState
+from icl_bench.kernels.power.api import Impl
+from icl_bench.kernels.power.state import PowerState
 
 FeatureMap = Literal["identity", "elu", "relu", "softplus", "exp"]
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from icl_bench.architectures.base import ARCHITECTURES, StateSize
 from icl_bench.architectures.heads import HeadsArchitecture, Memory
-from icl_bench.kernels.power.api import Impl, PowerState, initial_power_state, power_attention, power_step
+from icl_bench.kernels.power.api import Impl, initial_power_state, power_attention, power_step
+from icl_bench.kernels.power.state import PowerState
 
 Normalizer = Literal["sum", "rms", "raw"]
 """What the output is divided by: the `sum` of scores, its own `rms` per head, or nothing (`raw`)."""

@@ -8,15 +8,19 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 import icl_bench
 from icl_bench.errors import SpecError
 from icl_bench.harness.record import Manifest
+from icl_bench.kernels.attention import api as attention
+from icl_bench.kernels.power import api as power
 
 PACKAGES = ("torch", "triton", "numpy", "scipy")
 DEVICES = ("auto", "cpu", "cuda")
+IMPLS = tuple(dict.fromkeys((*get_args(power.Impl), *get_args(attention.Impl))))
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,6 +34,12 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise SpecError("--device cuda needs a CUDA device that torch can see; found none; use --device cpu")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def check_impl(name: str) -> None:
+    """Refuse a kernel implementation that no operator has; raises SpecError."""
+    if name not in IMPLS:
+        raise SpecError(f"--impl is one of {', '.join(IMPLS)}; got {name!r}; choose one of them")
 
 
 def device_name(device: torch.device) -> str:

@@ -1,6 +1,6 @@
 """Accuracy of a fleet on held-out examples, cell by cell, counted on the device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from icl_bench.harness.precision import WorkingModel
 from icl_bench.tasks import Batch
 from icl_bench.tasks.base import measured_floors
 
-TOKENS_AT_ONCE = 1 << 18
+TOKENS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20}
+"""Tokens of a piece by device, over all members: a cache's worth, and fewer than a fleet trains on at once."""
 GROUPS = 64
 """Most groups of scored positions that a task may have."""
 
@@ -42,15 +43,22 @@ class CellOutcome(NamedTuple):
     """Accuracy and number of scored positions by group."""
 
 
+def batches(feed: Feed, examples: int, members: int) -> Iterator[Batch]:
+    """The first `examples` examples of a feed in pieces that fit the device."""
+    device = feed.streams.device
+    for part in slices(examples, members * feed.cell.length, TOKENS_AT_ONCE[device.type]):
+        yield feed.batch(torch.arange(part.start, part.start + part.size, device=device))
+
+
 @torch.no_grad()
-def evaluate(model: WorkingModel, feed: Feed, examples: int, members: int) -> CellOutcome:
-    """Score `examples` examples of a cell for every member."""
+def evaluate(model: WorkingModel, feed: Feed, pieces: Iterable[Batch]) -> CellOutcome:
+    """Score the examples of a cell for every member; waits for the device once, at the end."""
     totals: Counts | None = None
-    for part in slices(examples, members * feed.cell.length, TOKENS_AT_ONCE):
-        index = torch.arange(part.start, part.start + part.size, device=feed.streams.device)
-        batch = feed.batch(index)
+    examples = 0
+    for batch in pieces:
         counted = count(model.scores(batch.inputs, batch.positions, batch.targets), batch.groups)
         totals = counted if totals is None else Counts(*(a + b for a, b in zip(totals, counted, strict=True)))
+        examples += batch.inputs.shape[1]
     assert totals is not None
     return summarise(totals, examples, feed)
 

@@ -71,7 +71,7 @@ def fleet_results(
         raise
     except torch.OutOfMemoryError as error:
         return [failed(spec, "oom", str(error).splitlines()[0], started) for spec in specs]
-    except RuntimeError:
+    except Exception:  # whatever a layer of one's own raises is the result of its runs
         return [failed(spec, "error", traceback.format_exc(), started) for spec in specs]
     params = trainer.model.parameters_per_member()
     return [scored(spec, member, scores, trainer.task, params) for member, spec in enumerate(specs)]

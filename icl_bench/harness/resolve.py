@@ -15,7 +15,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "quick": {"train": {"steps": 250}, "evaluation": {"examples": 512, "validation": 128, "points": 5}},
     "zoology": {
-        "model": {"d_model": 128, "mlp": 0.0},
+        "model": {"d_model": 128, "mlp": 0.0, "embedding_scale": 0.3},
         "train": {
             "steps": 22_624,
             "batch": 256,
@@ -168,7 +168,7 @@ def arch_component(text: str, d_model: int) -> Component:
     full = build(cls, spec.params, spec.name).resolved(d_model)
     params = plain_params(full.model_dump())
     defaults = build(cls, {name: params[name] for name in cls.shown}, spec.name).resolved(d_model)
-    label = label_of(spec.name, params, plain_params(defaults.model_dump()), tuple(cls.shown))
+    label = label_of(spec, params, plain_params(defaults.model_dump()), tuple(cls.shown))
     return Component(name=spec.name, params=params, label=label)
 
 

@@ -41,6 +41,8 @@ class ModelSpec(Frozen):
     """Hidden width of the gated MLP of a layer, relative to the model width; 0 for none."""
     tied: bool = True
     """Whether the output head is the transpose of the embedding."""
+    embedding_scale: float = Field(default=1.0, gt=0)
+    """Standard deviation of the embedding at the start, relative to 1 / sqrt(d_model)."""
 
 
 class TrainSpec(Frozen):
@@ -136,7 +138,7 @@ class RunSpec(Frozen):
         return content_hash(shared, "icl-bench/fleet/v1")
 
 
-def label_of(name: str, params: Mapping[str, Value], defaults: Mapping[str, Value], shown: tuple[str, ...]) -> str:
-    """The spec text with the parameters that differ from their defaults, and those always shown."""
-    kept = {key: value for key, value in params.items() if key in shown or value != defaults.get(key)}
-    return str(Spec(name, kept))
+def label_of(spec: Spec, params: Mapping[str, Value], defaults: Mapping[str, Value], shown: tuple[str, ...]) -> str:
+    """The spec with the typed parameters that differ from their defaults, and those always shown."""
+    typed = {key for key in spec.params if params[key] != defaults[key]}
+    return str(Spec(spec.name, {key: value for key, value in params.items() if key in shown or key in typed}))

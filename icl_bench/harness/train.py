@@ -8,7 +8,7 @@ import torch
 
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
-from icl_bench.harness.evaluate import CellOutcome, best_floors, evaluate
+from icl_bench.harness.evaluate import CellOutcome, batches, best_floors, evaluate
 from icl_bench.harness.graphs import StepGraphs
 from icl_bench.harness.optimiser import FleetAdamW
 from icl_bench.harness.precision import WorkingModel, working_dtype
@@ -18,6 +18,7 @@ from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.supply import Supply, steps_at_once
 from icl_bench.kernels.backends import has_triton
+from icl_bench.tasks import Batch
 
 SOLVED = 0.99
 
@@ -63,6 +64,7 @@ class Trainer:
             round(first.model.mlp * width),
             first.model.tied,
             impl,
+            first.model.embedding_scale,
         ).to(device)
         self.optimiser = FleetAdamW(
             list(self.model.parameters()), [spec.train for spec in specs], working_dtype(first.precision)
@@ -73,6 +75,7 @@ class Trainer:
         self.train_feeds = [self.feed(cell.label, "train") for cell in self.cells]
         self.sums = torch.zeros(2, len(specs), device=device, dtype=torch.float64)
         self.supplies = [self.supply(which) for which in range(len(self.cells))]
+        self.validation: list[tuple[Feed, list[Batch]]] = []
         self.done = 0
         captured = graphs and device.type == "cuda"
         self.updates = StepGraphs(self.update, device) if captured else None
@@ -124,19 +127,18 @@ class Trainer:
         return loss, accuracy
 
     def validate(self) -> dict[str, list[float]]:
-        """Validation accuracy by cell and member."""
-        return {
-            cell.label: evaluate(
-                self.working, self.feed(cell.label, "val"), self.spec.evaluation.validation, len(self.specs)
-            ).accuracy
-            for cell in self.task.eval_cells
-        }
+        """Validation accuracy by cell and member; the examples are made once and kept."""
+        count, members = self.spec.evaluation.validation, len(self.specs)
+        if not self.validation:
+            feeds = [self.feed(cell.label, "val") for cell in self.task.eval_cells]
+            self.validation = [(feed, list(batches(feed, count, members))) for feed in feeds]
+        return {feed.cell.label: evaluate(self.working, feed, kept).accuracy for feed, kept in self.validation}
 
     def test(self) -> tuple[dict[str, CellOutcome], dict[str, list[tuple[str, float]]]]:
         """Test scores and floors by cell."""
         feeds = {cell.label: self.feed(cell.label, "test") for cell in self.task.eval_cells}
-        count = self.spec.evaluation.examples
-        scores = {label: evaluate(self.working, feed, count, len(self.specs)) for label, feed in feeds.items()}
+        count, members = self.spec.evaluation.examples, len(self.specs)
+        scores = {label: evaluate(self.working, feed, batches(feed, count, members)) for label, feed in feeds.items()}
         return scores, best_floors(feeds, count)
 
 

@@ -9,16 +9,13 @@ from icl_bench.kernels.cases import cases
 from icl_bench.kernels.measure import Row, carry_out
 from icl_bench.kernels.processes import measure_in_processes
 
-SECONDS = 145.0
-"""What a run on a GPU takes at most, but for the few seconds after which a process that does not answer is ended."""
-
 
 def bench(
     device: torch.device,
     op: str | None = None,
     quick: bool = False,
+    seconds: float = 145.0,
     tell: Callable[[str], None] = lambda line: None,
-    seconds: float = SECONDS,
 ) -> list[Row]:
     """Time everything of `cases.cases` within about that many seconds; what comes later is out of time.
 
@@ -27,8 +24,8 @@ def bench(
             a time, after their kernels were compiled in parallel.
         op: "power" or "attention"; None for both.
         quick: Smaller sizes and fewer lengths.
+        seconds: The time for all, but for the few after which a process that does not answer is ended.
         tell: Called with a line when a contender is done.
-        seconds: The time for all.
 
     Returns:
         A row for each contender of each case, with times or with a note why there are none.

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, get_args
 
 import torch
@@ -180,8 +180,12 @@ def check_job(job: Job, run: Run | None = None) -> list[Finding]:
     ]
 
 
-def examine(problem: Problem, impl: str, device: torch.device, run: Run, rows: Tensor | None = None) -> list[Error]:
-    """The error of every output and gradient of a form; where `rows` are given, of the output at those queries alone.
+def examine(
+    problem: Problem, impl: str, device: torch.device, run: Run, rows: Tensor | None = None, poison: bool = True
+) -> list[Error]:
+    """The error of every output and gradient of a form, with NaN in fresh memory where `poison` is set.
+
+    Where `rows` are given, outputs count at those queries alone, and output gradients are zero elsewhere.
 
     Raises:
         KernelUnavailableError: The form cannot run the problem.
@@ -197,7 +201,7 @@ def examine(problem: Problem, impl: str, device: torch.device, run: Run, rows: T
     if rows is not None:
         along[0] = _spread(along[0], rows, problem.t)
     leaves = leaves_of(inputs)
-    with poisoned_memory():
+    with poisoned_memory() if poison else nullcontext():
         outputs = run(problem, impl, leaves)
         pulled = gradients(outputs, leaves, along)
     found = [outputs[0][:, rows_or_all], *outputs[1:], *pulled]

@@ -21,6 +21,7 @@ from icl_bench.kernels.timing import Times, peak_mebibytes, time_call
 
 Timer = Callable[[Callable[[], object], torch.device, float], Times]
 
+FAILED = "check failed"
 SAMPLED = 8
 """Queries at which a form is checked before it is timed."""
 
@@ -48,6 +49,11 @@ class Row(NamedTuple):
     gradient_error: float | None = None
     """Relative to float64 at a few queries; None where the contender computes another function."""
     note: str = ""
+
+    @property
+    def broken(self) -> bool:
+        """Whether a form of this library failed its check."""
+        return self.note.startswith(FAILED)
 
     def document(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -78,10 +84,10 @@ def measure(case: Case, name: str, device: torch.device, seconds: float, timer: 
     try:
         run = operator(name, case.problem, device)
         if same_function(name, case.problem):
-            errors = _errors(case.problem, name, run, device)
+            errors = _errors(case.problem, name, run, device, row.ours)
             broken = [f"{e.name} {e.error:.2g} over {e.bound:g}" for e in errors if not e.ok]
             if broken and row.ours:
-                return row._replace(note=f"check failed: {', '.join(broken)}")
+                return row._replace(note=f"{FAILED}: {', '.join(broken)}")
             row = row._replace(output_error=_finite(errors[0].error), gradient_error=_worst(errors[1:]))
         return _timed(row, case.problem, run, device, seconds, timer)
     except KernelUnavailableError as error:
@@ -134,12 +140,15 @@ def _timed(row: Row, problem: Problem, run: Operator, device: torch.device, seco
     if device.type == "cuda":
         both()
         peak = peak_mebibytes(both)
-    return row._replace(forward=timer(forward, device, seconds), both=timer(both, device, seconds), peak_mib=peak)
+    times = timer(forward, device, seconds), timer(both, device, seconds)
+    launched = [part for part, x in zip(("forward", "both"), times, strict=True) if x.method == "events"]
+    note = f"not captured in a graph: {', '.join(launched)}" if launched else ""
+    return row._replace(forward=times[0], both=times[1], peak_mib=peak, note=note)
 
 
-def _errors(problem: Problem, name: str, run: Operator, device: torch.device) -> list[Error]:
+def _errors(problem: Problem, name: str, run: Operator, device: torch.device, poison: bool) -> list[Error]:
     rows = torch.linspace(problem.t // SAMPLED, problem.t - 1, SAMPLED, device=device).long().unique()
-    return examine(problem, name, device, lambda _problem, _name, inputs: [run(inputs)], rows)
+    return examine(problem, name, device, lambda _problem, _name, inputs: [run(inputs)], rows, poison)
 
 
 def _worst(errors: Sequence[Error]) -> float | None:

@@ -108,7 +108,7 @@ def compose(
         blocks += section_blocks(section, i, {drawing.name: drawing for drawing in drawings[i]})
     blocks += tabled("Unreadable records", problem_table(problems), level=2)
     blocks += environment_blocks(runs)
-    commands = (*sorted({plain(run.manifest.command) for run in runs}), plain(command))
+    commands = tuple(dict.fromkeys((*sorted({plain(run.manifest.command) for run in runs}), plain(command))))
     return [*blocks, Heading(2, "Reproduce"), Commands(commands)]
 
 

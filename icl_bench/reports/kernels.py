@@ -40,7 +40,19 @@ def bench_tables(rows: "Sequence[Row]", curves: Sequence[Curve]) -> RenderableTy
     """A table of times for each case, and one of the lengths where power attention overtakes softmax."""
     listed = [row for row in rows if row.part == "table"]
     tables = [case_table(list(group)) for _, group in itertools.groupby(listed, key=lambda row: row.case)]
-    return Group(*tables, *([crossover_table(curves)] if curves else []))
+    growth = memory_table(listed)
+    return Group(*tables, *([growth] if growth.row_count else []), *([crossover_table(curves)] if curves else []))
+
+
+def memory_table(rows: "Sequence[Row]") -> Table:
+    """How the memory of a contender grows where it was measured at a length and at twice that length."""
+    table = _table(["operator", "contender"], ["T", "MiB", "at 2 T", "ratio"], "memory of forward + backward")
+    measured = {(row.op, row.contender, row.n, row.heads, row.t): row.peak_mib for row in rows if row.peak_mib}
+    for (op, contender, n, heads, t), peak in measured.items():
+        twice = measured.get((op, contender, n, heads, 2 * t))
+        if twice is not None:
+            table.add_row(op, contender, f"{t:,}", f"{peak:,.0f}", f"{twice:,.0f}", f"{twice / peak:.2f}")
+    return table
 
 
 def case_table(rows: "Sequence[Row]") -> Table:
@@ -64,7 +76,7 @@ def case_table(rows: "Sequence[Row]") -> Table:
         cells = [*_times(row.forward, best[0], row.ours), *_times(row.both, best[1], row.ours)]
         peak = NONE if row.peak_mib is None else f"{row.peak_mib:,.0f}"
         errors = [NONE if x is None else f"{x:.1e}" for x in (row.output_error, row.gradient_error)]
-        style = "bold" if row.ours and row.forward else "red" if row.note.startswith("check failed") else ""
+        style = "bold" if row.ours and row.forward else "red" if row.broken else ""
         table.add_row(*(Text(cell) for cell in (row.contender, *cells, peak, *errors, row.note)), style=style)
     return table
 

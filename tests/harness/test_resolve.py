@@ -116,3 +116,23 @@ def test_wrong_requests_are_one_line(request_: Request, message: str) -> None:
     with pytest.raises(IclBenchError, match=message) as caught:
         expand(request_)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "label"),
+    [
+        ("power", "power:p=2"),
+        ("power:p=3", "power:p=3"),
+        ("power:heads=2", "power:heads=2,p=2"),
+        ("linear:heads=4", "linear"),
+    ],
+)
+def test_labels_say_what_was_typed_beyond_the_defaults(arch: str, label: str) -> None:
+    assert expand(Request("copy", [arch]))[0].arch_label == label
+
+
+def test_a_pattern_longer_than_the_model_is_refused() -> None:
+    with pytest.raises(
+        IclBenchError, match=r"at most as many parts as there are layers, 2; got 3 in softmax\+linear\+window"
+    ):
+        expand(Request("copy", ["softmax+linear+window"]))

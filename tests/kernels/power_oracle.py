@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from icl_bench.kernels.power.api import PowerState
 from icl_bench.kernels.power.expansion import expand
+from icl_bench.kernels.power.state import PowerState
 from icl_bench.kernels.power.triton_api import power_attention_triton
 
 # Root-mean-square errors relative to float64: outputs, and each gradient.

@@ -7,7 +7,8 @@ import torch
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.attention.api import attention, attention_step, empty_cache
-from icl_bench.kernels.power.api import PowerState, initial_power_state, power_attention, power_step
+from icl_bench.kernels.power.api import initial_power_state, power_attention, power_step
+from icl_bench.kernels.power.state import PowerState
 
 Q = torch.ones(2, 5, 4, 3)
 K = torch.ones(2, 5, 2, 3)

@@ -10,7 +10,7 @@
 where the scale is not in phi(k): it enters at the query as scale^p.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,21 +30,13 @@ from icl_bench.kernels.matrices import fold_heads
 from icl_bench.kernels.power.chunked import advance_state, default_chunk, form_costs, power_by_chunks, with_ones
 from icl_bench.kernels.power.expansion import expanded_width, read_state
 from icl_bench.kernels.power.reference import power_attention_reference
+from icl_bench.kernels.power.state import PowerState
 
 Impl = Literal["auto", "reference", "quadratic", "chunked", "triton"]
 Normalize = Literal["sum", "none"]
 
 TRITON_KEY_WIDTH = 128
 """The widest key of the Triton form."""
-
-
-class PowerState(NamedTuple):
-    """What power attention carries from token to token, in the symmetric basis of `expansion`."""
-
-    s: Tensor
-    """[N, G, D, V], D = C(K + p - 1, p): sum of expanded keys times values; float32 (float64 for float64 inputs)."""
-    z: Tensor | None
-    """[N, G, D]: sum of expanded keys, the normaliser; None when normalize is "none"."""
 
 
 def power_attention(

@@ -15,8 +15,8 @@ from torch import Tensor
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power import triton_launch as launch
-from icl_bench.kernels.power.api import PowerState
 from icl_bench.kernels.power.expansion import expanded_width
+from icl_bench.kernels.power.state import PowerState
 from icl_bench.kernels.power.triton_basis import from_normaliser, from_tiles, tile_layout, to_normaliser, to_tiles
 from icl_bench.kernels.power.triton_launch import Problem
 
@@ -60,6 +60,8 @@ def power_attention_triton(
     _check(q, k, v)
     if v.shape[3] > MAX_VALUE_WIDTH:
         return _by_value_blocks(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
+    if q.shape[0] * q.shape[2] > LARGEST_GRID:
+        return _by_sequences(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
     s, z = (None, None) if initial_state is None else initial_state
     size = _chunk(q, v, p, chunk)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
@@ -132,6 +134,39 @@ def _by_value_blocks(
     kept = [state for state in states if state is not None]
     y = torch.cat(outputs, dim=3)
     return y, PowerState(torch.cat([state.s for state in kept], dim=3), kept[0].z) if kept else None
+
+
+LARGEST_GRID = 65_535
+"""Programs along the second and third axis of a launch, which count sequences times heads."""
+
+
+def _by_sequences(
+    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, scale: float, normalize: str, eps: float,
+    initial_state: PowerState | None, chunk: int | None, keep_state: bool,
+) -> tuple[Tensor, PowerState | None]:  # fmt: skip
+    """More sequences than one launch can count, in equal parts."""
+    parts = -(-q.shape[0] * q.shape[2] // LARGEST_GRID)
+    size = -(-q.shape[0] // parts)
+    outputs, states = [], []
+    for first in range(0, q.shape[0], size):
+        rows = slice(first, first + size)
+        gates = None if log_g is None else log_g[rows]
+        start = None if initial_state is None else _rows_of(initial_state, rows)
+        y, state = power_attention_triton(
+            q[rows], k[rows], v[rows], gates, p, scale, normalize, eps, start, chunk, keep_state
+        )  # fmt: skip
+        outputs.append(y)
+        states.append(state)
+    kept = [state for state in states if state is not None]
+    if not kept:
+        return torch.cat(outputs), None
+    sums = [state.z for state in kept if state.z is not None]
+    return torch.cat(outputs), PowerState(torch.cat([state.s for state in kept]), torch.cat(sums) if sums else None)
+
+
+def _rows_of(state: PowerState, rows: slice) -> PowerState:
+    """The states of some sequences."""
+    return PowerState(state.s[rows], None if state.z is None else state.z[rows])
 
 
 def _problem(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int) -> Problem:
