@@ -29,6 +29,7 @@ from icl_bench.kernels.oracle import (
     relative_error,
 )
 from icl_bench.kernels.power import api as power_api
+from icl_bench.kernels.power.state import PowerState
 from icl_bench.kernels.problems import (
     FEW_LENGTHS,
     LENGTHS,
@@ -222,7 +223,7 @@ def run_form(problem: Problem, impl: str, inputs: Inputs) -> list[Tensor]:
     q, k, v, log_g, s, z = inputs
     if problem.op == "attention":
         return [attention_api.attention(q, k, v, log_g, window=problem.window, impl=impl)]  # type: ignore[arg-type]
-    start = None if s is None else power_api.PowerState(s, z)
+    start = None if s is None else PowerState(s, z)
     options = {"p": problem.p, "normalize": problem.normalize, "eps": EPS, "chunk": problem.chunk, "impl": impl}
     if not problem.states:
         return [power_api.power_attention(q, k, v, log_g, initial_state=start, **options)]  # type: ignore[arg-type]

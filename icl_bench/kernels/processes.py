@@ -95,9 +95,8 @@ def serve(pipe: Connection, subject: Subject) -> None:
 def compile_share(subject: Subject, tasks: Sequence[Task], share: int, shares: int) -> None:
     """Run a share of the tasks once, or, of a package that autotunes, all tasks with a share of the configurations."""
     torch.set_num_threads(1)
-    mine = _share(tasks, share, shares)
+    mine = list(tasks) if subject in PACKAGES else _share(tasks, share, shares)
     if subject in PACKAGES:
-        mine = tasks
         _import_peer(subject, tasks)
         keep_share(subject, share, shares)
         hasten(subject)

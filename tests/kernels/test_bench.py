@@ -1,0 +1,238 @@
+"""`icl-bench kernels bench`: no time without a passed check, ratios, time boxes, lost processes, the crossover."""
+
+import json
+import multiprocessing
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+
+from icl_bench import cli
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels import contenders, measure, processes
+from icl_bench.kernels.cases import Case, cases
+from icl_bench.kernels.measure import Row, blank, carry_out
+from icl_bench.kernels.problems import Problem
+from icl_bench.kernels.timing import Times, summarise, time_call
+from icl_bench.reports.crossover import Curve, crossing, crossover_figure, curves
+from icl_bench.reports.kernels import bench_tables
+from tests.kernels.test_check import command  # noqa: F401  the fixture
+
+CPU = torch.device("cpu")
+PROBLEM = Problem("power", 32, torch.float32, groups=2, key=8, value=8, states=False)
+CASE = Case("a case", "table", PROBLEM, ("quadratic", "sdpa flash"))
+
+
+def fake_timer(call, device, seconds):
+    call()
+    return Times(2.0, 1.0, 3.0, 5, "clock")
+
+
+def printed(rows):
+    from rich.console import Console
+
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(bench_tables(rows, curves(rows)))
+    return capture.get()
+
+
+def test_a_form_that_passes_is_timed_with_its_errors():
+    row = measure.measure(CASE, "quadratic", CPU, 0.1, fake_timer)
+    assert row.forward.median == 2.0 and row.both.p80 == 3.0 and row.ours and row.note == ""
+    assert 0 < row.output_error < 1e-5 and 0 < row.gradient_error < 1e-5
+
+
+def test_a_form_that_fails_its_check_is_never_timed(monkeypatch):
+    right = contenders.run_form
+    monkeypatch.setattr(contenders, "run_form", lambda *x: [y * 1.01 for y in right(*x)])
+
+    def refuse(*_):
+        raise AssertionError("timed")
+
+    row = measure.measure(CASE, "quadratic", CPU, 0.1, refuse)
+    assert row.forward is None and row.both is None and row.broken and "y 0.01 over 1e-05" in row.note
+    assert "check failed" in printed([row])
+
+
+def test_a_peer_that_raises_or_is_absent_is_a_row(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such shape\nand more")
+
+    monkeypatch.setattr(measure, "operator", lambda *_: broken)
+    assert measure.measure(CASE, "sdpa flash", CPU, 0.1, fake_timer).note == "RuntimeError: no such shape"
+    monkeypatch.setattr(measure, "installed", lambda name: False)
+    assert measure.measure(CASE, "retention", CPU, 0.1, fake_timer).note == "not installed"
+
+
+def test_what_comes_after_the_deadline_is_out_of_time():
+    rows = list(carry_out([(CASE, "quadratic")], CPU, time.monotonic() - 1, fake_timer))
+    assert [row.note for row in rows] == ["out of time"]
+
+
+def test_percentiles_and_the_clock():
+    assert summarise([5.0, 1.0, 2.0, 4.0, 3.0], "clock")[:3] == (3.0, 2.0, 4.0)
+    ticks = iter(i * 0.25 for i in range(1000))
+    times = time_call(lambda: None, CPU, 2.0, lambda: next(ticks))
+    assert times.median == 250.0 and times.repeats == 8
+
+
+@pytest.mark.parametrize("t, window", [(512, 100), (512, 128), (512, 129), (640, 300), (256, 1)])
+def test_the_mask_of_blocks_is_the_one_made_from_all_pairs(t, window):
+    found = contenders.window_mask(t, window, CPU)
+    wanted = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < window), None, None, t, t, device="cpu")
+    assert torch.equal(found.to_dense(), wanted.to_dense())
+    assert torch.equal(found.full_kv_num_blocks, wanted.full_kv_num_blocks)
+
+
+def test_the_table_holds_what_was_asked():
+    made = cases(torch.device("cuda"))
+    table = [case for case in made if case.part == "table"]
+    assert {case.problem.name for case in table} == {
+        "power p=2", "power p=2 gated", "power p=1", "power p=1 gated", "window", "softmax",
+    }  # fmt: skip
+    assert {case.problem.t for case in table if case.problem.name == "power p=2"} == {65_536, 131_072, 256}
+    peers = {name for case in table for name in case.contenders if contenders.subject_of(name) != "ours"}
+    assert peers == {"sdpa flash", "sdpa cudnn", "sdpa efficient", "flex", "fla", "retention"}
+    assert {case.problem.key for case in made if case.part == "crossover"} == {32, 64, 128}
+    with pytest.raises(ArgumentError, match="--op is one of"):
+        cases(CPU, "norm")
+
+
+def test_every_title_tells_its_case():
+    titles = [case.title for case in cases(torch.device("cuda")) if case.part == "table"]
+    assert len(set(titles)) == len(titles)
+
+
+class Silent:
+    """A process that answers nothing."""
+
+    alive = True
+
+    def is_alive(self):
+        return self.alive
+
+    def kill(self):
+        self.alive = False
+
+    def join(self):
+        pass
+
+
+def test_a_silent_process_is_ended_and_a_dead_one_leaves_rows(monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 0.0)
+    tasks = [(CASE, "quadratic"), (CASE, "sdpa flash")]
+    near, far = multiprocessing.Pipe()
+    child = processes.Subprocess(Silent(), near)
+    rows = list(processes._ask(child, tasks, time.monotonic()))
+    assert [row.note for row in rows] == ["out of time"] * 2 and not child.process.alive
+    far.close()
+    rows = list(processes._ask(child, tasks, time.monotonic() + 5))
+    assert all("died" in row.note for row in rows) and len(rows) == 2
+    assert list(processes._ask(None, [], 0.0)) == []
+
+
+def test_a_measuring_process_answers_every_task(monkeypatch):
+    monkeypatch.setattr(processes, "DEVICE", CPU)
+    near, far = multiprocessing.Pipe()
+    server = threading.Thread(target=processes.serve, args=(far, "ours"))
+    server.start()
+    tasks = [(CASE, "quadratic"), (CASE, "chunked")]
+    rows = list(processes._ask(processes.Subprocess(Silent(), near), tasks, time.monotonic() + 60))
+    near.close()
+    server.join()
+    assert [row.contender for row in rows] == ["power quadratic", "power chunked"] and all(row.both for row in rows)
+
+
+def test_shares_of_compilation_cover_everything_once():
+    tasks = [(case, name) for case in cases(torch.device("cuda")) for name in case.contenders]
+    shared = [task for i in range(7) for task in processes._share(tasks, i, 7)]
+    assert len(shared) == len(set(shared)) and set(shared) == {x for x in tasks if not x[1].startswith("sdpa ")}
+    first = [{(c.problem.name, c.problem.key) for c, _ in processes._share(tasks, i, 7)} for i in range(7)]
+    assert all(first)
+
+
+def swept(t, power, softmax, width=64):
+    problem = PROBLEM._replace(t=t, key=width)
+    rows = []
+    for one, name, ms in ((problem, "auto", power), (problem._replace(op="attention"), "sdpa flash", softmax)):
+        times = Times(ms, ms, ms, 5, "graph")
+        rows.append(blank(Case("", "crossover", one, ()), name)._replace(forward=times, both=times))
+    return rows
+
+
+def test_the_crossover_is_where_the_ratio_passes_one_for_good():
+    rows = [*swept(1024, 1.0, 2.0), *swept(2048, 4.0, 2.0), *swept(8192, 2.0, 4.0)]
+    forward, both = curves(rows)
+    assert forward.points == ((1024, 2.0), (2048, 0.5), (8192, 2.0)) and both.direction == "both"
+    assert crossing(forward.points).length == pytest.approx(4096)
+    text = printed(rows)
+    assert "4k" in text and "forward + backward" in text
+
+
+def test_a_length_that_one_side_has_no_time_for_is_left_out():
+    rows = swept(1024, 1.0, 2.0)
+    assert curves([row._replace(forward=None, both=None) if row.ours else row for row in rows]) == []
+
+
+def test_the_figure_has_a_panel_for_each_width_and_the_same_bytes():
+    drawn = [
+        Curve(d, p, way, ((1024, 0.5), (4096, 2.0))) for d in (32, 64) for p in (1, 2) for way in ("forward", "both")
+    ]
+    picture = crossover_figure(drawn)
+    assert picture == crossover_figure(drawn)
+    text = picture.decode()
+    assert all(word in text for word in ("forward, d = 32", "forward + backward, d = 64", "power p = 2", ">2k<"))
+
+
+def test_ratios_are_to_the_best_peer_and_memory_to_half_the_length():
+    def row(name, ms, t=100, peak=None) -> Row:
+        case = Case("a case", "table", PROBLEM._replace(t=t), ())
+        times = Times(ms, ms, ms, 5, "graph")
+        return blank(case, name)._replace(forward=times, both=times, peak_mib=peak)
+
+    text = printed([row("auto", 2.0, peak=10.0), row("sdpa flash", 5.0), row("sdpa cudnn", 3.0)])
+    assert "1.50" in text and "2.50" not in text
+    assert "1.90" in printed([row("auto", 2.0, peak=10.0), row("auto", 2.0, 200, peak=19.0)])
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    from icl_bench.kernels import bench
+
+    softmax = PROBLEM._replace(op="attention")
+    made = [
+        CASE,
+        *(Case("", "crossover", PROBLEM._replace(t=t), ("auto",)) for t in (16, 32)),
+        *(Case("", "crossover", softmax._replace(t=t), ("sdpa flash",)) for t in (16, 32)),
+    ]
+    monkeypatch.setattr(bench, "cases", lambda *_: made)
+
+
+def test_the_command_prints_rows_with_their_origin_and_draws(command, tiny, tmp_path):  # noqa: F811
+    figure = tmp_path / "figures" / "crossover.svg"
+    status, out, err = command("bench", "--device", "cpu", "--json", "--figure", str(figure))
+    document = json.loads(out)
+    assert status == 0 and document["schema"] == 1 and "figure" in err
+    first = document["rows"][0]
+    assert first["forward"]["median"] > 0 and first["contender"] == "power quadratic"
+    assert set(first) >= {"device", "versions", "date", "revision"} and "fla-core" in first["versions"]
+    assert figure.read_bytes().startswith(b"<?xml")
+
+
+def test_the_command_exits_with_3_where_a_check_fails(command, tiny, monkeypatch):  # noqa: F811
+    right = contenders.run_form
+    monkeypatch.setattr(contenders, "run_form", lambda *x: [y * 1.01 for y in right(*x)])
+    status, out, _ = command("bench", "--device", "cpu")
+    assert status == 3 and "check failed" in out
+
+
+def test_help_does_not_load_torch(monkeypatch):
+    import subprocess
+
+    code = "import sys; from icl_bench import cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "kernels" in {group.name for group in cli.app.registered_groups}
