@@ -166,7 +166,7 @@ def train_fleet(
         for step in range(begin + 1, end + 1):
             trainer.step()
             if time.perf_counter() - last_report >= report_every or step == end:
-                sums = trainer.sums.cpu()
+                sums = trainer.sums.to("cpu", copy=True)
                 loss, accuracy = ((sums - told) / (step - told_at)).tolist()
                 seconds = training + time.perf_counter() - counted_from
                 report(Progress(step, steps, loss, accuracy, step * batch * members / seconds, seconds))

@@ -159,3 +159,12 @@ def test_packing_keeps_apart_what_differs_in_shape() -> None:
     fleets = pack(runs, 4)
     assert [len(fleet) for fleet in fleets] == [4, 2, 2]
     assert [run.id for fleet in fleets for run in fleet] == [run.id for run in runs]
+
+
+def test_what_is_reported_adds_up_to_what_is_logged() -> None:
+    trainer, told, logged = Trainer(specs("softmax"), CPU, "auto"), [], []
+    train_fleet(trainer, told.append, lambda member, point: logged.append(point), report_every=0.0)
+    assert [progress.step for progress in told] == list(range(1, 13))
+    for point in logged:
+        span = [progress.loss[0] for progress in told if point.step - 6 < progress.step <= point.step]
+        assert sum(span) / 6 == pytest.approx(point.train_loss, rel=1e-9)
