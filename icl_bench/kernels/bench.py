@@ -35,7 +35,7 @@ def bench(
     """
     made = cases(device, op, quick)
     if device.type == "cuda":
-        return measure_in_processes(made, seconds, tell)
+        return measure_in_processes(made, device, seconds, tell)
     rows: list[Row] = []
     for row in carry_out([(c, name) for c in made for name in c.contenders], device, time.monotonic() + seconds):
         tell(f"{row.case}: {row.contender} {row.note}".rstrip())

@@ -46,6 +46,8 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in BOUNDS}
 INTERPRETED = (torch.float32, torch.float16)
 """Types that Triton's interpreter multiplies right: its products of bfloat16 are wrong."""
 GRADIENTS = ("dq", "dk", "dv", "dlog_g", "ds", "dz")
+MEMORY_OF_A_PROCESS = 6 * 2**30
+"""What a process may need on a GPU: scores in float64 of the longest sequence, and their gradients."""
 INTERPRETED_LENGTH = 65
 """The longest sequence in the interpreter, which takes seconds for what a GPU does in microseconds."""
 
@@ -248,10 +250,11 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def _carry_out(jobs: list[Job], device: torch.device) -> Iterator[list[Finding]]:
-    processes = min(8, (os.cpu_count() or 2) // 2, len(jobs))
-    if device.type == "cpu" or processes < 2:
+    if device.type == "cpu":
         yield from map(check_job, jobs)
         return
+    memory = torch.cuda.get_device_properties(device).total_memory
+    processes = max(1, min(12, (os.cpu_count() or 1) * 3 // 4, memory // MEMORY_OF_A_PROCESS))
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for job, future in [(job, pool.submit(check_job, job)) for job in jobs]:
             try:

@@ -1,4 +1,4 @@
-"""Measuring on a CUDA device in processes: kernels compiled in parallel first, then one subject at a time.
+"""Measuring in processes: kernels compiled in parallel first, then one subject at a time.
 
 A peer that hangs, dies or spoils its CUDA context takes no other subject with it.
 """
@@ -33,9 +33,10 @@ CAPS: tuple[tuple[Part, Subject, float], ...] = (
     ("crossover", "torch", 0.25),
 )
 """The order of measuring, and the largest share of the time that each may take."""
+COMPILED = ("auto", "triton", "flex")
+"""Contenders that compile kernels, beside the packages."""
 WORKERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 2, "retention": 6}
 """Processes that compile for each subject, on 16 cores."""
-DEVICE = torch.device("cuda")
 
 
 class Subprocess(NamedTuple):
@@ -45,7 +46,9 @@ class Subprocess(NamedTuple):
     pipe: Connection
 
 
-def measure_in_processes(cases: Sequence[Case], seconds: float, tell: Callable[[str], None]) -> list[Row]:
+def measure_in_processes(
+    cases: Sequence[Case], device: torch.device, seconds: float, tell: Callable[[str], None]
+) -> list[Row]:
     """Compile, then measure subject by subject; every task has a row, in the order of the cases."""
     begun = time.monotonic()
     context = multiprocessing.get_context("spawn")
@@ -59,11 +62,11 @@ def measure_in_processes(cases: Sequence[Case], seconds: float, tell: Callable[[
     try:
         for subject in present:
             near, far = context.Pipe()
-            process = context.Process(target=serve, args=(far, subject))
+            process = context.Process(target=serve, args=(far, subject, device))
             process.start()
             far.close()
             running[subject] = Subprocess(process, near)
-        _compile(present, begun + COMPILING * seconds)
+        _compile(present, device, begun + COMPILING * seconds)
         tell(f"compiled in {time.monotonic() - begun:.0f} s")
         for part, subject, cap in CAPS:
             asked = [task for task in present.get(subject, []) if task[0].part == part]
@@ -77,50 +80,50 @@ def measure_in_processes(cases: Sequence[Case], seconds: float, tell: Callable[[
     return [rows[task] for task in tasks]
 
 
-def serve(pipe: Connection, subject: Subject) -> None:
+def serve(pipe: Connection, subject: Subject, device: torch.device) -> None:
     """The life of a measuring process: rows for each list of tasks that comes, until the pipe is closed."""
-    torch.empty(1, device=DEVICE)
+    torch.empty(1, device=device)
     prepared = False
     with contextlib.suppress(EOFError):
         while True:
             tasks, seconds = pipe.recv()
             if not prepared and subject in PACKAGES:
-                _import_peer(subject, tasks)
+                _import_peer(subject, tasks, device)
                 hasten(subject)
             prepared = True
-            for row in carry_out(tasks, DEVICE, time.monotonic() + seconds):
+            for row in carry_out(tasks, device, time.monotonic() + seconds):
                 pipe.send(row)
 
 
-def compile_share(subject: Subject, tasks: Sequence[Task], share: int, shares: int) -> None:
+def compile_share(subject: Subject, tasks: Sequence[Task], device: torch.device, share: int, shares: int) -> None:
     """Run a share of the tasks once, or, of a package that autotunes, all tasks with a share of the configurations."""
     torch.set_num_threads(1)
     mine = list(tasks) if subject in PACKAGES else _share(tasks, share, shares)
     if subject in PACKAGES:
-        _import_peer(subject, tasks)
+        _import_peer(subject, tasks, device)
         keep_share(subject, share, shares)
         hasten(subject)
     for case, name in mine:
         problem = case.problem._replace(n=min(case.problem.n, 2))  # one sequence may compile to other code
         with contextlib.suppress(Exception):  # what cannot run says so when it is measured
-            for call in passes(operator(name, problem, DEVICE), make_inputs(problem, DEVICE)):
+            for call in passes(operator(name, problem, device), make_inputs(problem, device)):
                 call()
-        release(DEVICE)
+        release(device)
 
 
 def _share(tasks: Sequence[Task], share: int, shares: int) -> list[Task]:
-    """Tasks that compile to the same kernels stay together; PyTorch's backends have nothing to compile."""
-    compiled = [(case, name) for case, name in tasks if not name.startswith("sdpa ")]
+    """Tasks that compile to the same kernels stay together; plain forms and PyTorch's backends have none to compile."""
+    compiled = [(case, name) for case, name in tasks if name in COMPILED]
     kinds = {(case.problem.name, case.problem.key, name): None for case, name in compiled}
     mine = list(kinds)[share::shares]
     return [(case, name) for case, name in compiled if (case.problem.name, case.problem.key, name) in mine]
 
 
-def _import_peer(subject: Subject, tasks: Sequence[Task]) -> None:
-    operator(subject, tasks[0][0].problem, DEVICE)
+def _import_peer(subject: Subject, tasks: Sequence[Task], device: torch.device) -> None:
+    operator(subject, tasks[0][0].problem, device)
 
 
-def _compile(present: dict[Subject, list[Task]], deadline: float) -> None:
+def _compile(present: dict[Subject, list[Task]], device: torch.device, deadline: float) -> None:
     context = multiprocessing.get_context("spawn")
     scale = min(1.0, (os.cpu_count() or 1) / 16)
     workers = []
@@ -128,7 +131,7 @@ def _compile(present: dict[Subject, list[Task]], deadline: float) -> None:
         for subject, tasks in present.items():
             shares = max(1, round(scale * WORKERS[subject]))
             for share in range(shares):
-                worker = context.Process(target=compile_share, args=(subject, tasks, share, shares))
+                worker = context.Process(target=compile_share, args=(subject, tasks, device, share, shares))
                 worker.start()
                 workers.append(worker)
         for worker in workers:

@@ -95,7 +95,8 @@ def _captured(call: Call) -> tuple[Call, str]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # The outer context gives the stream back where a failed capture does not.
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
             call()
     except RuntimeError:  # what synchronises or copies to the host cannot be captured
         torch.cuda.synchronize()

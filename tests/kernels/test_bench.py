@@ -135,10 +135,9 @@ def test_a_silent_process_is_ended_and_a_dead_one_leaves_rows(monkeypatch):
     assert list(processes._ask(None, [], 0.0)) == []
 
 
-def test_a_measuring_process_answers_every_task(monkeypatch):
-    monkeypatch.setattr(processes, "DEVICE", CPU)
+def test_a_measuring_process_answers_every_task():
     near, far = multiprocessing.Pipe()
-    server = threading.Thread(target=processes.serve, args=(far, "ours"))
+    server = threading.Thread(target=processes.serve, args=(far, "ours", CPU))
     server.start()
     tasks = [(CASE, "quadratic"), (CASE, "chunked")]
     rows = list(processes._ask(processes.Subprocess(Silent(), near), tasks, time.monotonic() + 60))
@@ -147,10 +146,19 @@ def test_a_measuring_process_answers_every_task(monkeypatch):
     assert [row.contender for row in rows] == ["power quadratic", "power chunked"] and all(row.both for row in rows)
 
 
+def test_subjects_are_measured_in_processes():
+    told = []
+    case = CASE._replace(contenders=("quadratic", "sdpa flash", "retention"))
+    rows = processes.measure_in_processes([case], CPU, 60.0, told.append)
+    assert [row.contender for row in rows] == ["power quadratic", "sdpa flash", "retention"]
+    assert rows[0].both.method == rows[1].forward.method == "clock" and rows[2].note == "not installed"
+    assert told[0].startswith("compiled in") and multiprocessing.active_children() == []
+
+
 def test_shares_of_compilation_cover_everything_once():
     tasks = [(case, name) for case in cases(torch.device("cuda")) for name in case.contenders]
     shared = [task for i in range(7) for task in processes._share(tasks, i, 7)]
-    assert len(shared) == len(set(shared)) and set(shared) == {x for x in tasks if not x[1].startswith("sdpa ")}
+    assert len(shared) == len(set(shared)) and set(shared) == {x for x in tasks if x[1] in processes.COMPILED}
     first = [{(c.problem.name, c.problem.key) for c, _ in processes._share(tasks, i, 7)} for i in range(7)]
     assert all(first)
 

@@ -137,6 +137,11 @@ def test_a_raised_error_is_a_finding():
         assert not finding.ok and finding.error is None and "T=20" in finding.worst
 
 
+def test_a_lost_process_is_no_pass():
+    lost = checking._lost(Job("quadratic", (SMALL,), "cpu"))
+    assert [x.what for x in lost] == ["outputs", "gradients"] and not any(x.ok for x in lost)
+
+
 def test_few_queries_give_the_gradients_of_all_keys():
     rows = torch.tensor([5, 19])
     for error in examine(SMALL._replace(states=False), "chunked", CPU, run_form, rows):
