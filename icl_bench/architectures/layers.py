@@ -16,6 +16,7 @@ from icl_bench.kernels.convolution.reference import combine
 from icl_bench.kernels.embedding.api import Places, embed
 from icl_bench.kernels.gated_unit.api import gated_unit
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm
+from icl_bench.kernels.projection.api import project
 
 TAP_STD = 0.3
 """Start of the taps of a convolution; 0.5, which keeps the variance of four taps, learns recall more slowly."""
@@ -78,7 +79,7 @@ class Linear(Stacked):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1, -2)
-        y = torch.bmm(flat, self.weight) if self.bias is None else torch.baddbmm(self.bias[:, None], flat, self.weight)
+        y = project(flat, self.weight) if self.bias is None else torch.baddbmm(self.bias[:, None], flat, self.weight)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

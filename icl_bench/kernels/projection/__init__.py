@@ -1,0 +1,1 @@
+"""Matrix products of a fleet whose weight gradients fill the device."""
