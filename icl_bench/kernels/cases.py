@@ -16,8 +16,8 @@ SWEEP_WIDTHS = (32, 64, 128)
 SWEEP_LENGTHS = (4096, 16_384, 1024, 65_536, 8192, 32_768, 2048)
 """Lengths of the sweep, in an order that brackets a crossover early should time run out."""
 QUICK_LENGTHS = (4096, 16_384, 1024)
-CPU_LENGTHS = (256, 1024, 128, 512, 2048)
-CPU_TOKENS = 2048
+CPU_LENGTHS = (256, 1024, 128, 512)
+CPU_TOKENS = 1024
 
 
 class Case(NamedTuple):
@@ -38,7 +38,7 @@ def cases(device: torch.device, op: str | None = None, quick: bool = False) -> l
     if op not in (None, "power", "attention"):
         raise ArgumentError(f"--op is one of power, attention; got {op!r}: choose one of them")
     if device.type == "cpu":
-        made = [*_small_table(quick), *_sweep(CPU_LENGTHS[: 2 if quick else 5], CPU_TOKENS, 1, torch.float32, quick)]
+        made = [*_small_table(quick), *_sweep(CPU_LENGTHS[: 2 if quick else 4], CPU_TOKENS, 1, torch.float32, quick)]
     else:
         lengths = QUICK_LENGTHS if quick else SWEEP_LENGTHS
         made = [*_table(TOKENS // 8 if quick else TOKENS), *_sweep(lengths, TOKENS, HEADS, torch.bfloat16, quick)]
@@ -81,7 +81,7 @@ def _small_table(quick: bool) -> Iterator[Case]:
 def _sweep(lengths: Sequence[int], tokens: int, heads: int, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
     backends = ("sdpa flash", "sdpa cudnn") if heads > 1 else ("sdpa flash",)
     for t in lengths:
-        for width in SWEEP_WIDTHS[:2] if quick else SWEEP_WIDTHS:
+        for width in SWEEP_WIDTHS[:2] if quick or heads == 1 else SWEEP_WIDTHS:
             base = Problem(
                 "power", t, dtype, n=tokens // t, heads=heads, groups=heads, key=width, value=width, states=False
             )
