@@ -15,7 +15,7 @@ from icl_bench.architectures.base import Architecture, Mixer
 from icl_bench.architectures.layers import Embedding, GatedMLP, Linear, RMSNorm, SumAtPositions, initialise
 from icl_bench.architectures.plain import PlainMixer
 from icl_bench.kernels.cross_entropy.api import cross_entropy
-from icl_bench.kernels.embedding.api import Places
+from icl_bench.kernels.embedding.places import Places
 
 
 class Block(nn.Module):

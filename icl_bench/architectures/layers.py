@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from icl_bench import random
 from icl_bench.kernels.convolution.api import short_convolution
 from icl_bench.kernels.convolution.reference import combine
-from icl_bench.kernels.embedding.api import Places, embed
+from icl_bench.kernels.embedding.api import embed
+from icl_bench.kernels.embedding.places import Places
 from icl_bench.kernels.gated_unit.api import gated_unit
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm
 from icl_bench.kernels.projection.api import project

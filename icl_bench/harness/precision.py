@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from icl_bench.architectures.backbone import Backbone, Scores
 from icl_bench.harness.spec import Precision
-from icl_bench.kernels.embedding.api import Places
+from icl_bench.kernels.embedding.places import Places
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

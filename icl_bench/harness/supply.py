@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.harness.data import Feed
-from icl_bench.kernels.embedding.api import Places, find_places
+from icl_bench.kernels.embedding.places import Places, find_places
 
 TOKENS_AT_ONCE = 1 << 22
 """Tokens made at once, over all members, at least one step's."""

@@ -12,7 +12,8 @@ if DEVICE == "cpu":
 
 from icl_bench.errors import ArgumentError  # noqa: E402
 from icl_bench.kernels.convolution.api import short_convolution  # noqa: E402
-from icl_bench.kernels.embedding.api import embed, find_places  # noqa: E402
+from icl_bench.kernels.embedding.api import embed  # noqa: E402
+from icl_bench.kernels.embedding.places import find_places  # noqa: E402
 from icl_bench.kernels.gated_unit.api import gated_unit  # noqa: E402
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm  # noqa: E402
 from tests.kernels.numerics import assert_within_rounding  # noqa: E402

@@ -1,6 +1,6 @@
 """Embedding by member: out_mbt = weight_m[ids_mbt]; its gradient adds up the rows of each word in a fixed order."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,29 +9,9 @@ from torch.nn import functional
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.arguments import check_choice
 from icl_bench.kernels.backends import check_triton, has_triton
+from icl_bench.kernels.embedding.places import Places
 
 Impl = Literal["auto", "torch", "triton"]
-
-
-class Places(NamedTuple):
-    """Where each word occurs among the N tokens of a member."""
-
-    order: Tensor
-    """Indices of tokens sorted by word, and by index within a word, [M, N] int64."""
-    starts: Tensor
-    """Where each word begins in that order, and at last N, [M, W + 1] int64."""
-
-
-def find_places(ids: Tensor, words: int) -> Places:
-    """Sort the tokens ids [M, ...] of `words` words; pays where many batches are sorted at once."""
-    flat = ids.flatten(1)
-    members, count = flat.shape
-    member = torch.arange(members, device=ids.device)[:, None]
-    # One sort of all members is several times faster than one for each; narrow keys take fewer passes.
-    kind = torch.int32 if members * words < 1 << 31 else torch.int64
-    ordered, order = (flat + member * words).flatten().to(kind).sort(stable=True)
-    bounds = (torch.arange(words + 1, device=ids.device) + member * words).to(kind)
-    return Places(order.view(members, count) - member * count, torch.searchsorted(ordered, bounds) - member * count)
 
 
 def embed(ids: Tensor, weight: Tensor, places: Places | None = None, *, impl: Impl = "auto") -> Tensor:

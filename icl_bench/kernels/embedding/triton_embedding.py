@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.embedding.api import Places, find_places
+from icl_bench.kernels.embedding.places import Places, find_places
 
 WORDS = 16
 """Words of a program: the least that a matrix product takes."""
