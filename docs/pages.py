@@ -94,7 +94,10 @@ def commands() -> str:
     group = typer.main.get_command(app)
     names = list(group.commands)
     parts = [block(help_of([]))]
-    parts += [f"## {name}\n\n{block(help_of([name]))}" for name in names]
+    for name in names:
+        parts.append(f"## {name}\n\n{block(help_of([name]))}")
+        for inner in getattr(group.commands[name], "commands", {}):
+            parts.append(f"### {name} {inner}\n\n{block(help_of([name, inner]))}")
     return "\n" + "\n".join(parts) + "\n"
 
 

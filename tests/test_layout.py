@@ -24,11 +24,11 @@ HELP_SECONDS = 0.4
 HEAVY = {"torch", "triton", "numpy", "scipy", "matplotlib", "yaml", "safetensors"}
 COMMANDS = [
     "quickstart", "run", "compare", "sweep", "studies", "report", "tasks", "archs", "plugins", "show", "state",
-    "doctor",
+    "doctor", "kernels",
 ]  # fmt: skip
 DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py"}
 """A layer of one's own draws its parameters as its class does, under a seed of torch."""
-OWN_GENERATORS = {"icl_bench/kernels/problems.py"}
+OWN_GENERATORS = {"icl_bench/kernels/problems.py", "icl_bench/kernels/check.py"}
 """Inputs to check kernels on, drawn from a generator of torch; no run sees them."""
 
 GROUP = typer.main.get_command(app)

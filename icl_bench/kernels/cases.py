@@ -1,7 +1,7 @@
 """What is timed: the table's cases, and a sweep over lengths that shows where power attention overtakes softmax."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -46,36 +46,31 @@ def cases(device: torch.device, op: str | None = None, quick: bool = False) -> l
 
 
 def _table(tokens: int) -> Iterator[Case]:
-    def problem(**options: Any) -> Problem:
-        given = {"op": "power", "t": tokens, "heads": HEADS, "groups": HEADS, "states": False, **options}
-        return Problem(dtype=torch.bfloat16, **given)
-
+    plain = Problem(op="power", dtype=torch.bfloat16, t=tokens, heads=HEADS, groups=HEADS, states=False)
     sdpa = ("sdpa flash", "sdpa cudnn", "sdpa efficient")
     n = max(1, tokens // 16_384)
-    softmax = problem(op="attention", n=n, t=min(tokens, 16_384))
-    window = problem(op="attention", window=1056)
-    short = problem(n=tokens // 32, t=256, heads=2, groups=2)
-    yield _case(problem(), "auto", "chunked", *sdpa, "retention")
-    yield _case(problem(gated=True), "auto", "chunked", "retention")
-    yield _case(problem(p=1), "auto", "chunked", "fla")
-    yield _case(problem(p=1, gated=True), "auto", "chunked")
+    softmax = plain._replace(op="attention", n=n, t=min(tokens, 16_384))
+    window = plain._replace(op="attention", window=1056)
+    short = plain._replace(n=tokens // 32, t=256, heads=2, groups=2)
+    yield _case(plain, "auto", "chunked", *sdpa, "retention")
+    yield _case(plain._replace(gated=True), "auto", "chunked", "retention")
+    yield _case(plain._replace(p=1), "auto", "chunked", "fla")
+    yield _case(plain._replace(p=1, gated=True), "auto", "chunked")
     yield _case(window, "auto", "torch", "flex")
     yield _case(softmax, "triton", "torch", *sdpa)
     yield _case(short, "auto", "quadratic", "chunked", *sdpa)
-    yield _case(problem(t=2 * tokens), "auto", "retention")
+    yield _case(plain._replace(t=2 * tokens), "auto", "retention")
 
 
 def _small_table(quick: bool) -> Iterator[Case]:
-    def problem(**options: Any) -> Problem:
-        given = {"op": "power", "t": 256 if quick else 1024, "groups": 2, "key": 32, "value": 32, "states": False}
-        return Problem(dtype=torch.float32, **{**given, **options})
-
+    length = 256 if quick else 1024
+    plain = Problem(op="power", dtype=torch.float32, t=length, groups=2, key=32, value=32, states=False)
     for p, gated in ((2, False), (2, True), (1, False)):
         peers = () if gated else ("sdpa flash",)
-        yield _case(problem(p=p, gated=gated), "auto", "quadratic", "chunked", *peers)
-    yield _case(problem(op="attention", window=64), "auto", "torch", "sdpa")
-    yield _case(problem(op="attention"), "auto", "torch", "sdpa flash", "sdpa math")
-    yield _case(problem(n=16, t=64), "auto", "quadratic", "chunked", "sdpa flash")
+        yield _case(plain._replace(p=p, gated=gated), "auto", "quadratic", "chunked", *peers)
+    yield _case(plain._replace(op="attention", window=64), "auto", "torch", "sdpa")
+    yield _case(plain._replace(op="attention"), "auto", "torch", "sdpa flash", "sdpa math")
+    yield _case(plain._replace(n=16, t=64), "auto", "quadratic", "chunked", "sdpa flash")
 
 
 def _sweep(lengths: Sequence[int], tokens: int, heads: int, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
