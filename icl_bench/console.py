@@ -70,10 +70,10 @@ def carry_out(study: "Study", store: Path, shop: Workshop, report: Path, as_json
     from icl_bench.harness.study import run_study
 
     outcome = run_study(study, Store(store), *shop)
-    for line in outcome.left_out:
-        typer.echo(f"left out: {line}", err=True)
     if not outcome.measured:
         raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
+    for line in outcome.left_out:
+        typer.echo(f"left out: {line}", err=True)
     finish([*outcome.measured, *outcome.tuning], as_json=as_json, report=report, bars=True)
 
 

@@ -194,7 +194,7 @@ def test_compare_names_what_cannot_be_matched(command) -> None:
     outcome = command("compare", TASK, "--arch", "window", "--state", "1M", *TINY)
     assert (
         outcome.status == 2
-        and "window must come within 5% of 1,000,000 (state); its nearest is window:w=16" in outcome.err
+        and "window must come within 5% of 1,000,000 (state); its nearest is window:d_value=8,w=16" in outcome.err
     )
 
 

@@ -124,9 +124,9 @@ def free_knobs(spec: Spec, cut: Cut, shape: Shape) -> Mapping[str, Sequence[Valu
 def nearest_match(spec: Spec, knobs: Mapping[str, Sequence[Value]], budget: Budget, shape: Shape) -> Match | None:
     """The setting of these knobs nearest to the target; None where no setting is allowed."""
     best: Match | None = None
-    *outer, inner = knobs
-    for setting in itertools.product(*(knobs[name] for name in outer[::-1])):
-        fixed = dict(zip(outer[::-1], setting, strict=True))
+    inner, *outer = knobs
+    for setting in itertools.product(*(knobs[name] for name in outer)):
+        fixed = dict(zip(outer, setting, strict=True))
         for found in along(spec, {**spec.params, **fixed}, inner, knobs[inner], budget, shape):
             if best is None or found.error < best.error:
                 best = found
@@ -139,8 +139,10 @@ def along(
     spec: Spec, params: Mapping[str, Value], name: str, values: Sequence[Value], budget: Budget, shape: Shape
 ) -> Iterator[Match]:
     """Measure one knob's values, stopping once the target is passed where the knob only adds."""
+    fields = ARCHITECTURES[spec.name].model_fields
     for value in values:
-        full = {**params, name: value}
+        free = {**params, name: value}
+        full = {**spec.params, **{key: free[key] for key in fields if key in free and key not in spec.params}}
         architecture = build(ARCHITECTURES[spec.name], full, spec.name)
         try:
             got = measure(architecture, budget.quantity, shape)

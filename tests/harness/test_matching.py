@@ -36,6 +36,11 @@ def test_the_window_found_is_the_nearest_there_is() -> None:
     assert found.arch == f"window:conv=0,w={min(errors, key=errors.__getitem__)}"
 
 
+def test_the_second_knob_stays_as_near_to_its_default_as_it_can() -> None:
+    found = match("power:p=2", Budget(16_384), Shape(d_model=64, layers=2, length=64))
+    assert found.arch == "power:p=2,d_key=15,d_value=15"
+
+
 def test_the_other_cut_varies_the_power_alone() -> None:
     assert match("power", Budget(105_600, cut="degree"), SHAPE).arch == "power:p=3"
 
@@ -53,7 +58,7 @@ def test_parameters_and_work_are_matched_too(quantity) -> None:
             "window",
             Budget(10**7),
             StateBudgetError,
-            r"window must come within 5% of 10,000,000 \(state\); its nearest is window:w=256",
+            r"window must come within 5% of 10,000,000 \(state\); its nearest is window:d_value=32,w=256",
         ),
         (
             "softmax",
