@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from icl_bench.architectures import ARCHITECTURES, Architecture
 from icl_bench.architectures.plain import Plain
 from icl_bench.errors import SpecError, UnknownNameError
-from icl_bench.harness.spec import Component, RunSpec, label_of
+from icl_bench.harness.spec import Component, ModelSpec, RunSpec, label_of
 from icl_bench.schema import DOTTED, Spec, Value, build, nearest, parse_scalar, parse_spec
 from icl_bench.tasks import TASKS, Task
 
@@ -61,26 +61,30 @@ def expand(request: Request) -> list[RunSpec]:
     """
     task = task_component(request.task)
     settings = merged_settings(request)
+    d_model = build(ModelSpec, settings.get("model", {}), "model").d_model
     runs = []
     for text in request.archs:
+        arch = arch_components(text, d_model)
         for lr in request.lrs or (None,):
             for seed in request.seeds:
-                runs.append(one_run(task, text, settings, lr, seed, request.precision))
+                runs.append(one_run(task, arch, settings, lr, seed, request.precision))
     return list({run.id: run for run in runs}.values())
 
 
 def one_run(
-    task: Component, arch: str, settings: Mapping[str, Any], lr: float | None, seed: int, precision: str
+    task: Component,
+    arch: tuple[Component, ...],
+    settings: Mapping[str, Any],
+    lr: float | None,
+    seed: int,
+    precision: str,
 ) -> RunSpec:
     """One run specification."""
     sections = {name: dict(settings.get(name, {})) for name in ("model", "train", "evaluation")}
     if lr is not None:
         sections["train"]["lr"] = lr
-    top = {key: value for key, value in settings.items() if key not in sections}
-    d_model = sections["model"].get("d_model", 64)
-    components = arch_components(arch, d_model if isinstance(d_model, int) and d_model > 0 else 64)
-    plain = {"task": task, "arch": components, "seed": seed, "data_seed": seed, "precision": precision, **sections}
-    return build(RunSpec, {**plain, **top}, "run")
+    plain = {"task": task, "arch": arch, "seed": seed, "data_seed": seed, "precision": precision}
+    return build(RunSpec, {**plain, **settings, **sections}, "run")
 
 
 def merged_settings(request: Request) -> dict[str, Any]:

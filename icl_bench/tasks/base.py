@@ -82,13 +82,13 @@ class Task(Frozen):
 
     @property
     @abstractmethod
-    def train_cells(self) -> tuple[Cell, ...]:
-        """The cells trained on, with their shares."""
-
-    @property
-    @abstractmethod
     def eval_cells(self) -> tuple[Cell, ...]:
         """The cells evaluated, in the order reported."""
+
+    @property
+    def train_cells(self) -> tuple[Cell, ...]:
+        """The cells trained on: those evaluated that have a share of the steps, unless a task says otherwise."""
+        return tuple(cell for cell in self.eval_cells if cell.share > 0)
 
     @abstractmethod
     def sample(self, keys: Tensor, cell: Cell) -> Batch:

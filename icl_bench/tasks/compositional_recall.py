@@ -91,10 +91,6 @@ class CompositionalRecall(Task):
         return self.first_value + self.values
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return self.eval_cells
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(Cell(label=f"pairs={pairs}", length=self.length, load=pairs, scored=pairs) for pairs in self.pairs)
 

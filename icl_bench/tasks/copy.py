@@ -80,10 +80,6 @@ class Copy(Task):
         return RESERVED + self.alphabet
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(symbols) for symbols in self.symbols)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(self._cell(symbols) for symbols in (*self.symbols, *self.extrapolate))
 

@@ -76,10 +76,6 @@ class FlipFlop(Task):
         return RESERVED + 2
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(share) for share in self.ignore)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(self._cell(share) for share in (*self.ignore, *self.extrapolate))
 

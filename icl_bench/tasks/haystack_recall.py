@@ -97,10 +97,6 @@ class HaystackRecall(Task):
         return self.first_value + self.values
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(length, pairs) for length in self.length for pairs in self.pairs)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         lengths = (*self.length, *self.extrapolate)
         return tuple(self._cell(length, pairs) for length in lengths for pairs in self.pairs)

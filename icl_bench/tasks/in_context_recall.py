@@ -98,10 +98,6 @@ class InContextRecall(Task):
         return self.first_value + self.alphabet
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return self.eval_cells
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(
             Cell(label=f"keys={keys}", length=self.length, load=keys, scored=(self._pairs - keys) * self.motif)

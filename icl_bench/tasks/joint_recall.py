@@ -98,10 +98,6 @@ class JointRecall(Task):
         return self.first_value + self.values
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return self.eval_cells
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(
             Cell(

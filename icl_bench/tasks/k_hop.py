@@ -86,10 +86,6 @@ class KHop(Task):
         return self.first_count + max(*self.hops, *self.extrapolate, 0) + 1
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(hops) for hops in self.hops)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(self._cell(hops) for hops in (*self.hops, *self.extrapolate))
 

@@ -79,10 +79,6 @@ class MarkovIcl(Task):
         return RESERVED + self.alphabet
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return self.eval_cells
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(
             Cell(label=f"order={order}", length=self.length, load=order, scored=self.queries) for order in self.order

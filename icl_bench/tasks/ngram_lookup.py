@@ -84,10 +84,6 @@ class NgramLookup(Task):
         return RESERVED + self.alphabet
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(symbols) for symbols in self.symbols)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(self._cell(symbols) for symbols in (*self.symbols, *self.extrapolate))
 

@@ -88,10 +88,6 @@ class OverwriteRecall(Task):
         return self.first_value + self.values
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return self.eval_cells
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(
             Cell(label=f"pairs={pairs},updates={updates}", length=self.length, load=updates, scored=pairs)

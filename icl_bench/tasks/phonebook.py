@@ -87,10 +87,6 @@ class Phonebook(Task):
         return self.first_digit + 10
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(entries) for entries in self.entries)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(self._cell(entries) for entries in (*self.entries, *self.extrapolate))
 

@@ -77,10 +77,6 @@ class SelectiveCopy(Task):
         return RESERVED + self.alphabet
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(length, symbols) for length in self.length for symbols in self.symbols)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         lengths = (*self.length, *self.extrapolate)
         return tuple(self._cell(length, symbols) for length in lengths for symbols in self.symbols)

@@ -72,10 +72,6 @@ class SetDisjointness(Task):
         return RESERVED + self.alphabet
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return self.eval_cells
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(
             Cell(label=f"first={first},second={second}", length=first + second + 2, load=first, scored=1)

@@ -99,10 +99,6 @@ class StateTracking(Task):
         return RESERVED + self.order
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(symbols) for symbols in self.symbols)
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(self._cell(symbols) for symbols in (*self.symbols, *self.extrapolate))
 

@@ -110,10 +110,6 @@ class VariableTracking(Task):
         return self.first_value + self.values
 
     @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        return self.eval_cells
-
-    @property
     def eval_cells(self) -> tuple[Cell, ...]:
         return tuple(
             Cell(label=label, length=self.length, load=chains, scored=chains * (1 if self.ask == "last" else hops + 1))
