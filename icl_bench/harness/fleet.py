@@ -16,7 +16,8 @@ from icl_bench.harness.reporter import Reporter
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import RunWriter, Store
-from icl_bench.harness.train import FleetScores, Trainer, train_fleet
+from icl_bench.harness.train import FleetScores, train_fleet
+from icl_bench.harness.trainer import Trainer
 from icl_bench.tasks import Task
 
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}

@@ -10,7 +10,8 @@ from icl_bench.harness.fleet import pack
 from icl_bench.harness.record import MetricPoint
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.train import FleetScores, Trainer, train_fleet
+from icl_bench.harness.train import FleetScores, train_fleet
+from icl_bench.harness.trainer import Trainer
 from icl_bench.tasks import AssocRecall
 
 CPU = torch.device("cpu")

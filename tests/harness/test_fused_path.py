@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.train import Trainer
+from icl_bench.harness.trainer import Trainer
 from icl_bench.kernels.adamw import api as adamw
 from icl_bench.kernels.convolution import api as convolution
 from icl_bench.kernels.cross_entropy import api as cross_entropy

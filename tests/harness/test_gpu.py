@@ -5,7 +5,7 @@ import torch
 
 from icl_bench.harness.data import Feed
 from icl_bench.harness.resolve import Request, expand, make_task, task_component
-from icl_bench.harness.train import Trainer
+from icl_bench.harness.trainer import Trainer
 from icl_bench.tasks import TASKS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -1,0 +1,119 @@
+"""One fleet on a device: M runs of the same shape, one step at a time."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from icl_bench.architectures.backbone import Backbone
+from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
+from icl_bench.harness.evaluate import CellOutcome, batches, best_floors, evaluate
+from icl_bench.harness.graphs import StepGraphs
+from icl_bench.harness.optimiser import FleetAdamW
+from icl_bench.harness.precision import WorkingModel, working_dtype
+from icl_bench.harness.resolve import make_arch, make_task
+from icl_bench.harness.spec import RunSpec
+from icl_bench.harness.supply import Supply, steps_at_once
+from icl_bench.kernels.backends import has_triton
+from icl_bench.tasks import Batch
+
+
+class Trainer:
+    """A fleet and everything its steps need.
+
+    Args:
+        specs: Runs of one fleet key.
+        device: Where to train.
+        impl: Kernel implementation, `auto` for the best there.
+        graphs: Whether steps on a CUDA device are captured in graphs.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], device: torch.device, impl: str, graphs: bool = True) -> None:
+        first = specs[0]
+        assert all(spec.fleet_key() == first.fleet_key() for spec in specs)
+        self.specs, self.spec, self.device = list(specs), first, device
+        self.task = make_task(first.task)
+        width = first.model.d_model
+        self.model = Backbone(
+            [spec.seed for spec in specs],
+            self.task.vocabulary,
+            width,
+            [make_arch(component) for component in first.layer_components],
+            round(first.model.mlp * width),
+            first.model.tied,
+            impl,
+            first.model.embedding_scale,
+        ).to(device)
+        self.optimiser = FleetAdamW(
+            list(self.model.parameters()), [spec.train for spec in specs], working_dtype(first.precision)
+        )
+        self.working = WorkingModel(self.model, self.optimiser.working, first.precision)
+        self.cells = self.task.train_cells
+        self.order = cell_order(self.cells, first.train.steps)
+        self.train_feeds = [self.feed(cell.label, "train") for cell in self.cells]
+        self.sums = torch.zeros(2, len(specs), device=device, dtype=torch.float64)
+        self.supplies = [self.supply(which) for which in range(len(self.cells))]
+        self.validation: list[tuple[Feed, list[Batch]]] = []
+        self.done = 0
+        captured = graphs and device.type == "cuda"
+        self.updates = StepGraphs(self.update, device) if captured else None
+        self.refills = StepGraphs(self.refill, device) if captured else None
+
+    def feed(self, label: str, split: Split) -> Feed:
+        """Examples of a cell and split."""
+        return Feed(self.task, self.task.cell(label), split, [spec.data_seed for spec in self.specs], self.device)
+
+    def supply(self, which: int) -> Supply:
+        """Training batches of the cell of that index."""
+        cell, train, members = self.cells[which], self.spec.train, len(self.specs)
+        size = training_set_size(self.cells, cell, train.examples)
+        steps = steps_at_once(members * train.batch * cell.length, self.order.count(which))
+        sort = has_triton(self.sums)
+        return Supply(self.train_feeds[which], train.batch, members, size, steps, sort)
+
+    def step(self) -> None:
+        """One update of every member, on the cell whose turn it is; never waits for the device."""
+        which = self.order[self.done]
+        self.done += 1
+        if self.supplies[which].due():
+            self.run(self.refill, self.refills, which)
+        self.run(self.update, self.updates, which)
+
+    def run(self, work: Callable[[int], None], graphs: StepGraphs | None, which: int) -> None:
+        """Do the work on the cell of that index, by its graph where there are graphs."""
+        if graphs is None:
+            work(which)
+        else:
+            graphs.run(which)
+
+    def refill(self, which: int) -> None:
+        """Make the next batches of the cell of that index."""
+        self.supplies[which].refill()
+
+    def update(self, which: int) -> None:
+        """One update on the cell of that index; device tensors throughout, so that a graph can hold it."""
+        scores = self.working.scores(*self.supplies[which].take())
+        losses = scores.losses.mean((1, 2))
+        self.optimiser.differentiate(losses)
+        self.optimiser.step(losses.detach())
+        self.sums += torch.stack([losses.detach(), scores.hits.mean((1, 2))])
+
+    def take_means(self, steps: int) -> tuple[list[float], list[float]]:
+        """Mean loss and accuracy of each member over the last `steps` steps; starts anew."""
+        loss, accuracy = (self.sums / max(1, steps)).tolist()
+        self.sums.zero_()
+        return loss, accuracy
+
+    def validate(self) -> dict[str, list[float]]:
+        """Validation accuracy by cell and member; the examples are made once and kept."""
+        count, members = self.spec.evaluation.validation, len(self.specs)
+        if not self.validation:
+            feeds = [self.feed(cell.label, "val") for cell in self.task.eval_cells]
+            self.validation = [(feed, list(batches(feed, count, members))) for feed in feeds]
+        return {feed.cell.label: evaluate(self.working, feed, kept).accuracy for feed, kept in self.validation}
+
+    def test(self) -> tuple[dict[str, CellOutcome], dict[str, list[tuple[str, float]]]]:
+        """Test scores and floors by cell."""
+        feeds = {cell.label: self.feed(cell.label, "test") for cell in self.task.eval_cells}
+        count, members = self.spec.evaluation.examples, len(self.specs)
+        scores = {label: evaluate(self.working, feed, batches(feed, count, members)) for label, feed in feeds.items()}
+        return scores, best_floors(feeds, count)
