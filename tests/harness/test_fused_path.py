@@ -36,7 +36,7 @@ def test_fused_and_plain_steps_agree(arch, tied, monkeypatch):
     plain, plain_losses = trained(arch, tied)
     for module in (adamw, convolution, embedding, gated_unit, norm):
         monkeypatch.setattr(module, "has_triton", lambda x: True)
-    monkeypatch.setattr("icl_bench.harness.train.has_triton", lambda x: True)
+    monkeypatch.setattr("icl_bench.harness.trainer.has_triton", lambda x: True)
     from icl_bench.kernels.cross_entropy.triton_api import cross_entropy_triton
 
     fused_entropy = lambda x, weight, targets, at_once: cross_entropy_triton(x, weight, targets)  # noqa: E731
