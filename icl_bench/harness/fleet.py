@@ -102,6 +102,7 @@ def cell_scores(scores: FleetScores, member: int, task: Task) -> tuple[CellScore
         cell = task.cell(label)
         solver, floor = scores.floors[label][member]
         groups = {name: GroupScore(accuracy=hit, count=n) for name, (hit, n) in outcome.groups[member].items()}
+        answers = task.answers(cell)
         rows.append(
             CellScore(
                 label=label,
@@ -113,6 +114,9 @@ def cell_scores(scores: FleetScores, member: int, task: Task) -> tuple[CellScore
                 floor=floor,
                 floor_solver=solver,
                 state_bits=task.state_bits(cell),
+                scored=cell.scored,
+                answers=answers.count if answers else None,
+                alphabet=answers.alphabet if answers else None,
                 groups=groups,
             )
         )

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from icl_bench.schema import Frozen
 
-SCHEMA = 1
+SCHEMA = 2
 
 Status = Literal["ok", "diverged", "oom", "error"]
 
@@ -35,11 +35,22 @@ class CellScore(Frozen):
     loss: float
     """Mean cross-entropy of a scored position, in nats."""
     floor: float
-    """Accuracy of the best trivial solver on the same examples."""
+    """Accuracy, on the same examples, of the trivial solver that is best on the validation split."""
     floor_solver: str
     """Name of that solver."""
     state_bits: float
     """Bits that the task requires to be carried."""
+    scored: int
+    """Scored positions of an example."""
+    answers: int | None = None
+    """Independent answers that a context holds, each as likely to be asked as any other; none where they depend."""
+    alphabet: int | None = None
+    """Words of which such an answer is one, all equally likely."""
+    free_running: float | None = None
+    """Share of scored positions right where the model reads its own answers; none for tasks that show none, and for
+    layers without a recurrent form."""
+    free_running_exact: float | None = None
+    """Share of examples right throughout where the model reads its own answers."""
     groups: Mapping[str, GroupScore]
     """Accuracy by group of scored positions."""
 

@@ -14,6 +14,7 @@ from icl_bench.tasks.base import (
     PAD,
     RESERVED,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Many,
@@ -217,6 +218,9 @@ class AssocRecall(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.load * math.log2(self.values)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.load, self.values)
 
     def group_label(self, group: int) -> str:
         return octave_label(group)

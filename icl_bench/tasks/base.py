@@ -59,6 +59,15 @@ class Batch(NamedTuple):
     """A tag of each scored position, [N, S], by which accuracy is reported as well; `group_label` names it."""
 
 
+class Answers(NamedTuple):
+    """What a context holds, for the bits that recalling it takes."""
+
+    count: int
+    """Independent answers, each as likely to be asked as any other."""
+    alphabet: int
+    """Words of which each answer is one, all equally likely."""
+
+
 Solver = Callable[[Tensor, Tensor, Cell], Tensor]
 """(inputs [N, T], positions [N, S], cell) -> answers [N, S]."""
 
@@ -74,6 +83,8 @@ class Task(Frozen):
     """Raised when the same parameters give other data than before; part of every data key."""
     load_name: ClassVar[str] = "load"
     """What `Cell.load` counts, for the axis of a figure."""
+    generative: ClassVar[bool] = False
+    """Whether answers are shown, each as the token after its scored position, so that a model can read its own."""
 
     @property
     @abstractmethod
@@ -106,6 +117,10 @@ class Task(Frozen):
     @abstractmethod
     def state_bits(self, cell: Cell) -> float:
         """Bits that must be carried from the context to the scored positions."""
+
+    def answers(self, cell: Cell) -> Answers | None:
+        """What the context of a cell holds; None where its answers are no independent draws from one alphabet."""
+        return None
 
     def group_label(self, group: int) -> str:
         """Name of a group tag."""

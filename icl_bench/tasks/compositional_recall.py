@@ -12,6 +12,7 @@ from icl_bench.tasks.base import (
     NOISE,
     RESERVED,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Many,
@@ -141,6 +142,9 @@ class CompositionalRecall(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.load * math.log2(self.values)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.load, self.values)
 
     def group_label(self, group: int) -> str:
         return octave_label(group)

@@ -14,6 +14,7 @@ from icl_bench.tasks.base import (
     RESERVED,
     SEP,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Extra,
@@ -54,6 +55,7 @@ class Copy(Task):
     """
 
     load_name = "symbols"
+    generative = True
 
     symbols: Many = (8, 16, 31)
     """Lengths of the string, each a cell trained and evaluated."""
@@ -130,6 +132,9 @@ class Copy(Task):
         if self.distinct_symbols:
             return sum(math.log2(self.alphabet - i) for i in range(cell.load))
         return cell.load * math.log2(self.alphabet)
+
+    def answers(self, cell: Cell) -> Answers | None:
+        return None if self.distinct_symbols else Answers(cell.load, self.alphabet)
 
     def group_label(self, group: int) -> str:
         return "end" if group == END else octave_label(group, "symbol")

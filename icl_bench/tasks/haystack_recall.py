@@ -13,6 +13,7 @@ from icl_bench.tasks.base import (
     RESERVED,
     SEP,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Extra,
@@ -138,6 +139,9 @@ class HaystackRecall(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.load * math.log2(self.values)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.load, self.values)
 
     def group_label(self, group: int) -> str:
         return octave_label(group)

@@ -12,6 +12,7 @@ from icl_bench.tasks.base import (
     NOISE,
     RESERVED,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Many,
@@ -162,6 +163,9 @@ class InContextRecall(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.load * self.motif * math.log2(self.alphabet)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.load * self.motif, self.alphabet)
 
     def group_label(self, group: int) -> str:
         return octave_label(group)

@@ -14,6 +14,7 @@ from icl_bench.tasks.base import (
     RESERVED,
     SEP,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Many,
@@ -177,6 +178,9 @@ class JointRecall(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.load * math.log2(self.values)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.load, self.values)
 
     def group_label(self, group: int) -> str:
         return f"context {group + 1}"

@@ -48,6 +48,7 @@ class NgramLookup(Task):
     """
 
     load_name = "symbols"
+    generative = True
 
     side: Literal["suffix", "prefix"] = "suffix"
     """Whether the n-gram comes after the string or before it."""

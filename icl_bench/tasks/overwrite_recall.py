@@ -13,6 +13,7 @@ from icl_bench.tasks.base import (
     RESERVED,
     SEP,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Many,
@@ -143,6 +144,9 @@ class OverwriteRecall(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.scored * math.log2(self.values)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.scored, self.values)
 
     def group_label(self, group: int) -> str:
         return f"overwritten {group} times"

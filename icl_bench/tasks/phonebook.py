@@ -12,6 +12,7 @@ from icl_bench.tasks.base import (
     RESERVED,
     SEP,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Extra,
@@ -50,6 +51,7 @@ class Phonebook(Task):
     """
 
     load_name = "entries"
+    generative = True
 
     entries: Many = (3, 6)
     """Numbers of entries, each a cell trained and evaluated."""
@@ -147,6 +149,9 @@ class Phonebook(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.load * self.digits * math.log2(10)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.load * self.digits, 10)
 
     def group_label(self, group: int) -> str:
         return f"digit {group + 1}"

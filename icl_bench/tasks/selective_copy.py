@@ -13,6 +13,7 @@ from icl_bench.tasks.base import (
     QUERY,
     RESERVED,
     TASKS,
+    Answers,
     Batch,
     Cell,
     Extra,
@@ -115,6 +116,9 @@ class SelectiveCopy(Task):
 
     def state_bits(self, cell: Cell) -> float:
         return cell.load * math.log2(self.alphabet)
+
+    def answers(self, cell: Cell) -> Answers:
+        return Answers(cell.load, self.alphabet)
 
     def group_label(self, group: int) -> str:
         return octave_label(group)

@@ -27,7 +27,7 @@ def spec(seed: int = 0) -> RunSpec:
 def result(run: RunSpec, accuracy: float = 0.5) -> RunResult:
     cell = CellScore(
         label="pairs=2", load=2, length=16, accuracy=accuracy, exact_match=0.2, loss=1.0, floor=0.5,
-        floor_solver="any-value", state_bits=12.0, groups={},
+        floor_solver="any-value", state_bits=12.0, scored=4, groups={},
     )  # fmt: skip
     return RunResult(
         id=run.id, digest=run.digest, task="assoc-recall", arch="linear", load_name="pairs", seed=run.seed, lr=0.01,
@@ -113,9 +113,9 @@ def test_a_changed_file_is_noticed(tmp_path) -> None:
         (b"[1]", "a record must be a JSON object"),
         (
             b'{"schema_version": 99}',
-            "records are read in version 1; .* has version 99; use the icl-bench that wrote it",
+            "records are read in version 2; .* has version 99; use the icl-bench that wrote it",
         ),
-        (b'{"schema_version": 1}', "a record must have the fields of RunResult; .*: id: Field required; delete"),
+        (b'{"schema_version": 2}', "a record must have the fields of RunResult; .*: id: Field required; delete"),
     ],
 )
 def test_an_unreadable_record_is_named_and_skipped(tmp_path, content: bytes, message: str) -> None:

@@ -126,6 +126,9 @@ def make_cell(load: int, accuracy: float, floor: float) -> CellScore:
         floor=floor,
         floor_solver="any-value",
         state_bits=load * math.log2(240),
+        scored=load,
+        answers=load,
+        alphabet=240,
         groups={
             "gap 8..15": GroupScore(accuracy=2 * accuracy - near, count=512 * load),
             "gap 4..7": GroupScore(accuracy=near, count=512 * load),
