@@ -9,10 +9,13 @@ from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
 
+# Looked up once: `torch.compile` cannot trace the search.
+_INSTALLED = importlib.util.find_spec("triton") is not None
+
 
 def has_triton(x: Tensor) -> bool:
     """Whether a Triton kernel can run on this tensor at full speed: it is on CUDA, and Triton is installed."""
-    return x.is_cuda and importlib.util.find_spec("triton") is not None
+    return x.is_cuda and _INSTALLED
 
 
 def check_triton(x: Tensor) -> None:
@@ -21,7 +24,7 @@ def check_triton(x: Tensor) -> None:
     Raises:
         KernelUnavailableError: Triton is missing, or the tensor is on the CPU and the interpreter is off.
     """
-    if importlib.util.find_spec("triton") is None:
+    if not _INSTALLED:
         raise KernelUnavailableError("impl='triton' needs the package triton, which is not installed: use impl='auto'")
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise KernelUnavailableError(

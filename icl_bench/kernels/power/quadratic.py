@@ -24,9 +24,10 @@ class _CausalPower(torch.autograd.Function):
     """The quadratic form; shapes and meaning as in `causal_power`.
 
     The scores s and the weights A are all of size T x T that is kept. With n and d the numerator and the denominator of
-    y = n / d, dn = dy / d and dd = -dn.y, the gradient of A is dA_ij = dn_i.v_j + dd_i. The gate needs no T x T array
-    of its own: sum_i dA_ij A_ij = v_j.dv_j + (A^T dd)_j leaves c_j, and what reaches c_i, sum_j dA_ij A_ij, is minus
-    the share of eps and of the read state, as dn_i.n_i + dd_i d_i = 0.
+    y = n / d, dn = dy / d and dd = -dn.y, the gradient of A is dA_ij = dn_i.v_j + dd_i, and that of c_t is the row sum
+    less the column sum of dA_ij A_ij. A gate's gradient adds these up over the later tokens, so both sums are taken of
+    the same float32 products: made in two ways, their rounding errors would not cancel as the sums do. For the same
+    reason dd is made from dn as it is rounded for the products.
     """
 
     @staticmethod
@@ -60,38 +61,31 @@ class _CausalPower(torch.autograd.Function):
         else:
             total = weights.sum(dim=-1, keepdim=True, dtype=y.dtype).add_(eps / factor)
             y.div_(total if read is None else total.add_(read[..., width:]))
-        ctx.save_for_backward(q, k, v, scores, weights, decay, read if c is not None else None, y, total)
-        ctx.p, ctx.factor, ctx.eps, ctx.has_read = p, factor, eps, read is not None
+        ctx.save_for_backward(q, k, v, scores, weights, decay, y, total)
+        ctx.p, ctx.factor, ctx.has_read = p, factor, read is not None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, scores, weights, decay, read, y, total = ctx.saved_tensors
+        q, k, v, scores, weights, decay, y, total = ctx.saved_tensors
         grad_total = None
         if total is None:
             grad = grad * ctx.factor
         else:
             grad = grad / total
-            grad_total = (grad * y).sum(dim=-1, keepdim=True).neg_()
-        grad_v = matrix_product(weights.mT, grad.to(weights.dtype))
-        grad_scores = _scores_gradient(ctx.p, grad.to(weights.dtype), grad_total, v, scores, decay).to(weights.dtype)
+        rounded = grad.to(weights.dtype)
+        if total is not None:
+            grad_total = (rounded * y).sum(dim=-1, keepdim=True).neg_()
+        grad_v = matrix_product(weights.mT, rounded)
+        grad_scores = _scores_gradient(ctx.p, rounded, grad_total, v, scores, decay)
+        grad_c = None if decay is None else _gate_sums_gradient(grad_scores, scores)
+        grad_scores = grad_scores.to(weights.dtype)
         grad_q = matrix_product(grad_scores, k).mul_(ctx.p).to(q.dtype)
         grad_k = matrix_product(grad_scores.mT, q).mul_(ctx.p).to(k.dtype)
         grad_read = None
         if ctx.has_read:
             grad_read = grad if grad_total is None else torch.cat([grad, grad_total], dim=-1)
-        grad_c = None
-        if decay is not None:
-            left = (v * grad_v).sum(dim=-1)
-            if grad_total is None:
-                reached = (grad * y).sum(dim=-1) / ctx.factor
-            else:
-                left += torch.bmm(weights.mT, grad_total.to(weights.dtype)).squeeze(-1)
-                reached = grad_total.squeeze(-1) * (-ctx.eps / ctx.factor)
-            if grad_read is not None:
-                reached -= (grad_read * read).sum(dim=-1)
-            grad_c = reached.view(len(v), -1, v.shape[1]).sum(dim=1) - left
         return grad_q, grad_k, grad_v.to(v.dtype), grad_c, grad_read, None, None, None
 
 
@@ -110,6 +104,12 @@ def _scores_gradient(
     elif p == 1:
         out.tril_()
     return out.view(len(v), -1, v.shape[1])
+
+
+def _gate_sums_gradient(grad_scores: Tensor, scores: Tensor) -> Tensor:
+    """The gradient [B, T] of c: with ds / p [B, R*T, T] and the scores [B, R, T, T], ds s / p is dA A."""
+    products = (grad_scores.view_as(scores) * scores).sum(dim=1)
+    return products.sum(dim=2) - products.sum(dim=1)
 
 
 def causal_power(
