@@ -7,6 +7,8 @@ integer arithmetic that wraps alike on CPU and CUDA. The mixing function is the 
 
 Row keys of one stream never collide (the map from index to key is a bijection); keys of two streams collide with
 probability 2^-64 a pair.
+
+On a GPU, where Triton is installed, `icl_bench.kernels.random_bits` makes the same bits in one pass.
 """
 
 import hashlib
@@ -14,6 +16,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from icl_bench.kernels.backends import has_triton
 
 GOLDEN = 0x9E3779B97F4A7C15
 FEISTEL_ROUNDS = 6
@@ -58,6 +62,10 @@ def row_keys(streams: Tensor, index: Tensor) -> Tensor:
 
 def random_bits(keys: Tensor, purpose: str, count: int) -> Tensor:
     """64 random bits for each of `count` counters: keys [...] int64 -> [..., count] int64."""
+    if has_triton(keys):
+        from icl_bench.kernels.random_bits.triton_bits import bits_triton
+
+        return bits_triton(keys, stream("purpose", purpose), count)
     base = mix(keys ^ stream("purpose", purpose))
     counters = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * signed(GOLDEN)
     return mix(base[..., None] + counters)
@@ -70,11 +78,19 @@ def scale_bits(bits: Tensor, high: int) -> Tensor:
 
 def integers(keys: Tensor, purpose: str, count: int, high: int) -> Tensor:
     """Uniform integers in [0, high), high < 2^31: keys [...] -> [..., count] int64."""
+    if has_triton(keys):
+        from icl_bench.kernels.random_bits.triton_bits import integers_triton
+
+        return integers_triton(keys, stream("purpose", purpose), count, high)
     return scale_bits(random_bits(keys, purpose, count), high)
 
 
 def uniform(keys: Tensor, purpose: str, count: int) -> Tensor:
     """Uniform float64 in (0, 1), never 0: keys [...] -> [..., count]."""
+    if has_triton(keys):
+        from icl_bench.kernels.random_bits.triton_bits import uniform_triton
+
+        return uniform_triton(keys, stream("purpose", purpose), count)
     return (shift_right(random_bits(keys, purpose, count), 12).double() + 0.5) * 2.0**-52
 
 
@@ -90,6 +106,10 @@ def distinct(keys: Tensor, purpose: str, count: int, high: int) -> Tensor:
     """
     if high < SMALLEST_CIPHER:
         return permutation(keys, purpose, high)[..., :count]
+    if has_triton(keys):
+        from icl_bench.kernels.random_bits.triton_bits import distinct_triton
+
+        return distinct_triton(keys, stream("cipher", purpose), count, high, cipher_walks(high), cipher_sides(high))
     counters = torch.arange(count, device=keys.device).expand(*keys.shape, count)
     return encipher(keys, purpose, counters, high)
 
@@ -102,13 +122,18 @@ def encipher(keys: Tensor, purpose: str, values: Tensor, high: int) -> Tensor:
     left outside with a probability under 2^-64.
     """
     left_size, right_size = cipher_sides(high)
-    excess = (left_size * right_size - high) / (left_size * right_size)
-    walks = 1 if excess == 0 else 1 + math.ceil(64 / -math.log2(excess))
     base = mix(keys ^ stream("cipher", purpose))[..., None]
     result = feistel(base, values, left_size, right_size)
-    for _ in range(walks - 1):
+    for _ in range(cipher_walks(high) - 1):
         result = torch.where(result < high, result, feistel(base, result, left_size, right_size))
     return result
+
+
+def cipher_walks(high: int) -> int:
+    """Passes of the cipher until a value is left outside [0, high) with a probability under 2^-64."""
+    left_size, right_size = cipher_sides(high)
+    excess = (left_size * right_size - high) / (left_size * right_size)
+    return 1 if excess == 0 else 1 + math.ceil(64 / -math.log2(excess))
 
 
 def cipher_sides(high: int) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Counter-based random bits on a GPU, equal to those of `icl_bench.random`."""
