@@ -11,8 +11,10 @@ probability 2^-64 a pair.
 On a GPU, where Triton is installed, `icl_bench.kernels.random_bits` makes the same bits in one pass.
 """
 
+import functools
 import hashlib
 import math
+import statistics
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from icl_bench.kernels.backends import has_triton
 GOLDEN = 0x9E3779B97F4A7C15
 FEISTEL_ROUNDS = 6
 SMALLEST_CIPHER = 512
+GAUSSIAN_VALUES = 2**16
+"""Number of the values of `gaussian`, and parts of 1 of which they are multiples."""
 
 
 def signed(value: int) -> int:
@@ -153,6 +157,29 @@ def feistel(base: Tensor, values: Tensor, left_size: int, right_size: int) -> Te
         else:
             right = (right + scale_bits(mix(base ^ (left + tweak)), right_size)) % right_size
     return left * right_size + right
+
+
+def gaussian(keys: Tensor, purpose: str, count: int) -> Tensor:
+    """Standard normal float64, bit-equal on every device: keys [...] -> [..., count].
+
+    Each is one of 65,536 equally likely values, the quantiles of the normal distribution in the middle of as many equal
+    parts, rounded to multiples of 2^-16: none is 0, the variance is 0.99998, the greatest 4.32. As multiples of one unit, sums of
+    products are exact in float64, in any order, up to about 2^16 terms; each is also exact in float32.
+    """
+    bits = random_bits(keys, purpose, -(-count // 4))
+    index = bits.view(torch.int16)[..., :count].to(torch.int32) + 2**15  # four values a word, the lowest bits first
+    return quantiles(keys.device).index_select(0, index.flatten()).view(index.shape)
+
+
+@functools.cache
+def quantiles(device: torch.device) -> Tensor:
+    """The values of `gaussian`, [65536] float64. No quantile is near enough to a tie for libraries to round it apart.
+
+    Kept on the device, since no copy to it may be part of a captured step.
+    """
+    inverse, count = statistics.NormalDist().inv_cdf, GAUSSIAN_VALUES
+    values = [round(inverse((i + 0.5) / count) * count) / count for i in range(count)]
+    return torch.tensor(values, device=device, dtype=torch.float64)
 
 
 def normal(seed: int, name: str, count: int) -> Tensor:
