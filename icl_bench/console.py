@@ -12,7 +12,7 @@ from icl_bench.errors import StateBudgetError, StoreError
 
 if TYPE_CHECKING:
     from icl_bench.errors import RecordError
-    from icl_bench.harness.engine import Engine
+    from icl_bench.harness.engines.base import Engine
     from icl_bench.harness.record import RunRecord
     from icl_bench.harness.reporter import Reporter
     from icl_bench.harness.resolve import Request
@@ -33,7 +33,8 @@ def workshop(device: str, impl: str, fleet: int | None, graphs: bool) -> Worksho
     """Set up for the device of that name; raises SpecError where it is not there."""
     from rich.console import Console
 
-    from icl_bench.harness.engine import FLEET_SIZE, InlineEngine
+    from icl_bench.harness.engines.base import FLEET_SIZE
+    from icl_bench.harness.engines.inline import InlineEngine
     from icl_bench.harness.environment import check_impl, pick_device
     from icl_bench.harness.fleet import Machine
     from icl_bench.reports.progress import make_reporter
@@ -57,7 +58,7 @@ def check_report(report: Path | None) -> None:
 
 def execute(request: "Request", store: Path, shop: Workshop) -> "list[RunRecord]":
     """Carry out a request and read its runs back."""
-    from icl_bench.harness.engine import run_all
+    from icl_bench.harness.engines.base import run_all
     from icl_bench.harness.resolve import expand
     from icl_bench.harness.store import Store
 

@@ -10,12 +10,13 @@ import torch
 from icl_bench.architectures import Architecture
 from icl_bench.architectures.plain import Plain
 from icl_bench.errors import IclBenchError
+from icl_bench.harness.attempt import RunWriter
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
-from icl_bench.harness.reporter import Reporter
+from icl_bench.harness.reporter import FleetReporter
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import RunWriter, Store
+from icl_bench.harness.store import Store
 from icl_bench.harness.train import FleetScores, train_fleet
 from icl_bench.harness.trainer import Trainer
 from icl_bench.tasks import Task
@@ -41,7 +42,7 @@ class Machine(NamedTuple):
     """Whether steps on a CUDA device are captured in graphs."""
 
 
-def run_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: Reporter) -> list[RunResult]:
+def run_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: FleetReporter) -> list[RunResult]:
     """Train, test and commit every member; a failure of the fleet is the result of each of its members."""
     manifest = make_manifest(machine.device, machine.impl, len(specs))
     writers = [store.begin(spec, manifest) for spec in specs]
@@ -60,7 +61,7 @@ def run_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter
 def fleet_results(
     specs: Sequence[RunSpec],
     machine: Machine,
-    reporter: Reporter,
+    reporter: FleetReporter,
     writers: Sequence[RunWriter],
     started: float,
 ) -> list[RunResult]:

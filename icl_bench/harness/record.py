@@ -7,7 +7,7 @@ from icl_bench.schema import Frozen
 
 SCHEMA = 2
 
-Status = Literal["ok", "diverged", "oom", "error"]
+Status = Literal["ok", "diverged", "oom", "timeout", "crashed", "error"]
 
 
 class GroupScore(Frozen):
@@ -95,7 +95,8 @@ class RunResult(Frozen):
     lr: float
     """Peak learning rate."""
     status: Status
-    """`ok`; `diverged`: loss or gradient not finite; `oom`: out of memory; `error`: an exception."""
+    """`ok`; `diverged`: loss or gradient not finite; `oom`: out of memory; `timeout`: over its time, or silent;
+    `crashed`: it ended its worker three times; `error`: an exception."""
     detail: str | None = None
     """What went wrong, where something did."""
     params: int

@@ -23,7 +23,7 @@ class Progress(NamedTuple):
 
 
 class Reporter(Protocol):
-    """Receives the course of events."""
+    """Receives the course of events; several fleets may be under way at once, each named by its specifications."""
 
     def planned(self, runs: int, done: int) -> None:
         """`runs` runs were asked for, `done` of them are finished in the store already."""
@@ -31,11 +31,32 @@ class Reporter(Protocol):
     def started(self, specs: Sequence[RunSpec]) -> None:
         """A fleet starts."""
 
-    def progressed(self, progress: Progress) -> None:
-        """The fleet that runs has come so far."""
+    def progressed(self, specs: Sequence[RunSpec], progress: Progress) -> None:
+        """The fleet has come so far."""
+
+    def lost(self, specs: Sequence[RunSpec], reason: str) -> None:
+        """The worker of the fleet is gone; what the fleet lacks starts again, or is given up and finishes so."""
 
     def finished(self, results: Sequence[RunResult]) -> None:
-        """The fleet is done and committed."""
+        """Runs of a fleet are done and committed."""
 
     def closed(self) -> None:
         """Nothing more comes: all is done, or it was interrupted."""
+
+
+class FleetReporter(Protocol):
+    """Receives the progress of one fleet."""
+
+    def progressed(self, progress: Progress) -> None:
+        """The fleet has come so far."""
+
+
+class OneFleet(NamedTuple):
+    """Passes on the progress of one fleet under its name."""
+
+    reporter: Reporter
+    specs: Sequence[RunSpec]
+
+    def progressed(self, progress: Progress) -> None:
+        """Name the fleet."""
+        self.reporter.progressed(self.specs, progress)

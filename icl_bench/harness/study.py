@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, field_validator
 
 from icl_bench.errors import SpecError, StateBudgetError, UnknownNameError
-from icl_bench.harness.engine import Engine, run_all
+from icl_bench.harness.engines.base import Engine, run_all
 from icl_bench.harness.matching import Budget, Cut, Match, Quantity, Shape, match, parse_state
 from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
 from icl_bench.harness.record import RunRecord

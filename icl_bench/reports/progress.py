@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from icl_bench.harness.record import RunResult
 from icl_bench.harness.reporter import Progress as FleetProgress
@@ -50,12 +50,11 @@ def result_line(result: RunResult) -> str:
 
 
 class LineReporter:
-    """Plain lines, one every few seconds."""
+    """Plain lines, one every few seconds for each fleet."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.name = ""
-        self.last = 0.0
+        self.last: dict[str, float] = {}
 
     def planned(self, runs: int, done: int) -> None:
         """Say what is to be done."""
@@ -63,16 +62,21 @@ class LineReporter:
 
     def started(self, specs: Sequence[RunSpec]) -> None:
         """Say which fleet starts."""
-        self.name, self.last = fleet_name(specs), time.monotonic()
-        self.say(f"{self.name}: started")
+        self.last[specs[0].id] = time.monotonic()
+        self.say(f"{fleet_name(specs)}: started")
 
-    def progressed(self, progress: FleetProgress) -> None:
+    def progressed(self, specs: Sequence[RunSpec], progress: FleetProgress) -> None:
         """Say how far it is, now and then."""
-        if time.monotonic() - self.last < LINE_EVERY:
+        if time.monotonic() - self.last[specs[0].id] < LINE_EVERY:
             return
-        self.last = time.monotonic()
+        self.last[specs[0].id] = time.monotonic()
         left = (progress.steps - progress.step) / progress.step * progress.seconds
-        self.say(f"{self.name}: step {progress.step}/{progress.steps}  {describe(progress)}  {left:.0f} s left")
+        how_far = f"step {progress.step}/{progress.steps}  {describe(progress)}  {left:.0f} s left"
+        self.say(f"{fleet_name(specs)}: {how_far}")
+
+    def lost(self, specs: Sequence[RunSpec], reason: str) -> None:
+        """Say what happened to its worker."""
+        self.say(f"{fleet_name(specs)}: lost its worker, {reason}")
 
     def finished(self, results: Sequence[RunResult]) -> None:
         """Say what came out."""
@@ -88,7 +92,7 @@ class LineReporter:
 
 
 class LiveReporter:
-    """A bar that moves."""
+    """Bars that move: one for each fleet under way, and one for all runs where there are several."""
 
     def __init__(self, console: Console) -> None:
         self.lines = LineReporter(console)
@@ -101,27 +105,41 @@ class LiveReporter:
             console=console,
             transient=True,
         )
+        self.all: TaskID | None = None
+        self.fleets: dict[str, TaskID] = {}
 
     def planned(self, runs: int, done: int) -> None:
         """Say what is to be done."""
         self.lines.planned(runs, done)
+        if runs - done > 1:
+            self.all = self.bar.add_task("all runs", total=runs, completed=done, status="")
 
     def started(self, specs: Sequence[RunSpec]) -> None:
         """Show a new bar."""
-        for task in self.bar.task_ids:
-            self.bar.remove_task(task)
-        self.bar.add_task(fleet_name(specs), total=specs[0].train.steps, status="")
+        self.fleets[specs[0].id] = self.bar.add_task(fleet_name(specs), total=specs[0].train.steps, status="")
         self.bar.start()
 
-    def progressed(self, progress: FleetProgress) -> None:
-        """Move the bar."""
-        self.bar.update(self.bar.task_ids[-1], completed=progress.step, status=describe(progress))
+    def progressed(self, specs: Sequence[RunSpec], progress: FleetProgress) -> None:
+        """Move its bar."""
+        self.bar.update(self.fleets[specs[0].id], completed=progress.step, status=describe(progress))
+
+    def lost(self, specs: Sequence[RunSpec], reason: str) -> None:
+        """Take its bar away and say why."""
+        self.bar.remove_task(self.fleets.pop(specs[0].id))
+        self.lines.lost(specs, reason)
 
     def finished(self, results: Sequence[RunResult]) -> None:
-        """Take the bar away and say what came out."""
-        self.bar.stop()
+        """Take its bar away and say what came out."""
+        for result in results:
+            if result.id in self.fleets:
+                self.bar.remove_task(self.fleets.pop(result.id))
+            if self.all is not None:
+                self.bar.advance(self.all)
         self.lines.finished(results)
 
     def closed(self) -> None:
-        """Take the bar away, also after an interruption."""
+        """Take the bars away, also after an interruption."""
         self.bar.stop()
+        for task in self.bar.task_ids:
+            self.bar.remove_task(task)
+        self.all, self.fleets = None, {}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_bench.errors import IclBenchError, SpecError, UnknownNameError
-from icl_bench.harness.engine import InlineEngine
+from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.fleet import Machine
 from icl_bench.harness.store import Store
 from icl_bench.harness.study import (

@@ -1,9 +1,9 @@
-"""Engines carry fleets to their results; what is finished in the store is not done again."""
+"""What every engine promises, and the one function that uses it: what is finished in the store is not done again."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from icl_bench.harness.fleet import Machine, pack, run_fleet
+from icl_bench.harness.fleet import pack
 from icl_bench.harness.record import RunRecord, RunResult
 from icl_bench.harness.reporter import Reporter
 from icl_bench.harness.spec import RunSpec
@@ -17,22 +17,17 @@ class Engine(Protocol):
     """Something that runs fleets."""
 
     def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Run the fleets and yield results as they are committed."""
+        """Run the fleets and yield each result once, when it is committed, in whatever order they end.
 
+        A worker that is lost is replaced and its fleet done again; what a run itself does wrong is its result.
 
-class InlineEngine:
-    """One fleet after the other, in this process."""
+        Raises:
+            IclBenchError: where no worker can be had, or a run asks for something that the user must change.
+            OSError: where the store can no longer be written.
+        """
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Run the fleets in order."""
-        for fleet in fleets:
-            reporter.started(fleet)
-            results = run_fleet(fleet, store, self.machine, reporter)
-            reporter.finished(results)
-            yield from results
+    def close(self) -> None:
+        """Let the workers go; the engine may be used again, and then hires new ones."""
 
 
 def run_all(
