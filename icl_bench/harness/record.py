@@ -117,6 +117,8 @@ class RunResult(Frozen):
     """Test results by cell; empty where the run did not end well."""
     files: Mapping[str, str]
     """SHA-256 of the other files of the run, by name."""
+    check: str = ""
+    """SHA-256 of this file as it is with nothing between these quotes."""
 
     @property
     def accuracy(self) -> float:

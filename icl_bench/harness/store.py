@@ -1,36 +1,42 @@
 """The store: one directory a run, which appears whole when the run ends.
 
     runs/<id[:2]>/<id>/spec.json  manifest.json  metrics.jsonl  result.json
-    attempts/<id>-<process>-<n>/  the same while the run is in progress
+    attempts/                     runs in progress, and what is left of those that were cut
+    checkpoints/                  fleets in progress that take longer than a minute
+    trash/                        runs that were removed
+    index.sqlite                  a cache of the runs; deleting it changes nothing
 
 Ending a run writes `result.json` into its attempt, makes everything durable, and renames the attempt to its place: one
-step, which either happened or did not. A run that was cut short leaves an attempt that nobody reads. Nothing finished
-is overwritten: a rename onto a finished run fails, so of two processes that end the same run the first wins.
+step, which either happened or did not. Nothing finished is overwritten: a rename onto a finished run fails, so of two
+processes that end the same run the first wins. No file is locked, so that a network file system will do.
 """
 
-import errno
-import hashlib
-import itertools
-import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.record import SCHEMA, Manifest, MetricPoint, RunRecord, RunResult
-from icl_bench.harness.spec import ID_LENGTH, RunSpec
-from icl_bench.schema import Frozen, canonical_json
+from icl_bench.harness.attempt import RunWriter, check_field, finish_moves, run_folder, set_aside
+from icl_bench.harness.checkpoint import clear_checkpoints
+from icl_bench.harness.faults import reach
+from icl_bench.harness.files import (
+    parse_model,
+    parse_object,
+    read_bytes,
+    sha256,
+    unreadable,
+    validate,
+    writing,
+)
+from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
+from icl_bench.harness.spec import ID_LENGTH, RUN_DOMAIN, RunSpec
+from icl_bench.schema import content_hash
 
-COMPANIONS = ("spec.json", "manifest.json", "metrics.jsonl")
 RUN_ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
-ATTEMPT_NUMBERS = itertools.count()
-
-FrozenT = TypeVar("FrozenT", bound=Frozen)
+FOLDERS = ("runs", "attempts", "checkpoints", "trash")
+FILES = frozenset({"spec.json", "manifest.json", "metrics.jsonl"})
 
 
 class Store:
@@ -47,19 +53,19 @@ class Store:
         """
         if not RUN_ID.fullmatch(run_id):
             raise StoreError(
-                f"a run id is {ID_LENGTH} hexadecimal digits; got {run_id!r}; list ids with `icl-bench report`"
+                f"a run id is {ID_LENGTH} hexadecimal digits; got {run_id!r}; list ids with `icl-bench runs list`"
             )
-        return self.root / "runs" / run_id[:2] / run_id
+        return run_folder(self.root, run_id)
 
     def has(self, run_id: str) -> bool:
         """Whether the run is finished."""
         return (self.path(run_id) / "result.json").is_file()
 
     def check_writable(self) -> None:
-        """Make the root folder.
+        """Make the root folder, and finish what killed processes had begun to move into it.
 
         Raises:
-            StoreError: where it cannot be written.
+            StoreError: where it cannot be written, or one of its folders is a link, which could lead elsewhere.
         """
         try:
             (self.root / "runs").mkdir(parents=True, exist_ok=True)
@@ -70,34 +76,68 @@ class Store:
             raise StoreError(
                 f"the store is a folder that can be written; {self.root}: {error.strerror}; choose another with --store"
             ) from None
+        self.check_folders()
+        with writing(self.root):
+            finish_moves(self.root)
+            clear_checkpoints(self.root, self.has)
 
-    def begin(self, spec: RunSpec, manifest: Manifest) -> "RunWriter":
-        """Start an attempt at a run."""
+    def check_folders(self) -> None:
+        """Refuse links among the folders of the store.
+
+        Raises:
+            StoreError: naming the link.
+        """
+        for name in FOLDERS:
+            if (self.root / name).is_symlink():
+                raise StoreError(
+                    f"the folders of a store are no links; {self.root / name} is one; move what it points to here"
+                )
+
+    def begin(self, spec: RunSpec, manifest: Manifest) -> RunWriter:
+        """Start an attempt at a run.
+
+        Raises:
+            StoreError: where the store cannot be written.
+        """
         return RunWriter(self.root, self.path(spec.id), spec, manifest)
 
     def load(self, run_id: str) -> RunRecord:
-        """Read a finished run back.
+        """Read a finished run back, and check every byte of it.
 
         Raises:
-            RecordError: where a file is missing, damaged or of another version.
+            RecordError: where a file is missing, damaged, a link or of another version.
         """
         folder = self.path(run_id)
-        result = read_model(RunResult, folder / "result.json")
-        for name, digest in result.files.items():
-            if sha256(read_bytes(folder / name)) != digest:
+        for part in (folder.parent.parent, folder.parent, folder):
+            if part.is_symlink():
+                raise unreadable(folder / "result.json", f"{part.name} is a link")
+        result = read_result(folder / "result.json")
+        contents = {name: read_bytes(folder / name) for name in sorted(FILES)}
+        for name, content in contents.items():
+            if sha256(content) != result.files.get(name):
                 raise RecordError(f"a stored file never changes; {folder / name} did; restore it or delete {folder}")
-        lines = read_bytes(folder / "metrics.jsonl").splitlines()
-        metrics = tuple(parse_model(MetricPoint, line, folder / "metrics.jsonl") for line in lines)
-        spec = parse_object(read_bytes(folder / "spec.json"), folder / "spec.json")
+        spec = parse_object(contents["spec.json"], folder / "spec.json")
+        check_identity(spec, result, folder)
+        lines = contents["metrics.jsonl"].splitlines()
         return RunRecord(
-            spec=spec, manifest=read_model(Manifest, folder / "manifest.json"), result=result, metrics=metrics
+            spec=spec,
+            manifest=parse_model(Manifest, contents["manifest.json"], folder / "manifest.json"),
+            result=result,
+            metrics=tuple(parse_model(MetricPoint, line, folder / "metrics.jsonl") for line in lines),
         )
 
     def ids(self) -> Iterator[str]:
-        """Ids of all finished runs, in order."""
-        for result in sorted((self.root / "runs").glob("[0-9a-f][0-9a-f]/*/result.json")):
-            if RUN_ID.fullmatch(result.parent.name):
-                yield result.parent.name
+        """Ids of all finished runs, in order; links are not followed."""
+        for run_id, _ in self.folders():
+            if (self.path(run_id) / "result.json").is_file():
+                yield run_id
+
+    def folders(self) -> Iterator[tuple[str, str]]:
+        """Id and path of every run that is there, finished as far as its name tells, in order."""
+        root = self.root / "runs"
+        for prefix in sorted(entry.name for entry in scan(root) if len(entry.name) == 2):
+            entries = [(entry.name, entry.path) for entry in scan(root / prefix) if RUN_ID.fullmatch(entry.name)]
+            yield from sorted(entry for entry in entries if entry[0].startswith(prefix))
 
     def read_all(self) -> tuple[list[RunRecord], list[RecordError]]:
         """Every finished run that can be read, and the errors that keep others from it."""
@@ -109,119 +149,66 @@ class Store:
                 problems.append(error)
         return records, problems
 
+    def find(self, prefix: str) -> str:
+        """The id of the one finished run that begins so.
 
-class RunWriter:
-    """One attempt at a run: collects its metrics and commits its result."""
+        Raises:
+            StoreError: where there is none, or more than one.
+        """
+        if not re.fullmatch(rf"[0-9a-f]{{1,{ID_LENGTH}}}", prefix):
+            raise StoreError(
+                f"a run id begins with hexadecimal digits; got {prefix!r:.60}; list ids with `icl-bench runs list`"
+            )
+        found = [run_id for run_id, _ in self.folders() if run_id.startswith(prefix)]
+        if len(found) != 1:
+            named = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            many = f"{len(found)} begin so: {named}; give more digits" if found else "none does"
+            raise StoreError(
+                f"one run of {self.root} begins with {prefix!r}; {many}; list ids with `icl-bench runs list`"
+            )
+        return found[0]
 
-    def __init__(self, root: Path, folder: Path, spec: RunSpec, manifest: Manifest) -> None:
-        self.folder = folder
-        self.attempt = root / "attempts" / f"{spec.id}-{os.getpid()}-{next(ATTEMPT_NUMBERS)}"
-        self.attempt.mkdir(parents=True)
-        write_file(self.attempt / "spec.json", canonical_json(spec.model_dump(mode="json")))
-        write_file(self.attempt / "manifest.json", canonical_json(manifest.model_dump(mode="json")))
-        self.metrics = os.open(self.attempt / "metrics.jsonl", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    def remove(self, run_id: str) -> Path:
+        """Move a finished run to the trash of the store; returns where it is now.
 
-    def log(self, point: MetricPoint) -> None:
-        """Append a line and make it durable."""
-        write_all(self.metrics, (canonical_json(point.model_dump(mode="json")) + "\n").encode())
-        os.fsync(self.metrics)
-
-    def commit(self, result: RunResult) -> RunResult:
-        """Write the result and move the attempt to its place; returns the result with the digests of the files."""
-        os.close(self.metrics)
-        digests = {name: sha256(read_bytes(self.attempt / name)) for name in COMPANIONS}
-        result = result.model_copy(update={"files": digests})
-        write_file(self.attempt / "result.json", canonical_json(result.model_dump(mode="json")))
-        sync_folder(self.attempt)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.attempt.rename(self.folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            shutil.rmtree(self.attempt)
-        sync_folder(self.folder.parent)
-        return result
-
-    def abandon(self) -> None:
-        """Drop the attempt."""
-        os.close(self.metrics)
-        shutil.rmtree(self.attempt, ignore_errors=True)
+        Raises:
+            StoreError: where the store cannot be written.
+        """
+        self.check_folders()
+        with writing(self.root):
+            place = set_aside(self.path(run_id), self.root)
+        reach("run-removed")
+        return place
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a new file and make it durable."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        write_all(handle, (text + "\n").encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def read_result(path: Path) -> RunResult:
+    """Read a result and check its own digest; raises RecordError."""
+    data = read_bytes(path)
+    result = parse_model(RunResult, data, path)
+    if sha256(data.replace(check_field(result.check), check_field(""), 1)) != result.check:
+        raise RecordError(f"a stored file never changes; {path} did; restore it or delete {path.parent}")
+    return result
 
 
-def write_all(handle: int, data: bytes) -> None:
-    """Write all of it: one call may write a part."""
-    while data:
-        data = data[os.write(handle, data) :]
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sha256(data: bytes) -> str:
-    """SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a stored file.
-
-    Raises:
-        RecordError: where it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
+def check_identity(spec: dict[str, Any], result: RunResult, folder: Path) -> None:
+    """See that a result belongs to its specification and both to their folder; raises RecordError."""
+    if content_hash(spec, RUN_DOMAIN) != result.digest or not result.digest.startswith(folder.name):
         raise RecordError(
-            f"a record must be readable; {path}: {error.strerror}; restore it or delete {path.parent}"
-        ) from None
-
-
-def read_model(model: type[FrozenT], path: Path) -> FrozenT:
-    """Read a stored record; raises RecordError."""
-    return parse_model(model, read_bytes(path), path)
-
-
-def parse_model(model: type[FrozenT], data: bytes, path: Path) -> FrozenT:
-    """Read a record from its text; raises RecordError."""
-    plain = parse_object(data, path)
-    version = plain.get("schema_version", SCHEMA)
-    if version != SCHEMA:
-        raise RecordError(
-            f"records are read in version {SCHEMA}; {path} has version {version!r}; use the icl-bench that wrote it"
+            f"a record's id is the hash of its specification; that of {folder} is not; restore it or delete {folder}"
         )
+    components = [spec.get("task"), *(spec["arch"] if isinstance(spec.get("arch"), list) else [])]
+    labelled = [{"label": "", **part} if isinstance(part, dict) else part for part in components]
+    validate(RunSpec, {**spec, "task": labelled[0], "arch": labelled[1:]}, folder / "spec.json")
+
+
+def scan(folder: Path) -> list["os.DirEntry[str]"]:
+    """The folders in a folder that are no links; none where it is not there."""
     try:
-        return model.model_validate(plain)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecordError(
-            f"a record must have the fields of {model.__name__}; {path}: {where}: {first['msg']}; delete {path.parent}"
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StoreError(
+            f"the store is a folder that can be read; {folder}: {error.strerror}; mend it, or choose another"
         ) from None
-
-
-def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises RecordError."""
-    try:
-        plain = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"a record must be JSON; {path}: {error}; restore it or delete {path.parent}") from None
-    if not isinstance(plain, dict):
-        raise RecordError(f"a record must be a JSON object; {path} is not; restore it or delete {path.parent}")
-    return plain
