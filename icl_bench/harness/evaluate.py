@@ -1,6 +1,6 @@
 """Accuracy of a fleet on held-out examples, cell by cell, counted on the device."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from icl_bench.architectures.backbone import Scores
 from icl_bench.harness.data import Feed, slices
+from icl_bench.harness.generate import FreeRunning
 from icl_bench.harness.precision import WorkingModel
-from icl_bench.tasks import Batch
+from icl_bench.harness.spec import EvalSpec
+from icl_bench.tasks import Batch, Cell, Task
 from icl_bench.tasks.base import measured_floors
 
 TOKENS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20}
@@ -41,6 +43,8 @@ class CellOutcome(NamedTuple):
     loss: list[float]
     groups: list[dict[str, tuple[float, int]]]
     """Accuracy and number of scored positions by group."""
+    free: FreeRunning | None = None
+    """Scores where the model reads its own answers; none for tasks that show none."""
 
 
 def batches(feed: Feed, examples: int, members: int) -> Iterator[Batch]:
@@ -98,14 +102,18 @@ def group_scores(right: Sequence[float], everything: Sequence[float], feed: Feed
     }
 
 
-def best_floors(feeds: Mapping[str, Feed], examples: int) -> dict[str, list[tuple[str, float]]]:
-    """For each cell and member, the best trivial solver and its accuracy on the examples of the test."""
-    floors: dict[str, list[tuple[str, float]]] = {}
-    for label, feed in feeds.items():
-        batch = feed.batch(torch.arange(examples, device=feed.streams.device))
-        floors[label] = []
-        for member in range(batch.inputs.shape[0]):
-            own = Batch(*(part[member] for part in batch))
-            measured = measured_floors(feed.task, feed.cell, own)
-            floors[label].append(max(measured.items(), key=lambda item: item[1]))
-    return floors
+def best_floors(validation: Feed, test: Feed, spec: EvalSpec) -> list[tuple[str, float]]:
+    """For each member, the trivial solver that is best on validation, and its accuracy on the test of the same cell."""
+    seen = validation.batch(torch.arange(spec.validation, device=validation.streams.device))
+    asked = test.batch(torch.arange(spec.examples, device=test.streams.device))
+    members = range(asked.inputs.shape[0])
+    rows = list(members) if test.rows is None else test.rows.tolist()
+    floors = {row: chosen_floor(test.task, test.cell, seen, asked, rows.index(row)) for row in set(rows)}
+    return [floors[row] for row in rows]
+
+
+def chosen_floor(task: Task, cell: Cell, seen: Batch, asked: Batch, member: int) -> tuple[str, float]:
+    """The solver that is best on the examples seen, and its accuracy on those asked, of one member."""
+    measured = measured_floors(task, cell, Batch(*(part[member] for part in seen)))
+    solver = max(measured, key=lambda name: measured[name])
+    return solver, measured_floors(task, cell, Batch(*(part[member] for part in asked)))[solver]

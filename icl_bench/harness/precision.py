@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,18 @@ class Scorer(nn.Module):
         return self.model.scores(inputs, positions, targets, places)
 
 
+class Stepper(nn.Module):
+    """A model with one token of its recurrent form as the forward pass."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor, state: list[Any] | None, position: int) -> tuple[Tensor, list[Any]]:
+        """See `Backbone.step`; begins with no state, which then has the type of the parameters in use."""
+        return self.model.step(inputs, self.model.initial_state(inputs.shape[1]) if state is None else state, position)
+
+
 class WorkingModel:
     """A model that computes in a precision with the working copies of its parameters.
 
@@ -46,7 +59,7 @@ class WorkingModel:
     """
 
     def __init__(self, model: Backbone, working: Sequence[Tensor], precision: Precision) -> None:
-        self.scorer, self.precision = Scorer(model), precision
+        self.scorer, self.stepper, self.precision = Scorer(model), Stepper(model), precision
         names = [name for name, _ in self.scorer.named_parameters()]
         self.working = dict(zip(names, working, strict=True))
 
@@ -55,3 +68,9 @@ class WorkingModel:
         with autocast(inputs.device, self.precision):
             scores: Scores = functional_call(self.scorer, self.working, (inputs, positions, targets, places))
         return scores
+
+    def step(self, inputs: Tensor, state: list[Any] | None, position: int) -> tuple[Tensor, list[Any]]:
+        """One token, inputs [M, B] -> logits [M, B, W] and the next state; None before the first."""
+        with autocast(inputs.device, self.precision):
+            out: tuple[Tensor, list[Any]] = functional_call(self.stepper, self.working, (inputs, state, position))
+        return out

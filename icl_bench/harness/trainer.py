@@ -7,6 +7,7 @@ import torch
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
 from icl_bench.harness.evaluate import CellOutcome, batches, best_floors, evaluate
+from icl_bench.harness.generate import FreeRunning, is_recurrent, run_freely
 from icl_bench.harness.graphs import StepGraphs
 from icl_bench.harness.optimiser import FleetAdamW
 from icl_bench.harness.precision import WorkingModel, working_dtype
@@ -112,8 +113,19 @@ class Trainer:
         return {feed.cell.label: evaluate(self.working, feed, kept).accuracy for feed, kept in self.validation}
 
     def test(self) -> tuple[dict[str, CellOutcome], dict[str, list[tuple[str, float]]]]:
-        """Test scores and floors by cell."""
-        feeds = {cell.label: self.feed(cell.label, "test") for cell in self.task.eval_cells}
-        count, members = self.spec.evaluation.examples, len(self.specs)
-        scores = {label: evaluate(self.working, feed, batches(feed, count, members)) for label, feed in feeds.items()}
-        return scores, best_floors(feeds, count)
+        """Test scores, free-running ones among them where answers are shown, and floors, by cell."""
+        spec, scores, floors = self.spec.evaluation, {}, {}
+        for cell in self.task.eval_cells:
+            feed = self.feed(cell.label, "test")
+            outcome = evaluate(self.working, feed, batches(feed, spec.examples, len(self.specs)))
+            scores[cell.label] = outcome._replace(free=self.run_freely(feed))
+            floors[cell.label] = best_floors(self.feed(cell.label, "val"), feed, spec)
+        return scores, floors
+
+    def run_freely(self, feed: Feed) -> FreeRunning | None:
+        """Scores where members read their own answers; none where none is shown, or a layer has no recurrent form."""
+        if not (self.task.generative and is_recurrent(self.model)):
+            return None
+        layers = [make_arch(component) for component in self.spec.layer_components]
+        state = sum(layer.state_elements(self.spec.model.d_model, feed.cell.length) for layer in layers)
+        return run_freely(self.working, feed, self.spec.evaluation.examples, len(self.specs), state)
