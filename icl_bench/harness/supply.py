@@ -61,6 +61,14 @@ class Supply:
         self.taken += 1
         return (self.taken - 1) % self.steps == 0
 
+    def skip(self, taken: int) -> None:
+        """Go to where so many steps have been taken, from the start."""
+        self.taken = taken
+        self.drawn += taken // self.steps * self.steps * self.batch
+        if taken % self.steps:
+            self.refill()
+            self.slot += taken % self.steps
+
     def refill(self) -> None:
         """Make the batches of the next steps."""
         count = self.steps * self.batch

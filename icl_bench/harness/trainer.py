@@ -1,8 +1,9 @@
 """One fleet on a device: M runs of the same shape, one step at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
@@ -97,6 +98,28 @@ class Trainer:
         self.optimiser.differentiate(losses)
         self.optimiser.step(losses.detach())
         self.sums += torch.stack([losses.detach(), scores.hits.mean((1, 2))])
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that steps change, as it lies on the device; batches follow from the number of steps."""
+        slots, fleet = self.optimiser.slots, self.optimiser.state
+        kept = {"parameters": slots.parameters, "means": slots.means, "squares": slots.squares, "sums": self.sums}
+        kept |= {"steps": fleet.steps, "alive": fleet.alive, "died_at": fleet.died_at}
+        kept |= {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
+        return kept if slots.working is None else {**kept, "working": slots.working}
+
+    @torch.no_grad()
+    def restore(self, step: int, kept: Mapping[str, Tensor]) -> None:
+        """Go to where a fleet of these members was after that step; to be called before the first step.
+
+        Raises:
+            KeyError: where `kept` lacks a tensor.
+            RuntimeError: where one has another shape.
+        """
+        for name, own in self.state().items():
+            own.copy_(kept[name])
+        self.done = step
+        for which, supply in enumerate(self.supplies):
+            supply.skip(self.order[:step].count(which))
 
     def take_means(self, steps: int) -> tuple[list[float], list[float]]:
         """Mean loss and accuracy of each member over the last `steps` steps; starts anew."""
