@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from icl_bench.architectures.base import Architecture, Mixer
-from icl_bench.architectures.layers import Embedding, GatedMLP, Linear, RMSNorm, SumAtPositions, initialise
+from icl_bench.architectures.layers import Embedding, GatedMLP, Linear, RMSNorm, initialise
 from icl_bench.architectures.plain import PlainMixer
 from icl_bench.kernels.cross_entropy.api import cross_entropy
 from icl_bench.kernels.embedding.places import Places
+from icl_bench.kernels.rows.api import take_rows
 
 
 class Block(nn.Module):
@@ -31,7 +32,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """[M, B, T, C] -> the same; the input is x + y, and so is the output, to be summed with the next norm."""
         x, normed = self.mixer_norm.after(x, y)
-        y = self.mixer(normed)
+        return self.finish(x, self.mixer(normed))
+
+    def at(self, x: Tensor, y: Tensor | None, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at these positions alone, [M, B, S]: what need not mix is done for them only."""
+        x, normed = self.mixer_norm.after(x, y)
+        return self.finish(take_rows(x, positions), self.mixer.at(normed, positions))
+
+    def finish(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The MLP, where there is one, after the mixer's output y."""
         if self.mlp is None or self.mlp_norm is None:
             return x, y
         x, normed = self.mlp_norm.after(x, y)
@@ -94,23 +103,21 @@ class Backbone(nn.Module):
 
         `places` of the inputs, where known, spare the gradient a sort.
         """
-        rows = self.norm(self.scored_rows(inputs, positions, places)).flatten(1, -2)
+        rows = self.scored_rows(inputs, positions, places).flatten(1, -2)
         words = self.embedding.weight if self.head is None else self.head.weight.transpose(1, 2)
         losses, hits = cross_entropy(rows, words.to(rows.dtype), targets.flatten(1))
         return Scores(losses.view(targets.shape), hits.view(targets.shape))
 
     def scored_rows(self, inputs: Tensor, positions: Tensor, places: Places | None = None) -> Tensor:
-        """What the last norm sees at the scored positions, [M, B, S, C]."""
+        """What the head sees at the scored positions, [M, B, S, C]."""
         x, y = self.embedding(inputs, places), None
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x, y = block(x, y)
-        assert y is not None
-        rows: Tensor = SumAtPositions.apply(x, y.to(x.dtype), positions)
+        rows: Tensor = self.norm.after(*self.blocks[-1].at(x, y, positions))[1]
         return rows
 
     def logits(self, x: Tensor) -> Tensor:
-        """[M, ..., C] -> [M, ..., W]."""
-        x = self.norm(x)
+        """After the last norm: [M, ..., C] -> [M, ..., W]."""
         if self.head is not None:
             out: Tensor = self.head(x)
             return out
@@ -128,7 +135,7 @@ class Backbone(nn.Module):
         for block, own in zip(self.blocks, state, strict=True):
             x, after = block.step(x, own, position)
             states.append(after)
-        return self.logits(x[:, :, None])[:, :, 0], states
+        return self.logits(self.norm(x)[:, :, None])[:, :, 0], states
 
     def parameters_per_member(self) -> int:
         """Parameters of one model."""

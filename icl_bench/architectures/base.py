@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
+from icl_bench.kernels.rows.api import take_rows
 from icl_bench.registry import Registry
 from icl_bench.schema import Frozen
 
@@ -50,6 +51,10 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """The parallel form, causal in T: [M, B, T, C] -> [M, B, T, C]."""
+
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The parallel form at these positions alone: [M, B, T, C], [M, B, S] -> [M, B, S, C]."""
+        return take_rows(self(x), positions)
 
     @abstractmethod
     def initial_state(self, batch: int) -> Any:

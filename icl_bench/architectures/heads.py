@@ -18,6 +18,7 @@ from torch.nn import functional
 from icl_bench.architectures.base import Architecture, Flops, Mixer, StateSize
 from icl_bench.architectures.layers import Linear, RMSNorm, ShortConv
 from icl_bench.errors import SpecError
+from icl_bench.kernels.rows.api import take_rows
 
 GATE_START = 6.0
 """Bias of a gate at the start: sigmoid(6) = 0.9975, a horizon of about 400 tokens."""
@@ -149,6 +150,14 @@ class HeadsMixer(Mixer):
         self.output = Linear(members, config.heads * config.value_width, d_model, gain)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.recalled(x))
+
+    def at(self, x: Tensor, positions: Tensor) -> Tensor:
+        y = self.recalled(x)
+        return self.finish(take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:]))
+
+    def recalled(self, x: Tensor) -> Tensor:
+        """What the memory gives: [M, B, T, C] -> [M, B, T, H, V]."""
         members, batch, length, _ = x.shape
         qkv = self.project(x)
         if self.conv is not None:
@@ -164,7 +173,7 @@ class HeadsMixer(Mixer):
             v.reshape(*fold, *v.shape[3:]),
             None if log_g is None else log_g.reshape(*fold, -1),
         )
-        return self.finish(y.view(members, batch, length, *y.shape[2:]))
+        return y.view(members, batch, length, *y.shape[2:])
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., channels] -> q [..., H, K], k [..., G, K], v [..., G, V]."""

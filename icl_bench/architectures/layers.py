@@ -5,7 +5,7 @@ its own qualified name, so that a member starts alike in a fleet of any size and
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -139,24 +139,6 @@ class ShortConv(Stacked):
         """One position: x [M, B, C], tail [M, B, L - 1, C] oldest first -> output and the next tail."""
         window = torch.cat([tail, x[:, :, None]], dim=2)
         return combine([window[:, :, self.length - 1 - j] for j in range(self.length)], self.weight), window[:, :, 1:]
-
-
-class SumAtPositions(torch.autograd.Function):
-    """Rows of x + y: x, y [M, B, T, C], positions [M, B, S] -> [M, B, S, C]; one scatter serves both gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, positions: Tensor) -> Tensor:
-        index = positions[..., None].expand(*positions.shape, x.shape[-1])
-        ctx.save_for_backward(index)
-        ctx.shape = x.shape
-        rows: Tensor = x.gather(2, index) + y.gather(2, index)
-        return rows
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (index,) = ctx.saved_tensors
-        spread = gradient.new_zeros(ctx.shape).scatter_add_(2, index, gradient)
-        return spread, spread, None
 
 
 class GatedMLP(nn.Module):

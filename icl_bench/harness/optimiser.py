@@ -49,6 +49,7 @@ class FleetAdamW:
             died_at=torch.zeros(len(specs), device=device, dtype=torch.int64),
         )
         self.working = self.working_copies()
+        self.ones = torch.ones_like(self.state.losses)
         self.gradients, self.means = self.views(gradients), self.views(self.slots.means)
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -69,9 +70,11 @@ class FleetAdamW:
 
     def differentiate(self, losses: Tensor) -> None:
         """Fill the gradients, from the losses [M]."""
-        found = torch.autograd.grad(losses.sum(), self.working, materialize_grads=True)
-        kind = self.slots.gradients.dtype
-        torch.cat([gradient.to(kind).flatten() for gradient in found], out=self.slots.gradients)
+        found = torch.autograd.grad(losses, self.working, self.ones, materialize_grads=True)
+        # Copied in one launch for each type that there is.
+        for kind in {gradient.dtype for gradient in found}:
+            pairs = [(view, own) for view, own in zip(self.gradients, found, strict=True) if own.dtype == kind]
+            torch._foreach_copy_([view for view, _ in pairs], [own for _, own in pairs])
 
     @torch.no_grad()
     def step(self, losses: Tensor) -> None:

@@ -31,6 +31,11 @@ def steps_at_once(tokens: int, needed: int) -> int:
     return max(1, min(MOST_STEPS, needed, TOKENS_AT_ONCE // tokens))
 
 
+def by_step(part: Tensor, steps: int) -> Tensor:
+    """[M, steps B, ...] -> [steps, M, B, ...]."""
+    return part.unflatten(1, (steps, -1)).transpose(0, 1)
+
+
 class Supply:
     """The batches of one cell in order; device tensors throughout, so that both halves can be captured in graphs.
 
@@ -75,17 +80,15 @@ class Supply:
         index = self.drawn + torch.arange(count, device=self.drawn.device)
         self.drawn += count
         made = self.feed.batch(index if self.size is None else index % self.size)
-        parts = [self.by_step(part) for part in made[:3]]
+        parts = self.stock.split(self.sizes, dim=1)
+        for kept, part in zip(parts, made[:3], strict=False):
+            # Written where it stays: one pass over each.
+            kept.unflatten(1, (-1, self.batch, part.shape[2])).copy_(by_step(part, self.steps))
         if self.sort:
-            tokens = parts[0].view(self.steps * self.shapes[0][0], -1)
-            parts += [part.view(self.steps, -1) for part in find_places(tokens, self.words)]
-        self.stock.copy_(torch.cat(parts, dim=1))
+            tokens = by_step(made.inputs, self.steps).reshape(-1, self.batch * made.inputs.shape[2])
+            for kept, part in zip(parts[3:], find_places(tokens, self.words), strict=True):
+                kept.copy_(part.view(self.steps, -1))
         self.slot.zero_()
-
-    def by_step(self, part: Tensor) -> Tensor:
-        """[M, steps B, ...] -> [steps, M B ...]."""
-        rows: Tensor = part.unflatten(1, (self.steps, self.batch)).transpose(0, 1).flatten(1)
-        return rows
 
     def take(self) -> TrainBatch:
         """The batch of this step."""

@@ -1,4 +1,4 @@
-"""Norms and short convolutions in Triton against their plain forms in float64."""
+"""Norms, short convolutions, look-ups and sums in Triton against their plain forms in float64."""
 
 import os
 
@@ -16,6 +16,8 @@ from icl_bench.kernels.embedding.api import embed  # noqa: E402
 from icl_bench.kernels.embedding.places import find_places  # noqa: E402
 from icl_bench.kernels.gated_unit.api import gated_unit  # noqa: E402
 from icl_bench.kernels.norm.api import add_rms_norm, rms_norm  # noqa: E402
+from icl_bench.kernels.rows.api import take_rows  # noqa: E402
+from icl_bench.kernels.triton_parts import MOST_PARTS, add_parts  # noqa: E402
 from tests.kernels.numerics import assert_within_rounding  # noqa: E402
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -59,7 +61,7 @@ def test_norm_and_its_input(dtype):
 
 @TYPES
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize(("time", "width", "length"), [(7, 12, 3), (1, 5, 4), (40, 130, 4), (9, 16, 1)])
+@pytest.mark.parametrize(("time", "width", "length"), [(7, 12, 3), (1, 5, 4), (40, 130, 4), (9, 16, 1), (12, 20, 9)])
 def test_convolution(time, width, length, gated, dtype):
     inputs = [draw(2, 3, time, width, dtype=dtype), draw(2, length, width, dtype=dtype, seed=1)]
     inputs += [draw(2, 3, time, width, dtype=dtype, seed=2)] * gated
@@ -99,10 +101,29 @@ def test_places_list_each_word_in_order():
     assert places.starts.tolist() == [[0, 1, 1, 3, 3, 3, 4], [0, 1, 4, 4, 4, 4, 4]]
 
 
+@TYPES
+@pytest.mark.parametrize(("time", "taken", "width"), [(7, 3, 12), (1, 1, 3), (130, 70, 20), (66, 5, 130)])
+def test_rows(time, taken, width, dtype):
+    positions = torch.randint(time, (2, 3, taken), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    positions[0, 0] = time - 1  # one row taken by all
+    run = lambda x, impl: take_rows(x, positions, impl=impl)  # noqa: E731
+    assert_like_plain(run, [draw(2, 3, time, width, dtype=dtype)], walk=taken**0.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5), (1, MOST_PARTS + 3, 3), (3, 20, 4, 70)], ids=str)
+def test_parts_are_added(shape):
+    partial = draw(*shape)
+    found = add_parts(partial, torch.float32)
+    assert_within_rounding("sum", found, partial.double().sum(1), partial.sum(1), walk=shape[1] ** 0.5)
+    assert torch.equal(add_parts(partial, torch.bfloat16), found.bfloat16())
+
+
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="weight must be"):
         rms_norm(draw(2, 3, 4), draw(2, 3))
     with pytest.raises(ArgumentError, match="even number of columns"):
         gated_unit(draw(2, 3))
+    with pytest.raises(ArgumentError, match="positions .M, B, S."):
+        take_rows(draw(1, 2, 3, 4), torch.zeros(2, 2, 3, dtype=torch.int64))
     with pytest.raises(ArgumentError, match="gate must be"):
         short_convolution(draw(1, 2, 3, 4), draw(1, 2, 4), draw(1, 2, 3, 5))

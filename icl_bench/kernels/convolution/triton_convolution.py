@@ -9,11 +9,16 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.triton_parts import add_parts
 
 TILE = 2048
 """Elements of a tile."""
-PROGRAMS = 1024
+PROGRAMS = 2048
 """Programs of the backward pass, over all members, about; each leaves a row of partial sums."""
+MOST_PARTS = 512
+"""Programs of a member at most: their partial sums are added in one tile."""
+TAPS = 4
+"""Taps whose gradients a program sums up."""
 
 
 @triton.jit
@@ -48,14 +53,18 @@ def convolution_kernel(
 
 @triton.jit
 def convolution_gradient_kernel(
-    x, taps, gate, gradient, dx, dgate, partial, count, length, width, each,
-    LENGTH: tl.constexpr, SLOTS: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, taps, gate, gradient, dx, dgate, partial, count, length, width, each, FIRST: tl.constexpr,
+    LENGTH: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dx and dgate of `each` rows, and their part of the gradient of the taps. Grid (parts, columns, M)."""
+    """dx and dgate of `each` rows, and their part of the gradient of four taps. Grid (parts, columns, M).
+
+    Sums of taps are kept by element and added up over rows once, at the end. Where there are more than four taps,
+    further launches with FIRST > 0 make the sums of the others alone.
+    """
     part, member = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    slots = tl.arange(0, SLOTS)
-    sums = tl.zeros([SLOTS, BLOCK_C], tl.float32)
+    sums0 = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    sums1, sums2, sums3 = sums0, sums0, sums0
     for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         times = rows % length
@@ -63,24 +72,46 @@ def convolution_gradient_kernel(
         place = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
         pull = tl.load(gradient + place, mask=kept, other=0.0).to(tl.float32)
         own = pull
-        result = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         if GATED:
-            mixed = _past(x, place, times, kept, width, taps, member, columns, LENGTH)
-            tl.store(dgate + place, (mixed * pull).to(dgate.dtype.element_ty), mask=kept)
-            result += pull
             own = pull * tl.load(gate + place, mask=kept, other=0.0).to(tl.float32)
+        mixed = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+        result = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         for j in tl.static_range(LENGTH):
-            later = kept & (times + j < length)[:, None]
-            after = tl.load(gradient + place + j * width, mask=later, other=0.0).to(tl.float32)
-            if GATED:
-                after *= tl.load(gate + place + j * width, mask=later, other=0.0).to(tl.float32)
             tap = tl.load(taps + (member * LENGTH + j) * width + columns, mask=columns < width, other=0.0)
-            result += after * tap.to(tl.float32)[None, :]
-            value = tl.load(x + place - j * width, mask=kept & (times >= j)[:, None], other=0.0).to(tl.float32)
-            sums += tl.where((slots == j)[:, None], tl.sum(own * value, 0)[None, :], 0.0)
-        tl.store(dx + place, result.to(dx.dtype.element_ty), mask=kept)
-    spot = partial + ((member * tl.num_programs(0) + part) * LENGTH + slots)[:, None] * width + columns[None, :]
-    tl.store(spot, sums, mask=(slots < LENGTH)[:, None] & (columns < width)[None, :])
+            tap = tap.to(tl.float32)[None, :]
+            if (FIRST == 0) | ((j >= FIRST) & (j < FIRST + 4)):
+                value = tl.load(x + place - j * width, mask=kept & (times >= j)[:, None], other=0.0).to(tl.float32)
+                if j == FIRST:
+                    sums0 += own * value
+                elif j == FIRST + 1:
+                    sums1 += own * value
+                elif j == FIRST + 2:
+                    sums2 += own * value
+                elif j == FIRST + 3:
+                    sums3 += own * value
+            if FIRST == 0:
+                mixed += value * tap
+                if j == 0:
+                    after = own
+                else:
+                    later = kept & (times + j < length)[:, None]
+                    after = tl.load(gradient + place + j * width, mask=later, other=0.0).to(tl.float32)
+                    if GATED:
+                        after *= tl.load(gate + place + j * width, mask=later, other=0.0).to(tl.float32)
+                result += after * tap
+        if FIRST == 0:
+            if GATED:
+                tl.store(dgate + place, (mixed * pull).to(dgate.dtype.element_ty), mask=kept)
+                result += pull
+            tl.store(dx + place, result.to(dx.dtype.element_ty), mask=kept)
+    spot = partial + ((member * tl.num_programs(0) + part) * LENGTH + FIRST) * width + columns
+    tl.store(spot, tl.sum(sums0, 0), mask=columns < width)
+    if LENGTH > FIRST + 1:
+        tl.store(spot + width, tl.sum(sums1, 0), mask=columns < width)
+    if LENGTH > FIRST + 2:
+        tl.store(spot + 2 * width, tl.sum(sums2, 0), mask=columns < width)
+    if LENGTH > FIRST + 3:
+        tl.store(spot + 3 * width, tl.sum(sums3, 0), mask=columns < width)
 
 
 def convolve_triton(x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
@@ -110,25 +141,26 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """One launch, and the sum of the parts."""
+        """One launch for four taps, and the sum of the parts."""
         x, taps, gate = ctx.saved_tensors
         members, batch, time, width = x.shape
         gradient = gradient.contiguous()
         count, length = batch * time, taps.shape[1]
         block_r, block_c = blocks(width)
         tiles = -(-count // block_r)
-        each = -(-tiles // max(1, min(tiles, PROGRAMS // members))) * block_r
+        each = -(-tiles // max(1, min(tiles, MOST_PARTS, PROGRAMS // members))) * block_r
         parts = -(-count // each)
         dx = torch.empty_like(x)
         dgate = None if gate is None else torch.empty_like(gate)
         partial = x.new_empty(members, parts, length, width, dtype=torch.float32)
         with launch_on(x):
-            convolution_gradient_kernel[(parts, -(-width // block_c), members)](
-                x, taps, x if gate is None else gate, gradient, dx, dx if dgate is None else dgate, partial, count,
-                time, width, each, LENGTH=length, SLOTS=1 << (length - 1).bit_length(), GATED=gate is not None,
-                BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
-            )  # fmt: skip
-        return dx, partial.sum(1).to(taps.dtype), dgate
+            for first in range(0, length, TAPS):
+                convolution_gradient_kernel[(parts, -(-width // block_c), members)](
+                    x, taps, x if gate is None else gate, gradient, dx, dx if dgate is None else dgate, partial, count,
+                    time, width, each, FIRST=first, LENGTH=length, GATED=gate is not None, BLOCK_R=block_r,
+                    BLOCK_C=block_c, num_warps=4,
+                )  # fmt: skip
+        return dx, add_parts(partial, taps.dtype), dgate
 
 
 def blocks(width: int) -> tuple[int, int]:

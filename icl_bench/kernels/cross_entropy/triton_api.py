@@ -11,7 +11,12 @@ from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.cross_entropy.triton_kernels import finish_kernel, others_kernel, weight_gradient_kernel
+from icl_bench.kernels.cross_entropy.triton_kernels import (
+    finish_kernel,
+    others_kernel,
+    scale_kernel,
+    weight_gradient_kernel,
+)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256
@@ -53,15 +58,15 @@ class TritonCrossEntropy(torch.autograd.Function):
         if made.directions is not None:
             ctx.save_for_backward(x, weight, targets, made.wholes, made.shares, made.directions)
         ctx.mark_non_differentiable(made.hits)
+        ctx.set_materialize_grads(False)
         return made.losses, made.hits
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _hits: Tensor) -> tuple[Tensor | None, ...]:
-        """From the gradient of the losses."""
+    def backward(ctx: Any, gradient: Tensor, _hits: None) -> tuple[Tensor | None, ...]:
+        """From the gradient of the losses, read where it lies: a mean's is one number a member."""
         x, weight, targets, wholes, shares, directions = ctx.saved_tensors
-        gradient = gradient.float().contiguous()
-        dx = directions * gradient.to(x.dtype)[..., None]
-        return dx, weight_gradient(x.contiguous(), weight, targets.contiguous(), wholes, shares, gradient), None
+        dweight = weight_gradient(x.contiguous(), weight, targets.contiguous(), wholes, shares, gradient)
+        return scale(directions, gradient), dweight, None
 
 
 class Made(NamedTuple):
@@ -103,6 +108,17 @@ def forward(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> Made:
     return Made(rows[0], rows[1], rows[2], rows[3], directions) if gradient else Made(rows[0], rows[1], *[None] * 3)
 
 
+def scale(directions: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of the rows."""
+    members, count, width = directions.shape
+    dx = torch.empty_like(directions)
+    with launch_on(directions):
+        scale_kernel[(-(-count // 32), members)](
+            directions, gradient, dx, count, width, *gradient.stride(), BLOCK_R=32, BLOCK_C=columns_block(width)
+        )
+    return dx
+
+
 def weight_gradient(
     x: Tensor, weight: Tensor, targets: Tensor, wholes: Tensor, shares: Tensor, gradient: Tensor
 ) -> Tensor:
@@ -113,8 +129,8 @@ def weight_gradient(
     with launch_on(x):
         weight_gradient_kernel[(-(-words // tile.stationary), members)](
             x, weight, targets, wholes, shares, gradient, out, count, words, width, *weight.stride(), *out.stride(),
-            BLOCK_R=tile.moving, BLOCK_W=tile.stationary, BLOCK_C=columns_block(width), num_warps=tile.warps,
-            num_stages=tile.stages,
+            *gradient.stride(), BLOCK_R=tile.moving, BLOCK_W=tile.stationary, BLOCK_C=columns_block(width),
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
 

@@ -117,9 +117,24 @@ def finish_kernel(
 
 
 @triton.jit
+def scale_kernel(
+    directions, gradients, dx, count, width, pull_member, pull_row, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """dx: the directions times the gradients of their losses. Grid (rows, M)."""
+    member = tl.program_id(1)
+    rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
+    kept = (rows < count)[:, None] & (columns < width)[None, :]
+    place = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
+    gradient = tl.load(gradients + member * pull_member + rows * pull_row, mask=rows < count, other=0.0)
+    value = tl.load(directions + place, mask=kept, other=0.0).to(tl.float32) * gradient.to(tl.float32)[:, None]
+    tl.store(dx + place, value.to(dx.dtype.element_ty), mask=kept)
+
+
+@triton.jit
 def weight_gradient_kernel(
     x, weight, targets, wholes, shares, gradients, out, count, words, width, stride_member, stride_word, stride_column,
-    out_member, out_word, out_column, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    out_member, out_word, out_column, pull_member, pull_row, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a tile of words over all rows, whose logits are made again. Grid (words, M)."""
     member = tl.program_id(1)
@@ -134,7 +149,7 @@ def weight_gradient_kernel(
         target = tl.load(targets + begin + rows, mask=rows < count, other=-1).to(tl.int32)
         whole = tl.load(wholes + begin + rows, mask=rows < count, other=0.0)
         share = tl.load(shares + begin + rows, mask=rows < count, other=0.0)
-        gradient = tl.load(gradients + begin + rows, mask=rows < count, other=0.0)
+        gradient = tl.load(gradients + member * pull_member + rows * pull_row, mask=rows < count, other=0.0)
         logits = tl.dot(b, tl.trans(a), input_precision="ieee") * LOG2E
         pulls = tl.exp2(logits - whole[None, :])
         pulls = tl.where(names[:, None] == target[None, :], -share[None, :], pulls) * gradient[None, :]

@@ -9,11 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.triton_parts import add_parts
 
 TILE = 2048
 """Elements of a tile of rows."""
-PROGRAMS = 1024
+PROGRAMS = 2048
 """Programs of the backward pass, over all members, about; each leaves a row of partial sums."""
+MOST_PARTS = 512
+"""Programs of a member at most: their partial sums are added in one tile."""
 
 
 @triton.jit
@@ -46,7 +49,8 @@ def norm_gradient_kernel(
     part, member = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, BLOCK_C)
     gain = tl.load(weight + member * width + columns, mask=columns < width, other=0.0).to(tl.float32)
-    total = tl.zeros([BLOCK_C], tl.float32)
+    # Added up over rows once, at the end: a sum over a tile's rows goes through shared memory.
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         kept = (rows < count)[:, None] & (columns < width)[None, :]
@@ -55,14 +59,14 @@ def norm_gradient_kernel(
         pull = tl.load(gradient + place, mask=kept, other=0.0).to(tl.float32)
         scale = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
         unit = value * scale[:, None]
-        total += tl.sum(pull * unit, 0)
+        total += pull * unit
         pull = pull * gain[None, :]
         result = (pull - unit * (tl.sum(pull * unit, 1) / width)[:, None]) * scale[:, None]
         if ADD:
             result += tl.load(through + place, mask=kept, other=0.0).to(tl.float32)
         tl.store(dx + place, result.to(dx.dtype.element_ty), mask=kept)
     spot = partial + (member * tl.num_programs(0) + part) * width + columns
-    tl.store(spot, total, mask=columns < width)
+    tl.store(spot, tl.sum(total, 0), mask=columns < width)
 
 
 def rms_norm_triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -111,13 +115,17 @@ class AddNorm(torch.autograd.Function):
         ctx.summed = y is not None
         ctx.save_for_backward(added, weight)
         ctx.eps = eps
+        ctx.set_materialize_grads(False)
         return added, out
 
     @staticmethod
-    def backward(ctx: Any, through: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """One launch, and the sum of the parts."""
+    def backward(ctx: Any, through: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        """One launch, and the sum of the parts; nothing where the norm was not used."""
         added, weight = ctx.saved_tensors
-        dx, dweight = launch_backward(added, weight, through, gradient, ctx.eps, add=True)
+        if gradient is None:
+            return through, through if ctx.summed else None, None, None
+        pulled = gradient if through is None else through
+        dx, dweight = launch_backward(added, weight, pulled, gradient, ctx.eps, add=through is not None)
         return dx, dx if ctx.summed else None, dweight, None
 
 
@@ -145,7 +153,7 @@ def launch_backward(
     members, count, width = x.shape
     block_r, block_c = blocks(width)
     tiles = -(-count // block_r)
-    parts = max(1, min(tiles, PROGRAMS // members))
+    parts = max(1, min(tiles, MOST_PARTS, PROGRAMS // members))
     each = -(-tiles // parts) * block_r
     parts = -(-count // each)
     dx = torch.empty_like(x)
@@ -155,4 +163,4 @@ def launch_backward(
             x, weight.contiguous(), through.contiguous(), gradient.contiguous(), dx, partial, count, width, eps, each,
             ADD=add, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
-    return dx, partial.sum(1).to(weight.dtype)
+    return dx, add_parts(partial, weight.dtype)

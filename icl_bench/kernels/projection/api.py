@@ -12,6 +12,7 @@ from torch import Tensor
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.arguments import check_shape
+from icl_bench.kernels.backends import has_triton
 
 TILE = 128
 """Side of a tile of a matrix product, about."""
@@ -74,5 +75,10 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
         return torch.bmm(x.transpose(1, 2), gradient)
     cut = (members * count, rows // count, -1)
     partial = torch.bmm(x.reshape(cut).transpose(1, 2), gradient.reshape(cut))
-    total: Tensor = partial.view(members, count, width, -1).sum(1)
+    partial = partial.view(members, count, width, -1)
+    if has_triton(partial) and partial.dtype != torch.float64:
+        from icl_bench.kernels.triton_parts import add_parts
+
+        return add_parts(partial, partial.dtype)
+    total: Tensor = partial.sum(1)
     return total
