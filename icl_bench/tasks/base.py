@@ -1,8 +1,9 @@
 """What a task is: a frozen class that makes examples, knows the right answers, and says what guessing reaches."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -47,14 +48,14 @@ class Cell(Frozen):
 
 
 class Batch(NamedTuple):
-    """N examples of one cell; all tensors are int64."""
+    """N examples of one cell; all tensors are int64, inputs and targets of a `ContinuousTask` float32."""
 
     inputs: Tensor
-    """Token ids, [N, T]."""
+    """Token ids, [N, T]; of a `ContinuousTask` vectors, [N, T, I]."""
     positions: Tensor
     """Where the model is scored, [N, S]: at position t it must name the target having read tokens 0..t."""
     targets: Tensor
-    """The right token at each scored position, [N, S]."""
+    """The right token at each scored position, [N, S]; of a `ContinuousTask` the right vector, [N, S, O]."""
     groups: Tensor
     """A tag of each scored position, [N, S], by which accuracy is reported as well; `group_label` names it."""
 
@@ -122,6 +123,19 @@ class Task(Frozen):
         """What the context of a cell holds; None where its answers are no independent draws from one alphabet."""
         return None
 
+    @property
+    def exact_share(self) -> float:
+        """Share of the reach of an example from which it counts as right throughout."""
+        return 1.0
+
+    def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
+        """How right answers are, 1 where all the way: [..., S] float64."""
+        return (answers == targets).double()
+
+    def reach(self, batch: Batch, cell: Cell) -> Tensor:
+        """Hits of the oracle, [N, S] float64; accuracy is the share of their sum that is hit."""
+        return torch.ones(batch.positions.shape, dtype=torch.float64, device=batch.positions.device)
+
     def group_label(self, group: int) -> str:
         """Name of a group tag."""
         return str(group)
@@ -143,7 +157,91 @@ class Task(Frozen):
         return cells[label]
 
 
+class Grade(NamedTuple):
+    """What answers that are vectors came to, [..., S] each."""
+
+    errors: Tensor
+    """Mean squared error over the components, relative to that of answering 0: 1 for it, on average."""
+    hits: Tensor
+    """How right the answer is, 1 for the target itself on average; not differentiable."""
+
+
+REAL_BITS = math.log2(100) / 2
+"""Bits that a normal number known to a relative squared error of 0.01 takes (Shannon's rate-distortion function)."""
+SHOWN = 4
+"""Components of a vector that are printed."""
+
+
+class ContinuousTask(Task):
+    """Base of tasks whose inputs and targets are vectors of real numbers, scored by their squared error.
+
+    Accuracy is made in one of two ways. `nearest`: the share of answers that are nearer to their own target than to any
+    other of the example. `explained`: by how much the squared error is below that of answering 0, as a share of the
+    same for the oracle; 0 where it is above.
+    """
+
+    criterion: ClassVar[Literal["nearest", "explained"]]
+    """How accuracy is made from errors."""
+
+    @property
+    @abstractmethod
+    def width_in(self) -> int:
+        """Components of an input, I."""
+
+    @property
+    @abstractmethod
+    def width_out(self) -> int:
+        """Components of a target, O."""
+
+    @property
+    def variance(self) -> float:
+        """Mean square of a component of a target, by which squared errors are divided."""
+        return 1.0
+
+    @property
+    def vocabulary(self) -> int:
+        return 0
+
+    @property
+    def exact_share(self) -> float:
+        return 1.0 if self.criterion == "nearest" else 0.99
+
+    def grade(self, answers: Tensor, targets: Tensor) -> Grade:
+        """Errors and hits of answers [..., S, O]."""
+        errors = (answers - targets).square().mean(dim=-1) / self.variance
+        if self.criterion == "nearest":
+            return Grade(errors, nearest_target(answers, targets))
+        return Grade(errors, targets.square().mean(dim=-1) / self.variance - errors.detach())
+
+    def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
+        return self.grade(answers.double(), targets.double()).hits
+
+    def reach(self, batch: Batch, cell: Cell) -> Tensor:
+        if self.criterion == "nearest":
+            return super().reach(batch, cell)
+        return self.hits(self.oracle(batch.inputs, batch.positions, cell), batch.targets)
+
+    def spell(self, token: int | Sequence[float]) -> str:
+        """The first components of a vector."""
+        return super().spell(token) if isinstance(token, int) else components(token)
+
+
 TASKS: Registry[type[Task]] = Registry("task")
+
+
+def components(vector: Sequence[float]) -> str:
+    """The first components of a vector, for `icl-bench show`."""
+    return ",".join(f"{value:.1f}" for value in vector[:SHOWN]) + (",…" if len(vector) > SHOWN else "")
+
+
+@torch.no_grad()
+def nearest_target(answers: Tensor, targets: Tensor) -> Tensor:
+    """1 where an answer is nearer to its own target than to any other of the example: [..., S, O] -> [..., S]."""
+    # |a - t|^2 less |a|^2, which is the same for all targets
+    distances = targets.square().sum(dim=-1)[..., None, :] - 2 * answers.to(targets.dtype) @ targets.mT
+    own = distances.diagonal(dim1=-2, dim2=-1)
+    others = distances.masked_fill(torch.eye(own.shape[-1], dtype=torch.bool, device=own.device), math.inf)
+    return (own < others.amin(dim=-1)).to(answers.dtype)
 
 
 def octave(distance: Tensor) -> Tensor:
@@ -227,6 +325,9 @@ def accuracy_of(answers: Tensor, batch: Batch) -> float:
 
 def measured_floors(task: Task, cell: Cell, batch: Batch) -> dict[str, float]:
     """Accuracy of each trivial solver on a batch of held-out examples."""
-    return {
-        name: accuracy_of(solver(batch.inputs, batch.positions, cell), batch) for name, solver in task.floors.items()
+    reach = float(task.reach(batch, cell).sum())
+    hits = {
+        name: task.hits(solve(batch.inputs, batch.positions, cell), batch.targets)
+        for name, solve in task.floors.items()
     }
+    return {name: max(0.0, float(found.sum()) / reach) for name, found in hits.items()}
