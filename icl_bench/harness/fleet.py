@@ -10,8 +10,10 @@ import torch
 from icl_bench.architectures import Architecture
 from icl_bench.architectures.plain import Plain
 from icl_bench.errors import IclBenchError
-from icl_bench.harness.attempt import RunWriter
+from icl_bench.harness.attempt import RunWriter, commit_fleet
+from icl_bench.harness.checkpoint import Checkpoints
 from icl_bench.harness.environment import make_manifest
+from icl_bench.harness.interruption import deferred
 from icl_bench.harness.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
 from icl_bench.harness.reporter import FleetReporter
 from icl_bench.harness.resolve import make_arch, make_task
@@ -44,14 +46,23 @@ class Machine(NamedTuple):
 
 def run_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: FleetReporter) -> list[RunResult]:
     """Train, test and commit every member; a failure of the fleet is the result of each of its members."""
+    with deferred():
+        return finish_fleet(specs, store, machine, reporter)
+
+
+def finish_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: FleetReporter) -> list[RunResult]:
+    """Carry a fleet to its commit; where that fails, its attempts are dropped and its checkpoints stay."""
     manifest = make_manifest(machine.device, machine.impl, len(specs))
     writers = [store.begin(spec, manifest) for spec in specs]
+    checkpoints = Checkpoints(store.root, specs, torch.__version__, machine.device.type)
     started = time.perf_counter()
     committed = False
     try:
-        results = fleet_results(specs, machine, reporter, writers, started)
+        results = fleet_results(specs, machine, reporter, writers, started, checkpoints)
         committed = True
-        return [writer.commit(result) for writer, result in zip(writers, results, strict=True)]
+        results = commit_fleet(writers, results)
+        checkpoints.remove()
+        return results
     finally:
         if not committed:
             for writer in writers:
@@ -64,11 +75,14 @@ def fleet_results(
     reporter: FleetReporter,
     writers: Sequence[RunWriter],
     started: float,
+    checkpoints: Checkpoints,
 ) -> list[RunResult]:
     """Results of a fleet: scores, or for each member what went wrong."""
     try:
         trainer = Trainer(specs, machine.device, machine.impl, machine.graphs)
-        scores = train_fleet(trainer, reporter.progressed, lambda member, point: writers[member].log(point))
+        scores = train_fleet(
+            trainer, reporter.progressed, lambda member, point: writers[member].log(point), checkpoints=checkpoints
+        )
     except IclBenchError:
         raise
     except torch.OutOfMemoryError as error:

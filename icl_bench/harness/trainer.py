@@ -109,12 +109,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, step: int, kept: Mapping[str, Tensor]) -> None:
-        """Go to where a fleet of these members was after that step; to be called before the first step.
-
-        Raises:
-            KeyError: where `kept` lacks a tensor.
-            RuntimeError: where one has another shape.
-        """
+        """Go to where a fleet of these members was after that step, from before its first step."""
         for name, own in self.state().items():
             own.copy_(kept[name])
         self.done = step
