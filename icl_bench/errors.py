@@ -38,3 +38,7 @@ class RecordError(StoreError):
 
 class StateBudgetError(IclBenchError):
     """No dimensions of an architecture come close enough to the state asked for."""
+
+
+class EngineError(IclBenchError):
+    """An engine is not installed, or has no workers that work."""
