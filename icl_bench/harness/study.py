@@ -39,6 +39,19 @@ class MatchSpec(Frozen):
     """`width`: widths are free; `degree`: the power alone is."""
 
 
+class Published(Frozen):
+    """A result that others published, drawn beside the measured ones."""
+
+    label: str
+    """What was measured."""
+    bytes: int = Field(ge=1)
+    """State as they count it."""
+    accuracy: float = Field(ge=0, le=1)
+    """Mean over the evaluated cells."""
+    source: str
+    """Where it stands."""
+
+
 class Study(Frozen):
     """A study as its file says it."""
 
@@ -46,6 +59,8 @@ class Study(Frozen):
     """Its name."""
     question: str
     """What it asks, in a sentence."""
+    hypotheses: tuple[str, ...] = ()
+    """What was expected, written down before it ran."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks, as typed on the command line."""
     archs: tuple[str, ...] = Field(min_length=1)
@@ -66,6 +81,8 @@ class Study(Frozen):
     """Fields on top, as for --set."""
     precision: Precision = "float32"
     """Arithmetic."""
+    published: tuple[Published, ...] = ()
+    """Results to draw beside those measured."""
 
     @field_validator("sizes", mode="before")
     @classmethod
