@@ -43,9 +43,9 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(runs: list[RunSpec], device: torch.device, graphs: bool, seconds: float) -> dict[str, Any]:
+def measure(runs: list[RunSpec], device: torch.device, impl: str, graphs: bool, seconds: float) -> dict[str, Any]:
     """Time steps for about `seconds`."""
-    trainer = Trainer(runs, device, "auto", graphs)
+    trainer = Trainer(runs, device, impl, graphs)
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
@@ -80,14 +80,14 @@ def data_seconds(trainer: Trainer, device: torch.device) -> float:
     return (time.perf_counter() - started) / rounds / supply.steps
 
 
-def profile(runs: list[RunSpec], device: torch.device, rows: int) -> list[tuple[str, float, int]]:
+def profile(runs: list[RunSpec], device: torch.device, impl: str, rows: int) -> list[tuple[str, float, int]]:
     """The kernels that take most of a step, in milliseconds a step, and how often they run."""
-    trainer = Trainer(runs, device, "auto", graphs=False)
+    trainer = Trainer(runs, device, impl, graphs=False)
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
     steps = min(trainer.supplies[0].steps, 8)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as recorded:
         for _ in range(steps):
             trainer.step()
         wait(device)
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--impl", default="auto", help="implementation of the memories")
     parser.add_argument("--members", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--cases", default="", help="their numbers, such as 0,2; all by default")
@@ -116,14 +117,15 @@ def main() -> None:
         for members in (int(part) for part in options.members.split(",")):
             runs = specs(arch, length, pairs, members, options.precision)
             case = {"arch": name, "length": length, "pairs": pairs, "members": members, "precision": options.precision}
-            row = {**case, **measure(runs, device, not options.no_graphs, options.seconds)}
+            case["impl"] = options.impl
+            row = {**case, **measure(runs, device, options.impl, not options.no_graphs, options.seconds)}
             rows.append(row)
             print(*row.values(), sep="\t", flush=True)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.empty_cache()
             if options.profile:
-                row["profile"] = profile(runs, device, options.profile)
+                row["profile"] = profile(runs, device, options.impl, options.profile)
                 for kernel, milliseconds, calls in row["profile"]:
                     print(f"    {milliseconds:8.4f} ms {calls:4} x  {kernel}", flush=True)
     if options.json:

@@ -6,13 +6,14 @@ logits = norm(x)[scored positions] head             head: the embedding's transp
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from icl_bench.architectures.base import Architecture, Mixer
-from icl_bench.architectures.layers import Embedding, GatedMLP, Linear, RMSNorm, initialise
+from icl_bench.architectures.layers import Embedding, GatedMLP, InputProjection, Linear, RMSNorm, initialise
 from icl_bench.architectures.plain import PlainMixer
 from icl_bench.kernels.cross_entropy.api import cross_entropy
 from icl_bench.kernels.embedding.places import Places
@@ -55,13 +56,24 @@ class Block(nn.Module):
         return x, state
 
 
+class Vectors(NamedTuple):
+    """Inputs and targets that are vectors of real numbers."""
+
+    width_in: int
+    """Components of an input, I."""
+    width_out: int
+    """Components of a target, O."""
+    grade: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """Losses and hits, [M, B, S], of answers and targets [M, B, S, O]."""
+
+
 class Scores(NamedTuple):
     """What scored positions came to, [M, B, S] float32 each (float64 for float64)."""
 
     losses: Tensor
-    """Cross-entropy with the target."""
+    """Cross-entropy with the target; for vectors the squared error."""
     hits: Tensor
-    """1 where the target's logit is above all others, else 0; not differentiable."""
+    """1 where the target's logit is above all others, else 0; for vectors as their task has it; not differentiable."""
 
 
 class Backbone(nn.Module):
@@ -77,18 +89,24 @@ class Backbone(nn.Module):
         tied: bool,
         impl: str,
         embedding_scale: float = 1.0,
+        vectors: Vectors | None = None,
     ) -> None:
         super().__init__()
         members = len(seeds)
         gain = 1 / math.sqrt(2 * len(layers))
-        self.embedding = Embedding(members, vocabulary, d_model, embedding_scale)
+        self.embedding: Embedding | InputProjection
+        if vectors is None:
+            self.embedding = Embedding(members, vocabulary, d_model, embedding_scale)
+            self.head = None if tied else Linear(members, d_model, vocabulary)
+        else:
+            self.embedding = InputProjection(members, vectors.width_in, d_model)
+            self.head = Linear(members, d_model, vectors.width_out)
         self.blocks = [
             Block(members, d_model, layer.build(members, d_model, gain, impl), mlp_width, gain) for layer in layers
         ]
         for i, block in enumerate(self.blocks):
             self.add_module(f"block{i}", block)
         self.norm = RMSNorm(members, d_model)
-        self.head = None if tied else Linear(members, d_model, vocabulary)
         initialise(self, seeds)
         for path, module in self.named_modules():
             if isinstance(module, PlainMixer):
@@ -130,7 +148,7 @@ class Backbone(nn.Module):
 
     def step(self, inputs: Tensor, state: list[Any], position: int) -> tuple[Tensor, list[Any]]:
         """One token of the recurrent form: inputs [M, B] -> logits [M, B, W] and the next states."""
-        x = self.embedding(inputs[..., None])[..., 0, :]
+        x = self.embedding(inputs[:, :, None])[:, :, 0]
         states = []
         for block, own in zip(self.blocks, state, strict=True):
             x, after = block.step(x, own, position)
@@ -140,3 +158,17 @@ class Backbone(nn.Module):
     def parameters_per_member(self) -> int:
         """Parameters of one model."""
         return sum(parameter[0].numel() for parameter in self.parameters())
+
+
+class VectorBackbone(Backbone):
+    """The same for vectors of real numbers: a projection takes the place of the embedding, a head ends in vectors."""
+
+    def __init__(
+        self, seeds: list[int], vectors: Vectors, d_model: int, layers: list[Architecture], mlp_width: int, impl: str
+    ) -> None:
+        super().__init__(seeds, 0, d_model, layers, mlp_width, False, impl, vectors=vectors)
+        self.grade = vectors.grade
+
+    def scores(self, inputs: Tensor, positions: Tensor, targets: Tensor, places: Places | None = None) -> Scores:
+        answers = self(inputs, positions)
+        return Scores(*self.grade(answers.to(torch.promote_types(answers.dtype, torch.float32)), targets))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from icl_bench.architectures.base import ARCHITECTURES, Architecture, Flops, Mixer, StateSize
 from icl_bench.architectures.layers import Linear, ShortConv
+from icl_bench.kernels.convolution.api import gated_convolution
 
 
 @ARCHITECTURES.register("gated-conv")
@@ -51,8 +52,7 @@ class GatedConvMixer(Mixer):
         self.project = Linear(members, d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x, self.project(x))
-        return out
+        return gated_convolution(x, self.conv.weight, self.project.weight)
 
     def initial_state(self, batch: int) -> GatedConvState:
         weight = self.project.weight

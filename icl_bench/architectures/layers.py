@@ -101,6 +101,21 @@ class Embedding(Stacked):
         return embed(ids, self.weight, places)
 
 
+class InputProjection(Linear):
+    """x W + b of vectors of real numbers: [M, B, T, I] -> [M, B, T, C]; the bias starts normal.
+
+    Without a bias the norm that follows would leave nothing of an input's length.
+    """
+
+    def __init__(self, members: int, width_in: int, width_out: int) -> None:
+        super().__init__(members, width_in, width_out, bias=0.0)
+        self.inits["bias"] = Init(std=1.0)
+
+    def forward(self, x: Tensor, places: Places | None = None) -> Tensor:
+        """`places` belong to words, and there are none."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class RMSNorm(Stacked):
     """x / rms(x) * weight over the last axis: [M, ..., C], in float32 (Zhang and Sennrich, arXiv 1910.07467)."""
 
@@ -131,9 +146,8 @@ class ShortConv(Stacked):
         self.length = length
         self.declare("weight", (length, channels), Init(std=TAP_STD))
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """conv(x), or conv(x) * gate + x."""
-        return short_convolution(x, self.weight, gate)
+    def forward(self, x: Tensor) -> Tensor:
+        return short_convolution(x, self.weight)
 
     def step(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """One position: x [M, B, C], tail [M, B, L - 1, C] oldest first -> output and the next tail."""

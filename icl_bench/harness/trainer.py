@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.backbone import Backbone, VectorBackbone, Vectors
 from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
 from icl_bench.harness.evaluate import CellOutcome, batches, best_floors, evaluate
 from icl_bench.harness.generate import FreeRunning, is_recurrent, run_freely
@@ -16,7 +16,8 @@ from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.supply import Supply, steps_at_once
 from icl_bench.kernels.backends import has_triton
-from icl_bench.tasks import Batch
+from icl_bench.kernels.cross_entropy.means import mean_losses
+from icl_bench.tasks import Batch, ContinuousTask
 
 
 class Trainer:
@@ -34,17 +35,7 @@ class Trainer:
         assert all(spec.fleet_key() == first.fleet_key() for spec in specs)
         self.specs, self.spec, self.device = list(specs), first, device
         self.task = make_task(first.task)
-        width = first.model.d_model
-        self.model = Backbone(
-            [spec.seed for spec in specs],
-            self.task.vocabulary,
-            width,
-            [make_arch(component) for component in first.layer_components],
-            round(first.model.mlp * width),
-            first.model.tied,
-            impl,
-            first.model.embedding_scale,
-        ).to(device)
+        self.model = self.make_model(impl).to(device)
         self.optimiser = FleetAdamW(
             list(self.model.parameters()), [spec.train for spec in specs], working_dtype(first.precision)
         )
@@ -60,6 +51,26 @@ class Trainer:
         self.updates = StepGraphs(self.update, device) if captured else None
         self.refills = StepGraphs(self.refill, device) if captured else None
 
+    def make_model(self, impl: str) -> Backbone:
+        """The models with their first parameters, on the CPU."""
+        spec, seeds = self.spec, [spec.seed for spec in self.specs]
+        width = spec.model.d_model
+        layers = [make_arch(component) for component in spec.layer_components]
+        if isinstance(self.task, ContinuousTask):
+            vectors = Vectors(self.task.width_in, self.task.width_out, self.task.grade)
+            return VectorBackbone(seeds, vectors, width, layers, round(spec.model.mlp * width), impl)
+        model = spec.model
+        return Backbone(
+            seeds,
+            self.task.vocabulary,
+            width,
+            layers,
+            round(model.mlp * width),
+            model.tied,
+            impl,
+            model.embedding_scale,
+        )
+
     def feed(self, label: str, split: Split) -> Feed:
         """Examples of a cell and split."""
         return Feed(self.task, self.task.cell(label), split, [spec.data_seed for spec in self.specs], self.device)
@@ -69,7 +80,7 @@ class Trainer:
         cell, train, members = self.cells[which], self.spec.train, len(self.specs)
         size = training_set_size(self.cells, cell, train.examples)
         steps = steps_at_once(members * train.batch * cell.length, self.order.count(which))
-        sort = has_triton(self.sums)
+        sort = has_triton(self.sums) and not isinstance(self.task, ContinuousTask)
         return Supply(self.train_feeds[which], train.batch, members, size, steps, sort)
 
     def step(self) -> None:
@@ -94,10 +105,9 @@ class Trainer:
     def update(self, which: int) -> None:
         """One update on the cell of that index; device tensors throughout, so that a graph can hold it."""
         scores = self.working.scores(*self.supplies[which].take())
-        losses = scores.losses.mean((1, 2))
+        losses = mean_losses(scores.losses.flatten(1), scores.hits.flatten(1), self.sums)
         self.optimiser.differentiate(losses)
         self.optimiser.step(losses.detach())
-        self.sums += torch.stack([losses.detach(), scores.hits.mean((1, 2))])
 
     def state(self) -> dict[str, Tensor]:
         """Everything that steps change, as it lies on the device; batches follow from the number of steps."""

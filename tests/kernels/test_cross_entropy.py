@@ -11,6 +11,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError  # noqa: E402
+from icl_bench.kernels.cross_entropy import means  # noqa: E402
 from icl_bench.kernels.cross_entropy.api import cross_entropy  # noqa: E402
 
 IMPLS = pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -127,3 +128,19 @@ def test_refuses_what_does_not_fit():
         cross_entropy(x, weight.double(), targets)
     with pytest.raises(KernelUnavailableError, match="widths up to 256"):
         cross_entropy(*(part.repeat(1, 1, 20) for part in (x, weight)), targets, impl="triton")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_means_are_counted_and_differentiated(fused, monkeypatch):
+    monkeypatch.setattr(means, "has_triton", lambda x: fused)
+    generator = torch.Generator().manual_seed(0)
+    losses, hits = torch.rand(2, 3, 5000, generator=generator).to(DEVICE)
+    sums = torch.ones(2, 3, dtype=torch.float64, device=DEVICE)
+    losses.requires_grad_()
+    found = means.mean_losses(losses, hits, sums)
+    (gradient,) = torch.autograd.grad(found, losses, torch.tensor([1.0, 2.0, 4.0], device=DEVICE))
+    exact = torch.stack([losses.detach(), hits]).double().mean(2)
+    # A sum of 5,000 numbers below 1 by blocks or pairs: well under a hundred roundings, each of half an eps.
+    torch.testing.assert_close(found.double(), exact[0], rtol=50 * torch.finfo(torch.float32).eps, atol=0)
+    torch.testing.assert_close(sums - 1, exact, rtol=50 * torch.finfo(torch.float32).eps, atol=0)
+    assert torch.equal(gradient, torch.tensor([1.0, 2.0, 4.0], device=DEVICE)[:, None].expand(3, 5000) / 5000)

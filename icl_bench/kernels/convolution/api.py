@@ -12,6 +12,7 @@ from icl_bench.errors import ArgumentError
 from icl_bench.kernels.arguments import check_choice, check_shape
 from icl_bench.kernels.backends import check_triton, has_triton
 from icl_bench.kernels.convolution.reference import convolve_torch
+from icl_bench.kernels.projection.api import project
 
 Impl = Literal["auto", "torch", "triton"]
 
@@ -48,3 +49,32 @@ def short_convolution(x: Tensor, taps: Tensor, gate: Tensor | None = None, *, im
         return convolve_triton(x, taps, gate)
     mixed = convolve_torch(x, taps)
     return mixed if gate is None else torch.addcmul(x, mixed, gate)
+
+
+def gated_convolution(x: Tensor, taps: Tensor, weight: Tensor, *, impl: Impl = "auto") -> Tensor:
+    """`short_convolution` with the gate x weight.
+
+    Args:
+        x: [M, B, T, C].
+        taps: [M, L, C], the current token's first.
+        weight: [M, C, C], in the type of x.
+        impl: As for `short_convolution`.
+
+    Returns:
+        [M, B, T, C] in the type of x.
+
+    Raises:
+        ArgumentError: A shape or type does not fit.
+        KernelUnavailableError: The implementation asked for cannot run here.
+    """
+    check_choice("impl", impl, get_args(Impl))
+    if weight.dtype != x.dtype:
+        raise ArgumentError(f"x and weight must share a type; got {x.dtype}, {weight.dtype}: cast one")
+    check_shape("weight", weight, (x.shape[0], x.shape[-1], x.shape[-1]), "[M, C, C]")
+    if impl == "triton":
+        check_triton(x)
+    if impl == "triton" or (impl == "auto" and has_triton(x) and x.dtype != torch.float64):
+        from icl_bench.kernels.convolution.triton_convolution import gated_convolution_triton
+
+        return gated_convolution_triton(x, taps, weight)
+    return short_convolution(x, taps, project(x.flatten(1, 2), weight).view(x.shape), impl=impl)

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.projection.api import weight_gradient
 from icl_bench.kernels.triton_parts import add_parts
 
 TILE = 2048
@@ -120,6 +121,12 @@ def convolve_triton(x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
     return out
 
 
+def gated_convolution_triton(x: Tensor, taps: Tensor, weight: Tensor) -> Tensor:
+    """`api.gated_convolution`."""
+    out: Tensor = GatedConvolution.apply(x, taps, weight)
+    return out
+
+
 class Convolution(torch.autograd.Function):
     """The convolution, times the gate plus x where there is a gate."""
 
@@ -128,39 +135,71 @@ class Convolution(torch.autograd.Function):
         """One launch."""
         x, taps = x.contiguous(), taps.contiguous()
         gate = None if gate is None else gate.contiguous()
-        members, batch, time, width = x.shape
-        out = torch.empty_like(x)
-        block_r, block_c = blocks(width)
-        with launch_on(x):
-            convolution_kernel[(-(-batch * time // block_r), -(-width // block_c), members)](
-                x, taps, x if gate is None else gate, out, batch * time, time, width,
-                LENGTH=taps.shape[1], GATED=gate is not None, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
-            )  # fmt: skip
         ctx.save_for_backward(x, taps, gate)
-        return out
+        return launch_forward(x, taps, gate)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """One launch for four taps, and the sum of the parts."""
-        x, taps, gate = ctx.saved_tensors
-        members, batch, time, width = x.shape
-        gradient = gradient.contiguous()
-        count, length = batch * time, taps.shape[1]
-        block_r, block_c = blocks(width)
-        tiles = -(-count // block_r)
-        each = -(-tiles // max(1, min(tiles, MOST_PARTS, PROGRAMS // members))) * block_r
-        parts = -(-count // each)
-        dx = torch.empty_like(x)
-        dgate = None if gate is None else torch.empty_like(gate)
-        partial = x.new_empty(members, parts, length, width, dtype=torch.float32)
-        with launch_on(x):
-            for first in range(0, length, TAPS):
-                convolution_gradient_kernel[(parts, -(-width // block_c), members)](
-                    x, taps, x if gate is None else gate, gradient, dx, dx if dgate is None else dgate, partial, count,
-                    time, width, each, FIRST=first, LENGTH=length, GATED=gate is not None, BLOCK_R=block_r,
-                    BLOCK_C=block_c, num_warps=4,
-                )  # fmt: skip
-        return dx, add_parts(partial, taps.dtype), dgate
+        return launch_backward(*ctx.saved_tensors, gradient.contiguous())
+
+
+class GatedConvolution(torch.autograd.Function):
+    """conv(x) * (x W) + x: the two gradients of x are added by the matrix product that makes one of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, weight: Tensor) -> Tensor:
+        """A product and a launch."""
+        x, taps = x.contiguous(), taps.contiguous()
+        gate = torch.bmm(x.flatten(1, 2), weight).view(x.shape)
+        ctx.save_for_backward(x, taps, gate, weight)
+        return launch_forward(x, taps, gate)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Two products, one launch for four taps, and the sum of the parts."""
+        x, taps, gate, weight = ctx.saved_tensors
+        dx, dtaps, dgate = launch_backward(x, taps, gate, gradient.contiguous())
+        assert dgate is not None
+        rows = dgate.flatten(1, 2)
+        dx.flatten(1, 2).baddbmm_(rows, weight.transpose(1, 2))
+        return dx, dtaps, weight_gradient(x.flatten(1, 2), rows)
+
+
+def launch_forward(x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
+    """The convolution, gated or not."""
+    members, batch, time, width = x.shape
+    out = torch.empty_like(x)
+    block_r, block_c = blocks(width)
+    with launch_on(x):
+        convolution_kernel[(-(-batch * time // block_r), -(-width // block_c), members)](
+            x, taps, x if gate is None else gate, out, batch * time, time, width,
+            LENGTH=taps.shape[1], GATED=gate is not None, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def launch_backward(
+    x: Tensor, taps: Tensor, gate: Tensor | None, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of x, of the taps and of the gate."""
+    members, batch, time, width = x.shape
+    count, length = batch * time, taps.shape[1]
+    block_r, block_c = blocks(width)
+    tiles = -(-count // block_r)
+    each = -(-tiles // max(1, min(tiles, MOST_PARTS, PROGRAMS // members))) * block_r
+    parts = -(-count // each)
+    dx = torch.empty_like(x)
+    dgate = None if gate is None else torch.empty_like(gate)
+    partial = x.new_empty(members, parts, length, width, dtype=torch.float32)
+    with launch_on(x):
+        for first in range(0, length, TAPS):
+            convolution_gradient_kernel[(parts, -(-width // block_c), members)](
+                x, taps, x if gate is None else gate, gradient, dx, dx if dgate is None else dgate, partial, count,
+                time, width, each, FIRST=first, LENGTH=length, GATED=gate is not None, BLOCK_R=block_r,
+                BLOCK_C=block_c, num_warps=4,
+            )  # fmt: skip
+    return dx, add_parts(partial, taps.dtype), dgate
 
 
 def blocks(width: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.cross_entropy.triton_kernels import (
     finish_kernel,
+    means_kernel,
     others_kernel,
     scale_kernel,
     weight_gradient_kernel,
@@ -133,6 +134,15 @@ def weight_gradient(
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
+
+
+def mean_losses_triton(losses: Tensor, hits: Tensor, sums: Tensor) -> Tensor:
+    """`means.mean_losses`, the forward half, for contiguous sums."""
+    members, count = losses.shape
+    means = losses.new_empty(members)
+    with launch_on(losses):
+        means_kernel[(members,)](losses.contiguous(), hits.contiguous(), means, sums, count, BLOCK=4096, num_warps=8)
+    return means
 
 
 def columns_block(width: int) -> int:

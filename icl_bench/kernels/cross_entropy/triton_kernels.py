@@ -158,3 +158,19 @@ def weight_gradient_kernel(
     kept = (names < words)[:, None] & (columns < width)[None, :]
     spot = out + member.to(tl.int64) * out_member + names[:, None] * out_word + columns[None, :] * out_column
     tl.store(spot, total.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def means_kernel(losses, hits, means, sums, count, BLOCK: tl.constexpr):
+    """Means over the rows of a member, added to its running sums. Grid (M)."""
+    member = tl.program_id(0).to(tl.int64)
+    loss, hit = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        rows = start + tl.arange(0, BLOCK)
+        loss += tl.load(losses + member * count + rows, mask=rows < count, other=0.0)
+        hit += tl.load(hits + member * count + rows, mask=rows < count, other=0.0)
+    mean, share = tl.sum(loss) / count, tl.sum(hit) / count
+    tl.store(means + member, mean)
+    tl.store(sums + member, tl.load(sums + member) + mean.to(tl.float64))
+    spot = sums + tl.num_programs(0) + member
+    tl.store(spot, tl.load(spot) + share.to(tl.float64))
