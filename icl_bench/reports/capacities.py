@@ -1,5 +1,6 @@
 """How much an entry recalls: K50 and K90, recalled bits, and the law they are held against."""
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -7,8 +8,25 @@ from typing import Any, NamedTuple
 from icl_bench.reports.analysis import SOLVED, CellInfo, Entry, Section
 from icl_bench.reports.statistics import Capacity, capacity, median, predicted_capacity, recalled_bits
 
-COUNTS_ANSWERS = frozenset({"pairs"})
-"""Names of loads that count independent answers, so that the bits of a load divide evenly over them."""
+
+class Held(NamedTuple):
+    """What a context holds and how much of it is scored."""
+
+    answers: int
+    """Independent answers, each as likely to be asked as any other."""
+    alphabet: int
+    """Words of which each is one."""
+    scored: int
+    """Scored positions of an example."""
+
+    def bits(self, accuracy: float) -> float:
+        """Bits that this accuracy proves to be recalled.
+
+        Where more is scored than there are answers, some positions repeat or are known, and all errors are laid on the
+        answers; where less is scored, it is a sample of them.
+        """
+        error = min(1.0, (1 - accuracy) * max(1.0, self.scored / self.answers))
+        return recalled_bits(1 - error, self.answers, self.alphabet)
 
 
 class Recall(NamedTuple):
@@ -20,7 +38,9 @@ class Recall(NamedTuple):
     predicted: float | None
     """Pairs that the law of `predicted_capacity` gives; none where the law does not speak of the architecture."""
     bits: float | None
-    """Recalled bits in the cell where they are most; none where the load does not count answers."""
+    """Recalled bits in the cell where they are most; none where no answers are independent."""
+    bound: float | None
+    """Answers that the bits of the state can hold; none where no answers are independent."""
 
     @property
     def bits_per_element(self) -> float | None:
@@ -34,7 +54,13 @@ def recalls(section: Section) -> tuple[Recall, ...]:
     """What the entries of a section recall; those without a score are left out."""
     alphabet = answer_alphabet(section)
     return tuple(
-        Recall(entry, fitted(section, entry), predicted(entry, alphabet), most_bits(section, entry, alphabet))
+        Recall(
+            entry,
+            fitted(section, entry),
+            predicted(entry, alphabet),
+            most_bits(section, entry),
+            most_answers(section, entry),
+        )
         for entry in section.entries
         if entry.accuracies
     )
@@ -60,20 +86,31 @@ def fitted(section: Section, entry: Entry) -> Capacity | None:
     return capacity([cell.load for cell in cells], [[column[seed] for column in columns] for seed in seeds], floors)
 
 
-def answer_alphabet(section: Section) -> float | None:
-    """Words that an answer is one of, from the bits that the cells require; none where the load counts no answers."""
-    if section.load_name not in COUNTS_ANSWERS:
-        return None
-    bits = {round(score.state_bits / cell.load, 6) for cell in section.cells for score in section.scores[cell.label]}
-    return float(2 ** bits.pop()) if len(bits) == 1 else None
+def held_answers(section: Section, cell: CellInfo) -> Held | None:
+    """What the context of a cell holds, as its records say; none where its answers depend on each other."""
+    found = {(score.answers, score.alphabet, score.scored) for score in section.scores[cell.label]}
+    answers, alphabet, scored = next(iter(found)) if len(found) == 1 else (None, None, 0)
+    return Held(answers, alphabet, scored) if answers and alphabet else None
 
 
-def most_bits(section: Section, entry: Entry, alphabet: float | None) -> float | None:
-    """The most bits recalled in any cell, at the median accuracy."""
-    if alphabet is None:
-        return None
-    found = [(cell.load, list(entry.in_cell(cell.label).values())) for cell in section.cells]
-    return max((recalled_bits(median(values), load, alphabet) for load, values in found if values), default=None)
+def answer_alphabet(section: Section) -> int | None:
+    """Words that an answer is one of, where the load counts answers, as the law of pairs supposes."""
+    held = [(cell.load, held_answers(section, cell)) for cell in section.cells]
+    words = {found.alphabet if found and found.answers == load else None for load, found in held}
+    return words.pop() if len(words) == 1 else None
+
+
+def most_bits(section: Section, entry: Entry) -> float | None:
+    """The most bits recalled in any cell, at the median accuracy; none where no answers are independent."""
+    found = [(held_answers(section, cell), list(entry.in_cell(cell.label).values())) for cell in section.cells]
+    return max((held.bits(median(values)) for held, values in found if held and values), default=None)
+
+
+def most_answers(section: Section, entry: Entry) -> float | None:
+    """Answers that the bits of an entry's state can tell apart, all together; none where no answers are independent."""
+    words = {held.alphabet for cell in section.cells if (held := held_answers(section, cell))}
+    state = entry.example.result.state
+    return 8 * state.bytes / math.log2(words.pop()) if state and len(words) == 1 else None
 
 
 def predicted(entry: Entry, alphabet: float | None) -> float | None:

@@ -19,8 +19,8 @@ from icl_bench.reports.statistics import Difference, Interval, fisher_exact, hol
 Z = 1.959964
 """Normal quantile of a two-sided 95 %."""
 SIGNIFICANT = 0.05
-STATE_TOLERANCE = 0.05
-"""Relative difference up to which states count as matched."""
+STATE_TOLERANCE = 1 - 0.95 / 1.05
+"""Difference, relative to the larger, up to which states count as matched: each may be 5 % from their target."""
 
 Verdict = Literal["ranks", "saturated", "at the floor", "floor is 1", "no results"]
 Outcome = Literal["ahead", "not separated", "rate decides", "not compared"]
@@ -81,7 +81,7 @@ def rankings(section: Section) -> list[Ranking]:
 
 
 def state_groups(entries: Sequence[Entry]) -> list[tuple[Entry, ...]]:
-    """Entries of equal state, within 5 % of the largest of a group, by state."""
+    """Entries of equal state, each within 5 % of one size, by state."""
     known = sorted((entry.state_elements, i) for i, entry in enumerate(entries) if entry.state_elements is not None)
     groups: list[list[int]] = []
     start = 0
@@ -175,7 +175,7 @@ def sweep_median(entry: Entry) -> float:
 
 
 def matched_state(entries: Sequence[Entry]) -> bool:
-    """Whether all entries carry the same state, within 5 % of the largest."""
+    """Whether all entries carry the same state, each within 5 % of one size."""
     sizes = [entry.state_elements for entry in entries]
     known = [size for size in sizes if size is not None]
     return len(known) == len(sizes) and max(known) - min(known) <= STATE_TOLERANCE * max(known)
