@@ -7,6 +7,7 @@ from torch import Tensor
 
 from icl_bench.harness.data import Feed
 from icl_bench.kernels.embedding.places import Places, find_places
+from icl_bench.tasks import ContinuousTask
 
 TOKENS_AT_ONCE = 1 << 22
 """Tokens made at once, over all members, at least one step's."""
@@ -14,14 +15,14 @@ MOST_STEPS = 256
 
 
 class TrainBatch(NamedTuple):
-    """What a training step reads, int64."""
+    """What a training step reads, int64; inputs and targets of a continuous task float32."""
 
     inputs: Tensor
-    """[M, B, T]."""
+    """[M, B, T], of a continuous task [M, B, T, I]."""
     positions: Tensor
     """[M, B, S]."""
     targets: Tensor
-    """[M, B, S]."""
+    """[M, B, S], of a continuous task [M, B, S, O]."""
     places: Places | None
     """Where each word occurs in the inputs, where the supply sorts."""
 
@@ -33,7 +34,8 @@ def steps_at_once(tokens: int, needed: int) -> int:
 
 def by_step(part: Tensor, steps: int) -> Tensor:
     """[M, steps B, ...] -> [steps, M, B, ...]."""
-    return part.unflatten(1, (steps, -1)).transpose(0, 1)
+    parts: Tensor = part.unflatten(1, (steps, -1)).transpose(0, 1)
+    return parts
 
 
 class Supply:
@@ -51,14 +53,19 @@ class Supply:
     def __init__(self, feed: Feed, batch: int, members: int, size: int | None, steps: int, sort: bool = False) -> None:
         self.feed, self.batch, self.size, self.steps = feed, batch, size, steps
         cell, device = feed.cell, feed.streams.device
-        self.shapes = [torch.Size((members, batch, n)) for n in (cell.length, cell.scored, cell.scored)]
+        shapes: list[tuple[int, ...]] = [(cell.length,), (cell.scored,), (cell.scored,)]
+        kind = torch.int64
+        if isinstance(feed.task, ContinuousTask):
+            shapes = [(cell.length, feed.task.width_in), (cell.scored,), (cell.scored, feed.task.width_out)]
+            kind = torch.float32  # holds every position exactly, up to 2^24
+        self.shapes = [torch.Size((members, batch, *shape)) for shape in shapes]
         self.sort, self.words = sort, feed.task.vocabulary
         if sort:
             self.shapes += [torch.Size((members, batch * cell.length)), torch.Size((members, self.words + 1))]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.drawn = torch.zeros((), device=device, dtype=torch.int64)
         self.slot = torch.zeros(1, device=device, dtype=torch.int64)
-        self.stock = torch.zeros(steps, sum(self.sizes), device=device, dtype=torch.int64)
+        self.stock = torch.zeros(steps, sum(self.sizes), device=device, dtype=kind)
         self.taken = 0
 
     def due(self) -> bool:
@@ -83,7 +90,7 @@ class Supply:
         parts = self.stock.split(self.sizes, dim=1)
         for kept, part in zip(parts, made[:3], strict=False):
             # Written where it stays: one pass over each.
-            kept.unflatten(1, (-1, self.batch, part.shape[2])).copy_(by_step(part, self.steps))
+            kept.unflatten(1, (-1, *part.shape[2:])).unflatten(1, (-1, self.batch)).copy_(by_step(part, self.steps))
         if self.sort:
             tokens = by_step(made.inputs, self.steps).reshape(-1, self.batch * made.inputs.shape[2])
             for kept, part in zip(parts[3:], find_places(tokens, self.words), strict=True):
@@ -95,4 +102,4 @@ class Supply:
         parts = self.stock.index_select(0, self.slot)[0].split(self.sizes)
         self.slot += 1
         inputs, positions, targets, *places = (part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
-        return TrainBatch(inputs, positions, targets, Places(*places) if places else None)
+        return TrainBatch(inputs, positions.long(), targets, Places(*places) if places else None)

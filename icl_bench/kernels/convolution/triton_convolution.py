@@ -141,7 +141,8 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """One launch for four taps, and the sum of the parts."""
-        return launch_backward(*ctx.saved_tensors, gradient.contiguous())
+        x, taps, gate = ctx.saved_tensors
+        return launch_backward(x, taps, gate, gradient.contiguous())
 
 
 class GatedConvolution(torch.autograd.Function):
