@@ -163,8 +163,8 @@ def gaussian(keys: Tensor, purpose: str, count: int) -> Tensor:
     """Standard normal float64, bit-equal on every device: keys [...] -> [..., count].
 
     Each is one of 65,536 equally likely values, the quantiles of the normal distribution in the middle of as many equal
-    parts, rounded to multiples of 2^-16: none is 0, the variance is 0.99998, the greatest 4.32. As multiples of one unit, sums of
-    products are exact in float64, in any order, up to about 2^16 terms; each is also exact in float32.
+    parts, rounded to multiples of 2^-16: none is 0, the variance is 0.99998, the greatest 4.32. As multiples of one
+    unit, sums of products are exact in float64, in any order, up to about 2^16 terms; each is also exact in float32.
     """
     bits = random_bits(keys, purpose, -(-count // 4))
     index = bits.view(torch.int16)[..., :count].to(torch.int32) + 2**15  # four values a word, the lowest bits first

@@ -29,7 +29,7 @@ class Feed:
         """The examples of these indices [B], for every member: tensors [M, B, ...]."""
         keys = random.row_keys(self.streams[:, None], index)
         flat = self.task.sample(keys.flatten(), self.cell)
-        parts = [part.view(*keys.shape, -1) for part in flat]
+        parts = [part.view(*keys.shape, *part.shape[1:]) for part in flat]
         return Batch(*(part if self.rows is None else part[self.rows] for part in parts))
 
 

@@ -24,13 +24,19 @@ class Counts(NamedTuple):
     """What is counted over the examples of a cell; all tensors are float64."""
 
     right: Tensor
-    """Scored positions answered right, [M]."""
+    """Hits: scored positions answered right, [M]."""
+    reach: Tensor
+    """Hits of the oracle, [M]."""
     exact: Tensor
     """Examples answered right throughout, [M]."""
     loss: Tensor
-    """Sum of cross-entropies, [M]."""
+    """Sum of cross-entropies, of a continuous task of squared errors, [M]."""
+    oracle_error: Tensor
+    """Sum of the oracle's squared errors, [M]."""
     group_right: Tensor
-    """Scored positions answered right by group, [M, GROUPS]."""
+    """Hits by group, [M, GROUPS]."""
+    group_reach: Tensor
+    """Hits of the oracle by group, [M, GROUPS]."""
     group_all: Tensor
     """Scored positions by group, [M, GROUPS]."""
 
@@ -41,6 +47,9 @@ class CellOutcome(NamedTuple):
     accuracy: list[float]
     exact_match: list[float]
     loss: list[float]
+    """Mean cross-entropy; of a continuous task the relative squared error."""
+    oracle_error: list[float]
+    """Relative squared error of the oracle; 0 for tokens."""
     groups: list[dict[str, tuple[float, int]]]
     """Accuracy and number of scored positions by group."""
     free: FreeRunning | None = None
@@ -60,23 +69,27 @@ def evaluate(model: WorkingModel, feed: Feed, pieces: Iterable[Batch]) -> CellOu
     totals: Counts | None = None
     examples = 0
     for batch in pieces:
-        counted = count(model.scores(batch.inputs, batch.positions, batch.targets), batch.groups)
+        counted = count(model.scores(batch.inputs, batch.positions, batch.targets), batch, feed)
         totals = counted if totals is None else Counts(*(a + b for a, b in zip(totals, counted, strict=True)))
         examples += batch.inputs.shape[1]
     assert totals is not None
     return summarise(totals, examples, feed)
 
 
-def count(scores: Scores, tags: Tensor) -> Counts:
-    """Count one piece; tags are the groups of the scored positions, [M, B, S]."""
-    hits = scores.hits.double()
-    groups = tags.flatten(1)
+def count(scores: Scores, batch: Batch, feed: Feed) -> Counts:
+    """Count one piece, [M, B, ...]."""
+    best = feed.task.best(Batch(*(part.flatten(0, 1) for part in batch)), feed.cell)
+    hits, reach = scores.hits.double(), best.hits.view(scores.hits.shape)
+    groups = batch.groups.flatten(1)
     empty = torch.zeros(hits.shape[0], GROUPS, device=hits.device, dtype=torch.float64)
     return Counts(
         right=hits.sum((1, 2)),
-        exact=hits.prod(-1).sum(-1),
+        reach=reach.sum((1, 2)),
+        exact=(hits.sum(-1) >= feed.task.exact_share * reach.sum(-1)).double().sum(-1),
         loss=scores.losses.double().sum((1, 2)),
+        oracle_error=best.errors.view(hits.shape).sum((1, 2)),
         group_right=empty.scatter_add(1, groups, hits.flatten(1)),
+        group_reach=empty.scatter_add(1, groups, reach.flatten(1)),
         group_all=empty.scatter_add(1, groups, torch.ones_like(hits).flatten(1)),
     )
 
@@ -84,21 +97,26 @@ def count(scores: Scores, tags: Tensor) -> Counts:
 def summarise(totals: Counts, examples: int, feed: Feed) -> CellOutcome:
     """From counts to shares, on the host."""
     scored = examples * feed.cell.scored
-    rows = zip(totals.group_right.tolist(), totals.group_all.tolist(), strict=True)
+    shares = share_of(totals.group_right, totals.group_reach)
+    rows = zip(shares.tolist(), totals.group_all.tolist(), strict=True)
     return CellOutcome(
-        accuracy=(totals.right / scored).tolist(),
+        accuracy=share_of(totals.right, totals.reach).tolist(),
         exact_match=(totals.exact / examples).tolist(),
         loss=(totals.loss / scored).tolist(),
-        groups=[group_scores(right, everything, feed) for right, everything in rows],
+        oracle_error=(totals.oracle_error / scored).tolist(),
+        groups=[group_scores(share, everything, feed) for share, everything in rows],
     )
 
 
-def group_scores(right: Sequence[float], everything: Sequence[float], feed: Feed) -> dict[str, tuple[float, int]]:
+def share_of(right: Tensor, reach: Tensor) -> Tensor:
+    """Hits as a share of those of the oracle, within [0, 1]: answers that are vectors may do worse than answering 0."""
+    return (right / reach).clamp(0, 1)
+
+
+def group_scores(shares: Sequence[float], everything: Sequence[float], feed: Feed) -> dict[str, tuple[float, int]]:
     """Accuracy and count of each group that occurs, by its label."""
     return {
-        feed.task.group_label(group): (right[group] / total, int(total))
-        for group, total in enumerate(everything)
-        if total > 0
+        feed.task.group_label(group): (shares[group], int(total)) for group, total in enumerate(everything) if total > 0
     }
 
 

@@ -21,7 +21,7 @@ from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
 from icl_bench.harness.train import FleetScores, train_fleet
 from icl_bench.harness.trainer import Trainer
-from icl_bench.tasks import Task
+from icl_bench.tasks import ContinuousTask, Task
 
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -112,7 +112,7 @@ def scored(spec: RunSpec, member: int, scores: FleetScores, task: Task, params: 
 
 def cell_scores(scores: FleetScores, member: int, task: Task) -> tuple[CellScore, ...]:
     """Test scores of a member by cell."""
-    rows = []
+    rows, continuous = [], isinstance(task, ContinuousTask)
     for label, outcome in scores.cells.items():
         cell = task.cell(label)
         solver, floor = scores.floors[label][member]
@@ -126,6 +126,8 @@ def cell_scores(scores: FleetScores, member: int, task: Task) -> tuple[CellScore
                 accuracy=outcome.accuracy[member],
                 exact_match=outcome.exact_match[member],
                 loss=outcome.loss[member],
+                error=outcome.loss[member] if continuous else None,
+                oracle_error=outcome.oracle_error[member] if continuous else None,
                 floor=floor,
                 floor_solver=solver,
                 state_bits=task.state_bits(cell),

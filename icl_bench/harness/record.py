@@ -29,11 +29,15 @@ class CellScore(Frozen):
     length: int
     """Positions in a sequence."""
     accuracy: float
-    """Share of scored positions answered right."""
+    """Share of scored positions answered right; for tasks that explain variance, the share of what the oracle does."""
     exact_match: float
-    """Share of examples answered right at every scored position."""
+    """Share of examples answered right at every scored position, or explained to 99 % of what the oracle does."""
     loss: float
-    """Mean cross-entropy of a scored position, in nats."""
+    """Mean cross-entropy of a scored position, in nats; of a continuous task its error."""
+    error: float | None = None
+    """Mean squared error of a scored position, relative to answering 0; none for tokens."""
+    oracle_error: float | None = None
+    """The same of the oracle on the same examples."""
     floor: float
     """Accuracy, on the same examples, of the trivial solver that is best on the validation split."""
     floor_solver: str

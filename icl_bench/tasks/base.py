@@ -73,6 +73,15 @@ Solver = Callable[[Tensor, Tensor, Cell], Tensor]
 """(inputs [N, T], positions [N, S], cell) -> answers [N, S]."""
 
 
+class Grade(NamedTuple):
+    """What answers came to, [..., S] each."""
+
+    errors: Tensor
+    """Mean squared error over the components, relative to that of answering 0: 1 for it, on average. 0 for tokens."""
+    hits: Tensor
+    """How right the answer is, 1 for the target itself, for vectors on average; not differentiable."""
+
+
 class Task(Frozen):
     """Base of all tasks. The fields of a task are its parameters; one that cannot be met is refused when it is made.
 
@@ -125,16 +134,17 @@ class Task(Frozen):
 
     @property
     def exact_share(self) -> float:
-        """Share of the reach of an example from which it counts as right throughout."""
+        """Share of the oracle's hits in an example from which it counts as right throughout."""
         return 1.0
 
     def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
         """How right answers are, 1 where all the way: [..., S] float64."""
         return (answers == targets).double()
 
-    def reach(self, batch: Batch, cell: Cell) -> Tensor:
-        """Hits of the oracle, [N, S] float64; accuracy is the share of their sum that is hit."""
-        return torch.ones(batch.positions.shape, dtype=torch.float64, device=batch.positions.device)
+    def best(self, batch: Batch, cell: Cell) -> Grade:
+        """What the oracle comes to, float64; accuracy is the share of the sum of its hits that is hit."""
+        errors = torch.zeros(batch.positions.shape, dtype=torch.float64, device=batch.positions.device)
+        return Grade(errors, torch.ones_like(errors))
 
     def group_label(self, group: int) -> str:
         """Name of a group tag."""
@@ -155,15 +165,6 @@ class Task(Frozen):
             hint = nearest(label, cells)
             raise UnknownNameError(f"no cell is labelled {label!r}; {hint}cells: {', '.join(cells)}")
         return cells[label]
-
-
-class Grade(NamedTuple):
-    """What answers that are vectors came to, [..., S] each."""
-
-    errors: Tensor
-    """Mean squared error over the components, relative to that of answering 0: 1 for it, on average."""
-    hits: Tensor
-    """How right the answer is, 1 for the target itself on average; not differentiable."""
 
 
 REAL_BITS = math.log2(100) / 2
@@ -216,10 +217,9 @@ class ContinuousTask(Task):
     def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
         return self.grade(answers.double(), targets.double()).hits
 
-    def reach(self, batch: Batch, cell: Cell) -> Tensor:
-        if self.criterion == "nearest":
-            return super().reach(batch, cell)
-        return self.hits(self.oracle(batch.inputs, batch.positions, cell), batch.targets)
+    def best(self, batch: Batch, cell: Cell) -> Grade:
+        answers = self.oracle(batch.inputs, batch.positions, cell)
+        return self.grade(answers.double(), batch.targets.double())
 
     def spell(self, token: int | Sequence[float]) -> str:
         """The first components of a vector."""
@@ -325,9 +325,9 @@ def accuracy_of(answers: Tensor, batch: Batch) -> float:
 
 def measured_floors(task: Task, cell: Cell, batch: Batch) -> dict[str, float]:
     """Accuracy of each trivial solver on a batch of held-out examples."""
-    reach = float(task.reach(batch, cell).sum())
+    best = float(task.best(batch, cell).hits.sum())
     hits = {
         name: task.hits(solve(batch.inputs, batch.positions, cell), batch.targets)
         for name, solve in task.floors.items()
     }
-    return {name: max(0.0, float(found.sum()) / reach) for name, found in hits.items()}
+    return {name: max(0.0, float(found.sum()) / best) for name, found in hits.items()}

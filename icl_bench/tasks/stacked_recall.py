@@ -1,0 +1,38 @@
+"""Stacked recall: key and value in one position, so that a memory is all that is needed."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from icl_bench.tasks.base import TASKS
+from icl_bench.tasks.vector_recall import VectorRecall
+
+
+@TASKS.register("stacked-recall")
+class StackedRecall(VectorRecall):
+    """Recall vectors where key and value stand in one position.
+
+    As `vector-recall`, but each pair is one position, which holds both: neither a convolution nor a first layer that
+    moves things is needed to bind them, and one layer can do all. What is measured is the capacity of the memory alone,
+    as in its predicted law: one over the mean of (q·k)^(2p) of random keys, times the width of a value.
+
+    Full size: `stacked-recall:length=512,dims=32,pairs=[4|8|16|32|64],extrapolate=[128|256]`.
+
+    Source: the continuous variant of associative recall of zoology (Arora et al., arXiv 2312.04927), which scores each
+    answer against all of 8192 frozen values by its cross-entropy; here values are drawn anew, and the others of the
+    context are what an answer may be nearer to. Chance: 1/pairs.
+
+    >>> import torch
+    >>> from icl_bench import random
+    >>> task = StackedRecall(length=6, pairs=(2,), dims=4)
+    >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
+    >>> " ".join(task.spell(vector) for vector in batch.inputs[0].tolist())
+    ''
+    >>> batch.positions.tolist(), " ".join(task.spell(vector) for vector in batch.targets[0].tolist())
+    ''
+    """
+
+    stride: ClassVar[int] = 1
+
+    length: int = Field(default=32, ge=2)
+    """Positions in a sequence, T."""
