@@ -139,6 +139,7 @@ class RunSpec(Frozen):
 
 
 def label_of(spec: Spec, params: Mapping[str, Value], defaults: Mapping[str, Value], shown: tuple[str, ...]) -> str:
-    """The spec with the typed parameters that differ from their defaults, and those always shown."""
+    """The spec with the parameters always shown, then the typed ones that differ from their defaults."""
     typed = {key for key in spec.params if params[key] != defaults[key]}
-    return str(Spec(spec.name, {key: value for key, value in params.items() if key in shown or key in typed}))
+    named = (*shown, *(key for key in params if key in typed and key not in shown))
+    return str(Spec(spec.name, {key: params[key] for key in named}))

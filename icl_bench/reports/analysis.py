@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
 from icl_bench.harness.record import CellScore, RunRecord
-from icl_bench.reports.naming import natural_key, split_entries
+from icl_bench.reports.naming import common_items, natural_key, split_entries
 from icl_bench.reports.statistics import Interval, mean_interval, median, wilson
 
 SOLVED = 0.99
@@ -193,6 +193,12 @@ class Section:
     def runs(self) -> tuple[RunRecord, ...]:
         """Every run."""
         return tuple(run for entry in self.entries for run in entry.runs)
+
+    @cached_property
+    def common(self) -> tuple[str, ...]:
+        """Parameters that all architectures share, which labels leave out."""
+        places = common_items([run.result.arch for run in self.runs])
+        return tuple(dict.fromkeys(item for items in places for item in items))
 
     @cached_property
     def families(self) -> tuple[str, ...]:

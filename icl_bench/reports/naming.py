@@ -10,6 +10,8 @@ from icl_bench.harness.record import RunRecord
 
 SIZE_KNOBS = frozenset({"w", "heads", "kv_heads", "d_key", "d_value", "d_model"})
 """Parameters that set how large an architecture is, not which it is: a family differs in these alone."""
+KEPT = frozenset({"p", "w"})
+"""Parameters that a label names even where all share them: they say which architecture it is."""
 OWN_FIELDS = ("seed", "data_seed", "arch", "train.lr")
 """Fields of a specification by which the runs of one entry may differ, and its architecture, which its label names."""
 
@@ -27,16 +29,58 @@ def split_entries(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[Ru
     """
     flat = [flatten(record.spec) for record in records]
     shared = varying([{key: value for key, value in one.items() if not is_own(key)} for one in flat])
+    archs = shortened([record.result.arch for record in records])
     labels: dict[str, list[int]] = defaultdict(list)
-    for i, record in enumerate(records):
-        labels[suffixed(record.result.arch, flat[i], shared)].append(i)
+    for i, arch in enumerate(archs):
+        labels[suffixed(arch, flat[i], shared)].append(i)
     entries: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for label, members in labels.items():
         inside = varying([{key: flat[i][key] for key in flat[i] if key.startswith("arch.")} for i in members])
         for i in members:
-            family = suffixed(family_of(records[i].result.arch), flat[i], [key for key in shared if not is_size(key)])
+            family = suffixed(family_of(archs[i]), flat[i], [key for key in shared if not is_size(key)])
             entries[suffixed(label, flat[i], inside), family].append(records[i])
     return entries
+
+
+def common_items(archs: Sequence[str]) -> list[list[str]]:
+    """Parameters that all architectures share, by their place in a pattern; none where there is one architecture.
+
+    >>> common_items(["power:p=2,heads=1,d_key=8", "window:w=4,heads=1"])
+    [['heads=1']]
+    """
+    patterns = [[split_label(part)[1] for part in arch.split("+")] for arch in sorted(set(archs))]
+    if len(patterns) < 2 or len({len(pattern) for pattern in patterns}) > 1:
+        return []
+    places = zip(*patterns, strict=True)
+    return [[item for item in first if is_common(item, others)] for first, *others in places]
+
+
+def is_common(item: str, others: Sequence[Sequence[str]]) -> bool:
+    """Whether every other part has this parameter too, and labels need not name it."""
+    return item.partition("=")[0] not in KEPT and all(item in other for other in others)
+
+
+def shortened(archs: Sequence[str]) -> list[str]:
+    """Labels without the parameters that all of them share.
+
+    >>> shortened(["power:p=2,heads=1,d_key=8", "window:w=4,heads=1"])
+    ['power:p=2,d_key=8', 'window:w=4']
+    """
+    common = common_items(archs)
+    return ["+".join(map(without, arch.split("+"), common)) if common else arch for arch in archs]
+
+
+def without(part: str, items: Sequence[str]) -> str:
+    """A label without these parameters."""
+    name, params = split_label(part)
+    kept = [item for item in params if item not in items]
+    return name + (":" + ",".join(kept) if kept else "")
+
+
+def split_label(part: str) -> tuple[str, list[str]]:
+    """Name and parameters of one architecture; a label that is no spec is all name."""
+    name, colon, params = part.rpartition(":") if "=" in part else (part, "", "")
+    return (name, params.split(",")) if colon else (part, [])
 
 
 def suffixed(label: str, flat: Mapping[str, str], keys: Sequence[str]) -> str:
@@ -50,12 +94,8 @@ def family_of(arch: str) -> str:
     >>> family_of("power:p=2,d_key=8+window:w=16")
     'power:p=2+window'
     """
-    parts = []
-    for part in arch.split("+"):
-        name, colon, params = part.rpartition(":") if "=" in part else (part, "", "")
-        kept = [item for item in params.split(",") if item.partition("=")[0] not in SIZE_KNOBS]
-        parts.append(name + (colon + ",".join(kept) if kept and params else ""))
-    return "+".join(parts)
+    sizes = [[item for item in split_label(part)[1] if is_size(item.partition("=")[0])] for part in arch.split("+")]
+    return "+".join(map(without, arch.split("+"), sizes))
 
 
 def is_own(key: str) -> bool:

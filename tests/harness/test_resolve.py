@@ -123,7 +123,7 @@ def test_wrong_requests_are_one_line(request_: Request, message: str) -> None:
     [
         ("power", "power:p=2"),
         ("power:p=3", "power:p=3"),
-        ("power:heads=2", "power:heads=2,p=2"),
+        ("power:heads=2", "power:p=2,heads=2"),
         ("linear:heads=4", "linear"),
     ],
 )
