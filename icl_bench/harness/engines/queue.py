@@ -8,10 +8,11 @@ from icl_bench.harness.spec import RunSpec
 
 
 class Item(NamedTuple):
-    """A fleet, and how many workers were lost over it."""
+    """A fleet, how many workers were lost over it, and the name of the fleet that it is part of."""
 
     specs: Sequence[RunSpec]
     losses: int = 0
+    name: str = ""
 
     def after_loss(self, rest: Sequence[RunSpec], limit: int) -> "list[Item]":
         """What is to be tried again: the same fleet or, the last time, each of its members alone.
@@ -20,7 +21,7 @@ class Item(NamedTuple):
         """
         losses = self.losses + 1
         parts = [[spec] for spec in rest] if losses == limit - 1 else [rest]
-        return [Item(part, losses) for part in parts]
+        return [Item(part, losses, self.name) for part in parts]
 
 
 class Queue(Protocol):
@@ -32,15 +33,18 @@ class Queue(Protocol):
     def take(self) -> Item | None:
         """The next fleet; none where there is none, or none now."""
 
-    def again(self, items: Iterable[Item]) -> None:
-        """Put back what an item that was taken lacks; of nothing, the item is done."""
+    def settle(self, item: Item, again: Sequence[Item] = ()) -> None:
+        """Nothing is left of an item that was taken, save what is to be done again."""
 
     def keep(self) -> None:
         """Called every second or so, for what must be kept alive."""
 
+    def close(self) -> None:
+        """Called at the end, also after an error."""
+
 
 class FleetQueue:
-    """Fleets of one supervisor, in their order; what is put back comes first."""
+    """Fleets of one supervisor, in their order; what is done again comes first."""
 
     def __init__(self, fleets: Iterable[Sequence[RunSpec]]) -> None:
         self.waiting = deque(Item(specs) for specs in fleets)
@@ -57,10 +61,13 @@ class FleetQueue:
         self.taken += 1
         return self.waiting.popleft()
 
-    def again(self, items: Iterable[Item]) -> None:
-        """Put back in front."""
+    def settle(self, item: Item, again: Sequence[Item] = ()) -> None:
+        """Put back in front what is to be done again."""
         self.taken -= 1
-        self.waiting.extendleft(items)
+        self.waiting.extendleft(again)
 
     def keep(self) -> None:
         """Nothing is held that others could take."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -114,6 +114,8 @@ class Supervisor:
             except BaseException:
                 shift.break_off()
                 raise
+            finally:
+                queue.close()
 
     def close(self) -> None:
         """Let the workers go."""
@@ -140,13 +142,13 @@ class Shift:
             post.heard = 0.0
         while self.queue.left():
             interruption.check()
-            self.staff()
+            yield from self.staff()
             yield from self.hear()
             self.pass_time()
             yield from self.enforce_limits()
             self.queue.keep()
 
-    def staff(self) -> None:
+    def staff(self) -> Iterator[RunResult]:
         """Hire as many workers as there is work and room for, and give each idle one a fleet."""
         while len(self.posts) < min(self.size, self.queue.left()):
             self.posts.append(Post(self.crew.hire(), self.clock))
@@ -155,9 +157,18 @@ class Shift:
                 item = self.queue.take()
                 if item is None:
                     return
-                post.item, post.since = item, self.clock
-                self.reporter.started(item.specs)
-                post.worker.give(Order(item.specs, self.store.root.resolve()))
+                yield from self.hand_out(post, item)
+
+    def hand_out(self, post: Post, item: Item) -> Iterator[RunResult]:
+        """Give a worker a fleet, unless that has cost too many workers elsewhere."""
+        self.reporter.started(item.specs)
+        post.since = self.clock
+        if item.losses >= MOST_LOSSES:
+            self.queue.settle(item)
+            yield from self.give_up(item.specs, "crashed", f"lost {item.losses} workers, here or elsewhere", post)
+            return
+        post.item = item
+        post.worker.give(Order(item.specs, self.store.root.resolve()))
 
     def hear(self) -> Iterator[RunResult]:
         """Hear what the workers say."""
@@ -195,8 +206,9 @@ class Shift:
         self.usage.fleets += 1
         self.usage.busy += done.seconds
         self.usage.trips += self.clock - post.since
+        if post.item:
+            self.queue.settle(post.item)
         post.item = None
-        self.queue.again(())
         if done.spoiled:
             self.dismiss(post)
         self.reporter.finished(done.results)
@@ -212,7 +224,7 @@ class Shift:
             return
         rest = yield from self.salvage(post.item, reason)
         given_up = post.item.losses + 1 >= MOST_LOSSES
-        self.queue.again(post.item.after_loss(rest, MOST_LOSSES) if rest and not given_up else ())
+        self.queue.settle(post.item, post.item.after_loss(rest, MOST_LOSSES) if rest and not given_up else ())
         if given_up:
             yield from self.give_up(rest, status, f"lost {MOST_LOSSES} workers, the last: {reason}", post)
 
@@ -273,7 +285,7 @@ class Shift:
         """End a worker whose fleet takes too long; the fleet would take as long again, so that this is its result."""
         self.dismiss(post)
         rest = yield from self.salvage(item, f"ended after {limit:g} s")
-        self.queue.again(())
+        self.queue.settle(item)
         yield from self.give_up(rest, "timeout", f"not done after {limit:g} s, the limit of --timeout", post)
 
     def dismiss(self, post: Post) -> None:
@@ -295,6 +307,6 @@ class Shift:
                     busy.pop(worker)
         for post in self.posts:
             if post.item:
-                self.queue.again([post.item])
+                self.queue.settle(post.item, [post.item])
             post.worker.kill()
         self.posts.clear()

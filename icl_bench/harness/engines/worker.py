@@ -36,17 +36,15 @@ class Setup(NamedTuple):
     """Threads of torch on the CPU."""
     folder: Path
     """Current folder, where a layer of one's own may lie."""
-    environment: Mapping[str, str] | None = None
-    """Environment variables; none to keep those that are there."""
+    environment: Mapping[str, str]
+    """Environment variables."""
     gpu: str | None = None
     """The one GPU that it may see, as CUDA_VISIBLE_DEVICES names it; none for all."""
 
 
 def prepare(setup: Setup) -> None:
     """Take over folder, environment, threads and plug-ins."""
-    if setup.environment is not None:
-        os.environ.clear()
-        os.environ.update(setup.environment)
+    os.environ.update(setup.environment)
     if setup.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = setup.gpu
     os.chdir(setup.folder)
