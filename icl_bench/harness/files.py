@@ -134,29 +134,31 @@ def unreadable(path: Path, reason: str) -> RecordError:
     return RecordError(f"a record must be readable; {path}: {reason}; restore it or delete {path.parent}")
 
 
-def read_model(model: type[FrozenT], path: Path) -> FrozenT:
-    """Read a stored record; raises RecordError."""
-    return parse_model(model, read_bytes(path), path)
-
-
 def parse_model(model: type[FrozenT], data: bytes, path: Path) -> FrozenT:
     """Read a record from its text; raises RecordError."""
-    plain = parse_object(data, path)
-    version = plain.get("schema_version", SCHEMA)
+    try:
+        record = model.model_validate_json(data)
+    except ValidationError:
+        plain = parse_object(data, path)
+        check_version(plain.get("schema_version", SCHEMA), path)
+        return validate(model, plain, path)
+    check_version(getattr(record, "schema_version", SCHEMA), path)
+    return record
+
+
+def check_version(version: object, path: Path) -> None:
+    """Refuse a record of another version; raises RecordError."""
     if version != SCHEMA:
         raise RecordError(
             f"records are read in version {SCHEMA}; {path} has version {version!r:.40}; use the icl-bench that wrote it"
         )
-    return validate(model, plain, path)
 
 
 def validate(model: type[FrozenT], plain: dict[str, Any], path: Path) -> FrozenT:
     """A record from plain data; raises RecordError."""
     try:
         return model.model_validate(plain)
-    except (ValidationError, RecursionError) as error:
-        if isinstance(error, RecursionError):
-            raise unreadable(path, "it is nested too deeply") from None
+    except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecordError(
@@ -168,25 +170,12 @@ def validate(model: type[FrozenT], plain: dict[str, Any], path: Path) -> FrozenT
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
     """Read a JSON object; raises RecordError."""
     try:
-        plain = json.loads(data, parse_constant=refuse_constant, parse_float=finite)
+        plain = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"a record must be JSON; {path}: {error}; restore it or delete {path.parent}") from None
     if not isinstance(plain, dict):
         raise RecordError(f"a record must be a JSON object; {path} is not; restore it or delete {path.parent}")
     return plain
-
-
-def refuse_constant(name: str) -> None:
-    """Python would read NaN and Infinity, which are not JSON."""
-    raise ValueError(f"{name} is no JSON")
-
-
-def finite(text: str) -> float:
-    """A number that is finite."""
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError("a number is too large")
-    return value
 
 
 def one_line(text: str) -> str:

@@ -32,7 +32,6 @@ from icl_bench.harness.files import (
 )
 from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
 from icl_bench.harness.spec import ID_LENGTH, RUN_DOMAIN, RunSpec
-from icl_bench.schema import content_hash
 
 RUN_ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
 FOLDERS = ("runs", "attempts", "checkpoints", "trash")
@@ -116,8 +115,8 @@ class Store:
         for name, content in contents.items():
             if sha256(content) != result.files.get(name):
                 raise RecordError(f"a stored file never changes; {folder / name} did; restore it or delete {folder}")
-        spec = parse_object(contents["spec.json"], folder / "spec.json")
-        check_identity(spec, result, folder)
+        check_identity(contents["spec.json"], result, folder)
+        spec = parse_spec_file(contents["spec.json"], folder / "spec.json")
         lines = contents["metrics.jsonl"].splitlines()
         return RunRecord(
             spec=spec,
@@ -190,15 +189,22 @@ def read_result(path: Path) -> RunResult:
     return result
 
 
-def check_identity(spec: dict[str, Any], result: RunResult, folder: Path) -> None:
+def check_identity(spec: bytes, result: RunResult, folder: Path) -> None:
     """See that a result belongs to its specification and both to their folder; raises RecordError."""
-    if content_hash(spec, RUN_DOMAIN) != result.digest or not result.digest.startswith(folder.name):
+    digest = sha256(RUN_DOMAIN.encode() + b"\0" + spec.removesuffix(b"\n"))
+    if digest != result.digest or digest[:ID_LENGTH] != folder.name or result.id != folder.name:
         raise RecordError(
             f"a record's id is the hash of its specification; that of {folder} is not; restore it or delete {folder}"
         )
+
+
+def parse_spec_file(data: bytes, path: Path) -> dict[str, Any]:
+    """A stored specification, checked to be one; labels are no part of it. Raises RecordError."""
+    spec = parse_object(data, path)
     components = [spec.get("task"), *(spec["arch"] if isinstance(spec.get("arch"), list) else [])]
     labelled = [{"label": "", **part} if isinstance(part, dict) else part for part in components]
-    validate(RunSpec, {**spec, "task": labelled[0], "arch": labelled[1:]}, folder / "spec.json")
+    validate(RunSpec, {**spec, "task": labelled[0], "arch": labelled[1:]}, path)
+    return spec
 
 
 def scan(folder: Path) -> list["os.DirEntry[str]"]:

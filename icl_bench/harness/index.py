@@ -1,0 +1,325 @@
+"""The index: what reports and listings need of every finished run, in one file, so that 100,000 runs are read at once.
+
+It is a cache of the folders. A missing, damaged or outdated one is made again, and deleting it changes nothing. It is
+replaced whole and never written in place: no lock is taken, and a reader keeps the file that it opened.
+"""
+
+import gc
+import itertools
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+from urllib.parse import quote
+
+from icl_bench.errors import RecordError
+from icl_bench.harness.faults import reach
+from icl_bench.harness.files import parse_model, read_bytes, sha256
+from icl_bench.harness.record import SCHEMA, Manifest, MetricPoint, RunRecord, RunResult
+from icl_bench.harness.store import Store
+from icl_bench.schema import canonical_json, content_hash
+
+NAME = "index.sqlite"
+LAYOUT = 1
+"""Version of the tables."""
+TABLES = """
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY, stamp TEXT, task TEXT, arch TEXT, seed INTEGER, lr REAL, status TEXT, accuracy REAL,
+    started TEXT, seconds REAL, result TEXT, own TEXT, shared INTEGER, manifest INTEGER, last TEXT, check_sum INTEGER
+);
+CREATE TABLE texts (key INTEGER PRIMARY KEY, kind TEXT, text TEXT, check_sum INTEGER);
+CREATE TABLE about (fingerprint TEXT);
+"""
+
+
+class Summary(NamedTuple):
+    """A finished run in a listing."""
+
+    id: str
+    task: str
+    arch: str
+    seed: int
+    lr: float
+    status: str
+    accuracy: float
+    """Mean test accuracy over cells."""
+    started: str
+    """UTC time, ISO 8601."""
+    seconds: float | None
+    """Wall time of its fleet."""
+
+
+class Metrics(Sequence[MetricPoint]):
+    """The validations of a run: the last is at hand, the others are read from the store when they are asked for."""
+
+    def __init__(self, path: Path, last: str, digest: str) -> None:
+        self.path, self.last, self.digest = path, last, digest
+        self.points: tuple[MetricPoint, ...] | None = None
+
+    def read(self) -> tuple[MetricPoint, ...]:
+        """All of them; raises RecordError."""
+        if self.points is None:
+            data = read_bytes(self.path)
+            if sha256(data) != self.digest:
+                raise RecordError(f"a stored file never changes; {self.path} did; run `icl-bench runs verify`")
+            self.points = tuple(parse_model(MetricPoint, line, self.path) for line in data.splitlines())
+        return self.points
+
+    @overload
+    def __getitem__(self, place: int) -> MetricPoint: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[MetricPoint, ...]: ...
+    def __getitem__(self, place: int | slice) -> MetricPoint | tuple[MetricPoint, ...]:
+        if place == -1 and self.last:
+            return MetricPoint.model_validate_json(self.last)
+        return self.read()[place]
+
+    def __len__(self) -> int:
+        return len(self.read())
+
+    def __bool__(self) -> bool:
+        return bool(self.last)
+
+    def __iter__(self) -> Iterator[MetricPoint]:
+        return iter(self.read())
+
+
+class DamagedError(Exception):
+    """The index cannot be used and is to be made again."""
+
+
+class Index:
+    """The index of a store.
+
+    Args:
+        store: The store; where its folder cannot be written, the index serves this object alone.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.path = store.root / NAME
+        self.kept = True
+        """Whether the index could be written."""
+
+    def summaries(self) -> tuple[list[Summary], list[RecordError]]:
+        """A line for each finished run, in the order of ids, and what keeps others from being read."""
+        return self.query(lambda base: [Summary(row[0], *row[2:10]) for row in rows_of(base)])
+
+    def records(self) -> tuple[list[RunRecord], list[RecordError]]:
+        """Every finished run, in the order of ids, and what keeps others from being read."""
+        with uncollected():
+            return self.query(self.read_records)
+
+    def query(self, read: Any) -> tuple[list[Any], list[RecordError]]:
+        """Bring the index up to date and read from it; a damaged one is made again, once."""
+        base, problems = self.refreshed()
+        try:
+            with closing(base):
+                return sorted(read(base), key=run_id_of), problems
+        except (DamagedError, sqlite3.Error):
+            self.path.unlink(missing_ok=True)
+        base, problems = self.refreshed()
+        with closing(base):
+            return sorted(read(base), key=run_id_of), problems
+
+    def refreshed(self) -> tuple[sqlite3.Connection, list[RecordError]]:
+        """The index, up to date, and the errors that keep runs out of it."""
+        there, known = stamps(self.store), self.known()
+        new = [run_id for run_id, stamp in there.items() if (known or {}).get(run_id) != stamp]
+        dropped = [run_id for run_id, stamp in (known or {}).items() if there.get(run_id) != stamp]
+        problems: list[RecordError] = []
+        rows = self.rows(new, there, problems)
+        first = next(rows, None)
+        if known is not None and first is None and not dropped:
+            return connect(self.path), problems
+        if first is not None:
+            rows = itertools.chain([first], rows)
+        try:
+            return self.rewritten(rows, dropped, fresh=known is None), problems
+        except (OSError, sqlite3.Error):
+            self.kept = False
+        problems = []
+        return self.in_memory(self.rows(new, there, problems), dropped, fresh=known is None), problems
+
+    def rows(self, new: Iterable[str], there: Mapping[str, str], problems: list[RecordError]) -> Iterator[list[Any]]:
+        """Rows of runs read from their folders; appends to `problems` what keeps others from being read."""
+        for run_id in new:
+            try:
+                yield row_of(self.store.load(run_id), there[run_id])
+            except RecordError as error:
+                problems.append(error)
+
+    def known(self) -> dict[str, str] | None:
+        """Stamp of every indexed run; None where there is no index of this version that can be read."""
+        if not self.path.is_file() or self.path.is_symlink():
+            return None
+        try:
+            with closing(connect(self.path)) as base:
+                if base.execute("SELECT fingerprint FROM about").fetchall() != [(fingerprint(),)]:
+                    return None
+                return dict(base.execute("SELECT id, stamp FROM runs").fetchall())
+        except (sqlite3.Error, TypeError):
+            return None
+
+    def rewritten(self, rows: Iterable[Sequence[Any]], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
+        """Write the index anew, from the old one and these rows."""
+        temporary = self.store.root / f".{NAME}-{secrets.token_hex(4)}"
+        try:
+            if not fresh:
+                shutil.copyfile(self.path, temporary)
+            with closing(sqlite3.connect(temporary, isolation_level=None)) as base:
+                fill(base, rows, dropped, fresh)
+            reach("index-written")
+            temporary.replace(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        reach("index-published")
+        return connect(self.path)
+
+    def in_memory(self, rows: Iterable[Sequence[Any]], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
+        """The same for this process alone, where the folder cannot be written."""
+        base = sqlite3.connect(":memory:", isolation_level=None)
+        if not fresh:
+            with closing(connect(self.path)) as old:
+                old.backup(base)
+        fill(base, rows, dropped, fresh)
+        return base
+
+    def read_records(self, base: sqlite3.Connection) -> list[RunRecord]:
+        """Every run as a report takes it.
+
+        Raises:
+            DamagedError: where a row is not as it was written.
+        """
+        texts = [row for *row, own in base.execute("SELECT * FROM texts") if intact(row, own)]
+        try:
+            manifests = {key: Manifest.model_validate_json(text) for key, kind, text in texts if kind == "manifest"}
+            shared = {key: json.loads(text) for key, kind, text in texts if kind == "shared"}
+            return [self.record_of(row, shared, manifests) for row in rows_of(base)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError from error
+
+    def record_of(
+        self, row: Sequence[Any], shared: Mapping[int, dict[str, Any]], manifests: Mapping[int, Manifest]
+    ) -> RunRecord:
+        """One run; built without validation, since its parts are valid, and there may be very many."""
+        result = RunResult.model_validate_json(row[10])
+        metrics = Metrics(self.store.path(row[0]) / "metrics.jsonl", row[14], result.files["metrics.jsonl"])
+        spec = joined(shared[row[12]], json.loads(row[11]))
+        return RunRecord.model_construct(spec=spec, manifest=manifests[row[13]], result=result, metrics=metrics)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Make many objects without the collector looking through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open an index to read; it is never written in place, so nothing is locked."""
+    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True)
+
+
+def stamps(store: Store) -> dict[str, str]:
+    """For each run that is there, what changes when its result is written anew."""
+    found = {}
+    for run_id, path in store.folders():
+        try:
+            about = os.stat(f"{path}/result.json", follow_symlinks=False)  # noqa: PTH116 - a hundred thousand of them
+        except OSError:
+            continue
+        found[run_id] = f"{about.st_mtime_ns}-{about.st_size}-{about.st_ino}"
+    return found
+
+
+def row_of(record: RunRecord, stamp: str) -> list[Any]:
+    """A run as the index keeps it; texts that many runs share stand for themselves."""
+    result, spec = record.result, dict(record.spec)
+    train = dict(spec["train"])
+    own = {key: spec.pop(key) for key in ("seed", "data_seed")}
+    own |= {key: train.pop(key) for key in ("lr", "weight_decay")}
+    last = canonical_json(record.metrics[-1].model_dump(mode="json")) if record.metrics else ""
+    row = [result.id, stamp, result.task, result.arch, result.seed, result.lr, result.status, result.accuracy]
+    row += [record.manifest.started, result.seconds, result.model_dump_json(), canonical_json(own)]
+    return [*row, canonical_json({**spec, "train": train}), record.manifest.model_dump_json(), last]
+
+
+def joined(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification from what runs share and what is a run's own."""
+    train = {**shared["train"], "lr": own["lr"], "weight_decay": own["weight_decay"]}
+    return {**shared, "train": train, "seed": own["seed"], "data_seed": own["data_seed"]}
+
+
+def fill(base: sqlite3.Connection, rows: Iterable[Sequence[Any]], dropped: Sequence[str], fresh: bool) -> None:
+    """Put rows in, after taking others out."""
+    base.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + (TABLES if fresh else ""))
+    base.execute("BEGIN")
+    if fresh:
+        base.execute("INSERT INTO about VALUES (?)", (fingerprint(),))
+    base.executemany("DELETE FROM runs WHERE id = ?", ((run_id,) for run_id in dropped))
+    keys = {(kind, text): key for key, kind, text, _ in base.execute("SELECT * FROM texts")}
+    for row in rows:
+        *head, shared, manifest, last = row
+        keyed = [*head, key_of(base, keys, ("shared", shared)), key_of(base, keys, ("manifest", manifest)), last]
+        base.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 16)})", [*keyed, sum_of(keyed)])
+    base.execute("COMMIT")
+
+
+def key_of(base: sqlite3.Connection, keys: dict[tuple[str, str], int], text: tuple[str, str]) -> int:
+    """The key of a text and its kind, which are put in where they are new."""
+    if text not in keys:
+        keys[text] = len(keys) + 1
+        row = (keys[text], *text)
+        base.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", [*row, sum_of(row)])
+    return keys[text]
+
+
+def rows_of(base: sqlite3.Connection) -> Iterator[Sequence[Any]]:
+    """The rows of runs, without their check sums.
+
+    Raises:
+        DamagedError: where one is not as it was written.
+    """
+    for *row, check_sum in base.execute("SELECT * FROM runs"):
+        intact(row, check_sum)
+        yield row
+
+
+def sum_of(values: Sequence[Any]) -> int:
+    """A check sum over a row."""
+    return zlib.crc32(repr(tuple(values)).encode())
+
+
+def intact(values: Sequence[Any], check_sum: int) -> bool:
+    """See that a row is as it was written.
+
+    Raises:
+        DamagedError: where it is not.
+    """
+    if sum_of(values) != check_sum:
+        raise DamagedError
+    return True
+
+
+def fingerprint() -> str:
+    """Changes with the layout of the tables and with what a result holds."""
+    models = [RunResult.model_json_schema(), Manifest.model_json_schema()]
+    return content_hash([LAYOUT, SCHEMA, *models], "icl-bench/index")
+
+
+def run_id_of(found: Summary | RunRecord) -> str:
+    """The id by which runs are put in order."""
+    return found.id if isinstance(found, Summary) else found.result.id
