@@ -100,7 +100,17 @@ def uniform(keys: Tensor, purpose: str, count: int) -> Tensor:
 
 def permutation(keys: Tensor, purpose: str, size: int) -> Tensor:
     """Uniform permutations of 0..size-1: keys [...] -> [..., size] int64."""
-    return torch.argsort(random_bits(keys, purpose, size), dim=-1, stable=True)
+    return order(random_bits(keys, purpose, size))
+
+
+def order(values: Tensor) -> Tensor:
+    """Indices that sort the last axis, equal values by index; no value is NaN: [..., n] -> [..., n] int64."""
+    if has_triton(values):
+        from icl_bench.kernels.random_bits.triton_bits import LONGEST, order_triton
+
+        if 0 < values.shape[-1] <= LONGEST:
+            return order_triton(values)
+    return torch.argsort(values, dim=-1, stable=True)
 
 
 def distinct(keys: Tensor, purpose: str, count: int, high: int) -> Tensor:

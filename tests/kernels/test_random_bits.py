@@ -46,6 +46,17 @@ def test_ciphers_are_the_same(count, high, monkeypatch):
     assert torch.equal(fused, plain)
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (2, 70, 28), (5, 256), (9, 130)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64], ids=str)
+def test_orders_are_the_same(shape, dtype, monkeypatch):
+    values = torch.randint(-5, 40, shape, generator=torch.Generator().manual_seed(0)).to(dtype)  # with ties
+    if dtype == torch.int64:
+        values[..., 0] = -(2**63)
+    plain = random.order(values)
+    monkeypatch.setattr(random, "has_triton", lambda keys: True)
+    assert torch.equal(random.order(values.to(DEVICE)).cpu(), plain)
+
+
 def test_nothing_is_drawn_for_nobody(monkeypatch):
     monkeypatch.setattr(random, "has_triton", lambda keys: True)
     nobody = KEYS.to(DEVICE)[:, :0]

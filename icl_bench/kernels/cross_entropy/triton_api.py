@@ -130,8 +130,8 @@ def weight_gradient(
     with launch_on(x):
         weight_gradient_kernel[(-(-words // tile.stationary), members)](
             x, weight, targets, wholes, shares, gradient, out, count, words, width, *weight.stride(), *out.stride(),
-            *gradient.stride(), BLOCK_R=tile.moving, BLOCK_W=tile.stationary, BLOCK_C=columns_block(width),
-            num_warps=tile.warps, num_stages=tile.stages,
+            *gradient.stride(), EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary,
+            BLOCK_C=columns_block(width), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
 

@@ -133,10 +133,13 @@ def scale_kernel(
 @triton.jit
 def weight_gradient_kernel(
     x, weight, targets, wholes, shares, gradients, out, count, words, width, stride_member, stride_word, stride_column,
-    out_member, out_word, out_column, pull_member, pull_row, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    out_member, out_word, out_column, pull_member, pull_row, EVEN: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile of words over all rows, whose logits are made again. Grid (words, M)."""
+    """The gradient of a tile of words over all rows, whose logits are made again. Grid (words, M).
+
+    EVEN: the losses of a member have one gradient, by which the sum is multiplied.
+    """
     member = tl.program_id(1)
     names = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     weight += member.to(tl.int64) * stride_member
@@ -149,11 +152,16 @@ def weight_gradient_kernel(
         target = tl.load(targets + begin + rows, mask=rows < count, other=-1).to(tl.int32)
         whole = tl.load(wholes + begin + rows, mask=rows < count, other=0.0)
         share = tl.load(shares + begin + rows, mask=rows < count, other=0.0)
-        gradient = tl.load(gradients + member * pull_member + rows * pull_row, mask=rows < count, other=0.0)
         logits = tl.dot(b, tl.trans(a), input_precision="ieee") * LOG2E
         pulls = tl.exp2(logits - whole[None, :])
-        pulls = tl.where(names[:, None] == target[None, :], -share[None, :], pulls) * gradient[None, :]
+        pulls = tl.where(names[:, None] == target[None, :], -share[None, :], pulls)
+        # Rows past the end are zeros: a finite pull at them adds nothing.
+        if not EVEN:
+            pull = tl.load(gradients + member * pull_member + rows * pull_row, mask=rows < count, other=0.0)
+            pulls *= pull.to(tl.float32)[None, :]
         total = tl.dot(pulls.to(a.dtype), a, total, input_precision="ieee")
+    if EVEN:
+        total *= tl.load(gradients + member * pull_member).to(tl.float32)
     columns = tl.arange(0, BLOCK_C)
     kept = (names < words)[:, None] & (columns < width)[None, :]
     spot = out + member.to(tl.int64) * out_member + names[:, None] * out_word + columns[None, :] * out_column

@@ -10,6 +10,8 @@ from icl_bench.kernels.backends import launch_on
 
 TILE = 1024
 """Numbers of a program."""
+LONGEST = 256
+"""The longest row that is sorted by counting."""
 GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 FIRST = tl.constexpr(0xBF58476D1CE4E5B9)
 SECOND = tl.constexpr(0x94D049BB133111EB)
@@ -83,6 +85,22 @@ def cipher_kernel(
     tl.store(out + index, value.to(tl.int64, bitcast=True), mask=kept)
 
 
+@triton.jit
+def order_kernel(values, order, rows, size, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
+    """Where each value of a row stands among all of that row, equal ones by index. Grid (rows, blocks of values)."""
+    row = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    own = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    kept = (row < rows)[:, None] & (own < size)[None, :]
+    value = tl.load(values + row[:, None] * size + own[None, :], mask=kept, other=0)
+    rank = tl.zeros([BLOCK_R, BLOCK], tl.int32)
+    for other in range(size):
+        rival = tl.load(values + row * size + other, mask=row < rows, other=0)[:, None]
+        ahead = (rival < value) | ((rival == value) & (other < own)[None, :])
+        rank += ahead.to(tl.int32)
+    place = row[:, None] * size + rank
+    tl.store(order + place, tl.broadcast_to(own[None, :], BLOCK_R, BLOCK).to(tl.int64), mask=kept)
+
+
 def bits_triton(keys: Tensor, purpose: int, count: int) -> Tensor:
     """`icl_bench.random.random_bits`: 64 bits a number."""
     return launch(keys, purpose, count, "bits", 0, torch.int64)
@@ -119,3 +137,18 @@ def distinct_triton(keys: Tensor, purpose: int, count: int, high: int, walks: in
                 LEFT=sides[0], RIGHT=sides[1], TILE=TILE, num_warps=4,
             )  # fmt: skip
     return out
+
+
+def order_triton(values: Tensor) -> Tensor:
+    """`icl_bench.random.order` by counting, for each value of a row, those before it: rows of up to `LONGEST`."""
+    size = values.shape[-1]
+    order = torch.empty(values.shape, device=values.device, dtype=torch.int64)
+    rows = values.numel() // size
+    block = max(16, min(128, 1 << (size - 1).bit_length()))
+    block_r = TILE // block
+    if rows:
+        with launch_on(values):
+            order_kernel[(-(-rows // block_r), -(-size // block))](
+                values.contiguous(), order, rows, size, BLOCK_R=block_r, BLOCK=block, num_warps=4
+            )
+    return order
