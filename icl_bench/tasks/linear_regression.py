@@ -43,14 +43,16 @@ class LinearRegression(ContinuousTask):
     Full size: `linear-regression:dims=[8|16|32],points=48,extrapolate=96`. The published law at the end of its
     curriculum, with y not scaled and in the first coordinate: `linear-regression:variant=garg,dims=20,points=41`.
 
+    Budget: 1000 steps at 3e-3 on `linear-regression:dims=2`, with softmax.
+
     Source: Garg et al., "What can transformers learn in-context?" (arXiv 2208.01066). Chance: 0, by answering 0.
 
     >>> task = LinearRegression(dims=(2,), points=4)
-    >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
+    >>> batch = task.sample(random.row_keys(torch.tensor(2), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(vector) for vector in batch.inputs[0].tolist())
-    ''
+    'x(1.2,-0.5) y=0.56 x(-0.2,0.8) y=0.26 x(0.2,-0.7) y=-0.18 x(1.3,1.2) y=1.36'
     >>> batch.positions.tolist(), " ".join(task.spell(vector) for vector in batch.targets[0].tolist())
-    ''
+    ([[2, 4, 6]], 'y=0.26 y=-0.18 y=1.36')
     """
 
     load_name = "dims"
@@ -94,25 +96,18 @@ class LinearRegression(ContinuousTask):
 
     @property
     def eval_cells(self) -> tuple[Cell, ...]:
-        trained = [self._cell(f"dims={dims}", dims, self.points, 1.0) for dims in self.dims]
-        return (
-            *trained,
-            *(
-                self._cell(f"dims={dims},points={points}", dims, points, 0.0)
-                for points in self.extrapolate
-                for dims in self.dims
-            ),
-        )
+        return tuple(self._cell(dims, points) for points in (self.points, *self.extrapolate) for dims in self.dims)
 
-    def _cell(self, label: str, dims: int, points: int, share: float) -> Cell:
+    def _cell(self, dims: int, points: int) -> Cell:
+        label, share = (f"dims={dims}", 1.0) if points == self.points else (f"dims={dims},points={points}", 0.0)
         return Cell(label=label, length=2 * points, load=dims, scored=points - 1, share=share)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         dims, points = cell.load, cell.length // 2
         x = random.gaussian(keys, "x", points * dims).view(-1, points, dims)
         w = random.gaussian(keys, "w", dims)[:, None]
-        # an exact sum, then roundings to the nearest, so that devices agree in every bit
-        y = (x * w).sum(dim=-1) / self._scale(cell)
+        # an exact sum, then roundings to the nearest, so that devices agree in every bit; CUDA divides by no scalar so
+        y = (x * w).sum(dim=-1) * self._scale(cell)
         shown = y + self.noise * random.gaussian(keys, "noise", points) if self.noise else y
         inputs = torch.zeros(len(keys), points, 2, self.width_in, device=keys.device)
         inputs[:, :, 0, :dims] = x.float()
@@ -128,8 +123,8 @@ class LinearRegression(ContinuousTask):
         return -1 if self.variant == "default" else 0
 
     def _scale(self, cell: Cell) -> float:
-        """Standard deviation of w·x, by which it is divided."""
-        return math.sqrt(cell.load) if self.variant == "default" else 1.0
+        """Standard deviation of a component of the weights."""
+        return 1 / math.sqrt(cell.load) if self.variant == "default" else 1.0
 
     def _points(self, inputs: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
         """What is shown: x [N, n, dims] and y [N, n], float64."""
@@ -143,7 +138,7 @@ class LinearRegression(ContinuousTask):
         in the span of those before it adds nothing.
         """
         x, y = self._points(inputs, cell)
-        dims, spread = cell.load, 1 / self._scale(cell) ** 2
+        dims, spread = cell.load, self._scale(cell) ** 2
         mean = x.new_zeros(len(x), dims, 1)
         covariance = torch.eye(dims, dtype=x.dtype, device=x.device).mul(spread).repeat(len(x), 1, 1)
         answers = []

@@ -18,6 +18,8 @@ class StackedRecall(VectorRecall):
 
     Full size: `stacked-recall:length=512,dims=32,pairs=[4|8|16|32|64],extrapolate=[128|256]`.
 
+    Budget: 250 steps at 1e-2 on `stacked-recall:pairs=4`, with softmax.
+
     Source: the continuous variant of associative recall of zoology (Arora et al., arXiv 2312.04927), which scores each
     answer against all of 8192 frozen values by its cross-entropy; here values are drawn anew, and the others of the
     context are what an answer may be nearer to. Chance: 1/pairs.
@@ -25,11 +27,17 @@ class StackedRecall(VectorRecall):
     >>> import torch
     >>> from icl_bench import random
     >>> task = StackedRecall(length=6, pairs=(2,), dims=4)
-    >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
-    >>> " ".join(task.spell(vector) for vector in batch.inputs[0].tolist())
-    ''
+    >>> batch = task.sample(random.row_keys(torch.tensor(2), torch.arange(1)), task.eval_cells[0])
+    >>> for vector in batch.inputs[0].tolist():
+    ...     print(task.spell(vector))
+    k(0.9,1.4,-0.6,-0.9)v(-1.2,1.5,-0.5,0.3)
+    k(-1.4,-0.5,0.1,-1.3)v(0.8,0.2,-1.8,0.1)
+    ·
+    ·
+    k(-1.4,-0.5,0.1,-1.3)
+    k(0.9,1.4,-0.6,-0.9)
     >>> batch.positions.tolist(), " ".join(task.spell(vector) for vector in batch.targets[0].tolist())
-    ''
+    ([[4, 5]], '0.8,0.2,-1.8,0.1 -1.2,1.5,-0.5,0.3')
     """
 
     stride: ClassVar[int] = 1

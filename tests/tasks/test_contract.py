@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from icl_bench.schema import build, parse_spec
-from icl_bench.tasks import TASKS, Batch, Cell, Task
-from icl_bench.tasks.base import accuracy_of, measured_floors
+from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
+from icl_bench.tasks.base import measured_floors
 
 GOLDEN = Path(__file__).with_name("golden.json")
 MORE = (
@@ -33,7 +34,12 @@ MORE = (
     "state-tracking:group=parity,symbols=64,extrapolate=100",
     "flip-flop:length=64,ignore=0.5,extrapolate=[0.1|0.95]",
     "state-tracking:group=a5",
+    "state-tracking:group=s5",
     "markov-icl:length=40,order=2,alphabet=5,queries=8",
+    "regbench:states=6,strings=5,extrapolate=9,exits=2,queries=20",
+    "linear-regression:variant=garg,dims=5,points=11",
+    "linear-regression:dims=[2|3],points=8,noise=0.5,extrapolate=20",
+    "vector-recall:length=40,pairs=[2|6],dims=5,extrapolate=12",
 )
 """Specs besides the defaults, where a parameter changes the code path."""
 SPECS = (*TASKS, *MORE)
@@ -57,12 +63,19 @@ def equal(one: Batch, other: Batch) -> bool:
 
 
 def digest(task: Task, rows) -> str:
-    """SHA-256 of the first four rows of every cell, as little-endian int64."""
+    """SHA-256 of the first four rows of every cell, as little-endian int64 and float32."""
     content = hashlib.sha256()
     for cell in cells_of(task):
         for tensor in task.sample(rows(task, "train", 4), cell):
-            content.update(tensor.numpy().astype("<i8").tobytes())
+            content.update(tensor.numpy().astype("<f4" if tensor.is_floating_point() else "<i8").tobytes())
     return content.hexdigest()
+
+
+def constant(task: Task, targets: Tensor) -> Tensor:
+    """The best answer that is always the same: the most frequent token, or the mean vector."""
+    if isinstance(task, ContinuousTask):
+        return targets.double().mean(dim=(0, 1)).expand_as(targets)
+    return targets.flatten().mode().values.expand_as(targets)
 
 
 @pytest.mark.parametrize(("text", "cell"), CELLS)
@@ -70,24 +83,41 @@ class TestBatch:
     def test_shapes_and_ranges(self, text, cell, rows):
         task = task_of(text)
         batch = task.sample(rows(task, "test", 32), cell)
-        assert batch.inputs.shape == (32, cell.length)
-        assert batch.positions.shape == batch.targets.shape == batch.groups.shape == (32, cell.scored)
-        assert all(tensor.dtype == torch.int64 for tensor in batch)
-        for tokens in (batch.inputs, batch.targets):
-            assert tokens.min() >= 0
-            assert tokens.max() < task.vocabulary
+        assert batch.inputs.shape[:2] == (32, cell.length)
+        assert batch.positions.shape == batch.targets.shape[:2] == batch.groups.shape == (32, cell.scored)
+        if isinstance(task, ContinuousTask):
+            assert batch.inputs.shape[2:] == (task.width_in,) and batch.targets.shape[2:] == (task.width_out,)
+            assert batch.inputs.dtype == batch.targets.dtype == torch.float32
+            assert batch.inputs.isfinite().all() and batch.targets.isfinite().all()
+            assert all(task.spell(vector) for vector in batch.inputs.flatten(0, 1).tolist())
+        else:
+            assert batch.inputs.dim() == batch.targets.dim() == 2
+            assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+            for tokens in (batch.inputs, batch.targets):
+                assert tokens.min() >= 0
+                assert tokens.max() < task.vocabulary
+            assert all(task.spell(token) for token in batch.inputs.unique().tolist())
+        assert batch.positions.dtype == batch.groups.dtype == torch.int64
         assert batch.positions.min() >= 0
         assert batch.positions.max() < cell.length
         in_order = batch.positions.sort(dim=-1).values
         assert (in_order.diff(dim=-1) > 0).all()
         assert batch.groups.min() >= 0
         assert all(task.group_label(group) for group in batch.groups.unique().tolist())
-        assert all(task.spell(token) for token in batch.inputs.unique().tolist())
 
     def test_oracle_is_right_everywhere(self, text, cell, rows):
         task = task_of(text)
         batch = task.sample(rows(task, "test", HELD_OUT), cell)
-        assert torch.equal(task.oracle(batch.inputs, batch.positions, cell), batch.targets)
+        answers = task.oracle(batch.inputs, batch.positions, cell)
+        if not isinstance(task, ContinuousTask) or task.criterion == "nearest":
+            assert (task.right(answers, batch, cell) == 1).all()
+            assert task.many_right or torch.equal(answers, batch.targets)
+            return
+        # what is not known yet cannot be right, but no trivial solver errs less, by five sigma
+        error = task.grade(answers, batch.targets.double()).errors.mean(dim=1)
+        for solve in task.floors.values():
+            other = task.grade(solve(batch.inputs, batch.positions, cell), batch.targets.double()).errors.mean(dim=1)
+            assert float((other - error).mean()) > 5 * float((other - error).std()) / HELD_OUT**0.5
 
     def test_rows_depend_on_their_keys_alone(self, text, cell, rows):
         task = task_of(text)
@@ -105,12 +135,12 @@ class TestBatch:
         measured = measured_floors(task, cell, batch)
         assert all(0 <= value < 1 for value in measured.values()), measured
         best = task.floors[max(measured, key=lambda name: measured[name])]
-        by_floor = (best(batch.inputs, batch.positions, cell) == batch.targets).double().mean(dim=1)
-        by_constant = (seen.targets.flatten().mode().values == batch.targets).double().mean(dim=1)
+        by_floor = task.right(best(batch.inputs, batch.positions, cell), batch, cell).mean(dim=1)
+        by_constant = task.right(constant(task, seen.targets), batch, cell).mean(dim=1)
         surplus = by_constant - by_floor
         # the count of rows bounds the noise of a share from below, where all rows happen to be equal
         error = max(float(surplus.std()) / HELD_OUT**0.5, 0.5 / HELD_OUT)
-        assert float(surplus.mean()) <= 5 * error, (measured, accuracy_of(seen.targets.flatten().mode().values, batch))
+        assert float(surplus.mean()) <= 5 * error, (measured, float(by_constant.mean()))
 
     def test_state_is_positive(self, text, cell, rows):
         bits = task_of(text).state_bits(cell)
@@ -152,9 +182,13 @@ class TestTask:
         assert json.loads(GOLDEN.read_text()).get(text) == digest(task, rows)
 
     def test_no_test_row_occurs_in_training(self, text, rows):
-        """In the cell of the smallest load, where chance would repeat a row first."""
+        """In the cell of the smallest load, where chance would repeat a row first.
+
+        A docstring says "Repeats:" where that has too few rows; then in the cell of the largest load.
+        """
         task = task_of(text)
-        cell = min(cells_of(task), key=lambda cell: (cell.load, cell.length))
+        pick = max if "Repeats:" in str(task.__doc__) else min
+        cell = pick(cells_of(task), key=lambda cell: (cell.load, cell.length))
         trained, tested = (
             {row.tobytes() for row in task.sample(rows(task, split, count), cell).inputs.numpy()}
             for split, count in (("train", 20_000), ("test", 2_000))
@@ -187,6 +221,15 @@ class TestName:
         settings = re.findall(rf"`({name}:[^`]*)`", " ".join(str(TASKS[name].__doc__).split()))
         assert all(task_of(setting).eval_cells for setting in settings)
         assert settings or name == "assoc-recall"
+
+    def test_docstring_states_a_budget_for_its_smallest_cell(self, name):
+        text = " ".join(str(TASKS[name].__doc__).split())
+        stated = re.search(r"Budget: [\d,]+ steps at [\d.e-]+ on `([^`]+)`, with ", text)
+        assert stated, f"{name} states no budget"
+        small, whole = task_of(stated[1]), TASKS[name]()
+        assert [(cell.load, cell.length) for cell in small.train_cells] == [
+            (whole.train_cells[0].load, whole.train_cells[0].length)
+        ]
 
     def test_docstring_names_source_and_chance(self, name):
         text = TASKS[name].__doc__ or ""
