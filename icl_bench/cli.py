@@ -8,6 +8,7 @@ import typer
 
 from icl_bench import __version__
 from icl_bench.cli_kernels import kernels
+from icl_bench.cli_runs import merge, runs, tell_if_not_kept
 from icl_bench.console import (
     carry_out,
     check_report,
@@ -21,6 +22,7 @@ from icl_bench.console import (
     write_files,
 )
 from icl_bench.errors import IclBenchError, StoreError
+from icl_bench.harness.interruption import Interrupted, listen
 
 USER_MUST_CHANGE_SOMETHING = 2
 
@@ -32,6 +34,7 @@ app = typer.Typer(
 )
 
 app.add_typer(kernels, name="kernels")
+app.add_typer(runs, name="runs")
 
 TaskArgument = Annotated[str, typer.Argument(help="A task: name or name:key=value,... (see `icl-bench tasks`).")]
 ArchOption = Annotated[
@@ -71,8 +74,17 @@ DEFAULT_STORE = Path("icl-runs")
 
 
 @app.callback(invoke_without_command=True)
-def start(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def start(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="Import this module of tasks or architectures of your own; repeatable.")
+    ] = None,
+) -> None:
     """Recall from context against state size, for sequence-mixing layers."""
+    if plugin:
+        from icl_bench.registry import name_plugins
+
+        name_plugins(plugin)
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -240,9 +252,12 @@ def report(
     ] = Path("report.md"),
 ) -> None:
     """Write a report, with figures, of every run in a store."""
+    from icl_bench.harness.index import Index
     from icl_bench.harness.store import Store
 
-    records, problems = Store(source).read_all()
+    index = Index(Store(source))
+    records, problems = index.records()
+    tell_if_not_kept(index)
     if not records and not problems:
         raise StoreError(
             f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
@@ -328,11 +343,18 @@ def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")
 
 
+app.command()(merge)
+
+
 def main() -> NoReturn:
-    """The installed program: an error that the user can mend is one line and exit status 2."""
+    """The installed program: an error that the user can mend is one line and exit status 2; a signal, 130 or 143."""
+    listen()
     try:
         app()
     except IclBenchError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(USER_MUST_CHANGE_SOMETHING)
+    except Interrupted as cut:
+        typer.echo(f"{cut}; the same command continues", err=True)
+        sys.exit(cut.status)
     sys.exit(0)

@@ -4,8 +4,9 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Generic, NamedTuple, TypeVar
 
 from icl_bench.errors import DuplicateNameError, SpecError, UnknownNameError
@@ -15,6 +16,7 @@ T = TypeVar("T", bound=type)
 
 PLUGIN_GROUP = "icl_bench"
 PLUGIN_ALLOW_LIST = "ICL_BENCH_PLUGINS"
+PLUGIN_MODULES = "ICL_BENCH_PLUGIN_MODULES"
 
 
 class Registry(Generic[T]):
@@ -87,10 +89,13 @@ class Plugin(NamedTuple):
 
 
 def load_plugins() -> list[Plugin]:
-    """Import every entry point of the group `icl_bench`; importing registers what it brings.
+    """Import every entry point of the group `icl_bench`, and the modules of --plugin; importing registers.
 
     The environment variable ICL_BENCH_PLUGINS, a comma-separated list of entry point names, restricts what is loaded.
-    A plug-in that fails is reported, not raised: it must not stop the runs that do not need it.
+    An installed plug-in that fails is reported, not raised: it must not stop the runs that do not need it.
+
+    Raises:
+        UnknownNameError: where a module of --plugin cannot be imported.
     """
     allowed = os.environ.get(PLUGIN_ALLOW_LIST)
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
@@ -104,7 +109,34 @@ def load_plugins() -> list[Plugin]:
         except Exception as failure:  # a stranger's module may raise anything
             error = f"{type(failure).__name__}: {failure}"
         plugins.append(Plugin(point.name, point.value, point.dist.name if point.dist else "", error))
+    for name in named_plugins():
+        import_module(name)
+        plugins.append(Plugin(name, name, "--plugin", None))
     return plugins
+
+
+def name_plugins(modules: Iterable[str]) -> None:
+    """Have these modules imported by `load_plugins`, in this process and in those that it starts."""
+    os.environ[PLUGIN_MODULES] = ",".join([*named_plugins(), *modules])
+
+
+def named_plugins() -> list[str]:
+    """Modules that were named with --plugin."""
+    return [name for name in os.environ.get(PLUGIN_MODULES, "").split(",") if name]
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module; the current folder is searched last.
+
+    Raises:
+        UnknownNameError: where there is none of that name, or one that it needs is missing.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that it shadows nothing
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UnknownNameError(f"module {name!r} cannot be imported: {error}; is it on the Python path?") from None
 
 
 def import_object(path: str) -> object:
@@ -114,14 +146,7 @@ def import_object(path: str) -> object:
         UnknownNameError: where the module or the attribute does not exist.
     """
     module_name, _, attribute = path.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that it shadows nothing
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UnknownNameError(
-            f"module {module_name!r} cannot be imported: {error}; is it on the Python path?"
-        ) from None
+    module = import_module(module_name)
     try:
         return getattr(module, attribute)
     except AttributeError:

@@ -24,7 +24,7 @@ HELP_SECONDS = 0.4
 HEAVY = {"torch", "triton", "numpy", "scipy", "matplotlib", "yaml", "safetensors"}
 COMMANDS = [
     "quickstart", "run", "compare", "sweep", "studies", "report", "tasks", "archs", "plugins", "show", "state",
-    "doctor", "kernels",
+    "doctor", "merge", "kernels", "runs",
 ]  # fmt: skip
 DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py"}
 """A layer of one's own draws its parameters as its class does, under a seed of torch."""
