@@ -69,11 +69,21 @@ def evaluate(model: WorkingModel, feed: Feed, pieces: Iterable[Batch]) -> CellOu
     totals: Counts | None = None
     examples = 0
     for batch in pieces:
-        counted = count(model.scores(batch.inputs, batch.positions, batch.targets), batch, feed)
+        counted = count(scores_of(model, batch, feed), batch, feed)
         totals = counted if totals is None else Counts(*(a + b for a, b in zip(totals, counted, strict=True)))
         examples += batch.inputs.shape[1]
     assert totals is not None
     return summarise(totals, examples, feed)
+
+
+def scores_of(model: WorkingModel, batch: Batch, feed: Feed) -> Scores:
+    """Losses and hits of one piece; where other answers than the target may be right, the task says which were."""
+    scores = model.scores(batch.inputs, batch.positions, batch.targets)
+    if not feed.task.many_right:
+        return scores
+    answers = model.answers(batch.inputs, batch.positions).flatten(0, 1)
+    right = feed.task.right(answers, Batch(*(part.flatten(0, 1) for part in batch)), feed.cell)
+    return scores._replace(hits=right.view_as(scores.hits))
 
 
 def count(scores: Scores, batch: Batch, feed: Feed) -> Counts:

@@ -69,6 +69,13 @@ class WorkingModel:
             scores: Scores = functional_call(self.scorer, self.working, (inputs, positions, targets, places))
         return scores
 
+    def answers(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        """The likeliest token at each scored position, [M, B, S]."""
+        own = {name.removeprefix("model."): parameter for name, parameter in self.working.items()}
+        with autocast(inputs.device, self.precision):
+            logits: Tensor = functional_call(self.scorer.model, own, (inputs, positions))
+        return logits.argmax(-1)
+
     def step(self, inputs: Tensor, state: list[Any] | None, position: int) -> tuple[Tensor, list[Any]]:
         """One token, inputs [M, B] -> logits [M, B, W] and the next state; None before the first."""
         with autocast(inputs.device, self.precision):

@@ -20,6 +20,7 @@ from icl_bench.tasks.memorization import Memorization as Memorization
 from icl_bench.tasks.ngram_lookup import NgramLookup as NgramLookup
 from icl_bench.tasks.overwrite_recall import OverwriteRecall as OverwriteRecall
 from icl_bench.tasks.phonebook import Phonebook as Phonebook
+from icl_bench.tasks.regbench import Regbench as Regbench
 from icl_bench.tasks.selective_copy import SelectiveCopy as SelectiveCopy
 from icl_bench.tasks.set_disjointness import SetDisjointness as SetDisjointness
 from icl_bench.tasks.stacked_recall import StackedRecall as StackedRecall

@@ -96,6 +96,9 @@ class Task(Frozen):
     generative: ClassVar[bool] = False
     """Whether answers are shown, each as the token after its scored position, so that a model can read its own."""
 
+    many_right: ClassVar[bool] = False
+    """Whether other tokens than the target may be right, which `right` then tells from the inputs."""
+
     @property
     @abstractmethod
     def vocabulary(self) -> int:
@@ -140,6 +143,10 @@ class Task(Frozen):
     def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
         """How right answers are, 1 where all the way: [..., S] float64."""
         return (answers == targets).double()
+
+    def right(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
+        """How right answers to these examples are: [N, S] float64; `hits` unless the task is `many_right`."""
+        return self.hits(answers, batch.targets)
 
     def best(self, batch: Batch, cell: Cell) -> Grade:
         """What the oracle comes to, float64; accuracy is the share of the sum of its hits that is hit."""
@@ -327,7 +334,6 @@ def measured_floors(task: Task, cell: Cell, batch: Batch) -> dict[str, float]:
     """Accuracy of each trivial solver on a batch of held-out examples."""
     best = float(task.best(batch, cell).hits.sum())
     hits = {
-        name: task.hits(solve(batch.inputs, batch.positions, cell), batch.targets)
-        for name, solve in task.floors.items()
+        name: task.right(solve(batch.inputs, batch.positions, cell), batch, cell) for name, solve in task.floors.items()
     }
     return {name: max(0.0, float(found.sum()) / best) for name, found in hits.items()}

@@ -42,6 +42,8 @@ class CompositionalRecall(Task):
 
     Source: zoology, `compositional_ar.py` (arXiv 2312.04927), with query slots uniform. Chance: 1/√pairs.
 
+    Budget: 500 steps at 5e-3 on `compositional-recall:pairs=4`, with softmax.
+
     >>> task = CompositionalRecall(length=24, pairs=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

@@ -38,6 +38,8 @@ class Compression(Task):
     There an encoder's output at the last token, one vector, is all that a decoder sees, with every place in turn; here
     what lies between string and places is the state of the layers, which is what is measured. Chance: 1/alphabet.
 
+    Budget: 500 steps at 5e-3 on `compression:symbols=8`, with softmax.
+
     >>> task = Compression(symbols=(5,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

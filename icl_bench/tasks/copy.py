@@ -46,6 +46,8 @@ class Copy(Task):
     Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), whose code packs several strings in a sequence.
     Chance: 1/alphabet on letters; the end mark is known from the length, (symbols/alphabet + 1)/(symbols + 1) in all.
 
+    Budget: 300 steps at 5e-3 on `copy:symbols=8`, with softmax.
+
     >>> task = Copy(symbols=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

@@ -44,6 +44,8 @@ class HaystackRecall(Task):
     Source: MAD (Poli et al., arXiv 2403.17844), noisy in-context recall, with each key once and queries at the end.
     Chance: 1/pairs.
 
+    Budget: 500 steps at 5e-3 on `haystack-recall:pairs=2`, with softmax.
+
     >>> task = HaystackRecall(length=16, pairs=(2,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

@@ -40,6 +40,8 @@ class MarkovIcl(Task):
     Source: Edelman et al., "The evolution of statistical induction heads" (arXiv 2402.11004), which trains on the next
     symbol itself and measures the divergence from the Bayes prediction. Chance: 1/alphabet; see the floors.
 
+    Budget: 1500 steps at 3e-3 on `markov-icl:order=1`, with softmax.
+
     >>> task = MarkovIcl(length=16, order=(1,), alphabet=3, queries=4)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

@@ -36,6 +36,8 @@ class Memorization(Task):
     Source: Poli et al., "Mechanistic design and scaling of hybrid architectures" (arXiv 2403.17844), task memorization.
     Chance: 1/keys.
 
+    Budget: 300 steps at 5e-3 on `memorization:keys=32`, with softmax.
+
     >>> task = Memorization(length=12, keys=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

@@ -39,6 +39,8 @@ class NgramLookup(Task):
     Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), whose code also asks for repeated n-grams.
     Chance: 1/alphabet.
 
+    Budget: 500 steps at 5e-3 on `ngram-lookup:symbols=16`, with softmax.
+
     >>> task = NgramLookup(symbols=(8,), ngram=2, answer=2)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

@@ -42,6 +42,8 @@ class SelectiveCopy(Task):
 
     Source: Gu and Dao, "Mamba" (arXiv 2312.00752), section 4.1; MAD (arXiv 2403.17844). Chance: 1/alphabet.
 
+    Budget: 1000 steps at 5e-3 on `selective-copy:symbols=4`, with softmax.
+
     >>> task = SelectiveCopy(length=(16,), symbols=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

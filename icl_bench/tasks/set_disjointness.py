@@ -32,11 +32,17 @@ class SetDisjointness(Task):
     The input is `set | set ?`: `first` different elements, a separator, `second` different elements. In half of the
     examples the sets are disjoint, in the other half they share exactly one element. Scored is the question mark. The
     first set has to be kept whole until the second one comes: its size sets the state needed, and swapping `first` and
-    `second` changes that at equal tokens.
+    `second` changes that at equal tokens. One bit an example teaches slowly; small sets, trained on along with large
+    ones, start it.
+
+    Repeats: of two sets of two there are some 10^8 rows, an eighth but for order: training meets one test example
+    in some hundreds; larger sets do not come twice.
 
     Full size: `set-disjointness:first=[8|32|128],second=[8|32|128],alphabet=1024`; beyond, `first=256`.
 
     Source: Arora et al., "Just read twice" (arXiv 2407.05483). Chance: 1/2.
+
+    Budget: 1500 steps at 3e-3 on `set-disjointness:first=2,second=2`, with softmax.
 
     >>> task = SetDisjointness(first=(3,), second=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -48,9 +54,9 @@ class SetDisjointness(Task):
 
     load_name = "first"
 
-    first: Many = (8, 16)
+    first: Many = (2, 8)
     """Sizes of the set that comes first; with `second` they span the grid of cells."""
-    second: Many = (8, 16)
+    second: Many = (2, 8)
     """Sizes of the set that comes second."""
     alphabet: int = Field(default=128, ge=2)
     """Number of elements there are."""

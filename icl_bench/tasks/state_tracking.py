@@ -60,12 +60,20 @@ class StateTracking(Task):
     product of the elements up to it. `parity` and `z60` are sums, modulo 2 and 60; `s3` and `s5` are all permutations
     of three and five things, `a5` the even ones of five. The state is one element, a few bits: the task is a control in
     which a larger state must not help. What it takes is a transition that depends on the input and does not fade, for
-    many steps; judge by longer sequences than were trained.
+    many steps; judge by longer sequences than were trained. No architecture here has one. Two layers of softmax learn
+    the parity of as many symbols as they were trained on and of no more; of `s3` they reach .64 at 16 symbols in 1500
+    steps, of `s5` no more than the floor. What learns these are transitions with negative or complex eigenvalues
+    (Grazzi et al., arXiv 2411.12537), for `s5` products of them.
+
+    Repeats: 16 bits of `parity` have 65,536 rows, most of which training meets, and test too: fine where lengths
+    are judged that were not trained; from 32 bits on no row comes twice.
 
     Full size: `state-tracking:group=s5,symbols=[16|32],extrapolate=[64|128|256]`, and with `group=parity` or `a5`.
 
     Source: Merrill, Petty and Sabharwal, "The illusion of state in state-space models" (arXiv 2404.08819).
     Chance: 1/order of the group; the first element is its own product.
+
+    Budget: 1500 steps at 3e-3 on `state-tracking:symbols=16`, with softmax.
 
     >>> task = StateTracking(group="s3", symbols=(8,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -77,7 +85,7 @@ class StateTracking(Task):
 
     load_name = "symbols"
 
-    group: Group = "s5"
+    group: Group = "parity"
     """The group: `parity`, `z60`, `s3`, `a5` or `s5`."""
     symbols: Many = (16, 32)
     """Lengths of the sequence, each a cell trained and evaluated."""

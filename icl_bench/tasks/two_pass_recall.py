@@ -39,6 +39,8 @@ class TwoPassRecall(Task):
 
     Source: Arora et al., "Just read twice" (arXiv 2407.05483). Chance: 1/pairs.
 
+    Budget: 500 steps at 5e-3 on `two-pass-recall:pairs=4`, with softmax.
+
     >>> task = TwoPassRecall(length=16, pairs=(2,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

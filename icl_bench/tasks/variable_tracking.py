@@ -54,6 +54,8 @@ class VariableTracking(Task):
     Source: RULER (Hsieh et al., arXiv 2404.06654), task VT, with queries for one root in place of a list of names.
     Chance: 1/chains; nearer to 1/2 for few chains and hops by the floor `latest-literal`.
 
+    Budget: 1500 steps at 5e-3 on `variable-tracking:chains=2,hops=1`, with softmax.
+
     >>> task = VariableTracking(length=22, chains=(2,), hops=(1,), ask="last")
     >>> batch = task.sample(random.row_keys(torch.tensor(2), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())

@@ -10,7 +10,7 @@ from icl_bench.tasks.base import SEP
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("alphabet=20", "alphabet must hold two disjoint sets, 16 + 16; got 20; raise alphabet to 32 or lower"),
+        ("alphabet=12", "alphabet must hold two disjoint sets, 8 + 8; got 12; raise alphabet to 16 or lower"),
         ("first=0", "first must be at least 1; got 0"),
         ("second=[4|4]", "second must differ from each other"),
     ],

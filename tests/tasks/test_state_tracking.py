@@ -55,7 +55,7 @@ def test_a5_and_s5_are_not_solvable():
 
 @pytest.mark.parametrize("symbols", [1, 2, 3, 31, 32, 33])
 def test_rule_by_composing_permutations(draw, symbols):
-    _, cell, batch = draw(f"state-tracking:symbols={symbols}", 20)
+    _, cell, batch = draw(f"state-tracking:group=s5,symbols={symbols}", 20)
     elements = list(itertools.permutations(range(5)))
     for tokens, positions, targets in zip(*(tensor.tolist() for tensor in batch[:3]), strict=True):
         state = (0, 1, 2, 3, 4)
