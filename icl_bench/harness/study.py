@@ -20,10 +20,11 @@ from icl_bench.harness.matching import Budget, Cut, Match, Quantity, Shape, matc
 from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
 from icl_bench.harness.record import RunRecord
 from icl_bench.harness.reporter import Reporter
-from icl_bench.harness.resolve import Request, expand, make_task, parse_lrs, parse_seeds
+from icl_bench.harness.resolve import Request, expand, make_task, parse_lrs, parse_seeds, split_pattern
 from icl_bench.harness.spec import Precision, RunSpec
 from icl_bench.harness.store import Store
-from icl_bench.schema import Frozen, build, nearest
+from icl_bench.registry import named_plugins
+from icl_bench.schema import DOTTED, Frozen, build, nearest
 
 MOST_EXTENSIONS = 4
 """Points by which a grid of learning rates may grow on either side."""
@@ -50,6 +51,8 @@ class Published(Frozen):
     """Mean over the evaluated cells."""
     source: str
     """Where it stands."""
+    arch: str | None = None
+    """The architecture of the study that stands for it, as typed there."""
 
 
 class Study(Frozen):
@@ -171,7 +174,25 @@ def parse_study(text: str, source: str) -> Study:
         raise SpecError(f"a study is plain YAML without tags or aliases; {source}: {problem}; mend the file") from None
     if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
         raise SpecError(f"a study is a YAML mapping; {source} is not; write name:, question:, tasks:, archs:")
-    return build(Study, plain, source)
+    study = build(Study, plain, source)
+    refuse_code(study, source)
+    return study
+
+
+def refuse_code(study: Study, source: str) -> None:
+    """Refuse layers of one's own whose module was not named with --plugin; raises SpecError.
+
+    A layer typed on the command line is the user's own word; a file may come from anyone.
+    """
+    for text in (*study.tasks, *study.archs):
+        for part in split_pattern(text):
+            dotted = DOTTED.fullmatch(part)
+            module = part.partition(":")[0]
+            if dotted and module not in named_plugins():
+                raise SpecError(
+                    f"a study file runs no code of its own; {source} names {part!r:.80}; allow that module with "
+                    f"`icl-bench --plugin {module:.60} sweep ...`"
+                )
 
 
 def contenders(study: Study) -> tuple[list[Contender], list[str]]:
@@ -202,6 +223,13 @@ def shape_of(study: Study, task: str) -> Shape:
     spec = expand(request)[0]
     length = max(cell.length for cell in make_task(spec.task).eval_cells)
     return Shape(spec.model.d_model, spec.model.layers, length)
+
+
+def label_in(study: Study, arch: str | None) -> str | None:
+    """How the records of a study name an architecture of it."""
+    return (
+        expand(Request(study.tasks[0], [arch], study.preset, settings=study.settings))[0].arch_label if arch else None
+    )
 
 
 def runs_of(study: Study, entrant: Contender, lrs: Sequence[float], seeds: str) -> list[RunSpec]:

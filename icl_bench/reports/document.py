@@ -5,13 +5,24 @@ from typing import NamedTuple
 
 from icl_bench.errors import RecordError
 from icl_bench.harness.record import RunRecord
+from icl_bench.reports.across import aggregate_table, task_table
 from icl_bench.reports.analysis import SOLVED, Section
 from icl_bench.reports.capacities import recalls
+from icl_bench.reports.efficiency import efficiency_table
 from icl_bench.reports.findings import findings
-from icl_bench.reports.ranking import SIGNIFICANT, Ranking, rank, rankings
+from icl_bench.reports.framing import NO_FRAME, Frame, published_table
+from icl_bench.reports.notes import (
+    AGGREGATE_NOTE,
+    CAPACITY_NOTE,
+    COMPARISON_NOTE,
+    EFFICIENCY_NOTE,
+    OWN_ANSWERS_NOTE,
+    PUBLISHED_NOTE,
+    RATE_NOTE,
+)
+from icl_bench.reports.ranking import Ranking, rank, rankings
 from icl_bench.reports.tables import (
     Table,
-    aggregate_table,
     capacity_table,
     cell_table,
     comparison_table,
@@ -21,6 +32,7 @@ from icl_bench.reports.tables import (
     group_table,
     main_table,
     missing_table,
+    own_answers_table,
     problem_table,
     rate_table,
 )
@@ -28,25 +40,6 @@ from icl_bench.reports.text import count, listed, plain
 
 MIXING = ("icl-bench", "torch", "triton", "device", "threads", "revision", "kernels")
 """Properties of the environment that may change numbers, so that a mix is warned of."""
-AGGREGATE_NOTE = (
-    "Interquartile mean over seeds and tasks of (accuracy - floor) / (1 - floor), with a bootstrap stratified by task."
-)
-COMPARISON_NOTE = (
-    "Differences of accuracy, mean over the cells that rank among the architectures compared: those of equal state "
-    "(within 5 %) where there are several such groups. Paired t over common seeds, adjusted by Holm's method for all "
-    f"pairs, claimed below p = {SIGNIFICANT}. Rate decides: the median over the sweep of learning rates disagrees. "
-    "Fisher's exact test on seeds solved is not adjusted."
-)
-CAPACITY_NOTE = (
-    "K50 and K90: loads at which (accuracy - floor) / (1 - floor) falls to 50 and 90 %, from a logistic in log2 load "
-    "fitted to medians over seeds; intervals resample seeds; nothing is extrapolated beyond the loads measured. "
-    "Predicted: pairs that Hebbian sums over random keys recall, (H d_v / (2 ln V) - 1) d (d + 2) ... / (2p - 1)!!, "
-    "one layer; a reference, not a bound. Recalled bits: Fano's inequality at the median accuracy, in the best cell."
-)
-RATE_NOTE = (
-    "Validation: median over the seeds that chose. Window: decades of learning rate within 90 % of the best, between "
-    "the points of the sweep by interpolation; ≥ where it reaches an end of the sweep."
-)
 
 
 class Heading(NamedTuple):
@@ -99,11 +92,13 @@ def compose(
     drawings: Sequence[Sequence[Drawing]],
     problems: Sequence[RecordError],
     command: str,
+    frame: Frame = NO_FRAME,
 ) -> list[Block]:
     """A whole report; `drawings` are those of each section."""
     runs = [run for section in sections for run in section.runs]
-    blocks: list[Block] = [Heading(1, f"icl-bench report: {title(sections)}"), Prose(summary(runs, problems))]
-    blocks += tabled("Across tasks", aggregate_table(sections), after=AGGREGATE_NOTE, level=2)
+    blocks: list[Block] = [Heading(1, title(sections, frame)), *opening(frame), Prose(summary(runs, problems))]
+    blocks += tabled("Published results", published_table(sections, frame.published), after=PUBLISHED_NOTE, level=2)
+    blocks += tabled("Across tasks", aggregate_table(sections), task_table(sections), after=AGGREGATE_NOTE, level=2)
     for i, section in enumerate(sections):
         blocks += section_blocks(section, i, {drawing.name: drawing for drawing in drawings[i]})
     blocks += tabled("Unreadable records", problem_table(problems), level=2)
@@ -112,10 +107,23 @@ def compose(
     return [*blocks, Heading(2, "Reproduce"), Commands(commands)]
 
 
-def title(sections: Sequence[Section]) -> str:
+def title(sections: Sequence[Section], frame: Frame) -> str:
     """What the report is about."""
     tasks = [section.task for section in sections]
-    return "no runs" if not tasks else listed(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks"
+    if frame.name:
+        return f"icl-bench study: {frame.name}"
+    about = "no runs" if not tasks else listed(tasks) if len(tasks) <= 3 else f"{len(tasks)} tasks"
+    return f"icl-bench report: {about}"
+
+
+def opening(frame: Frame) -> list[Block]:
+    """What a study asks and what was expected of it."""
+    blocks: list[Block] = [Prose(frame.question)] if frame.question else []
+    if frame.hypotheses:
+        blocks += [Prose("Expected, written down before the study ran:"), Notes(frame.hypotheses)]
+    if frame.left_out:
+        blocks += [Prose("Left out, as it cannot be matched:"), Notes(frame.left_out)]
+    return blocks
 
 
 def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError]) -> str:
@@ -132,13 +140,17 @@ def section_blocks(section: Section, index: int, figures: Mapping[str, Drawing])
     ranked, recalled = rankings(section), recalls(section)
     blocks: list[Block] = [Heading(2, section.task), Prose(" ".join(findings(section, ranked, recalled)))]
     blocks += [Chart(index), main_table(section), main_notes(section)]
-    blocks += load_blocks(section, ranked, figures)
     blocks += drawn("Recall against state", figures, "recall-by-state")
     blocks += tabled("Capacity", capacity_table(recalled), *pick(figures, "capacity"), after=CAPACITY_NOTE)
-    blocks += tabled("Learning rates", rate_table(section), *pick(figures, "learning-rates"), after=RATE_NOTE)
+    blocks += load_blocks(section, ranked, figures)
     if len(section.groups) > 1:
-        blocks += tabled("Accuracy by group of scored positions", group_table(section))
-    blocks += drawn("Learning curves", figures, "learning-curves")
+        drawing = pick(figures, "accuracy-by-group")
+        blocks += tabled("Accuracy by group of scored positions", group_table(section), *drawing)
+    blocks += tabled("Learning rates", rate_table(section), *pick(figures, "learning-rates"), after=RATE_NOTE)
+    efficiency = efficiency_table(section)
+    blocks += tabled("Learning", efficiency, *pick(figures, "learning-curves"), after=EFFICIENCY_NOTE)
+    if not efficiency.rows:
+        blocks += drawn("Learning curves", figures, "learning-curves")
     blocks += tabled("Failed runs", failure_table(section))
     return blocks + tabled("Missing runs", missing_table(section))
 
@@ -149,6 +161,7 @@ def load_blocks(section: Section, ranked: Sequence[Ranking], figures: Mapping[st
         return []
     table = cell_table(section, rank(section, section.entries).verdicts)
     blocks = tabled("Accuracy by load", table, *pick(figures, "accuracy-by-load"), after=ranking_note(section))
+    blocks += tabled("Reading its own answers", own_answers_table(section), after=OWN_ANSWERS_NOTE)
     return blocks + tabled("Comparisons", comparison_table(ranked), after=COMPARISON_NOTE)
 
 
@@ -178,6 +191,9 @@ def main_notes(section: Section) -> Notes:
             f"Solved: seeds with an accuracy of at least {SOLVED}, with Wilson's interval.",
             "Learning rate: the best median validation accuracy; the test set is not asked.",
             f"State: after {longest} tokens, over all layers, everything carried.",
+            "FLOPs: forward, of a token, of the mixers; weight-state: those on parameters over those on the state.",
+            "Corrected: (accuracy - floor) / (1 - floor), mean over cells, median over seeds.",
+            *([f"All architectures: {listed(section.common)}."] if section.common else []),
             "A diverged run counts as 0; runs that ended out of memory or in an error are left out of the scores.",
             "Floor: the best trivial solver, same examples. Oracle: right on every scored position by construction.",
         )

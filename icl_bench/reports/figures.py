@@ -1,6 +1,7 @@
 """Figures of a section: each seed a dot, the median a line, the floor dotted. Loads matplotlib."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -27,12 +28,15 @@ from icl_bench.reports.canvas import (
     svg,
 )
 from icl_bench.reports.capacities import Recall, recalls
+from icl_bench.reports.framing import Published
 from icl_bench.reports.panels import by_state, grid, label_panels, panels_of, share_axes
 from icl_bench.reports.statistics import median
+from icl_bench.reports.tables import group_values
 
 LOG_FROM = 4
 """Ratio of largest to smallest load from which the axis of loads is logarithmic."""
 ARROWS = {"above": "^", "below": "v"}
+PUBLISHED = Look((0.0, 0.0, 0.0), "o", "-")
 
 
 class Axis(NamedTuple):
@@ -121,39 +125,64 @@ def learning_curves(section: Section) -> Figure | None:
 
 
 class Spot(NamedTuple):
-    """An entry that carries state and has a score."""
+    """An entry that has a score, where it stands by its size."""
 
     entry: Entry
-    state: float
+    size: float
     accuracy: float
 
 
-def spots_of(entries: Sequence[Entry]) -> list[Spot]:
-    """The entries with state and a score, by state."""
-    known = ((entry, entry.state_elements, entry.accuracy) for entry in sorted(entries, key=by_state))
-    return [Spot(entry, float(state), accuracy) for entry, state, accuracy in known if state and accuracy is not None]
+def spots_of(entries: Sequence[Entry], size: Callable[[Entry], int | None]) -> list[Spot]:
+    """The entries with a score, by a size above 0."""
+    known = ((entry, size(entry), entry.accuracy) for entry in entries)
+    spots = [Spot(entry, float(found), accuracy) for entry, found, accuracy in known if found and accuracy is not None]
+    return sorted(spots, key=lambda spot: (spot.size, by_state(spot.entry)))
 
 
-def recall_by_state(section: Section) -> Figure | None:
-    """Accuracy against state elements; none unless entries differ in state."""
-    spots = spots_of(section.entries)
-    if len({spot.state for spot in spots}) < 2:
+def recall_by_state(section: Section, published: Sequence[Published] = ()) -> Figure | None:
+    """Accuracy against state and against parameters; none unless entries differ in state.
+
+    State is in elements, and in bytes where published results stand beside, which count bytes.
+    """
+    if len({entry.state_elements for entry in section.entries if entry.accuracies} - {None}) < 2:
         return None
-    figure, (axes,) = new_figure(360)
+    figure, (left, right) = new_figure(360, 1, 2)
+    draw_sizes(left, section, state_bytes if published else state_elements)
+    draw_sizes(right, section, lambda entry: entry.example.result.params)
+    for point in published:
+        left.add_line(hollow(float(point.bytes), point.accuracy, "o", 9, PUBLISHED))
+    size_axis(left, f"state {'bytes' if published else 'elements'} after the longest sequence")
+    size_axis(right, "parameters")
+    share_axis(left, "test accuracy, mean over cells")
+    handles = [handle(look(i)) for i in range(len(section.families))]
+    extra = [hollow(0, 0, "o", 9, PUBLISHED)] if published else []
+    add_legend(figure, [*handles, *extra, floor_handle()], [*section.families, *["published"] * len(extra), "floor"])
+    return figure
+
+
+def state_elements(entry: Entry) -> int | None:
+    """Numbers carried after the longest cell."""
+    return entry.state_elements
+
+
+def state_bytes(entry: Entry) -> int | None:
+    """Their size."""
+    state = entry.example.result.state
+    return state.bytes if state else None
+
+
+def draw_sizes(axes: Axes, section: Section, size: Callable[[Entry], int | None]) -> None:
+    """The families of a section by size, over the floor."""
+    spots = spots_of(section.entries, size)
     for i, family in enumerate(section.families):
         draw_family(axes, [spot for spot in spots if spot.entry.family == family], look(i))
     axes.axhline(section.mean_floor or 0.0, color=GREY, linestyle=":", linewidth=1.4)
-    size_axis(axes, "state elements after the longest sequence")
-    share_axis(axes, "test accuracy, mean over cells")
-    handles = [handle(look(i)) for i in range(len(section.families))]
-    add_legend(figure, [*handles, floor_handle()], [*section.families, "floor"])
-    return figure
 
 
 def draw_family(axes: Axes, spots: Sequence[Spot], style: Look) -> None:
     """Dots, a short bar at each median, and a line through the medians."""
     axes.plot(
-        [spot.state for spot in spots],
+        [spot.size for spot in spots],
         [spot.accuracy for spot in spots],
         color=style.colour,
         linestyle=style.dash,
@@ -162,7 +191,34 @@ def draw_family(axes: Axes, spots: Sequence[Spot], style: Look) -> None:
         markeredgewidth=1.8,
     )
     for spot in spots:
-        draw_seeds(axes, spot.state, list(spot.entry.accuracies.values()), style)
+        draw_seeds(axes, spot.size, list(spot.entry.accuracies.values()), style)
+
+
+def accuracy_by_group(section: Section) -> Figure | None:
+    """Test accuracy on each group of scored positions, all cells together; none where there is one group."""
+    if len(section.groups) < 2:
+        return None
+    panels = panels_of(section)
+    figure, axes = grid(panels)
+    for one, panel in zip(axes, panels, strict=True):
+        middle = (len(panel.entries) - 1) / 2
+        for i, (entry, style) in enumerate(zip(panel.entries, panel.looks, strict=True)):
+            draw_by_group(one, entry, style, section.groups, 0.05 * (i - middle))
+        name_ticks(one, range(len(section.groups)), section.groups)
+        one.tick_params(axis="x", labelrotation=30 if len(section.groups) > 4 else 0)
+    share_axes(axes, len(panels), "test accuracy")
+    label_panels(figure, axes, panels, floor=False)
+    return figure
+
+
+def draw_by_group(axes: Axes, entry: Entry, style: Look, groups: Sequence[str], offset: float) -> None:
+    """Dots and median of an entry, a little aside."""
+    found = [(place + offset, group_values(entry, name)) for place, name in enumerate(groups)]
+    kept = [(place, row) for place, row in found if row]
+    medians = [median(row) for _, row in kept]
+    axes.plot([place for place, _ in kept], medians, color=style.colour, linestyle=style.dash)
+    for place, row in kept:
+        draw_seeds(axes, place, row, style)
 
 
 def learning_rates(section: Section) -> Figure | None:
@@ -238,9 +294,9 @@ def hollow(x: float, y: float, marker: str, size: float, style: Look) -> Line2D:
     return mark
 
 
-FIGURES = (
+FIGURES: tuple[tuple[str, str, Callable[[Section], Figure | None]], ...] = (
     ("accuracy-by-load", "Accuracy by load: each seed a dot, medians joined, the floor dotted.", accuracy_by_load),
-    ("recall-by-state", "Recall against state: each seed a dot, medians of a family joined.", recall_by_state),
+    ("accuracy-by-group", "Accuracy by group of scored positions, all loads: each seed a dot.", accuracy_by_group),
     (
         "capacity",
         "K50 against state, with 95 % intervals; open arrows: beyond the loads measured; stars: the predicted law.",
@@ -253,12 +309,19 @@ FIGURES = (
     ),
     ("learning-curves", "Validation accuracy over training at the chosen rate, a line a seed.", learning_curves),
 )
-"""Name, caption and function of each figure of a section."""
+"""Name, caption and function of each figure that shows a section alone."""
+BY_STATE = (
+    "recall-by-state",
+    "Recall against state and against parameters: each seed a dot, medians of a family joined.",
+)
 
 
-def draw_all(section: Section, names: Container[str] | None = None) -> Iterator[tuple[str, str, bytes]]:
+def draw_all(
+    section: Section, published: Sequence[Published] = (), names: Container[str] | None = None
+) -> Iterator[tuple[str, str, bytes]]:
     """Name, caption and SVG of each figure that has something to show; `names` limits which."""
-    for name, caption, make in FIGURES:
+    by_state: Callable[[Section], Figure | None] = partial(recall_by_state, published=published)
+    for name, caption, make in (*FIGURES, (*BY_STATE, by_state)):
         with settings():
             figure = make(section) if names is None or name in names else None
             if figure is not None:

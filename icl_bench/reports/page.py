@@ -17,17 +17,24 @@ from icl_bench.errors import RecordError
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse
 from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Notes, Prose, compose
+from icl_bench.reports.framing import NO_FRAME, Frame, Published
 from icl_bench.reports.report import refuse_unwritable, write_whole
 from icl_bench.reports.statistics import chance_corrected
 from icl_bench.reports.tables import Name, Table
 from icl_bench.reports.text import plain
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-STATIC = frozenset({"capacity"})
+STATIC = frozenset({"capacity", "accuracy-by-group"})
 """Figures shown as they are; the chart shows what the others do."""
 
 
-def write_page(records: Sequence[RunRecord], problems: Sequence[RecordError], path: Path, command: str) -> Path:
+def write_page(
+    records: Sequence[RunRecord],
+    problems: Sequence[RecordError],
+    path: Path,
+    command: str,
+    frame: Frame = NO_FRAME,
+) -> Path:
     """Write a report as one HTML page, the same bytes for the same records.
 
     Args:
@@ -35,6 +42,7 @@ def write_page(records: Sequence[RunRecord], problems: Sequence[RecordError], pa
         problems: what could not be read; the page names it.
         path: the HTML file.
         command: the command line that makes this page again.
+        frame: what a study says of itself.
 
     Returns:
         The path of the page.
@@ -43,18 +51,20 @@ def write_page(records: Sequence[RunRecord], problems: Sequence[RecordError], pa
         StoreError: where the page cannot be written.
     """
     sections = analyse(records)
-    blocks = compose(sections, [draw(section) for section in sections], problems, command)
+    blocks = compose(sections, [draw(section, frame.published) for section in sections], problems, command, frame)
     with refuse_unwritable():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, render(blocks, sections).encode())
     return path
 
 
-def draw(section: Section) -> list[Drawing]:
+def draw(section: Section, published: Sequence[Published]) -> list[Drawing]:
     """The figures that are shown as they are, as data URIs."""
     from icl_bench.reports.figures import draw_all  # loads matplotlib
 
-    found = [(name, caption, base64.b64encode(image).decode()) for name, caption, image in draw_all(section, STATIC)]
+    names = STATIC | {"recall-by-state"} if published else STATIC
+    drawn = draw_all(section, published, names)
+    found = [(name, caption, base64.b64encode(image).decode()) for name, caption, image in drawn]
     return [Drawing(name, caption, f"data:image/svg+xml;base64,{image}") for name, caption, image in found]
 
 

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from icl_bench.reports.analysis import SOLVED, CellInfo, Entry, Section, Seeds
-from icl_bench.reports.statistics import Difference, Interval, fisher_exact, holm, median, paired_difference
+from icl_bench.reports.statistics import (
+    Difference,
+    Interval,
+    fisher_exact,
+    holm,
+    median,
+    paired_difference,
+    permutation_p,
+)
 
 Z = 1.959964
 """Normal quantile of a two-sided 95 %."""
@@ -37,6 +45,8 @@ class Comparison(NamedTuple):
     """Adjusted for the number of pairs; 1 where there is no difference to test."""
     solved_p: float
     """Fisher's exact test on the numbers of seeds that solve, not adjusted."""
+    median_p: float
+    """Permutation test of the medians over seeds, which need not be common; not adjusted."""
     learnable: bool
     """Whether the median over the sweep of learning rates agrees in sign."""
 
@@ -123,6 +133,7 @@ def compare(
         difference=difference_of(scores[best.label], scores[other.label]),
         p=adjusted[frozenset((best.label, other.label))],
         solved_p=fisher_exact((best.solved, other.solved), (len(best.accuracies), len(other.accuracies))),
+        median_p=permutation_p(*(list(scores[entry.label].values()) for entry in (best, other))),
         learnable=sweep_agrees(best, other),
     )
 

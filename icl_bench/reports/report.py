@@ -10,10 +10,17 @@ from icl_bench.errors import RecordError, StoreError
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.document import Drawing, compose
+from icl_bench.reports.framing import NO_FRAME, Frame, Published
 from icl_bench.reports.markdown import render
 
 
-def write_report(records: Sequence[RunRecord], problems: Sequence[RecordError], path: Path, command: str) -> Path:
+def write_report(
+    records: Sequence[RunRecord],
+    problems: Sequence[RecordError],
+    path: Path,
+    command: str,
+    frame: Frame = NO_FRAME,
+) -> Path:
     """Write a report and, in a folder named after it, its figures.
 
     Equal records give equal files, in whatever order they come. Each file appears whole or not at all, the report last.
@@ -23,6 +30,7 @@ def write_report(records: Sequence[RunRecord], problems: Sequence[RecordError], 
         problems: what could not be read; the report names it.
         path: the Markdown file; figures go to `<stem>_files` beside it.
         command: the command line that makes this report again.
+        frame: what a study says of itself.
 
     Returns:
         The path of the report.
@@ -34,8 +42,8 @@ def write_report(records: Sequence[RunRecord], problems: Sequence[RecordError], 
     sections = analyse(records)
     with refuse_unwritable():
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawings = [draw(section, i, folder) for i, section in enumerate(sections)]
-        write_whole(path, render(compose(sections, drawings, problems, command)).encode())
+        drawings = [draw(section, i, folder, frame.published) for i, section in enumerate(sections)]
+        write_whole(path, render(compose(sections, drawings, problems, command, frame)).encode())
     return path
 
 
@@ -55,12 +63,12 @@ def refuse_unwritable() -> Iterator[None]:
         ) from None
 
 
-def draw(section: Section, index: int, folder: Path) -> list[Drawing]:
+def draw(section: Section, index: int, folder: Path, published: Sequence[Published]) -> list[Drawing]:
     """Write the figures of a section; those that would show nothing are left out."""
     from icl_bench.reports.figures import draw_all  # loads matplotlib
 
     drawings = []
-    for name, caption, image in draw_all(section):
+    for name, caption, image in draw_all(section, published):
         folder.mkdir(exist_ok=True)
         target = folder / f"{index + 1}-{name}.svg"
         write_whole(target, image)

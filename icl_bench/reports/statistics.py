@@ -110,19 +110,76 @@ def fisher_exact(solved: tuple[int, int], runs: tuple[int, int]) -> float:
     return float(stats.fisher_exact(table).pvalue)
 
 
-def interquartile_mean(values: Floats) -> float:
-    """Mean of the middle half of all values (Agarwal et al., arXiv 2108.13264)."""
-    return float(stats.trim_mean(values, 0.25, axis=None))
+def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p of a permutation test that two medians are equal: every split of the values, or 9,999 at random.
+
+    1 where a side has one value, which no split can tell from the others.
+
+    >>> round(permutation_p([1.0, 2.0, 3.0], [7.0, 8.0, 9.0]), 3)
+    0.2
+    """
+    if min(len(first), len(second)) < 2:
+        return 1.0
+    found = stats.permutation_test(
+        (np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)),
+        lambda a, b, axis: np.median(a, axis=axis) - np.median(b, axis=axis),
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+class Waits(NamedTuple):
+    """How long it takes to get somewhere, of which some do not live to see it."""
+
+    median: float | None
+    """When half have got there; none where fewer do."""
+    restricted_mean: float
+    """Mean of the smaller of the wait and the longest time watched."""
+
+
+def survival(times: Sequence[float], there: Sequence[bool]) -> Waits:
+    """Kaplan and Meier's estimate (1958): wait or time watched of each, and whether it got there; one value or more.
+
+    >>> survival([100, 200, 300, 300], [True, True, False, False])
+    Waits(median=200.0, restricted_mean=225.0)
+    """
+    left, mean, last, middle = 1.0, 0.0, 0.0, None
+    for time in sorted(set(times)):
+        mean += left * (time - last)
+        watched = sum(other >= time for other in times)
+        left *= 1 - sum(other == time and got for other, got in zip(times, there, strict=True)) / watched
+        last = time
+        if middle is None and left <= 0.5:
+            middle = float(time)
+    return Waits(middle, mean)
+
+
+def interquartile_mean(values: Floats, weights: Floats) -> Floats:
+    """Mean of the middle half of the weight of each row (Agarwal et al., arXiv 2108.13264): [R, n], [n] -> [R].
+
+    With equal weights and a multiple of four values, a quarter of them is left out at each end.
+    """
+    order = np.argsort(values, axis=1)
+    edges = np.cumsum(weights[order], axis=1) / weights.sum()
+    inside = np.clip(edges, 0.25, 0.75)
+    kept = np.diff(inside, axis=1, prepend=0.25)
+    means: Floats = (np.take_along_axis(values, order, axis=1) * kept).sum(axis=1) / 0.5
+    return means
 
 
 def aggregate(scores: Sequence[Sequence[float]]) -> tuple[float, Interval]:
-    """Interquartile mean over the runs of all tasks, with a bootstrap stratified by task: scores [task][run]."""
+    """Interquartile mean over the runs of all tasks, with a bootstrap stratified by task: scores [task][run].
+
+    Tasks weigh the same, however many runs they have; runs are resampled within their task.
+    """
     rng = np.random.default_rng(0)
     tasks = [np.asarray(runs, dtype=np.float64) for runs in scores]
+    weights = np.concatenate([np.full(len(runs), 1 / len(runs)) for runs in tasks])
     draws = [runs[rng.integers(0, len(runs), (RESAMPLES, len(runs)))] for runs in tasks]
-    resampled = stats.trim_mean(np.concatenate(draws, axis=1), 0.25, axis=1)
+    resampled = interquartile_mean(np.concatenate(draws, axis=1), weights)
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return interquartile_mean(np.concatenate(tasks)), Interval(float(low), float(high))
+    return float(interquartile_mean(np.concatenate(tasks)[None], weights)[0]), Interval(float(low), float(high))
 
 
 class RateWindow(NamedTuple):

@@ -6,30 +6,40 @@ from typing import NamedTuple
 
 from icl_bench.errors import RecordError
 from icl_bench.harness.record import Manifest, RunRecord
-from icl_bench.reports.analysis import Entry, Section
+from icl_bench.reports.analysis import Entry, Section, cell_of
 from icl_bench.reports.capacities import Recall
 from icl_bench.reports.naming import natural_key
 from icl_bench.reports.ranking import Comparison, Ranking, difference_interval
-from icl_bench.reports.statistics import Load, aggregate, chance_corrected, median, rate_window
+from icl_bench.reports.statistics import Load, chance_corrected, median, rate_window
 from icl_bench.reports.text import NONE, bracketed, load, p_text, plain, quantity, share, size
 
 MAIN_HEADER = (
     "architecture",
-    "learning rate",
     "state elements",
     "state",
     "parameters",
-    "weight-state FLOPs",
+    "FLOPs",
+    "weight-state",
+    "learning rate",
     "accuracy",
     "95 % interval",
-    "seeds",
+    "corrected",
     "exact match",
     "solved",
     "solved, 95 %",
     "failed",
 )
-
-
+COMPARISON_HEADER = (
+    "best",
+    "against",
+    "difference",
+    "95 % interval",
+    "p, Holm",
+    "p, medians",
+    "solved",
+    "p, Fisher",
+    "outcome",
+)
 CAPACITY_HEADER = (
     "architecture",
     "state elements",
@@ -40,6 +50,7 @@ CAPACITY_HEADER = (
     "predicted",
     "recalled bits",
     "bits / element",
+    "bound",
 )
 RATE_HEADER = (
     "architecture",
@@ -69,27 +80,29 @@ class Table(NamedTuple):
 
 def main_table(section: Section) -> Table:
     """An entry a row: its size, its accuracy and how sure that is; then the floor and the oracle."""
-    blanks = (NONE,) * 5
+    blanks = (NONE,) * 6
     reference = (
-        (Name("floor"), *blanks, share(section.mean_floor), *(NONE,) * 6),
-        (Name("oracle"), *blanks, share(1.0), *(NONE,) * 6),
+        (Name("floor"), *blanks, share(section.mean_floor), NONE, share(0.0), *(NONE,) * 4),
+        (Name("oracle"), *blanks, share(1.0), NONE, share(1.0), share(1.0), *(NONE,) * 3),
     )
-    return Table(MAIN_HEADER, (*(main_row(entry) for entry in section.entries), *reference))
+    return Table(MAIN_HEADER, (*(main_row(entry, section) for entry in section.entries), *reference))
 
 
-def main_row(entry: Entry) -> tuple[str, ...]:
+def main_row(entry: Entry, section: Section) -> tuple[str, ...]:
     """The row of an entry."""
     result, seeds = entry.example.result, len(entry.accuracies)
+    corrected = corrected_scores(section, entry)
     return (
         Name(entry.label),
-        f"{entry.rate:.3g}",
         f"{entry.state_elements:,}" if entry.state_elements is not None else NONE,
         size(result.state.bytes if result.state else None),
         f"{result.params:,}" if result.params else NONE,
+        quantity(result.work.weights + result.work.state),
         quantity(entry.ratio),
+        f"{entry.rate:.3g}",
         share(entry.accuracy),
         bracketed(entry.interval) or NONE,
-        str(seeds),
+        share(median(corrected)) if corrected else NONE,
         share(entry.exact_match),
         f"{entry.solved}/{seeds}" if seeds else NONE,
         bracketed(entry.solved_interval, 2) or NONE,
@@ -117,6 +130,42 @@ def cell_median(entry: Entry, label: str) -> str:
     return share(median(found)) if found else NONE
 
 
+def own_answers_table(section: Section) -> Table:
+    """By cell, what is right where answers are shown and where the model reads its own; empty where none are shown."""
+    header = ("architecture", "answers read", "right", *(Name(cell.label) for cell in section.cells))
+    entries = [entry for entry in section.entries if any(own_scores(entry, cell.label) for cell in section.cells)]
+    rows = [row for entry in entries for row in own_answers_rows(entry, section)]
+    oracle = (Name("oracle"), "either", "either", *(share(1.0) for _ in section.cells))
+    return Table(header, (*rows, oracle) if rows else (), 3)
+
+
+def own_answers_rows(entry: Entry, section: Section) -> list[tuple[str, ...]]:
+    """The rows of an entry: tokens and whole examples, with shown and with own answers."""
+    ways = (
+        ("shown", "tokens", "accuracy"),
+        ("shown", "examples", "exact_match"),
+        ("its own", "tokens", "free_running"),
+        ("its own", "examples", "free_running_exact"),
+    )
+    return [
+        (Name(entry.label), read, right, *(field_median(entry, cell.label, field) for cell in section.cells))
+        for read, right, field in ways
+    ]
+
+
+def field_median(entry: Entry, label: str, field: str) -> str:
+    """Median over seeds of a field of the scores in a cell; a diverged run counts as 0."""
+    found = [getattr(cell_of(run, label), field, 0.0) for run in entry.scored]
+    known = [value for value in found if value is not None]
+    return share(median(known)) if known else NONE
+
+
+def own_scores(entry: Entry, label: str) -> list[float]:
+    """Accuracy in a cell of each run that read its own answers."""
+    found = [cell_of(run, label) for run in entry.scored]
+    return [cell.free_running for cell in found if cell is not None and cell.free_running is not None]
+
+
 def group_table(section: Section) -> Table:
     """Median over seeds of the accuracy on each group of scored positions, all cells together."""
     rows = [(Name(entry.label), *(group_median(entry, name) for name in section.groups)) for entry in section.entries]
@@ -124,9 +173,14 @@ def group_table(section: Section) -> Table:
 
 
 def group_median(entry: Entry, group: str) -> str:
-    """Median over seeds of the accuracy in a group; a diverged run counts as 0."""
-    shares = [found for run in entry.scored if (found := group_share(run, group)) is not None]
+    """Median over seeds of the accuracy in a group."""
+    shares = group_values(entry, group)
     return share(median(shares)) if shares else NONE
+
+
+def group_values(entry: Entry, group: str) -> list[float]:
+    """Accuracy of each seed in a group; a diverged run counts as 0."""
+    return [found for run in entry.scored if (found := group_share(run, group)) is not None]
 
 
 def group_share(run: RunRecord, group: str) -> float | None:
@@ -140,10 +194,9 @@ def group_share(run: RunRecord, group: str) -> float | None:
 
 def comparison_table(ranked: Sequence[Ranking]) -> Table:
     """The best entry against each other one, in each group that was ranked; empty where no two share seeds."""
-    header = ("best", "against", "difference", "95 % interval", "p, Holm", "seeds", "solved", "p, Fisher", "outcome")
     pairs = [(ranking.best, row) for ranking in ranked if ranking.best for row in ranking.comparisons]
     shown = any(row.difference for _, row in pairs)
-    return Table(header, tuple(comparison_row(best, row) for best, row in pairs) if shown else (), 2)
+    return Table(COMPARISON_HEADER, tuple(comparison_row(best, row) for best, row in pairs) if shown else (), 2)
 
 
 def comparison_row(best: Entry, row: Comparison) -> tuple[str, ...]:
@@ -156,7 +209,7 @@ def comparison_row(best: Entry, row: Comparison) -> tuple[str, ...]:
         f"{found.mean:+.3f}" if found else NONE,
         bracketed(difference_interval(found)) if found else NONE,
         p_text(row.p).removeprefix("= ") if found else NONE,
-        str(found.pairs) if found else "0 or 1",
+        p_text(row.median_p).removeprefix("= ") if found else NONE,
         solved,
         p_text(row.solved_p).removeprefix("= "),
         row.outcome,
@@ -182,6 +235,7 @@ def capacity_row(row: Recall) -> tuple[str, ...]:
         quantity(row.predicted),
         quantity(row.bits),
         quantity(row.bits_per_element),
+        quantity(row.bound),
     )
 
 
@@ -194,7 +248,10 @@ def load_interval(found: Load) -> str:
 
 def rate_table(section: Section) -> Table:
     """The sweep of learning rates by entry; empty where none was swept."""
-    return Table(RATE_HEADER, tuple(rate_row(entry) for entry in section.entries if len(entry.rates) > 1))
+    rows = [rate_row(entry) for entry in section.entries if len(entry.rates) > 1]
+    floor = (Name("floor"), *(NONE,) * 4, share(section.mean_floor), share(section.mean_floor), NONE, NONE)
+    oracle = (Name("oracle"), *(NONE,) * 4, share(1.0), share(1.0), NONE, NONE)
+    return Table(RATE_HEADER, (*rows, floor, oracle) if rows else ())
 
 
 def rate_row(entry: Entry) -> tuple[str, ...]:
@@ -214,22 +271,15 @@ def rate_row(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def aggregate_table(sections: Sequence[Section]) -> Table:
-    """Chance-corrected accuracy over two tasks or more, for the architectures that ran on all of them."""
-    header = ("architecture", "tasks", "interquartile mean", "95 % interval")
-    labels = [{entry.label for entry in section.entries if entry.accuracies} for section in sections]
-    common = set.intersection(*labels) if len(sections) > 1 else set()
-    rows = []
-    for label in sorted(common, key=natural_key):
-        mean, interval = aggregate([corrected_scores(section, label) for section in sections])
-        rows.append((Name(label), str(len(sections)), share(mean), bracketed(interval)))
-    return Table(header, tuple(rows))
-
-
-def corrected_scores(section: Section, label: str) -> list[float]:
-    """Chance-corrected accuracy of each seed of an entry, from the means over cells."""
-    entry = next(entry for entry in section.entries if entry.label == label)
-    return [chance_corrected(accuracy, section.mean_floor or 0.0) for accuracy in entry.accuracies.values()]
+def corrected_scores(section: Section, entry: Entry) -> list[float]:
+    """Mean over cells of the chance-corrected accuracy, of each seed."""
+    floors = {cell.label: section.floors[cell.label].accuracy for cell in section.cells}
+    by_cell = {label: entry.in_cell(label) for label, floor in floors.items() if floor < 1}
+    seeds = sorted(set.intersection(*map(set, by_cell.values()))) if by_cell else []
+    return [
+        sum(chance_corrected(found[seed], floors[label]) for label, found in by_cell.items()) / len(by_cell)
+        for seed in seeds
+    ]
 
 
 def failure_table(section: Section) -> Table:

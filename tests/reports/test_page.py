@@ -72,7 +72,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_needs_nothing_else(page: Path) -> None:
     elements = Elements(page.read_text()).found
     sources = [value for _, attributes in elements for name, value in attributes.items() if name in ("src", "href")]
-    assert len(sources) == 1  # the figure of K50
+    assert len(sources) == 4  # K50 of a task, and the groups of all three
     assert all(value and value.startswith("data:") for value in sources)
     assert "default-src 'none'" in page.read_text()
 

@@ -48,6 +48,7 @@ def test_equal_records_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert sorted(files_of(tmp_path / "a")) == [
         "report.md",
+        "report_files/1-accuracy-by-group.svg",
         "report_files/1-accuracy-by-load.svg",
         "report_files/1-learning-curves.svg",
         "report_files/1-recall-by-state.svg",
@@ -62,7 +63,7 @@ def test_figures_are_xml_opaque_and_linked(troubled: Path) -> None:
         assert "fill: #ffffff" in figure.read_text()
         assert "alert(1)" not in "".join(element.tag for element in root.iter())
         assert f"(report_files/{figure.name})" in troubled.read_text()
-    assert len(figures) == 5
+    assert len(figures) == 7
 
 
 def test_no_text_of_a_figure_is_below_ten_pixels(troubled: Path) -> None:
@@ -95,7 +96,7 @@ def test_hostile_names_do_not_act(troubled: Path) -> None:
     tokens = parse(troubled)
     assert not [token.content for token in tokens if token.type.startswith("html")]
     sources = [str(token.attrs["src"]) for token in tokens if token.type == "image"]
-    assert len(sources) == 5
+    assert len(sources) == 7
     assert all(source.startswith("report_files/") for source in sources)
     assert not [token for token in tokens if token.type == "link_open"]
     assert len([token for token in tokens if token.type == "heading_open" and token.tag == "h1"]) == 1

@@ -16,9 +16,11 @@ from icl_bench.reports.statistics import (
     interquartile_mean,
     mean_interval,
     paired_difference,
+    permutation_p,
     predicted_capacity,
     rate_window,
     recalled_bits,
+    survival,
     wilson,
 )
 
@@ -85,7 +87,31 @@ def test_fisher_by_counting() -> None:
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
-    assert interquartile_mean(np.array([-100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 100.0])) == 2.5
+    rows = np.array([[-100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 100.0], [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
+    assert interquartile_mean(rows, np.ones(8)) == pytest.approx([2.5, 4.5])
+    assert interquartile_mean(np.array([[0.0, 1.0, 2.0]]), np.ones(3))[0] == pytest.approx(1.0)
+    assert interquartile_mean(np.array([[0.0, 1.0]]), np.array([1.0, 3.0]))[0] == pytest.approx(1.0)
+
+
+def test_tasks_weigh_the_same_however_many_runs_they_have() -> None:
+    few, many = [0.0] * 2, [1.0] * 10
+    assert aggregate([few, many])[0] == pytest.approx(0.5)
+    assert aggregate([few, [0.5] * 2, many])[0] == pytest.approx(0.5)
+
+
+def test_medians_by_permutation_are_counted() -> None:
+    low, high = [0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]
+    # medians .3 and .8 leave free which two of the four values between stand on which side
+    assert permutation_p(low, high) == pytest.approx(2 * math.comb(4, 2) / math.comb(10, 5))
+    assert permutation_p(low, low) == 1.0
+
+
+def test_waits_with_runs_cut_short() -> None:
+    # Kaplan and Meier by hand: at 1, 1 of 5 arrives: .8; at 3, 1 of 3: .8 * 2/3; at 4, 1 of 2: .8/3
+    found = survival([1, 2, 3, 4, 5], [True, False, True, True, False])
+    assert found.median == 4
+    assert found.restricted_mean == pytest.approx(1 + 0.8 * 2 + 0.8 * 2 / 3 + 0.8 / 3)
+    assert survival([7, 7], [False, False]) == (None, 7.0)
 
 
 def test_aggregate_resamples_within_tasks() -> None:
