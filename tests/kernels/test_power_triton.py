@@ -166,17 +166,3 @@ def test_the_door_takes_the_step_and_refuses_gradients():
         power_step(q.requires_grad_(), k, v, None, state, p=2, impl="triton")
 
 
-def test_more_sequences_than_a_launch_counts_are_cut_up(monkeypatch) -> None:
-    from icl_bench.kernels.power import triton_api
-    from icl_bench.kernels.power.api import power_attention_with_state
-
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(5, 9, 2, 16, generator=generator).requires_grad_() for _ in range(3))
-    log_g = -torch.rand(5, 9, 2, generator=generator)
-    whole, state = power_attention_with_state(q, k, v, log_g, p=2, impl="triton")
-    monkeypatch.setattr(triton_api, "LARGEST_GRID", 5)
-    cut, parts = power_attention_with_state(q, k, v, log_g, p=2, impl="triton")
-    assert torch.equal(whole, cut) and torch.equal(state.s, parts.s) and torch.equal(state.z, parts.z)
-    (whole_gradient,) = torch.autograd.grad(whole.sum(), k)
-    (cut_gradient,) = torch.autograd.grad(cut.sum(), k)
-    assert torch.equal(whole_gradient, cut_gradient)

@@ -60,13 +60,11 @@ def power_attention_triton(
     _check(q, k, v)
     if v.shape[3] > MAX_VALUE_WIDTH:
         return _by_value_blocks(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
-    if q.shape[0] * q.shape[2] > LARGEST_GRID:
-        return _by_sequences(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
     s, z = (None, None) if initial_state is None else initial_state
     size = _chunk(q, v, p, chunk)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, s, z))
-    y, _, _, _, s, z = power_forward(
+    y, _, _, _, _, s, z = power_forward(
         q, k, v, log_g, s, z, p, scale, normalize == "sum", eps, size, keep_state, differentiable
     )  # fmt: skip
     if not keep_state:
@@ -136,39 +134,6 @@ def _by_value_blocks(
     return y, PowerState(torch.cat([state.s for state in kept], dim=3), kept[0].z) if kept else None
 
 
-LARGEST_GRID = 65_535
-"""Programs along the second and third axis of a launch, which count sequences times heads."""
-
-
-def _by_sequences(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, scale: float, normalize: str, eps: float,
-    initial_state: PowerState | None, chunk: int | None, keep_state: bool,
-) -> tuple[Tensor, PowerState | None]:  # fmt: skip
-    """More sequences than one launch can count, in equal parts."""
-    parts = -(-q.shape[0] * q.shape[2] // LARGEST_GRID)
-    size = -(-q.shape[0] // parts)
-    outputs, states = [], []
-    for first in range(0, q.shape[0], size):
-        rows = slice(first, first + size)
-        gates = None if log_g is None else log_g[rows]
-        start = None if initial_state is None else _rows_of(initial_state, rows)
-        y, state = power_attention_triton(
-            q[rows], k[rows], v[rows], gates, p, scale, normalize, eps, start, chunk, keep_state
-        )  # fmt: skip
-        outputs.append(y)
-        states.append(state)
-    kept = [state for state in states if state is not None]
-    if not kept:
-        return torch.cat(outputs), None
-    sums = [state.z for state in kept if state.z is not None]
-    return torch.cat(outputs), PowerState(torch.cat([state.s for state in kept]), torch.cat(sums) if sums else None)
-
-
-def _rows_of(state: PowerState, rows: slice) -> PowerState:
-    """The states of some sequences."""
-    return PowerState(state.s[rows], None if state.z is None else state.z[rows])
-
-
 def _problem(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int) -> Problem:
     n, t, heads, width = q.shape
     layout = tile_layout(width, p)
@@ -213,8 +178,8 @@ def _unpack(problem: Problem, packed: Tensor) -> tuple[Tensor, Tensor]:
 def power_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, what 16 bits lose of it, sums of weights, states before each chunk, last s and z; empty where unused."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, what 16 bits lose of it, sums of weights, of gates, states before each chunk, last s and z; empty if unused."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
     gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
     start = _pack(problem, s, z)
@@ -231,14 +196,15 @@ def power_forward(
     y, y_low, den = launch.attend(problem, q, k, v, gates, states, start is not None, low_rows)
     empty = q.new_empty(0, dtype=torch.float32)
     last = (empty, empty.clone()) if final is None else _unpack(problem, final)
-    return y, y_low, den, q.new_empty(0) if states is None else states, *last
+    sums = empty.clone() if gates is None else gates
+    return y, y_low, den, sums, q.new_empty(0) if states is None else states, *last
 
 
 @power_forward.register_fake
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, t, heads, width = q.shape
     groups, value_width = v.shape[2], v.shape[3]
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
@@ -252,19 +218,19 @@ def _(
         last_s = den.new_empty(n, groups, rows, value_width)
         last_z = den.new_empty(n, groups, rows) if normalize else den.new_empty(0)
     y_low = v.new_empty(n, _low_rows(problem, log_g is not None, differentiable), heads, value_width)
-    return y, y_low, den, states, last_s, last_z
+    gates = den.new_empty(0) if log_g is None else den.new_empty(n, groups, t)
+    return y, y_low, den, gates, states, last_s, last_z
 
 
 @torch.library.custom_op("icl_bench::power_backward", mutates_args=())
 def power_backward(
     dy: Tensor, ds: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, y: Tensor, y_low: Tensor, den: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, den: Tensor, gates: Tensor | None,
     states: Tensor, initial: bool,
     p: int, scale: float, normalize: bool, eps: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, d log_g (empty without gates), and the gradients of the initial s and z (empty without them)."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
-    gates = None if log_g is None else launch.cumulative_gates(log_g, chunk)[0]
     # The kernels carry state gradients without the factor scale^p that reading a state has.
     read_factor = scale**p
     end = _pack(problem, ds, dz)
@@ -296,13 +262,13 @@ def power_backward(
 @power_backward.register_fake
 def _(
     dy: Tensor, ds: Tensor | None, dz: Tensor | None,
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, y: Tensor, y_low: Tensor, den: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, den: Tensor, gates: Tensor | None,
     states: Tensor, initial: bool,
     p: int, scale: float, normalize: bool, eps: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, _, _, width = q.shape
     groups, rows = k.shape[2], expanded_width(width, p)
-    dg = den.new_empty(0) if log_g is None else den.new_empty(log_g.shape)
+    dg = den.new_empty(0) if gates is None else den.new_empty(n, q.shape[1], groups)
     ds0 = den.new_empty(n, groups, rows, v.shape[3]) if initial else den.new_empty(0)
     dz0 = den.new_empty(n, groups, rows) if initial and normalize else den.new_empty(0)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dg, ds0, dz0
@@ -310,23 +276,25 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, log_g, s, z, *options, keep_state, _ = inputs
-    ctx.save_for_backward(q, k, v, log_g, *output[:4])
+    ctx.save_for_backward(q, k, v, *output[:5])
     ctx.initial, ctx.normaliser, ctx.keep_state, ctx.options = s is not None, z is not None, keep_state, options
+    ctx.gate_type = None if log_g is None else log_g.dtype
 
 
 def _differentiate(
-    ctx: Any, dy: Tensor, _low: Tensor, _den: Tensor, _states: Tensor, ds: Tensor | None, dz: Tensor | None
+    ctx: Any, dy: Tensor, _low: Tensor, _den: Tensor, _gates: Tensor, _states: Tensor, ds: Tensor | None,
+    dz: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     p, scale, normalize, eps, chunk = ctx.options
     if not ctx.keep_state:
         ds, dz = None, None
     dy = dy if dy.stride(3) == 1 else dy.contiguous()
-    q, k, v, log_g, y, y_low, den, states = ctx.saved_tensors
+    q, k, v, y, y_low, den, gates, states = ctx.saved_tensors
     dq, dk, dv, dg, ds0, dz0 = power_backward(
-        dy, ds, dz if normalize else None, q, k, v, log_g, y, y_low, den, states, ctx.initial,
-        p, scale, normalize, eps, chunk,
+        dy, ds, dz if normalize else None, q, k, v, y, y_low, den, None if ctx.gate_type is None else gates, states,
+        ctx.initial, p, scale, normalize, eps, chunk,
     )  # fmt: skip
-    dg = None if log_g is None else dg.to(log_g.dtype)
+    dg = None if ctx.gate_type is None else dg.to(ctx.gate_type)
     return (
         dq, dk, dv, dg, ds0 if ctx.initial else None, dz0 if ctx.normaliser else None,
         None, None, None, None, None, None, None,

@@ -29,10 +29,11 @@ def row_statistics_kernel(
     """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i; 1 and 0 without a normaliser.
 
     Also the factors of each query in the gradient of the state it reads: w_i e^(c_i) for the values and
-    -delta_i w_i e^(c_i) for the normaliser. Grid: (row blocks, N * H).
+    -delta_i w_i e^(c_i) for the normaliser. Grid: row blocks times N * H.
     """
-    start = tl.program_id(0) * BLOCK
-    row = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, BLOCK)
+    start = tl.program_id(0) % blocks * BLOCK
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     n = row // heads
     h = row % heads
     index = start + tl.arange(0, BLOCK)
@@ -142,12 +143,13 @@ def query_gradient_kernel(
     GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr, MAKE_ROWS: tl.constexpr,
     LOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dq and, with gates, R_i (of the state, then of the chunk) for rows of one head. Grid: (row blocks, N * H).
+    """dq and, with gates, R_i (of the state, then of the chunk) for rows of one head. Grid: row blocks times N * H.
 
     MAKE_ROWS: also what `row_statistics_kernel` would write, where nothing before this kernel needs it.
     """
-    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
-    row = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, BLOCK_M)
+    m0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     n = row // heads
     h = row % heads
     g = h // repeat
@@ -238,7 +240,7 @@ def query_gradient_kernel(
     factor = row_weight * scale_out
     if GATED:
         tl.store(row_sums + row * T + index, state_total * factor, mask=index < end)
-        row_sums += tl.num_programs(1).to(tl.int64) * T
+        row_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
         tl.store(row_sums + row * T + index, total * factor, mask=index < end)
     if SCALE:
         factor *= scale_in
@@ -260,11 +262,12 @@ def key_gradient_kernel(
 ):  # fmt: skip
     """dk, dv and, with gates, C_j (of the state, then of the chunk) for keys of one key-value head.
 
-    Grid: (row blocks, N * G). `states` holds for each chunk the gradient that its end state receives. CONTRACT adds
+    Grid: row blocks times N * G. `states` holds for each chunk the gradient that its end state receives. CONTRACT adds
     the state's part of dk.
     """
-    n0 = tl.program_id(0) * BLOCK_N
-    row = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, BLOCK_N)
+    n0 = tl.program_id(0) % blocks * BLOCK_N
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     n = row // groups
     g = row % groups
     c = n0 // chunk
@@ -367,7 +370,7 @@ def key_gradient_kernel(
             dk_acc = tl.dot(ds.to(DOT), queries, dk_acc, input_precision=PRECISION)
     if GATED:
         tl.store(column_sums + row * T + index, state_total * scale_out, mask=index < end)
-        column_sums += tl.num_programs(1).to(tl.int64) * T
+        column_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
         tl.store(column_sums + row * T + index, total * scale_out, mask=index < end)
     dk_acc *= P * scale_out
     if SCALE:

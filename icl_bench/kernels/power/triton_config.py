@@ -42,7 +42,7 @@ _BF16 = {
     ("forward", "rows", 32): Blocks(64, 64, 4, 3),
     ("forward", "rows", 64): Blocks(64, 64, 4, 3),
     ("forward", "rows", 128): Blocks(128, 64, 8, 2),
-    ("query_gradient", "tiles", 16): Blocks(64, 64, 4, 3, 3),
+    ("query_gradient", "tiles", 16): Blocks(64, 32, 4, 3, 3),
     ("query_gradient", "tiles", 32): Blocks(64, 64, 4, 3, 3),
     ("query_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3),
     ("query_gradient", "tiles", 128): Blocks(128, 32, 8, 2, 1),
@@ -78,7 +78,7 @@ def _all_forms(sums: list[Blocks], forward: list[Blocks], keys: list[Blocks]) ->
 
 _TF32 = _all_forms(
     [Blocks(0, 32, 4, 2)] * 2 + [Blocks(0, 32, 8, 2)] * 2,
-    [Blocks(64, 32, 4, 2)] * 3 + [Blocks(64, 32, 8, 1, 1, 128)],
+    [Blocks(64, 32, 4, 2)] * 3 + [Blocks(64, 32, 4, 1, 1, 128)],
     [Blocks(32, 64, 4, 2)] * 3 + [Blocks(32, 32, 8, 1, 1, 128)],
 )
 _IEEE = _all_forms(

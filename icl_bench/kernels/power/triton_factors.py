@@ -27,14 +27,15 @@ def factor_gradient_kernel(
     """Gradient [N, H, T, columns] along the factor that SIDE names, in float32.
 
     x is the output gradient for queries, the value for keys (OF_KEYS); EDGE says that the outermost chunk has a state.
-    Grid: (row blocks, N * H, column blocks).
+    Grid: (row blocks times N * H, column blocks).
     """
-    start = tl.program_id(0) * BLOCK
-    row = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, BLOCK)
+    start = tl.program_id(0) % blocks * BLOCK
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     n = row // heads
     h = row % heads
     state_row = n * (heads // repeat) + h // repeat
-    first = tl.program_id(2) * COLUMNS
+    first = tl.program_id(1) * COLUMNS
     c = start // chunk
     end = tl.minimum(T, (c + 1) * chunk)
     width: tl.constexpr = W if SIDE == "right" else U

@@ -9,7 +9,7 @@ before the block costs one product and no exponential, and both factors are at m
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_vector, power, tile_pair
+from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_vector, operand, power, tile_pair
 
 
 @triton.jit
@@ -71,19 +71,19 @@ def forward_kernel(
     GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
     LOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """y and the sum of weights `den` for a block of rows of one head. Grid: (row blocks, N * H, blocks of V).
+    """y and the sum of weights `den` for a block of rows of one head. Grid: (row blocks times N * H, blocks of V).
 
     A score is (scale_in q.k)^P, with scale_in left out unless SCALE; the state's part is multiplied by state_factor and
     the whole by scale_out: for P <= 2 the scale then costs nothing per score, for P > 2 it keeps the powers in range.
     """
-    blocks = tl.num_programs(0)
-    m0 = (blocks - 1 - tl.program_id(0)) * BLOCK_M  # the longest rows first
-    row = tl.program_id(1).to(tl.int64)
+    blocks = tl.cdiv(T, BLOCK_M)
+    m0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M  # the longest rows first
+    row = (tl.program_id(0) // blocks).to(tl.int64)
     n = row // heads
     h = row % heads
     g = h // repeat
     groups = heads // repeat
-    first = tl.program_id(2) * V_BLOCK
+    first = tl.program_id(1) * V_BLOCK
     c = m0 // chunk
     c0 = c * chunk
     end = tl.minimum(T, c0 + chunk)
@@ -161,7 +161,7 @@ def forward_kernel(
             # The difference is masked before the exponential: above the diagonal it is positive and could overflow.
             difference = gate[:, None] - load_vector(gates, n0, end, BLOCK_N)[None, :]
             s *= tl.exp2(tl.where(causal, difference, 0.0))
-        s = tl.where(causal, s, 0.0).to(DOT)
+        s = operand(tl.where(causal, s, 0.0), DOT, PRECISION)
         if SUM:  # from the rounded weights: a row with few keys is then an exact mean of them
             total += tl.sum(s.to(tl.float32), 1)
         acc = tl.dot(s, values, acc, input_precision=PRECISION)

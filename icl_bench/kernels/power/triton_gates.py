@@ -9,10 +9,11 @@ import triton.language as tl
 def gate_sums_kernel(log_g, out, decay, g_n, g_t, g_h, T, chunk, groups, BLOCK: tl.constexpr):
     """[N, T, G] log gates -> [N, G, T] inclusive sums within each chunk, in units of log 2, and decays to its end.
 
-    Grid: (chunks, N * G).
+    Grid: chunks times N * G.
     """
-    row = tl.program_id(1).to(tl.int64)
-    begin = tl.program_id(0) * chunk
+    chunks = tl.cdiv(T, chunk)
+    row = (tl.program_id(0) // chunks).to(tl.int64)
+    begin = tl.program_id(0) % chunks * chunk
     end = tl.minimum(begin + chunk, T)
     log_g += (row // groups) * g_n + (row % groups) * g_h
     last = 0.0
@@ -45,18 +46,18 @@ def gate_gradient_kernel(
     Pairs within the chunk: the sum over i >= t of R_i - C_i. A query of the chunk with an earlier key: the sum over
     i >= t of the state's R_i. A key of the chunk with a later query: the sum over j < t of the state's C_j. All others:
     `factor` times `dots`. Only the first is a difference, of sums that agree to float32: no 16-bit rounding error is
-    carried along the sequence. Grid: (chunks, N * G).
+    carried along the sequence. Grid: chunks times N * G.
     """
-    row = tl.program_id(1).to(tl.int64)
-    rows = tl.num_programs(1).to(tl.int64)
-    chunks = tl.num_programs(0)
-    begin = tl.program_id(0) * chunk
+    chunks = tl.cdiv(T, chunk)
+    row = (tl.program_id(0) // chunks).to(tl.int64)
+    rows = (tl.num_programs(0) // chunks).to(tl.int64)
+    begin = tl.program_id(0) % chunks * chunk
     end = tl.minimum(begin + chunk, T)
     steps = tl.cdiv(end - begin, BLOCK)
     out += ((row // groups) * T) * groups + row % groups
     carry = 0.0
     if DOTS:
-        carry = tl.load(dots + row * chunks + tl.program_id(0)) * factor
+        carry = tl.load(dots + row * chunks + tl.program_id(0) % chunks) * factor
     for step in range(steps):
         index = begin + (steps - 1 - step) * BLOCK + tl.arange(0, BLOCK)
         mask = index < end

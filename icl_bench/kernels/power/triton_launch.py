@@ -83,7 +83,7 @@ def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     n, t, groups = log_g.shape
     out = torch.empty(n, groups, t, device=log_g.device)
     decay = torch.empty_like(out)
-    gate_sums_kernel[(-(-t // chunk), n * groups)](
+    gate_sums_kernel[(-(-t // chunk) * n * groups,)](
         log_g, out, decay, *log_g.stride(), t, chunk, groups, BLOCK=config.GATE_BLOCK
     )  # fmt: skip
     return out, decay
@@ -132,12 +132,12 @@ def _launch_sums(
     x_block, u_block = min(config.padded(width), 64), min(config.padded(u.shape[3]), 64)
     tiles = -(-u.shape[3] // u_block) if linear else layout.tiles
     columns = 1 if only_sum else -(-width // x_block)
-    chunk_sums_kernel[(tiles * columns, problem.chunks, problem.n * problem.groups)](
+    chunk_sums_kernel[(tiles * columns * problem.chunks * problem.n * problem.groups,)](
         u, w, values, factor if factor is not None else values, out, *_strides(u, w, values),
         problem.t, problem.chunk, problem.groups, problem.expanded if x is None else 0, problem.elements,
         U=u.shape[3], W=w.shape[3], X=x_block if only_sum else width, X_BLOCK=x_block,
         REPEAT=u.shape[2] // problem.groups, LINEAR=linear, SYMMETRIC=layout.symmetric, U_BLOCK=u_block,
-        SUM=add_sum, ONLY_SUM=only_sum, FACTOR=factor is not None,
+        SUM=add_sum, ONLY_SUM=only_sum, FACTOR=factor is not None, TILES=tiles,
         BLOCK_T=blocks.n, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
@@ -161,10 +161,10 @@ def scan(
     row, chunks, elements = sums.shape
     final = torch.empty(row, elements, device=sums.device) if want_final else None
     dots = None
-    grid = (-(-problem.used // config.SCAN_BLOCK), row)
+    blocks = -(-problem.used // config.SCAN_BLOCK)
     if prefix is not None:
-        dots = torch.empty(row, grid[0], chunks, device=sums.device)
-    scan_kernel[grid](
+        dots = torch.empty(row, blocks, chunks, device=sums.device)
+    scan_kernel[(blocks * row,)](
         sums, gates if gates is not None else sums, initial if initial is not None else sums,
         final if final is not None else sums, prefix if prefix is not None else sums,
         dots if dots is not None else sums,
@@ -188,7 +188,7 @@ def attend(
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
     blocks = problem.blocks("forward", tiled=states is not None)
     v_block = min(config.padded(problem.v), 128)
-    grid = (-(-problem.t // blocks.m), problem.n * problem.heads, -(-problem.v // v_block))
+    grid = (-(-problem.t // blocks.m) * problem.n * problem.heads, -(-problem.v // v_block))
     forward_kernel[grid](
         q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, y_low, den,
         *_strides(q, k, v, u, w, y),
@@ -220,7 +220,7 @@ def row_statistics(
     """All four, before the state's gradient is summed."""
     statistics = RowStatistics(*(torch.empty_like(den) for _ in range(4)))
     rows = config.STATISTICS_ROWS
-    row_statistics_kernel[(-(-problem.t // rows), problem.n * problem.heads)](
+    row_statistics_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
         y, y_low, dy, den, gates if gates is not None else den, *statistics, *_strides(y, dy),
         problem.t, problem.heads, problem.heads // problem.groups, y_low.shape[1], problem.eps,
         V=problem.v, V_BLOCK=min(config.padded(problem.v), 128), BLOCK=rows, SUM=problem.normalize,
@@ -240,7 +240,7 @@ def query_gradient(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = problem.blocks("query_gradient", tiled=states is not None)
-    query_gradient_kernel[(-(-problem.t // blocks.m), problem.n * problem.heads)](
+    query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
         q, k, v, y, y_low, dy, den, *rows, gates if gates is not None else q, states if states is not None else q, dq,
         row_sums if row_sums is not None else dq, *_strides(q, k, v, y, dy, dq),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
@@ -267,7 +267,7 @@ def key_gradient(
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
     blocks = problem.blocks("key_gradient", tiled=states is not None)
-    key_gradient_kernel[(-(-problem.t // blocks.n), problem.n * problem.groups)](
+    key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
         q, k, v, u, w, dy, *rows, gates if gates is not None else q, states if states is not None else q, dk, dv,
         column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
         problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
@@ -286,7 +286,7 @@ def key_gradient(
 def gate_gradient(problem: Problem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:
     """d log_g [N, T, G] from R [2, N, H, T], C [2, N, G, T] and products of states with their gradients [N*G, C]."""
     out = torch.empty(problem.n, problem.t, problem.groups, device=row_sums.device)
-    gate_gradient_kernel[(problem.chunks, problem.n * problem.groups)](
+    gate_gradient_kernel[(problem.chunks * problem.n * problem.groups,)](
         row_sums, column_sums, dots if dots is not None else out, out,
         problem.t, problem.chunk, problem.groups, problem.heads // problem.groups, problem.scale**problem.layout.p,
         DOTS=dots is not None, BLOCK=config.GATE_BLOCK,
@@ -324,7 +324,7 @@ def _factor_gradient(
     out = torch.empty(n, heads, t, width, device=y.device)
     weight, delta = rows if rows is not None else (out, out)
     block, columns = config.FACTOR_ROWS, min(64, config.padded(width))
-    factor_gradient_kernel[(-(-t // block), n * heads, -(-width // columns))](
+    factor_gradient_kernel[(-(-t // block) * n * heads, -(-width // columns))](
         y, values, weight, delta, gates if gates is not None else out, states, out, *_strides(y, values),
         t, problem.chunk, problem.chunks, heads, heads // problem.groups, problem.elements, problem.expanded,
         problem.scale**layout.p,

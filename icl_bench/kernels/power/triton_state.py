@@ -24,19 +24,20 @@ def chunk_sums_kernel(
     T, chunk, heads, offset, elements,
     U: tl.constexpr, W: tl.constexpr, X: tl.constexpr, X_BLOCK: tl.constexpr, REPEAT: tl.constexpr,
     LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr, U_BLOCK: tl.constexpr, SUM: tl.constexpr,
-    ONLY_SUM: tl.constexpr, FACTOR: tl.constexpr,
+    ONLY_SUM: tl.constexpr, FACTOR: tl.constexpr, TILES: tl.constexpr,
     BLOCK_T: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """sum_t factor_t (u_t (x) w_t) x_t^T over a chunk, or sum_t factor_t u_t x_t^T where LINEAR.
 
     SUM adds sum_t factor_t u_t, ONLY_SUM makes nothing else. `factor` is float32 [N, H, T]; REPEAT query heads that
-    share a key-value head are summed. Grid: (row tiles times column blocks, chunks, N * G).
+    share a key-value head are summed. Grid: row TILES times column blocks, times chunks times N * G.
     """
     column_blocks: tl.constexpr = (X + X_BLOCK - 1) // X_BLOCK
-    tile = tl.program_id(0) // column_blocks
+    chunks = tl.cdiv(T, chunk)
     first = (tl.program_id(0) % column_blocks) * X_BLOCK
-    c = tl.program_id(1)
-    row = tl.program_id(2).to(tl.int64)
+    tile = tl.program_id(0) // column_blocks % TILES
+    c = tl.program_id(0) // (column_blocks * TILES) % chunks
+    row = (tl.program_id(0) // (column_blocks * TILES) // chunks).to(tl.int64)
     n = row // heads
     g = row % heads
     begin = c * chunk
@@ -72,7 +73,7 @@ def chunk_sums_kernel(
         if not ONLY_SUM:
             values = load_columns(x + n * x_n + h * x_h, start, x_t, end, first, X, BLOCK_T, X_BLOCK).to(DOT)
             acc = tl.dot(phi, values, acc, input_precision=PRECISION)
-    out += (row * tl.num_programs(1) + c) * elements + offset
+    out += (row * chunks + c) * elements + offset
     index = tile * rows + tl.arange(0, rows)
     column = first + tl.arange(0, X_BLOCK)
     mask = (column < X)[None, :]
@@ -98,10 +99,11 @@ def scan_kernel(
 
     REVERSE goes from the last chunk to the first. DOTS also gives, for each chunk, this block's share of the product of
     the state before the chunk (`prefix`), decayed over it, with the gradient of the state after it: what every gate of
-    the chunk receives from pairs outside it. Grid: (blocks of `used`, N * G).
+    the chunk receives from pairs outside it. Grid: blocks of `used` times N * G.
     """
-    row = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(0) * BLOCK
+    blocks = tl.cdiv(used, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    first = tl.program_id(0) % blocks * BLOCK
     index = first + tl.arange(0, BLOCK)
     mask = index < used
     acc = tl.zeros([BLOCK], tl.float32)
@@ -116,7 +118,7 @@ def scan_kernel(
             tile = index // tile_elements
             b = ((tl.sqrt((8 * tile + 1).to(tl.float32)) - 1.0) * 0.5 + 1e-3).to(tl.int32)
             count = tl.where((tile == b * (b + 3) // 2) | (index >= expanded), 1.0, 2.0)
-        dots += (row * tl.num_programs(0) + tl.program_id(0)) * chunks
+        dots += tl.program_id(0).to(tl.int64) * chunks
     for i in tl.range(0, chunks, num_stages=STAGES):
         c = i
         if REVERSE:

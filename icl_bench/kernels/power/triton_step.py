@@ -30,10 +30,11 @@ def step_kernel(
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, REPEAT: tl.constexpr,
     GATED: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """S' = g S + phi(k) v^T for BLOCK rows of one head, and their share of phi(q) S'. Grid: (row blocks, N * G)."""
-    blocks = tl.num_programs(0)
-    row = tl.program_id(1).to(tl.int64)
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """S' = g S + phi(k) v^T for BLOCK rows of one head, and their share of phi(q) S'. Grid: row blocks times N * G."""
+    blocks = tl.cdiv(D, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    rows = block * BLOCK + tl.arange(0, BLOCK)
     mask = rows < D
     factor = tl.load(weight + rows, mask=mask, other=0.0)
     key = _monomials(k + row * K, index, rows, mask, P) * factor
@@ -52,7 +53,7 @@ def step_kernel(
         tl.store(s_out + place, state, mask=inside)
         for r in range(REPEAT):
             query = _monomials(q + (row * REPEAT + r) * K, index, rows, mask, P) * factor
-            share = (row * REPEAT + r) * blocks + tl.program_id(0)
+            share = (row * REPEAT + r) * blocks + block
             tl.store(sums + share * V + column, tl.sum(query[:, None] * state, 0), mask=column < V)
             if SUM and first == 0:
                 tl.store(totals + share, tl.sum(query * keys, 0))
@@ -92,7 +93,7 @@ def power_step_triton(
     s_out, z_out = torch.empty_like(s), s.new_empty(0) if z is None else torch.empty_like(z)
     sums = torch.empty(n, heads, blocks, value_width, device=q.device)
     totals = torch.empty(n, heads, blocks, device=q.device)
-    step_kernel[(blocks, n * groups)](
+    step_kernel[(blocks * n * groups,)](
         q, k, v, s if log_g is None else log_g.contiguous(), s, s if z is None else z, index, weight,
         s_out, z_out, sums, totals, rows, groups,
         P=p, K=key_width, V=value_width, V_BLOCK=min(128, padded(value_width)), REPEAT=heads // groups,

@@ -31,6 +31,14 @@ def power(x, P: tl.constexpr):
 
 
 @triton.jit
+def operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """A float32 tile as matrix products see it, rounded to 16 bits or to tf32, whose low bits they would drop."""
+    if DOT == tl.float32 and PRECISION == "tf32":
+        x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return x.to(DOT)
+
+
+@triton.jit
 def load_rows(base, start, stride, end, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr):
     """Rows start.. of a matrix with unit column stride, [ROW_BLOCK, COL_BLOCK]; zeros past `end` and past WIDTH."""
     row = tl.arange(0, ROW_BLOCK)
