@@ -16,6 +16,7 @@ from icl_bench.console import (
     finish,
     listing,
     load_plugins_or_warn,
+    logged,
     print_json,
     stdout_console,
     workshop,
@@ -69,6 +70,10 @@ ReportOption = Annotated[
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel="Output")
+]
+LogOption = Annotated[
+    list[str] | None,
+    typer.Option("--log", help="Pass runs on to tensorboard, trackio or wandb; repeatable.", rich_help_panel="Output"),
 ]
 DEFAULT_STORE = Path("icl-runs")
 
@@ -124,6 +129,7 @@ def run(
     fleet: FleetOption = None,
     store: StoreOption = DEFAULT_STORE,
     report: ReportOption = None,
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train and evaluate one or many architectures on a task.
@@ -143,7 +149,11 @@ def run(
         precision=precision,
         settings=settings or (),
     )
-    finish(execute(request, store, workshop(device, impl, fleet, graphs)), as_json=as_json, report=report)
+    finish(
+        execute(request, store, logged(workshop(device, impl, fleet, graphs), log, store)),
+        as_json=as_json,
+        report=report,
+    )
 
 
 @app.command()
@@ -174,6 +184,7 @@ def compare(
             help="The report to write: Markdown, or one page where it ends in .html.", rich_help_panel="Output"
         ),
     ] = Path("report.md"),
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Architectures at one size: tuned learning rates, fresh seeds, a report.
@@ -190,7 +201,7 @@ def compare(
     question = f"which architecture recalls more at {state} of {match}?"
     asked = {"name": "compare", "question": question, "tasks": [task], "archs": arch, "sizes": [state], "match": given}
     study = build(Study, {**asked, **fields, "settings": settings or ()}, "compare")
-    carry_out(study, store, workshop(device, impl, fleet, graphs), report, as_json)
+    carry_out(study, store, logged(workshop(device, impl, fleet, graphs), log, store), report, as_json)
 
 
 @app.command()
@@ -208,6 +219,7 @@ def sweep(
             help="The report to write: Markdown, or one page where it ends in .html.", rich_help_panel="Output"
         ),
     ] = Path("report.md"),
+    log: LogOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a study: tune, measure, report. The same command again continues it."""
@@ -218,7 +230,7 @@ def sweep(
     loaded = load_study(study)
     if not dry_run:
         check_report(report)
-        carry_out(loaded, store, workshop(device, impl, fleet, graphs), report, as_json)
+        carry_out(loaded, store, logged(workshop(device, impl, fleet, graphs), log, store), report, as_json)
         return
     planned = plan(loaded, Store(store))
     if as_json:
