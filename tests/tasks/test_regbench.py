@@ -7,7 +7,7 @@ from icl_bench.tasks.base import SEP, Batch
 
 SIGNIFICANCE = 1e-4
 """Of a fixed sample, so a test either always holds or never."""
-PUBLISHED = "regbench:states=12,alphabet=18,strings=15,symbols=25"
+PUBLISHED = "regbench:states=12,alphabet=18,strings=15,symbols=25,queries=375"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 def test_strings_are_walks_of_the_automaton_written_behind_them(draw):
     """Read as a person would: exits `a>3` state by state, then every letter followed from the bar on."""
-    task, cell, batch = draw("regbench:states=6,strings=5,symbols=7", 50)
+    task, cell, batch = draw("regbench:states=6,strings=5,symbols=7,queries=35", 50)
     for row in range(50):
         words = [task.spell(token) for token in batch.inputs[row].tolist()]
         body, written = words[: cell.length - 18], words[cell.length - 18 :]
