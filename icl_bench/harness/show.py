@@ -1,5 +1,6 @@
 """One example of a task, for people."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from icl_bench.harness.data import Feed
 from icl_bench.harness.resolve import make_task, task_component
 
 PER_LINE = 16
+LONGEST_ROW = 112
+"""Characters of a row, where several tokens are in it."""
 
 
 class Example(NamedTuple):
@@ -54,13 +57,23 @@ def example(text: str, cell_label: str | None, seed: int) -> Example:
 def render(shown: Example) -> Text:
     """Tokens in rows; a scored position is followed by an arrow and its target."""
     width = max(len(token) for token in shown.tokens)
+    pieces = [
+        f"{token}→{shown.targets[t]} " if t in shown.targets else f"{token:<{width}} "
+        for t, token in enumerate(shown.tokens)
+    ]
+    row = row_length([len(piece) for piece in pieces])
     text = Text(f"{shown.task}  {shown.cell}  {len(shown.tokens)} tokens, {len(shown.targets)} scored, ")
     text.append(f"{shown.state_bits:.0f} bits to carry\n")
-    for t, token in enumerate(shown.tokens):
-        if t % PER_LINE == 0:
+    for t, piece in enumerate(pieces):
+        if t % row == 0:
             text.append(f"\n{t:>5}  ", style="dim")
-        if t in shown.targets:
-            text.append(f"{token}→{shown.targets[t]} ", style="bold reverse")
-        else:
-            text.append(f"{token:<{width}} ")
+        text.append(piece, style="bold reverse" if t in shown.targets else "")
     return text
+
+
+def row_length(lengths: Sequence[int]) -> int:
+    """Tokens in a row, a power of two, at most 16: as many as leave every row short enough."""
+    row = PER_LINE
+    while row > 1 and max(sum(lengths[i : i + row]) for i in range(0, len(lengths), row)) > LONGEST_ROW:
+        row //= 2
+    return row

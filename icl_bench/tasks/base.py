@@ -176,7 +176,7 @@ class Task(Frozen):
 
 REAL_BITS = math.log2(100) / 2
 """Bits that a normal number known to a relative squared error of 0.01 takes (Shannon's rate-distortion function)."""
-SHOWN = 4
+SHOWN = 3
 """Components of a vector that are printed."""
 
 

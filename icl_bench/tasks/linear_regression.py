@@ -190,7 +190,7 @@ class LinearRegression(ContinuousTask):
         """x or y, that which is not 0."""
         if isinstance(token, int) or self.variant == "garg":
             return super().spell(token)
-        return f"y={token[-1]:.2f}" if token[-1] else f"x({components(token[:-1])})"
+        return f"y={token[-1]:.2f}" if token[-1] else f"x({components([value for value in token if value])})"
 
 
 def ratio_bucket(seen: Tensor, dims: int) -> Tensor:

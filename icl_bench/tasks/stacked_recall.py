@@ -30,14 +30,14 @@ class StackedRecall(VectorRecall):
     >>> batch = task.sample(random.row_keys(torch.tensor(2), torch.arange(1)), task.eval_cells[0])
     >>> for vector in batch.inputs[0].tolist():
     ...     print(task.spell(vector))
-    k(0.9,1.4,-0.6,-0.9)v(-1.2,1.5,-0.5,0.3)
-    k(-1.4,-0.5,0.1,-1.3)v(0.8,0.2,-1.8,0.1)
+    k(0.9,1.4,-0.6,…)v(-1.2,1.5,-0.5,…)
+    k(-1.4,-0.5,0.1,…)v(0.8,0.2,-1.8,…)
     ·
     ·
-    k(-1.4,-0.5,0.1,-1.3)
-    k(0.9,1.4,-0.6,-0.9)
+    k(-1.4,-0.5,0.1,…)
+    k(0.9,1.4,-0.6,…)
     >>> batch.positions.tolist(), " ".join(task.spell(vector) for vector in batch.targets[0].tolist())
-    ([[4, 5]], '0.8,0.2,-1.8,0.1 -1.2,1.5,-0.5,0.3')
+    ([[4, 5]], '0.8,0.2,-1.8,… -1.2,1.5,-0.5,…')
     """
 
     stride: ClassVar[int] = 1
