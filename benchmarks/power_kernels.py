@@ -70,7 +70,7 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     low = 0 if p == 1 else (t if gated else min(t, 64))
     y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, low)
     statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
-    rows, factors = statistics[:2], statistics[2:]
+    rows, factors, local = statistics[:2], statistics[2:4], statistics.local if states is not None else None
     calls = {
         "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, low),
         "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den, gates),
@@ -88,7 +88,7 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
         calls["scan_reverse"] = lambda: launch.scan(
             problem, scratch, gates, None, reverse=True, want_final=False, prefix=states if gated else None
         )  # fmt: skip
-    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, rows, gates, after, False)
+    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, rows, gates, after, False, local)
     return calls
 
 

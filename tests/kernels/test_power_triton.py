@@ -164,5 +164,3 @@ def test_the_door_takes_the_step_and_refuses_gradients():
     torch.testing.assert_close(after, new)
     with pytest.raises(KernelUnavailableError, match="the Triton step has no gradient"):
         power_step(q.requires_grad_(), k, v, None, state, p=2, impl="triton")
-
-

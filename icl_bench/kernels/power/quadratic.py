@@ -70,10 +70,7 @@ class _CausalPower(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, scores, weights, decay, y, total = ctx.saved_tensors
         grad_total = None
-        if total is None:
-            grad = grad * ctx.factor
-        else:
-            grad = grad / total
+        grad = grad * ctx.factor if total is None else grad / total
         rounded = grad.to(weights.dtype)
         if total is not None:
             grad_total = (rounded * y).sum(dim=-1, keepdim=True).neg_()

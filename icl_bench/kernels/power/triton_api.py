@@ -179,7 +179,7 @@ def power_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, what 16 bits lose of it, sums of weights, of gates, states before each chunk, last s and z; empty if unused."""
+    """y, what 16 bits lose of it, sums of weights and of gates, states before each chunk, last s and z; or empty."""
     problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
     gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
     start = _pack(problem, s, z)
@@ -236,17 +236,17 @@ def power_backward(
     end = _pack(problem, ds, dz)
     end = None if end is None else end / read_factor
     read = states if states.numel() else None
-    rows, after, first, dots = None, None, None, None
+    rows, local, after, first, dots = None, None, None, None, None
     if problem.chunks > 1 or initial or end is not None:
         statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
-        rows = statistics[:2]
+        rows, local = statistics[:2], statistics.local
         u, w = launch.factors(problem.layout, q)
         after = launch.chunk_sums(problem, u, w, dy, statistics.value_factor, statistics.sum_factor)
         first, dots = launch.scan(
             problem, after, gates, end, reverse=True, want_final=initial, prefix=None if gates is None else read
         )  # fmt: skip
     dq, row_sums, rows = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, rows, gates, read, initial)
-    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, rows, gates, after, end is not None)
+    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, rows, gates, after, end is not None, local)
     if p > 2 and read is not None:
         dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, rows, gates, read, initial)
     if p > 2 and after is not None:
@@ -282,7 +282,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(
-    ctx: Any, dy: Tensor, _low: Tensor, _den: Tensor, _gates: Tensor, _states: Tensor, ds: Tensor | None,
+    ctx: Any,
+    dy: Tensor,
+    _low: Tensor,
+    _den: Tensor,
+    _gates: Tensor,
+    _states: Tensor,
+    ds: Tensor | None,
     dz: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     p, scale, normalize, eps, chunk = ctx.options

@@ -94,14 +94,23 @@ GATE_BLOCK = 1024
 FACTOR_ROWS = 32
 
 
+GATED = {
+    ("bf16", "forward", "tiles", 64): Blocks(128, 32, 4, 3, 3),
+    ("bf16", "key_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 2),
+}
+"""What gated problems take in the place of an entry of the tables."""
+
+
 def padded(width: int) -> int:
     """The power of two, at least 16, that holds a width."""
     return max(16, 1 << (width - 1).bit_length())
 
 
-def blocks(kernel: str, form: str, dtype: torch.dtype, width: int) -> Blocks:
+def blocks(kernel: str, form: str, dtype: torch.dtype, width: int, gated: bool = False) -> Blocks:
     """The configuration of a kernel for inputs of this type, width being that of the wider of key and value."""
-    return TABLES[ARITHMETIC[dtype]][kernel, form, min(128, padded(width))]
+    table, key = ARITHMETIC[dtype], (kernel, form, min(128, padded(width)))
+    kept = TABLES[table][key]
+    return GATED.get((table, *key), kept) if gated else kept
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:

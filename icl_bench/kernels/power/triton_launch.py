@@ -70,12 +70,12 @@ class Problem(NamedTuple):
         """The factor on what is read from a state, before `scale_out`."""
         return self.scale**self.layout.p / self.scale_out
 
-    def blocks(self, kernel: str, *, tiled: bool) -> config.Blocks:
+    def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> config.Blocks:
         """The launch configuration; `tiled` where the kernel meets a state in tiles."""
         form = "tiles" if tiled and not self.layout.linear else "rows"
         if kernel == "key_gradient" and config.padded(self.layout.key_width) != config.padded(self.v):
             form = "mixed"
-        return config.blocks(kernel, form, self.dtype, self.width)
+        return config.blocks(kernel, form, self.dtype, self.width, gated)
 
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def attend(
     y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     y_low = torch.empty(problem.n, low_rows, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
-    blocks = problem.blocks("forward", tiled=states is not None)
+    blocks = problem.blocks("forward", tiled=states is not None, gated=gates is not None)
     v_block = min(config.padded(problem.v), 128)
     grid = (-(-problem.t // blocks.m) * problem.n * problem.heads, -(-problem.v // v_block))
     forward_kernel[grid](
@@ -212,13 +212,14 @@ class RowStatistics(NamedTuple):
     delta: Tensor  # dy.y
     value_factor: Tensor  # the factor of the query in the gradient of the state's values
     sum_factor: Tensor  # and in that of its normaliser
+    local: Tensor  # weight, decayed since the first row of its block; unwritten without gates
 
 
 def row_statistics(
     problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
 ) -> RowStatistics:
-    """All four, before the state's gradient is summed."""
-    statistics = RowStatistics(*(torch.empty_like(den) for _ in range(4)))
+    """All of them, before the state's gradient is summed."""
+    statistics = RowStatistics(*(torch.empty_like(den) for _ in RowStatistics._fields))
     rows = config.STATISTICS_ROWS
     row_statistics_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
         y, y_low, dy, den, gates if gates is not None else den, *statistics, *_strides(y, dy),
@@ -258,7 +259,7 @@ def query_gradient(
 
 def key_gradient(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rows: tuple[Tensor, Tensor], gates: Tensor | None,
-    states: Tensor | None, final: bool,
+    states: Tensor | None, final: bool, local: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk."""
     layout = problem.layout
@@ -266,9 +267,11 @@ def key_gradient(
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
-    blocks = problem.blocks("key_gradient", tiled=states is not None)
+    blocks = problem.blocks("key_gradient", tiled=states is not None, gated=gates is not None)
+    aligned = blocks.m == config.STATISTICS_ROWS and blocks.n % blocks.m == 0
     key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-        q, k, v, u, w, dy, *rows, gates if gates is not None else q, states if states is not None else q, dk, dv,
+        q, k, v, u, w, dy, *rows, local if local is not None else rows[0],
+        gates if gates is not None else q, states if states is not None else q, dk, dv,
         column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
         problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
         problem.scale_in, problem.state_factor, problem.scale_out,
@@ -276,7 +279,8 @@ def key_gradient(
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
         REPEAT=problem.heads // problem.groups, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
         DEPTH=blocks.depth, STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
-        CONTRACT=layout.p <= 2, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
+        CONTRACT=layout.p <= 2, GATED=gates is not None, LOCAL=gates is not None and local is not None and aligned,
+        SUM=problem.normalize, SCALE=layout.p > 2,
         DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def power(x, P: tl.constexpr):
 @triton.jit
 def operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """A float32 tile as matrix products see it, rounded to 16 bits or to tf32, whose low bits they would drop."""
-    if DOT == tl.float32 and PRECISION == "tf32":
+    if tl.float32 == DOT and PRECISION == "tf32":
         x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     return x.to(DOT)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from icl_bench.kernels.power.api import initial_power_state, power_step
 from icl_bench.kernels.power.triton_api import power_attention_triton
 from icl_bench.kernels.power.triton_step import power_step_triton
 from tests.kernels.power_oracle import Case, poison
@@ -10,7 +11,7 @@ from tests.kernels.power_oracle import Case, poison
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 LENGTHS = [1, 7, 63, 64, 65, 100, 1000, 4097]
-WIDTHS = [(16, 16), (16, 64), (32, 32), (64, 32), (64, 128), (128, 128), (24, 40), (100, 8)]
+WIDTHS = [(16, 16), (16, 32), (16, 64), (32, 32), (64, 32), (64, 128), (128, 16), (128, 128), (24, 40), (100, 8)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +40,30 @@ def test_lengths_of_linear_attention(t, gated):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("p", [1, 2])
-@pytest.mark.parametrize(
-    ("key", "value"), [(16, 16), (16, 64), (32, 32), (64, 32), (64, 128), (128, 128), (24, 40), (100, 8)]
-)
+@pytest.mark.parametrize(("key", "value"), WIDTHS)
 def test_widths(key, value, p, dtype):
     Case(t=300, key=key, value=value, p=p, chunk=128, heads=4, groups=2, initial=True, keep=True, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize(("key", "value"), WIDTHS)
+def test_widths_without_gates(key, value, p):
+    Case(t=300, key=key, value=value, p=p, chunk=128, heads=4, groups=2, gated=False, initial=True, keep=True).check()
+
+
+@pytest.mark.parametrize("t", [3, 130])
+def test_more_sequences_than_a_grid_has_rows(t):
+    leaves = [torch.randn(33_000, t, 2, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    log_g = -torch.rand(33_000, t, 2, device="cuda")
+
+    def run(rows):
+        part = [x[rows] for x in leaves]
+        y = power_attention_triton(*part, log_g[rows], 2, 0.25, "sum", 1e-6, None, 128, keep_state=False)[0]
+        return y, *torch.autograd.grad(y, part, torch.ones_like(y))
+
+    halves = zip(run(slice(16_500)), run(slice(16_500, None)), strict=True)
+    for whole, half in zip(run(slice(None)), halves, strict=True):
+        assert torch.equal(whole, torch.cat(half))
 
 
 @pytest.mark.parametrize("p", [3, 4, 5, 6])
@@ -97,6 +117,15 @@ def test_compiled_functions_keep_whole_graphs():
     found = torch.autograd.grad(torch.compile(loss, fullgraph=True)(q, k, v, log_g), (q, k, v, log_g))
     for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
+def test_steps_of_more_sequences_than_a_grid_has_rows():
+    q, k, v = (torch.rand(70_000, 1, 4, device="cuda") for _ in range(3))
+    state = initial_power_state(70_000, 1, 4, 4, p=2, normalize="sum", device="cuda", dtype=torch.float32)
+    found, new = power_step(q, k, v, None, state, p=2, impl="triton")
+    wanted, after = power_step(q, k, v, None, state, p=2, impl="chunked")
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new, after, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("p, key", [(1, 64), (2, 16), (2, 64), (4, 16)])
