@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from icl_bench.harness.reporter import Reporter
     from icl_bench.harness.resolve import Request
     from icl_bench.harness.study import Study
+    from icl_bench.reports.framing import Frame
 
 SOME_RUNS_FAILED = 3
 
@@ -85,19 +86,45 @@ def carry_out(study: "Study", store: Path, shop: Workshop, report: Path, as_json
         raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
     for line in outcome.left_out:
         typer.echo(f"left out: {line}", err=True)
-    finish([*outcome.measured, *outcome.tuning], as_json=as_json, report=report, bars=True)
+    finish([*outcome.measured, *outcome.tuning], as_json, report, bars=True, frame=frame_of(study, outcome.left_out))
 
 
-def write_files(records: "list[RunRecord]", problems: "list[RecordError]", report: Path) -> Path:
+def frame_of(study: "Study", left_out: "list[str]") -> "Frame":
+    """What the report of a study says of it."""
+    from icl_bench.harness.study import label_in
+    from icl_bench.reports.framing import Frame, Published
+
+    points = [
+        Published(point.label, point.bytes, point.accuracy, point.source, label_in(study, point.arch))
+        for point in study.published
+    ]
+    return Frame(study.name, study.question, study.hypotheses, tuple(map(problem_of, left_out)), tuple(points))
+
+
+def problem_of(message: str) -> str:
+    """A message without its way out, which serves no reader of a report."""
+    return message.rpartition("; ")[0] or message
+
+
+def write_files(
+    records: "list[RunRecord]", problems: "list[RecordError]", report: Path, frame: "Frame | None" = None
+) -> Path:
     """Write a report: one HTML page where the file is so named, else Markdown with a folder of figures."""
+    from icl_bench.reports.framing import NO_FRAME
     from icl_bench.reports.page import write_page
     from icl_bench.reports.report import write_report
 
     write = write_page if report.suffix in (".html", ".htm") else write_report
-    return write(records, problems, report, command_line())
+    return write(records, problems, report, command_line(), frame or NO_FRAME)
 
 
-def finish(records: "list[RunRecord]", as_json: bool, report: Path | None, bars: bool = False) -> None:
+def finish(
+    records: "list[RunRecord]",
+    as_json: bool,
+    report: Path | None,
+    bars: bool = False,
+    frame: "Frame | None" = None,
+) -> None:
     """Print the results, write the report where one is asked for, and exit with 3 where a run failed."""
     from icl_bench.reports.terminal import accuracy_bars, results_table
 
@@ -108,7 +135,7 @@ def finish(records: "list[RunRecord]", as_json: bool, report: Path | None, bars:
         if bars:
             stdout_console().print(accuracy_bars(records))
     if report is not None:
-        typer.echo(f"report: {write_files(records, [], report)}", err=as_json)
+        typer.echo(f"report: {write_files(records, [], report, frame)}", err=as_json)
     failed = [record.result for record in records if record.result.status != "ok"]
     for result in failed:
         typer.echo(f"failed: {result.id} {result.arch} seed {result.seed}: {result.status}", err=True)

@@ -51,6 +51,8 @@ class Published(Frozen):
     """Mean over the evaluated cells."""
     source: str
     """Where it stands."""
+    arch: str | None = None
+    """The architecture of the study that stands for it, as typed there."""
 
 
 class Study(Frozen):
@@ -221,6 +223,13 @@ def shape_of(study: Study, task: str) -> Shape:
     spec = expand(request)[0]
     length = max(cell.length for cell in make_task(spec.task).eval_cells)
     return Shape(spec.model.d_model, spec.model.layers, length)
+
+
+def label_in(study: Study, arch: str | None) -> str | None:
+    """How the records of a study name an architecture of it."""
+    return (
+        expand(Request(study.tasks[0], [arch], study.preset, settings=study.settings))[0].arch_label if arch else None
+    )
 
 
 def runs_of(study: Study, entrant: Contender, lrs: Sequence[float], seeds: str) -> list[RunSpec]:

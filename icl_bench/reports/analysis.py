@@ -115,6 +115,13 @@ class Entry:
         """95 % interval of the mean accuracy, within [0, 1]."""
         return limited(mean_interval(list(self.accuracies.values())))
 
+    @cached_property
+    def errors(self) -> dict[Seeds, float]:
+        """Mean relative squared error over cells, by seed; empty for tokens. A diverged run counts as answering 0."""
+        found = {seeds_of(run): run.result.error for run in self.scored}
+        known = any(error is not None for error in found.values())
+        return {seeds: 1.0 if error is None else error for seeds, error in found.items()} if known else {}
+
     @property
     def exact_match(self) -> float | None:
         """Median exact match over seeds."""
@@ -152,6 +159,17 @@ class Entry:
         """Weight-state FLOP ratio (arXiv 2507.04239, section 3.2); none where there is no state work."""
         work = self.example.result.work
         return work.weights / work.state if work.state else None
+
+    @property
+    def rise(self) -> float:
+        """Median over seeds of the rise in validation accuracy over the last third of the updates."""
+        rises = [late_rise(run) for run in self.scored if len(run.metrics) > 1]
+        return median(rises) if rises else 0.0
+
+    def parameter(self, name: str) -> tuple[Any, ...]:
+        """Values of a parameter of its layers, but for those of a gated convolution, which are all it is."""
+        parts = [part for part in self.example.spec["arch"] if part["name"] != "gated-conv"]
+        return tuple(part["params"][name] for part in parts if name in part["params"])
 
     @property
     def at_edge(self) -> bool:
@@ -225,6 +243,11 @@ class Section:
         return {label: floor_of(scores) for label, scores in self.scores.items()}
 
     @cached_property
+    def has_errors(self) -> bool:
+        """Whether answers are vectors, which have an error."""
+        return any(entry.errors for entry in self.entries)
+
+    @cached_property
     def mean_floor(self) -> float | None:
         """Mean of the floors of the cells."""
         floors = [floor.accuracy for floor in self.floors.values()]
@@ -280,6 +303,13 @@ def several_rates(runs: Iterable[RunRecord]) -> frozenset[Seeds]:
     for run in runs:
         rates[seeds_of(run)].add(run.result.lr)
     return frozenset(seeds for seeds, found in rates.items() if len(found) > 1)
+
+
+def late_rise(run: RunRecord) -> float:
+    """Rise in validation accuracy from the last point within two thirds of the updates, or the first there is."""
+    last = run.metrics[-1]
+    early = [point for point in run.metrics if 3 * point.step <= 2 * last.step] or run.metrics[:1]
+    return last.accuracy - early[-1].accuracy
 
 
 def floor_of(scores: Sequence[CellScore]) -> Floor:

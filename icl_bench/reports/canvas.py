@@ -174,12 +174,13 @@ def set_title(axes: Axes, title: str) -> None:
 
 
 def size_axis(axes: Axes, label: str) -> None:
-    """A logarithmic horizontal axis of counts, with ticks like 2k and 50k."""
+    """A logarithmic horizontal axis of counts, with ticks like 2k and 50k, closer where it spans less."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.margins(x=0.08)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.08)
     axes.set_xlabel(label, parse_math=False)
 
 

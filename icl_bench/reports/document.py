@@ -138,7 +138,7 @@ def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError]) -> str:
 def section_blocks(section: Section, index: int, figures: Mapping[str, Drawing]) -> list[Block]:
     """All there is to say on a task."""
     ranked, recalled = rankings(section), recalls(section)
-    blocks: list[Block] = [Heading(2, section.task), Prose(" ".join(findings(section, ranked, recalled)))]
+    blocks: list[Block] = [Heading(2, section.task), *map(Prose, findings(section, ranked, recalled))]
     blocks += [Chart(index), main_table(section), main_notes(section)]
     blocks += drawn("Recall against state", figures, "recall-by-state")
     blocks += tabled("Capacity", capacity_table(recalled), *pick(figures, "capacity"), after=CAPACITY_NOTE)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from icl_bench.reports.analysis import CellInfo, Entry, Section
 from icl_bench.reports.capacities import Recall
+from icl_bench.reports.naming import natural_key
 from icl_bench.reports.ranking import (
     OUTCOMES,
     Comparison,
@@ -12,9 +13,21 @@ from icl_bench.reports.ranking import (
     matched_state,
 )
 from icl_bench.reports.text import bracketed, count, listed, load, p_text, share
+from icl_bench.schema import canonical_json
 
 NAMED = 6
 """Most entries that a sentence names."""
+SHORT_OUTCOMES = (
+    ("not separated", "not separated from {}"),
+    ("rate decides", "against {} the learning rate decides"),
+    ("not compared", "not compared with {} (fewer than two common seeds)"),
+)
+RISE = 0.02
+"""Rise in validation accuracy over the last third of the updates from which a run counts as still learning."""
+BIMODAL_SEEDS = 10
+"""Seeds asked for where some solve and others do not."""
+FACTORS = ("conv", "rope", "gate")
+"""Parameters that change recall beside the mixer, so that they should be equal in a comparison."""
 
 
 def findings(section: Section, ranked: Sequence[Ranking], recalled: Sequence[Recall]) -> list[str]:
@@ -91,17 +104,25 @@ def at_state(ranking: Ranking) -> str:
         return f"{where} {no_ranking(ranking)}"
     if ranking.most_seeds == 1:
         return f"{where} one seed each, so no order"
-    ahead = [short_lead(row) for row in ranking.comparisons if row.outcome == "ahead"]
-    rest = [row.other.label for row in ranking.comparisons if row.outcome != "ahead"]
-    parts = [f"{ranking.best.label} is ahead of {some(ahead)}"] if ahead else []
-    parts += [f"{'it' if ahead else ranking.best.label} is not separated from {some(rest)}"] if rest else []
-    return f"{where} {' and '.join(parts)}"
+    ahead = [short_lead(row, ranking) for row in ranking.comparisons if row.outcome == "ahead"]
+    parts = [f"is ahead of {some(ahead)}"] if ahead else []
+    for outcome, words in SHORT_OUTCOMES:
+        others = [short_name(row.other, ranking) for row in ranking.comparisons if row.outcome == outcome]
+        parts += [words.format(some(others))] if others else []
+    return f"{where} {short_name(ranking.best, ranking)} {listed(parts)}"
 
 
-def short_lead(row: Comparison) -> str:
+def short_name(entry: Entry, ranking: Ranking) -> str:
+    """The family, where it has one entry of this size alone."""
+    families = [other.family for other in ranking.entries]
+    return entry.family if families.count(entry.family) == 1 else entry.label
+
+
+def short_lead(row: Comparison, ranking: Ranking) -> str:
     """A difference that is claimed, with its interval."""
     assert row.difference is not None
-    return f"{row.other.label} (by {row.difference.mean:.3f} {bracketed(difference_interval(row.difference))})"
+    gap = f"{row.difference.mean:.3f} {bracketed(difference_interval(row.difference))}"
+    return f"{short_name(row.other, ranking)} (by {gap})"
 
 
 def single(entry: Entry, section: Section) -> str:
@@ -181,29 +202,53 @@ def cells_clause(ranking: Ranking, cells: Sequence[CellInfo]) -> str:
 
 def limits(section: Section, ranked: Sequence[Ranking]) -> str:
     """What the numbers do not carry."""
-    notes = []
+    notes = [*rate_limits(section), *seed_limits(section), *run_limits(section, ranked)]
+    return f"Limits: {'; '.join(notes)}." if notes else ""
+
+
+def rate_limits(section: Section) -> list[str]:
+    """What the choice of learning rates leaves open."""
     untuned = [entry.label for entry in section.entries if len(entry.rates) == 1]
     edge = [entry.label for entry in section.entries if entry.at_edge]
     reused = [entry.label for entry in section.entries if len(entry.rates) > 1 and not entry.fresh]
+    notes = [f"one learning rate was tried for {whom(untuned, section)}"] if untuned else []
+    notes += [f"the best learning rate of {whom(edge, section)} lies at the edge of the sweep"] if edge else []
+    notes += [f"the seeds of {whom(reused, section)} both chose the rate and measure"] if reused else []
+    return notes
+
+
+def seed_limits(section: Section) -> list[str]:
+    """What the number and the spread of seeds leave open."""
     few = sorted({len(entry.accuracies) for entry in section.entries if 0 < len(entry.accuracies) < 5})
-    if untuned:
-        notes.append(f"one learning rate was tried for {whom(untuned, section)}")
-    if edge:
-        notes.append(f"the best learning rate of {whom(edge, section)} lies at the edge of the sweep")
-    if reused:
-        notes.append(f"the seeds of {whom(reused, section)} both chose the rate and measure")
+    notes = []
     if few and max(few) > 1:
         notes.append(f"{few[0]}{f' to {few[-1]}' if len(few) > 1 else ''} seeds are few (at least 5 are asked for)")
-    bimodal = [entry.label for entry in section.entries if entry.bimodal]
+    bimodal = [entry for entry in section.entries if entry.bimodal]
     if bimodal:
-        notes.append(f"some seeds of {whom(bimodal, section)} solve and others do not, so means mislead")
+        more = f" ({BIMODAL_SEEDS} are asked for)" if min(len(e.accuracies) for e in bimodal) < BIMODAL_SEEDS else ""
+        names = whom([entry.label for entry in bimodal], section)
+        notes.append(f"some seeds{more} of {names} solve and others do not, so means mislead")
+    return notes
+
+
+def run_limits(section: Section, ranked: Sequence[Ranking]) -> list[str]:
+    """What the runs themselves leave open: their budget, factors that differ, failures, and what was not matched."""
+    rising = [entry.label for entry in section.entries if entry.rise > RISE]
+    notes = [f"{whom(rising, section)} still rose in validation at the end of training"] if rising else []
+    notes += [f"architectures differ in {factor} ({listed(values)})" for factor, values in mixed(section)]
     failed = sum(len(entry.failed) for entry in section.entries)
-    if failed:
-        notes.append(f"{count(failed, 'run')} failed")
+    notes += [f"{count(failed, 'run')} failed"] if failed else []
     loose = len(section.entries) - sum(len(ranking.entries) for ranking in ranked)
-    if loose:
-        notes.append(f"{count(loose, 'architecture')} without a match in state not ranked")
-    return f"Limits: {'; '.join(notes)}." if notes else ""
+    return notes + ([f"{count(loose, 'architecture')} without a match in state not ranked"] if loose else [])
+
+
+def mixed(section: Section) -> list[tuple[str, list[str]]]:
+    """Factors in which the architectures differ, with their values; one that lacks a factor is left out."""
+    found = []
+    for factor in FACTORS:
+        values = {canonical_json(value) for entry in section.entries for value in entry.parameter(factor)}
+        found += [(factor, sorted(values, key=natural_key))] if len(values) > 1 else []
+    return found
 
 
 def whom(labels: Sequence[str], section: Section) -> str:

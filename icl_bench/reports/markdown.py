@@ -41,10 +41,11 @@ def set_commands(lines: Sequence[str]) -> str:
 def set_table(table: Table) -> str:
     """A table."""
     rule = [":--" if i < table.left else "--:" for i in range(len(table.header))]
-    rows = [[cell_text(cell) for cell in row] for row in (table.header, *table.rows)]
+    header = [cell if not isinstance(cell, Name) else cell_text(cell) for cell in table.header]
+    rows = [header, *([cell_text(cell) for cell in row] for row in table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def cell_text(cell: str) -> str:
-    """A cell: names in the type of code, own words and numbers as they are."""
-    return code(cell, in_table=True) if isinstance(cell, Name) else cell
+    """A cell: names in the type of code; own words and numbers as they are, on one line."""
+    return code(cell, in_table=True) if isinstance(cell, Name) else cell.replace(" ", "\u00a0")

@@ -48,8 +48,8 @@ def panels_of(section: Section) -> list[Panel]:
 def family_panel(section: Section, family: str, index: int) -> Panel:
     """The entries of a family, by state, the smallest the lightest."""
     members = sorted((entry for entry in section.entries if entry.family == family), key=by_state)
-    steps = max(1, len(members) - 1)
-    looks = tuple(look(index, 1 - i / steps) for i in range(len(members)))
+    last = len(members) - 1
+    looks = tuple(look(index, 1 - i / last if last else 0.0) for i in range(len(members)))
     states = [entry.state_elements for entry in members]
     same = len(set(states)) < len(states)
     names = [entry.label if same else f"{short(state or 0)}" for entry, state in zip(members, states, strict=True)]

@@ -15,18 +15,18 @@ from icl_bench.reports.text import NONE, bracketed, load, p_text, plain, quantit
 
 MAIN_HEADER = (
     "architecture",
-    "state elements",
-    "state",
-    "parameters",
-    "FLOPs",
-    "weight-state",
-    "learning rate",
     "accuracy",
     "95 % interval",
     "corrected",
     "exact match",
     "solved",
     "solved, 95 %",
+    "state elements",
+    "state",
+    "parameters",
+    "FLOPs",
+    "weight-state",
+    "learning rate",
     "failed",
 )
 COMPARISON_HEADER = (
@@ -80,12 +80,10 @@ class Table(NamedTuple):
 
 def main_table(section: Section) -> Table:
     """An entry a row: its size, its accuracy and how sure that is; then the floor and the oracle."""
-    blanks = (NONE,) * 6
-    reference = (
-        (Name("floor"), *blanks, share(section.mean_floor), NONE, share(0.0), *(NONE,) * 4),
-        (Name("oracle"), *blanks, share(1.0), NONE, share(1.0), share(1.0), *(NONE,) * 3),
-    )
-    return Table(MAIN_HEADER, (*(main_row(entry, section) for entry in section.entries), *reference))
+    blanks = (NONE,) * 9
+    floor = (Name("floor"), share(section.mean_floor), NONE, share(0.0), NONE, *blanks)
+    oracle = (Name("oracle"), share(1.0), NONE, share(1.0), share(1.0), *blanks)
+    return Table(MAIN_HEADER, (*(main_row(entry, section) for entry in section.entries), floor, oracle))
 
 
 def main_row(entry: Entry, section: Section) -> tuple[str, ...]:
@@ -94,18 +92,18 @@ def main_row(entry: Entry, section: Section) -> tuple[str, ...]:
     corrected = corrected_scores(section, entry)
     return (
         Name(entry.label),
-        f"{entry.state_elements:,}" if entry.state_elements is not None else NONE,
-        size(result.state.bytes if result.state else None),
-        f"{result.params:,}" if result.params else NONE,
-        quantity(result.work.weights + result.work.state),
-        quantity(entry.ratio),
-        f"{entry.rate:.3g}",
         share(entry.accuracy),
         bracketed(entry.interval) or NONE,
         share(median(corrected)) if corrected else NONE,
         share(entry.exact_match),
         f"{entry.solved}/{seeds}" if seeds else NONE,
         bracketed(entry.solved_interval, 2) or NONE,
+        f"{entry.state_elements:,}" if entry.state_elements is not None else NONE,
+        size(result.state.bytes if result.state else None),
+        f"{result.params:,}" if result.params else NONE,
+        quantity(result.work.weights + result.work.state),
+        quantity(entry.ratio),
+        f"{entry.rate:.3g}",
         f"{len(entry.failed)}/{len(entry.runs)}",
     )
 

@@ -92,7 +92,7 @@ def test_sizes_are_ranked_among_equals() -> None:
     found = ranked([*small, *large, *loose])
     assert [ranking.best.label for ranking in found if ranking.best] == ["linear", "window:w=32"]
     text = sentences([*small, *large, *loose])
-    assert "at 1,000 to 1,040 elements linear is ahead of window:w=8" in text
+    assert "at 1,000 to 1,040 elements linear is ahead of window (by 0.100 [0.100, 0.100])" in text
     assert "1 architecture without a match in state not ranked" in text
 
 
