@@ -21,8 +21,13 @@ from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
 from icl_bench.harness.train import FleetScores, train_fleet
 from icl_bench.harness.trainer import Trainer
+from icl_bench.kernels.cross_entropy.means import PATIENCE, PLUS, TIMES
 from icl_bench.tasks import ContinuousTask, Task
 
+DIVERGED = (
+    "diverged at step {}: loss or gradient not finite, "
+    f"or loss above {TIMES:g} x its first + {PLUS:g} for {PATIENCE} steps"
+)
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -99,7 +104,7 @@ def scored(spec: RunSpec, member: int, scores: FleetScores, task: Task, params: 
     return base_result(spec).model_copy(
         update={
             "status": "diverged" if died_at else "ok",
-            "detail": f"loss or gradient not finite at step {died_at}" if died_at else None,
+            "detail": DIVERGED.format(died_at) if died_at else None,
             "params": params,
             "steps": died_at or spec.train.steps,
             "seconds": round(scores.seconds, 3),

@@ -29,7 +29,7 @@ class FleetScores(NamedTuple):
     floors: dict[str, list[tuple[str, float]]]
     """Best trivial solver and its accuracy, by cell and member."""
     died_at: list[int]
-    """Step at which a member's loss or gradient was first not finite; 0 where it never was."""
+    """Step at which a member was found to have diverged; 0 where it never was."""
     solved_at: list[int | None]
     """First validated step with an accuracy of at least 0.99."""
     seconds: float
@@ -68,8 +68,7 @@ def train_fleet(
     cells, floors = trainer.test()
     reach("tested")
     examples = trainer.spec.train.steps * trainer.spec.train.batch * len(trainer.specs)
-    died_at = trainer.optimiser.died_at.tolist()
-    return FleetScores(cells, floors, died_at, course.solved, course.seconds, examples / course.training)
+    return FleetScores(cells, floors, trainer.died_at, course.solved, course.seconds, examples / course.training)
 
 
 class Course:
@@ -131,7 +130,7 @@ class Course:
             self.trainer.step()
             reach("step-done")
             if time.perf_counter() - self.last_report >= self.report_every or step == end:
-                sums = self.trainer.sums.to("cpu", copy=True)
+                sums = self.trainer.totals()
                 self.report(self.progress(step, (sums - told) / (step - told_at)))
                 self.last_report, told, told_at = time.perf_counter(), sums, step
             if step < end:

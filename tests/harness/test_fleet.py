@@ -73,6 +73,55 @@ def test_a_member_that_diverges_leaves_the_others_alone() -> None:
         assert torch.equal(broken[0], whole[0]) and torch.equal(broken[2], whole[2])
 
 
+def test_one_of_28_that_diverges_leaves_27_exactly_as_they_were() -> None:
+    runs = [specs("gated-conv+softmax", seeds=[seed])[0] for seed in range(28)]
+    broken = [*runs[:9], with_rate(runs[9], 1e38), *runs[10:]]
+    (_, clean, _), (_, hit, _) = trained(runs), trained(broken)
+    assert [step > 0 for step in hit.died_at] == [member == 9 for member in range(28)]
+    for label, outcome in hit.cells.items():
+        for part, whole in zip(outcome[:5], clean.cells[label][:5], strict=True):
+            assert [*part[:9], *part[10:]] == [*whole[:9], *whole[10:]]
+
+
+def with_rate(run: RunSpec, lr: float) -> RunSpec:
+    return run.model_copy(update={"train": run.train.model_copy(update={"lr": lr})})
+
+
+@pytest.mark.parametrize("arch", ["power:p=2", "gated-conv+softmax"])
+def test_the_dead_are_dropped_once_they_are_half(arch: str) -> None:
+    runs = [specs(arch, seeds=[seed])[0] for seed in range(4)]
+    broken = [with_rate(run, 1e38) if member in (0, 2) else run for member, run in enumerate(runs)]
+    (_, clean, metrics), (trainer, hit, broken_metrics) = trained(runs), trained(broken)
+    assert trainer.present == [1, 3] and len(trainer.model.embedding.weight) == 2
+    assert [step > 0 for step in hit.died_at] == [True, False, True, False]
+    alive = [member for member, _ in metrics if member in (1, 3)]
+    assert [point for member, point in metrics if member in alive] == [p for m, p in broken_metrics if m in alive]
+    for label, outcome in hit.cells.items():
+        for member in (1, 3):
+            assert [part[member] for part in outcome[:5]] == [part[member] for part in clean.cells[label][:5]]
+    points = [point for member, point in broken_metrics if member == 0]
+    assert points[0].accuracy == points[1].accuracy  # no longer updated, so that the last measured holds
+
+
+def test_a_fleet_without_its_dead_is_saved_and_continued_whole() -> None:
+    runs = [with_rate(run, 1e38 if run.seed < 2 else 1e-3) for run in specs("softmax", seeds=range(3))]
+    first, second = Trainer(runs, CPU, "auto"), Trainer(runs, CPU, "auto")
+    for _ in range(5):
+        first.step()
+    first.validate()
+    assert first.present == [2]
+    first.step()
+    state = first.state()
+    assert state["died_at"].tolist() == first.died_at and len(state["alive"]) == 3
+    second.restore(6, state)
+    assert second.present == [2] and second.died_at == first.died_at
+    for trainer in (first, second):
+        for _ in range(4):
+            trainer.step()
+    for name, tensor in first.state().items():
+        assert torch.equal(tensor, second.state()[name]) or name == "sums", name
+
+
 def test_clipping_is_each_members_own() -> None:
     runs = specs("power:p=2", seeds=(0, 1))
     trainer = Trainer(runs, CPU, "auto")

@@ -26,6 +26,10 @@ class Layout(NamedTuple):
         """Views [M, size]; a single one for a lone member, whose blocks touch."""
         if self.members == 1:
             return [flat.view(1, -1)]
+        return self.rows(flat)
+
+    def rows(self, flat: Tensor) -> list[Tensor]:
+        """Views [M, size]."""
         parts = flat.split([self.members * size for size in self.sizes])
         return [part.view(self.members, -1) for part in parts]
 

@@ -1,5 +1,7 @@
 """AdamW over a fleet in plain torch: in place, block by block, with few passes over memory."""
 
+from functools import reduce
+
 import torch
 
 from icl_bench.kernels.adamw.layout import Fleet, Layout, Slots
@@ -12,7 +14,8 @@ def adamw_torch(
     fleet.steps.add_(1)
     blocks = [layout.blocks(part) for part in slots[:4]]
     parameters, gradients, means, squares = blocks
-    norms = torch.stack([gradient.float().square().sum(1) for gradient in gradients]).sum(0).sqrt()
+    # One after the other: torch adds the rows of a matrix in an order that depends on how many columns there are.
+    norms = reduce(torch.add, [gradient.float().square().sum(1) for gradient in gradients]).sqrt()
     finite = torch.isfinite(fleet.losses) & torch.isfinite(norms)
     fleet.died_at.copy_(torch.where(fleet.alive & ~finite, fleet.steps, fleet.died_at))
     fleet.alive.logical_and_(finite)

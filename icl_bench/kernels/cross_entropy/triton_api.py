@@ -136,12 +136,16 @@ def weight_gradient(
     return out
 
 
-def mean_losses_triton(losses: Tensor, hits: Tensor, sums: Tensor) -> Tensor:
-    """`means.mean_losses`, the forward half, for contiguous sums."""
+def mean_losses_triton(
+    losses: Tensor, hits: Tensor, sums: Tensor, course: Tensor, limits: tuple[float, float, int]
+) -> Tensor:
+    """`means.mean_losses`, the forward half, for contiguous sums and course."""
     members, count = losses.shape
     means = losses.new_empty(members)
     with launch_on(losses):
-        means_kernel[(members,)](losses.contiguous(), hits.contiguous(), means, sums, count, BLOCK=4096, num_warps=8)
+        means_kernel[(members,)](
+            losses.contiguous(), hits.contiguous(), means, sums, course, count, *limits, BLOCK=4096, num_warps=8
+        )
     return means
 
 

@@ -169,8 +169,8 @@ def weight_gradient_kernel(
 
 
 @triton.jit
-def means_kernel(losses, hits, means, sums, count, BLOCK: tl.constexpr):
-    """Means over the rows of a member, added to its running sums. Grid (M)."""
+def means_kernel(losses, hits, means, sums, course, count, times, plus, patience, BLOCK: tl.constexpr):
+    """Means over the rows of a member, added to its running sums, infinite once too high for too long. Grid (M)."""
     member = tl.program_id(0).to(tl.int64)
     loss, hit = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for start in range(0, count, BLOCK):
@@ -178,7 +178,12 @@ def means_kernel(losses, hits, means, sums, count, BLOCK: tl.constexpr):
         loss += tl.load(losses + member * count + rows, mask=rows < count, other=0.0)
         hit += tl.load(hits + member * count + rows, mask=rows < count, other=0.0)
     mean, share = tl.sum(loss) / count, tl.sum(hit) / count
-    tl.store(means + member, mean)
+    first, above = tl.load(course + member), tl.load(course + tl.num_programs(0) + member)
+    first = tl.where(first < 0, mean, first)
+    above = tl.where(mean > times * first + plus, above + 1, 0.0)
+    tl.store(course + member, first)
+    tl.store(course + tl.num_programs(0) + member, above)
+    tl.store(means + member, tl.where(above >= patience, float("inf"), mean))
     tl.store(sums + member, tl.load(sums + member) + mean.to(tl.float64))
     spot = sums + tl.num_programs(0) + member
     tl.store(spot, tl.load(spot) + share.to(tl.float64))
