@@ -135,6 +135,12 @@ class RunResult(Frozen):
         return sum(cell.exact_match for cell in self.cells) / len(self.cells) if self.cells else 0.0
 
     @property
+    def error(self) -> float | None:
+        """Mean over the cells of the relative squared error; none for tokens and where the run did not end well."""
+        errors = [cell.error for cell in self.cells if cell.error is not None]
+        return sum(errors) / len(errors) if errors else None
+
+    @property
     def floor(self) -> float:
         """Mean over the cells of the floor."""
         return sum(cell.floor for cell in self.cells) / len(self.cells) if self.cells else 0.0

@@ -9,7 +9,7 @@ The rules, from the evaluation protocol:
 """
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -314,8 +314,8 @@ def late_rise(run: RunRecord) -> float:
 
 def floor_of(scores: Sequence[CellScore]) -> Floor:
     """The floor of the scores in a cell."""
-    solvers = sorted(score.floor_solver for score in scores)
-    return Floor(median([score.floor for score in scores]), max(solvers, key=solvers.count))
+    solvers = Counter(score.floor_solver for score in scores)
+    return Floor(median([score.floor for score in scores]), max(sorted(solvers), key=solvers.__getitem__))
 
 
 def seeds_of(run: RunRecord) -> Seeds:

@@ -16,11 +16,13 @@ from icl_bench.reports.notes import (
     CAPACITY_NOTE,
     COMPARISON_NOTE,
     EFFICIENCY_NOTE,
+    ERROR_NOTE,
     OWN_ANSWERS_NOTE,
     PUBLISHED_NOTE,
     RATE_NOTE,
 )
 from icl_bench.reports.ranking import Ranking, rank, rankings
+from icl_bench.reports.squared_error import error_table, measure_table
 from icl_bench.reports.tables import (
     Table,
     capacity_table,
@@ -30,7 +32,6 @@ from icl_bench.reports.tables import (
     environment_table,
     failure_table,
     group_table,
-    main_table,
     missing_table,
     own_answers_table,
     problem_table,
@@ -139,7 +140,7 @@ def section_blocks(section: Section, index: int, figures: Mapping[str, Drawing])
     """All there is to say on a task."""
     ranked, recalled = rankings(section), recalls(section)
     blocks: list[Block] = [Heading(2, section.task), *map(Prose, findings(section, ranked, recalled))]
-    blocks += [Chart(index), main_table(section), main_notes(section)]
+    blocks += [Chart(index), measure_table(section), main_notes(section)]
     blocks += drawn("Recall against state", figures, "recall-by-state")
     blocks += tabled("Capacity", capacity_table(recalled), *pick(figures, "capacity"), after=CAPACITY_NOTE)
     blocks += load_blocks(section, ranked, figures)
@@ -160,7 +161,8 @@ def load_blocks(section: Section, ranked: Sequence[Ranking], figures: Mapping[st
     if not section.cells:
         return []
     table = cell_table(section, rank(section, section.entries).verdicts)
-    blocks = tabled("Accuracy by load", table, *pick(figures, "accuracy-by-load"), after=ranking_note(section))
+    blocks = tabled("Error by load", error_table(section), after=ERROR_NOTE)
+    blocks += tabled("Accuracy by load", table, *pick(figures, "accuracy-by-load"), after=ranking_note(section))
     blocks += tabled("Reading its own answers", own_answers_table(section), after=OWN_ANSWERS_NOTE)
     return blocks + tabled("Comparisons", comparison_table(ranked), after=COMPARISON_NOTE)
 

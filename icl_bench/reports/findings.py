@@ -12,6 +12,7 @@ from icl_bench.reports.ranking import (
     difference_interval,
     matched_state,
 )
+from icl_bench.reports.squared_error import error_of
 from icl_bench.reports.text import bracketed, count, listed, load, p_text, share
 from icl_bench.schema import canonical_json
 
@@ -130,6 +131,8 @@ def single(entry: Entry, section: Section) -> str:
     assert entry.accuracy is not None
     seeds = len(entry.accuracies)
     what = "an accuracy" if seeds == 1 else f"a median accuracy over {seeds} seeds"
+    if entry.errors:
+        what = f"an error of {error_of(entry)}, {what}"
     return (
         f"{entry.label} reaches {what} of {share(entry.accuracy)}, against a floor of {share(section.mean_floor)}"
         + (" (one seed: no statement about other seeds)" if seeds == 1 else "")
@@ -145,8 +148,9 @@ def no_ranking(ranking: Ranking) -> str:
 def medians(entries: Sequence[Entry]) -> str:
     """Accuracies, best first."""
     ordered = sorted(entries, key=lambda entry: -(entry.accuracy or 0.0))
-    named = [f"{entry.label} {share(entry.accuracy)}" for entry in ordered[:NAMED]]
-    return "accuracy " + listed(named) + (f" and {len(ordered) - NAMED} more below" if len(ordered) > NAMED else "")
+    what = "error" if entries[0].errors else "accuracy"
+    named = [f"{one.label} {error_of(one) if one.errors else share(one.accuracy)}" for one in ordered[:NAMED]]
+    return f"{what} " + listed(named) + (f" and {len(ordered) - NAMED} more below" if len(ordered) > NAMED else "")
 
 
 def compared(ranking: Ranking) -> str:

@@ -16,6 +16,10 @@ COMPARISON_NOTE = (
     "Fisher's exact test on seeds solved are not adjusted. Every seed has test examples of its own, so that "
     "intervals over seeds hold those over examples."
 )
+ERROR_NOTE = (
+    "Mean squared error, median over seeds, relative to that of answering 0, which is 1 on average; a diverged run "
+    "counts as that. The oracle errs by what its context does not say. Accuracy, which ranks, is made as the task states."
+)
 CAPACITY_NOTE = (
     "K50 and K90: loads at which (accuracy - floor) / (1 - floor) falls to 50 and 90 %, from a logistic in log2 "
     "load fitted to medians over seeds; intervals resample seeds; nothing is extrapolated beyond the loads "
