@@ -10,8 +10,9 @@ from icl_bench.console import print_json
 from icl_bench.errors import StoreError
 
 if TYPE_CHECKING:
-    from icl_bench.harness.index import Index, Summary
+    from icl_bench.harness.index import Index
     from icl_bench.harness.record import RunRecord
+    from icl_bench.harness.rows import Summary
     from icl_bench.harness.store import Store
 
 SOMETHING_BROKEN = 3

@@ -11,64 +11,37 @@ import os
 import secrets
 import shutil
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 from urllib.parse import quote
 
 from icl_bench.errors import RecordError
 from icl_bench.harness.faults import reach
 from icl_bench.harness.files import parse_model, read_bytes, sha256
-from icl_bench.harness.record import SCHEMA, Manifest, MetricPoint, RunRecord, RunResult
+from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
+from icl_bench.harness.rows import DamagedError, Row, Summary, fill, fingerprint, intact, read_summaries, row_of
 from icl_bench.harness.store import Store
-from icl_bench.schema import canonical_json, content_hash
 
 NAME = "index.sqlite"
-LAYOUT = 1
-"""Version of the tables."""
-TABLES = """
-CREATE TABLE runs (
-    id TEXT PRIMARY KEY, stamp TEXT, task TEXT, arch TEXT, seed INTEGER, lr REAL, status TEXT, accuracy REAL,
-    started TEXT, seconds REAL, result TEXT, own TEXT, shared INTEGER, manifest INTEGER, last TEXT, check_sum INTEGER
-);
-CREATE TABLE texts (key INTEGER PRIMARY KEY, kind TEXT, text TEXT, check_sum INTEGER);
-CREATE TABLE about (fingerprint TEXT);
-"""
-
-
-class Summary(NamedTuple):
-    """A finished run in a listing."""
-
-    id: str
-    task: str
-    arch: str
-    seed: int
-    lr: float
-    status: str
-    accuracy: float
-    """Mean test accuracy over cells."""
-    started: str
-    """UTC time, ISO 8601."""
-    seconds: float | None
-    """Wall time of its fleet."""
 
 
 class Metrics(Sequence[MetricPoint]):
     """The validations of a run: the last is at hand, the others are read from the store when they are asked for."""
 
-    def __init__(self, path: Path, last: str, digest: str) -> None:
-        self.path, self.last, self.digest = path, last, digest
+    def __init__(self, store: Store, run_id: str, last: str, digest: str) -> None:
+        self.store, self.run_id, self.last, self.digest = store, run_id, last, digest
         self.points: tuple[MetricPoint, ...] | None = None
 
     def read(self) -> tuple[MetricPoint, ...]:
         """All of them; raises RecordError."""
         if self.points is None:
-            data = read_bytes(self.path)
+            path = self.store.path(self.run_id) / "metrics.jsonl"
+            data = read_bytes(path)
             if sha256(data) != self.digest:
-                raise RecordError(f"a stored file never changes; {self.path} did; run `icl-bench runs verify`")
-            self.points = tuple(parse_model(MetricPoint, line, self.path) for line in data.splitlines())
+                raise RecordError(f"a stored file never changes; {path} did; run `icl-bench runs verify`")
+            self.points = tuple(parse_model(MetricPoint, line, path) for line in data.splitlines())
         return self.points
 
     @overload
@@ -90,10 +63,6 @@ class Metrics(Sequence[MetricPoint]):
         return iter(self.read())
 
 
-class DamagedError(Exception):
-    """The index cannot be used and is to be made again."""
-
-
 class Index:
     """The index of a store.
 
@@ -109,7 +78,7 @@ class Index:
 
     def summaries(self) -> tuple[list[Summary], list[RecordError]]:
         """A line for each finished run, in the order of ids, and what keeps others from being read."""
-        return self.query(lambda base: [Summary(row[0], *row[2:10]) for row in rows_of(base)])
+        return self.query(read_summaries)
 
     def records(self) -> tuple[list[RunRecord], list[RecordError]]:
         """Every finished run, in the order of ids, and what keeps others from being read."""
@@ -121,12 +90,12 @@ class Index:
         base, problems = self.refreshed()
         try:
             with closing(base):
-                return sorted(read(base), key=run_id_of), problems
+                return read(base), problems
         except (DamagedError, sqlite3.Error):
             self.path.unlink(missing_ok=True)
         base, problems = self.refreshed()
         with closing(base):
-            return sorted(read(base), key=run_id_of), problems
+            return read(base), problems
 
     def refreshed(self) -> tuple[sqlite3.Connection, list[RecordError]]:
         """The index, up to date, and the errors that keep runs out of it."""
@@ -147,7 +116,7 @@ class Index:
         problems = []
         return self.in_memory(self.rows(new, there, problems), dropped, fresh=known is None), problems
 
-    def rows(self, new: Iterable[str], there: Mapping[str, str], problems: list[RecordError]) -> Iterator[list[Any]]:
+    def rows(self, new: Iterable[str], there: Mapping[str, str], problems: list[RecordError]) -> Iterator[Row]:
         """Rows of runs read from their folders; appends to `problems` what keeps others from being read."""
         for run_id in new:
             try:
@@ -167,7 +136,7 @@ class Index:
         except (sqlite3.Error, TypeError):
             return None
 
-    def rewritten(self, rows: Iterable[Sequence[Any]], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
+    def rewritten(self, rows: Iterable[Row], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
         """Write the index anew, from the old one and these rows."""
         temporary = self.store.root / f".{NAME}-{secrets.token_hex(4)}"
         try:
@@ -182,7 +151,7 @@ class Index:
         reach("index-published")
         return connect(self.path)
 
-    def in_memory(self, rows: Iterable[Sequence[Any]], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
+    def in_memory(self, rows: Iterable[Row], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
         """The same for this process alone, where the folder cannot be written."""
         base = sqlite3.connect(":memory:", isolation_level=None)
         if not fresh:
@@ -201,7 +170,8 @@ class Index:
         try:
             manifests = {key: Manifest.model_validate_json(text) for key, kind, text in texts if kind == "manifest"}
             shared = {key: json.loads(text) for key, kind, text in texts if kind == "shared"}
-            return [self.record_of(row, shared, manifests) for row in rows_of(base)]
+            rows = base.execute("SELECT * FROM details ORDER BY id")
+            return [self.record_of(row, shared, manifests) for *row, own in rows if intact(row, own)]
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError from error
 
@@ -209,10 +179,12 @@ class Index:
         self, row: Sequence[Any], shared: Mapping[int, dict[str, Any]], manifests: Mapping[int, Manifest]
     ) -> RunRecord:
         """One run; built without validation, since its parts are valid, and there may be very many."""
-        result = RunResult.model_validate_json(row[10])
-        metrics = Metrics(self.store.path(row[0]) / "metrics.jsonl", row[14], result.files["metrics.jsonl"])
-        spec = joined(shared[row[12]], json.loads(row[11]))
-        return RunRecord.model_construct(spec=spec, manifest=manifests[row[13]], result=result, metrics=metrics)
+        _, run_id, shape, manifest, data_seed, decay, last, text = row
+        result = RunResult.model_validate_json(text)
+        own = {"seed": result.seed, "data_seed": data_seed}
+        spec = {**shared[shape], **own, "train": {**shared[shape]["train"], "lr": result.lr, "weight_decay": decay}}
+        metrics = Metrics(self.store, run_id, last, result.files["metrics.jsonl"])
+        return RunRecord.model_construct(spec=spec, manifest=manifests[manifest], result=result, metrics=metrics)
 
 
 @contextmanager
@@ -243,83 +215,3 @@ def stamps(store: Store) -> dict[str, str]:
             continue
         found[run_id] = f"{about.st_mtime_ns}-{about.st_size}-{about.st_ino}"
     return found
-
-
-def row_of(record: RunRecord, stamp: str) -> list[Any]:
-    """A run as the index keeps it; texts that many runs share stand for themselves."""
-    result, spec = record.result, dict(record.spec)
-    train = dict(spec["train"])
-    own = {key: spec.pop(key) for key in ("seed", "data_seed")}
-    own |= {key: train.pop(key) for key in ("lr", "weight_decay")}
-    last = canonical_json(record.metrics[-1].model_dump(mode="json")) if record.metrics else ""
-    row = [result.id, stamp, result.task, result.arch, result.seed, result.lr, result.status, result.accuracy]
-    row += [record.manifest.started, result.seconds, result.model_dump_json(), canonical_json(own)]
-    return [*row, canonical_json({**spec, "train": train}), record.manifest.model_dump_json(), last]
-
-
-def joined(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification from what runs share and what is a run's own."""
-    train = {**shared["train"], "lr": own["lr"], "weight_decay": own["weight_decay"]}
-    return {**shared, "train": train, "seed": own["seed"], "data_seed": own["data_seed"]}
-
-
-def fill(base: sqlite3.Connection, rows: Iterable[Sequence[Any]], dropped: Sequence[str], fresh: bool) -> None:
-    """Put rows in, after taking others out."""
-    base.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + (TABLES if fresh else ""))
-    base.execute("BEGIN")
-    if fresh:
-        base.execute("INSERT INTO about VALUES (?)", (fingerprint(),))
-    base.executemany("DELETE FROM runs WHERE id = ?", ((run_id,) for run_id in dropped))
-    keys = {(kind, text): key for key, kind, text, _ in base.execute("SELECT * FROM texts")}
-    for row in rows:
-        *head, shared, manifest, last = row
-        keyed = [*head, key_of(base, keys, ("shared", shared)), key_of(base, keys, ("manifest", manifest)), last]
-        base.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 16)})", [*keyed, sum_of(keyed)])
-    base.execute("COMMIT")
-
-
-def key_of(base: sqlite3.Connection, keys: dict[tuple[str, str], int], text: tuple[str, str]) -> int:
-    """The key of a text and its kind, which are put in where they are new."""
-    if text not in keys:
-        keys[text] = len(keys) + 1
-        row = (keys[text], *text)
-        base.execute("INSERT INTO texts VALUES (?, ?, ?, ?)", [*row, sum_of(row)])
-    return keys[text]
-
-
-def rows_of(base: sqlite3.Connection) -> Iterator[Sequence[Any]]:
-    """The rows of runs, without their check sums.
-
-    Raises:
-        DamagedError: where one is not as it was written.
-    """
-    for *row, check_sum in base.execute("SELECT * FROM runs"):
-        intact(row, check_sum)
-        yield row
-
-
-def sum_of(values: Sequence[Any]) -> int:
-    """A check sum over a row."""
-    return zlib.crc32(repr(tuple(values)).encode())
-
-
-def intact(values: Sequence[Any], check_sum: int) -> bool:
-    """See that a row is as it was written.
-
-    Raises:
-        DamagedError: where it is not.
-    """
-    if sum_of(values) != check_sum:
-        raise DamagedError
-    return True
-
-
-def fingerprint() -> str:
-    """Changes with the layout of the tables and with what a result holds."""
-    models = [RunResult.model_json_schema(), Manifest.model_json_schema()]
-    return content_hash([LAYOUT, SCHEMA, *models], "icl-bench/index")
-
-
-def run_id_of(found: Summary | RunRecord) -> str:
-    """The id by which runs are put in order."""
-    return found.id if isinstance(found, Summary) else found.result.id

@@ -9,7 +9,7 @@ from icl_bench.errors import RecordError, SpecError
 from icl_bench.harness.attempt import Attempt, attempts
 from icl_bench.harness.checkpoint import fleets
 from icl_bench.harness.files import parse_object, read_bytes
-from icl_bench.harness.index import Summary
+from icl_bench.harness.rows import Summary
 from icl_bench.harness.store import RUN_ID, Store
 
 INTERRUPTED, RUNNING = "interrupted", "running"

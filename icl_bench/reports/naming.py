@@ -4,6 +4,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from icl_bench.harness.record import RunRecord
@@ -15,7 +16,11 @@ KEPT = frozenset({"p", "w"})
 OWN_FIELDS = ("seed", "data_seed", "arch", "train.lr")
 """Fields of a specification by which the runs of one entry may differ, and its architecture, which its label names."""
 
+SETTING = ("task", "arch", "model", "evaluation", "precision")
+"""Fields of a specification that all runs of one setting share, besides those of training."""
 
+
+@lru_cache(maxsize=4096)
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sorting key under which numbers in a name count as numbers."""
     parts = re.split(r"(\d+)", text)
@@ -27,19 +32,39 @@ def split_entries(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[Ru
 
     Runs of one label that differ in anything but seed and rate are told apart by what differs.
     """
+    settings = {setting_of(record): record for record in records}
+    names = dict(zip(settings, name_settings(list(settings.values())), strict=True))
+    entries: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        entries[names[setting_of(record)]].append(record)
+    return entries
+
+
+def setting_of(record: RunRecord) -> tuple[Any, ...]:
+    """Equal for runs that differ in seed and rate alone, as far as they share the parts of their specifications.
+
+    Parts are compared by identity, so that many thousand runs of few settings cost no more than those settings.
+    """
+    parts = [id(part) if isinstance(part, Mapping | list) else part for part in map(record.spec.get, SETTING)]
+    train = [value for name, value in record.spec["train"].items() if name != "lr"]
+    return (record.result.arch, *parts, *train)
+
+
+def name_settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Label and family of the entry of each record."""
     flat = [flatten(record.spec) for record in records]
     shared = varying([{key: value for key, value in one.items() if not is_own(key)} for one in flat])
     archs = shortened([record.result.arch for record in records])
     labels: dict[str, list[int]] = defaultdict(list)
     for i, arch in enumerate(archs):
         labels[suffixed(arch, flat[i], shared)].append(i)
-    entries: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
+    names = [("", "")] * len(records)
     for label, members in labels.items():
         inside = varying([{key: flat[i][key] for key in flat[i] if key.startswith("arch.")} for i in members])
         for i in members:
             family = suffixed(family_of(archs[i]), flat[i], [key for key in shared if not is_size(key)])
-            entries[suffixed(label, flat[i], inside), family].append(records[i])
-    return entries
+            names[i] = suffixed(label, flat[i], inside), family
+    return names
 
 
 def common_items(archs: Sequence[str]) -> list[list[str]]:

@@ -1,0 +1,137 @@
+"""The tables of the index: runs to rows and back, each row with a check sum."""
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from icl_bench.harness.record import SCHEMA, Manifest, RunRecord, RunResult
+from icl_bench.schema import canonical_json, content_hash
+
+LAYOUT = 2
+"""Version of the tables."""
+TABLES = """
+CREATE TABLE runs (
+    key INTEGER PRIMARY KEY, id TEXT UNIQUE, stamp TEXT, task TEXT, arch TEXT, seed INTEGER, lr REAL, status TEXT,
+    accuracy REAL, started TEXT, seconds REAL, check_sum INTEGER
+);
+CREATE TABLE details (
+    key INTEGER PRIMARY KEY, id TEXT, shared INTEGER, manifest INTEGER, data_seed INTEGER, weight_decay REAL,
+    last TEXT, result TEXT, check_sum INTEGER
+);
+CREATE TABLE texts (key INTEGER PRIMARY KEY, kind TEXT, text TEXT, check_sum INTEGER);
+CREATE TABLE about (fingerprint TEXT);
+"""
+
+
+class Summary(NamedTuple):
+    """A finished run in a listing."""
+
+    id: str
+    task: str
+    arch: str
+    seed: int
+    lr: float
+    status: str
+    accuracy: float
+    """Mean test accuracy over cells."""
+    started: str
+    """UTC time, ISO 8601."""
+    seconds: float | None
+    """Wall time of its fleet."""
+
+
+class DamagedError(Exception):
+    """The index cannot be used and is to be made again."""
+
+
+class Row(NamedTuple):
+    """A run as the index keeps it."""
+
+    summary: tuple[Any, ...]
+    """Columns of the table of runs."""
+    shared: str
+    """The specification without what is a run's own, as JSON."""
+    manifest: str
+    detail: tuple[Any, ...]
+    """The last columns of the table of details."""
+
+
+def row_of(record: RunRecord, stamp: str) -> Row:
+    """A run as the index keeps it; texts that many runs share stand for themselves."""
+    result, spec = record.result, dict(record.spec)
+    train = dict(spec["train"])
+    data_seed, decay = spec.pop("data_seed"), train.pop("weight_decay")
+    del spec["seed"], train["lr"]
+    summary = (result.id, stamp, result.task, result.arch, result.seed, result.lr, result.status, result.accuracy)
+    last = record.metrics[-1].model_dump_json() if record.metrics else ""
+    return Row(
+        (*summary, record.manifest.started, result.seconds),
+        canonical_json({**spec, "train": train}),
+        record.manifest.model_dump_json(),
+        (data_seed, decay, last, result.model_dump_json(exclude_defaults=True)),
+    )
+
+
+def fill(base: sqlite3.Connection, rows: Iterable[Row], dropped: Sequence[str], fresh: bool) -> None:
+    """Put rows in, after taking others out."""
+    base.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + (TABLES if fresh else ""))
+    base.execute("BEGIN")
+    if fresh:
+        base.execute("INSERT INTO about VALUES (?)", (fingerprint(),))
+    for run_id in dropped:
+        base.execute("DELETE FROM details WHERE key = (SELECT key FROM runs WHERE id = ?)", (run_id,))
+        base.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+    keys = {(kind, text): key for key, kind, text, _ in base.execute("SELECT * FROM texts")}
+    next_key = base.execute("SELECT coalesce(max(key), 0) + 1 FROM runs").fetchone()[0]
+    for key, row in enumerate(rows, next_key):
+        texts = (key_of(base, keys, ("shared", row.shared)), key_of(base, keys, ("manifest", row.manifest)))
+        insert(base, "runs", (key, *row.summary))
+        insert(base, "details", (key, row.summary[0], *texts, *row.detail))
+    base.execute("COMMIT")
+
+
+def insert(base: sqlite3.Connection, table: str, row: Sequence[Any]) -> None:
+    """Put a row into a table of that name, its check sum behind it."""
+    base.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * (len(row) + 1))})", [*row, sum_of(row)])
+
+
+def key_of(base: sqlite3.Connection, keys: dict[tuple[str, str], int], text: tuple[str, str]) -> int:
+    """The key of a text and its kind, which are put in where they are new."""
+    if text not in keys:
+        keys[text] = len(keys) + 1
+        insert(base, "texts", (keys[text], *text))
+    return keys[text]
+
+
+def read_summaries(base: sqlite3.Connection) -> list[Summary]:
+    """A line for each run, in the order of ids.
+
+    Raises:
+        DamagedError: where a row is not as it was written.
+    """
+    rows = base.execute("SELECT * FROM runs ORDER BY id")
+    return [Summary(row[1], *row[3:]) for *row, own in rows if intact(row, own)]
+
+
+def sum_of(values: Sequence[Any]) -> int:
+    """A check sum over a row, whose last value may be long."""
+    *head, last = values
+    return zlib.crc32(str(last).encode(), zlib.crc32(repr(head).encode()))
+
+
+def intact(values: Sequence[Any], check_sum: int) -> bool:
+    """See that a row is as it was written.
+
+    Raises:
+        DamagedError: where it is not.
+    """
+    if sum_of(values) != check_sum:
+        raise DamagedError
+    return True
+
+
+def fingerprint() -> str:
+    """Changes with the layout of the tables and with what a result holds."""
+    models = [RunResult.model_json_schema(), Manifest.model_json_schema()]
+    return content_hash([LAYOUT, SCHEMA, *models], "icl-bench/index")
