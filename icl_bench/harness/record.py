@@ -165,6 +165,7 @@ class RunResult(Frozen):
             "by_cell": {cell.label: cell.accuracy for cell in self.cells},
             "floor": self.floor,
             "exact_match": self.exact_match,
+            "error": self.error,
         }
 
 
