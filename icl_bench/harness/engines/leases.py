@@ -132,12 +132,13 @@ class LeaseQueue:
 
     def claims(self) -> Iterator[Item]:
         """Fleets as they are claimed."""
+        self.drop_finished()
         generations = self.leases.generations()
         for name, fleet in list(self.unfinished.items()):
             if name in self.held or not self.leases.claim(name, generations.get(name, 0)):
                 continue
-            missing = [spec for spec in fleet if not self.store.has(spec.id)]
             self.held[name], self.parts[name] = generations.get(name, 0) + 1, 1
+            missing = [spec for spec in fleet if not self.store.has(spec.id)]  # its last holder may just have finished
             item = Item(missing, generations.get(name, 0), name)
             if missing:
                 yield item
@@ -155,7 +156,7 @@ class LeaseQueue:
     def drop_finished(self) -> None:
         """Forget fleets that others have finished."""
         for name, fleet in list(self.unfinished.items()):
-            if all(self.store.has(spec.id) for spec in fleet):
+            if name not in self.held and all(self.store.has(spec.id) for spec in fleet):
                 del self.unfinished[name]
 
     def keep(self) -> None:

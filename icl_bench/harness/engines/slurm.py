@@ -233,7 +233,7 @@ class Silent:
 
 
 def attend(share: Share, start: int) -> IclBenchError | None:
-    """A job: takes fleets that nobody has in hand until none is left; returns what the user must change, if anything."""
+    """A job: takes fleets that nobody has in hand until none is left; returns what the user must change."""
     interruption.listen(ENDINGS)
     os.chdir(share.folder)
     load_plugins()

@@ -82,6 +82,11 @@ class Usage:
     lost: int = 0
     """Workers that ended without being asked to."""
 
+    @property
+    def overhead(self) -> float:
+        """Seconds that a fleet spends on its way, from hand to hand, beyond its own time; 0 before one has ended."""
+        return (self.trips - self.busy) / self.fleets if self.fleets else 0.0
+
 
 @dataclass(eq=False)
 class Post:

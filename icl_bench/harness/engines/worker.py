@@ -71,7 +71,13 @@ def last_words() -> str:
 
 def spoiled(machine: Machine, results: Sequence[RunResult]) -> bool:
     """Whether the context of the GPU may be broken: after some errors every later call fails."""
-    return machine.device.type == "cuda" and any(result.status == "error" for result in results)
+    if machine.device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(machine.device)
+    except RuntimeError:
+        return True
+    return any(result.status == "error" for result in results)
 
 
 class Line:
