@@ -116,6 +116,12 @@ class Course:
         for member, points in enumerate(saved.state.metrics):
             for point in points:
                 self.tell(member, point)
+        last = [own[-1] for own in saved.state.metrics if own]
+        if len(last) == len(self.solved):
+            # What is said of members that were dropped before the checkpoint: their last measurement.
+            self.trainer.means = [[point.train_loss for point in last], [point.train_accuracy for point in last]]
+            labels = last[0].by_cell
+            self.trainer.accuracies = {label: [point.by_cell[label] for point in last] for label in labels}
 
     def tell(self, member: int, point: MetricPoint) -> None:
         """Log a validation, and remember it for the next checkpoint."""
