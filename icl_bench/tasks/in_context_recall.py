@@ -42,10 +42,12 @@ class InContextRecall(Task):
     The load is small, 24 bits at 8 keys: a first check that a layer recalls, not a measure of its state.
 
     Full size: `in-context-recall:length=128,keys=8`, `in-context-recall:length=128,keys=16,alphabet=16,noise=0.2` and
-    `in-context-recall:length=512,keys=16,motif=3`; MAD's own alphabets have half the vocabulary each: 8, 16, 32, 64.
+    `in-context-recall:length=512,keys=16,motif=3`; MAD's own alphabets have half the vocabulary each: 8, 16, 32, 64
+    (of these 64 keys need `length=256`, where a return is certain).
 
     Source: Poli et al., "Mechanistic design and scaling of hybrid architectures" (arXiv 2403.17844), tasks in-context,
-    noisy and fuzzy recall; there motifs have one to three letters in a sequence, and the last pair is scored too.
+    noisy and fuzzy recall; there motifs have one to three letters in a sequence, noise comes in the place of pairs, two
+    tokens by chance, and every return is scored, here as many as are certain.
     Chance: 1/alphabet; naming the most frequent value, near .32 at 8 keys.
 
     Budget: 300 steps at 5e-3 on `in-context-recall:keys=4`, with softmax.

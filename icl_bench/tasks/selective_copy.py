@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -36,9 +37,12 @@ class SelectiveCopy(Task):
     marks, and which inputs to keep from what they are: `symbols` at a fixed length tests capacity, `length` at fixed
     symbols tests selection.
 
+    `variant=mad` is the generator of MAD as its code has it: 14 symbols by default; every blank falls before a symbol
+    drawn uniformly, so that none follows the last one; a single mark, then blanks, stand for the query marks.
+
     Full size: `selective-copy:length=512,symbols=[8|16|32|64|96|128]` for capacity and
     `selective-copy:length=[128|256|512|1024],symbols=16,extrapolate=4096` for selection. Mamba's own has 16 symbols of
-    15 kinds in 4096 tokens.
+    15 kinds in 4096 tokens, MAD's is `selective-copy:variant=mad,length=256,symbols=16`.
 
     Source: Gu and Dao, "Mamba" (arXiv 2312.00752), section 4.1; MAD (arXiv 2403.17844). Chance: 1/alphabet.
 
@@ -54,6 +58,8 @@ class SelectiveCopy(Task):
 
     load_name = "symbols"
 
+    variant: Literal["default", "mad"] = "default"
+    """`default`, or `mad` for the published generator."""
     length: Many = (64,)
     """Positions in a sequence, T; with `symbols` they span the grid of cells."""
     symbols: Many = (4, 8, 16)
@@ -61,19 +67,34 @@ class SelectiveCopy(Task):
     extrapolate: Extra = ()
     """Lengths evaluated besides, not trained."""
     alphabet: int = Field(default=16, ge=2)
-    """Number of kinds of symbols."""
+    """Number of kinds of symbols; 14 in `mad`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_variant(cls, data: object) -> object:
+        """Write out what the variant leaves open, so that equal tasks have equal parameters."""
+        if not isinstance(data, dict) or data.get("variant") != "mad":
+            return data
+        return {"alphabet": 14, **data}
 
     @model_validator(mode="after")
     def _check(self) -> "SelectiveCopy":
         lengths = (*self.length, *self.extrapolate)
         check_loads("length", lengths)
         check_loads("symbols", self.symbols)
-        if 2 * max(self.symbols) > min(lengths):
+        mark = self._marks
+        if 2 * max(self.symbols) + mark > min(lengths):
             raise ValueError(
-                f"symbols must be at most length / 2 = {min(lengths) // 2}, a place and a query each; "
-                f"got {max(self.symbols)}; raise length to {2 * max(self.symbols)} or lower symbols"
+                f"symbols must be at most {'(length - 1)' if mark else 'length'} / 2 = {(min(lengths) - mark) // 2}, a "
+                f"place and a query each; got {max(self.symbols)}; raise length to {2 * max(self.symbols) + mark} or "
+                f"lower symbols"
             )
         return self
+
+    @property
+    def _marks(self) -> int:
+        """Positions between the data and the scored ones."""
+        return 1 if self.variant == "mad" else 0
 
     @property
     def vocabulary(self) -> int:
@@ -90,13 +111,23 @@ class SelectiveCopy(Task):
         return Cell(label=label, length=length, load=symbols, scored=symbols, share=share)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
-        rows, symbols, body = keys.shape[0], cell.load, cell.length - cell.load
+        rows, symbols = keys.shape[0], cell.load
         data = random.integers(keys, "symbols", symbols, self.alphabet) + RESERVED
-        places = random.distinct(keys, "places", symbols, body).sort(dim=-1).values
-        blanks = torch.full((rows, body), PAD, device=keys.device)
-        inputs = torch.cat([blanks.scatter(1, places, data), torch.full_like(data, QUERY)], dim=1)
-        positions = torch.arange(body, cell.length, device=keys.device).expand(rows, -1)
+        body = cell.length - symbols - self._marks
+        places = self._places(keys, symbols, body)
+        inputs = torch.full((rows, cell.length), PAD, device=keys.device).scatter_(1, places, data)
+        inputs[:, body : body + self._marks if self._marks else cell.length] = QUERY
+        positions = torch.arange(cell.length - symbols, cell.length, device=keys.device).expand(rows, -1)
         return Batch(inputs, positions, data, octave(positions - places))
+
+    def _places(self, keys: Tensor, symbols: int, body: int) -> Tensor:
+        """Where the symbols stand, in order: [N, symbols]."""
+        if self.variant == "default":
+            return random.distinct(keys, "places", symbols, body).sort(dim=-1).values
+        before = random.integers(keys, "blanks", body - symbols, symbols)
+        blanks = torch.zeros(len(keys), symbols, dtype=torch.int64, device=keys.device)
+        blanks.scatter_add_(1, before, torch.ones_like(before))
+        return blanks.cumsum(dim=1) + torch.arange(symbols, device=keys.device)
 
     def _data(self, inputs: Tensor, cell: Cell) -> Tensor:
         return inputs.gather(1, first_true(inputs >= RESERVED, cell.load))

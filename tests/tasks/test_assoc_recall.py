@@ -98,6 +98,22 @@ def test_zoology_slots_follow_the_weights(draw):
         assert stats.chisquare(counts, (law * 20_000).numpy()).pvalue > SIGNIFICANCE
 
 
+def test_zoology_tokens_are_uniform(draw):
+    """Keys, labels, and what stands outside queries, in a small vocabulary; fillers are any token at all."""
+    _, _, batch = draw("assoc-recall:variant=zoology,length=64,pairs=4,vocab=32", 8000)
+    filler = torch.ones_like(batch.inputs, dtype=torch.bool).scatter(1, batch.positions, False)
+    filler[:, :8] = False
+    for tokens, low, high in (
+        (batch.inputs[:, 0], 1, 16),
+        (batch.targets[:, 0], 16, 32),
+        (batch.inputs[:, 7], 16, 32),
+        (batch.inputs[filler], 0, 32),
+    ):
+        counts = torch.bincount(tokens.flatten(), minlength=high)
+        assert counts[:low].sum() == 0
+        assert stats.chisquare(counts[low:].numpy()).pvalue > SIGNIFICANCE
+
+
 def test_zoology_alphabets(draw):
     _, _, batch = draw("assoc-recall:variant=zoology,length=1024,pairs=256", 200)
     context = batch.inputs[:, :512]

@@ -36,6 +36,7 @@ MORE = (
     "state-tracking:group=a5",
     "state-tracking:group=s5",
     "markov-icl:length=40,order=2,alphabet=5,queries=8",
+    "selective-copy:variant=mad,length=[40|64],symbols=[8|12]",
     "regbench:states=6,strings=5,extrapolate=9,exits=2,queries=20",
     "linear-regression:variant=garg,dims=5,points=11",
     "linear-regression:dims=[2|3],points=8,noise=0.5,extrapolate=20",

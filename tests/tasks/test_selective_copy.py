@@ -14,6 +14,12 @@ from icl_bench.tasks.base import PAD, QUERY, measured_floors
         ("length=[64|64]", "length must differ from each other"),
         ("symbols=0", "symbols must be at least 1"),
         ("alphabet=1", "alphabet"),
+        (
+            "variant=mad,length=33,symbols=17",
+            "symbols must be at most (length - 1) / 2 = 16, a place and a query each; ",
+        ),
+        ("variant=mad,length=32,symbols=16", "got 16; raise length to 33 or lower symbols"),
+        ("variant=zoology", "variant"),
     ],
 )
 def test_bad_parameters_are_refused(make, spec, message):
@@ -38,6 +44,27 @@ def test_places_are_uniform(draw):
     counts = occupied.unique(return_counts=True)[1]
     assert counts.numel() == 15
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_mad_follows_the_published_law(draw):
+    """14 symbols, uniform; 223 blanks, each before one of 16 symbols: the first stands at a binomial place."""
+    task, cell, batch = draw("selective-copy:variant=mad,length=256,symbols=16", 4000)
+    assert task.vocabulary == 16 + 14
+    assert (batch.inputs[:, 239] == QUERY).all()
+    assert (batch.inputs[:, 240:] == PAD).all()
+    assert torch.equal(batch.positions[0], torch.arange(240, 256))
+    assert (batch.inputs[:, 238] == batch.targets[:, -1]).all()
+    assert torch.equal(task.oracle(batch.inputs, batch.positions, cell), batch.targets)
+    labels = torch.bincount((batch.targets - 16).flatten(), minlength=14)
+    assert stats.chisquare(labels.numpy()).pvalue > 1e-4
+    is_symbol = batch.inputs >= 16
+    places = is_symbol.nonzero()[:, 1].view(-1, 16)
+    for blanks in (places[:, 0], places[:, 8] - places[:, 7] - 1):
+        low, high = 7, 22  # tails together
+        counts = torch.bincount(blanks.clamp(low, high) - low, minlength=high - low + 1).numpy()
+        law = stats.binom(223, 1 / 16).pmf(range(low, high + 1))
+        law[0], law[-1] = stats.binom(223, 1 / 16).cdf(low), stats.binom(223, 1 / 16).sf(high - 1)
+        assert stats.chisquare(counts, 4000 * law).pvalue > 1e-4
 
 
 def test_floor_nears_chance_with_many_kinds(draw):

@@ -1,0 +1,203 @@
+"""What the tasks hold beyond what tests have time for, and how fast they make examples; a line for each cell.
+
+    python benchmarks/tasks.py oracles [--examples 10000]   the oracle is right, on every scored position
+    python benchmarks/tasks.py floors [--examples 4000]     trivial solvers on held-out examples
+    python benchmarks/tasks.py repeats [--draws 1000000]    test examples that training holds too
+    python benchmarks/tasks.py speed [--device cuda]        tokens a second, the best of several measurements
+
+All take --tasks NAME,NAME and --json FILE; speed on a processor is meant with OMP_NUM_THREADS=1.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from icl_bench import random
+from icl_bench.harness.data import Feed, Split
+from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
+from icl_bench.harness.resolve import make_task, task_component
+from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.regbench import Regbench
+
+CPU = torch.device("cpu")
+AT_ONCE = 1000
+TOKENS = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Tokens of a timed batch: a cache's worth, or enough to fill a device."""
+SMALL = ("state-tracking:symbols=[16|32]", "state-tracking:group=s5,symbols=[4|16]", "set-disjointness", "regbench")
+"""Tasks with a small space of examples, by the smallest of their cells."""
+
+
+class Row(NamedTuple):
+    """One task and cell, and what was measured of it."""
+
+    task: str
+    cell: str
+    found: dict[str, Any]
+
+
+def cells_of(task: Task) -> list[Cell]:
+    """Every cell, trained or evaluated, once."""
+    return list({cell.label: cell for cell in (*task.train_cells, *task.eval_cells)}.values())
+
+
+def examples(task: Task, cell: Cell, split: Split, count: int) -> Iterator[Batch]:
+    """The first examples of seed 0, in pieces."""
+    feed = Feed(task, cell, split, [0], CPU)
+    for start in range(0, count, AT_ONCE):
+        batch = feed.batch(torch.arange(start, min(start + AT_ONCE, count)))
+        yield Batch(*(part[0] for part in batch))
+
+
+def oracles(task: Task, cell: Cell, count: int) -> dict[str, Any]:
+    """Scored positions, and those at which the oracle is wrong; for the error of a regression, its mean."""
+    asked, wrong, error = 0, 0, 0.0
+    for batch in examples(task, cell, "test", count):
+        answers = task.oracle(batch.inputs, batch.positions, cell)
+        asked += batch.positions.numel()
+        if isinstance(task, ContinuousTask):
+            error += float(task.best(batch, cell).errors.sum())
+            wrong += 0 if task.criterion == "explained" else int((task.hits(answers, batch.targets) < 1).sum())
+        else:
+            wrong += int((task.right(answers, batch, cell) < 1).sum())
+    found: dict[str, Any] = {"scored": asked, "wrong": wrong}
+    return {**found, "error": round(error / asked, 6)} if isinstance(task, ContinuousTask) else found
+
+
+def floors(task: Task, cell: Cell, count: int) -> dict[str, Any]:
+    """Accuracy of every trivial solver."""
+    parts = [measured_floors(task, cell, batch) for batch in examples(task, cell, "test", count)]
+    return {name: round(sum(part[name] for part in parts) / len(parts), 4) for name in parts[0]}
+
+
+def canonical(task: Task, cell: Cell, keys: Tensor) -> Tensor:
+    """Examples [N, ...] such that equal ones are the same to a model: order of sets, names of states do not count."""
+    if isinstance(task, Regbench):
+        return automaton_forms(task, cell, keys)
+    batch = task.sample(keys, cell)
+    if TASKS.name_of(type(task)) == "set-disjointness":
+        one, other = batch.inputs[:, : cell.load], batch.inputs[:, cell.load + 1 : -1]
+        return torch.cat([one.sort(dim=1).values, other.sort(dim=1).values], dim=1)
+    return batch.inputs
+
+
+def automaton_forms(task: Regbench, cell: Cell, keys: Tensor) -> Tensor:
+    """The part of each automaton that its first state reaches, states renamed in the order of a search by letter."""
+    automata = task.automata(keys, cell.load)
+    rows, count, letters = len(keys), cell.load, task.alphabet
+    index = torch.arange(task.exits)
+    there = index < automata.degree[..., None]
+    ends = torch.full((rows, count, letters + 1), -1)
+    ends.scatter_(2, torch.where(there, automata.letters, letters), automata.ends)
+    ends = ends[..., :letters]
+    # order[:, i] is the i-th state found, name[:, q] when q was found
+    order, name = torch.zeros(rows, count, dtype=torch.int64), torch.full((rows, count), -1)
+    name[:, 0], found = 0, torch.ones(rows, 1, dtype=torch.int64)
+    for i in range(count):
+        reached = i < found[:, 0]
+        for letter in range(letters):
+            end = ends[torch.arange(rows), order[:, i], letter]
+            new = reached & (end >= 0) & (name.gather(1, end.clamp(min=0)[:, None])[:, 0] < 0)
+            name[new, end[new]] = found[new, 0]
+            order[new, found[new, 0].clamp(max=count - 1)] = end[new]
+            found[new] += 1
+    known = torch.arange(count) < found
+    steps = ends.gather(1, order[..., None].expand(-1, -1, letters))
+    renamed = torch.where(steps >= 0, name.gather(1, steps.clamp(min=0).flatten(1)).view(steps.shape), -1)
+    return torch.where(known[..., None], renamed, -2).flatten(1).to(torch.int8)
+
+
+def repeats(task: Task, cell: Cell, draws: int, tested: int = 10_000) -> dict[str, Any]:
+    """Test examples, and how many of them are among the training draws, by canonical form."""
+    seen = forms(task, cell, "train", draws)
+    asked = forms(task, cell, "test", tested, whole=True)
+    return {"draws": draws, "tested": tested, "repeated": sum(form in seen for form in asked)}
+
+
+def forms(task: Task, cell: Cell, split: Split, count: int, whole: bool = False) -> Any:
+    """Canonical forms as bytes: a set, or a list with repetitions."""
+    feed = Feed(task, cell, split, [0], CPU)
+    rows: list[bytes] = []
+    for start in range(0, count, 50 * AT_ONCE):
+        keys = random.row_keys(feed.streams, torch.arange(start, min(start + 50 * AT_ONCE, count)))
+        rows += [row.tobytes() for row in canonical(task, cell, keys).to(torch.int16).numpy()]
+    return rows if whole else set(rows)
+
+
+def speed(task: Task, cell: Cell, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Tokens a second, in millions: the best of as many measurements as the time holds, at least three."""
+    feed = Feed(task, cell, "train", [0], device)
+    index = torch.arange(max(1, TOKENS[device.type] // cell.length), device=device)
+    feed.batch(index)
+    best, begun, count = float("inf"), time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - begun < seconds:
+        best, count = min(best, timed(feed, index)), count + 1
+    return {"million_tokens_per_second": round(len(index) * cell.length / best / 1e6, 2)}
+
+
+def timed(feed: Feed, index: Tensor) -> float:
+    """Seconds for one batch, replayed from a graph on a GPU, as in training."""
+    if index.device.type == "cpu":
+        started = time.perf_counter()
+        feed.batch(index)
+        return time.perf_counter() - started
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        feed.batch(index)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    begin.record()
+    for _ in range(5):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 5e3
+
+
+def measure(options: argparse.Namespace, text: str) -> Iterator[Row]:
+    """All rows of one task."""
+    task = make_task(task_component(text))
+    cells = cells_of(task)
+    if options.what == "repeats":
+        cells = [min(cells, key=lambda cell: (cell.load, cell.length)), max(cells, key=lambda cell: cell.load)]
+    for cell in cells:
+        if options.what == "oracles":
+            yield Row(text, cell.label, oracles(task, cell, options.examples or 10_000))
+        elif options.what == "floors":
+            yield Row(text, cell.label, floors(task, cell, options.examples or 4_000))
+        elif options.what == "repeats":
+            yield Row(text, cell.label, repeats(task, cell, options.draws))
+        else:
+            yield Row(text, cell.label, speed(task, cell, pick_device(options.device), options.seconds))
+
+
+def main() -> None:
+    """Measure the tasks asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("oracles", "floors", "repeats", "speed"))
+    parser.add_argument("--tasks", default="", help="specs, separated by spaces; all by default")
+    parser.add_argument("--examples", type=int)
+    parser.add_argument("--draws", type=int, default=1_000_000)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=0.3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    head = {"device": device_name(pick_device(options.device)), "versions": versions(), "revision": git_revision()}
+    rows: list[Row] = []
+    for text in options.tasks.split() or (SMALL if options.what == "repeats" else TASKS):
+        for row in measure(options, text):
+            rows.append(row)
+            print(row.task, row.cell, *(f"{key}={value}" for key, value in row.found.items()), sep="\t", flush=True)
+    if options.json:
+        plain = [{"task": row.task, "cell": row.cell, **row.found} for row in rows]
+        options.json.write_text(json.dumps({**head, "what": options.what, "rows": plain}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
