@@ -95,7 +95,7 @@ def count(scores: Scores, batch: Batch, feed: Feed) -> Counts:
     return Counts(
         right=hits.sum((1, 2)),
         reach=reach.sum((1, 2)),
-        exact=(hits.sum(-1) >= feed.task.exact_share * reach.sum(-1)).double().sum(-1),
+        exact=(reach.sum(-1) - hits.sum(-1) <= feed.task.slack * reach.sum(-1).abs()).double().sum(-1),
         loss=scores.losses.double().sum((1, 2)),
         oracle_error=best.errors.view(hits.shape).sum((1, 2)),
         group_right=empty.scatter_add(1, groups, hits.flatten(1)),

@@ -188,7 +188,7 @@ def main_notes(section: Section) -> Notes:
     longest = listed([f"{length:,}" for length in lengths], "or") if lengths else "the last"
     return Notes(
         (
-            "Accuracy and exact match: median over seeds of the mean over cells, on test examples used once.",
+            f"{'Error' if section.has_errors else 'Accuracy'} and exact match: median over seeds of the mean over cells, on test examples used once.",
             "95 % interval: of the mean over seeds; Student's t below 15 seeds, bootstrap (BCa) from there.",
             f"Solved: seeds with an accuracy of at least {SOLVED}, with Wilson's interval.",
             "Learning rate: the best median validation accuracy; the test set is not asked.",
@@ -197,7 +197,8 @@ def main_notes(section: Section) -> Notes:
             "Corrected: (accuracy - floor) / (1 - floor), mean over cells, median over seeds.",
             *([f"All architectures: {listed(section.common)}."] if section.common else []),
             "A diverged run counts as 0; runs that ended out of memory or in an error are left out of the scores.",
-            "Floor: the best trivial solver, same examples. Oracle: right on every scored position by construction.",
+            "Floor: the best trivial solver, same examples. Oracle: "
+            + ("the best that its context allows." if section.has_errors else "right on every scored position."),
         )
     )
 

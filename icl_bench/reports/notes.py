@@ -18,7 +18,7 @@ COMPARISON_NOTE = (
 )
 ERROR_NOTE = (
     "Mean squared error, median over seeds, relative to that of answering 0, which is 1 on average; a diverged run is "
-    "counted as that. The oracle errs by what the context does not say. Accuracy, which ranks, is made as the task says."
+    "counted as that. The oracle errs by what a context does not say. Accuracy, which ranks, is made as a task says."
 )
 CAPACITY_NOTE = (
     "K50 and K90: loads at which (accuracy - floor) / (1 - floor) falls to 50 and 90 %, from a logistic in log2 "

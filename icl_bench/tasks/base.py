@@ -136,9 +136,9 @@ class Task(Frozen):
         return None
 
     @property
-    def exact_share(self) -> float:
-        """Share of the oracle's hits in an example from which it counts as right throughout."""
-        return 1.0
+    def slack(self) -> float:
+        """Share of the oracle's hits that an example which counts as right throughout may lack."""
+        return 0.0
 
     def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
         """How right answers are, 1 where all the way: [..., S] float64."""
@@ -211,8 +211,8 @@ class ContinuousTask(Task):
         return 0
 
     @property
-    def exact_share(self) -> float:
-        return 1.0 if self.criterion == "nearest" else 0.99
+    def slack(self) -> float:
+        return 0.0 if self.criterion == "nearest" else 0.01
 
     def grade(self, answers: Tensor, targets: Tensor) -> Grade:
         """Errors and hits of answers [..., S, O]."""
