@@ -1,6 +1,6 @@
 """What a run leaves: a frozen, versioned, self-describing record. Nothing here needs torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from icl_bench.schema import Frozen
@@ -135,6 +135,16 @@ class RunResult(Frozen):
         return sum(cell.exact_match for cell in self.cells) / len(self.cells) if self.cells else 0.0
 
     @property
+    def free_running(self) -> float | None:
+        """Mean over the cells of the share right where the model reads its own answers; none where it never does."""
+        return mean_known([cell.free_running for cell in self.cells])
+
+    @property
+    def free_running_exact(self) -> float | None:
+        """Mean over the cells of the share of examples right throughout where the model reads its own answers."""
+        return mean_known([cell.free_running_exact for cell in self.cells])
+
+    @property
     def error(self) -> float | None:
         """Mean over the cells of the relative squared error; none for tokens and where the run did not end well."""
         errors = [cell.error for cell in self.cells if cell.error is not None]
@@ -166,7 +176,15 @@ class RunResult(Frozen):
             "floor": self.floor,
             "exact_match": self.exact_match,
             "error": self.error,
+            "free_running": self.free_running,
+            "free_running_exact": self.free_running_exact,
         }
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Mean of values that are all there; none where one is not, or there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 class Account(NamedTuple):

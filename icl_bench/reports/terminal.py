@@ -8,6 +8,7 @@ from rich.text import Text
 
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse
+from icl_bench.reports.statistics import median
 from icl_bench.reports.tables import cell_median
 from icl_bench.reports.text import NONE, plain, share, size
 
@@ -55,12 +56,12 @@ def section_table(section: Section) -> Table:
         box=None, title=Text(title), title_justify="left", header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
     )
     table.add_column("architecture", overflow="fold")
-    for heading in (*FIRST, *cell_headings(section), *LAST):
+    for heading in (*FIRST, *cell_headings(section), *LAST, *own_headings(section)):
         table.add_column(Text(heading), justify="right", overflow="fold")
     for entry in section.entries:
         table.add_row(*(Text(cell) for cell in entry_cells(entry, section)))
     floors = [share(section.floors[cell.label].accuracy) for cell in section.cells]
-    row = ["floor", NONE, NONE, NONE, share(section.mean_floor), *floors, NONE, NONE]
+    row = ["floor", NONE, NONE, NONE, share(section.mean_floor), *floors, *[NONE] * (2 + len(own_headings(section)))]
     table.add_row(*(Text(cell) for cell in row), style="dim")
     return table
 
@@ -69,6 +70,20 @@ def cell_headings(section: Section) -> list[str]:
     """Loads where they tell cells apart, else the names of the cells."""
     loads = [cell.load for cell in section.cells]
     return [str(load) for load in loads] if len(set(loads)) == len(loads) else [plain(c.label) for c in section.cells]
+
+
+def own_headings(section: Section) -> list[str]:
+    """Columns for what is right where models read their own answers, where they do."""
+    return ["own answers", "exact"] if any(run.result.free_running is not None for run in section.runs) else []
+
+
+def own_cells(entry: Entry) -> list[str]:
+    """Medians over seeds of the share right, of positions and of examples, where the model reads its own answers."""
+    found = [(run.result.free_running, run.result.free_running_exact) for run in entry.scored]
+    return [
+        share(median(known)) if (known := [v for v in column if v is not None]) else NONE
+        for column in zip(*found, strict=True)
+    ]
 
 
 def entry_cells(entry: Entry, section: Section) -> list[str]:
@@ -84,4 +99,5 @@ def entry_cells(entry: Entry, section: Section) -> list[str]:
         *(cell_median(entry, cell.label) for cell in section.cells),
         share(entry.exact_match),
         f"{entry.solved}/{seeds}" if seeds else NONE,
+        *(own_cells(entry) if own_headings(section) else []),
     ]
