@@ -188,8 +188,8 @@ def main_notes(section: Section) -> Notes:
     longest = listed([f"{length:,}" for length in lengths], "or") if lengths else "the last"
     return Notes(
         (
-            f"{'Error' if section.has_errors else 'Accuracy'} and exact match: median over seeds of the mean over cells, "
-            "on test examples used once.",
+            f"{'Error' if section.has_errors else 'Accuracy'} and exact match: median over seeds of the mean over "
+            "cells, on test examples used once.",
             "95 % interval: of the mean over seeds; Student's t below 15 seeds, bootstrap (BCa) from there.",
             f"Solved: seeds with an accuracy of at least {SOLVED}, with Wilson's interval.",
             "Learning rate: the best median validation accuracy; the test set is not asked.",

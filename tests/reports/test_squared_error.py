@@ -1,0 +1,85 @@
+"""Errors of answers that are vectors, in reports."""
+
+from collections.abc import Sequence
+
+from icl_bench.harness.record import RunRecord
+from icl_bench.reports.analysis import Section, analyse
+from icl_bench.reports.capacities import recalls
+from icl_bench.reports.document import Heading, compose
+from icl_bench.reports.findings import findings
+from icl_bench.reports.ranking import rankings
+from icl_bench.reports.squared_error import error_table, measure_table
+from icl_bench.reports.tables import MAIN_HEADER, Table, main_table
+from icl_bench.reports.text import NONE
+from tests.reports.factory import make_record
+
+
+def with_errors(arch: str, seed: int, errors: Sequence[float]) -> RunRecord:
+    """A run whose cells have these errors, of which the oracle makes 0.1."""
+    record = make_record(arch, seed, accuracies=[(1 - error) / 0.9 for error in errors])
+    cells = tuple(
+        cell.model_copy(update={"error": error, "oracle_error": 0.1})
+        for cell, error in zip(record.result.cells, errors, strict=True)
+    )
+    return record.model_copy(update={"result": record.result.model_copy(update={"cells": cells})})
+
+
+def section_of(records: Sequence[RunRecord]) -> Section:
+    (section,) = analyse(records)
+    return section
+
+
+def column(table: Table, name: str) -> dict[str, str]:
+    place = table.header.index(name)
+    return {row[0]: row[place] for row in table.rows}
+
+
+RUNS = [
+    *(with_errors("softmax", seed, (0.1, 0.2, 0.3 + 0.03 * seed)) for seed in range(3)),
+    *(with_errors("linear", seed, (0.4, 0.5, 0.6)) for seed in range(3)),
+]
+
+
+def test_the_error_stands_in_place_of_the_accuracy() -> None:
+    table = measure_table(section_of(RUNS))
+    assert len(table.header) == len(MAIN_HEADER) and "accuracy" not in table.header
+    assert column(table, "error") == {"linear": "0.500", "softmax": "0.210", "answering 0": "1.000", "oracle": "0.100"}
+    intervals = column(table, "95 % interval")
+    assert intervals["linear"] == "[0.500, 0.500]" and intervals["softmax"].startswith("[0.18")
+    assert intervals["oracle"] == NONE and all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_errors_by_cell_are_medians_over_seeds() -> None:
+    table = error_table(section_of(RUNS))
+    assert column(table, "pairs=16") == {
+        "linear": "0.600",
+        "softmax": "0.330",
+        "answering 0": "1.000",
+        "oracle": "0.100",
+    }
+
+
+def test_a_diverged_run_counts_as_answering_0() -> None:
+    dead = make_record("linear", 3, status="diverged")
+    section = section_of([*RUNS, dead, make_record("linear", 4, status="diverged")])
+    (linear,) = (entry for entry in section.entries if entry.label == "linear")
+    assert sorted(linear.errors.values())[2:] == [0.5, 1.0, 1.0]
+
+
+def test_tokens_have_no_errors() -> None:
+    section = section_of([make_record("softmax", 0)])
+    assert error_table(section).rows == () and measure_table(section) == main_table(section)
+
+
+def test_what_was_found_names_errors() -> None:
+    section = section_of(RUNS[:1])
+    text = " ".join(findings(section, rankings(section), recalls(section)))
+    assert "softmax reaches an error of 0.200, an accuracy of 0.889" in text
+    section = section_of([RUNS[0], RUNS[3]])
+    text = " ".join(findings(section, rankings(section), recalls(section)))
+    assert "error softmax 0.200 and linear 0.500" in text
+
+
+def test_a_report_has_both_tables() -> None:
+    headings = [block.text for block in compose([section_of(RUNS)], [[]], [], "") if isinstance(block, Heading)]
+    assert headings.index("Error by load") + 1 == headings.index("Accuracy by load")
