@@ -1,5 +1,9 @@
 """One fleet from its specifications to its committed results."""
 
+import logging
+import pickle
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Sequence
@@ -13,10 +17,12 @@ from icl_bench.errors import IclBenchError
 from icl_bench.harness.attempt import RunWriter, commit_fleet
 from icl_bench.harness.checkpoint import Checkpoints
 from icl_bench.harness.environment import make_manifest
-from icl_bench.harness.interruption import deferred
+from icl_bench.harness.interruption import check, deferred, noted
+from icl_bench.harness.memory import fit, release
 from icl_bench.harness.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
 from icl_bench.harness.reporter import FleetReporter
 from icl_bench.harness.resolve import make_arch, make_task
+from icl_bench.harness.setbacks import SetbackError, kind_of
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
 from icl_bench.harness.train import FleetScores, train_fleet
@@ -28,7 +34,11 @@ DIVERGED = (
     "diverged at step {}: loss or gradient not finite, "
     f"or loss above {TIMES:g} x its first + {PLUS:g} for {PATIENCE} steps"
 )
+POLL = 0.2
+"""Seconds between looks at a process."""
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
+
+LOG = logging.getLogger("icl_bench")
 
 
 def pack(specs: Iterable[RunSpec], size: int) -> list[list[RunSpec]]:
@@ -50,24 +60,82 @@ class Machine(NamedTuple):
 
 
 def run_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: FleetReporter) -> list[RunResult]:
-    """Train, test and commit every member; a failure of the fleet is the result of each of its members."""
+    """Train, test and commit every member.
+
+    A fleet that the device has no memory for is cut up, at the start by a measured step, later into halves. A fault of
+    a kernel sends each member into a process of its own. What fails in a member alone is its result.
+    """
     with deferred():
-        return finish_fleet(specs, store, machine, reporter)
+        try:
+            fitting = fit(specs, machine.device, machine.impl)
+        except Exception as error:
+            # A setback shows again in the run itself, where it is dealt with; what a layer raises is its result there.
+            LOG.warning("memory not measured: %s", error)
+            fitting = [specs]
+        return [result for part in fitting for result in run_part(part, store, machine, reporter)]
 
 
-def finish_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: FleetReporter) -> list[RunResult]:
-    """Carry a fleet to its commit; where that fails, its attempts are dropped and its checkpoints stay."""
+def run_part(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: FleetReporter) -> list[RunResult]:
+    """Carry a fleet to its commit, whole, else in halves, else each member alone."""
+    try:
+        return finish_fleet(specs, store, machine, reporter, last=False)
+    except SetbackError as setback:
+        kind = setback.kind
+        LOG.warning("a fleet of %d goes on in smaller ones: %s", len(specs), setback)
+    if kind == "fault":
+        return [run_alone(spec, store, machine) for spec in specs]
+    release(machine.device)
+    half = len(specs) // 2
+    return [result for part in (specs[:half], specs[half:]) for result in run_part(part, store, machine, reporter)]
+
+
+def run_alone(spec: RunSpec, store: Store, machine: Machine) -> RunResult:
+    """Run in a fresh process, which commits the result; where it ends without, that is the result."""
+    order: bytes | None = pickle.dumps((spec, store.root, machine))
+    started, command = time.perf_counter(), [sys.executable, "-m", "icl_bench.harness.alone"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        said = b""
+        while process.returncode is None:
+            try:
+                _, said = process.communicate(order, timeout=POLL)
+            except subprocess.TimeoutExpired:
+                order = None  # sent already
+                if noted():
+                    process.terminate()
+    check()
+    if store.has(spec.id):
+        return store.load(spec.id).result
+    last = (said.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    detail = f"its process ended with status {process.returncode}: {last}"
+    writer = store.begin(spec, make_manifest(machine.device, machine.impl, 1))
+    return commit_fleet([writer], [failed(spec, "crashed", detail, started)])[0]
+
+
+def finish_fleet(
+    specs: Sequence[RunSpec], store: Store, machine: Machine, reporter: FleetReporter, last: bool
+) -> list[RunResult]:
+    """Carry a fleet to its commit; where that fails, its attempts are dropped and its checkpoints stay.
+
+    Raises:
+        SetbackError: where its members may do better by halves or alone, unless this is the last try; checkpoints are
+            dropped too.
+    """
     manifest = make_manifest(machine.device, machine.impl, len(specs))
     writers = [store.begin(spec, manifest) for spec in specs]
     checkpoints = Checkpoints(store.root, specs, torch.__version__, machine.device.type)
     started = time.perf_counter()
     committed = False
     try:
-        results = fleet_results(specs, machine, reporter, writers, started, checkpoints)
+        results = fleet_results(specs, machine, reporter, writers, started, checkpoints, last)
         committed = True
         results = commit_fleet(writers, results)
         checkpoints.remove()
         return results
+    except SetbackError:
+        checkpoints.remove()
+        raise
     finally:
         if not committed:
             for writer in writers:
@@ -81,8 +149,9 @@ def fleet_results(
     writers: Sequence[RunWriter],
     started: float,
     checkpoints: Checkpoints,
+    last: bool,
 ) -> list[RunResult]:
-    """Results of a fleet: scores, or for each member what went wrong."""
+    """Results of a fleet: scores, or for each member what went wrong; raises SetbackError as `finish_fleet` does."""
     try:
         trainer = Trainer(specs, machine.device, machine.impl, machine.graphs)
         scores = train_fleet(
@@ -90,10 +159,14 @@ def fleet_results(
         )
     except IclBenchError:
         raise
-    except torch.OutOfMemoryError as error:
-        return [failed(spec, "oom", str(error).splitlines()[0], started) for spec in specs]
-    except Exception:  # whatever a layer of one's own raises is the result of its runs
-        return [failed(spec, "error", traceback.format_exc(), started) for spec in specs]
+    except Exception as error:  # whatever a layer of one's own raises is the result of its runs
+        kind = kind_of(error)
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        if (kind == "fault" and not last) or (kind == "memory" and len(specs) > 1):
+            raise SetbackError(kind, detail) from None
+        status: Status = "oom" if kind == "memory" else "error"
+        detail = detail if kind == "memory" else traceback.format_exc()
+        return [failed(spec, status, detail, started) for spec in specs]
     params = trainer.model.parameters_per_member()
     return [scored(spec, member, scores, trainer.task, params) for member, spec in enumerate(specs)]
 

@@ -18,7 +18,7 @@ class Watch(NamedTuple):
     sums: Tensor
     """Of mean losses and of mean hits over the steps, [2, M] float64."""
     course: Tensor
-    """The first mean loss (-1 before it), and for how many steps in a row the loss has been too high, [2, M] float32."""
+    """The first mean loss (-1 before it), and how many steps in a row the loss has been too high, [2, M] float32."""
 
 
 def make_watch(members: int, device: torch.device) -> Watch:
