@@ -8,6 +8,29 @@ import typer
 
 from icl_bench import __version__
 from icl_bench.cli_kernels import kernels
+from icl_bench.cli_options import (
+    DEFAULT_STORE,
+    ArchOption,
+    DeviceOption,
+    EngineOption,
+    FleetOption,
+    GraphsOption,
+    ImplOption,
+    JsonOption,
+    LogOption,
+    LrOption,
+    PrecisionOption,
+    PresetOption,
+    RayAddressOption,
+    ReportOption,
+    SeedsOption,
+    SetOption,
+    SlurmOption,
+    StoreOption,
+    TaskArgument,
+    TimeoutOption,
+    WorkersOption,
+)
 from icl_bench.cli_runs import merge, runs, tell_if_not_kept
 from icl_bench.console import (
     carry_out,
@@ -23,6 +46,7 @@ from icl_bench.console import (
     write_files,
 )
 from icl_bench.errors import IclBenchError, StoreError
+from icl_bench.harness.engines.choice import Choice
 from icl_bench.harness.interruption import Interrupted, listen
 
 USER_MUST_CHANGE_SOMETHING = 2
@@ -36,46 +60,6 @@ app = typer.Typer(
 
 app.add_typer(kernels, name="kernels")
 app.add_typer(runs, name="runs")
-
-TaskArgument = Annotated[str, typer.Argument(help="A task: name or name:key=value,... (see `icl-bench tasks`).")]
-ArchOption = Annotated[
-    list[str], typer.Option("--arch", help="An architecture: name or name:key=value,...; a+b for hybrids; repeatable.")
-]
-PresetOption = Annotated[
-    str, typer.Option(help="Settings: quick (two cores), default, zoology (the published protocol).")
-]
-SeedsOption = Annotated[str, typer.Option(help="Seeds: 0, 0,1,5 or a range 0..4.")]
-LrOption = Annotated[str | None, typer.Option(help="Learning rate: 1e-3, 1e-3,3e-3 or a log grid 1e-4..3e-2/7.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Any other field, as train.steps=2000; repeatable.")]
-PrecisionOption = Annotated[str, typer.Option(help="Arithmetic: float32 or bfloat16.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.", rich_help_panel="Machine")]
-ImplOption = Annotated[
-    str, typer.Option(help="Kernel implementation: auto, reference, triton, ...", rich_help_panel="Machine")
-]
-FleetOption = Annotated[
-    int | None,
-    typer.Option("--fleet", min=1, help="Runs trained together; 1 on a CPU, 32 on a GPU.", rich_help_panel="Machine"),
-]
-GraphsOption = Annotated[
-    bool, typer.Option("--graphs/--no-graphs", help="Capture steps on a GPU in graphs.", rich_help_panel="Machine")
-]
-StoreOption = Annotated[Path, typer.Option(help="Folder of finished runs.", rich_help_panel="Output")]
-ReportOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        help="Write a report to this file: Markdown, or one page where it ends in .html.",
-        rich_help_panel="Output",
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel="Output")
-]
-LogOption = Annotated[
-    list[str] | None,
-    typer.Option("--log", help="Pass runs on to tensorboard, trackio or wandb; repeatable.", rich_help_panel="Output"),
-]
-DEFAULT_STORE = Path("icl-runs")
 
 
 @app.callback(invoke_without_command=True)
@@ -127,6 +111,11 @@ def run(
     impl: ImplOption = "auto",
     graphs: GraphsOption = True,
     fleet: FleetOption = None,
+    engine: EngineOption = "inline",
+    workers: WorkersOption = None,
+    timeout: TimeoutOption = None,
+    ray_address: RayAddressOption = None,
+    slurm: SlurmOption = None,
     store: StoreOption = DEFAULT_STORE,
     report: ReportOption = None,
     log: LogOption = None,
@@ -149,11 +138,8 @@ def run(
         precision=precision,
         settings=settings or (),
     )
-    finish(
-        execute(request, store, logged(workshop(device, impl, fleet, graphs), log, store)),
-        as_json=as_json,
-        report=report,
-    )
+    shop = workshop(device, impl, fleet, graphs, Choice(engine, workers, timeout, ray_address, slurm or ()))
+    finish(execute(request, store, logged(shop, log, store)), as_json=as_json, report=report)
 
 
 @app.command()
@@ -177,6 +163,11 @@ def compare(
     impl: ImplOption = "auto",
     graphs: GraphsOption = True,
     fleet: FleetOption = None,
+    engine: EngineOption = "inline",
+    workers: WorkersOption = None,
+    timeout: TimeoutOption = None,
+    ray_address: RayAddressOption = None,
+    slurm: SlurmOption = None,
     store: StoreOption = DEFAULT_STORE,
     report: Annotated[
         Path,
@@ -201,7 +192,8 @@ def compare(
     question = f"which architecture recalls more at {state} of {match}?"
     asked = {"name": "compare", "question": question, "tasks": [task], "archs": arch, "sizes": [state], "match": given}
     study = build(Study, {**asked, **fields, "settings": settings or ()}, "compare")
-    carry_out(study, store, logged(workshop(device, impl, fleet, graphs), log, store), report, as_json)
+    shop = workshop(device, impl, fleet, graphs, Choice(engine, workers, timeout, ray_address, slurm or ()))
+    carry_out(study, store, logged(shop, log, store), report, as_json)
 
 
 @app.command()
@@ -212,6 +204,11 @@ def sweep(
     impl: ImplOption = "auto",
     graphs: GraphsOption = True,
     fleet: FleetOption = None,
+    engine: EngineOption = "inline",
+    workers: WorkersOption = None,
+    timeout: TimeoutOption = None,
+    ray_address: RayAddressOption = None,
+    slurm: SlurmOption = None,
     store: StoreOption = DEFAULT_STORE,
     report: Annotated[
         Path,
@@ -230,7 +227,8 @@ def sweep(
     loaded = load_study(study)
     if not dry_run:
         check_report(report)
-        carry_out(loaded, store, logged(workshop(device, impl, fleet, graphs), log, store), report, as_json)
+        shop = workshop(device, impl, fleet, graphs, Choice(engine, workers, timeout, ray_address, slurm or ()))
+        carry_out(loaded, store, logged(shop, log, store), report, as_json)
         return
     planned = plan(loaded, Store(store))
     if as_json:

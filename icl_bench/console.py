@@ -3,12 +3,14 @@
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
 from icl_bench.errors import StateBudgetError, StoreError
+from icl_bench.harness.engines.choice import Choice
 
 if TYPE_CHECKING:
     from icl_bench.errors import RecordError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from icl_bench.reports.framing import Frame
 
 SOME_RUNS_FAILED = 3
+DEFAULT_ENGINE = Choice()
 
 
 class Workshop(NamedTuple):
@@ -30,20 +33,21 @@ class Workshop(NamedTuple):
     reporter: "Reporter"
 
 
-def workshop(device: str, impl: str, fleet: int | None, graphs: bool) -> Workshop:
-    """Set up for the device of that name; raises SpecError where it is not there."""
+def workshop(device: str, impl: str, fleet: int | None, graphs: bool, choice: Choice = DEFAULT_ENGINE) -> Workshop:
+    """Set up for the device of that name and an engine; raises SpecError where one is not there."""
     from rich.console import Console
 
     from icl_bench.harness.engines.base import FLEET_SIZE
-    from icl_bench.harness.engines.inline import InlineEngine
-    from icl_bench.harness.environment import check_impl, pick_device
+    from icl_bench.harness.engines.choose import check_choice, choose_device, make_engine
+    from icl_bench.harness.environment import check_impl
     from icl_bench.harness.fleet import Machine
     from icl_bench.reports.progress import make_reporter
 
     check_impl(impl)
-    chosen = pick_device(device)
-    engine = InlineEngine(Machine(chosen, impl, graphs))
-    return Workshop(engine, fleet or FLEET_SIZE[chosen.type], make_reporter(Console(stderr=True)))
+    check_choice(choice)
+    chosen = choose_device(choice, device)
+    made = make_engine(choice, Machine(chosen, impl, graphs))
+    return Workshop(made, fleet or FLEET_SIZE[chosen.type], make_reporter(Console(stderr=True)))
 
 
 def logged(shop: Workshop, loggers: "list[str] | None", store: Path) -> Workshop:
@@ -73,7 +77,8 @@ def execute(request: "Request", store: Path, shop: Workshop) -> "list[RunRecord]
     from icl_bench.harness.resolve import expand
     from icl_bench.harness.store import Store
 
-    return run_all(expand(request), Store(store), *shop)
+    with closing(shop.engine):
+        return run_all(expand(request), Store(store), *shop)
 
 
 def carry_out(study: "Study", store: Path, shop: Workshop, report: Path, as_json: bool) -> None:
@@ -81,7 +86,8 @@ def carry_out(study: "Study", store: Path, shop: Workshop, report: Path, as_json
     from icl_bench.harness.store import Store
     from icl_bench.harness.study import run_study
 
-    outcome = run_study(study, Store(store), *shop)
+    with closing(shop.engine):
+        outcome = run_study(study, Store(store), *shop)
     if not outcome.measured:
         raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
     for line in outcome.left_out:

@@ -2,12 +2,15 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from icl_bench.errors import StoreError
+from icl_bench.harness.engines.choose import SUMMARIES, missing_package
+from icl_bench.harness.engines.local import cores
 from icl_bench.harness.environment import processor_name, versions
 from icl_bench.harness.store import Store
 
@@ -24,7 +27,7 @@ class Check(NamedTuple):
 
 
 def examine(store: Path) -> list[Check]:
-    """Look at packages, processor, GPU, kernels and store."""
+    """Look at packages, processor, GPU, kernels, engines and store."""
     found = versions()
     return [
         Check("icl-bench", True, f"{found['icl-bench']} on Python {found['python']}"),
@@ -33,6 +36,7 @@ def examine(store: Path) -> list[Check]:
         Check("processor", True, f"{processor_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"),
         gpu(),
         kernels(),
+        *map(engine, SUMMARIES),
         writable(store),
     ]
 
@@ -61,6 +65,16 @@ def kernels() -> Check:
     if not torch.cuda.is_available():
         return Check("Triton kernels", False, "they need a CUDA device; the plain torch forms serve")
     return Check("Triton kernels", True, "available")
+
+
+def engine(name: str) -> Check:
+    """Whether the packages and programs that an engine needs are there."""
+    package = missing_package(name)
+    if package:
+        return Check(f"engine {name}", False, f"{package} is not installed; pip install 'icl-bench[{name}]'")
+    if name == "slurm" and shutil.which("sbatch") is None:
+        return Check("engine slurm", False, "sbatch is not on the path; it is on login nodes")
+    return Check(f"engine {name}", True, SUMMARIES[name] + (f", {cores()} cores" if name == "local" else ""))
 
 
 def writable(store: Path) -> Check:

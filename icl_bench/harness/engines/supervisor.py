@@ -9,14 +9,17 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import torch
+
 from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
+from icl_bench.harness.attempt import finish_moves
 from icl_bench.harness.engines.messages import Beat, Finished, Gone, Message, Order, Raised, Ready, Told
 from icl_bench.harness.engines.queue import Item, Queue
 from icl_bench.harness.engines.worker import GRACE
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.fleet import Machine, failed
-from icl_bench.harness.record import RunResult, Status
+from icl_bench.harness.record import Manifest, RunResult, Status
 from icl_bench.harness.reporter import Reporter
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
@@ -245,6 +248,7 @@ class Shift:
     def salvage(self, item: Item, reason: str) -> Generator[RunResult, None, list[RunSpec]]:
         """Take the runs of a lost fleet that are committed; returns the others."""
         self.reporter.lost(item.specs, reason)
+        finish_moves(self.store.root)
         rest = [spec for spec in item.specs if not self.store.has(spec.id)]
         yield from self.tell([self.store.load(spec.id).result for spec in item.specs if spec not in rest])
         return rest
@@ -254,9 +258,15 @@ class Shift:
         results = []
         for spec in specs:
             result = failed(spec, status, detail, time.perf_counter() - (self.clock - post.since))
-            manifest = make_manifest(self.machine.device, self.machine.impl, len(specs))
-            results.append(self.store.begin(spec, manifest).commit(result))
+            results.append(self.store.begin(spec, self.manifest(len(specs))).commit(result))
         yield from self.tell(results)
+
+    def manifest(self, members: int) -> Manifest:
+        """The manifest of runs that are given up; the GPU may be one that this machine lacks."""
+        device, impl = self.machine.device, self.machine.impl
+        if device.type == "cpu" or torch.cuda.is_available():
+            return make_manifest(device, impl, members)
+        return make_manifest(torch.device("cpu"), impl, members).model_copy(update={"device": "a GPU elsewhere"})
 
     def tell(self, results: Sequence[RunResult]) -> Iterator[RunResult]:
         """Report results and pass them on."""
