@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.attempt import HOST, publish
+from icl_bench.harness.attempt import HOST, clear_attempts, publish
 from icl_bench.harness.faults import reach
 from icl_bench.harness.files import read_bytes, remove_folder, sync_folder, write_file, writing
 from icl_bench.harness.record import RunRecord
@@ -55,6 +55,7 @@ def merge(sources: Sequence[Path], target: Store) -> Merged:
             present += difference is None
             if difference is not None:
                 conflicts.append(f"{run_id}: {difference} differs in {source}; {target.root} keeps its own")
+        clear_attempts(target.root, set(theirs.ids()))
     return Merged(copied, present, conflicts, problems)
 
 

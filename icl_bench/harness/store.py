@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.attempt import RunWriter, check_field, finish_moves, run_folder, set_aside
+from icl_bench.harness.attempt import (
+    RunWriter,
+    attempts,
+    check_field,
+    clear_attempts,
+    finish_moves,
+    run_folder,
+    set_aside,
+)
 from icl_bench.harness.checkpoint import clear_checkpoints
 from icl_bench.harness.faults import reach
 from icl_bench.harness.files import (
@@ -78,6 +86,7 @@ class Store:
         self.check_folders()
         with writing(self.root):
             finish_moves(self.root)
+            clear_attempts(self.root, {attempt.run_id for attempt in attempts(self.root) if self.has(attempt.run_id)})
             clear_checkpoints(self.root, self.has)
 
     def check_folders(self) -> None:
