@@ -6,6 +6,7 @@ marker and dash differ as well.
 """
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -31,6 +32,8 @@ INK = "#24292f"
 GREY = "#57606a"
 FAINT = "#d0d7de"
 LONGEST_NAME = 34
+LEAST_SPAN = 3.0
+"""Ratio of the ends of an axis of counts, at least, so that small differences look small."""
 SETTINGS: Any = {
     "svg.hashsalt": "icl-bench",
     "svg.fonttype": "none",
@@ -174,10 +177,13 @@ def set_title(axes: Axes, title: str) -> None:
 
 
 def size_axis(axes: Axes, label: str) -> None:
-    """A logarithmic horizontal axis of counts, with ticks like 2k and 50k, closer where it spans less."""
+    """A logarithmic horizontal axis of counts that spans a factor of three or more, with ticks like 2k and 50k."""
     axes.set_xscale("log")
     axes.margins(x=0.08)
     low, high = axes.get_xlim()
+    short_of = math.sqrt(max(1.0, LEAST_SPAN * low / high))
+    low, high = low / short_of, high * short_of
+    axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -69,7 +69,7 @@ def efficiency_row(entry: Entry, section: Section) -> tuple[str, ...]:
         quantity(most.median),
         quantity(most.restricted_mean),
         quantity(examples),
-        NONE if work is None or examples is None else f"{examples * work:.2g}",
+        NONE if work is None or examples is None else f"{examples * work:.2g}".replace("e+", "e"),
         f"{there}/{len(entry.scored)}",
     )
 

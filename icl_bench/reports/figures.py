@@ -289,7 +289,7 @@ def draw_capacities(axes: Axes, rows: Sequence[Recall], style: Look) -> None:
 
 def hollow(x: float, y: float, marker: str, size: float, style: Look) -> Line2D:
     """A hollow mark."""
-    mark = Line2D([x], [y], color=style.colour, marker=marker, markersize=size, clip_on=False)
+    mark = Line2D([x], [y], color=style.colour, linestyle="none", marker=marker, markersize=size, clip_on=False)
     mark.set_markerfacecolor("none")
     return mark
 
