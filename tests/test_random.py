@@ -171,6 +171,25 @@ def test_normal_is_standard_normal():
     assert not torch.equal(drawn, random.normal(0, "bias", 50_001))
 
 
+def test_gaussian_values_are_quantiles_in_whole_units():
+    """Rounded to 2^-16 and summed in float64 without a rounding; independent of the library that made them."""
+    values = random.quantiles(torch.device("cpu"))
+    assert torch.equal(values * 2**16, (values * 2**16).round()) and (values.diff() >= 0).all()
+    exact = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
+    assert float((values - exact).abs().max()) <= 2**-17
+    assert torch.equal(values, -values.flip(0)) and (values != 0).all() and torch.equal(values, values.float().double())
+
+
+def test_gaussian_numbers_are_normal_and_independent():
+    drawn = random.gaussian(keys(50_000, "gaussian"), "x", 6)
+    assert stats.kstest(drawn.flatten().numpy(), "norm").pvalue > SIGNIFICANCE
+    # of six, two words of four numbers each: 15 correlations, each normal with deviation 1/sqrt(n)
+    correlations = torch.corrcoef(drawn.T) - torch.eye(6)
+    assert float(correlations.abs().max()) < stats.norm.isf(SIGNIFICANCE / 30) / 50_000**0.5
+    assert torch.equal(random.gaussian(keys(9), "x", 7)[3:5], random.gaussian(keys(9)[3:5], "x", 7))
+    assert torch.equal(random.gaussian(keys(3), "x", 9)[:, :5], random.gaussian(keys(3), "x", 5))
+
+
 def test_golden_values():
     """Data that runs depend on: a change here changes every recorded result."""
     key = random.row_keys(torch.tensor(random.stream("golden", 1)), torch.tensor(0))
@@ -180,5 +199,6 @@ def test_golden_values():
     assert random.uniform(key, "x", 1).tolist() == [0.6263126493085968]
     assert random.permutation(key, "x", 6).tolist() == [1, 0, 5, 3, 4, 2]
     assert random.distinct(key, "x", 4, 8191).tolist() == [6117, 2426, 5316, 5125]
+    assert random.gaussian(key, "x", 2).tolist() == [-1.7208251953125, -0.38116455078125]
     # libraries may round log and cos differently in the last place
     assert random.normal(0, "x", 2).tolist() == pytest.approx([-2.3406981149670454, 1.2167775868017219], rel=1e-14)

@@ -1,0 +1,172 @@
+"""The five steps to a new task, followed once outside the package: a distribution that brings a task as a plug-in.
+
+1. The class, registered under its name, with rule, chance, source and an example. 2. `sample`, cells, oracle, floors,
+state. 3. The contract suite covers it. 4. Its data is pinned by a digest. 5. Its section of the pages is generated.
+"""
+
+import importlib
+import json
+import sys
+from types import ModuleType
+
+import pytest
+
+from docs import pages
+from icl_bench import cli
+from icl_bench.registry import PLUGIN_ALLOW_LIST, load_plugins
+from icl_bench.tasks import TASKS
+from tests.tasks import test_contract as contract
+from tests.tasks.conftest import keys_of
+from tests.test_cli import TINY
+
+SOURCE = '''
+"""Write a string backwards."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from icl_bench import random
+from icl_bench.tasks.base import QUERY, RESERVED, TASKS, Batch, Cell, Many, Solver, Task, check_loads
+
+
+@TASKS.register("mirror")
+class Mirror(Task):
+    """Name the symbols of a string from the last to the first.
+
+    A string of `symbols` letters is followed by as many question marks, which are scored: the first asks for the last
+    letter. Counting the letters does not say where they stood.
+
+    Budget: 300 steps at 1e-2 on `mirror:symbols=4`, with softmax.
+
+    Source: none. Chance: 1/alphabet.
+
+    >>> task = Mirror(symbols=(3,), alphabet=4)
+    >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
+    >>> batch.inputs.tolist(), batch.targets.tolist()
+    ([[17, 19, 18, 3, 3, 3]], [[18, 19, 17]])
+    """
+
+    load_name = "symbols"
+
+    symbols: Many = (4, 8)
+    """Lengths of the string, each a cell."""
+    alphabet: int = Field(default=16, ge=2)
+    """Number of letters."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Mirror":
+        check_loads("symbols", self.symbols, lowest=2)
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        return RESERVED + self.alphabet
+
+    @property
+    def eval_cells(self) -> tuple[Cell, ...]:
+        return tuple(Cell(label=f"symbols={n}", length=2 * n, load=n, scored=n) for n in self.symbols)
+
+    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+        letters = random.integers(keys, "letters", cell.load, self.alphabet) + RESERVED
+        inputs = torch.cat([letters, torch.full_like(letters, QUERY)], dim=1)
+        positions = torch.arange(cell.load, cell.length, device=keys.device).expand_as(letters)
+        return Batch(inputs, positions, letters.flip(1), (positions - cell.load).clamp(max=1))
+
+    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        return inputs.gather(1, 2 * cell.load - 1 - positions)
+
+    @property
+    def floors(self) -> Mapping[str, Solver]:
+        return {"last-letter": self._last_letter}
+
+    def _last_letter(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """The letter read last."""
+        return inputs[:, cell.load - 1 : cell.load].expand_as(positions)
+
+    def state_bits(self, cell: Cell) -> float:
+        return cell.load * math.log2(self.alphabet)
+
+    def group_label(self, group: int) -> str:
+        return ("last letter", "others")[group]
+'''
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch) -> ModuleType:
+    """The plug-in, installed in a folder of its own and loaded; nothing of it is left afterwards."""
+    (tmp_path / "mirror_task.py").write_text(SOURCE)
+    information = tmp_path / "mirror_task-0.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mirror-task\nVersion: 0.1\n")
+    (information / "entry_points.txt").write_text("[icl_bench]\nmirror = mirror_task\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(PLUGIN_ALLOW_LIST, "mirror")
+    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+    (plugin,) = load_plugins()
+    assert plugin.error is None and plugin.distribution == "mirror-task" and "mirror" in TASKS
+    yield sys.modules["mirror_task"]
+    del sys.modules["mirror_task"]
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def command(mirror, monkeypatch, capsys, tmp_path):
+    """Run a command in this process: its exit status, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("check", [name for name in vars(contract.TestBatch) if name.startswith("test_")])
+def test_the_contract_of_batches_holds(mirror, check) -> None:
+    for cell in contract.cells_of(contract.task_of("mirror")):
+        getattr(contract.TestBatch(), check)("mirror", cell, keys_of)
+
+
+def test_the_contract_of_tasks_holds(mirror, monkeypatch, tmp_path) -> None:
+    golden = tmp_path / "golden.json"
+    golden.write_text(json.dumps({"mirror": "c0ffee"}))
+    monkeypatch.setattr(contract, "GOLDEN", golden)
+    with pytest.raises(AssertionError):
+        contract.TestTask().test_golden_digest("mirror", keys_of)
+    golden.write_text(json.dumps({"mirror": contract.digest(contract.task_of("mirror"), keys_of)}))
+    contract.TestTask().test_golden_digest("mirror", keys_of)
+    contract.TestTask().test_labels_differ_and_name_their_cells("mirror")
+
+
+def test_its_docstring_says_what_one_must(mirror) -> None:
+    names = contract.TestName()
+    names.test_docstring_has_an_example_that_holds("mirror")
+    names.test_docstring_states_a_budget_for_its_smallest_cell("mirror")
+    names.test_docstring_names_source_and_chance("mirror")
+
+
+def test_its_section_of_the_pages_is_generated(mirror) -> None:
+    section = pages.task_section("mirror")
+    assert "## mirror" in section and "`last-letter`: The letter read last." in section and "symbols=4" in section
+
+
+def test_commands_know_it(command) -> None:
+    status, out, _ = command("tasks", "--json")
+    rows = {row["name"]: row["summary"] for row in json.loads(out)["tasks"]}
+    assert status == 0 and rows["mirror"] == "Name the symbols of a string from the last to the first."
+    status, out, _ = command("show", "mirror")
+    assert status == 0 and "→" in out
+    status, out, _ = command("run", "mirror:symbols=4", "--arch", "linear", "--json", *TINY)
+    assert status == 0 and json.loads(out)["runs"][0]["by_cell"].keys() == {"symbols=4"}
+
+
+def test_its_refusals_end_with_2(command) -> None:
+    status, _, err = command("run", "mirror:symbols=1", "--arch", "linear", *TINY)
+    assert status == 2 and "symbols must be at least 2; got 1; raise symbols" in err
