@@ -30,7 +30,7 @@ from icl_bench.harness.data import Feed
 from icl_bench.harness.resolve import PRESETS
 from icl_bench.harness.show import example, render
 from icl_bench.schema import Frozen, canonical_json, format_value
-from icl_bench.tasks import TASKS, Batch, Cell, Task
+from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
 from icl_bench.tasks.base import measured_floors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,12 +140,19 @@ def task_section(name: str) -> str:
             f"## {name}\n",
             prose(cls.__doc__),
             parameters(cls, task.model_dump(), cls.model_fields),
-            f"{task.vocabulary} tokens, special ones included. Load: {task.load_name}.\n",
+            f"{alphabet(task)} Load: {task.load_name}.\n",
             cells(task),
             trivial_solvers(task),
             block(f"$ icl-bench show {name}{choice}\n{shown}", "console"),
         ]
     )
+
+
+def alphabet(task: Task) -> str:
+    """What inputs and targets are."""
+    if isinstance(task, ContinuousTask):
+        return f"Inputs are vectors of {task.width_in} real numbers, targets of {task.width_out}."
+    return f"{task.vocabulary} tokens, special ones included."
 
 
 def cells(task: Task) -> str:
