@@ -129,7 +129,7 @@ def test_doctor_looks_at_the_machine(command) -> None:
         (["run", "assoc-recall:pairs=17", "--arch", "linear"], "pairs must be at most length / 4 = 16"),
         (
             ["run", "assoc-recall:vocab=40", "--arch", "linear"],
-            "vocab must leave a distinct key for each pair: vocab=40",
+            "vocab must leave a distinct key for each pair; got vocab=40",
         ),
         (["run", TASK, "--arch", "linear", "--device", "tpu"], "--device is one of auto, cpu, cuda; got 'tpu'"),
         (

@@ -17,7 +17,7 @@ SIGNIFICANCE = 1e-4
             "pairs must be at most length / 4 = 16, two tokens a pair and two a query; got 17; raise length to 68",
         ),
         ("length=63", "length must be even; got 63; try 64"),
-        ("vocab=60,pairs=15", "vocab=60 leaves 14 keys for 15 pairs; raise vocab to 62 or lower pairs"),
+        ("vocab=60,pairs=15", "got vocab=60, which leaves 14 keys for 15 pairs; raise vocab to 62 or lower pairs"),
         ("pairs=0", "pairs must be at least 1; got 0"),
         ("pairs=[4|4]", "pairs must differ from each other; got [4, 4]"),
         ("variant=zoology,length=256,pairs=64,vocab=128", "leaves 63 keys for 64 pairs; raise vocab to 130"),
