@@ -1,5 +1,6 @@
 """Which examples a fleet sees: row keys from names, seeds and indices, and the order of cells in training."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,16 @@ class Feed:
         flat = self.task.sample(keys.flatten(), self.cell)
         parts = [part.view(*keys.shape, *part.shape[1:]) for part in flat]
         return Batch(*(part if self.rows is None else part[self.rows] for part in parts))
+
+
+def first_digests(feed: Feed, examples: int) -> list[str]:
+    """SHA-256 of the first examples of each member: inputs, positions and targets."""
+    batch = feed.batch(torch.arange(examples, device=feed.streams.device))
+    parts = [part.cpu().contiguous() for part in (batch.inputs, batch.positions, batch.targets)]
+    members = range(batch.inputs.shape[0])
+    return [
+        hashlib.sha256(b"".join(part[member].numpy().tobytes() for part in parts)).hexdigest() for member in members
+    ]
 
 
 class Slice(NamedTuple):

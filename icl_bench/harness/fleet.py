@@ -16,6 +16,7 @@ from icl_bench.architectures.plain import Plain
 from icl_bench.errors import IclBenchError
 from icl_bench.harness.attempt import RunWriter, commit_fleet
 from icl_bench.harness.checkpoint import Checkpoints
+from icl_bench.harness.data import first_digests
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.interruption import check, deferred, noted
 from icl_bench.harness.memory import fit, release
@@ -168,7 +169,11 @@ def fleet_results(
         detail = detail if kind == "memory" else traceback.format_exc()
         return [failed(spec, status, detail, started) for spec in specs]
     params = trainer.model.parameters_per_member()
-    return [scored(spec, member, scores, trainer.task, params) for member, spec in enumerate(specs)]
+    digests = first_digests(trainer.train_feeds[0], trainer.spec.train.batch)
+    return [
+        scored(spec, member, scores, trainer.task, params).model_copy(update={"first_batch": digests[member]})
+        for member, spec in enumerate(specs)
+    ]
 
 
 def scored(spec: RunSpec, member: int, scores: FleetScores, task: Task, params: int) -> RunResult:

@@ -117,6 +117,8 @@ class RunResult(Frozen):
     """Training examples a second, summed over the fleet."""
     solved_at: int | None = None
     """First validated step with an accuracy of at least 0.99, if any."""
+    first_batch: str | None = None
+    """SHA-256 of the first training batch; runs of one task, batch size and data seed have the same."""
     cells: tuple[CellScore, ...]
     """Test results by cell; empty where the run did not end well."""
     files: Mapping[str, str]

@@ -38,6 +38,7 @@ from icl_bench.reports.tables import (
     rate_table,
 )
 from icl_bench.reports.text import count, listed, plain
+from icl_bench.schema import canonical_json
 
 MIXING = ("icl-bench", "torch", "triton", "device", "threads", "revision", "kernels")
 """Properties of the environment that may change numbers, so that a mix is warned of."""
@@ -219,5 +220,18 @@ def environment_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     manifests = [run.manifest for run in runs]
     mixed = [key for key, values in environment_counts(manifests).items() if key in MIXING and len(values) > 1]
     text = f"runs differ in {listed(mixed)}; numbers are equal bit for bit only where these are." if mixed else ""
-    warning = [Prose(text, warning=True)] if mixed else []
-    return tabled("Environment", environment_table(manifests), *warning, level=2)
+    warnings = [Prose(text, warning=True)] if mixed else []
+    if differing_data(runs):
+        warnings.append(Prose("runs of one task and data seed did not see the same first batch.", warning=True))
+    return tabled("Environment", environment_table(manifests), *warnings, level=2)
+
+
+def differing_data(runs: Sequence[RunRecord]) -> bool:
+    """Whether runs of one task, batch size and data seed began with different examples."""
+    seen: dict[str, str] = {}
+    for run in runs:
+        digest = run.result.first_batch
+        key = canonical_json([run.spec["task"], run.spec["train"]["batch"], run.spec["data_seed"]])
+        if digest is not None and seen.setdefault(key, digest) != digest:
+            return True
+    return False

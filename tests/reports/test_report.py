@@ -92,6 +92,16 @@ def test_mixed_devices_are_warned_of(troubled: Path) -> None:
     assert "| device | `Other GPU (1); Test CPU (15)` |" in text
 
 
+def test_different_data_of_one_seed_are_warned_of(tmp_path: Path) -> None:
+    runs = [make_record("linear"), make_record("softmax")]
+    told = [one.model_copy(update={"result": one.result.model_copy(update={"first_batch": "a"})}) for one in runs]
+    same = write_report(told, [], tmp_path / "same.md", COMMAND).read_text()
+    other = told[1].result.model_copy(update={"first_batch": "b"})
+    mixed = write_report([told[0], told[1].model_copy(update={"result": other})], [], tmp_path / "m.md", COMMAND)
+    assert "did not see the same first batch" not in same
+    assert "**Warning:** runs of one task and data seed did not see the same first batch." in mixed.read_text()
+
+
 def test_hostile_names_do_not_act(troubled: Path) -> None:
     tokens = parse(troubled)
     assert not [token.content for token in tokens if token.type.startswith("html")]
