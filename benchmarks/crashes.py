@@ -19,7 +19,7 @@ from icl_bench.harness.merge import differing
 from icl_bench.harness.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.harness.zygote import Zygote  # noqa: E402
+from tests.harness.zygote import Zygote
 
 SWEEP = [
     "run", "assoc-recall:length=16,pairs=[2|4],vocab=64", "--arch", "linear", "--arch", "softmax", "--seeds", "0..19",

@@ -1,46 +1,15 @@
 """The store: whole records or none, nothing overwritten, nothing outside its folder."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.record import CellScore, Manifest, MetricPoint, RunResult, WorkReport
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
-
-MANIFEST = Manifest(
-    versions={"torch": "2"}, device="d", threads=1, host="h", revision=None, impl="auto", fleet_size=1, command="c",
-    started="2026-01-01T00:00:00+00:00",
-)  # fmt: skip
-POINT = MetricPoint(step=5, train_loss=1.5, train_accuracy=0.25, accuracy=0.5, by_cell={"pairs=2": 0.5})
-
-
-def spec(seed: int = 0) -> RunSpec:
-    return expand(Request("assoc-recall", ["linear"], seeds=[seed]))[0]
-
-
-def result(run: RunSpec, accuracy: float = 0.5) -> RunResult:
-    cell = CellScore(
-        label="pairs=2", load=2, length=16, accuracy=accuracy, exact_match=0.2, loss=1.0, floor=0.5,
-        floor_solver="any-value", state_bits=12.0, scored=4, groups={},
-    )  # fmt: skip
-    return RunResult(
-        id=run.id, digest=run.digest, task="assoc-recall", arch="linear", load_name="pairs", seed=run.seed, lr=0.01,
-        status="ok", params=10, state=None, work=WorkReport(weights=1.0, state=1.0), steps=5, seconds=1.0,
-        examples_per_second=10.0, cells=(cell,), files={},
-    )  # fmt: skip
-
-
-def finished(store: Store, run: RunSpec, accuracy: float = 0.5) -> Path:
-    writer = store.begin(run, MANIFEST)
-    writer.log(POINT)
-    writer.commit(result(run, accuracy))
-    return store.path(run.id)
+from tests.harness.made import MANIFEST, POINT, finished, result, spec
 
 
 def test_a_run_is_read_back_as_written(tmp_path) -> None:
