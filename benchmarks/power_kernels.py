@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power import triton_launch as launch
-from icl_bench.kernels.power.triton_api import _problem, power_attention_triton
+from icl_bench.kernels.power.triton_api import make_problem, power_attention_triton
 from icl_bench.kernels.power.triton_config import Blocks
 
 HEADS = 12
@@ -61,7 +61,7 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     q, k, v, log_g, dy = inputs(n, t, heads, width, gated)
     if p == 1:
         q, k = q.abs(), k.abs()
-    problem = _problem(q, k, v, p, width**-0.5, True, 1e-6, min(chunk, t))
+    problem = make_problem(q, k, v, p, width**-0.5, True, 1e-6, min(chunk, t), False)
     gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, problem.chunk)
     states = after = None
     if problem.chunks > 1:
@@ -70,7 +70,7 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     low = 0 if p == 1 else (t if gated else min(t, 64))
     y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, low)
     statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
-    rows, factors, local = statistics[:2], statistics[2:4], statistics.local if states is not None else None
+    rows, factors = statistics[:2], statistics[2:]
     calls = {
         "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, low),
         "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den, gates),
@@ -88,7 +88,7 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
         calls["scan_reverse"] = lambda: launch.scan(
             problem, scratch, gates, None, reverse=True, want_final=False, prefix=states if gated else None
         )  # fmt: skip
-    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, rows, gates, after, False, local)
+    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, rows, gates, after, False)
     return calls
 
 

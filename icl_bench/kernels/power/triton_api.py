@@ -134,10 +134,15 @@ def _by_value_blocks(
     return y, PowerState(torch.cat([state.s for state in kept], dim=3), kept[0].z) if kept else None
 
 
-def _problem(q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int) -> Problem:
+def make_problem(
+    q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int, edge: bool
+) -> Problem:
+    """The sizes of a call; `edge` says that a state enters, or that the last one has a gradient."""
     n, t, heads, width = q.shape
     layout = tile_layout(width, p)
-    return Problem(layout, n, t, heads, k.shape[2], v.shape[3], scale, normalize, eps, chunk, q.dtype)
+    return Problem(
+        layout, n, t, heads, k.shape[2], v.shape[3], scale, normalize, eps, chunk, q.dtype, edge or chunk < t
+    )
 
 
 def _low_rows(problem: Problem, gated: bool, differentiable: bool) -> int:
@@ -180,18 +185,18 @@ def power_forward(
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """y, what 16 bits lose of it, sums of weights and of gates, states before each chunk, last s and z; or empty."""
-    problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
+    problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, s is not None)
     gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
     start = _pack(problem, s, z)
     states, final = None, None
     if problem.chunks > 1 or keep_state:
-        u, w = launch.factors(problem.layout, k)
+        u, w = launch.factors(problem, k)
         states = launch.chunk_sums(problem, u, w, v, decay, decay)
         final, _ = launch.scan(problem, states, gates, start, reverse=False, want_final=keep_state)
         if problem.chunks == 1 and start is None:
             states = None
     elif start is not None:
-        states = start.to(config.state_type(q.dtype))[:, None].contiguous()
+        states = start.to(config.state_type(problem.arithmetic))[:, None].contiguous()
     low_rows = _low_rows(problem, log_g is not None, differentiable)
     y, y_low, den = launch.attend(problem, q, k, v, gates, states, start is not None, low_rows)
     empty = q.new_empty(0, dtype=torch.float32)
@@ -207,12 +212,12 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, t, heads, width = q.shape
     groups, value_width = v.shape[2], v.shape[3]
-    problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
+    problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, s is not None)
     y = v.new_empty(n, t, heads, value_width)
     den = q.new_empty(n, heads, t, dtype=torch.float32)
     states, last_s, last_z = q.new_empty(0), den.new_empty(0), den.new_empty(0)
     if problem.chunks > 1 or s is not None:
-        states = q.new_empty(n * groups, problem.chunks, problem.elements, dtype=config.state_type(q.dtype))
+        states = q.new_empty(n * groups, problem.chunks, problem.elements, dtype=config.state_type(problem.arithmetic))
     if keep_state:
         rows = expanded_width(width, p)
         last_s = den.new_empty(n, groups, rows, value_width)
@@ -230,23 +235,23 @@ def power_backward(
     p: int, scale: float, normalize: bool, eps: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, d log_g (empty without gates), and the gradients of the initial s and z (empty without them)."""
-    problem = _problem(q, k, v, p, scale, normalize, eps, chunk)
+    problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, initial or ds is not None)
     # The kernels carry state gradients without the factor scale^p that reading a state has.
     read_factor = scale**p
     end = _pack(problem, ds, dz)
     end = None if end is None else end / read_factor
     read = states if states.numel() else None
-    rows, local, after, first, dots = None, None, None, None, None
+    rows, after, first, dots = None, None, None, None
     if problem.chunks > 1 or initial or end is not None:
         statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
-        rows, local = statistics[:2], statistics.local
-        u, w = launch.factors(problem.layout, q)
+        rows = statistics[:2]
+        u, w = launch.factors(problem, q)
         after = launch.chunk_sums(problem, u, w, dy, statistics.value_factor, statistics.sum_factor)
         first, dots = launch.scan(
             problem, after, gates, end, reverse=True, want_final=initial, prefix=None if gates is None else read
         )  # fmt: skip
     dq, row_sums, rows = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, rows, gates, read, initial)
-    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, rows, gates, after, end is not None, local)
+    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, rows, gates, after, end is not None)
     if p > 2 and read is not None:
         dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, rows, gates, read, initial)
     if p > 2 and after is not None:

@@ -21,16 +21,15 @@ from icl_bench.kernels.power.triton_tiles import load_columns, load_gates, load_
 
 @triton.jit(do_not_specialize=["T", "heads", "repeat", "low_rows"])
 def row_statistics_kernel(
-    y, y_low, dy, den, gates, weight, delta, value_factor, sum_factor, local,
+    y, y_low, dy, den, gates, weight, delta, value_factor, sum_factor,
     y_n, y_t, y_h, dy_n, dy_t, dy_h, T, heads, repeat, low_rows, eps,
     V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, LOW: tl.constexpr,
     GATED: tl.constexpr,
 ):  # fmt: skip
     """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i; 1 and 0 without a normaliser.
 
-    With gates `local` is w_i decayed since the first row of its block of BLOCK. Also the factors of each query in the
-    gradient of the state it reads: w_i e^(c_i) for the values and -delta_i w_i e^(c_i) for the normaliser.
-    Grid: row blocks times N * H.
+    Also the factors of each query in the gradient of the state it reads: w_i e^(c_i) for the values and
+    -delta_i w_i e^(c_i) for the normaliser. Grid: row blocks times N * H.
     """
     blocks = tl.cdiv(T, BLOCK)
     start = tl.program_id(0) % blocks * BLOCK
@@ -53,10 +52,7 @@ def row_statistics_kernel(
     tl.store(weight + row * T + index, inverse, mask=mask)
     tl.store(delta + row * T + index, product, mask=mask)
     if GATED:
-        gates += (row // repeat) * T
-        gate = load_vector(gates, start, T, BLOCK)
-        tl.store(local + row * T + index, inverse * tl.exp2(gate - tl.load(gates + start)), mask=mask)
-        inverse *= tl.exp2(gate)
+        inverse *= tl.exp2(load_vector(gates + (row // repeat) * T, start, T, BLOCK))
     tl.store(value_factor + row * T + index, inverse, mask=mask)
     tl.store(sum_factor + row * T + index, -product * inverse, mask=mask)
 
@@ -254,21 +250,20 @@ def query_gradient_kernel(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
 def key_gradient_kernel(
-    q, k, v, u, w, dy, weight, delta, local, gates, states, dk, dv, column_sums,
+    q, k, v, u, w, dy, weight, delta, gates, states, dk, dv, column_sums,
     q_n, q_t, q_h, k_n, k_t, k_h, v_n, v_t, v_h, u_n, u_t, u_h, w_n, w_t, w_h, dy_n, dy_t, dy_h,
     dk_n, dk_t, dk_h, dv_n, dv_t, dv_h,
     T, chunk, chunks, groups, elements, expanded, scale_in, state_factor, scale_out,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, U: tl.constexpr, W: tl.constexpr,
     K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, REPEAT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     DEPTH: tl.constexpr, STATE: tl.constexpr, FINAL: tl.constexpr, LINEAR: tl.constexpr, SYMMETRIC: tl.constexpr,
-    CONTRACT: tl.constexpr, GATED: tl.constexpr, LOCAL: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
+    CONTRACT: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STATE_STAGES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk, dv and, with gates, C_j (of the state, then of the chunk) for keys of one key-value head.
 
     Grid: row blocks times N * G. `states` holds for each chunk the gradient that its end state receives. CONTRACT adds
-    the state's part of dk. LOCAL: blocks of queries are those of `row_statistics_kernel`, and their decay since the
-    keys splits at the first row of the block, which leaves one exponential for each block.
+    the state's part of dk.
     """
     blocks = tl.cdiv(T, BLOCK_N)
     n0 = tl.program_id(0) % blocks * BLOCK_N
@@ -283,7 +278,6 @@ def key_gradient_kernel(
     dy += n * dy_n + g * REPEAT * dy_h
     weight += row * REPEAT * T
     delta += row * REPEAT * T
-    local += row * REPEAT * T
     keys = load_rows(k, n0, k_t, end, K, BLOCK_N, K_BLOCK).to(DOT)
     values = load_rows(v, n0, v_t, end, V, BLOCK_N, V_BLOCK).to(DOT)
     dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
@@ -328,11 +322,8 @@ def key_gradient_kernel(
             for m0 in tl.range(n0 + BLOCK_N, end, BLOCK_M, num_stages=STAGES):
                 queries = load_rows(q + r * q_h, m0, q_t, end, K, BLOCK_M, K_BLOCK).to(DOT)
                 cotangents = load_rows(dy + r * dy_h, m0, dy_t, end, V, BLOCK_M, V_BLOCK).to(DOT)
-                if LOCAL:
-                    factor = load_vector(local + r * T, m0, end, BLOCK_M) * tl.exp2(tl.load(gates + m0) - last_gate)
-                else:
-                    factor = load_vector(weight + r * T, m0, end, BLOCK_M)
-                if GATED and not LOCAL:
+                factor = load_vector(weight + r * T, m0, end, BLOCK_M)
+                if GATED:
                     factor *= tl.exp2(load_gates(gates, m0, end, BLOCK_M) - last_gate)
                 s = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
                 if SCALE:

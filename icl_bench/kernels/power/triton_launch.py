@@ -29,6 +29,13 @@ class Problem(NamedTuple):
     eps: float
     chunk: int
     dtype: torch.dtype
+    stateful: bool
+    """Whether a state is read: with more than one chunk, or one that enters or receives a gradient."""
+
+    @property
+    def arithmetic(self) -> str:
+        """The arithmetic of `triton_config`."""
+        return config.arithmetic(self.dtype, self.layout.p, self.stateful)
 
     @property
     def chunks(self) -> int:
@@ -75,7 +82,7 @@ class Problem(NamedTuple):
         form = "tiles" if tiled and not self.layout.linear else "rows"
         if kernel == "key_gradient" and config.padded(self.layout.key_width) != config.padded(self.v):
             form = "mixed"
-        return config.blocks(kernel, form, self.dtype, self.width, gated)
+        return config.blocks(kernel, form, self.arithmetic, self.width, gated)
 
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -89,12 +96,14 @@ def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     return out, decay
 
 
-def factors(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
+def factors(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     """The factor vectors u and w of keys or queries; for p <= 2 both are the vector itself."""
+    layout = problem.layout
     if layout.p <= 2:
         return x, x
-    u = expand(x.float(), layout.left).to(x.dtype)
-    return u, u if layout.symmetric else expand(x.float(), layout.p - layout.left).to(x.dtype)
+    kind = torch.float32 if x.dtype == torch.bfloat16 and problem.arithmetic == "tf32" else x.dtype
+    u = expand(x.float(), layout.left).to(kind)
+    return u, u if layout.symmetric else expand(x.float(), layout.p - layout.left).to(kind)
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -108,10 +117,8 @@ def chunk_sums(
 
     The factors are [N, H, T] for the values' part and for the normaliser; None for 1.
     """
-    layout, dtype = problem.layout, problem.dtype
-    out = torch.empty(
-        problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=config.state_type(dtype)
-    )
+    layout, kind = problem.layout, config.state_type(problem.arithmetic)
+    out = torch.empty(problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=kind)
     joint = layout.linear and problem.normalize and value_factor is sum_factor
     _launch_sums(problem, u, w, x, value_factor, out, linear=layout.linear, add_sum=joint)
     if problem.normalize and not joint:
@@ -138,7 +145,7 @@ def _launch_sums(
         U=u.shape[3], W=w.shape[3], X=x_block if only_sum else width, X_BLOCK=x_block,
         REPEAT=u.shape[2] // problem.groups, LINEAR=linear, SYMMETRIC=layout.symmetric, U_BLOCK=u_block,
         SUM=add_sum, ONLY_SUM=only_sum, FACTOR=factor is not None, TILES=tiles,
-        BLOCK_T=blocks.n, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        BLOCK_T=blocks.n, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
         STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
 
@@ -182,7 +189,7 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y [N, T, H, V], what its type has lost of its first `low_rows` rows, and the sums of weights [N, H, T]."""
     layout = problem.layout
-    u, w = factors(layout, q) if states is not None else (q, q)
+    u, w = factors(problem, q) if states is not None else (q, q)
     y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     y_low = torch.empty(problem.n, low_rows, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
@@ -199,7 +206,7 @@ def attend(
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None, INITIAL=initial,
         LINEAR=layout.linear,
         SYMMETRIC=layout.symmetric, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
-        LOW=low_rows > 0, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        LOW=low_rows > 0, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
     return y, y_low, den
@@ -212,14 +219,13 @@ class RowStatistics(NamedTuple):
     delta: Tensor  # dy.y
     value_factor: Tensor  # the factor of the query in the gradient of the state's values
     sum_factor: Tensor  # and in that of its normaliser
-    local: Tensor  # weight, decayed since the first row of its block; unwritten without gates
 
 
 def row_statistics(
     problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
 ) -> RowStatistics:
-    """All of them, before the state's gradient is summed."""
-    statistics = RowStatistics(*(torch.empty_like(den) for _ in RowStatistics._fields))
+    """All four, before the state's gradient is summed."""
+    statistics = RowStatistics(*(torch.empty_like(den) for _ in range(4)))
     rows = config.STATISTICS_ROWS
     row_statistics_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
         y, y_low, dy, den, gates if gates is not None else den, *statistics, *_strides(y, dy),
@@ -251,7 +257,7 @@ def query_gradient(
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth,
         STATE=states is not None and layout.p <= 2, INITIAL=initial,
         LINEAR=layout.linear, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2, MAKE_ROWS=make_rows,
-        LOW=y_low.numel() > 0, DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        LOW=y_low.numel() > 0, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
     return dq, row_sums, rows
@@ -259,19 +265,17 @@ def query_gradient(
 
 def key_gradient(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rows: tuple[Tensor, Tensor], gates: Tensor | None,
-    states: Tensor | None, final: bool, local: Tensor | None,
+    states: Tensor | None, final: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk."""
     layout = problem.layout
-    u, w = factors(layout, k) if states is not None else (k, k)
+    u, w = factors(problem, k) if states is not None else (k, k)
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
-    blocks = problem.blocks("key_gradient", tiled=states is not None, gated=gates is not None)
-    aligned = blocks.m == config.STATISTICS_ROWS and blocks.n % blocks.m == 0
+    blocks = problem.blocks("key_gradient", tiled=states is not None)
     key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-        q, k, v, u, w, dy, *rows, local if local is not None else rows[0],
-        gates if gates is not None else q, states if states is not None else q, dk, dv,
+        q, k, v, u, w, dy, *rows, gates if gates is not None else q, states if states is not None else q, dk, dv,
         column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
         problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
         problem.scale_in, problem.state_factor, problem.scale_out,
@@ -279,9 +283,8 @@ def key_gradient(
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
         REPEAT=problem.heads // problem.groups, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
         DEPTH=blocks.depth, STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
-        CONTRACT=layout.p <= 2, GATED=gates is not None, LOCAL=gates is not None and local is not None and aligned,
-        SUM=problem.normalize, SCALE=layout.p > 2,
-        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype),
+        CONTRACT=layout.p <= 2, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
+        DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
     return dk, dv, column_sums
@@ -304,7 +307,7 @@ def add_factor_gradients(
 ) -> Tensor:  # fmt: skip
     """dx with the state's part for p >= 3, which also fills the state's R or C; x is the query or the key."""
     layout = problem.layout
-    u, w = factors(layout, x)
+    u, w = factors(problem, x)
     if layout.symmetric:
         both = _factor_gradient(problem, u, values, rows, gates, states, edge, "both")
         added = expansion_gradient(x, both, layout.left)
@@ -335,6 +338,6 @@ def _factor_gradient(
         U=layout.u, W=layout.w, V=problem.v, V_BLOCK=config.padded(problem.v), SIDE=side,
         OF_KEYS=rows is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
         BLOCK=block, COLUMNS=columns, DEPTH=problem.blocks("query_gradient", tiled=True).depth,
-        DOT=config.dot_type(problem.dtype), PRECISION=config.precision(problem.dtype), num_warps=4,
+        DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic), num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)
