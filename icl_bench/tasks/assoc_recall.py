@@ -109,13 +109,14 @@ class AssocRecall(Task):
                 )
             if cell.load > self.keys:
                 raise ValueError(
-                    f"vocab must leave a distinct key for each pair; got vocab={self.vocab}, which leaves {self.keys} keys "
-                    f"for {cell.load} pairs; raise vocab to {self._smallest_vocab(cell.load)} or lower pairs"
+                    f"vocab must leave a distinct key for each pair; got vocab={self.vocab}, which leaves "
+                    f"{self.keys} keys for {cell.load} pairs; "
+                    f"raise vocab to {self._smallest_vocab(cell.load)} or lower pairs"
                 )
             if not self.repeat_values and cell.load > self.values:
                 raise ValueError(
-                    f"vocab must leave a distinct value for each pair; got vocab={self.vocab}, which leaves {self.values} "
-                    f"values for {cell.load} pairs; raise vocab or set repeat_values=true"
+                    f"vocab must leave a distinct value for each pair; got vocab={self.vocab}, which leaves "
+                    f"{self.values} values for {cell.load} pairs; raise vocab or set repeat_values=true"
                 )
         return self
 
