@@ -24,8 +24,10 @@ class Blocks(NamedTuple):
 
 
 # Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form. "mixed" serves key
-# gradients where key and value widths differ: with K = 64, V = 32 and a pipelined loop, Triton 3.6 compiled that kernel
-# on Hopper into wrong gradients (or reads out of bounds), the same at every run; without pipelining they are right.
+# gradients where key and value widths differ. Blocks are chosen among those that compile right: on Hopper, the ptxas of
+# Triton 3.6 reads the address of a tile before it is made in the pipelined "mixed" kernel with K = 64, V = 32, and in
+# query gradients in tiles of 64 x 64 with K = V = 16 (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32,
+# eight warps on 64 rows of width 128 are wrong in the first rows of each chunk; four are right.
 _BF16 = {
     ("chunk_sums", "tiles", 16): Blocks(0, 64, 4, 3),
     ("chunk_sums", "tiles", 32): Blocks(0, 64, 4, 3),
