@@ -8,6 +8,7 @@ from rich.text import Text
 
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse
+from icl_bench.reports.squared_error import error_of
 from icl_bench.reports.statistics import median
 from icl_bench.reports.tables import cell_median
 from icl_bench.reports.text import NONE, plain, share, size
@@ -56,12 +57,20 @@ def section_table(section: Section) -> Table:
         box=None, title=Text(title), title_justify="left", header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
     )
     table.add_column("architecture", overflow="fold")
-    for heading in (*FIRST, *cell_headings(section), *LAST, *own_headings(section)):
+    for heading in (*FIRST, *cell_headings(section), *LAST, *further_headings(section)):
         table.add_column(Text(heading), justify="right", overflow="fold")
     for entry in section.entries:
         table.add_row(*(Text(cell) for cell in entry_cells(entry, section)))
     floors = [share(section.floors[cell.label].accuracy) for cell in section.cells]
-    row = ["floor", NONE, NONE, NONE, share(section.mean_floor), *floors, *[NONE] * (2 + len(own_headings(section)))]
+    row = [
+        "floor",
+        NONE,
+        NONE,
+        NONE,
+        share(section.mean_floor),
+        *floors,
+        *[NONE] * (2 + len(further_headings(section))),
+    ]
     table.add_row(*(Text(cell) for cell in row), style="dim")
     return table
 
@@ -72,9 +81,14 @@ def cell_headings(section: Section) -> list[str]:
     return [str(load) for load in loads] if len(set(loads)) == len(loads) else [plain(c.label) for c in section.cells]
 
 
-def own_headings(section: Section) -> list[str]:
-    """Columns for what is right where models read their own answers, where they do."""
-    return ["own answers", "exact"] if any(run.result.free_running is not None for run in section.runs) else []
+def further_headings(section: Section) -> list[str]:
+    """Columns for the error, where answers are vectors, and for what is right where models read their own answers."""
+    return (["error"] if section.has_errors else []) + (["own answers", "exact"] if reads_own(section) else [])
+
+
+def reads_own(section: Section) -> bool:
+    """Whether models read their own answers."""
+    return any(run.result.free_running is not None for run in section.runs)
 
 
 def own_cells(entry: Entry) -> list[str]:
@@ -99,5 +113,6 @@ def entry_cells(entry: Entry, section: Section) -> list[str]:
         *(cell_median(entry, cell.label) for cell in section.cells),
         share(entry.exact_match),
         f"{entry.solved}/{seeds}" if seeds else NONE,
-        *(own_cells(entry) if own_headings(section) else []),
+        *([error_of(entry)] if section.has_errors else []),
+        *(own_cells(entry) if reads_own(section) else []),
     ]

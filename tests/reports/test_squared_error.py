@@ -1,6 +1,9 @@
 """Errors of answers that are vectors, in reports."""
 
+import io
 from collections.abc import Sequence
+
+from rich.console import Console
 
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Section, analyse
@@ -10,6 +13,7 @@ from icl_bench.reports.findings import findings
 from icl_bench.reports.ranking import rankings
 from icl_bench.reports.squared_error import error_table, measure_table
 from icl_bench.reports.tables import MAIN_HEADER, Table, main_table
+from icl_bench.reports.terminal import results_table
 from icl_bench.reports.text import NONE
 from tests.reports.factory import make_record
 
@@ -78,6 +82,15 @@ def test_what_was_found_names_errors() -> None:
     section = section_of([RUNS[0], RUNS[3]])
     text = " ".join(findings(section, rankings(section), recalls(section)))
     assert "error softmax 0.200 and linear 0.500" in text
+
+
+def test_the_terminal_has_a_column_of_errors() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(RUNS))
+    lines = {line.split()[0]: line.split() for line in console.export_text().splitlines() if line.strip()}
+    assert lines["architecture"][-1] == "error" and lines["softmax"][-1] == "0.210" and lines["floor"][-1] == NONE
+    console.print(results_table([make_record("softmax", 0)]))
+    assert "error" not in console.export_text()
 
 
 def test_a_report_has_both_tables() -> None:
