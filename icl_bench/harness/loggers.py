@@ -7,8 +7,9 @@ matters to it. What it raises is said once, and it is asked no more. Its files l
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -179,7 +180,8 @@ class LoggingReporter:
             return
         for logger in list(self.loggers):
             try:
-                logger.take(record)
+                with redirect_stdout(sys.stderr):  # standard output is for results
+                    logger.take(record)
             except Exception as error:  # a stranger's package may raise anything, and no run shall fail of it
                 self.loggers.remove(logger)
                 LOG.warning(
