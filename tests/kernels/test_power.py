@@ -315,3 +315,23 @@ def test_heads_read_the_group_they_belong_to():
     inputs.v[:, :, 1] += 1.0
     changed = power_attention(*inputs, p=2) != before
     assert [head.any().item() for head in changed.unbind(2)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("p", "width"), [(1, 40), (2, 6), (3, 5)])
+def test_the_chunked_form_trains_under_autocast(p: int, width: int) -> None:
+    """The product with the state comes out in bfloat16 there, and so does its gradient, outside of autocast."""
+    normalize = "sum" if p == 2 else "none"
+    generator = torch.Generator().manual_seed(p)
+    q, k, v = (
+        torch.randn(2, 24, 1, size, generator=generator).bfloat16().requires_grad_() for size in (width, width, 8)
+    )
+    wanted = torch.autograd.grad(
+        power_attention(q, k, v, p=p, normalize=normalize, impl="chunked", chunk=8).float().sum(), (q, k, v)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = power_attention(q, k, v, p=p, normalize=normalize, impl="chunked", chunk=8)
+    found = torch.autograd.grad(y.float().sum(), (q, k, v))
+    for one, other in zip(found, wanted, strict=True):
+        # A handful of roundings to 8 bits, relative to the largest entry.
+        bound = 8 * torch.finfo(torch.bfloat16).eps * float(other.float().abs().max())
+        assert float((one.float() - other.float()).abs().max()) <= bound

@@ -134,7 +134,7 @@ class _ReadState(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, state = ctx.saved_tensors
-        columns = x.mT.to(state.dtype)
+        columns, grad = x.mT.to(state.dtype), grad.to(state.dtype)  # autocast may have rounded the output
         weight = power_basis(x.shape[2], ctx.p, x.device).weight.to(state.dtype)
         grad_state = weight * torch.bmm(_monomials(columns, ctx.p), grad)
         grad_monomials = torch.bmm(weight * state, grad.mT)
