@@ -199,7 +199,9 @@ def compare(
 @app.command()
 def sweep(
     study: Annotated[str, typer.Argument(help="A study file, or a packaged study (see `icl-bench studies`).")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print how many runs there are, and run none.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print how many runs there are and about how long they take.")
+    ] = False,
     device: DeviceOption = "auto",
     impl: ImplOption = "auto",
     graphs: GraphsOption = True,
@@ -230,14 +232,26 @@ def sweep(
         shop = workshop(device, impl, fleet, graphs, Choice(engine, workers, timeout, ray_address, slurm or ()))
         carry_out(loaded, store, logged(shop, log, store), report, as_json)
         return
+    from icl_bench.console import expected_seconds
+    from icl_bench.harness.estimate import in_words
+
     planned = plan(loaded, Store(store))
+    seconds = expected_seconds(planned.left, device, impl, graphs, fleet)
     if as_json:
         archs = [{"task": e.task, "arch": e.arch, "size": e.size} for e in planned.entrants]
         print_json(
-            {"schema": 1, "runs": planned.runs, "done": planned.done, "archs": archs, "left_out": planned.left_out}
+            {
+                "schema": 1,
+                "runs": planned.runs,
+                "done": planned.done,
+                "seconds": round(seconds, 1),
+                "archs": archs,
+                "left_out": planned.left_out,
+            }
         )
         return
     typer.echo(f"{planned.runs} runs before the grid is extended, {planned.done} of the tuning runs done")
+    typer.echo(f"about {in_words(seconds)} for the rest in one process here, from a few steps of each kind")
     for entrant in planned.entrants:
         typer.echo(f"  {entrant.task}  {entrant.arch}" + (f"  at {entrant.size}" if entrant.size else ""))
     for line in planned.left_out:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from icl_bench.harness.record import RunRecord
     from icl_bench.harness.reporter import Reporter
     from icl_bench.harness.resolve import Request
+    from icl_bench.harness.spec import RunSpec
     from icl_bench.harness.study import Study
     from icl_bench.reports.framing import Frame
 
@@ -48,6 +49,19 @@ def workshop(device: str, impl: str, fleet: int | None, graphs: bool, choice: Ch
     chosen = choose_device(choice, device)
     made = make_engine(choice, Machine(chosen, impl, graphs))
     return Workshop(made, fleet or FLEET_SIZE[chosen.type], make_reporter(Console(stderr=True)))
+
+
+def expected_seconds(phases: "list[list[RunSpec]]", device: str, impl: str, graphs: bool, fleet: int | None) -> float:
+    """About how long these runs take, each list after the one before; measures a few steps."""
+    from icl_bench.harness.engines.base import FLEET_SIZE
+    from icl_bench.harness.environment import check_impl, pick_device
+    from icl_bench.harness.estimate import seconds_for
+    from icl_bench.harness.fleet import Machine
+
+    check_impl(impl)
+    chosen = pick_device(device)
+    machine, size = Machine(chosen, impl, graphs), fleet or FLEET_SIZE[chosen.type]
+    return sum(seconds_for(phase, machine, size) for phase in phases)
 
 
 def logged(shop: Workshop, loggers: "list[str] | None", store: Path) -> Workshop:

@@ -302,6 +302,8 @@ class Plan(NamedTuple):
     done: int
     left_out: list[str]
     entrants: list[Contender]
+    left: list[list[RunSpec]]
+    """Runs that are not done: those that tune, and those that measure, at the first rate."""
 
 
 def plan(study: Study, store: Store) -> Plan:
@@ -309,6 +311,7 @@ def plan(study: Study, store: Store) -> Plan:
     entrants, left_out = contenders(study)
     rates = parse_lrs(study.lr) if len(parse_lrs(study.lr)) > 1 else []
     grid = [spec for entrant in entrants if rates for spec in runs_of(study, entrant, rates, study.tune_seeds)]
-    measure = len(entrants) * len(parse_seeds(study.seeds))
-    done = sum(store.has(spec.id) for spec in grid)
-    return Plan(len(grid) + measure, done, left_out, entrants)
+    first = parse_lrs(study.lr)[:1]
+    measuring = [spec for entrant in entrants for spec in runs_of(study, entrant, first, study.seeds)]
+    left = [[spec for spec in runs if not store.has(spec.id)] for runs in (grid, measuring)]
+    return Plan(len(grid) + len(measuring), len(grid) - len(left[0]), left_out, entrants, left)
