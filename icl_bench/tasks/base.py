@@ -295,6 +295,26 @@ def permutations(keys: Tensor, purpose: str, count: int, size: int) -> Tensor:
     return torch.argsort(bits, dim=-1, stable=True)
 
 
+def distinct_ranks(draws: Tensor, size: Tensor | int) -> Tensor:
+    """Different integers in [0, size), in random order, one for each draw, uniform in (0, 1): [..., E] -> [..., E].
+
+    `size` is a number or has the shape of the draws without their last axis, up to broadcasting.
+    """
+    picked = torch.empty(draws.shape, dtype=torch.int64, device=draws.device)
+    taken = picked[..., :0]
+    for i in range(draws.shape[-1]):
+        rank = (draws[..., i] * (size - i)).long()[..., None]
+        # the rank among integers not taken, moved past those that are, which are in order
+        rank = rank + (taken - torch.arange(i, device=draws.device) <= rank).sum(dim=-1, keepdim=True)
+        picked[..., i : i + 1] = rank
+        above, below = (
+            torch.cat([taken, torch.full_like(rank, 1 << 62)], -1),
+            torch.cat([torch.full_like(rank, -1), taken], -1),
+        )
+        taken = torch.minimum(above, torch.maximum(below, rank))
+    return picked
+
+
 def choose(choices: Tensor, positions: Tensor) -> Tensor:
     """For a solver: one of the choices [N, K] at each position [N, S], the same again for the same inputs."""
     return choices.gather(1, positions % choices.shape[1])

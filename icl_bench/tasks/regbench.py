@@ -21,6 +21,7 @@ from icl_bench.tasks.base import (
     Solver,
     Task,
     check_loads,
+    distinct_ranks,
     octave,
     octave_label,
 )
@@ -148,21 +149,10 @@ class Regbench(Task):
         used = random.permutation(keys, "alphabet", self.alphabet)
         degree = 1 + random.integers(keys, "degree", states, self.exits)
         draws = random.uniform(keys, "exits", 2 * states * self.exits).view(len(keys), 2, states, self.exits)
-        letters = used.gather(1, self._distinct(draws[:, 0], size).flatten(1)).view(draws[:, 0].shape)
+        letters = used.gather(1, distinct_ranks(draws[:, 0], size).flatten(1)).view(draws[:, 0].shape)
         ends = (draws[:, 1] * (count[..., None] - 1)).long()
         own = torch.arange(states, device=keys.device)[:, None]
         return Automata(degree, letters, ends + (ends >= own))
-
-    def _distinct(self, draws: Tensor, size: Tensor) -> Tensor:
-        """Different numbers below `size` [N, 1] in each row of draws, uniform in (0, 1): [N, Q, E] int64."""
-        picked: list[Tensor] = []
-        for i in range(self.exits):
-            # the rank among numbers not picked, moved past those that were
-            rank = (draws[..., i] * (size - i)).long()
-            for earlier in torch.stack(picked, dim=-1).sort(dim=-1).values.unbind(dim=-1) if picked else ():
-                rank += rank >= earlier
-            picked.append(rank)
-        return torch.stack(picked, dim=-1)
 
     def _begins(self, keys: Tensor, cell: Cell) -> Tensor:
         """Which letters begin a string, 1 or 0: [N, strings * symbols], a uniform division into strings."""

@@ -19,10 +19,13 @@ from icl_bench.tasks.base import (
     Solver,
     Task,
     check_loads,
+    distinct_ranks,
 )
 
 DISJOINT, MEETING = 5, 6
 """The two answers."""
+FEW = 24
+"""Elements up to which drawing one by one is quicker, in squares of their number."""
 
 
 @TASKS.register("set-disjointness")
@@ -47,7 +50,7 @@ class SetDisjointness(Task):
     >>> task = SetDisjointness(first=(3,), second=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
     >>> " ".join(task.spell(token) for token in batch.inputs[0].tolist())
-    'e102 e96 e51 | e51 e118 e42 e18 ?'
+    'e55 e110 e94 | e94 e14 e106 e63 ?'
     >>> batch.positions.tolist(), [task.spell(token) for token in batch.targets[0].tolist()]
     ([[8]], ['yes'])
     """
@@ -87,7 +90,7 @@ class SetDisjointness(Task):
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         first, second = cell.load, cell.length - cell.load - 2
-        elements = random.distinct(keys, "elements", first + second, self.alphabet) + RESERVED
+        elements = self._elements(keys, first + second) + RESERVED
         one, other = elements.split([first, second], dim=1)
         meet = random.integers(keys, "meet", 1, 2)
         shared = one.gather(1, random.integers(keys, "shared", 1, first))
@@ -96,6 +99,12 @@ class SetDisjointness(Task):
         marks = [torch.full_like(meet, token) for token in (SEP, QUERY)]
         inputs = torch.cat([one, marks[0], other, marks[1]], dim=1)
         return Batch(inputs, torch.full_like(meet, cell.length - 1), DISJOINT + meet, meet)
+
+    def _elements(self, keys: Tensor, count: int) -> Tensor:
+        """Different elements in random order, [N, count]: few of them one by one, without a shuffle of the alphabet."""
+        if count > FEW:
+            return random.distinct(keys, "elements", count, self.alphabet)
+        return distinct_ranks(random.uniform(keys, "elements", count), self.alphabet)
 
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         one, other = inputs[:, : cell.load], inputs[:, cell.load + 1 : -1]
