@@ -215,8 +215,7 @@ class Section:
     @cached_property
     def common(self) -> tuple[str, ...]:
         """Parameters that all architectures share, which labels leave out."""
-        places = common_items([run.result.arch for run in self.runs])
-        return tuple(dict.fromkeys(item for items in places for item in items))
+        return tuple(sorted({item for items in common_items(self.runs) for item in items}))
 
     @cached_property
     def families(self) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from icl_bench.schema import canonical_json
 NAMED = 6
 """Most entries that a sentence names."""
 SHORT_OUTCOMES = (
-    ("not separated", "not separated from {}"),
-    ("rate decides", "against {} the learning rate decides"),
-    ("not compared", "not compared with {} (fewer than two common seeds)"),
+    ("not separated", "is not separated from {}"),
+    ("rate decides", "is ahead of {} by its learning rate alone"),
+    ("not compared", "shares fewer than two seeds with {}"),
 )
 RISE = 0.02
 """Rise in validation accuracy over the last third of the updates from which a run counts as still learning."""

@@ -3,11 +3,12 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from icl_bench.harness.record import RunRecord
+from icl_bench.schema import format_value
 
 SIZE_KNOBS = frozenset({"w", "heads", "kv_heads", "d_key", "d_value", "d_model"})
 """Parameters that set how large an architecture is, not which it is: a family differs in these alone."""
@@ -54,7 +55,7 @@ def name_settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     """Label and family of the entry of each record."""
     flat = [flatten(record.spec) for record in records]
     shared = varying([{key: value for key, value in one.items() if not is_own(key)} for one in flat])
-    archs = shortened([record.result.arch for record in records])
+    archs = shortened(records)
     labels: dict[str, list[int]] = defaultdict(list)
     for i, arch in enumerate(archs):
         labels[suffixed(arch, flat[i], shared)].append(i)
@@ -67,35 +68,35 @@ def name_settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     return names
 
 
-def common_items(archs: Sequence[str]) -> list[list[str]]:
-    """Parameters that all architectures share, by their place in a pattern; none where there is one architecture.
+def common_items(records: Sequence[RunRecord]) -> list[set[str]]:
+    """Parameters in labels that all architectures share, typed or not, by their place in a pattern.
 
-    >>> common_items(["power:p=2,heads=1,d_key=8", "window:w=4,heads=1"])
-    [['heads=1']]
+    None where there is one architecture, or patterns differ in length.
     """
-    patterns = [[split_label(part)[1] for part in arch.split("+")] for arch in sorted(set(archs))]
-    if len(patterns) < 2 or len({len(pattern) for pattern in patterns}) > 1:
+    archs = {record.result.arch: record.spec["arch"] for record in records}
+    places = {(len(label.split("+")), len(components)) for label, components in archs.items()}
+    if len(archs) < 2 or len(places) > 1 or any(parts != components for parts, components in places):
         return []
-    places = zip(*patterns, strict=True)
-    return [[item for item in first if is_common(item, others)] for first, *others in places]
+    patterns = [[set(split_label(part)[1]) for part in label.split("+")] for label in archs]
+    full = [[items_of(component["params"]) for component in components] for components in archs.values()]
+    named = (set.union(*column) for column in zip(*patterns, strict=True))
+    shared = (set.intersection(*column) for column in zip(*full, strict=True))
+    return [{item for item in both if item.partition("=")[0] not in KEPT} for both in map(set.__and__, named, shared)]
 
 
-def is_common(item: str, others: Sequence[Sequence[str]]) -> bool:
-    """Whether every other part has this parameter too, and labels need not name it."""
-    return item.partition("=")[0] not in KEPT and all(item in other for other in others)
+def items_of(params: Mapping[str, Any]) -> set[str]:
+    """Parameters as labels write them."""
+    return {f"{key}={format_value(value)}" for key, value in params.items()}
 
 
-def shortened(archs: Sequence[str]) -> list[str]:
-    """Labels without the parameters that all of them share.
-
-    >>> shortened(["power:p=2,heads=1,d_key=8", "window:w=4,heads=1"])
-    ['power:p=2,d_key=8', 'window:w=4']
-    """
-    common = common_items(archs)
-    return ["+".join(map(without, arch.split("+"), common)) if common else arch for arch in archs]
+def shortened(records: Sequence[RunRecord]) -> list[str]:
+    """Labels without the parameters that all of them share."""
+    common = common_items(records)
+    labels = [record.result.arch for record in records]
+    return ["+".join(map(without, label.split("+"), common)) if common else label for label in labels]
 
 
-def without(part: str, items: Sequence[str]) -> str:
+def without(part: str, items: Collection[str]) -> str:
     """A label without these parameters."""
     name, params = split_label(part)
     kept = [item for item in params if item not in items]

@@ -96,14 +96,17 @@ def make_spec(
     task: str, arch: str, seed: int, lr: float, model: Mapping[str, Any], arch_params: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """A specification as plain data, as stored."""
-    try:
-        name, params = parse_spec(arch)
-    except SpecError:
-        name, params = arch, {}
-    full = {"heads": 4, "kv_heads": 4, "d_key": 16, "d_value": 16, "conv": 4, **params, **(arch_params or {})}
+    defaults = {"heads": 4, "kv_heads": 4, "d_key": 16, "d_value": 16, "conv": 4}
+    parts = []
+    for part in arch.split("+"):
+        try:
+            name, params = parse_spec(part)
+        except SpecError:
+            name, params = part, {}
+        parts.append({"name": name, "version": 1, "params": {**defaults, **params, **(arch_params or {})}})
     return {
         "task": {"name": task.partition(":")[0], "version": 1, "params": {"vocab": 512, "length": 64}},
-        "arch": [{"name": name, "version": 1, "params": full}],
+        "arch": parts,
         "model": {"d_model": 64, "layers": 2, "mlp": 2.0, "tied": True, **model},
         "train": {"steps": 500, "batch": 64, "lr": lr, "weight_decay": 0.1},
         "evaluation": {"examples": 1024, "validation": 256, "points": 5},

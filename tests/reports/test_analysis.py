@@ -123,7 +123,9 @@ def test_what_all_architectures_share_is_named_once() -> None:
     archs = ("power:p=2,heads=1,d_key=8,conv=2", "power:p=2,heads=1,d_key=9,conv=2", "window:w=4,heads=1,conv=2")
     section = section_of([make_record(arch) for arch in archs])
     assert [entry.label for entry in section.entries] == ["power:p=2,d_key=8", "power:p=2,d_key=9", "window:w=4"]
-    assert section.common == ("heads=1", "conv=2")
+    assert section.common == ("conv=2", "heads=1")
+    derived = section_of([make_record("linear:conv=4,d_key=8"), make_record("softmax")])  # all have conv=4
+    assert [entry.label for entry in derived.entries] == ["linear:d_key=8", "softmax"]
     hybrids = section_of([make_record("gated-conv+window:w=4,conv=0"), make_record("gated-conv+softmax:conv=0")])
     assert [entry.label for entry in hybrids.entries] == ["gated-conv+softmax", "gated-conv+window:w=4"]
     assert section_of([make_record(archs[0])]).common == ()  # a lone architecture keeps its name
