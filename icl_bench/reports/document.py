@@ -80,13 +80,21 @@ class Chart(NamedTuple):
     """Place of the section."""
 
 
+class Link(NamedTuple):
+    """A file beside the report."""
+
+    text: str
+    path: str
+    """Relative to the report."""
+
+
 class Commands(NamedTuple):
     """Command lines."""
 
     lines: tuple[str, ...]
 
 
-Block = Heading | Prose | Notes | Table | Drawing | Chart | Commands
+Block = Heading | Prose | Notes | Table | Drawing | Chart | Link | Commands
 
 
 def compose(
@@ -95,10 +103,12 @@ def compose(
     problems: Sequence[RecordError],
     command: str,
     frame: Frame = NO_FRAME,
+    rows: str | None = None,
 ) -> list[Block]:
-    """A whole report; `drawings` are those of each section."""
+    """A whole report; `drawings` are those of each section, `rows` the path of a file that holds every run."""
     runs = [run for section in sections for run in section.runs]
     blocks: list[Block] = [Heading(1, title(sections, frame)), *opening(frame), Prose(summary(runs, problems))]
+    blocks += [Link("Every run and cell, failed runs too", rows)] if rows else []
     blocks += tabled("Published results", published_table(sections, frame.published), after=PUBLISHED_NOTE, level=2)
     blocks += tabled("Across tasks", aggregate_table(sections), task_table(sections), after=AGGREGATE_NOTE, level=2)
     for i, section in enumerate(sections):

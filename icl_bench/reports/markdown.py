@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Notes, Prose
+from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Link, Notes, Prose
 from icl_bench.reports.tables import Name, Table
 from icl_bench.reports.text import code, escaped
 
@@ -13,7 +13,7 @@ def render(blocks: Sequence[Block]) -> str:
     return "\n\n".join(set_block(block) for block in blocks if not isinstance(block, Chart)) + "\n"
 
 
-def set_block(block: Heading | Prose | Notes | Table | Drawing | Commands) -> str:
+def set_block(block: Heading | Prose | Notes | Table | Drawing | Link | Commands) -> str:
     """One block; whatever names it holds, they show as they are."""
     match block:
         case Heading(level, text):
@@ -24,6 +24,8 @@ def set_block(block: Heading | Prose | Notes | Table | Drawing | Commands) -> st
             return "\n".join(f"* {escaped(item)}" for item in items)
         case Drawing(_, caption, link):
             return f"![{escaped(caption)}]({quote(link)})\n\n*{escaped(caption)}*"
+        case Link(text, path):
+            return f"[{escaped(text)}]({quote(path)})"
         case Commands(lines):
             return set_commands(lines)
         case Table():

@@ -16,7 +16,7 @@ from typing import Any
 from icl_bench.errors import RecordError
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse
-from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Notes, Prose, compose
+from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Link, Notes, Prose, compose
 from icl_bench.reports.framing import NO_FRAME, Frame, Published
 from icl_bench.reports.report import refuse_unwritable, write_whole
 from icl_bench.reports.statistics import chance_corrected
@@ -109,6 +109,8 @@ def set_block(block: Block) -> str:
             return f'<figure><img src="{link}" alt="{text(caption)}"><figcaption>{text(caption)}</figcaption></figure>'
         case Chart(section):
             return f'<div class="chart" data-section="{section}"><noscript>The chart needs scripts.</noscript></div>'
+        case Link(words, path):
+            return f'<p><a href="{text(path)}">{text(words)}</a></p>'
         case Commands(lines):
             return "<pre>" + "\n".join(text(line) for line in lines) + "</pre>"
         case Table():

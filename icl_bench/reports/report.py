@@ -12,6 +12,9 @@ from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.document import Drawing, compose
 from icl_bench.reports.framing import NO_FRAME, Frame, Published
 from icl_bench.reports.markdown import render
+from icl_bench.reports.rows import run_rows
+
+ROWS = "runs.csv"
 
 
 def write_report(
@@ -43,7 +46,8 @@ def write_report(
     with refuse_unwritable():
         path.parent.mkdir(parents=True, exist_ok=True)
         drawings = [draw(section, i, folder, frame.published) for i, section in enumerate(sections)]
-        write_whole(path, render(compose(sections, drawings, problems, command, frame)).encode())
+        rows = write_rows(sections, folder) if sections else None
+        write_whole(path, render(compose(sections, drawings, problems, command, frame, rows)).encode())
     return path
 
 
@@ -74,6 +78,13 @@ def draw(section: Section, index: int, folder: Path, published: Sequence[Publish
         write_whole(target, image)
         drawings.append(Drawing(name, caption, f"{folder.name}/{target.name}"))
     return drawings
+
+
+def write_rows(sections: Sequence[Section], folder: Path) -> str:
+    """Write every run as a row; returns the path relative to the report."""
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / ROWS, run_rows(sections))
+    return f"{folder.name}/{ROWS}"
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """The report as a file: what it says, that it always says it in the same bytes, and that names cannot act in it."""
 
+import csv
 import random
 import re
 import subprocess
@@ -52,6 +53,7 @@ def test_equal_records_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
         "report_files/1-accuracy-by-load.svg",
         "report_files/1-learning-curves.svg",
         "report_files/1-recall-by-state.svg",
+        "report_files/runs.csv",
     ]
 
 
@@ -108,7 +110,7 @@ def test_hostile_names_do_not_act(troubled: Path) -> None:
     sources = [str(token.attrs["src"]) for token in tokens if token.type == "image"]
     assert len(sources) == 7
     assert all(source.startswith("report_files/") for source in sources)
-    assert not [token for token in tokens if token.type == "link_open"]
+    assert [token.attrs["href"] for token in tokens if token.type == "link_open"] == ["report_files/runs.csv"]
     assert len([token for token in tokens if token.type == "heading_open" and token.tag == "h1"]) == 1
     assert "run '```'" in next(token.content for token in tokens if token.type == "fence")
 
@@ -143,7 +145,17 @@ def test_only_failed_runs_still_report(tmp_path: Path) -> None:
     records = [make_record(status="diverged"), make_record("linear", status="error")]
     text = write_report(records, [], tmp_path / "r.md", COMMAND).read_text()
     assert "Found: nothing; no run ended with a score." in text
-    assert not (tmp_path / "r_files").exists()
+    assert [path.name for path in (tmp_path / "r_files").iterdir()] == ["runs.csv"]
+
+
+def test_every_run_has_its_rows(troubled: Path) -> None:
+    rows = list(csv.DictReader((troubled.parent / "report_files" / "runs.csv").read_text().splitlines()))
+    scored = [row for row in rows if row["status"] == "ok"]
+    assert len(scored) == 4 * 3 * 3 + 1  # architectures, seeds and cells; a task of one cell
+    assert sorted(row["status"] for row in rows if row["accuracy"] == "") == ["diverged", "error", "oom"]
+    linear = next(row for row in scored if (row["architecture"], row["seed"], row["load"]) == ("linear", "0", "8"))
+    assert linear["accuracy"] == str(comparison(1)[1].result.cells[1].accuracy)
+    assert {row["task"] for row in rows} == {"assoc-recall", f"task {HOSTILE}".replace("\n", " ")}
 
 
 def test_a_report_that_cannot_be_written_says_so(tmp_path: Path) -> None:
