@@ -99,7 +99,7 @@ class RunResult(Frozen):
     lr: float
     """Peak learning rate."""
     status: Status
-    """`ok`; `diverged`: loss or gradient not finite; `oom`: out of memory; `timeout`: over its time, or silent;
+    """`ok`; `diverged`: loss or gradient not finite, or loss exploded; `oom`: out of memory; `timeout`: over its time, or silent;
     `crashed`: it ended its worker three times; `error`: an exception."""
     detail: str | None = None
     """What went wrong, where something did."""
