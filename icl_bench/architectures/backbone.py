@@ -171,4 +171,5 @@ class VectorBackbone(Backbone):
 
     def scores(self, inputs: Tensor, positions: Tensor, targets: Tensor, places: Places | None = None) -> Scores:
         answers = self(inputs, positions)
-        return Scores(*self.grade(answers.to(torch.promote_types(answers.dtype, torch.float32)), targets))
+        with torch.autocast(answers.device.type, enabled=False):  # distances are compared in float32
+            return Scores(*self.grade(answers.to(torch.promote_types(answers.dtype, torch.float32)), targets))

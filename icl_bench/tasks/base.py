@@ -345,11 +345,6 @@ def mode_so_far(tokens: Tensor, first: int, size: int) -> Tensor:
     return counts.argmax(dim=-1) + first
 
 
-def accuracy_of(answers: Tensor, batch: Batch) -> float:
-    """Share of scored positions answered right."""
-    return float((answers == batch.targets).double().mean())
-
-
 def measured_floors(task: Task, cell: Cell, batch: Batch) -> dict[str, float]:
     """Accuracy of each trivial solver on a batch of held-out examples."""
     best = float(task.best(batch, cell).hits.sum())

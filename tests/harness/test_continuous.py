@@ -15,6 +15,7 @@ from icl_bench.harness.supply import Supply
 from icl_bench.harness.train import train_fleet
 from icl_bench.harness.trainer import Trainer
 from icl_bench.tasks import LinearRegression, VectorRecall
+from icl_bench.tasks.base import nearest_target
 
 CPU = torch.device("cpu")
 SMALL = (
@@ -142,6 +143,15 @@ def test_errors_are_recorded(precision: str) -> None:
     for cell in cell_scores(scores, 0, trainer.task):
         assert cell.error == cell.loss > cell.oracle_error > 0 and 0 <= cell.accuracy < 1
     assert trainer.take_means(1) == ([0.0], [0.0])
+
+
+def test_hits_are_judged_in_float32() -> None:
+    trainer = Trainer(specs("vector-recall:length=192,pairs=64,dims=4", precision="bfloat16"), CPU, "auto")
+    batch = trainer.train_feeds[0].batch(torch.arange(8))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        answers = trainer.model(batch.inputs, batch.positions)
+        scores = trainer.model.scores(batch.inputs, batch.positions, batch.targets)
+    assert torch.equal(scores.hits, nearest_target(answers.float(), batch.targets)) and scores.hits.sum() > 0
 
 
 def test_tokens_have_no_error() -> None:
