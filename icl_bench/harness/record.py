@@ -99,8 +99,8 @@ class RunResult(Frozen):
     lr: float
     """Peak learning rate."""
     status: Status
-    """`ok`; `diverged`: loss or gradient not finite, or loss exploded; `oom`: out of memory; `timeout`: over its time, or silent;
-    `crashed`: it ended its worker three times; `error`: an exception."""
+    """`ok`; `diverged`: loss or gradient not finite, or loss exploded; `oom`: out of memory; `timeout`: over its time, or
+    silent; `crashed`: it ended its worker three times; `error`: an exception."""
     detail: str | None = None
     """What went wrong, where something did."""
     params: int
