@@ -215,7 +215,7 @@ def cell_scores(scores: FleetScores, member: int, task: Task) -> tuple[CellScore
                 floor_solver=solver,
                 state_bits=task.state_bits(cell),
                 scored=cell.scored,
-                answers=answers.count if answers else None,
+                answers=answers.number if answers else None,
                 alphabet=answers.alphabet if answers else None,
                 free_running=outcome.free.accuracy[member] if outcome.free else None,
                 free_running_exact=outcome.free.exact_match[member] if outcome.free else None,

@@ -63,7 +63,7 @@ class Batch(NamedTuple):
 class Answers(NamedTuple):
     """What a context holds, for the bits that recalling it takes."""
 
-    count: int
+    number: int
     """Independent answers, each as likely to be asked as any other."""
     alphabet: int
     """Words of which each answer is one, all equally likely."""
