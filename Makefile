@@ -37,6 +37,7 @@ fix: $(DONE)  ## format and mend what can be mended
 	$(BIN)/ruff format .
 
 docs: $(DONE)  ## write the generated pages anew
+	$(BIN)/python -m docs.pictures
 	$(BIN)/python -m cogapp -r $(COGGED)
 
 bench: $(DONE)  ## time fleets and kernels on this machine

@@ -139,6 +139,7 @@ def task_section(name: str) -> str:
         [
             f"## {name}\n",
             prose(cls.__doc__),
+            f"![A small example of {name}, scored tokens framed, their targets below](figures/tasks/{name}.svg)\n",
             parameters(cls, task.model_dump(), cls.model_fields),
             f"{alphabet(task)} Load: {task.load_name}.\n",
             cells(task),

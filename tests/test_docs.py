@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from docs import pictures
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.cli import app
 from icl_bench.harness import record, spec
@@ -82,6 +83,12 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_lines_of_prose_are_short(path: Path) -> None:
     prose = FENCE.sub("", path.read_text()).splitlines()
     assert [line for line in prose if len(line) > 120 and not line.startswith(("|", "!", "* `"))] == []
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_pictures_are_those_of_the_code(name: str) -> None:
+    """Written by `make docs`."""
+    assert (pictures.FOLDER / f"{name}.svg").read_text() == pictures.picture(name)
 
 
 def test_readme_begins_with_the_two_commands() -> None:
