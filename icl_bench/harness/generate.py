@@ -15,8 +15,8 @@ from icl_bench.architectures.plain import PlainMixer
 from icl_bench.harness.data import Feed, slices
 from icl_bench.harness.precision import WorkingModel
 
-MOST_EXAMPLES = 256
-"""Examples of a cell that run freely: a token costs a step of its own, and a share of 256 is known to .06."""
+MOST_EXAMPLES = 128
+"""Examples of a cell that run freely: a token costs a step of its own, and a share of 128 is known to .09."""
 STATE_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 30}
 """State elements of a piece by device, over all members."""
 
@@ -37,7 +37,7 @@ def is_recurrent(model: Backbone) -> bool:
 
 @torch.no_grad()
 def run_freely(model: WorkingModel, feed: Feed, examples: int, members: int, state: int) -> FreeRunning:
-    """Score the first examples of a cell, at most 256, without showing answers.
+    """Score the first examples of a cell, at most 128, without showing answers.
 
     Args:
         model: A model with a recurrent form.

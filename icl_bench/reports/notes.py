@@ -35,7 +35,7 @@ EFFICIENCY_NOTE = (
 )
 OWN_ANSWERS_NOTE = (
     "Shown: the right answer follows each question. Its own: the model's answer takes that place, token by token "
-    "through the recurrent form; at most 256 examples a cell."
+    "through the recurrent form; at most 128 examples a cell."
 )
 RATE_NOTE = (
     "Validation: median over the seeds that chose. Window: decades of learning rate within 90 % of the best, "

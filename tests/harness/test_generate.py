@@ -130,7 +130,7 @@ def test_pieces_do_not_change_the_scores() -> None:
     feed = feed_of(TASK)
     model = model_of("linear", feed.task)
     assert run_freely(model, feed, 9, 2, 1) == run_freely(model, feed, 9, 2, 1 << 22)
-    assert MOST_EXAMPLES == 256 and run_freely(model, feed, 300, 2, 1) == run_freely(model, feed, 256, 2, 1)
+    assert run_freely(model, feed, MOST_EXAMPLES + 5, 2, 1) == run_freely(model, feed, MOST_EXAMPLES, 2, 1)
 
 
 def test_bfloat16_keeps_sums_in_float32_and_copies_in_bfloat16() -> None:

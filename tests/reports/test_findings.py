@@ -1,5 +1,6 @@
 """What a report claims, and what it must not."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from icl_bench.reports.analysis import analyse
 from icl_bench.reports.capacities import recalls
 from icl_bench.reports.findings import findings
 from icl_bench.reports.ranking import Ranking, rankings, state_groups
-from icl_bench.reports.tables import MAIN_HEADER, main_table, rate_table
+from icl_bench.reports.tables import MAIN_HEADER, main_table, own_answers_table, rate_table
 from icl_bench.reports.terminal import accuracy_bars, results_table
 from tests.reports.factory import comparison, make_record, noise
 
@@ -145,6 +146,52 @@ def test_recalled_bits_and_prediction_come_from_the_cells() -> None:
     assert power.bits == pytest.approx(16 * 7.906891)  # log2 240
     assert power.predicted == pytest.approx((64 / (2 * 5.480639) - 1) * 96, rel=1e-5)
     assert softmax.predicted is None
+
+
+def with_cells(run: RunRecord, **fields: Any) -> RunRecord:
+    """A record whose cells have other values."""
+    cells = tuple(cell.model_copy(update=fields) for cell in run.result.cells)
+    return run.model_copy(update={"result": run.result.model_copy(update={"cells": cells})})
+
+
+def test_errors_are_laid_on_the_answers_where_more_is_scored_than_there_are() -> None:
+    run = with_cells(make_record(accuracies=(0.9, 0.9, 0.9)), answers=4, scored=8, alphabet=16)
+    bound = 4 * (4 - (-0.2 * math.log2(0.2) - 0.8 * math.log2(0.8)) - 0.2 * math.log2(15))
+    (found,) = recalls(analyse([run])[0])
+    assert found.bits == pytest.approx(bound)  # one in ten of eight positions: two in ten of four answers
+    assert found.predicted is None  # the load does not count answers
+    sampled = with_cells(make_record(accuracies=(1.0, 1.0, 1.0)), answers=100, scored=1, alphabet=16)
+    (found,) = recalls(analyse([sampled])[0])
+    assert found.bits == pytest.approx(400)
+    assert found.bound == pytest.approx(8 * 40_000 / 4)
+    (found,) = recalls(analyse([with_cells(make_record(), answers=None)])[0])
+    assert (found.bits, found.bound) == (None, None)
+
+
+def test_own_answers_are_shown_beside_shown_ones() -> None:
+    runs = [with_cells(make_record(seed=s), free_running=0.5, free_running_exact=0.1) for s in range(3)]
+    table = own_answers_table(analyse([*runs, make_record("linear")])[0])
+    assert [row[:4] for row in table.rows[2:4]] == [
+        ("power:p=2", "its own", "tokens", "0.500"),
+        ("power:p=2", "its own", "examples", "0.100"),
+    ]
+    assert {row[0] for row in table.rows} == {"power:p=2", "oracle"}
+    assert own_answers_table(analyse([make_record()])[0]).rows == ()
+
+
+def test_factors_that_differ_are_a_limit() -> None:
+    mixed = [*runs("linear:conv=0", 0.5), *runs("softmax:conv=4", 0.9)]
+    assert "architectures differ in conv (0 and 4)" in sentences(mixed)
+    assert "differ in" not in sentences([*runs("linear", 0.5), *runs("softmax", 0.9)])
+
+
+def test_curves_that_still_rise_are_a_limit() -> None:
+    assert "every architecture still rose" in sentences(comparison(2))  # the curves here are straight lines
+    flat = [
+        run.model_copy(update={"metrics": tuple(p.model_copy(update={"accuracy": 0.9}) for p in run.metrics)})
+        for run in comparison(2)
+    ]
+    assert "still rose" not in sentences(flat)
 
 
 def test_the_terminal_shows_names_as_they_are() -> None:

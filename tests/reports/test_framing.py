@@ -1,0 +1,67 @@
+"""What a study says of itself in its report, and published results beside measured ones."""
+
+from pathlib import Path
+
+from icl_bench.console import frame_of
+from icl_bench.harness.study import contenders, load_study, packaged_studies, runs_of
+from icl_bench.reports.analysis import analyse
+from icl_bench.reports.framing import Frame, Published, published_table
+from icl_bench.reports.page import write_page
+from icl_bench.reports.report import write_report
+from tests.reports.factory import make_record
+
+POINTS = (
+    Published("attention", 10_000, 0.9, "a paper", "softmax"),
+    Published("window", 500, 0.1, "a paper", "window:w=16"),
+    Published("other", 500, 0.1, "a paper"),
+)
+RECORDS = [
+    make_record("softmax", accuracies=(0.95, 0.93, 0.93), state=2_500),
+    make_record("window:w=16", accuracies=(0.2, 0.2, 0.2), state=100),
+]
+FRAME = Frame("small", "Is it so?", ("Yes, it is.",), ("window cannot be matched",), POINTS)
+
+
+def test_published_results_stand_beside_what_stands_for_them() -> None:
+    attention, window, other = published_table(analyse(RECORDS), POINTS).rows
+    assert attention[4:7] == ("softmax", "9.8 KiB", "0.937")
+    assert attention[-2:] == ("+0.037", "met")
+    assert window[-2:] == ("+0.100", "not met")
+    assert other[-1] == "not measured"
+
+
+def test_a_study_opens_with_its_question_and_what_was_expected(tmp_path: Path) -> None:
+    lines = write_report(RECORDS, [], tmp_path / "r.md", "icl-bench sweep small", FRAME).read_text().splitlines()
+    assert lines[0] == "# icl-bench study: small"
+    for text in ("Is it so?", "* Yes, it is.", "* window cannot be matched", "## Published results"):
+        assert text in lines
+    assert lines[-2] == "icl-bench sweep small"
+
+
+def test_published_results_are_drawn_by_bytes(tmp_path: Path) -> None:
+    write_report(RECORDS, [], tmp_path / "with.md", "c", FRAME)
+    write_report(RECORDS, [], tmp_path / "without.md", "c")
+    drawn, plain = ((tmp_path / f"{name}_files" / "1-recall-by-state.svg").read_text() for name in ("with", "without"))
+    assert "state bytes after" in drawn and ">published<" in drawn
+    assert "state elements after" in plain and ">published<" not in plain
+
+
+def test_the_page_shows_published_results_too(tmp_path: Path) -> None:
+    text = write_page(RECORDS, [], tmp_path / "r.html", "c", FRAME).read_text()
+    assert "icl-bench study: small" in text and text.count("<img") == 2  # by state, and by group
+
+
+def test_published_points_of_packaged_studies_name_architectures_that_run() -> None:
+    found = 0
+    for name in packaged_studies():
+        study = load_study(name)
+        if study.published:
+            made = {runs_of(study, entrant, [1e-3], "0")[0].arch_label for entrant in contenders(study)[0]}
+            assert {point.arch for point in frame_of(study, []).published} <= made
+            found += len(study.published)
+    assert found >= 4
+
+
+def test_a_message_is_told_without_its_way_out() -> None:
+    study = load_study("power-vs-window")
+    assert frame_of(study, ["a must be b; its nearest is c; choose d"]).left_out == ("a must be b; its nearest is c",)
