@@ -38,7 +38,7 @@ TimeoutOption = Annotated[
     float | None, typer.Option(min=0.1, help="Seconds after which a fleet is ended.", rich_help_panel="Machine")
 ]
 RayAddressOption = Annotated[
-    str | None, typer.Option(help="A Ray cluster: auto, or ray://host:port.", rich_help_panel="Machine")
+    str | None, typer.Option(help="A Ray cluster: auto, or host:port.", rich_help_panel="Machine")
 ]
 SlurmOption = Annotated[
     list[str] | None,

@@ -9,6 +9,7 @@ import importlib.util
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from icl_bench.harness.store import Store
 
 CALLS_AT_ONCE = 3
 """A fleet, a question how far it is, and a request to end."""
+REACHED_WITHIN = 10.0
+"""Seconds for a cluster to take a connection."""
 PASSED_ON = "ICL_BENCH_"
 """Environment variables of this prefix go with the actors."""
 
@@ -83,16 +86,32 @@ def connect(address: str | None) -> bool:
 
     if ray.is_initialized():
         return False
+    if address:
+        check_reachable(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EngineError(
-            f"--ray-address names a Ray cluster that can be reached; {address}: {error}; check it"
-        ) from None
+        raise unreachable(address, error) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which would save nothing
     return True
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens, for which Ray itself would wait for minutes; raises EngineError."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # a word such as `auto`: Ray looks for a cluster on this machine
+    try:
+        socket.create_connection((host, int(port)), REACHED_WITHIN).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise unreachable(address, error) from None
+
+
+def unreachable(address: str | None, error: Exception) -> EngineError:
+    """What is said of a cluster that does not answer."""
+    return EngineError(f"--ray-address names a Ray cluster that can be reached; {address}: {error}; check it")
 
 
 def available(resource: str) -> int:
