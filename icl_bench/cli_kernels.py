@@ -42,7 +42,7 @@ def check(
     Triton runs on a GPU, or on a CPU in its interpreter where TRITON_INTERPRET=1 is set.
     """
     from icl_bench.harness.environment import pick_device
-    from icl_bench.kernels.check import check as check_kernels
+    from icl_bench.kernels.measurement.check import check as check_kernels
     from icl_bench.reports.kernels import check_table
 
     place = pick_device(device)
@@ -79,7 +79,7 @@ def bench(
     A form of this library is timed only where it passes its check at that size; exit status 3 where one does not.
     """
     from icl_bench.harness.environment import pick_device
-    from icl_bench.kernels.bench import bench as bench_kernels
+    from icl_bench.kernels.measurement.bench import bench as bench_kernels
     from icl_bench.reports.crossover import crossover_figure, curves
     from icl_bench.reports.kernels import bench_tables
 
@@ -108,7 +108,7 @@ def tell(line: str) -> None:
 def origin(place: "torch.device") -> dict[str, Any]:
     """What numbers depend on: device, versions, date and revision."""
     from icl_bench.harness.environment import device_name, git_revision, versions
-    from icl_bench.kernels.contenders import peer_versions
+    from icl_bench.kernels.measurement.contenders import peer_versions
 
     date = datetime.now(UTC).isoformat(timespec="seconds")
     found = {**versions(), **peer_versions()}

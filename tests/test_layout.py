@@ -28,7 +28,7 @@ COMMANDS = [
 ]  # fmt: skip
 DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py"}
 """A layer of one's own draws its parameters as its class does, under a seed of torch."""
-OWN_GENERATORS = {"icl_bench/kernels/problems.py", "icl_bench/kernels/check.py"}
+OWN_GENERATORS = {"icl_bench/kernels/measurement/problems.py", "icl_bench/kernels/measurement/check.py"}
 """Inputs to check kernels on, drawn from a generator of torch; no run sees them."""
 
 GROUP = typer.main.get_command(app)

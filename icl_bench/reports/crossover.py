@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from icl_bench.reports.canvas import GREY, add_legend, handle, look, new_figure, set_title, settings, svg
 
 if TYPE_CHECKING:
-    from icl_bench.kernels.measure import Row
+    from icl_bench.kernels.measurement.measure import Row
 
 Direction = Literal["forward", "both"]
 TITLES: dict[Direction, str] = {"forward": "forward", "both": "forward + backward"}

@@ -12,9 +12,9 @@ from icl_bench.reports.crossover import TITLES, Curve, crossing, fastest
 from icl_bench.reports.text import NONE
 
 if TYPE_CHECKING:
-    from icl_bench.kernels.check import Finding
-    from icl_bench.kernels.measure import Row
-    from icl_bench.kernels.timing import Times
+    from icl_bench.kernels.measurement.check import Finding
+    from icl_bench.kernels.measurement.measure import Row
+    from icl_bench.kernels.measurement.timing import Times
 
 
 def check_table(findings: "Sequence[Finding]") -> Table:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icl_bench.kernels.problems import Inputs, Problem, expand_tuples
+from icl_bench.kernels.measurement.problems import Inputs, Problem, expand_tuples
 
 EPS = 1e-6
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.attention import api as attention_api
 from icl_bench.kernels.backends import check_triton, has_triton
-from icl_bench.kernels.oracle import (
+from icl_bench.kernels.measurement.oracle import (
     BOUNDS,
     EPS,
     exact_outputs,
@@ -28,9 +28,7 @@ from icl_bench.kernels.oracle import (
     natural_size,
     relative_error,
 )
-from icl_bench.kernels.power import api as power_api
-from icl_bench.kernels.power.state import PowerState
-from icl_bench.kernels.problems import (
+from icl_bench.kernels.measurement.problems import (
     FEW_LENGTHS,
     LENGTHS,
     Inputs,
@@ -40,6 +38,8 @@ from icl_bench.kernels.problems import (
     make_inputs,
     power_problems,
 )
+from icl_bench.kernels.power import api as power_api
+from icl_bench.kernels.power.state import PowerState
 
 IMPLS: dict[Op, tuple[str, ...]] = {"power": get_args(power_api.Impl), "attention": get_args(attention_api.Impl)}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in BOUNDS}

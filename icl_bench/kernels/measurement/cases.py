@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.problems import Problem
+from icl_bench.kernels.measurement.problems import Problem
 
 Part = Literal["table", "crossover"]
 

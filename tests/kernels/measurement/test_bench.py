@@ -12,14 +12,14 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from icl_bench import cli
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels import contenders, measure, processes
-from icl_bench.kernels.cases import Case, cases
-from icl_bench.kernels.measure import Row, blank, carry_out
-from icl_bench.kernels.problems import Problem
-from icl_bench.kernels.timing import Times, summarise, time_call
+from icl_bench.kernels.measurement import contenders, measure, processes
+from icl_bench.kernels.measurement.cases import Case, cases
+from icl_bench.kernels.measurement.measure import Row, blank, carry_out
+from icl_bench.kernels.measurement.problems import Problem
+from icl_bench.kernels.measurement.timing import Times, summarise, time_call
 from icl_bench.reports.crossover import Curve, crossing, crossover_figure, curves
 from icl_bench.reports.kernels import bench_tables
-from tests.kernels.test_check import command  # noqa: F401  the fixture
+from tests.kernels.measurement.test_check import command  # noqa: F401  the fixture
 
 CPU = torch.device("cpu")
 PROBLEM = Problem("power", 32, torch.float32, groups=2, key=8, value=8, states=False)
@@ -209,7 +209,7 @@ def test_ratios_are_to_the_best_peer_and_memory_to_half_the_length():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    from icl_bench.kernels import bench
+    from icl_bench.kernels.measurement import bench
 
     softmax = PROBLEM._replace(op="attention")
     made = [

@@ -14,10 +14,18 @@ from typing import NamedTuple
 
 import torch
 
-from icl_bench.kernels.cases import Case, Part
-from icl_bench.kernels.contenders import PACKAGES, Subject, hasten, installed, keep_share, operator, subject_of
-from icl_bench.kernels.measure import Row, blank, carry_out, passes, release
-from icl_bench.kernels.problems import make_inputs
+from icl_bench.kernels.measurement.cases import Case, Part
+from icl_bench.kernels.measurement.contenders import (
+    PACKAGES,
+    Subject,
+    hasten,
+    installed,
+    keep_share,
+    operator,
+    subject_of,
+)
+from icl_bench.kernels.measurement.measure import Row, blank, carry_out, passes, release
+from icl_bench.kernels.measurement.problems import make_inputs
 
 Task = tuple[Case, str]
 COMPILING = 0.33

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
-from icl_bench.kernels.check import run_form
-from icl_bench.kernels.problems import Inputs, Problem
+from icl_bench.kernels.measurement.check import run_form
+from icl_bench.kernels.measurement.problems import Inputs, Problem
 
 Subject = Literal["ours", "torch", "fla", "retention"]
 Operator = Callable[[Inputs], Tensor]

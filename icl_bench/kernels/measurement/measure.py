@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from icl_bench.errors import KernelUnavailableError
-from icl_bench.kernels.cases import Case, Part
-from icl_bench.kernels.check import Error, examine
-from icl_bench.kernels.contenders import Operator, installed, operator, same_function, subject_of
-from icl_bench.kernels.oracle import leaves_of
-from icl_bench.kernels.problems import Inputs, Problem, make_inputs
-from icl_bench.kernels.timing import Times, peak_mebibytes, time_call
+from icl_bench.kernels.measurement.cases import Case, Part
+from icl_bench.kernels.measurement.check import Error, examine
+from icl_bench.kernels.measurement.contenders import Operator, installed, operator, same_function, subject_of
+from icl_bench.kernels.measurement.oracle import leaves_of
+from icl_bench.kernels.measurement.problems import Inputs, Problem, make_inputs
+from icl_bench.kernels.measurement.timing import Times, peak_mebibytes, time_call
 
 Timer = Callable[[Callable[[], object], torch.device, float], Times]
 

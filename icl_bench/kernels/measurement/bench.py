@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 
-from icl_bench.kernels.cases import cases
-from icl_bench.kernels.measure import Row, carry_out
-from icl_bench.kernels.processes import measure_in_processes
+from icl_bench.kernels.measurement.cases import cases
+from icl_bench.kernels.measurement.measure import Row, carry_out
+from icl_bench.kernels.measurement.processes import measure_in_processes
 
 
 def bench(

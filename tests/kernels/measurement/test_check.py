@@ -14,14 +14,11 @@ if not torch.cuda.is_available():
 
 from icl_bench import cli
 from icl_bench.errors import ArgumentError, KernelUnavailableError
-from icl_bench.kernels import check as checking
 from icl_bench.kernels.attention.api import attention
-from icl_bench.kernels.check import Job, check_job, examine, plan, run_form
-from icl_bench.kernels.oracle import exact_outputs, relative_error
-from icl_bench.kernels.power.api import power_attention_with_state
-from icl_bench.kernels.power.reference import expand_reference
-from icl_bench.kernels.power.state import PowerState
-from icl_bench.kernels.problems import (
+from icl_bench.kernels.measurement import check as checking
+from icl_bench.kernels.measurement.check import Job, check_job, examine, plan, run_form
+from icl_bench.kernels.measurement.oracle import exact_outputs, relative_error
+from icl_bench.kernels.measurement.problems import (
     LENGTHS,
     Inputs,
     Problem,
@@ -30,6 +27,9 @@ from icl_bench.kernels.problems import (
     make_inputs,
     power_problems,
 )
+from icl_bench.kernels.power.api import power_attention_with_state
+from icl_bench.kernels.power.reference import expand_reference
+from icl_bench.kernels.power.state import PowerState
 from tests.kernels.numerics import assert_equal_in_float64
 
 CPU = torch.device("cpu")

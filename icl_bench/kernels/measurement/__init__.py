@@ -1,0 +1,1 @@
+"""Operators checked against float64 and timed beside their peers."""
