@@ -55,6 +55,8 @@ class CellScore(Frozen):
     layers without a recurrent form."""
     free_running_exact: float | None = None
     """Share of examples right throughout where the model reads its own answers."""
+    controls: Mapping[str, float] = {}
+    """Accuracy on examples changed so as to tell how answers come about, by control; none for tasks without any."""
     groups: Mapping[str, GroupScore]
     """Accuracy by group of scored positions."""
 
@@ -99,8 +101,8 @@ class RunResult(Frozen):
     lr: float
     """Peak learning rate."""
     status: Status
-    """`ok`; `diverged`: loss or gradient not finite, or loss exploded; `oom`: out of memory; `timeout`: over its time, or
-    silent; `crashed`: it ended its worker three times; `error`: an exception."""
+    """`ok`; `diverged`: loss or gradient not finite, or loss exploded; `oom`: out of memory; `timeout`: over its time,
+    or silent; `crashed`: it ended its worker three times; `error`: an exception."""
     detail: str | None = None
     """What went wrong, where something did."""
     params: int
