@@ -1,6 +1,6 @@
 """Accuracy of a fleet on held-out examples, cell by cell, counted on the device."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from icl_bench.tasks.base import measured_floors
 
 TOKENS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 20}
 """Tokens of a piece by device, over all members: a cache's worth, and fewer than a fleet trains on at once."""
+CONTROL_EXAMPLES = 256
+"""Changed examples of a cell, at most."""
 GROUPS = 64
 """Most groups of scored positions that a task may have."""
 
@@ -54,6 +56,8 @@ class CellOutcome(NamedTuple):
     """Accuracy and number of scored positions by group."""
     free: FreeRunning | None = None
     """Scores where the model reads its own answers; none for tasks that show none."""
+    controls: Mapping[str, list[float]] = {}
+    """Accuracy on changed examples, by control."""
 
 
 def batches(feed: Feed, examples: int, members: int) -> Iterator[Batch]:
@@ -127,6 +131,17 @@ def group_scores(shares: Sequence[float], everything: Sequence[float], feed: Fee
     """Accuracy and count of each group that occurs, by its label."""
     return {
         feed.task.group_label(group): (shares[group], int(total)) for group, total in enumerate(everything) if total > 0
+    }
+
+
+def evaluate_controls(model: WorkingModel, feed: Feed, examples: int) -> dict[str, list[float]]:
+    """Accuracy of every member on changed examples of a cell, as many as fit at once, at most 256, by control."""
+    members = len(feed.streams) if feed.rows is None else len(feed.rows)
+    batch = next(batches(feed, min(examples, CONTROL_EXAMPLES), members))
+    flat = Batch(*(part.flatten(0, 1) for part in batch))
+    return {
+        name: evaluate(model, feed, [Batch(*map(Tensor.view_as, changed, batch))]).accuracy
+        for name, changed in feed.task.controls(flat, feed.cell).items()
     }
 
 

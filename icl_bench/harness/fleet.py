@@ -16,7 +16,7 @@ from icl_bench.architectures.plain import Plain
 from icl_bench.errors import IclBenchError
 from icl_bench.harness.attempt import RunWriter, commit_fleet
 from icl_bench.harness.checkpoint import Checkpoints
-from icl_bench.harness.data import first_digests
+from icl_bench.harness.data import Feed, first_digests
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.interruption import check, deferred, noted
 from icl_bench.harness.memory import fit, release
@@ -169,7 +169,8 @@ def fleet_results(
         detail = detail if kind == "memory" else traceback.format_exc()
         return [failed(spec, status, detail, started) for spec in specs]
     params = trainer.model.parameters_per_member()
-    digests = first_digests(trainer.train_feeds[0], trainer.spec.train.batch)
+    first = Feed(trainer.task, trainer.cells[0], "train", [spec.data_seed for spec in specs], machine.device)
+    digests = first_digests(first, trainer.spec.train.batch)
     return [
         scored(spec, member, scores, trainer.task, params).model_copy(update={"first_batch": digests[member]})
         for member, spec in enumerate(specs)
@@ -219,6 +220,7 @@ def cell_scores(scores: FleetScores, member: int, task: Task) -> tuple[CellScore
                 alphabet=answers.alphabet if answers else None,
                 free_running=outcome.free.accuracy[member] if outcome.free else None,
                 free_running_exact=outcome.free.exact_match[member] if outcome.free else None,
+                controls={name: shares[member] for name, shares in outcome.controls.items()},
                 groups=groups,
             )
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from icl_bench.architectures.backbone import Backbone, VectorBackbone, Vectors
 from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
-from icl_bench.harness.evaluate import CellOutcome, batches, best_floors, evaluate
+from icl_bench.harness.evaluate import CellOutcome, batches, best_floors, evaluate, evaluate_controls
 from icl_bench.harness.generate import FreeRunning, is_recurrent, run_freely
 from icl_bench.harness.graphs import StepGraphs
 from icl_bench.harness.members import Part, copy_members
@@ -233,6 +233,9 @@ class Trainer:
                 oracle_error=self.fill(outcome.oracle_error),
                 groups=self.fill(outcome.groups),
                 free=self.run_freely(feed),
+                controls={
+                    name: self.fill(own) for name, own in evaluate_controls(self.working, feed, spec.examples).items()
+                },
             )
             floors[cell.label] = self.fill(best_floors(self.feed(cell.label, "val"), feed, spec))
         return scores, floors

@@ -8,6 +8,7 @@ from icl_bench.harness.record import RunRecord
 from icl_bench.reports.across import aggregate_table, task_table
 from icl_bench.reports.analysis import SOLVED, Section
 from icl_bench.reports.capacities import recalls
+from icl_bench.reports.controls import controls_table
 from icl_bench.reports.efficiency import efficiency_table
 from icl_bench.reports.findings import findings
 from icl_bench.reports.framing import NO_FRAME, Frame, published_table
@@ -15,6 +16,7 @@ from icl_bench.reports.notes import (
     AGGREGATE_NOTE,
     CAPACITY_NOTE,
     COMPARISON_NOTE,
+    CONTROLS_NOTE,
     EFFICIENCY_NOTE,
     ERROR_NOTE,
     OWN_ANSWERS_NOTE,
@@ -163,6 +165,7 @@ def section_blocks(section: Section, index: int, figures: Mapping[str, Drawing])
     blocks += tabled("Learning", efficiency, *pick(figures, "learning-curves"), after=EFFICIENCY_NOTE)
     if not efficiency.rows:
         blocks += drawn("Learning curves", figures, "learning-curves")
+    blocks += tabled("Controls", controls_table(section), after=CONTROLS_NOTE)
     blocks += tabled("Failed runs", failure_table(section))
     return blocks + tabled("Missing runs", missing_table(section))
 

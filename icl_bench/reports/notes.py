@@ -45,3 +45,8 @@ PUBLISHED_NOTE = (
     f"Met: within {MET}. State in bytes, as the source counts it and as it is counted here; accuracy is the mean "
     "over the evaluated cells, here the median over seeds."
 )
+CONTROLS_NOTE = (
+    "Of the runs that solve the task. Rebound: the values of the context are handed on to the next key, and the "
+    "answer must follow; refilled: other fillers, which may change nothing; no keys: the keys of the context are "
+    "blanked, so that accuracy must fall to the floor. At most 256 examples a cell."
+)

@@ -225,6 +225,23 @@ class AssocRecall(Task):
     def answers(self, cell: Cell) -> Answers:
         return Answers(cell.load, self.values)
 
+    def controls(self, batch: Batch, cell: Cell) -> Mapping[str, Batch]:
+        """Values handed on to the next key, other fillers, and keys of the context replaced by a token that is none."""
+        blank = PAD if self.variant == "zoology" else RESERVED
+        keys, values = slice(0, 2 * cell.load, 2), slice(1, 2 * cell.load, 2)
+        rebound, refilled, keyless = (batch.inputs.clone() for _ in range(3))
+        rebound[:, values] = rebound[:, values].roll(1, dims=1)
+        keyless[:, keys] = blank
+        changed = {
+            "rebound": batch._replace(inputs=rebound, targets=self.oracle(rebound, batch.positions, cell)),
+            "no keys": batch._replace(inputs=keyless),
+        }
+        if self.filler == "noise":
+            noisy = (refilled >= RESERVED) & (refilled < self.first_key)
+            other = (refilled - RESERVED + 1) % NOISE + RESERVED
+            changed["refilled"] = batch._replace(inputs=torch.where(noisy, other, refilled))
+        return changed
+
     def group_label(self, group: int) -> str:
         return octave_label(group)
 

@@ -135,6 +135,10 @@ class Task(Frozen):
         """What the context of a cell holds; None where its answers are no independent draws from one alphabet."""
         return None
 
+    def controls(self, batch: Batch, cell: Cell) -> Mapping[str, Batch]:
+        """Changed examples that tell how answers come about: all but `no keys` keep the accuracy of one who recalls."""
+        return {}
+
     @property
     def slack(self) -> float:
         """Share of the oracle's hits that an example which counts as right throughout may lack."""

@@ -11,10 +11,12 @@ from icl_bench.harness.record import RunRecord
 from icl_bench.reports.across import aggregate_table, task_table
 from icl_bench.reports.analysis import analyse
 from icl_bench.reports.capacities import recalls
+from icl_bench.reports.controls import controls_table
 from icl_bench.reports.findings import findings
 from icl_bench.reports.ranking import Ranking, rankings, state_groups
 from icl_bench.reports.tables import MAIN_HEADER, main_table, own_answers_table, rate_table
 from icl_bench.reports.terminal import accuracy_bars, results_table
+from icl_bench.reports.text import NONE
 from tests.reports.factory import comparison, make_record, noise
 
 SEEDS = range(5)
@@ -177,6 +179,20 @@ def test_own_answers_are_shown_beside_shown_ones() -> None:
     ]
     assert {row[0] for row in table.rows} == {"power:p=2", "oracle"}
     assert own_answers_table(analyse([make_record()])[0]).rows == ()
+
+
+def test_controls_are_told_of_runs_that_solve() -> None:
+    solves, fails = make_record(accuracies=(1.0, 1.0, 1.0)), make_record("linear", accuracies=(0.5, 0.5, 0.5))
+    both = [with_cells(run, controls={"rebound": 0.98, "no keys": 0.01}) for run in (solves, fails)]
+    table = controls_table(analyse(both)[0])
+    assert [row[:4] for row in table.rows] == [
+        ("power:p=2", "1", "unchanged", "1.000"),
+        ("power:p=2", "1", "no keys", "0.010"),
+        ("power:p=2", "1", "rebound", "0.980"),
+        ("floor", NONE, "unchanged", "0.250"),
+    ]
+    assert controls_table(analyse([both[1]])[0]).rows == ()
+    assert controls_table(analyse([solves])[0]).rows == ()
 
 
 def test_factors_that_differ_are_a_limit() -> None:
