@@ -1,6 +1,7 @@
 """Training speed of fleets on this machine: examples a second and milliseconds a step for each member.
 
-    python benchmarks/fleet.py [--device cuda] [--precision bfloat16] [--members 1,8,32] [--seconds 1.5] [--json FILE]
+    python benchmarks/fleet.py [--device cuda] [--precision bfloat16] [--members 1,8,32] [--seconds 1.5] [--d-model 128]
+        [--profile 20] [--json FILE]
 
 For comparison, zoology d88d6f5 on one H200 (d_model 128, two layers, vocabulary 8192, batch 256, float32, its own
 loop): softmax 34,166 examples/s at 64 tokens and 4 pairs, 11,695 at 256 and 64; window 64 9,641; Based 9,199.
@@ -27,12 +28,24 @@ CASES = [
     ("linear", "gated-conv+linear:conv=0,heads=8,d_key=16,d_value=16", 256, 64),
 ]
 WARM_STEPS = 5
+PARTS = {
+    "data": ("bits_kernel", "cipher_kernel", "order_kernel", "radixSort", "RadixSort", "searchsorted", "sort"),
+    "cross-entropy": ("others_kernel", "finish_kernel", "weight_gradient_kernel", "scale_kernel", "means_kernel"),
+    "memory": ("sdpa", "cudnn", "flash", "key_value_gradient", "query_gradient", "key_gradient", "one_tile", "forward_",
+               "chunk_sums", "state"),
+    "norms": ("norm_gradient_kernel", "norm_kernel"),
+    "convolution": ("convolution",),
+    "matrix products": ("nvjet", "gemm", "cutlass", "cublas"),
+    "optimiser": ("update_kernel", "multi_tensor_apply"),
+    "rows and words": ("gather_kernel", "table_gradient_kernel", "take_kernel", "spread_kernel", "parts_kernel"),
+}  # fmt: skip
+"""What belongs to which part of a step, by a piece of the name of a kernel; the first that fits."""
 
 
-def specs(arch: str, length: int, pairs: int, members: int, precision: str) -> list[RunSpec]:
+def specs(arch: str, length: int, pairs: int, members: int, precision: str, width: int) -> list[RunSpec]:
     """`members` runs that differ in seed."""
     task = f"assoc-recall:variant=zoology,length={length},pairs={pairs}"
-    settings = ["train.steps=100000", "evaluation.examples=100"]
+    settings = ["train.steps=100000", "evaluation.examples=100", f"model.d_model={width}"]
     request = Request(task, [arch], "zoology", seeds=range(members), precision=precision, settings=settings)
     return expand(request)
 
@@ -80,8 +93,10 @@ def data_seconds(trainer: Trainer, device: torch.device) -> float:
     return (time.perf_counter() - started) / rounds / supply.steps
 
 
-def profile(runs: list[RunSpec], device: torch.device, impl: str, rows: int) -> list[tuple[str, float, int]]:
-    """The kernels that take most of a step, in milliseconds a step, and how often they run."""
+def profile(
+    runs: list[RunSpec], device: torch.device, impl: str, rows: int
+) -> tuple[list[tuple[str, float, int]], dict[str, float]]:
+    """The kernels that take most of a step, in milliseconds a step, and how often they run; shares of the parts."""
     trainer = Trainer(runs, device, impl, graphs=False)
     for _ in range(WARM_STEPS):
         trainer.step()
@@ -94,7 +109,19 @@ def profile(runs: list[RunSpec], device: torch.device, impl: str, rows: int) -> 
     events = sorted(recorded.key_averages(), key=lambda event: -event.self_device_time_total)
     parts = [(event.key[:110], event.self_device_time_total / steps / 1e3, event.count // steps) for event in events]
     total = ("all", sum(part[1] for part in parts), sum(part[2] for part in parts))
-    return [(key, round(milliseconds, 4), calls) for key, milliseconds, calls in [total, *parts[:rows]]]
+    listed = [(key, round(milliseconds, 4), calls) for key, milliseconds, calls in [total, *parts[:rows]]]
+    return listed, shares([(key, milliseconds) for key, milliseconds, _ in parts])
+
+
+def shares(kernels: list[tuple[str, float]]) -> dict[str, float]:
+    """Share of each part in the time of all kernels; `other` is what no part names."""
+    found = dict.fromkeys([*PARTS, "other"], 0.0)
+    for key, milliseconds in kernels:
+        found[next((part for part, names in PARTS.items() if any(name in key for name in names)), "other")] += (
+            milliseconds
+        )
+    whole = sum(found.values()) or 1.0
+    return {part: round(milliseconds / whole, 4) for part, milliseconds in found.items()}
 
 
 def main() -> None:
@@ -102,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--impl", default="auto", help="implementation of the memories")
     parser.add_argument("--members", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=1.5)
@@ -115,9 +143,9 @@ def main() -> None:
     chosen = [CASES[int(part)] for part in options.cases.split(",") if part] or CASES
     for name, arch, length, pairs in chosen:
         for members in (int(part) for part in options.members.split(",")):
-            runs = specs(arch, length, pairs, members, options.precision)
+            runs = specs(arch, length, pairs, members, options.precision, options.d_model)
             case = {"arch": name, "length": length, "pairs": pairs, "members": members, "precision": options.precision}
-            case["impl"] = options.impl
+            case |= {"d_model": options.d_model, "impl": options.impl}
             row = {**case, **measure(runs, device, options.impl, not options.no_graphs, options.seconds)}
             rows.append(row)
             print(*row.values(), sep="\t", flush=True)
@@ -125,7 +153,8 @@ def main() -> None:
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.empty_cache()
             if options.profile:
-                row["profile"] = profile(runs, device, options.impl, options.profile)
+                row["profile"], row["shares"] = profile(runs, device, options.impl, options.profile)
+                print("    " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in row["shares"].items()))
                 for kernel, milliseconds, calls in row["profile"]:
                     print(f"    {milliseconds:8.4f} ms {calls:4} x  {kernel}", flush=True)
     if options.json:
