@@ -104,3 +104,13 @@ def test_the_estimate_of_memory_is_more_than_what_is_measured(task: str) -> None
     run = expand(Request(task, ["gated-conv+softmax"], "zoology" if "zoology" in task else "default"))[0]
     assert measure(run, torch.device("cuda"), "auto") < estimate(run)
     assert len(fit([run] * 2, torch.device("cuda"), "auto")) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_fleet_reads_its_own_answers(arch: str, precision: str) -> None:
+    settings = ("train.steps=5", "train.batch=4", "model.d_model=32", "evaluation.examples=16")
+    specs = expand(Request("copy:symbols=6", [arch], seeds=(0, 1), precision=precision, settings=settings))
+    trainer = Trainer(specs, torch.device("cuda"), "auto")
+    free = trainer.run_freely(trainer.feed("symbols=6", "test"))
+    assert free is not None and all(0 <= share <= 1 for share in (*free.accuracy, *free.exact_match))
