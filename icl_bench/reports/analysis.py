@@ -4,8 +4,8 @@ The rules, from the evaluation protocol:
 
 * The learning rate of an entry is the one with the best median validation accuracy. The test set is never asked.
 * Seeds that ran at several rates chose; where other seeds ran at the chosen rate too, these alone measure.
-* A diverged run recalled nothing and counts as 0. A run that ended out of memory or in an exception says nothing about
-  recall: it is named, and left out of the scores.
+* A diverged run recalled nothing and counts as 0. A run that ended out of memory, out of time, in a crash or in an
+  exception says nothing about recall: it is named, and left out of the scores.
 """
 
 import itertools

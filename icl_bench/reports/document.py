@@ -39,7 +39,7 @@ from icl_bench.reports.tables import (
     problem_table,
     rate_table,
 )
-from icl_bench.reports.text import count, listed, plain
+from icl_bench.reports.text import count, failures, listed, plain
 from icl_bench.schema import canonical_json
 
 MIXING = ("icl-bench", "torch", "triton", "device", "threads", "revision", "kernels")
@@ -141,9 +141,8 @@ def opening(frame: Frame) -> list[Block]:
 
 
 def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError]) -> str:
-    """How many runs there are, and how many are unreadable or failed."""
-    failed = sum(run.result.status != "ok" for run in runs)
-    parts = [count(len(runs), "run"), f"{failed} failed"]
+    """How many runs there are, how many failed, by class, and how many are unreadable."""
+    parts = [count(len(runs), "run"), failures(run.result.status for run in runs)]
     if problems:
         parts.append(f"{count(len(problems), 'record')} unreadable")
     return f"{', '.join(parts)}."

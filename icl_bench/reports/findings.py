@@ -13,7 +13,7 @@ from icl_bench.reports.ranking import (
     matched_state,
 )
 from icl_bench.reports.squared_error import error_of
-from icl_bench.reports.text import bracketed, count, listed, load, p_text, share
+from icl_bench.reports.text import bracketed, count, failures, listed, load, p_text, share
 from icl_bench.schema import canonical_json
 
 NAMED = 6
@@ -240,8 +240,8 @@ def run_limits(section: Section, ranked: Sequence[Ranking]) -> list[str]:
     rising = [entry.label for entry in section.entries if entry.rise > RISE]
     notes = [f"{whom(rising, section)} still rose in validation at the end of training"] if rising else []
     notes += [f"architectures differ in {factor} ({listed(values)})" for factor, values in mixed(section)]
-    failed = sum(len(entry.failed) for entry in section.entries)
-    notes += [f"{count(failed, 'run')} failed"] if failed else []
+    statuses = [run.result.status for entry in section.entries for run in entry.failed]
+    notes += [failures(statuses)] if statuses else []
     loose = len(section.entries) - sum(len(ranking.entries) for ranking in ranked)
     return notes + ([f"{count(loose, 'architecture')} without a match in state not ranked"] if loose else [])
 

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from icl_bench.reports.statistics import Interval, Load
 
@@ -74,6 +75,17 @@ def count(number: int, noun: str) -> str:
     ('1 seed', '3 seeds')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def failures(statuses: Iterable[str]) -> str:
+    """How many runs failed, by class.
+
+    >>> failures(["ok", "timeout", "diverged", "timeout"])
+    '3 failed (1 diverged, 2 timeout)'
+    """
+    classes = Counter(status for status in statuses if status != "ok")
+    named = ", ".join(f"{number} {status}" for status, number in sorted(classes.items()))
+    return f"{classes.total()} failed" + (f" ({named})" if named else "")
 
 
 def listed(items: Sequence[str], last: str = "and") -> str:
