@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from icl_bench.harness import attempt, checkpoint, index, merge, store
 from icl_bench.harness.attempt import attempts, commit_fleet
@@ -194,4 +195,11 @@ def cut_at(point: str, count: int):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+TestStore.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+def test_store_at_length() -> None:
+    run_state_machine_as_test(
+        StoreMachine, settings=settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize=False)
+    )
