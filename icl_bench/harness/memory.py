@@ -21,14 +21,15 @@ STOCKS = 16
 """Numbers of 8 bytes for each token of the batches that are made at once."""
 
 
-def estimate(spec: RunSpec) -> float:
-    """Bytes that a member needs, from shapes: parameters, their moments and gradients, activations, batches."""
+def estimate(spec: RunSpec, members: int = 1) -> float:
+    """Bytes that a fleet needs, from shapes: parameters, their moments and gradients, activations, batches."""
     task, model = make_task(spec.task), spec.model
     tokens = spec.train.batch * max(cell.length for cell in task.train_cells)
     layers = 8 * model.layers * round((1 + model.mlp) * model.d_model) * model.d_model
     words = (1 if model.tied else 2) * task.vocabulary * model.d_model
     activations = ACTIVATIONS * model.layers * (1 + model.mlp) * model.d_model * tokens
-    return 24.0 * (layers + words) + 4.0 * activations + 8.0 * STOCKS * max(tokens, TOKENS_AT_ONCE)
+    own = 24.0 * (layers + words) + 4.0 * activations
+    return members * own + 8.0 * STOCKS * max(members * tokens, TOKENS_AT_ONCE)
 
 
 def measure(spec: RunSpec, device: torch.device, impl: str) -> int:
@@ -77,6 +78,6 @@ def fit(specs: Sequence[RunSpec], device: torch.device, impl: str) -> list[Seque
     if device.type != "cuda" or len(specs) == 1:
         return [specs]
     free = free_bytes(device)
-    if len(specs) * estimate(specs[0]) <= TRUSTED * free:
+    if estimate(specs[0], len(specs)) <= TRUSTED * free:
         return [specs]
     return parts(specs, int(USED * free / measure(specs[0], device, impl)))

@@ -98,4 +98,5 @@ def test_the_estimate_grows_with_what_takes_memory():
     small = specs("softmax")[0]
     for setting in ("train.batch=4096", "model.d_model=256", "model.layers=8", "model.mlp=4"):
         assert estimate(specs("softmax", extra=(setting,))[0]) > estimate(small)
+    assert estimate(small) < estimate(small, members=1000) < 1000 * estimate(small)
     assert fit(RUNS, CPU, "auto") == [RUNS]
