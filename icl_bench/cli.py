@@ -277,16 +277,19 @@ def report(
 ) -> None:
     """Write a report, with figures, of every run in a store."""
     from icl_bench.harness.index import Index
+    from icl_bench.harness.listing import INTERRUPTED, unfinished
     from icl_bench.harness.store import Store
+    from icl_bench.reports.framing import NO_FRAME
 
     index = Index(Store(source))
     records, problems = index.records()
     tell_if_not_kept(index)
+    cut = sum(row.status == INTERRUPTED for row in unfinished(index.store))
     if not records and not problems:
         raise StoreError(
             f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
         )
-    typer.echo(write_files(records, problems, output))
+    typer.echo(write_files(records, problems, output, NO_FRAME._replace(interrupted=cut)))
 
 
 @app.command()

@@ -109,7 +109,7 @@ def compose(
 ) -> list[Block]:
     """A whole report; `drawings` are those of each section, `rows` the path of a file that holds every run."""
     runs = [run for section in sections for run in section.runs]
-    blocks: list[Block] = [Heading(1, title(sections, frame)), *opening(frame), Prose(summary(runs, problems))]
+    blocks: list[Block] = [Heading(1, title(sections, frame)), *opening(frame), Prose(summary(runs, problems, frame.interrupted))]
     blocks += [Link("Every run and cell, failed runs too", rows)] if rows else []
     blocks += tabled("Published results", published_table(sections, frame.published), after=PUBLISHED_NOTE, level=2)
     blocks += tabled("Across tasks", aggregate_table(sections), task_table(sections), after=AGGREGATE_NOTE, level=2)
@@ -140,9 +140,11 @@ def opening(frame: Frame) -> list[Block]:
     return blocks
 
 
-def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError]) -> str:
-    """How many runs there are, how many failed, by class, and how many are unreadable."""
+def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError], interrupted: int) -> str:
+    """How many runs there are, how many failed, by class, and how many are interrupted or unreadable."""
     parts = [count(len(runs), "run"), failures(run.result.status for run in runs)]
+    if interrupted:
+        parts.append(f"{count(interrupted, 'run')} interrupted")
     if problems:
         parts.append(f"{count(len(problems), 'record')} unreadable")
     return f"{', '.join(parts)}."

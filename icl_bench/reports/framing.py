@@ -39,6 +39,8 @@ class Frame(NamedTuple):
     """Architectures that could not be matched, and the nearest that they come."""
     published: tuple[Published, ...] = ()
     """Results to hold the measured ones against."""
+    interrupted: int = 0
+    """Runs of the store that were cut, and have no result."""
 
 
 NO_FRAME = Frame()
