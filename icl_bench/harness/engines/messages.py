@@ -37,7 +37,7 @@ class Finished(NamedTuple):
     seconds: float
     """Time from the order to the commit, as the worker saw it."""
     spoiled: bool
-    """Whether the worker should not be used again: after an error on a GPU its context may be broken."""
+    """Whether the worker cannot be used again: after a fault on a GPU its context is broken."""
 
 
 class Raised(NamedTuple):

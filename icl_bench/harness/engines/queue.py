@@ -15,12 +15,12 @@ class Item(NamedTuple):
     name: str = ""
 
     def after_loss(self, rest: Sequence[RunSpec], limit: int) -> "list[Item]":
-        """What is to be tried again: the same fleet or, the last time, each of its members alone.
+        """What is to be tried again: the same fleet or, from the last time on, each of its members alone.
 
         So that of many members only the one that ends workers is given up.
         """
         losses = self.losses + 1
-        parts = [[spec] for spec in rest] if losses == limit - 1 else [rest]
+        parts = [[spec] for spec in rest] if losses >= limit - 1 else [rest]
         return [Item(part, losses, self.name) for part in parts]
 
 

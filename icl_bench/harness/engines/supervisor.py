@@ -27,7 +27,9 @@ from icl_bench.harness.store import Store
 TICK = 0.5
 """Seconds for which nothing may be heard before time limits are looked at."""
 MOST_LOSSES = 3
-"""Workers that a fleet may cost before it is given up."""
+"""Workers that a fleet may cost before it is given up, where it is the fleets that end workers."""
+MOST_UNDESERVED_LOSSES = 10
+"""The same where it is not: where at least three fleets that had cost workers ended well all the same."""
 MOST_FAILED_STARTS = 10
 """Workers in a row that may end before they are ready."""
 
@@ -142,6 +144,7 @@ class Shift:
         self.clock = 0.0
         self.began = self.last = time.monotonic()
         self.staffed = 0.0
+        self.survivors = 0
         self.failed_starts = 0
 
     def work(self) -> Iterator[RunResult]:
@@ -171,7 +174,7 @@ class Shift:
         """Give a worker a fleet, unless that has cost too many workers elsewhere."""
         self.reporter.started(item.specs)
         post.since = self.clock
-        if item.losses >= MOST_LOSSES:
+        if item.losses >= self.most_losses():
             self.queue.settle(item)
             yield from self.give_up(item.specs, "crashed", f"lost {item.losses} workers, here or elsewhere", post)
             return
@@ -215,6 +218,7 @@ class Shift:
         self.usage.busy += done.seconds
         self.usage.trips += self.clock - post.since
         if post.item:
+            self.survivors += post.item.losses > 0
             self.queue.settle(post.item)
         post.item = None
         if done.spoiled:
@@ -231,10 +235,14 @@ class Shift:
         if post.item is None:
             return
         rest = yield from self.salvage(post.item, reason)
-        given_up = post.item.losses + 1 >= MOST_LOSSES
-        self.queue.settle(post.item, post.item.after_loss(rest, MOST_LOSSES) if rest and not given_up else ())
-        if given_up:
-            yield from self.give_up(rest, status, f"lost {MOST_LOSSES} workers, the last: {reason}", post)
+        losses, limit = post.item.losses + 1, self.most_losses()
+        self.queue.settle(post.item, post.item.after_loss(rest, limit) if rest and losses < limit else ())
+        if losses >= limit:
+            yield from self.give_up(rest, status, f"lost {losses} workers, the last: {reason}", post)
+
+    def most_losses(self) -> int:
+        """Workers that a fleet may cost: more where it seems that someone else ends them."""
+        return MOST_UNDESERVED_LOSSES if self.survivors >= MOST_LOSSES else MOST_LOSSES
 
     def count_failed_start(self, reason: str) -> None:
         """Note that a worker ended before it was ready; raises EngineError where no other has been ready for long."""

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines.messages import Beat, Finished, Message, Order, Raised, Ready, Told
 from icl_bench.harness.fleet import Machine, run_fleet
-from icl_bench.harness.record import RunResult
 from icl_bench.harness.reporter import FleetReporter, Progress
 from icl_bench.harness.store import Store
 from icl_bench.registry import load_plugins
@@ -61,7 +60,7 @@ def carry_out(order: Order, machine: Machine, reporter: FleetReporter) -> Finish
         return Raised(error)
     except Exception:  # a fault of the harness: its exception may not survive the way to the supervisor, its text does
         return Raised(EngineError(f"a fleet ended in a fault of icl-bench itself; please report it:\n{last_words()}"))
-    return Finished(results, time.perf_counter() - started, spoiled(machine, results))
+    return Finished(results, time.perf_counter() - started, spoiled(machine))
 
 
 def last_words() -> str:
@@ -69,15 +68,15 @@ def last_words() -> str:
     return traceback.format_exc()
 
 
-def spoiled(machine: Machine, results: Sequence[RunResult]) -> bool:
-    """Whether the context of the GPU may be broken: after some errors every later call fails."""
+def spoiled(machine: Machine) -> bool:
+    """Whether the context of the GPU is broken: after a fault of a kernel every later call fails."""
     if machine.device.type != "cuda":
         return False
     try:
-        torch.cuda.synchronize(machine.device)
+        torch.cuda.synchronize()
     except RuntimeError:
         return True
-    return any(result.status == "error" for result in results)
+    return False
 
 
 class Line:
