@@ -109,7 +109,8 @@ def compose(
 ) -> list[Block]:
     """A whole report; `drawings` are those of each section, `rows` the path of a file that holds every run."""
     runs = [run for section in sections for run in section.runs]
-    blocks: list[Block] = [Heading(1, title(sections, frame)), *opening(frame), Prose(summary(runs, problems, frame.interrupted))]
+    told = summary(runs, problems, frame.interrupted)
+    blocks: list[Block] = [Heading(1, title(sections, frame)), *opening(frame), Prose(told)]
     blocks += [Link("Every run and cell, failed runs too", rows)] if rows else []
     blocks += tabled("Published results", published_table(sections, frame.published), after=PUBLISHED_NOTE, level=2)
     blocks += tabled("Across tasks", aggregate_table(sections), task_table(sections), after=AGGREGATE_NOTE, level=2)
