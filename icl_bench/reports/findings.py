@@ -259,4 +259,4 @@ def whom(labels: Sequence[str], section: Section) -> str:
     """Labels, shortened where they are all or many."""
     if len(labels) == len(section.entries) and len(labels) > 1:
         return "every architecture"
-    return some(labels)
+    return listed(labels) if len(labels) <= NAMED else f"{len(labels)} architectures"

@@ -265,6 +265,8 @@ STEP = 0.02
 """Resolution of the fit, in octaves of load: 1.4 %."""
 WIDTHS = np.geomspace(0.05, 3.0, 30)
 """Widths of the logistic, in octaves."""
+LEAST_FALL = 0.25
+"""Difference of the medians over loads, at least, for a load among them at which recall is said to fall to a half."""
 
 
 def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors: Sequence[float]) -> Capacity | None:
@@ -279,7 +281,7 @@ def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors:
         floors: floor at each load, below 1.
 
     Returns:
-        None where there are fewer than two loads.
+        None where there are fewer than two loads, or where accuracy lies about one half whatever the load.
     """
     if len(loads) < 2:
         return None
@@ -288,9 +290,8 @@ def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors:
     medians = np.concatenate([np.median(corrected, axis=0, keepdims=True), np.median(corrected[draws], axis=1)])
     centres, widths = fit_logistic(np.log2(np.asarray(loads, dtype=np.float64)), medians)
     several = len(by_seed) > 1
-    return Capacity(
-        locate(2.0**centres, loads, several), locate(2.0 ** (centres - widths * math.log(9)), loads, several)
-    )
+    k50, k90 = (locate(2.0**x, loads, several) for x in (centres, centres - widths * math.log(9)))
+    return None if k50.side == "within" and np.ptp(medians[0]) < LEAST_FALL else Capacity(k50, k90)
 
 
 def fit_logistic(x: Floats, heights: Floats) -> tuple[Floats, Floats]:

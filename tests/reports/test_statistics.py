@@ -169,6 +169,13 @@ def test_capacity_does_not_extrapolate() -> None:
     assert capacity([4], [[0.5]], [0.0]) is None
 
 
+def test_accuracy_that_does_not_depend_on_load_has_no_capacity() -> None:
+    assert capacity(LOADS, [[0.55, 0.52, 0.5, 0.5, 0.5]], [0.0] * 5) is None  # a window that reaches half of all pairs
+    low = capacity(LOADS, [[0.2, 0.15, 0.1, 0.1, 0.1]], [0.0] * 5)
+    assert low is not None
+    assert low.k50.side == "below"
+
+
 def test_recalled_bits_by_hand() -> None:
     assert recalled_bits(0.75, 1, 2) == pytest.approx(1 - 0.811278, abs=1e-6)  # one less h2(1/4)
     assert recalled_bits(1 / 16, 10, 16) == 0
