@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DONE := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-gpu lint fix docs bench
+.PHONY: help install quickstart test test-slow test-gpu lint fix docs bench
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +19,11 @@ install: $(DONE)  ## create .venv and install, once
 quickstart: $(DONE)  ## the main job on two cores, ending with report.md
 	$(BIN)/icl-bench quickstart
 
-test: $(DONE)  ## all tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu"
+test: $(DONE)  ## all tests that need no GPU and little time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu and not slow"
+
+test-slow: $(DONE)  ## the long versions of tests: faults of a store, malformed inputs by the ten thousand
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m slow tests
 
 test-gpu:  ## the kernels and fleets on a CUDA device, with the Python that has it (PYTHON=...)
 	$(PYTHON) -m pytest -q -m gpu tests
