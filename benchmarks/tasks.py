@@ -28,8 +28,8 @@ from icl_bench.tasks.regbench import Regbench
 
 CPU = torch.device("cpu")
 AT_ONCE = 1000
-TOKENS = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Tokens of a timed batch: a cache's worth, or enough to fill a device."""
+TOKENS = {"cpu": 1 << 15, "cuda": 1 << 24}
+"""Tokens of a timed batch: less than another process interrupts on a busy machine, or enough to fill a device."""
 SMALL = ("state-tracking:symbols=[16|32]", "state-tracking:group=s5,symbols=[4|16]", "set-disjointness", "regbench")
 """Tasks with a small space of examples, by the smallest of their cells."""
 
