@@ -196,7 +196,7 @@ def test_triton_is_refused_where_it_cannot_run(call, monkeypatch):
 
 
 def test_triton_is_refused_where_it_is_not_installed(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("icl_bench.kernels.backends._INSTALLED", False)
     message = "impl='triton' needs the package triton, which is not installed: use impl='auto'"
     with refuses(message, KernelUnavailableError):
         power_attention(Q, K, V, p=2, impl="triton")
