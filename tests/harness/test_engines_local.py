@@ -1,5 +1,6 @@
 """Worker processes that are killed, stopped or left behind, and the commands that start them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -196,6 +197,23 @@ def test_a_missing_extra_is_named_with_its_command(name, package, monkeypatch) -
     monkeypatch.setattr("importlib.util.find_spec", lambda asked: None)
     with pytest.raises(EngineError, match=rf"it is not installed; pip install 'icl-bench\[{name}\]'"):
         make_engine(Choice(name, workers=1), MACHINE)
+
+
+def test_jobs_are_submitted_as_one_array_with_the_parameters_asked_for(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("submitit")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, line in {"sbatch": f"cp $1 {tmp_path}/batch; echo Submitted batch job 12", "srun": "true"}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    engine = SlurmEngine(MACHINE, 2, settings={"partition": "gpu", "time": 60, "cpus_per_task": 4})
+    assert len(engine.send([[run] for run in runs("linear", 3)], Store(tmp_path / "store"))) == 2
+    batch = (tmp_path / "batch").read_text()
+    for option in ("--partition=gpu", "--time=60", "--cpus-per-task=4", "--array=0-1"):
+        assert f"#SBATCH {option}" in batch
+    with pytest.raises(EngineError, match="--slurm takes parameters of submitit"):
+        SlurmEngine(MACHINE, 2, settings={"speed": 9}).send([runs("linear", 1)], Store(tmp_path / "store"))
 
 
 class Job:

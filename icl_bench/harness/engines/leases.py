@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from icl_bench.harness.engines.queue import Item
+from icl_bench.harness.engines.queue import SUSPECT, Item
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
 from icl_bench.schema import content_hash
@@ -121,12 +121,12 @@ class LeaseQueue:
 
     def take(self) -> Item | None:
         """A fleet that nobody has in hand; one whose holder vanished counts as having cost a worker."""
-        if self.waiting:
+        if self.waiting and self.waiting[0].losses < SUSPECT:
             return self.waiting.popleft()
-        if time.monotonic() < self.idle_until:
-            return None
-        item = next(self.claims(), None)
-        if item is None:
+        item = next(self.claims(), None) if time.monotonic() >= self.idle_until else None
+        if item is None and self.waiting:
+            return self.waiting.popleft()
+        if item is None and time.monotonic() >= self.idle_until:
             self.idle_until = time.monotonic() + min(SCAN_EVERY, self.leases.expiry / 4)
         return item
 
@@ -147,7 +147,8 @@ class LeaseQueue:
 
     def settle(self, item: Item, again: Sequence[Item] = ()) -> None:
         """Put back what is to be done again; with the last part of a fleet its lease ends."""
-        self.waiting.extendleft(again)
+        for part in again:
+            (self.waiting.append if part.losses >= SUSPECT else self.waiting.appendleft)(part)
         self.parts[item.name] += len(again) - 1
         if not self.parts[item.name]:
             self.leases.release(item.name)

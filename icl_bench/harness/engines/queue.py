@@ -6,6 +6,9 @@ from typing import NamedTuple, Protocol
 
 from icl_bench.harness.spec import RunSpec
 
+SUSPECT = 2
+"""Lost workers from which a fleet waits until all others had their turn: by then it shows who ends workers."""
+
 
 class Item(NamedTuple):
     """A fleet, how many workers were lost over it, and the name of the fleet that it is part of."""
@@ -44,7 +47,7 @@ class Queue(Protocol):
 
 
 class FleetQueue:
-    """Fleets of one supervisor, in their order; what is done again comes first."""
+    """Fleets of one supervisor, in their order; what is done again comes first, unless it is suspect."""
 
     def __init__(self, fleets: Iterable[Sequence[RunSpec]]) -> None:
         self.waiting = deque(Item(specs) for specs in fleets)
@@ -62,9 +65,10 @@ class FleetQueue:
         return self.waiting.popleft()
 
     def settle(self, item: Item, again: Sequence[Item] = ()) -> None:
-        """Put back in front what is to be done again."""
+        """Put back what is to be done again."""
         self.taken -= 1
-        self.waiting.extendleft(again)
+        for part in again:
+            (self.waiting.append if part.losses >= SUSPECT else self.waiting.appendleft)(part)
 
     def keep(self) -> None:
         """Nothing is held that others could take."""
