@@ -173,9 +173,9 @@ def print_record(record: "RunRecord") -> None:
     from icl_bench.schema import canonical_json
 
     result = record.result
-    facts = {**result.summary(), **{key: canonical_json(value) for key, value in record.spec.items()}}
+    facts = {key: value if isinstance(value, str) else canonical_json(value) for key, value in result.summary().items()}
+    facts |= {f"spec.{key}": canonical_json(value) for key, value in record.spec.items()}
     facts |= {key: str(value) for key, value in record.manifest.model_dump(mode="json").items()}
     for name, value in facts.items():
-        for line in str(value).splitlines() or [""]:
-            typer.echo(f"{name:<20}{plain(line)}")
-            name = ""
+        for i, line in enumerate(value.splitlines() or [""]):
+            typer.echo(f"{'' if i else name:<20} {plain(line)}")
