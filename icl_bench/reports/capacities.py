@@ -86,6 +86,7 @@ def fitted(section: Section, entry: Entry) -> Capacity | None:
     return capacity([cell.load for cell in cells], [[column[seed] for column in columns] for seed in seeds], floors)
 
 
+@lru_cache(maxsize=1024)  # asked for every entry, and it looks at every run
 def held_answers(section: Section, cell: CellInfo) -> Held | None:
     """What the context of a cell holds, as its records say; none where its answers depend on each other."""
     found = {(score.answers, score.alphabet, score.scored) for score in section.scores[cell.label]}

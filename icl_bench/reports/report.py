@@ -16,6 +16,9 @@ from icl_bench.reports.rows import run_rows
 
 ROWS = "runs.csv"
 
+MOST_ROWS = 20_000
+"""Runs up to which a report brings a file of all; of more, `icl-bench runs export` makes one when it is wanted."""
+
 
 def write_report(
     records: Sequence[RunRecord],
@@ -46,7 +49,7 @@ def write_report(
     with refuse_unwritable():
         path.parent.mkdir(parents=True, exist_ok=True)
         drawings = [draw(section, i, folder, frame.published) for i, section in enumerate(sections)]
-        rows = write_rows(sections, folder) if sections else None
+        rows = write_rows(sections, folder) if 0 < len(records) <= MOST_ROWS else None
         write_whole(path, render(compose(sections, drawings, problems, command, frame, rows)).encode())
     return path
 
