@@ -133,6 +133,14 @@ def test_default_chunk_is_the_sequence_while_it_is_short():
     assert default_chunk(65_536, 128, 128, 4) == 65_536  # no state is affordable
 
 
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_wide_keys_of_linear_attention_are_cut_into_blocks(gated):
+    Case(
+        t=20, key=133, value=8, heads=4, groups=2, p=1, normalize="none", gated=gated, chunk=16, initial=True,
+        keep=True, dtype=F32, device=DEVICE,
+    ).check()  # fmt: skip
+
+
 @pytest.mark.parametrize("width, dtype", [(129, F32), (16, torch.float64)])
 def test_what_cannot_run_is_refused(width, dtype):
     x = torch.zeros(1, 4, 1, width, dtype=dtype, device=DEVICE)

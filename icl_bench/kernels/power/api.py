@@ -29,14 +29,12 @@ from icl_bench.kernels.backends import check_triton, has_triton
 from icl_bench.kernels.matrices import fold_heads
 from icl_bench.kernels.power.chunked import advance_state, default_chunk, form_costs, power_by_chunks, with_ones
 from icl_bench.kernels.power.expansion import expanded_width, read_state
+from icl_bench.kernels.power.key_blocks import key_width_fits
 from icl_bench.kernels.power.reference import power_attention_reference
 from icl_bench.kernels.power.state import PowerState
 
 Impl = Literal["auto", "reference", "quadratic", "chunked", "triton"]
 Normalize = Literal["sum", "none"]
-
-TRITON_KEY_WIDTH = 128
-"""The widest key of the Triton form."""
 
 
 def power_attention(
@@ -224,7 +222,7 @@ def _run(
         _check_state(initial_state, q, k, v, p, normalize)
     factor = check_scale(scale, q)
     if impl == "auto":
-        impl = _choose(q, v, p, chunk)
+        impl = _choose(q, v, p, normalize, chunk)
     if impl == "triton":
         check_triton(q)
         from icl_bench.kernels.power.triton_api import power_attention_triton
@@ -279,8 +277,8 @@ def _split(joint: Tensor, n: int, normalize: Normalize) -> PowerState:
     return PowerState(joint, None) if normalize == "none" else PowerState(joint[..., :-1], joint[..., -1])
 
 
-def _choose(q: Tensor, v: Tensor, p: int, chunk: int | None) -> Impl:
-    if has_triton(q) and q.dtype != torch.float64 and q.shape[3] <= TRITON_KEY_WIDTH:
+def _choose(q: Tensor, v: Tensor, p: int, normalize: Normalize, chunk: int | None) -> Impl:
+    if has_triton(q) and q.dtype != torch.float64 and key_width_fits(q.shape[3], p, normalize):
         return "triton"
     width = chunk or default_chunk(q.shape[3], v.shape[3], p)
     quadratic, chunked = form_costs(q.shape[1], q.shape[3], v.shape[3], p, width)

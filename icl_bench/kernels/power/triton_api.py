@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.power import key_blocks
 from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power import triton_launch as launch
 from icl_bench.kernels.power.expansion import expanded_width
@@ -39,7 +40,7 @@ def power_attention_triton(
     """`api.power_attention_with_state` on CUDA (or in Triton's interpreter); arguments are checked there.
 
     Args:
-        q: [N, T, H, K], K up to 128.
+        q: [N, T, H, K], K up to 128, or any with p = 1 and without a normaliser.
         k: [N, T, G, K].
         v: [N, T, G, V].
         log_g: [N, T, G] or None.
@@ -57,7 +58,11 @@ def power_attention_triton(
     Raises:
         KernelUnavailableError: The type or the key width is not supported.
     """
-    _check(q, k, v)
+    _check(q, k, v, p, normalize)
+    if q.shape[3] > key_blocks.WIDEST:
+        *parts, start = key_blocks.split_keys(q, k, v, log_g, initial_state)
+        y, state = power_attention_triton(*parts, p, scale, normalize, eps, start, chunk, keep_state)
+        return key_blocks.join_keys(y, state, k.shape[2], k.shape[3])
     if v.shape[3] > MAX_VALUE_WIDTH:
         return _by_value_blocks(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
     s, z = (None, None) if initial_state is None else initial_state
@@ -103,15 +108,16 @@ def _chunk(q: Tensor, v: Tensor, p: int, chunk: int | None) -> int:
     return min(chunk, t)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, p: int, normalize: str) -> None:
     if q.dtype not in config.ARITHMETIC or k.dtype != q.dtype or v.dtype != q.dtype:
         raise KernelUnavailableError(
             "impl='triton' needs q, k and v in one of bfloat16, float16, float32; "
             f"got {q.dtype}, {k.dtype}, {v.dtype}: cast them, or use impl='chunked'"
         )
-    if q.shape[3] > 128:
+    if not key_blocks.key_width_fits(q.shape[3], p, normalize):
         raise KernelUnavailableError(
-            f"impl='triton' needs a key width of at most 128; got {q.shape[3]}: use impl='chunked'"
+            f"impl='triton' needs a key width of at most {key_blocks.WIDEST}, but for p=1 with normalize='none'; "
+            f"got {q.shape[3]}: use impl='chunked'"
         )
 
 

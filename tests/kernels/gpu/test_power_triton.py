@@ -51,6 +51,12 @@ def test_widths_without_gates(key, value, p):
     Case(t=300, key=key, value=value, p=p, chunk=128, heads=4, groups=2, gated=False, initial=True, keep=True).check()
 
 
+@pytest.mark.parametrize("key", [129, 500])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_wide_keys_of_linear_attention(key, dtype):
+    Case(t=300, key=key, p=1, normalize="none", chunk=128, initial=True, keep=True, dtype=dtype).check()
+
+
 @pytest.mark.parametrize("t", [3, 130])
 def test_more_sequences_than_a_grid_has_rows(t):
     leaves = [torch.randn(33_000, t, 2, 16, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
