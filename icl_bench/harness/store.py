@@ -4,6 +4,7 @@
     attempts/                     runs in progress, and what is left of those that were cut
     checkpoints/                  fleets in progress that take longer than a minute
     trash/                        runs that were removed
+    leases/  slurm/               who has a fleet in hand, and files of jobs, where SLURM carries runs out
     index.sqlite                  a cache of the runs; deleting it changes nothing
 
 Ending a run writes `result.json` into its attempt, makes everything durable, and renames the attempt to its place: one
@@ -42,7 +43,7 @@ from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
 from icl_bench.harness.spec import ID_LENGTH, RUN_DOMAIN, RunSpec
 
 RUN_ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
-FOLDERS = ("runs", "attempts", "checkpoints", "trash")
+FOLDERS = ("runs", "attempts", "checkpoints", "trash", "leases", "slurm")
 FILES = frozenset({"spec.json", "manifest.json", "metrics.jsonl"})
 
 

@@ -21,7 +21,7 @@ import torch
 
 from icl_bench.harness.engines.messages import Gone, Message, Order
 from icl_bench.harness.engines.queue import FleetQueue
-from icl_bench.harness.engines.supervisor import Limits, Supervisor, Worker
+from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor, Worker
 from icl_bench.harness.engines.worker import Setup, serve
 from icl_bench.harness.fleet import Machine
 from icl_bench.harness.record import RunResult
@@ -57,7 +57,7 @@ class LocalEngine:
         limits: Time limits.
     """
 
-    def __init__(self, machine: Machine, workers: int | None = None, limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(self, machine: Machine, workers: int | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         on_gpu = machine.device.type == "cuda"
         size = workers or (len(gpus()) if on_gpu else cores())
         threads = max(1, cores() // size) if on_gpu else 1

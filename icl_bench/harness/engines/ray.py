@@ -21,7 +21,7 @@ from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines.messages import Beat, Finished, Gone, Message, Order, Raised, Ready, Told
 from icl_bench.harness.engines.queue import FleetQueue
-from icl_bench.harness.engines.supervisor import Limits, Supervisor, Worker
+from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor, Worker
 from icl_bench.harness.engines.worker import BEAT_EVERY, Setup, carry_out, prepare
 from icl_bench.harness.fleet import Machine
 from icl_bench.harness.record import RunResult
@@ -54,7 +54,7 @@ class RayEngine:
         self,
         machine: Machine,
         workers: int | None = None,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: Limits = DEFAULT_LIMITS,
         address: str | None = None,
     ) -> None:
         if importlib.util.find_spec("ray") is None:

@@ -20,7 +20,7 @@ from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines.leases import EXPIRY, LeaseQueue, Leases, fleet_name
 from icl_bench.harness.engines.local import LocalCrew, cores
-from icl_bench.harness.engines.supervisor import Limits, Supervisor
+from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor
 from icl_bench.harness.fleet import Machine
 from icl_bench.harness.record import RunResult
 from icl_bench.harness.reporter import Progress, Reporter
@@ -73,13 +73,13 @@ class SlurmEngine:
         self,
         machine: Machine,
         workers: int,
-        limits: Limits = Limits(),  # noqa: B008
-        settings: Mapping[str, str | int] = {},
+        limits: Limits = DEFAULT_LIMITS,
+        settings: Mapping[str, str | int] | None = None,
         expiry: float = EXPIRY,
     ) -> None:
         if importlib.util.find_spec("submitit") is None:
             raise EngineError("--engine slurm needs submitit; it is not installed; pip install 'icl-bench[slurm]'")
-        self.settings = dict(settings)
+        self.settings = dict(settings or {})
         self.cluster = self.settings.pop("cluster", "slurm")
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise EngineError(

@@ -70,6 +70,9 @@ class Limits(NamedTuple):
     """For workers to finish their step and save, when all is to stop."""
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass
 class Usage:
     """Where the time of the workers went, in seconds summed over workers."""
