@@ -33,11 +33,12 @@ def split_entries(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[Ru
 
     Runs of one label that differ in anything but seed and rate are told apart by what differs.
     """
-    settings = {setting_of(record): record for record in records}
-    names = dict(zip(settings, name_settings(list(settings.values())), strict=True))
+    settings = [setting_of(record) for record in records]
+    examples = dict(zip(settings, records, strict=True))
+    names = dict(zip(examples, name_settings(list(examples.values())), strict=True))
     entries: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
-    for record in records:
-        entries[names[setting_of(record)]].append(record)
+    for setting, record in zip(settings, records, strict=True):
+        entries[names[setting]].append(record)
     return entries
 
 
