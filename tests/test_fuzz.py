@@ -234,7 +234,7 @@ def test_malformed_tasks_and_settings(command, tmp_path, monkeypatch) -> None:
 
 
 def test_malformed_studies(command, tmp_path) -> None:
-    fuzz_studies(command, tmp_path, 80)
+    fuzz_studies(command, tmp_path, 50)
 
 
 def test_malformed_records(command, tmp_path) -> None:
