@@ -18,7 +18,7 @@ from icl_bench.harness.engines.choice import Choice
 from icl_bench.harness.engines.choose import check_choice, slurm_settings
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import LocalCrew, LocalEngine
-from icl_bench.harness.engines.ray import connect
+from icl_bench.harness.engines.ray import check_reachable
 from icl_bench.harness.engines.slurm import SlurmEngine, Watch
 from icl_bench.harness.engines.supervisor import Limits
 from icl_bench.harness.fleet import Machine
@@ -182,8 +182,7 @@ def test_parameters_of_jobs_are_key_value() -> None:
 
 def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch, tmp_path) -> None:
     with pytest.raises(EngineError, match=r"names a Ray cluster that can be reached; 127\.0\.0\.1:1"):
-        pytest.importorskip("ray")
-        connect("127.0.0.1:1")
+        check_reachable("127.0.0.1:1")
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineError, match="--engine slurm needs sbatch on the path"):
