@@ -60,8 +60,8 @@ def power_attention_triton(
     """
     _check(q, k, v, p, normalize)
     if q.shape[3] > key_blocks.WIDEST:
-        *parts, start = key_blocks.split_keys(q, k, v, log_g, initial_state)
-        y, state = power_attention_triton(*parts, p, scale, normalize, eps, start, chunk, keep_state)
+        cut = key_blocks.split_keys(q, k, v, log_g, initial_state)
+        y, state = power_attention_triton(*cut[:4], p, scale, normalize, eps, cut[4], chunk, keep_state)
         return key_blocks.join_keys(y, state, k.shape[2], k.shape[3])
     if v.shape[3] > MAX_VALUE_WIDTH:
         return _by_value_blocks(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
