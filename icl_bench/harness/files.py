@@ -171,6 +171,8 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
     """Read a JSON object; raises RecordError."""
     try:
         plain = json.loads(data)
+        if b"\\ud" in data.lower():
+            json.dumps(plain, ensure_ascii=False).encode()  # half a surrogate pair is no text, and cannot be written
     except (ValueError, RecursionError) as error:
         raise RecordError(f"a record must be JSON; {path}: {error}; restore it or delete {path.parent}") from None
     if not isinstance(plain, dict):
