@@ -200,8 +200,10 @@ def parse_lrs(text: str) -> list[float]:
         raise SpecError(
             f"--lr takes positive rates 1e-3, 1e-3,3e-3 or a grid low..high/points; got {text!r}; try 1e-4..3e-2/7"
         ) from None
-    if points < 2 or high <= low:
-        raise SpecError(f"a grid of learning rates rises and has at least 2 points; got {text!r}; try 1e-4..3e-2/7")
+    if not 2 <= points <= MOST_RATES or high <= low:
+        raise SpecError(
+            f"a grid of learning rates rises and has 2 to {MOST_RATES} points; got {text!r:.60}; try 1e-4..3e-2/7"
+        )
     ratio = math.log(high / low) / (points - 1)
     return [float(f"{low * math.exp(ratio * i):.6g}") for i in range(points)]
 
@@ -214,6 +216,7 @@ def positive(value: float) -> float:
 
 
 MOST_SEEDS = 10_000
+MOST_RATES = 1_000
 
 
 def parse_seeds(text: str) -> list[int]:
