@@ -127,6 +127,10 @@ class Store:
                 raise RecordError(f"a stored file never changes; {folder / name} did; restore it or delete {folder}")
         check_identity(contents["spec.json"], result, folder)
         spec = parse_spec_file(contents["spec.json"], folder / "spec.json")
+        if (result.seed, result.lr) != (spec["seed"], spec["train"]["lr"]):
+            raise RecordError(
+                f"a result has the seed and rate of its specification; that of {folder} has not; delete it"
+            )
         lines = contents["metrics.jsonl"].splitlines()
         return RunRecord(
             spec=spec,
