@@ -213,12 +213,11 @@ def check_identity(spec: bytes, result: RunResult, folder: Path) -> None:
 
 
 def parse_spec_file(data: bytes, path: Path) -> dict[str, Any]:
-    """A stored specification, checked to be one; labels are no part of it. Raises RecordError."""
+    """A stored specification, checked and with every field there is; labels are no part of it. Raises RecordError."""
     spec = parse_object(data, path)
     components = [spec.get("task"), *(spec["arch"] if isinstance(spec.get("arch"), list) else [])]
     labelled = [{"label": "", **part} if isinstance(part, dict) else part for part in components]
-    validate(RunSpec, {**spec, "task": labelled[0], "arch": labelled[1:]}, path)
-    return spec
+    return validate(RunSpec, {**spec, "task": labelled[0], "arch": labelled[1:]}, path).model_dump(mode="json")
 
 
 def scan(folder: Path) -> list["os.DirEntry[str]"]:
