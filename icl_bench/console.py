@@ -106,7 +106,8 @@ def carry_out(study: "Study", store: Path, shop: Workshop, report: Path, as_json
         raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
     for line in outcome.left_out:
         typer.echo(f"left out: {line}", err=True)
-    finish([*outcome.measured, *outcome.tuning], as_json, report, bars=True, frame=frame_of(study, outcome.left_out))
+    once = {record.result.id: record for record in [*outcome.measured, *outcome.tuning]}  # a seed may do both
+    finish(list(once.values()), as_json, report, bars=True, frame=frame_of(study, outcome.left_out))
 
 
 def frame_of(study: "Study", left_out: "list[str]") -> "Frame":

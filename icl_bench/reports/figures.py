@@ -62,8 +62,8 @@ def load_axis(section: Section) -> Axis:
 
 
 def accuracy_by_load(section: Section) -> Figure | None:
-    """Test accuracy in each cell; none where no run has a score."""
-    if not section.cells:
+    """Test accuracy in each cell; none where no run has a score, or one cell is drawn by state already."""
+    if not section.cells or (len(section.cells) == 1 and differs_in_state(section)):
         return None
     axis, panels = load_axis(section), panels_of(section)
     figure, axes = grid(panels)
@@ -107,9 +107,9 @@ def place_loads(axes: Axes, axis: Axis) -> None:
 
 
 def learning_curves(section: Section) -> Figure | None:
-    """Validation accuracy over training at the chosen rate, a line a seed; none where nothing was validated."""
+    """Validation accuracy over training at the chosen rate, a line a seed; none unless a run was validated twice."""
     panels = panels_of(section)
-    if not any(run.metrics for entry in section.entries for run in entry.measured):
+    if not any(len(run.metrics) > 1 for entry in section.entries for run in entry.measured):
         return None
     figure, axes = grid(panels)
     for one, panel in zip(axes, panels, strict=True):
@@ -144,7 +144,7 @@ def recall_by_state(section: Section, published: Sequence[Published] = ()) -> Fi
 
     State is in elements, and in bytes where published results stand beside, which count bytes.
     """
-    if len({entry.state_elements for entry in section.entries if entry.accuracies} - {None}) < 2:
+    if not differs_in_state(section):
         return None
     figure, (left, right) = new_figure(360, 1, 2)
     draw_sizes(left, section, state_bytes if published else state_elements)
@@ -158,6 +158,11 @@ def recall_by_state(section: Section, published: Sequence[Published] = ()) -> Fi
     extra = [hollow(0, 0, "o", 9, PUBLISHED)] if published else []
     add_legend(figure, [*handles, *extra, floor_handle()], [*section.families, *["published"] * len(extra), "floor"])
     return figure
+
+
+def differs_in_state(section: Section) -> bool:
+    """Whether entries with a score carry states of different sizes."""
+    return len({entry.state_elements for entry in section.entries if entry.accuracies} - {None}) > 1
 
 
 def state_elements(entry: Entry) -> int | None:

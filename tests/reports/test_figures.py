@@ -89,6 +89,13 @@ def test_nothing_is_drawn_where_there_is_nothing_to_show() -> None:
     assert recall_by_state(section_of([make_record(), make_record("linear")])) is None  # equal state
 
 
+def test_one_cell_is_drawn_once() -> None:
+    alone = {"loads": (4,), "accuracies": (0.5,)}
+    section = section_of([make_record(**alone), make_record("linear", state=2_000, **alone)])
+    assert accuracy_by_load(section) is None
+    assert recall_by_state(section) is not None
+
+
 def test_loads_stand_on_the_scale_that_suits_them() -> None:
     wide = load_axis(section_of([make_record()]))
     assert (wide.logarithmic, wide.ticks, wide.label) == (True, ("4", "8", "16"), "pairs")
