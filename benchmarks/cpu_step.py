@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 IGNORED = -100

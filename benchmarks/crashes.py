@@ -15,8 +15,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from icl_bench.harness.merge import differing
 from icl_bench.harness.store import Store
+from icl_bench.harness.store.merge import differing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.harness.zygote import Zygote

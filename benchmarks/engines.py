@@ -30,10 +30,10 @@ from icl_bench.harness.engines.choose import make_engine
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import LocalEngine
 from icl_bench.harness.engines.ray import RayEngine
-from icl_bench.harness.fleet import Machine
 from icl_bench.harness.record import RunRecord
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.store import Store
+from icl_bench.harness.training.fleet import Machine
 from icl_bench.reports.progress import LineReporter
 
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"

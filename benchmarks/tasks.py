@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.harness.data import Feed, Split
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import make_task, task_component
+from icl_bench.harness.training.data import Feed, Split
 from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
 from icl_bench.tasks.base import measured_floors
 from icl_bench.tasks.regbench import Regbench

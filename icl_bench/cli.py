@@ -276,9 +276,9 @@ def report(
     ] = Path("report.md"),
 ) -> None:
     """Write a report, with figures, of every run in a store."""
-    from icl_bench.harness.index import Index
-    from icl_bench.harness.listing import INTERRUPTED, unfinished
     from icl_bench.harness.store import Store
+    from icl_bench.harness.store.index import Index
+    from icl_bench.harness.store.listing import INTERRUPTED, unfinished
     from icl_bench.reports.framing import NO_FRAME
 
     index = Index(Store(source))

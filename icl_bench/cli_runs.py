@@ -10,10 +10,10 @@ from icl_bench.console import print_json
 from icl_bench.errors import StoreError
 
 if TYPE_CHECKING:
-    from icl_bench.harness.index import Index
     from icl_bench.harness.record import RunRecord
-    from icl_bench.harness.rows import Summary
     from icl_bench.harness.store import Store
+    from icl_bench.harness.store.index import Index
+    from icl_bench.harness.store.rows import Summary
 
 SOMETHING_BROKEN = 3
 DEFAULT_STORE = Path("icl-runs")
@@ -39,8 +39,8 @@ def list_runs(
     as_json: JsonOption = False,
 ) -> None:
     """List runs, one line each: finished ones, then those that were cut or are under way."""
-    from icl_bench.harness.index import Index
-    from icl_bench.harness.listing import Filters, listed, parse_since, unfinished
+    from icl_bench.harness.store.index import Index
+    from icl_bench.harness.store.listing import Filters, listed, parse_since, unfinished
 
     opened = open_store(store)
     index = Index(opened)
@@ -82,7 +82,7 @@ def remove(
 @runs.command()
 def verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Read every byte of every run and compare digests; exit status 3 where something is damaged."""
-    from icl_bench.harness.verify import verify as verify_store
+    from icl_bench.harness.store.verify import verify as verify_store
 
     found = verify_store(open_store(store))
     if as_json:
@@ -101,8 +101,8 @@ def export(
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write finished runs as one table, a row for each run and cell."""
-    from icl_bench.harness.export import export as export_records
-    from icl_bench.harness.index import Index
+    from icl_bench.harness.store.export import export as export_records
+    from icl_bench.harness.store.index import Index
 
     index = Index(open_store(store))
     records, problems = index.records()
@@ -120,8 +120,8 @@ def merge(
 
     Example: icl-bench merge node1/icl-runs node2/icl-runs --store icl-runs
     """
-    from icl_bench.harness.merge import merge as merge_stores
     from icl_bench.harness.store import Store
+    from icl_bench.harness.store.merge import merge as merge_stores
 
     done = merge_stores(sources, Store(store))
     typer.echo(f"{done.copied} runs copied, {done.present} there already")

@@ -41,7 +41,7 @@ def workshop(device: str, impl: str, fleet: int | None, graphs: bool, choice: Ch
     from icl_bench.harness.engines.base import FLEET_SIZE
     from icl_bench.harness.engines.choose import check_choice, choose_device, make_engine
     from icl_bench.harness.environment import check_impl
-    from icl_bench.harness.fleet import Machine
+    from icl_bench.harness.training.fleet import Machine
     from icl_bench.reports.progress import make_reporter
 
     check_impl(impl)
@@ -56,7 +56,7 @@ def expected_seconds(phases: "list[list[RunSpec]]", device: str, impl: str, grap
     from icl_bench.harness.engines.base import FLEET_SIZE
     from icl_bench.harness.environment import check_impl, pick_device
     from icl_bench.harness.estimate import seconds_for
-    from icl_bench.harness.fleet import Machine
+    from icl_bench.harness.training.fleet import Machine
 
     check_impl(impl)
     chosen = pick_device(device)

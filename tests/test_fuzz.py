@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from icl_bench import cli
-from icl_bench.harness.attempt import check_field
-from icl_bench.harness.files import sha256
 from icl_bench.harness.spec import RUN_DOMAIN
 from icl_bench.harness.store import Store
+from icl_bench.harness.store.attempt import check_field
+from icl_bench.harness.store.files import sha256
 from tests.harness.made import finished, spec
 
 HOSTILE = [

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.text import Text
 
-from icl_bench.harness.data import Feed
 from icl_bench.harness.resolve import make_task, task_component
+from icl_bench.harness.training.data import Feed
 
 PER_LINE = 16
 LONGEST_ROW = 112

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from icl_bench.errors import SpecError, StoreError
-from icl_bench.harness import checkpoint, interruption
-from icl_bench.harness.checkpoint import Checkpoints, asked_interval, clear_checkpoints, read_checkpoint
+from icl_bench.harness import interruption
 from icl_bench.harness.interruption import Interrupted, Interruption, deferred
 from icl_bench.harness.record import MetricPoint
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.train import FleetScores, train_fleet
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.store import checkpoint
+from icl_bench.harness.store.checkpoint import Checkpoints, asked_interval, clear_checkpoints, read_checkpoint
+from icl_bench.harness.training.train import FleetScores, train_fleet
+from icl_bench.harness.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"

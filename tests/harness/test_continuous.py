@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from icl_bench.architectures.backbone import Scores
-from icl_bench.harness.data import Feed
-from icl_bench.harness.evaluate import batches, best_floors, evaluate
-from icl_bench.harness.fleet import cell_scores
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import EvalSpec, RunSpec
-from icl_bench.harness.supply import Supply
-from icl_bench.harness.train import train_fleet
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.training.data import Feed
+from icl_bench.harness.training.evaluate import batches, best_floors, evaluate
+from icl_bench.harness.training.fleet import cell_scores
+from icl_bench.harness.training.supply import Supply
+from icl_bench.harness.training.train import train_fleet
+from icl_bench.harness.training.trainer import Trainer
 from icl_bench.tasks import LinearRegression, VectorRecall
 from icl_bench.tasks.base import nearest_target
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from icl_bench.harness.faults import CRASH_POINTS, VARIABLE
-from icl_bench.harness.merge import differing
 from icl_bench.harness.store import Store
+from icl_bench.harness.store.faults import CRASH_POINTS, VARIABLE
+from icl_bench.harness.store.merge import differing
 
 from .zygote import Ended, Zygote
 
@@ -65,7 +65,7 @@ def assert_equal(found: Path, wanted: Path) -> None:
 
 
 def test_the_suite_knows_every_crash_point() -> None:
-    names = {path.stem: path.read_text() for path in Path("icl_bench/harness").glob("*.py")}
+    names = {path.stem: path.read_text() for path in Path("icl_bench/harness").rglob("*.py")}
     used = {name for name in CRASH_POINTS if any(f'reach("{name}")' in text for text in names.values())}
     assert used == set(CRASH_POINTS) and set(COMMANDS) <= used
 

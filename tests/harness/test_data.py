@@ -2,8 +2,8 @@
 
 import torch
 
-from icl_bench.harness.data import Feed, first_digests
 from icl_bench.harness.resolve import make_task, task_component
+from icl_bench.harness.training.data import Feed, first_digests
 
 
 def test_digests_tell_data_apart_and_members_of_one_seed_share_theirs() -> None:

@@ -14,11 +14,11 @@ from icl_bench.harness.engines.base import Engine, run_all
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import LocalEngine
 from icl_bench.harness.engines.supervisor import Limits
-from icl_bench.harness.fleet import Machine, pack
 from icl_bench.harness.record import RunRecord
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
+from icl_bench.harness.training.fleet import Machine, pack
 
 TINY = (
     "model.d_model=16", "train.steps=3", "train.batch=4", "evaluation.examples=8", "evaluation.validation=4",

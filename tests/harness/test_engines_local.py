@@ -21,10 +21,10 @@ from icl_bench.harness.engines.local import LocalCrew, LocalEngine
 from icl_bench.harness.engines.ray import check_reachable
 from icl_bench.harness.engines.slurm import SlurmEngine, Watch
 from icl_bench.harness.engines.supervisor import Limits
-from icl_bench.harness.fleet import Machine
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
+from icl_bench.harness.training.fleet import Machine
 from icl_bench.reports.progress import LineReporter
 
 MACHINE = Machine(torch.device("cpu"))

@@ -16,11 +16,11 @@ from icl_bench.harness.engines.messages import Beat, Finished, Gone, Message, Or
 from icl_bench.harness.engines.queue import FleetQueue, Item
 from icl_bench.harness.engines.supervisor import Limits, Shift, Supervisor
 from icl_bench.harness.environment import make_manifest
-from icl_bench.harness.fleet import Machine, base_result
 from icl_bench.harness.reporter import Progress
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
+from icl_bench.harness.training.fleet import Machine, base_result
 
 MACHINE = Machine(torch.device("cpu"))
 Behaviour = Callable[[Order], list[Message]]

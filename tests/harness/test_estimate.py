@@ -3,7 +3,7 @@
 import pytest
 
 from icl_bench.harness import estimate
-from icl_bench.harness.fleet import Machine
+from icl_bench.harness.training.fleet import Machine
 from tests.harness.test_fleet import CPU, specs
 
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from icl_bench.architectures.backbone import Scores
-from icl_bench.harness.data import Feed, Split
-from icl_bench.harness.evaluate import best_floors, evaluate_controls
 from icl_bench.harness.resolve import make_task, task_component
 from icl_bench.harness.spec import EvalSpec
+from icl_bench.harness.training.data import Feed, Split
+from icl_bench.harness.training.evaluate import best_floors, evaluate_controls
 from icl_bench.tasks import Batch, Cell
 from icl_bench.tasks.assoc_recall import AssocRecall
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from icl_bench.harness.data import cell_order, slices, training_set_size
-from icl_bench.harness.fleet import pack
 from icl_bench.harness.record import MetricPoint
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.train import FleetScores, train_fleet
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.training.data import cell_order, slices, training_set_size
+from icl_bench.harness.training.fleet import pack
+from icl_bench.harness.training.train import FleetScores, train_fleet
+from icl_bench.harness.training.trainer import Trainer
 from icl_bench.tasks import AssocRecall
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.training.trainer import Trainer
 from icl_bench.kernels.adamw import api as adamw
 from icl_bench.kernels.convolution import api as convolution
 from icl_bench.kernels.cross_entropy import api as cross_entropy
@@ -36,7 +36,7 @@ def test_fused_and_plain_steps_agree(arch, tied, monkeypatch):
     plain, plain_losses = trained(arch, tied)
     for module in (adamw, convolution, embedding, gated_unit, norm):
         monkeypatch.setattr(module, "has_triton", lambda x: True)
-    monkeypatch.setattr("icl_bench.harness.trainer.has_triton", lambda x: True)
+    monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
     from icl_bench.kernels.cross_entropy.triton_api import cross_entropy_triton
 
     fused_entropy = lambda x, weight, targets, at_once: cross_entropy_triton(x, weight, targets)  # noqa: E731

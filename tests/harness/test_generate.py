@@ -6,12 +6,12 @@ from torch import Tensor
 
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.architectures.backbone import Backbone
-from icl_bench.harness.data import Feed
-from icl_bench.harness.evaluate import evaluate
-from icl_bench.harness.generate import MOST_EXAMPLES, generate, is_recurrent, run_freely
-from icl_bench.harness.precision import WorkingModel
 from icl_bench.harness.resolve import arch_components, make_arch, make_task, task_component
 from icl_bench.harness.spec import Precision
+from icl_bench.harness.training.data import Feed
+from icl_bench.harness.training.evaluate import evaluate
+from icl_bench.harness.training.generate import MOST_EXAMPLES, generate, is_recurrent, run_freely
+from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.schema import parse_spec
 from icl_bench.tasks import TASKS, Batch, Task
 

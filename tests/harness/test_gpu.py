@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from icl_bench.harness.data import Feed
-from icl_bench.harness.memory import estimate, fit, measure
 from icl_bench.harness.resolve import Request, expand, make_task, task_component
-from icl_bench.harness.train import train_fleet
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.training.data import Feed
+from icl_bench.harness.training.memory import estimate, fit, measure
+from icl_bench.harness.training.train import train_fleet
+from icl_bench.harness.training.trainer import Trainer
 from icl_bench.tasks import TASKS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

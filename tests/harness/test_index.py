@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from icl_bench.errors import RecordError
-from icl_bench.harness import index as index_module
-from icl_bench.harness import rows
-from icl_bench.harness.index import NAME, Index
-from icl_bench.harness.store import Store
+from icl_bench.harness.store import Store, rows
+from icl_bench.harness.store import index as index_module
+from icl_bench.harness.store.index import NAME, Index
 from tests.harness.made import finished, result, spec
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from icl_bench.errors import SpecError, StoreError
-from icl_bench.harness import attempt, export, listing
-from icl_bench.harness.checkpoint import Checkpoints
-from icl_bench.harness.listing import Filters, listed, parse_since, unfinished
-from icl_bench.harness.merge import merge
-from icl_bench.harness.rows import Summary
-from icl_bench.harness.store import Store
+from icl_bench.harness.store import Store, attempt, export, listing
+from icl_bench.harness.store.checkpoint import Checkpoints
+from icl_bench.harness.store.listing import Filters, listed, parse_since, unfinished
+from icl_bench.harness.store.merge import merge
+from icl_bench.harness.store.rows import Summary
 from tests.harness.made import MANIFEST, POINT, finished, result, spec
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

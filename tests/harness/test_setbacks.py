@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from icl_bench.harness import fleet
-from icl_bench.harness.fleet import Machine, run_fleet
-from icl_bench.harness.memory import estimate, fit, parts
-from icl_bench.harness.setbacks import kind_of
 from icl_bench.harness.store import Store
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.training import fleet
+from icl_bench.harness.training.fleet import Machine, run_fleet
+from icl_bench.harness.training.memory import estimate, fit, parts
+from icl_bench.harness.training.setbacks import kind_of
+from icl_bench.harness.training.trainer import Trainer
 from tests.harness.test_fleet import CPU, specs
 
 RUNS = [specs("softmax", seeds=[seed], extra=("train.steps=2",))[0] for seed in range(5)]

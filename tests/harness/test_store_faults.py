@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness import attempt, faults, files
-from icl_bench.harness.attempt import commit_fleet, finish_moves
-from icl_bench.harness.store import Store
-from icl_bench.harness.verify import verify
+from icl_bench.harness.store import Store, attempt, faults, files
+from icl_bench.harness.store.attempt import commit_fleet, finish_moves
+from icl_bench.harness.store.verify import verify
 from tests.harness.made import MANIFEST, POINT, finished, result, spec
 
 FILES = ["manifest.json", "metrics.jsonl", "result.json", "spec.json"]

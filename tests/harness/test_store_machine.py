@@ -11,15 +11,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from icl_bench.harness import attempt, checkpoint, index, merge, store
-from icl_bench.harness.attempt import attempts, commit_fleet
-from icl_bench.harness.checkpoint import Checkpoints, FleetState
-from icl_bench.harness.faults import CRASH_POINTS
-from icl_bench.harness.index import NAME, Index
-from icl_bench.harness.listing import unfinished
-from icl_bench.harness.merge import merge as merge_stores
-from icl_bench.harness.store import Store
-from icl_bench.harness.verify import verify as verify_store
+from icl_bench.harness.store import Store, attempt, checkpoint, index, merge, store
+from icl_bench.harness.store.attempt import attempts, commit_fleet
+from icl_bench.harness.store.checkpoint import Checkpoints, FleetState
+from icl_bench.harness.store.faults import CRASH_POINTS
+from icl_bench.harness.store.index import NAME, Index
+from icl_bench.harness.store.listing import unfinished
+from icl_bench.harness.store.merge import merge as merge_stores
+from icl_bench.harness.store.verify import verify as verify_store
 from tests.harness.made import MANIFEST, POINT, result, spec
 
 SEEDS = st.lists(st.integers(0, 7), min_size=1, max_size=3, unique=True)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from icl_bench.errors import IclBenchError, SpecError, UnknownNameError
 from icl_bench.harness.engines.inline import InlineEngine
-from icl_bench.harness.fleet import Machine
 from icl_bench.harness.store import Store
 from icl_bench.harness.study import (
     Study,
@@ -19,6 +18,7 @@ from icl_bench.harness.study import (
     plan,
     run_study,
 )
+from icl_bench.harness.training.fleet import Machine
 from icl_bench.reports.progress import LineReporter
 
 TINY = ["train.steps=4", "train.batch=4", "model.d_model=16", "evaluation.examples=8", "evaluation.validation=8"]

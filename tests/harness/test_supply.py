@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from icl_bench.harness.data import Feed
-from icl_bench.harness.supply import MOST_STEPS, Supply, steps_at_once
+from icl_bench.harness.training.data import Feed
+from icl_bench.harness.training.supply import MOST_STEPS, Supply, steps_at_once
 from icl_bench.kernels.embedding.places import find_places
 from icl_bench.tasks import AssocRecall
 

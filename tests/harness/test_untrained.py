@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.training.trainer import Trainer
 from icl_bench.tasks import TASKS
 
 EXAMPLES = 512

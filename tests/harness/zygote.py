@@ -12,7 +12,7 @@ SERVER = """
 import glob, json, os, signal, sys, time, traceback
 import torch
 torch.set_num_threads(1)
-import icl_bench.harness.engines.base, icl_bench.harness.fleet, icl_bench.reports.progress
+import icl_bench.harness.engines.base, icl_bench.harness.training.fleet, icl_bench.reports.progress
 from icl_bench import cli
 
 for line in sys.stdin:

@@ -14,7 +14,7 @@ from icl_bench.harness.engines.ray import RayEngine
 from icl_bench.harness.engines.slurm import SlurmEngine
 from icl_bench.harness.engines.supervisor import Limits
 from icl_bench.harness.environment import pick_device
-from icl_bench.harness.fleet import Machine
+from icl_bench.harness.training.fleet import Machine
 from icl_bench.schema import nearest
 
 SUMMARIES: Mapping[str, str] = {

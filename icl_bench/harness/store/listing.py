@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from icl_bench.errors import RecordError, SpecError
-from icl_bench.harness.attempt import Attempt, attempts
-from icl_bench.harness.checkpoint import fleets
-from icl_bench.harness.files import parse_object, read_bytes
-from icl_bench.harness.rows import Summary
-from icl_bench.harness.store import RUN_ID, Store
+from icl_bench.harness.store.attempt import Attempt, attempts
+from icl_bench.harness.store.checkpoint import fleets
+from icl_bench.harness.store.files import parse_object, read_bytes
+from icl_bench.harness.store.rows import Summary
+from icl_bench.harness.store.store import RUN_ID, Store
 
 INTERRUPTED, RUNNING = "interrupted", "running"
 AGO = re.compile(r"(\d{1,6})([mhdw])")

@@ -1,7 +1,7 @@
 """One fleet from its specifications to its committed results."""
 
+import json
 import logging
-import pickle
 import subprocess
 import sys
 import time
@@ -14,20 +14,20 @@ import torch
 from icl_bench.architectures import Architecture
 from icl_bench.architectures.plain import Plain
 from icl_bench.errors import IclBenchError
-from icl_bench.harness.attempt import RunWriter, commit_fleet
-from icl_bench.harness.checkpoint import Checkpoints
-from icl_bench.harness.data import Feed, first_digests
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.interruption import check, deferred, noted
-from icl_bench.harness.memory import fit, release
 from icl_bench.harness.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
 from icl_bench.harness.reporter import FleetReporter
 from icl_bench.harness.resolve import make_arch, make_task
-from icl_bench.harness.setbacks import SetbackError, kind_of
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
-from icl_bench.harness.train import FleetScores, train_fleet
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.store.attempt import RunWriter, commit_fleet
+from icl_bench.harness.store.checkpoint import Checkpoints
+from icl_bench.harness.training.data import Feed, first_digests
+from icl_bench.harness.training.memory import fit, release
+from icl_bench.harness.training.setbacks import SetbackError, kind_of
+from icl_bench.harness.training.train import FleetScores, train_fleet
+from icl_bench.harness.training.trainer import Trainer
 from icl_bench.kernels.cross_entropy.means import PATIENCE, PLUS, TIMES
 from icl_bench.tasks import ContinuousTask, Task
 
@@ -92,8 +92,8 @@ def run_part(specs: Sequence[RunSpec], store: Store, machine: Machine, reporter:
 
 def run_alone(spec: RunSpec, store: Store, machine: Machine) -> RunResult:
     """Run in a fresh process, which commits the result; where it ends without, that is the result."""
-    order: bytes | None = pickle.dumps((spec, store.root, machine))
-    started, command = time.perf_counter(), [sys.executable, "-m", "icl_bench.harness.alone"]
+    order: bytes | None = order_of(spec, store, machine)
+    started, command = time.perf_counter(), [sys.executable, "-m", "icl_bench.harness.training.alone"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -112,6 +112,14 @@ def run_alone(spec: RunSpec, store: Store, machine: Machine) -> RunResult:
     detail = f"its process ended with status {process.returncode}: {last}"
     writer = store.begin(spec, make_manifest(machine.device, machine.impl, 1))
     return commit_fleet([writer], [failed(spec, "crashed", detail, started)])[0]
+
+
+def order_of(spec: RunSpec, store: Store, machine: Machine) -> bytes:
+    """What a fresh process is told, as JSON; labels apart, since a specification is stored without."""
+    labels = {"task": spec.task.label, "arch": [component.label for component in spec.arch]}
+    where = {"store": str(store.root.resolve()), "device": str(machine.device)}
+    how = {"impl": machine.impl, "graphs": machine.graphs}
+    return json.dumps({"spec": spec.model_dump(mode="json"), "labels": labels, **where, **how}).encode()
 
 
 def finish_fleet(

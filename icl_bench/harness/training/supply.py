@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icl_bench.harness.data import Feed
+from icl_bench.harness.training.data import Feed
 from icl_bench.kernels.embedding.places import Places, find_places
 from icl_bench.tasks import ContinuousTask
 

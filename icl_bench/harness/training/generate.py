@@ -12,8 +12,8 @@ from torch import Tensor
 
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.plain import PlainMixer
-from icl_bench.harness.data import Feed, slices
-from icl_bench.harness.precision import WorkingModel
+from icl_bench.harness.training.data import Feed, slices
+from icl_bench.harness.training.precision import WorkingModel
 
 MOST_EXAMPLES = 128
 """Examples of a cell that run freely: a token costs a step of its own, and a share of 128 is known to .09."""

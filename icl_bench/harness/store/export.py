@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from icl_bench.errors import SpecError
-from icl_bench.harness.files import replace_file, writing
 from icl_bench.harness.record import CellScore, RunRecord
+from icl_bench.harness.store.files import replace_file, writing
 
 Cell = str | int | float | None
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 from safetensors import torch as safetensors
 
-from icl_bench.harness.checkpoint import Checkpoints, FleetState, Saved
-from icl_bench.harness.evaluate import CellOutcome
-from icl_bench.harness.faults import reach
 from icl_bench.harness.interruption import check, noted
 from icl_bench.harness.record import MetricPoint
 from icl_bench.harness.reporter import Progress
-from icl_bench.harness.trainer import Trainer
+from icl_bench.harness.store.checkpoint import Checkpoints, FleetState, Saved
+from icl_bench.harness.store.faults import reach
+from icl_bench.harness.training.evaluate import CellOutcome
+from icl_bench.harness.training.trainer import Trainer
 
 SOLVED = 0.99
 

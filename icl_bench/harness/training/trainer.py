@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from icl_bench.architectures.backbone import Backbone, VectorBackbone, Vectors
-from icl_bench.harness.data import Feed, Split, cell_order, training_set_size
-from icl_bench.harness.evaluate import CellOutcome, batches, best_floors, evaluate, evaluate_controls
-from icl_bench.harness.generate import FreeRunning, is_recurrent, run_freely
-from icl_bench.harness.graphs import StepGraphs
-from icl_bench.harness.members import Part, copy_members
-from icl_bench.harness.optimiser import FleetAdamW
-from icl_bench.harness.precision import WorkingModel, working_dtype
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.supply import Supply, steps_at_once
+from icl_bench.harness.training.data import Feed, Split, cell_order, training_set_size
+from icl_bench.harness.training.evaluate import CellOutcome, batches, best_floors, evaluate, evaluate_controls
+from icl_bench.harness.training.generate import FreeRunning, is_recurrent, run_freely
+from icl_bench.harness.training.graphs import StepGraphs
+from icl_bench.harness.training.members import Part, copy_members
+from icl_bench.harness.training.optimiser import FleetAdamW
+from icl_bench.harness.training.precision import WorkingModel, working_dtype
+from icl_bench.harness.training.supply import Supply, steps_at_once
 from icl_bench.kernels.adamw.layout import Layout
 from icl_bench.kernels.backends import has_triton
 from icl_bench.kernels.cross_entropy.means import make_watch, mean_losses

@@ -18,8 +18,10 @@ from typing import NamedTuple
 
 import icl_bench
 from icl_bench.errors import RecordError, SpecError
-from icl_bench.harness.faults import reach
-from icl_bench.harness.files import (
+from icl_bench.harness.record import MetricPoint
+from icl_bench.harness.spec import ID_LENGTH, RunSpec
+from icl_bench.harness.store.faults import reach
+from icl_bench.harness.store.files import (
     move_folder,
     parse_object,
     read_bytes,
@@ -31,8 +33,6 @@ from icl_bench.harness.files import (
     write_file,
     writing,
 )
-from icl_bench.harness.record import MetricPoint
-from icl_bench.harness.spec import ID_LENGTH, RunSpec
 from icl_bench.schema import Frozen, canonical_json, content_hash
 
 LAYOUT = 1

@@ -18,11 +18,11 @@ from typing import Any, overload
 from urllib.parse import quote
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.faults import reach
-from icl_bench.harness.files import parse_model, read_bytes, sha256
 from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
-from icl_bench.harness.rows import DamagedError, Row, Summary, fill, fingerprint, intact, read_summaries, row_of
 from icl_bench.harness.store import Store
+from icl_bench.harness.store.faults import reach
+from icl_bench.harness.store.files import parse_model, read_bytes, sha256
+from icl_bench.harness.store.rows import DamagedError, Row, Summary, fill, fingerprint, intact, read_summaries, row_of
 
 NAME = "index.sqlite"
 

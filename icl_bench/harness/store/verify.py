@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.checkpoint import STEP, fleets, read_checkpoint
-from icl_bench.harness.store import RUN_ID, Store
+from icl_bench.harness.store.checkpoint import STEP, fleets, read_checkpoint
+from icl_bench.harness.store.store import RUN_ID, Store
 
 
 class Verified(NamedTuple):

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.faults import reach
-from icl_bench.harness.files import (
+from icl_bench.harness.record import Manifest, MetricPoint, RunResult
+from icl_bench.harness.spec import ID_LENGTH, RunSpec
+from icl_bench.harness.store.faults import reach
+from icl_bench.harness.store.files import (
     NEW,
     move_folder,
     parse_object,
@@ -32,8 +34,6 @@ from icl_bench.harness.files import (
     write_file,
     writing,
 )
-from icl_bench.harness.record import Manifest, MetricPoint, RunResult
-from icl_bench.harness.spec import ID_LENGTH, RunSpec
 from icl_bench.schema import Frozen, canonical_json
 
 COMPANIONS = ("spec.json", "manifest.json", "metrics.jsonl")

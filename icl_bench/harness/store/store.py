@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.attempt import (
+from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
+from icl_bench.harness.spec import ID_LENGTH, RUN_DOMAIN, RunSpec
+from icl_bench.harness.store.attempt import (
     RunWriter,
     attempts,
     check_field,
@@ -28,9 +30,9 @@ from icl_bench.harness.attempt import (
     run_folder,
     set_aside,
 )
-from icl_bench.harness.checkpoint import clear_checkpoints
-from icl_bench.harness.faults import reach
-from icl_bench.harness.files import (
+from icl_bench.harness.store.checkpoint import clear_checkpoints
+from icl_bench.harness.store.faults import reach
+from icl_bench.harness.store.files import (
     parse_model,
     parse_object,
     read_bytes,
@@ -39,8 +41,6 @@ from icl_bench.harness.files import (
     validate,
     writing,
 )
-from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
-from icl_bench.harness.spec import ID_LENGTH, RUN_DOMAIN, RunSpec
 
 RUN_ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
 FOLDERS = ("runs", "attempts", "checkpoints", "trash", "leases", "slurm")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.attempt import HOST, clear_attempts, publish
-from icl_bench.harness.faults import reach
-from icl_bench.harness.files import read_bytes, remove_folder, sync_folder, write_file, writing
 from icl_bench.harness.record import RunRecord
-from icl_bench.harness.store import FILES, Store
+from icl_bench.harness.store.attempt import HOST, clear_attempts, publish
+from icl_bench.harness.store.faults import reach
+from icl_bench.harness.store.files import read_bytes, remove_folder, sync_folder, write_file, writing
+from icl_bench.harness.store.store import FILES, Store
 
 OWN_FIELDS = frozenset({"seconds", "examples_per_second", "files", "check"})
 """Fields of a result that tell of its machine: two runs of one specification may differ in them."""

@@ -1,0 +1,1 @@
+"""Fleets from their first step to their last score."""
