@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
 from icl_bench.harness.record import CellScore, RunRecord
+from icl_bench.harness.store.index import Metrics
 from icl_bench.reports.naming import common_items, natural_key, split_entries
 from icl_bench.reports.statistics import Interval, mean_interval, median, wilson
 
@@ -24,6 +25,10 @@ SOLVED = 0.99
 """Accuracy from which a run counts as solved."""
 Seeds = tuple[int, int]
 """Seed of the parameters and seed of the data: equal ones make runs comparable in pairs."""
+
+
+Curve = tuple[tuple[int, float], ...]
+"""Step and validation accuracy of each validation."""
 
 
 class RateScore(NamedTuple):
@@ -163,7 +168,7 @@ class Entry:
     @property
     def rise(self) -> float:
         """Median over seeds of the rise in validation accuracy over the last third of the updates."""
-        rises = [late_rise(run) for run in self.scored if len(run.metrics) > 1]
+        rises = [late_rise(curve) for run in self.scored if len(curve := curve_of(run)) > 1]
         return median(rises) if rises else 0.0
 
     def parameter(self, name: str) -> tuple[Any, ...]:
@@ -184,14 +189,21 @@ class Entry:
         gaps = itertools.product(sorted(self.choosing_seeds), rates)
         return tuple((seeds[0], rate) for seeds, rate in gaps if (seeds, rate) not in there)
 
+    @cached_property
+    def columns(self) -> dict[str, dict[Seeds, float]]:
+        """What was asked of `in_cell` before."""
+        return {}
+
     def in_cell(self, label: str) -> dict[Seeds, float]:
         """Accuracy in a cell, by seed; 0 for a diverged run."""
-        found = {}
-        for run in self.scored:
-            cell = cell_of(run, label)
-            if cell is not None or run.result.status == "diverged":
-                found[seeds_of(run)] = cell.accuracy if cell else 0.0
-        return found
+        if label not in self.columns:
+            cells = [(run, cell_of(run, label)) for run in self.scored]
+            self.columns[label] = {
+                seeds_of(run): cell.accuracy if cell else 0.0
+                for run, cell in cells
+                if cell is not None or run.result.status == "diverged"
+            }
+        return self.columns[label]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +219,7 @@ class Section:
     cells: tuple[CellInfo, ...]
     """By load and length."""
 
-    @property
+    @cached_property
     def runs(self) -> tuple[RunRecord, ...]:
         """Every run."""
         return tuple(run for entry in self.entries for run in entry.runs)
@@ -304,11 +316,18 @@ def several_rates(runs: Iterable[RunRecord]) -> frozenset[Seeds]:
     return frozenset(seeds for seeds, found in rates.items() if len(found) > 1)
 
 
-def late_rise(run: RunRecord) -> float:
+def curve_of(run: RunRecord) -> Curve:
+    """Step and validation accuracy of each validation of a run."""
+    if isinstance(run.metrics, Metrics):
+        return run.metrics.curve
+    return tuple((point.step, point.accuracy) for point in run.metrics)
+
+
+def late_rise(curve: Curve) -> float:
     """Rise in validation accuracy from the last point within two thirds of the updates, or the first there is."""
-    last = run.metrics[-1]
-    early = [point for point in run.metrics if 3 * point.step <= 2 * last.step] or run.metrics[:1]
-    return last.accuracy - early[-1].accuracy
+    last, accuracy = curve[-1]
+    early = [point for point in curve if 3 * point[0] <= 2 * last] or curve[:1]
+    return accuracy - early[-1][1]
 
 
 def floor_of(scores: Sequence[CellScore]) -> Floor:

@@ -32,6 +32,8 @@ INK = "#24292f"
 GREY = "#57606a"
 FAINT = "#d0d7de"
 LONGEST_NAME = 34
+MOST_DOTS = 30
+"""Dots in one spot; of more seeds, as many quantiles are drawn."""
 LEAST_SPAN = 3.0
 """Ratio of the ends of an axis of counts, at least, so that small differences look small."""
 SETTINGS: Any = {
@@ -139,11 +141,24 @@ def draw_floor(axes: Axes, x: Sequence[float], floors: Sequence[float]) -> None:
         axes.plot(x, floors, color=GREY, linestyle=":", linewidth=1.4)
 
 
+def thinned(values: Sequence[float]) -> list[float]:
+    """The values, or as many of them as are drawn, evenly spread over their ranks.
+
+    >>> thinned([0.5, 0.2])
+    [0.5, 0.2]
+    """
+    if len(values) <= MOST_DOTS:
+        return list(values)
+    ordered, last = sorted(values), len(values) - 1
+    return [ordered[round(i * last / (MOST_DOTS - 1))] for i in range(MOST_DOTS)]
+
+
 def draw_seeds(axes: Axes, x: float, values: Sequence[float], style: Look) -> None:
-    """A dot for every seed."""
+    """A dot for every seed, or for 30 quantiles of more, the least and the largest among them."""
+    shown = thinned(values)
     axes.plot(
-        [x] * len(values),
-        list(values),
+        [x] * len(shown),
+        shown,
         linestyle="none",
         marker=style.marker,
         markersize=4.5,

@@ -23,7 +23,7 @@ from icl_bench.reports.notes import (
     PUBLISHED_NOTE,
     RATE_NOTE,
 )
-from icl_bench.reports.ranking import Ranking, rank, rankings
+from icl_bench.reports.ranking import Ranking, judge_cells, rankings
 from icl_bench.reports.squared_error import error_table, measure_table
 from icl_bench.reports.tables import (
     Table,
@@ -118,7 +118,8 @@ def compose(
         blocks += section_blocks(section, i, {drawing.name: drawing for drawing in drawings[i]})
     blocks += tabled("Unreadable records", problem_table(problems), level=2)
     blocks += environment_blocks(runs)
-    commands = tuple(dict.fromkeys((*sorted({plain(run.manifest.command) for run in runs}), plain(command))))
+    made = {run.manifest.command for run in runs}
+    commands = tuple(dict.fromkeys((*sorted({plain(line) for line in made}), plain(command))))
     return [*blocks, Heading(2, "Reproduce"), Commands(commands)]
 
 
@@ -176,7 +177,7 @@ def load_blocks(section: Section, ranked: Sequence[Ranking], figures: Mapping[st
     """Accuracy by load, what ranks, and the comparisons."""
     if not section.cells:
         return []
-    table = cell_table(section, rank(section, section.entries).verdicts)
+    table = cell_table(section, judge_cells(section, section.entries))
     blocks = tabled("Error by load", error_table(section), after=ERROR_NOTE)
     blocks += tabled("Accuracy by load", table, *pick(figures, "accuracy-by-load"), after=ranking_note(section))
     blocks += tabled("Reading its own answers", own_answers_table(section), after=OWN_ANSWERS_NOTE)
@@ -246,7 +247,9 @@ def differing_data(runs: Sequence[RunRecord]) -> bool:
     seen: dict[str, str] = {}
     for run in runs:
         digest = run.result.first_batch
+        if digest is None:
+            continue
         key = canonical_json([run.spec["task"], run.spec["train"]["batch"], run.spec["data_seed"]])
-        if digest is not None and seen.setdefault(key, digest) != digest:
+        if seen.setdefault(key, digest) != digest:
             return True
     return False

@@ -7,7 +7,7 @@ there; one that diverged never would, and is censored at the end of its budget l
 from typing import NamedTuple
 
 from icl_bench.harness.record import RunRecord
-from icl_bench.reports.analysis import Entry, Section
+from icl_bench.reports.analysis import Entry, Section, curve_of
 from icl_bench.reports.statistics import Waits, survival
 from icl_bench.reports.tables import Name, Table
 from icl_bench.reports.text import NONE, quantity
@@ -38,7 +38,7 @@ class Reached(NamedTuple):
 
 def reached(run: RunRecord, level: float) -> Reached:
     """When a run first reached a level."""
-    first = next((point.step for point in run.metrics if point.accuracy >= level), None)
+    first = next((step for step, accuracy in curve_of(run) if accuracy >= level), None)
     if first is None or run.result.status != "ok":
         return Reached(int(run.spec["train"]["steps"]), False)
     return Reached(first, True)

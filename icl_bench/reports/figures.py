@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from icl_bench.reports.analysis import Entry, Section, seeds_of
+from icl_bench.reports.analysis import Entry, Section, curve_of, seeds_of
 from icl_bench.reports.canvas import (
     GREY,
+    MOST_DOTS,
     Look,
     add_legend,
     draw_floor,
@@ -36,6 +37,8 @@ from icl_bench.reports.tables import group_values
 LOG_FROM = 4
 """Ratio of largest to smallest load from which the axis of loads is logarithmic."""
 ARROWS = {"above": "^", "below": "v"}
+MOST_CURVES = 20
+"""Learning curves of an entry, at most."""
 PUBLISHED = Look((0.0, 0.0, 0.0), "o", "-")
 
 
@@ -109,13 +112,13 @@ def place_loads(axes: Axes, axis: Axis) -> None:
 def learning_curves(section: Section) -> Figure | None:
     """Validation accuracy over training at the chosen rate, a line a seed; none unless a run was validated twice."""
     panels = panels_of(section)
-    if not any(len(run.metrics) > 1 for entry in section.entries for run in entry.measured):
+    if not any(len(curve_of(run)) > 1 for entry in section.entries for run in entry.measured):
         return None
     figure, axes = grid(panels)
     for one, panel in zip(axes, panels, strict=True):
         for entry, style in zip(panel.entries, panel.looks, strict=True):
-            for run in sorted(entry.measured, key=seeds_of):
-                points = [(point.step, point.accuracy) for point in run.metrics]
+            for run in sorted(entry.measured, key=seeds_of)[:MOST_CURVES]:
+                points = curve_of(run)
                 x, y = [step for step, _ in points], [accuracy for _, accuracy in points]
                 one.plot(x, y, color=style.colour, linestyle=style.dash, linewidth=1.1)
         one.set_xlabel("updates")
@@ -330,4 +333,15 @@ def draw_all(
         with settings():
             figure = make(section) if names is None or name in names else None
             if figure is not None:
-                yield name, caption, svg(figure)
+                yield name, caption + thinning(name, caption, section), svg(figure)
+
+
+def thinning(name: str, caption: str, section: Section) -> str:
+    """What a caption says where not all seeds are drawn."""
+    if name == "learning-curves" and any(len(entry.measured) > MOST_CURVES for entry in section.entries):
+        return f" Of an entry with more than {MOST_CURVES} seeds, the first {MOST_CURVES} are drawn."
+    if "each seed a dot" not in caption:
+        return ""
+    swept = (len(rate.by_seed) for entry in section.entries for rate in entry.rates)
+    most = max(swept if name == "learning-rates" else (len(entry.accuracies) for entry in section.entries), default=0)
+    return f" Of more than {MOST_DOTS} seeds in one place, {MOST_DOTS} quantiles." if most > MOST_DOTS else ""

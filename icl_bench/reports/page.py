@@ -15,7 +15,7 @@ from typing import Any
 
 from icl_bench.errors import RecordError
 from icl_bench.harness.record import RunRecord
-from icl_bench.reports.analysis import Entry, Section, analyse
+from icl_bench.reports.analysis import Entry, Section, analyse, curve_of
 from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Link, Notes, Prose, compose
 from icl_bench.reports.framing import NO_FRAME, Frame, Published
 from icl_bench.reports.report import refuse_unwritable, write_whole
@@ -158,9 +158,9 @@ def describe(entry: Entry, index: int, section: Section) -> dict[str, Any]:
             for seeds, value in sorted(rate.by_seed.items())
         ],
         "curve": [
-            {"seed": run.result.seed, "step": point.step, "validation": round(point.accuracy, 6)}
+            {"seed": run.result.seed, "step": step, "validation": round(accuracy, 6)}
             for run in entry.scored
-            for point in run.metrics
+            for step, accuracy in curve_of(run)
         ],
     }
 

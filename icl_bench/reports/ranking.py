@@ -105,7 +105,7 @@ def state_groups(entries: Sequence[Entry]) -> list[tuple[Entry, ...]]:
 
 def rank(section: Section, entries: tuple[Entry, ...]) -> Ranking:
     """Compare entries of a section."""
-    verdicts = {cell.label: judge_cell(section, entries, cell) for cell in section.cells}
+    verdicts = judge_cells(section, entries)
     labels = [label for label, verdict in verdicts.items() if verdict == "ranks"]
     scores = {entry.label: seed_scores(entry, labels) for entry in entries}
     scored = [entry for entry in entries if scores[entry.label]]
@@ -136,6 +136,11 @@ def compare(
         median_p=permutation_p(*(list(scores[entry.label].values()) for entry in (best, other))),
         learnable=sweep_agrees(best, other),
     )
+
+
+def judge_cells(section: Section, entries: Sequence[Entry]) -> dict[str, Verdict]:
+    """What each cell is good for, by label."""
+    return {cell.label: judge_cell(section, entries, cell) for cell in section.cells}
 
 
 def judge_cell(section: Section, entries: Sequence[Entry], cell: CellInfo) -> Verdict:

@@ -333,13 +333,18 @@ def environment(manifests: Sequence[Manifest]) -> dict[str, str]:
 
 def environment_counts(manifests: Sequence[Manifest]) -> dict[str, Counter[str]]:
     """How many runs have which value of each property."""
-    packages = sorted({name for manifest in manifests for name in manifest.versions})
-    rows = {name: Counter(manifest.versions.get(name, "none") for manifest in manifests) for name in packages}
-    rows["device"] = Counter(manifest.device for manifest in manifests)
-    rows["threads"] = Counter(str(manifest.threads) for manifest in manifests)
-    rows["host"] = Counter(manifest.host for manifest in manifests)
-    rows["revision"] = Counter(manifest.revision or "none" for manifest in manifests)
-    rows["kernels"] = Counter(manifest.impl for manifest in manifests)
+    distinct = {id(manifest): manifest for manifest in manifests}  # very many runs share few of them
+    packages = sorted({name for manifest in distinct.values() for name in manifest.versions})
+    rows = {name: Counter[str]() for name in (*packages, "device", "threads", "host", "revision", "kernels")}
+    for key, number in Counter(map(id, manifests)).items():
+        manifest = distinct[key]
+        for name in packages:
+            rows[name][manifest.versions.get(name, "none")] += number
+        rows["device"][manifest.device] += number
+        rows["threads"][str(manifest.threads)] += number
+        rows["host"][manifest.host] += number
+        rows["revision"][manifest.revision or "none"] += number
+        rows["kernels"][manifest.impl] += number
     return rows
 
 

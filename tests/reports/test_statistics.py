@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from icl_bench.reports import statistics
 from icl_bench.reports.statistics import (
@@ -210,3 +211,23 @@ def test_crosstalk_is_the_moment_of_random_keys() -> None:
 
 def test_a_large_vocabulary_leaves_no_room() -> None:
     assert predicted_capacity(1, 4, 1, 2, 1e6) == 0
+
+
+@pytest.mark.parametrize(("sizes", "shift"), [((100, 100), 0.3), ((101, 99), 0.2), ((120, 181), 0.25)])
+def test_shared_splits_agree_with_splits_of_their_own(sizes: tuple[int, int], shift: float) -> None:
+    rng = np.random.default_rng(sizes[0])
+    first, second = rng.normal(size=sizes[0]), rng.normal(size=sizes[1]) + shift
+    own = stats.permutation_test(
+        (first, second),
+        lambda a, b, axis: np.median(a, axis=axis) - np.median(b, axis=axis),
+        vectorized=True,
+        rng=np.random.default_rng(1),
+    ).pvalue
+    found = statistics.permutation_p(first, second)
+    tail = own / 2  # both estimates are twice a share of 9,999 splits, so that their variances add
+    assert abs(found - own) <= 5 * 2 * np.sqrt(2 * tail * (1 - tail) / statistics.SPLITS)
+    assert statistics.permutation_p(first, first + 10) == 2 / (statistics.SPLITS + 1)
+
+
+def test_shared_splits_count_equal_values_as_equal() -> None:
+    assert statistics.permutation_p([0.5] * 150, [0.5] * 150) == 1.0

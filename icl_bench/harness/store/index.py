@@ -13,6 +13,8 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, overload
 from urllib.parse import quote
@@ -28,11 +30,19 @@ NAME = "index.sqlite"
 
 
 class Metrics(Sequence[MetricPoint]):
-    """The validations of a run: the last is at hand, the others are read from the store when they are asked for."""
+    """The validations of a run: the last is at hand, the others are read from the store when they are asked for.
 
-    def __init__(self, store: Store, run_id: str, last: str, digest: str) -> None:
-        self.store, self.run_id, self.last, self.digest = store, run_id, last, digest
+    Steps and accuracies of all are at hand too, as `curve`.
+    """
+
+    def __init__(self, store: Store, run_id: str, last: str, curve: str, digest: str) -> None:
+        self.store, self.run_id, self.last, self.text, self.digest = store, run_id, last, curve, digest
         self.points: tuple[MetricPoint, ...] | None = None
+
+    @cached_property
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        """Step and accuracy of each validation."""
+        return tuple((step, accuracy) for step, accuracy in json.loads(self.text))
 
     def read(self) -> tuple[MetricPoint, ...]:
         """All of them; raises RecordError."""
@@ -170,7 +180,7 @@ class Index:
         try:
             manifests = {key: Manifest.model_validate_json(text) for key, kind, text in texts if kind == "manifest"}
             shared = {key: json.loads(text) for key, kind, text in texts if kind == "shared"}
-            rows = base.execute("SELECT * FROM details ORDER BY id")
+            rows = sorted(base.execute("SELECT * FROM details"), key=itemgetter(1))
             return [self.record_of(row, shared, manifests) for *row, own in rows if intact(row, own)]
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError from error
@@ -179,11 +189,11 @@ class Index:
         self, row: Sequence[Any], shared: Mapping[int, dict[str, Any]], manifests: Mapping[int, Manifest]
     ) -> RunRecord:
         """One run; built without validation, since its parts are valid, and there may be very many."""
-        _, run_id, shape, manifest, data_seed, decay, last, text = row
+        _, run_id, shape, manifest, data_seed, decay, last, curve, text = row
         result = RunResult.model_validate_json(text)
         own = {"seed": result.seed, "data_seed": data_seed}
         spec = {**shared[shape], **own, "train": {**shared[shape]["train"], "lr": result.lr, "weight_decay": decay}}
-        metrics = Metrics(self.store, run_id, last, result.files["metrics.jsonl"])
+        metrics = Metrics(self.store, run_id, last, curve, result.files["metrics.jsonl"])
         return RunRecord.model_construct(spec=spec, manifest=manifests[manifest], result=result, metrics=metrics)
 
 

@@ -1,5 +1,6 @@
 """The tables of the index: runs to rows and back, each row with a check sum."""
 
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from icl_bench.harness.record import SCHEMA, Manifest, RunRecord, RunResult
 from icl_bench.schema import canonical_json, content_hash
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the tables."""
 TABLES = """
 CREATE TABLE runs (
@@ -17,7 +18,7 @@ CREATE TABLE runs (
 );
 CREATE TABLE details (
     key INTEGER PRIMARY KEY, id TEXT, shared INTEGER, manifest INTEGER, data_seed INTEGER, weight_decay REAL,
-    last TEXT, result TEXT, check_sum INTEGER
+    last TEXT, curve TEXT, result TEXT, check_sum INTEGER
 );
 CREATE TABLE texts (key INTEGER PRIMARY KEY, kind TEXT, text TEXT, check_sum INTEGER);
 CREATE TABLE about (fingerprint TEXT);
@@ -65,11 +66,12 @@ def row_of(record: RunRecord, stamp: str) -> Row:
     del spec["seed"], train["lr"]
     summary = (result.id, stamp, result.task, result.arch, result.seed, result.lr, result.status, result.accuracy)
     last = record.metrics[-1].model_dump_json() if record.metrics else ""
+    curve = json.dumps([(point.step, point.accuracy) for point in record.metrics], separators=(",", ":"))
     return Row(
         (*summary, record.manifest.started, result.seconds),
         canonical_json({**spec, "train": train}),
         record.manifest.model_dump_json(),
-        (data_seed, decay, last, result.model_dump_json(exclude_defaults=True)),
+        (data_seed, decay, last, curve, result.model_dump_json(exclude_defaults=True)),
     )
 
 
