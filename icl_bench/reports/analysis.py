@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
@@ -23,6 +24,10 @@ from icl_bench.reports.statistics import Interval, mean_interval, median, wilson
 
 SOLVED = 0.99
 """Accuracy from which a run counts as solved."""
+EXAMPLES = attrgetter(
+    "label", "load", "length", "floor", "floor_solver", "answers", "alphabet", "scored", "oracle_error"
+)
+"""Fields of a score that are those of its examples, in the order of `Examples`."""
 Seeds = tuple[int, int]
 """Seed of the parameters and seed of the data: equal ones make runs comparable in pairs."""
 
@@ -50,6 +55,20 @@ class CellInfo(NamedTuple):
     label: str
     load: int
     length: int
+
+
+class Examples(NamedTuple):
+    """What the score of a cell says of its examples, whatever the model; many runs share it."""
+
+    label: str
+    load: int
+    length: int
+    floor: float
+    floor_solver: str
+    answers: int | None
+    alphabet: int | None
+    scored: int
+    oracle_error: float | None
 
 
 class Floor(NamedTuple):
@@ -218,6 +237,8 @@ class Section:
     """By label."""
     cells: tuple[CellInfo, ...]
     """By load and length."""
+    said: Mapping[Examples, int]
+    """What runs say of the examples of their cells, and how many say so."""
 
     @cached_property
     def runs(self) -> tuple[RunRecord, ...]:
@@ -240,18 +261,22 @@ class Section:
         return min(int(run.spec["evaluation"]["examples"]) for run in self.runs)
 
     @cached_property
-    def scores(self) -> Mapping[str, Sequence[CellScore]]:
-        """Every score in each cell, at every rate, by label."""
-        found: dict[str, list[CellScore]] = defaultdict(list)
-        for run in self.runs:
-            for cell in run.result.cells:
-                found[cell.label].append(cell)
+    def seen(self) -> Mapping[str, Mapping[Examples, int]]:
+        """What the runs in each cell, at every rate, say of its examples, and how many say so, by label."""
+        found: dict[str, dict[Examples, int]] = defaultdict(dict)
+        for examples, number in self.said.items():
+            found[examples.label][examples] = number
         return found
+
+    @cached_property
+    def controls(self) -> tuple[str, ...]:
+        """Controls that any run was asked."""
+        return tuple(sorted({name for run in self.runs for cell in run.result.cells for name in cell.controls}))
 
     @cached_property
     def floors(self) -> Mapping[str, Floor]:
         """The floor of each cell, by label."""
-        return {label: floor_of(scores) for label, scores in self.scores.items()}
+        return {label: floor_of(seen) for label, seen in self.seen.items()}
 
     @cached_property
     def has_errors(self) -> bool:
@@ -288,12 +313,15 @@ def order_of(record: RunRecord) -> tuple[Any, ...]:
 def make_section(records: Sequence[RunRecord]) -> Section:
     """The section of one task."""
     entries = [make_entry(name, family, runs) for (name, family), runs in split_entries(records).items()]
-    cells = {CellInfo(cell.label, cell.load, cell.length) for record in records for cell in record.result.cells}
+    every = (cell for record in records for cell in record.result.cells)
+    said = {Examples(*key): number for key, number in Counter(map(EXAMPLES, every)).items()}
+    cells = {CellInfo(one.label, one.load, one.length) for one in said}
     return Section(
         task=records[0].result.task,
         load_name=records[0].result.load_name,
         entries=tuple(sorted(entries, key=lambda entry: natural_key(entry.label))),
         cells=tuple(sorted(cells, key=lambda cell: (cell.load, cell.length, cell.label))),
+        said=said,
     )
 
 
@@ -330,10 +358,17 @@ def late_rise(curve: Curve) -> float:
     return accuracy - early[-1][1]
 
 
-def floor_of(scores: Sequence[CellScore]) -> Floor:
-    """The floor of the scores in a cell."""
-    solvers = Counter(score.floor_solver for score in scores)
-    return Floor(median([score.floor for score in scores]), max(sorted(solvers), key=solvers.__getitem__))
+def floor_of(seen: Mapping[Examples, int]) -> Floor:
+    """The floor of a cell."""
+    solvers: Counter[str] = Counter()
+    for examples, number in seen.items():
+        solvers[examples.floor_solver] += number
+    return Floor(median([examples.floor for examples in repeated(seen)]), max(sorted(solvers), key=solvers.__getitem__))
+
+
+def repeated(seen: Mapping[Examples, int]) -> list[Examples]:
+    """What is said of a cell, once for each run that says so."""
+    return [examples for examples, number in seen.items() for _ in range(number)]
 
 
 def seeds_of(run: RunRecord) -> Seeds:

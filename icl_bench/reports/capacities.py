@@ -89,7 +89,7 @@ def fitted(section: Section, entry: Entry) -> Capacity | None:
 @lru_cache(maxsize=1024)  # asked for every entry, and it looks at every run
 def held_answers(section: Section, cell: CellInfo) -> Held | None:
     """What the context of a cell holds, as its records say; none where its answers depend on each other."""
-    found = {(score.answers, score.alphabet, score.scored) for score in section.scores[cell.label]}
+    found = {(one.answers, one.alphabet, one.scored) for one in section.seen[cell.label]}
     answers, alphabet, scored = next(iter(found)) if len(found) == 1 else (None, None, 0)
     return Held(answers, alphabet, scored) if answers and alphabet else None
 

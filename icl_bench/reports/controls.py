@@ -15,7 +15,7 @@ from icl_bench.reports.text import NONE, share
 
 def controls_table(section: Section) -> Table:
     """Median over the runs that solve the task, by control and cell; empty where none does or nothing was changed."""
-    names = sorted({name for run in section.runs for cell in run.result.cells for name in cell.controls})
+    names = section.controls
     header = ("architecture", "runs", "examples", *(Name(cell.label) for cell in section.cells))
     solving = [(entry, solved_runs(entry)) for entry in section.entries]
     rows = [

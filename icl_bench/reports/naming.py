@@ -33,12 +33,13 @@ def split_entries(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[Ru
 
     Runs of one label that differ in anything but seed and rate are told apart by what differs.
     """
-    settings = [setting_of(record) for record in records]
-    examples = dict(zip(settings, records, strict=True))
-    names = dict(zip(examples, name_settings(list(examples.values())), strict=True))
+    settings: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
+    for record in records:
+        settings[setting_of(record)].append(record)
+    names = name_settings([members[-1] for members in settings.values()])
     entries: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
-    for setting, record in zip(settings, records, strict=True):
-        entries[names[setting]].append(record)
+    for name, members in zip(names, settings.values(), strict=True):
+        entries[name] += members
     return entries
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from icl_bench.reports.analysis import Entry, Section, cell_of
+from icl_bench.reports.analysis import Entry, Section, cell_of, repeated
 from icl_bench.reports.statistics import Interval, mean_interval, median
 from icl_bench.reports.tables import MAIN_HEADER, Name, Table, main_table
 from icl_bench.reports.text import NONE, bracketed, share
@@ -63,7 +63,7 @@ def error_interval(entry: Entry) -> Interval | None:
 
 def oracle_error(section: Section, label: str) -> float:
     """The oracle's error in a cell, median over runs."""
-    return median([score.oracle_error for score in section.scores[label] if score.oracle_error is not None])
+    return median([one.oracle_error for one in repeated(section.seen[label]) if one.oracle_error is not None])
 
 
 def mean(values: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from icl_bench.harness.record import RunRecord
+from icl_bench.reports import canvas
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.canvas import COLOURS, look, settings, svg
 from icl_bench.reports.figures import (
@@ -109,3 +110,11 @@ def test_one_cell_and_odd_names_draw_without_a_warning() -> None:
         figure = accuracy_by_load(section)
         assert figure is not None
         assert b"$x_{ \\frac" in svg(figure)
+
+
+def test_very_many_seeds_are_drawn_by_quantiles_with_both_ends() -> None:
+    values = [((7 * i) % 1001) / 1000 for i in range(1001)]
+    drawn = canvas.thinned(values)
+    assert len(drawn) == canvas.MOST_DOTS and (drawn[0], drawn[-1]) == (0.0, 1.0)
+    assert max(b - a for a, b in zip(drawn, drawn[1:], strict=False)) <= 1 / (canvas.MOST_DOTS - 1) + 1e-3
+    assert canvas.thinned(values[: canvas.MOST_DOTS]) == values[: canvas.MOST_DOTS]
