@@ -1,8 +1,8 @@
 """Figures: what is drawn, in which panels, and nothing where there is nothing to show."""
 
 import math
-from itertools import pairwise
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
