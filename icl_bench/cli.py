@@ -283,12 +283,12 @@ def report(
 
     index = Index(Store(source))
     records, problems = index.records()
-    tell_if_not_kept(index)
     cut = sum(row.status == INTERRUPTED for row in unfinished(index.store))
     if not records and not problems:
         raise StoreError(
             f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
         )
+    tell_if_not_kept(index)
     typer.echo(write_files(records, problems, output, NO_FRAME._replace(interrupted=cut)))
 
 
