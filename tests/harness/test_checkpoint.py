@@ -14,7 +14,7 @@ from icl_bench.harness.interruption import Interrupted, Interruption, deferred
 from icl_bench.harness.record import MetricPoint
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import checkpoint
+from icl_bench.harness.store import checkpoint, files
 from icl_bench.harness.store.checkpoint import Checkpoints, asked_interval, clear_checkpoints, read_checkpoint
 from icl_bench.harness.training.train import FleetScores, train_fleet
 from icl_bench.harness.training.trainer import Trainer
@@ -205,6 +205,31 @@ def test_checkpoints_of_finished_fleets_are_cleared(tmp_path) -> None:
     assert checkpoints.load() is not None
     clear_checkpoints(tmp_path, lambda run_id: True)
     assert not checkpoints.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["fleet.json", "tensors.safetensors", "000000003", "000000004"])
+def test_a_fleet_goes_on_though_another_process_removes_its_checkpoints(tmp_path, monkeypatch, name, caplog) -> None:
+    ours, theirs = (Checkpoints(tmp_path, specs(), "2", "cpu", 0.0) for _ in range(2))
+
+    def remove_before(write: Callable) -> Callable:
+        def write_after(path: Path, target: Path | bytes) -> None:
+            if name in path.name or (isinstance(target, Path) and name == target.name):
+                theirs.remove()
+            write(path, target)
+
+        return write_after
+
+    for step in (3, 4):
+        with monkeypatch.context() as patched:
+            for module, function in ((files, "write_file"), (checkpoint, "write_file"), (checkpoint, "move_folder")):
+                patched.setattr(module, function, remove_before(getattr(module, function)))
+            ours.save(state_of(ours).model_copy(update={"step": step}), b"tensors")
+    assert "checkpoint not kept: another process removed" in caplog.text
+    ours.save(state_of(ours).model_copy(update={"step": 5}), b"tensors")
+    assert ours.load() is not None
+    ours.remove()
+    clear_checkpoints(tmp_path, lambda run_id: False)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 @pytest.fixture

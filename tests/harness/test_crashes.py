@@ -30,7 +30,7 @@ COMMANDS = {
     "run-removed": ["runs", "rm", "{id}"],
 }
 """Commands that reach the points that a sweep does not."""
-COUNTS = {"step-done": ":3", "metrics-torn": ":2", "metrics-logged": ":3", "run-published": ":3"}
+COUNTS = {"file-written": ":2", "step-done": ":3", "metrics-torn": ":2", "metrics-logged": ":3", "run-published": ":3"}
 """Where the first time is not the hardest."""
 
 

@@ -179,6 +179,7 @@ def test_records_are_those_of_one_process_though_a_worker_is_killed(engine, tmp_
     assert "this layer is broken" in str(records[4].result.detail)
     alone = run_all(specs, Store(tmp_path / "alone"), InlineEngine(MACHINE), 1, Notes())
     assert [comparable(run) for run in records] == [comparable(run) for run in alone]
+    assert some_worker(store.root) is None
     if hasattr(engine, "supervisor"):
         usage = engine.supervisor.usage
         assert usage.lost == len(notes.losses) == 1 and usage.fleets == 8 and 0 < usage.busy <= usage.trips

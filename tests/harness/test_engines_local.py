@@ -24,7 +24,7 @@ from icl_bench.harness.engines.supervisor import Limits
 from icl_bench.harness.resolve import Request, expand
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
-from icl_bench.harness.training.fleet import Machine
+from icl_bench.harness.training.fleet import Machine, run_fleet
 from icl_bench.reports.progress import LineReporter
 
 MACHINE = Machine(torch.device("cpu"))
@@ -120,13 +120,15 @@ ENDLESS = [
 
 
 def started(folder: Path) -> tuple[subprocess.Popen, list[int]]:
-    """A command with two workers that are at work, and their processes."""
+    """A command with two workers in the middle of training, and their processes."""
     command = [sys.executable, "-m", "icl_bench", "run", TASK, "--arch", "linear", "--seeds", "0,1", *ENDLESS]
     process = subprocess.Popen(
-        [*command, "--engine", "local", "--workers", "2", "--store", str(folder)], stderr=subprocess.PIPE
+        [*command, "--engine", "local", "--workers", "2", "--store", str(folder)],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"ICL_BENCH_CHECKPOINT_EVERY": "0.1"},
     )
     until = time.monotonic() + 90.0
-    while len(workers(folder)) < 2:
+    while len(saved(folder)) < 2:
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.1)
     return process, workers(folder)
@@ -136,6 +138,11 @@ def workers(folder: Path) -> list[int]:
     """Processes that have a run in hand."""
     attempts = folder / "attempts"
     return sorted(int(path.name.split("-")[2]) for path in attempts.iterdir()) if attempts.is_dir() else []
+
+
+def saved(folder: Path) -> set[Path]:
+    """Fleets of which a state is kept."""
+    return {path.parent for path in folder.glob("checkpoints/*/0*")}
 
 
 def wait_until_gone(pids: list[int], seconds: float) -> None:
@@ -153,9 +160,23 @@ def test_workers_end_with_the_command(number, status, tmp_path) -> None:
     _, err = process.communicate(timeout=60.0)
     assert process.returncode == status
     wait_until_gone(pids, 60.0)
-    if number != signal.SIGKILL:
-        assert b"the same command continues" in err and workers(tmp_path) == []
+    assert number == signal.SIGKILL or b"the same command continues" in err
+    assert workers(tmp_path) == [] and len(saved(tmp_path)) == 2
     assert list(Store(tmp_path).ids()) == []
+
+
+class Deaf:
+    """Cannot be told anything."""
+
+    def progressed(self, progress) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_who_cannot_be_told_is_no_fault_of_a_run(tmp_path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_fleet(runs("linear", 1), store, MACHINE, Deaf())
+    assert list(store.ids()) == [] and workers(tmp_path) == []
 
 
 @pytest.mark.parametrize(

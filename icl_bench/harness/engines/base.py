@@ -44,6 +44,7 @@ def run_all(
     try:
         for _ in engine.submit(pack(missing, fleet_size), store, reporter):
             pass
+        store.clear_up()  # lost workers leave checkpoints of fleets whose members were then done alone
     finally:
         reporter.closed()
     return [store.load(spec.id) for spec in specs]

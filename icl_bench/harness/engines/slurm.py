@@ -177,6 +177,7 @@ class Watch:
                 self.reporter.started(fleet)
             if done:
                 del self.left[name]
+                self.leases.release(name)  # its holder may be gone
                 results = [self.store.load(spec.id).result for spec in fleet]
                 self.reporter.finished(results)
                 yield from results

@@ -1,5 +1,6 @@
 """A worker: a process that carries out one fleet after the other, and lives as long as its supervisor."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -92,8 +93,9 @@ class Line:
             self.connection.send(message)
 
     def progressed(self, progress: Progress) -> None:
-        """Say how far the fleet is."""
-        self.send(Told(progress))
+        """Say how far the fleet is; where nobody hears it, `beat` ends the worker, and the fleet saves its state."""
+        with contextlib.suppress(OSError):
+            self.send(Told(progress))
 
     def beat(self) -> None:
         """Say for ever that the worker is there; where nobody hears it, end the worker."""

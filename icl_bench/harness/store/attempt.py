@@ -1,7 +1,7 @@
 """Attempts: a run in progress is a folder of its own, and its end moves that folder into the store.
 
     attempts/<id>-<host>-<process>-<token>/   the files of the run so far
-    attempts/fleet-<token>.json               a fleet whose members are all complete, while they are being moved
+    attempts/fleet-<host>-<process>-<token>.json  a fleet whose members are all complete, while they are being moved
 
 A fleet is committed as one: its results are all written before the first is moved, and a file names them. Where a
 process is killed in between, the next one to open the store finishes the moves, so that no fleet is cut in two.
@@ -39,6 +39,8 @@ from icl_bench.schema import Frozen, canonical_json
 COMPANIONS = ("spec.json", "manifest.json", "metrics.jsonl")
 HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 ATTEMPT = re.compile(rf"([0-9a-f]{{{ID_LENGTH}}})-([0-9a-f]{{8}})-(\d+)-[0-9a-f]{{8}}")
+DRAFT = re.compile(r"\.fleet-([0-9a-f]{8})-(\d+)-.*")
+"""What is to become the file of a fleet, before it is whole."""
 SILENT_AFTER = 600.0
 """Seconds without a change after which an attempt on another host counts as cut."""
 
@@ -100,7 +102,7 @@ def commit_fleet(writers: Sequence[RunWriter], results: Sequence[RunResult]) -> 
     with writing(root):
         sealed = [seal_once(writer, result) for writer, result in zip(writers, results, strict=True)]
         names = [writer.attempt.name for writer in writers]
-        marker = root / "attempts" / f"fleet-{secrets.token_hex(8)}.json"
+        marker = root / "attempts" / f"fleet-{HOST}-{os.getpid()}-{secrets.token_hex(8)}.json"
         if len(names) > 1:
             replace_file(marker, text_of_names(names))
         reach("fleet-sealed")
@@ -168,6 +170,14 @@ def clear_attempts(root: Path, run_ids: set[str]) -> None:
             remove_folder(attempt.folder)
 
 
+def clear_drafts(root: Path) -> None:
+    """Remove files of fleets that a killed process did not write to the end."""
+    for path in (root / "attempts").glob(".fleet-*"):
+        found = DRAFT.fullmatch(path.name)
+        if found and not at_work(found[1], int(found[2]), path):
+            path.unlink(missing_ok=True)
+
+
 class Attempt(NamedTuple):
     """An attempt that is there."""
 
@@ -179,15 +189,20 @@ class Attempt(NamedTuple):
     @property
     def alive(self) -> bool:
         """Whether its process is there, or, on another host, whether it changed of late."""
-        if self.host != HOST:
-            return changed_of_late(self.folder)
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+        return at_work(self.host, self.process, self.folder)
+
+
+def at_work(host: str, process: int, path: Path) -> bool:
+    """Whether the process that made a folder or file is there, or, on another host, whether it changed of late."""
+    if host != HOST:
+        return changed_of_late(path)
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
+    return True
 
 
 def attempts(root: Path) -> Iterator[Attempt]:
@@ -199,10 +214,10 @@ def attempts(root: Path) -> Iterator[Attempt]:
             yield Attempt(found[1], path, found[2], int(found[3]))
 
 
-def changed_of_late(folder: Path) -> bool:
-    """Whether a file of an attempt changed within ten minutes."""
+def changed_of_late(path: Path) -> bool:
+    """Whether a file, or a folder or a file in it, changed within ten minutes."""
     try:
-        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) < SILENT_AFTER
+        return time.time() - max(part.stat().st_mtime for part in (path, *path.glob("*"))) < SILENT_AFTER
     except FileNotFoundError:
         return False
 

@@ -4,7 +4,8 @@
     checkpoints/<fleet>/<step>/tensors.safetensors  state.json  sha256
 
 A state appears whole, by a rename; the one before it is kept, and serves where the newest is damaged. Both go when the
-fleet is committed. Nothing is pickled. Nothing here needs torch: tensors are bytes.
+fleet is committed. `fleet.json` is the first to come and the first to go: a folder without it is a removal that was cut
+short, and whoever opens the store clears it away. Nothing is pickled. Nothing here needs torch: tensors are bytes.
 """
 
 import logging
@@ -42,6 +43,7 @@ EVERY = 60.0
 """Seconds of training between checkpoints, so that shorter runs have none."""
 KEPT = 2
 STEP = re.compile(r"\d{9}")
+NAME = "fleet.json"
 TENSORS, STATE, DIGESTS = "tensors.safetensors", "state.json", "sha256"
 
 LOG = logging.getLogger("icl_bench")
@@ -120,6 +122,9 @@ class Checkpoints:
     def save(self, state: FleetState, tensors: bytes) -> None:
         """Make a checkpoint durable, then drop all but the newest two.
 
+        Two processes may have the same fleet in hand. The one that ends it first removes its checkpoints; the other
+        goes on without.
+
         Raises:
             StoreError: where the store cannot be written.
         """
@@ -127,25 +132,29 @@ class Checkpoints:
         files = {TENSORS: tensors, STATE: canonical_json(state.model_dump(mode="json")).encode()}
         files[DIGESTS] = "".join(f"{sha256(data)}  {name}\n" for name, data in files.items()).encode()
         with writing(self.folder):
-            temporary.mkdir(parents=True)
             try:
                 self.name_runs()
+                temporary.mkdir()
                 for name, data in files.items():
                     write_file(temporary / name, data)
                 sync_folder(temporary)
                 reach("checkpoint-written")
                 move_folder(temporary, self.folder / f"{state.step:09d}")
+                reach("checkpoint-published")
+                self.prune()
+            except FileNotFoundError:
+                LOG.warning("checkpoint not kept: another process removed %s", self.folder)
             finally:
                 remove_folder(temporary)
-        reach("checkpoint-published")
-        self.prune()
         reach("checkpoint-pruned")
         self.last = self.clock()
 
     def name_runs(self) -> None:
-        """Write down which runs the fleet has."""
-        if not (self.folder / "fleet.json").is_file():
-            replace_file(self.folder / "fleet.json", canonical_json({"runs": self.ids}).encode())
+        """Make the folder, and write down which runs the fleet has."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        reach("checkpoint-begun")
+        if not (self.folder / NAME).is_file():
+            replace_file(self.folder / NAME, canonical_json({"runs": self.ids}).encode())
 
     def steps(self) -> list[Path]:
         """Folders of checkpoints, newest first."""
@@ -175,7 +184,14 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        """Drop all checkpoints of the fleet."""
+        """Drop all checkpoints of the fleet.
+
+        Raises:
+            StoreError: where the store cannot be written.
+        """
+        with writing(self.folder):
+            (self.folder / NAME).unlink(missing_ok=True)
+        reach("checkpoint-unnamed")
         remove_folder(self.folder)
         reach("checkpoint-removed")
 
@@ -218,7 +234,7 @@ def asked_interval() -> float:
 
 def fleets(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folder and run ids of every fleet that has checkpoints; a folder that says nothing of its runs has none."""
-    for path in sorted((root / "checkpoints").glob("*/fleet.json")):
+    for path in sorted((root / "checkpoints").glob(f"*/{NAME}")):
         try:
             named = parse_object(read_bytes(path), path).get("runs")
         except RecordError:
@@ -227,7 +243,13 @@ def fleets(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def clear_checkpoints(root: Path, finished: Callable[[str], bool]) -> None:
-    """Remove checkpoints of fleets whose runs are all finished: a process was killed before it could."""
+    """Remove checkpoints of fleets whose runs are all finished, and folders that name no fleet.
+
+    A process was killed before it could do so, or the runs were finished in other fleets.
+    """
+    for folder in (root / "checkpoints").glob("*"):
+        if not (folder / NAME).exists():
+            remove_folder(folder)
     for folder, run_ids in fleets(root):
         if run_ids and all(re.fullmatch(r"[0-9a-f]{16}", run_id) and finished(run_id) for run_id in run_ids):
             remove_folder(folder)

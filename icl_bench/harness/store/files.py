@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.harness.record import SCHEMA
+from icl_bench.harness.store.faults import reach
 from icl_bench.schema import Frozen
 
 MOST_BYTES = 1 << 26
@@ -66,6 +67,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Write a file over an older one, whole or not at all."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     write_file(temporary, data)
+    reach("file-written")
     temporary.replace(path)
     sync_folder(path.parent)
 

@@ -26,6 +26,7 @@ from icl_bench.harness.store.attempt import (
     attempts,
     check_field,
     clear_attempts,
+    clear_drafts,
     finish_moves,
     run_folder,
     set_aside,
@@ -70,7 +71,7 @@ class Store:
         return (self.path(run_id) / "result.json").is_file()
 
     def check_writable(self) -> None:
-        """Make the root folder, and finish what killed processes had begun to move into it.
+        """Make the root folder, and clear up after killed processes.
 
         Raises:
             StoreError: where it cannot be written, or one of its folders is a link, which could lead elsewhere.
@@ -85,8 +86,17 @@ class Store:
                 f"the store is a folder that can be written; {self.root}: {error.strerror}; choose another with --store"
             ) from None
         self.check_folders()
+        self.clear_up()
+
+    def clear_up(self) -> None:
+        """Finish what killed processes had begun to move, and remove what is left of them beside finished runs.
+
+        Raises:
+            StoreError: where the store cannot be written.
+        """
         with writing(self.root):
             finish_moves(self.root)
+            clear_drafts(self.root)
             clear_attempts(self.root, {attempt.run_id for attempt in attempts(self.root) if self.has(attempt.run_id)})
             clear_checkpoints(self.root, self.has)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from icl_bench.errors import IclBenchError
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.interruption import check, deferred, noted
 from icl_bench.harness.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
-from icl_bench.harness.reporter import FleetReporter
+from icl_bench.harness.reporter import FleetReporter, Progress
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.store import Store
@@ -161,14 +161,16 @@ def fleet_results(
     last: bool,
 ) -> list[RunResult]:
     """Results of a fleet: scores, or for each member what went wrong; raises SetbackError as `finish_fleet` does."""
+    faults: list[Exception] = []
     try:
         trainer = Trainer(specs, machine.device, machine.impl, machine.graphs)
-        scores = train_fleet(
-            trainer, reporter.progressed, lambda member, point: writers[member].log(point), checkpoints=checkpoints
-        )
+        report = noting(faults, reporter.progressed)
+        scores = train_fleet(trainer, report, lambda member, point: writers[member].log(point), checkpoints=checkpoints)
     except IclBenchError:
         raise
     except Exception as error:  # whatever a layer of one's own raises is the result of its runs
+        if error in faults:
+            raise
         kind = kind_of(error)
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         if (kind == "fault" and not last) or (kind == "memory" and len(specs) > 1):
@@ -183,6 +185,19 @@ def fleet_results(
         scored(spec, member, scores, trainer.task, params).model_copy(update={"first_batch": digests[member]})
         for member, spec in enumerate(specs)
     ]
+
+
+def noting(faults: list[Exception], report: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """A report that notes what it raises: whoever cannot be told is no fault of a run."""
+
+    def reported(progress: Progress) -> None:
+        try:
+            report(progress)
+        except Exception as error:
+            faults.append(error)
+            raise
+
+    return reported
 
 
 def scored(spec: RunSpec, member: int, scores: FleetScores, task: Task, params: int) -> RunResult:
