@@ -282,14 +282,14 @@ def report(
     from icl_bench.reports.framing import NO_FRAME
 
     index = Index(Store(source))
-    records, problems = index.records()
+    runs, problems = index.outlines()
     cut = sum(row.status == INTERRUPTED for row in unfinished(index.store))
-    if not records and not problems:
+    if not runs and not problems:
         raise StoreError(
             f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
         )
     tell_if_not_kept(index)
-    typer.echo(write_files(records, problems, output, NO_FRAME._replace(interrupted=cut)))
+    typer.echo(write_files(runs, problems, output, NO_FRAME._replace(interrupted=cut)))
 
 
 @app.command()

@@ -13,8 +13,11 @@ from icl_bench.errors import StateBudgetError, StoreError
 from icl_bench.harness.engines.choice import Choice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from icl_bench.errors import RecordError
     from icl_bench.harness.engines.base import Engine
+    from icl_bench.harness.outline import Outline
     from icl_bench.harness.record import RunRecord
     from icl_bench.harness.reporter import Reporter
     from icl_bench.harness.resolve import Request
@@ -128,7 +131,10 @@ def problem_of(message: str) -> str:
 
 
 def write_files(
-    records: "list[RunRecord]", problems: "list[RecordError]", report: Path, frame: "Frame | None" = None
+    records: "Sequence[RunRecord | Outline]",
+    problems: "list[RecordError]",
+    report: Path,
+    frame: "Frame | None" = None,
 ) -> Path:
     """Write a report: one HTML page where the file is so named, else Markdown with a folder of figures."""
     from icl_bench.reports.framing import NO_FRAME

@@ -1,19 +1,32 @@
 """How a learning rate is chosen: on validation alone, by the same rule in a study and in its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 
-from icl_bench.harness.record import RunRecord
+from icl_bench.harness.record import RunRecord, Status
+
+SCORED: Collection[Status] = ("ok", "diverged")
+"""Ends after which a run says something about recall: it ended well, or it diverged."""
 
 
 def has_score(run: RunRecord) -> bool:
-    """Whether the run says something about recall: it ended well, or it diverged."""
-    return run.result.status in ("ok", "diverged")
+    """Whether the run says something about recall."""
+    return run.result.status in SCORED
 
 
 def validation_accuracy(run: RunRecord) -> float:
     """Accuracy at the last validation; 0 for a run that did not end well."""
-    return run.metrics[-1].accuracy if run.metrics and run.result.status == "ok" else 0.0
+    return counted(last_validation(run), run.result.status)
+
+
+def last_validation(run: RunRecord) -> float | None:
+    """Accuracy at the last validation; none where there was none."""
+    return run.metrics[-1].accuracy if run.metrics else None
+
+
+def counted(validation: float | None, status: Status) -> float:
+    """A validation accuracy as it counts: 0 for a run that did not end well."""
+    return validation if validation is not None and status == "ok" else 0.0
 
 
 def rate_score(accuracies: Sequence[float]) -> float:

@@ -210,8 +210,8 @@ class Account(NamedTuple):
     """Weight-state FLOP ratio; none where nothing is done on the state."""
 
 
-class Manifest(Frozen):
-    """Where and with what a run was made: none of it decides the run's identity."""
+class Environment(Frozen):
+    """Where and with what runs were made: none of it decides their identity."""
 
     versions: Mapping[str, str]
     """icl-bench, Python, torch, triton, numpy, CUDA."""
@@ -229,6 +229,11 @@ class Manifest(Frozen):
     """Members trained together."""
     command: str
     """The command line that started the run."""
+
+
+class Manifest(Environment):
+    """Where, with what and when a run was made."""
+
     started: str
     """UTC time, ISO 8601."""
 

@@ -16,7 +16,8 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from icl_bench.harness.rates import choose_rate, has_score, rate_score, validation_accuracy
+from icl_bench.harness.outline import Evaluation, Examples, Outline, Seeds, Setting, outlines, seeds_of
+from icl_bench.harness.rates import SCORED, choose_rate, has_score, rate_score
 from icl_bench.harness.record import CellScore, RunRecord
 from icl_bench.harness.store.index import Metrics
 from icl_bench.reports.naming import common_items, natural_key, split_entries
@@ -24,14 +25,8 @@ from icl_bench.reports.statistics import Interval, mean_interval, median, wilson
 
 SOLVED = 0.99
 """Accuracy from which a run counts as solved."""
-EXAMPLES = attrgetter(
-    "label", "load", "length", "floor", "floor_solver", "answers", "alphabet", "scored", "oracle_error"
-)
-"""Fields of a score that are those of its examples, in the order of `Examples`."""
-Seeds = tuple[int, int]
-"""Seed of the parameters and seed of the data: equal ones make runs comparable in pairs."""
-
-
+place_of = attrgetter("lr", "seeds", "id")
+"""Place of a run among those of its setting, a sorting key."""
 Curve = tuple[tuple[int, float], ...]
 """Step and validation accuracy of each validation."""
 
@@ -57,20 +52,6 @@ class CellInfo(NamedTuple):
     length: int
 
 
-class Examples(NamedTuple):
-    """What the score of a cell says of its examples, whatever the model; many runs share it."""
-
-    label: str
-    load: int
-    length: int
-    floor: float
-    floor_solver: str
-    answers: int | None
-    alphabet: int | None
-    scored: int
-    oracle_error: float | None
-
-
 class Floor(NamedTuple):
     """What guessing reaches in a cell."""
 
@@ -88,8 +69,10 @@ class Entry:
     """The architecture and what sets it apart in this section."""
     family: str
     """The same without the parameters that set its size."""
-    runs: tuple[RunRecord, ...]
-    """Every run, at every rate."""
+    runs: tuple[Outline, ...]
+    """Every run, at every rate: by rate, then by seed."""
+    choosing_seeds: frozenset[Seeds]
+    """Seeds that ran at more than one rate."""
     rates: tuple[RateScore, ...]
     """The sweep, by rising rate, over the seeds that ran at several rates; over all seeds where there are none."""
 
@@ -99,20 +82,20 @@ class Entry:
         return choose_rate({rate.rate: rate.score for rate in self.rates})
 
     @cached_property
-    def choosing_seeds(self) -> frozenset[Seeds]:
-        """Seeds that ran at more than one rate."""
-        return several_rates(self.runs)
+    def measuring(self) -> tuple[Outline, ...]:
+        """The runs that measure: at the chosen rate, with seeds that did not choose it where there are any."""
+        chosen = tuple(run for run in self.runs if run.lr == self.rate)
+        return tuple(run for run in chosen if run.seeds not in self.choosing_seeds) or chosen
 
     @cached_property
     def fresh(self) -> bool:
         """Whether the seeds that measure had no part in choosing the rate."""
-        return all(seeds_of(run) not in self.choosing_seeds for run in self.measured)
+        return all(run.seeds not in self.choosing_seeds for run in self.measuring)
 
     @cached_property
     def measured(self) -> tuple[RunRecord, ...]:
-        """The runs that measure: at the chosen rate, with seeds that did not choose it where there are any."""
-        chosen = tuple(run for run in self.runs if run.result.lr == self.rate)
-        return tuple(run for run in chosen if seeds_of(run) not in self.choosing_seeds) or chosen
+        """The records of the runs that measure."""
+        return tuple(run.record for run in self.measuring)
 
     @cached_property
     def scored(self) -> tuple[RunRecord, ...]:
@@ -120,9 +103,9 @@ class Entry:
         return tuple(run for run in self.measured if has_score(run))
 
     @cached_property
-    def failed(self) -> tuple[RunRecord, ...]:
+    def failed(self) -> tuple[Outline, ...]:
         """The runs that did not end well, at any rate."""
-        return tuple(run for run in self.runs if run.result.status != "ok")
+        return tuple(run for run in self.runs if run.status != "ok")
 
     @cached_property
     def accuracies(self) -> dict[Seeds, float]:
@@ -173,10 +156,10 @@ class Entry:
         state = self.example.result.state
         return state.elements if state else None
 
-    @property
+    @cached_property
     def example(self) -> RunRecord:
         """A run to read sizes from: one that ended well, where there is one."""
-        return next((run for run in self.runs if run.result.status == "ok"), self.runs[0])
+        return next((run for run in self.runs if run.status == "ok"), self.runs[0]).record
 
     @property
     def ratio(self) -> float | None:
@@ -203,8 +186,8 @@ class Entry:
     @cached_property
     def missing(self) -> tuple[tuple[int, float], ...]:
         """Seeds and rates that the sweep lacks: a choosing seed and a rate that did not run together."""
-        rates = sorted({run.result.lr for run in self.runs if seeds_of(run) in self.choosing_seeds})
-        there = {(seeds_of(run), run.result.lr) for run in self.runs}
+        rates = sorted({run.lr for run in self.runs if run.seeds in self.choosing_seeds})
+        there = {(run.seeds, run.lr) for run in self.runs}
         gaps = itertools.product(sorted(self.choosing_seeds), rates)
         return tuple((seeds[0], rate) for seeds, rate in gaps if (seeds, rate) not in there)
 
@@ -237,18 +220,23 @@ class Section:
     """By label."""
     cells: tuple[CellInfo, ...]
     """By load and length."""
-    said: Mapping[Examples, int]
-    """What runs say of the examples of their cells, and how many say so."""
+    evaluations: Mapping[Evaluation, int]
+    """What runs were evaluated on, and how many of them."""
 
     @cached_property
-    def runs(self) -> tuple[RunRecord, ...]:
+    def runs(self) -> tuple[Outline, ...]:
         """Every run."""
         return tuple(run for entry in self.entries for run in entry.runs)
 
     @cached_property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every setting, in the order of runs."""
+        return tuple(dict.fromkeys(run.setting for run in self.runs))
+
+    @cached_property
     def common(self) -> tuple[str, ...]:
         """Parameters that all architectures share, which labels leave out."""
-        return tuple(sorted({item for items in common_items(self.runs) for item in items}))
+        return tuple(sorted({item for items in common_items(self.settings) for item in items}))
 
     @cached_property
     def families(self) -> tuple[str, ...]:
@@ -258,20 +246,21 @@ class Section:
     @cached_property
     def examples(self) -> int:
         """Test examples of a cell; the fewest of any run."""
-        return min(int(run.spec["evaluation"]["examples"]) for run in self.runs)
+        return min(int(setting.spec["evaluation"]["examples"]) for setting in self.settings)
 
     @cached_property
     def seen(self) -> Mapping[str, Mapping[Examples, int]]:
         """What the runs in each cell, at every rate, say of its examples, and how many say so, by label."""
         found: dict[str, dict[Examples, int]] = defaultdict(dict)
-        for examples, number in self.said.items():
-            found[examples.label][examples] = number
+        for evaluation, number in self.evaluations.items():
+            for examples in evaluation.cells:
+                found[examples.label][examples] = found[examples.label].get(examples, 0) + number
         return found
 
     @cached_property
     def controls(self) -> tuple[str, ...]:
         """Controls that any run was asked."""
-        return tuple(sorted({name for run in self.runs for cell in run.result.cells for name in cell.controls}))
+        return tuple(sorted({name for evaluation in self.evaluations for name in evaluation.controls}))
 
     @cached_property
     def floors(self) -> Mapping[str, Floor]:
@@ -292,56 +281,56 @@ class Section:
     @cached_property
     def groups(self) -> tuple[str, ...]:
         """Groups of scored positions, in their natural order."""
-        names = {name for run in self.runs for cell in run.result.cells for name in cell.groups}
+        names = {name for evaluation in self.evaluations for name in evaluation.groups}
         return tuple(sorted(names, key=natural_key))
 
 
-def analyse(records: Sequence[RunRecord]) -> tuple[Section, ...]:
-    """Sort records into sections and entries; the order of the records has no influence."""
-    by_task: dict[str, list[RunRecord]] = defaultdict(list)
-    for record in sorted(records, key=order_of):
-        by_task[record.result.task].append(record)
+def analyse(runs: Iterable[RunRecord | Outline]) -> tuple[Section, ...]:
+    """Sort runs into sections and entries; the order in which they come has no influence."""
+    by_setting: dict[Setting, list[Outline]] = defaultdict(list)
+    for run in outlines(runs):
+        by_setting[run.setting].append(run)
+    by_task: dict[str, list[list[Outline]]] = defaultdict(list)
+    groups = (sorted(members, key=place_of) for members in by_setting.values())
+    for members in sorted(groups, key=lambda members: order_of(members[0])):
+        by_task[members[0].setting.task].append(members)
     return tuple(make_section(by_task[task]) for task in sorted(by_task, key=natural_key))
 
 
-def order_of(record: RunRecord) -> tuple[Any, ...]:
-    """Sorting key of a record."""
-    result = record.result
-    return natural_key(result.task), natural_key(result.arch), result.lr, seeds_of(record), result.id
+def order_of(run: Outline) -> tuple[Any, ...]:
+    """Sorting key of a run."""
+    return natural_key(run.setting.task), natural_key(run.setting.arch), *place_of(run)
 
 
-def make_section(records: Sequence[RunRecord]) -> Section:
-    """The section of one task."""
-    entries = [make_entry(name, family, runs) for (name, family), runs in split_entries(records).items()]
-    every = (cell for record in records for cell in record.result.cells)
-    said = {Examples(*key): number for key, number in Counter(map(EXAMPLES, every)).items()}
-    cells = {CellInfo(one.label, one.load, one.length) for one in said}
+def make_section(settings: Sequence[Sequence[Outline]]) -> Section:
+    """The section of one task, from the runs of each setting."""
+    entries = [make_entry(name, family, runs) for (name, family), runs in split_entries(settings).items()]
+    evaluations = Counter(run.evaluation for runs in settings for run in runs)
+    cells = {CellInfo(one.label, one.load, one.length) for evaluation in evaluations for one in evaluation.cells}
     return Section(
-        task=records[0].result.task,
-        load_name=records[0].result.load_name,
+        task=settings[0][0].setting.task,
+        load_name=settings[0][0].setting.load_name,
         entries=tuple(sorted(entries, key=lambda entry: natural_key(entry.label))),
         cells=tuple(sorted(cells, key=lambda cell: (cell.load, cell.length, cell.label))),
-        said=said,
+        evaluations=evaluations,
     )
 
 
-def make_entry(label: str, family: str, runs: Sequence[RunRecord]) -> Entry:
+def make_entry(label: str, family: str, runs: Sequence[Outline]) -> Entry:
     """An entry with its sweep."""
     choosing = several_rates(runs)
-    by_rate: dict[float, dict[Seeds, float]] = {run.result.lr: {} for run in runs}
+    by_rate: dict[float, dict[Seeds, float]] = {run.lr: {} for run in runs}
     for run in runs:
-        if has_score(run) and (not choosing or seeds_of(run) in choosing):
-            by_rate[run.result.lr][seeds_of(run)] = validation_accuracy(run)
+        if run.status in SCORED and (not choosing or run.seeds in choosing):
+            by_rate[run.lr][run.seeds] = run.validation
     rates = (RateScore(rate, by_seed) for rate, by_seed in sorted(by_rate.items()))
-    return Entry(label, family, tuple(runs), tuple(rates))
+    return Entry(label, family, tuple(runs), choosing, tuple(rates))
 
 
-def several_rates(runs: Iterable[RunRecord]) -> frozenset[Seeds]:
+def several_rates(runs: Iterable[Outline]) -> frozenset[Seeds]:
     """Seeds that ran at more than one learning rate."""
-    rates = defaultdict(set)
-    for run in runs:
-        rates[seeds_of(run)].add(run.result.lr)
-    return frozenset(seeds for seeds, found in rates.items() if len(found) > 1)
+    first: dict[Seeds, float] = {}
+    return frozenset(run.seeds for run in runs if first.setdefault(run.seeds, run.lr) != run.lr)
 
 
 def curve_of(run: RunRecord) -> Curve:
@@ -369,11 +358,6 @@ def floor_of(seen: Mapping[Examples, int]) -> Floor:
 def repeated(seen: Mapping[Examples, int]) -> list[Examples]:
     """What is said of a cell, once for each run that says so."""
     return [examples for examples, number in seen.items() for _ in range(number)]
-
-
-def seeds_of(run: RunRecord) -> Seeds:
-    """The seeds of a run."""
-    return run.result.seed, int(run.spec["data_seed"])
 
 
 def cell_of(run: RunRecord, label: str) -> CellScore | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.record import RunRecord
+from icl_bench.harness.outline import Outline, Setting
 from icl_bench.reports.across import aggregate_table, task_table
 from icl_bench.reports.analysis import SOLVED, Section
 from icl_bench.reports.capacities import recalls
@@ -118,7 +118,7 @@ def compose(
         blocks += section_blocks(section, i, {drawing.name: drawing for drawing in drawings[i]})
     blocks += tabled("Unreadable records", problem_table(problems), level=2)
     blocks += environment_blocks(runs)
-    made = {run.manifest.command for run in runs}
+    made = {run.environment.command for run in runs}
     commands = tuple(dict.fromkeys((*sorted({plain(line) for line in made}), plain(command))))
     return [*blocks, Heading(2, "Reproduce"), Commands(commands)]
 
@@ -142,9 +142,9 @@ def opening(frame: Frame) -> list[Block]:
     return blocks
 
 
-def summary(runs: Sequence[RunRecord], problems: Sequence[RecordError], interrupted: int) -> str:
+def summary(runs: Sequence[Outline], problems: Sequence[RecordError], interrupted: int) -> str:
     """How many runs there are, how many failed, by class, and how many are interrupted or unreadable."""
-    parts = [count(len(runs), "run"), failures(run.result.status for run in runs)]
+    parts = [count(len(runs), "run"), failures(run.status for run in runs)]
     if interrupted:
         parts.append(f"{count(interrupted, 'run')} interrupted")
     if problems:
@@ -201,7 +201,7 @@ def pick(figures: Mapping[str, Drawing], name: str) -> list[Drawing]:
 
 def main_notes(section: Section) -> Notes:
     """How to read the main table."""
-    lengths = sorted({run.result.state.length for run in section.runs if run.result.state})
+    lengths = sorted({found.length for found in section.evaluations if found.length is not None})
     longest = listed([f"{length:,}" for length in lengths], "or") if lengths else "the last"
     return Notes(
         (
@@ -229,27 +229,27 @@ def ranking_note(section: Section) -> str:
     )
 
 
-def environment_blocks(runs: Sequence[RunRecord]) -> list[Block]:
+def environment_blocks(runs: Sequence[Outline]) -> list[Block]:
     """With what and where the runs were made."""
     if not runs:
         return []
-    manifests = [run.manifest for run in runs]
-    mixed = [key for key, values in environment_counts(manifests).items() if key in MIXING and len(values) > 1]
+    environments = [run.environment for run in runs]
+    mixed = [key for key, values in environment_counts(environments).items() if key in MIXING and len(values) > 1]
     text = f"runs differ in {listed(mixed)}; numbers are equal bit for bit only where these are." if mixed else ""
     warnings = [Prose(text, warning=True)] if mixed else []
     if differing_data(runs):
         warnings.append(Prose("runs of one task and data seed did not see the same first batch.", warning=True))
-    return tabled("Environment", environment_table(manifests), *warnings, level=2)
+    return tabled("Environment", environment_table(environments), *warnings, level=2)
 
 
-def differing_data(runs: Sequence[RunRecord]) -> bool:
+def differing_data(runs: Sequence[Outline]) -> bool:
     """Whether runs of one task, batch size and data seed began with different examples."""
-    seen: dict[str, str] = {}
-    for run in runs:
-        digest = run.result.first_batch
-        if digest is None:
-            continue
-        key = canonical_json([run.spec["task"], run.spec["train"]["batch"], run.spec["data_seed"]])
-        if seen.setdefault(key, digest) != digest:
-            return True
-    return False
+    asked = {setting: data_of(setting) for setting in {run.setting for run in runs}}
+    seen: dict[tuple[str, int], str] = {}
+    told = (((asked[run.setting], run.seeds[1]), run.first_batch) for run in runs)
+    return any(digest is not None and seen.setdefault(key, digest) != digest for key, digest in told)
+
+
+def data_of(setting: Setting) -> str:
+    """Equal for settings that see the same examples from the same data seed."""
+    return canonical_json([setting.spec["task"], setting.spec["train"]["batch"]])

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from icl_bench.reports.analysis import Entry, Section, curve_of, seeds_of
+from icl_bench.harness.outline import seeds_of
+from icl_bench.reports.analysis import Entry, Section, curve_of
 from icl_bench.reports.canvas import (
     GREY,
     MOST_DOTS,

@@ -240,7 +240,7 @@ def run_limits(section: Section, ranked: Sequence[Ranking]) -> list[str]:
     rising = [entry.label for entry in section.entries if entry.rise > RISE]
     notes = [f"{whom(rising, section)} still rose in validation at the end of training"] if rising else []
     notes += [f"architectures differ in {factor} ({listed(values)})" for factor, values in mixed(section)]
-    statuses = [run.result.status for entry in section.entries for run in entry.failed]
+    statuses = [run.status for entry in section.entries for run in entry.failed]
     notes += [failures(statuses)] if statuses else []
     loose = len(section.entries) - sum(len(ranking.entries) for ranking in ranked)
     return notes + ([f"{count(loose, 'architecture')} without a match in state not ranked"] if loose else [])

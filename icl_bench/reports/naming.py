@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from icl_bench.harness.record import RunRecord
+from icl_bench.harness.outline import Outline, Setting
 from icl_bench.schema import format_value
 
 SIZE_KNOBS = frozenset({"w", "heads", "kv_heads", "d_key", "d_value", "d_model"})
@@ -17,9 +17,6 @@ KEPT = frozenset({"p", "w"})
 OWN_FIELDS = ("seed", "data_seed", "arch", "train.lr")
 """Fields of a specification by which the runs of one entry may differ, and its architecture, which its label names."""
 
-SETTING = ("task", "arch", "model", "evaluation", "precision")
-"""Fields of a specification that all runs of one setting share, besides those of training."""
-
 
 @lru_cache(maxsize=4096)
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -28,40 +25,27 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts)
 
 
-def split_entries(records: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
-    """Runs by the label and the family of their entry.
+def split_entries(settings: Sequence[Sequence[Outline]]) -> dict[tuple[str, str], list[Outline]]:
+    """Runs by the label and the family of their entry, from those of each setting.
 
     Runs of one label that differ in anything but seed and rate are told apart by what differs.
     """
-    settings: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
-    for record in records:
-        settings[setting_of(record)].append(record)
-    names = name_settings([members[-1] for members in settings.values()])
-    entries: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
-    for name, members in zip(names, settings.values(), strict=True):
-        entries[name] += members
+    names = name_settings([runs[0].setting for runs in settings])
+    entries: dict[tuple[str, str], list[Outline]] = defaultdict(list)
+    for name, runs in zip(names, settings, strict=True):
+        entries[name] += runs
     return entries
 
 
-def setting_of(record: RunRecord) -> tuple[Any, ...]:
-    """Equal for runs that differ in seed and rate alone, as far as they share the parts of their specifications.
-
-    Parts are compared by identity, so that many thousand runs of few settings cost no more than those settings.
-    """
-    parts = [id(part) if isinstance(part, Mapping | list) else part for part in map(record.spec.get, SETTING)]
-    train = [value for name, value in record.spec["train"].items() if name != "lr"]
-    return (record.result.arch, *parts, *train)
-
-
-def name_settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """Label and family of the entry of each record."""
-    flat = [flatten(record.spec) for record in records]
+def name_settings(settings: Sequence[Setting]) -> list[tuple[str, str]]:
+    """Label and family of the entry of each setting."""
+    flat = [flatten(setting.spec) for setting in settings]
     shared = varying([{key: value for key, value in one.items() if not is_own(key)} for one in flat])
-    archs = shortened(records)
+    archs = shortened(settings)
     labels: dict[str, list[int]] = defaultdict(list)
     for i, arch in enumerate(archs):
         labels[suffixed(arch, flat[i], shared)].append(i)
-    names = [("", "")] * len(records)
+    names = [("", "")] * len(settings)
     for label, members in labels.items():
         inside = varying([{key: flat[i][key] for key in flat[i] if key.startswith("arch.")} for i in members])
         for i in members:
@@ -70,12 +54,12 @@ def name_settings(records: Sequence[RunRecord]) -> list[tuple[str, str]]:
     return names
 
 
-def common_items(records: Sequence[RunRecord]) -> list[set[str]]:
+def common_items(settings: Sequence[Setting]) -> list[set[str]]:
     """Parameters in labels that all architectures share, typed or not, by their place in a pattern.
 
     None where there is one architecture, or patterns differ in length.
     """
-    archs = {record.result.arch: record.spec["arch"] for record in records}
+    archs = {setting.arch: setting.spec["arch"] for setting in settings}
     places = {(len(label.split("+")), len(components)) for label, components in archs.items()}
     if len(archs) < 2 or len(places) > 1 or any(parts != components for parts, components in places):
         return []
@@ -91,10 +75,10 @@ def items_of(params: Mapping[str, Any]) -> set[str]:
     return {f"{key}={format_value(value)}" for key, value in params.items()}
 
 
-def shortened(records: Sequence[RunRecord]) -> list[str]:
+def shortened(settings: Sequence[Setting]) -> list[str]:
     """Labels without the parameters that all of them share."""
-    common = common_items(records)
-    labels = [record.result.arch for record in records]
+    common = common_items(settings)
+    labels = [setting.arch for setting in settings]
     return ["+".join(map(without, label.split("+"), common)) if common else label for label in labels]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from icl_bench.errors import RecordError
+from icl_bench.harness.outline import Outline
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse, curve_of
 from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Link, Notes, Prose, compose
@@ -29,7 +30,7 @@ STATIC = frozenset({"capacity", "accuracy-by-group"})
 
 
 def write_page(
-    records: Sequence[RunRecord],
+    records: Sequence[RunRecord | Outline],
     problems: Sequence[RecordError],
     path: Path,
     command: str,
@@ -38,7 +39,7 @@ def write_page(
     """Write a report as one HTML page, the same bytes for the same records.
 
     Args:
-        records: finished runs, failed ones included.
+        records: finished runs, whole or in outline, failed ones included.
         problems: what could not be read; the page names it.
         path: the HTML file.
         command: the command line that makes this page again.

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from icl_bench.reports.analysis import SOLVED, CellInfo, Entry, Section, Seeds
+from icl_bench.harness.outline import Seeds
+from icl_bench.reports.analysis import SOLVED, CellInfo, Entry, Section
 from icl_bench.reports.statistics import (
     Difference,
     Interval,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from icl_bench.errors import RecordError, StoreError
+from icl_bench.harness.outline import Outline
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.document import Drawing, compose
@@ -21,7 +22,7 @@ MOST_ROWS = 20_000
 
 
 def write_report(
-    records: Sequence[RunRecord],
+    records: Sequence[RunRecord | Outline],
     problems: Sequence[RecordError],
     path: Path,
     command: str,
@@ -32,7 +33,7 @@ def write_report(
     Equal records give equal files, in whatever order they come. Each file appears whole or not at all, the report last.
 
     Args:
-        records: finished runs, failed ones included.
+        records: finished runs, whole or in outline, failed ones included.
         problems: what could not be read; the report names it.
         path: the Markdown file; figures go to `<stem>_files` beside it.
         command: the command line that makes this report again.

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from icl_bench.reports.analysis import Section, order_of
+from icl_bench.reports.analysis import Section, curve_of, order_of
 from icl_bench.reports.text import plain
 
 HEADER = (
@@ -37,12 +37,13 @@ def run_rows(sections: Sequence[Section]) -> bytes:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(HEADER)
     for section in sections:
-        for run in sorted(section.runs, key=order_of):
+        for outline in sorted(section.runs, key=order_of):
+            run = outline.record
             result = run.result
             state = (result.state.elements, result.state.bytes) if result.state else ("", "")
-            validation = run.metrics[-1].accuracy if run.metrics else ""
+            curve = curve_of(run)
             names = (result.id, inert(result.task), inert(result.arch))
-            sizes = (*state, result.params or "", result.steps, validation)
+            sizes = (*state, result.params or "", result.steps, curve[-1][1] if curve else "")
             own = (*names, result.seed, run.spec["data_seed"], result.lr, result.status, *sizes)
             cells: list[tuple[object, ...]] = [
                 (inert(cell.label), cell.load, cell.length, cell.accuracy, cell.exact_match, cell.floor)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.record import Manifest, RunRecord
+from icl_bench.harness.outline import Outline
+from icl_bench.harness.record import Environment, RunRecord
 from icl_bench.reports.analysis import Entry, Section, cell_of
 from icl_bench.reports.capacities import Recall
 from icl_bench.reports.naming import natural_key
@@ -283,15 +284,15 @@ def corrected_scores(section: Section, entry: Entry) -> list[float]:
 def failure_table(section: Section) -> Table:
     """Runs that did not end well, by class."""
     failed = [(run, entry) for entry in section.entries for run in entry.failed]
-    failed.sort(key=lambda pair: (pair[0].result.status, natural_key(pair[1].label), pair[0].result.id))
+    failed.sort(key=lambda pair: (pair[0].status, natural_key(pair[1].label), pair[0].id))
     return Table(
         ("class", "run", "architecture", "seed", "learning rate", "detail"), tuple(failure_row(*p) for p in failed), 6
     )
 
 
-def failure_row(run: RunRecord, entry: Entry) -> tuple[str, ...]:
+def failure_row(run: Outline, entry: Entry) -> tuple[str, ...]:
     """The row of a failed run."""
-    result = run.result
+    result = run.record.result
     rate = f"{result.lr:.3g}"
     return (result.status, Name(result.id), Name(entry.label), str(result.seed), rate, Name(first_line(result.detail)))
 
@@ -321,30 +322,30 @@ def problem_table(problems: Sequence[RecordError]) -> Table:
     return Table(("record",), tuple((Name(text),) for text in sorted(str(problem) for problem in problems)))
 
 
-def environment_table(manifests: Sequence[Manifest]) -> Table:
+def environment_table(environments: Sequence[Environment]) -> Table:
     """Every value that a property of the environment takes, with the number of runs where there are several."""
-    return Table(("", "value"), tuple((key, Name(values)) for key, values in environment(manifests).items()), 2)
+    return Table(("", "value"), tuple((key, Name(values)) for key, values in environment(environments).items()), 2)
 
 
-def environment(manifests: Sequence[Manifest]) -> dict[str, str]:
+def environment(environments: Sequence[Environment]) -> dict[str, str]:
     """Properties of the environment and their values."""
-    return {key: several(counted) for key, counted in environment_counts(manifests).items()}
+    return {key: several(counted) for key, counted in environment_counts(environments).items()}
 
 
-def environment_counts(manifests: Sequence[Manifest]) -> dict[str, Counter[str]]:
+def environment_counts(environments: Sequence[Environment]) -> dict[str, Counter[str]]:
     """How many runs have which value of each property."""
-    distinct = {id(manifest): manifest for manifest in manifests}  # very many runs share few of them
-    packages = sorted({name for manifest in distinct.values() for name in manifest.versions})
+    distinct = {id(one): one for one in environments}  # very many runs share few of them
+    packages = sorted({name for one in distinct.values() for name in one.versions})
     rows = {name: Counter[str]() for name in (*packages, "device", "threads", "host", "revision", "kernels")}
-    for key, number in Counter(map(id, manifests)).items():
-        manifest = distinct[key]
+    for key, number in Counter(map(id, environments)).items():
+        one = distinct[key]
         for name in packages:
-            rows[name][manifest.versions.get(name, "none")] += number
-        rows["device"][manifest.device] += number
-        rows["threads"][str(manifest.threads)] += number
-        rows["host"][manifest.host] += number
-        rows["revision"][manifest.revision or "none"] += number
-        rows["kernels"][manifest.impl] += number
+            rows[name][one.versions.get(name, "none")] += number
+        rows["device"][one.device] += number
+        rows["threads"][str(one.threads)] += number
+        rows["host"][one.host] += number
+        rows["revision"][one.revision or "none"] += number
+        rows["kernels"][one.impl] += number
     return rows
 
 

@@ -88,7 +88,7 @@ def further_headings(section: Section) -> list[str]:
 
 def reads_own(section: Section) -> bool:
     """Whether models read their own answers."""
-    return any(run.result.free_running is not None for run in section.runs)
+    return any(run.record.result.free_running is not None for run in section.runs)
 
 
 def own_cells(entry: Entry) -> list[str]:

@@ -39,12 +39,12 @@ def test_it_holds_what_the_folders_hold(store: Store) -> None:
     assert sorted((row.seed, row.accuracy) for row in rows) == [(seed, seed / 8) for seed in range(5)]
 
 
-def test_the_last_validation_is_at_hand_and_the_others_on_demand(store: Store, monkeypatch) -> None:
+def test_steps_and_accuracies_are_at_hand_and_the_rest_on_demand(store: Store, monkeypatch) -> None:
     records, _ = Index(store).records()
     monkeypatch.setattr(index_module, "read_bytes", lambda path: pytest.fail("read a file"))
-    assert records[0].metrics[-1].accuracy == 0.5 and bool(records[0].metrics)
+    assert records[0].metrics.curve == ((5, 0.5),) and bool(records[0].metrics) and len(records[0].metrics) == 1
     monkeypatch.undo()
-    assert len(records[0].metrics) == 1 and records[0].metrics[0].step == 5
+    assert records[0].metrics[-1].train_loss == 1.5 and records[0].metrics[0].step == 5
     path = store.path(records[1].result.id) / "metrics.jsonl"
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.6"))
     with pytest.raises(RecordError, match="a stored file never changes"):

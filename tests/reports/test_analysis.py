@@ -93,7 +93,7 @@ def test_parameters_that_the_label_hides_keep_runs_apart() -> None:
 def shape(sections: Sequence[Section]) -> list[tuple[str, str, list[str]]]:
     """Tasks, labels and ids in their order."""
     entries = [(section.task, entry) for section in sections for entry in section.entries]
-    return [(task, entry.label, [run.result.id for run in entry.runs]) for task, entry in entries]
+    return [(task, entry.label, [run.id for run in entry.runs]) for task, entry in entries]
 
 
 def test_sections_are_tasks_and_order_does_not_matter() -> None:

@@ -11,66 +11,101 @@ import os
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, overload
+from typing import TypeVar, overload
 from urllib.parse import quote
 
 from icl_bench.errors import RecordError
+from icl_bench.harness.outline import Outline
 from icl_bench.harness.record import Manifest, MetricPoint, RunRecord, RunResult
 from icl_bench.harness.store import Store
 from icl_bench.harness.store.faults import reach
 from icl_bench.harness.store.files import parse_model, read_bytes, sha256
-from icl_bench.harness.store.rows import DamagedError, Row, Summary, fill, fingerprint, intact, read_summaries, row_of
+from icl_bench.harness.store.rows import (
+    DamagedError,
+    Detail,
+    Row,
+    Summary,
+    fill,
+    fingerprint,
+    read_detail,
+    read_outlines,
+    read_summaries,
+    row_of,
+)
 
 NAME = "index.sqlite"
+T = TypeVar("T")
 
 
 class Metrics(Sequence[MetricPoint]):
-    """The validations of a run: the last is at hand, the others are read from the store when they are asked for.
+    """The validations of a run: steps and accuracies are at hand; the rest is read from the store when asked for."""
 
-    Steps and accuracies of all are at hand too, as `curve`.
-    """
-
-    def __init__(self, store: Store, run_id: str, last: str, curve: str, digest: str) -> None:
-        self.store, self.run_id, self.last, self.text, self.digest = store, run_id, last, curve, digest
-        self.points: tuple[MetricPoint, ...] | None = None
+    def __init__(self, store: Store, run_id: str, curve: str, digest: str) -> None:
+        self.store, self.run_id, self.digest = store, run_id, digest
+        self.curve: tuple[tuple[int, float], ...] = tuple((step, accuracy) for step, accuracy in json.loads(curve))
+        """Step and accuracy of each validation."""
 
     @cached_property
-    def curve(self) -> tuple[tuple[int, float], ...]:
-        """Step and accuracy of each validation."""
-        return tuple((step, accuracy) for step, accuracy in json.loads(self.text))
-
-    def read(self) -> tuple[MetricPoint, ...]:
+    def points(self) -> tuple[MetricPoint, ...]:
         """All of them; raises RecordError."""
-        if self.points is None:
-            path = self.store.path(self.run_id) / "metrics.jsonl"
-            data = read_bytes(path)
-            if sha256(data) != self.digest:
-                raise RecordError(f"a stored file never changes; {path} did; run `icl-bench runs verify`")
-            self.points = tuple(parse_model(MetricPoint, line, path) for line in data.splitlines())
-        return self.points
+        path = self.store.path(self.run_id) / "metrics.jsonl"
+        data = read_bytes(path)
+        if sha256(data) != self.digest:
+            raise RecordError(f"a stored file never changes; {path} did; run `icl-bench runs verify`")
+        return tuple(parse_model(MetricPoint, line, path) for line in data.splitlines())
 
     @overload
     def __getitem__(self, place: int) -> MetricPoint: ...
     @overload
     def __getitem__(self, place: slice) -> tuple[MetricPoint, ...]: ...
     def __getitem__(self, place: int | slice) -> MetricPoint | tuple[MetricPoint, ...]:
-        if place == -1 and self.last:
-            return MetricPoint.model_validate_json(self.last)
-        return self.read()[place]
+        return self.points[place]
 
     def __len__(self) -> int:
-        return len(self.read())
-
-    def __bool__(self) -> bool:
-        return bool(self.last)
+        return len(self.curve)
 
     def __iter__(self) -> Iterator[MetricPoint]:
-        return iter(self.read())
+        return iter(self.points)
+
+
+class Shelf:
+    """Reads whole records: from an index that is open, or from the folders of the store where a row is damaged."""
+
+    def __init__(self, index: "Index", base: sqlite3.Connection) -> None:
+        self.index, self.base = index, base
+        self.taken: dict[str, RunRecord] = {}
+        weakref.finalize(self, base.close)
+
+    def read(self, outline: Outline) -> RunRecord:
+        """The record of a run; raises RecordError."""
+        if outline.id not in self.taken:
+            try:
+                self.taken[outline.id] = self.record_of(outline, read_detail(self.base, outline.id))
+            except (DamagedError, sqlite3.Error):
+                with suppress(OSError):  # so that it is made again
+                    self.index.path.unlink()
+                self.taken[outline.id] = self.index.store.load(outline.id)
+        return self.taken[outline.id]
+
+    def record_of(self, outline: Outline, detail: Detail) -> RunRecord:
+        """One run; built without validation where its parts are valid, since there may be very many."""
+        try:
+            result = RunResult.model_validate_json(detail.result)
+            metrics = Metrics(self.index.store, outline.id, detail.curve, result.files["metrics.jsonl"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError from error
+        return RunRecord.model_construct(
+            spec=outline.setting.spec_of(outline.seeds, outline.lr),
+            manifest=Manifest.model_construct(**dict(outline.environment), started=detail.started),
+            result=result,
+            metrics=metrics,
+        )
 
 
 class Index:
@@ -88,24 +123,33 @@ class Index:
 
     def summaries(self) -> tuple[list[Summary], list[RecordError]]:
         """A line for each finished run, in the order of ids, and what keeps others from being read."""
-        return self.query(read_summaries)
+
+        def read(base: sqlite3.Connection) -> list[Summary]:
+            with closing(base):
+                return read_summaries(base)
+
+        return self.query(read)
+
+    def outlines(self) -> tuple[list[Outline], list[RecordError]]:
+        """Every finished run in outline, in no order, and what keeps others from being read."""
+        with uncollected():
+            return self.query(lambda base: read_outlines(base, Shelf(self, base).read))
 
     def records(self) -> tuple[list[RunRecord], list[RecordError]]:
         """Every finished run, in the order of ids, and what keeps others from being read."""
+        found, problems = self.outlines()
         with uncollected():
-            return self.query(self.read_records)
+            return [outline.record for outline in sorted(found, key=attrgetter("id"))], problems
 
-    def query(self, read: Any) -> tuple[list[Any], list[RecordError]]:
+    def query(self, read: Callable[[sqlite3.Connection], list[T]]) -> tuple[list[T], list[RecordError]]:
         """Bring the index up to date and read from it; a damaged one is made again, once."""
         base, problems = self.refreshed()
         try:
-            with closing(base):
-                return read(base), problems
+            return read(base), problems
         except (DamagedError, sqlite3.Error):
             self.path.unlink(missing_ok=True)
         base, problems = self.refreshed()
-        with closing(base):
-            return read(base), problems
+        return read(base), problems
 
     def refreshed(self) -> tuple[sqlite3.Connection, list[RecordError]]:
         """The index, up to date, and the errors that keep runs out of it."""
@@ -169,32 +213,6 @@ class Index:
                 old.backup(base)
         fill(base, rows, dropped, fresh)
         return base
-
-    def read_records(self, base: sqlite3.Connection) -> list[RunRecord]:
-        """Every run as a report takes it.
-
-        Raises:
-            DamagedError: where a row is not as it was written.
-        """
-        texts = [row for *row, own in base.execute("SELECT * FROM texts") if intact(row, own)]
-        try:
-            manifests = {key: Manifest.model_validate_json(text) for key, kind, text in texts if kind == "manifest"}
-            shared = {key: json.loads(text) for key, kind, text in texts if kind == "shared"}
-            rows = sorted(base.execute("SELECT * FROM details"), key=itemgetter(1))
-            return [self.record_of(row, shared, manifests) for *row, own in rows if intact(row, own)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedError from error
-
-    def record_of(
-        self, row: Sequence[Any], shared: Mapping[int, dict[str, Any]], manifests: Mapping[int, Manifest]
-    ) -> RunRecord:
-        """One run; built without validation, since its parts are valid, and there may be very many."""
-        _, run_id, shape, manifest, data_seed, decay, last, curve, text = row
-        result = RunResult.model_validate_json(text)
-        own = {"seed": result.seed, "data_seed": data_seed}
-        spec = {**shared[shape], **own, "train": {**shared[shape]["train"], "lr": result.lr, "weight_decay": decay}}
-        metrics = Metrics(self.store, run_id, last, curve, result.files["metrics.jsonl"])
-        return RunRecord.model_construct(spec=spec, manifest=manifests[manifest], result=result, metrics=metrics)
 
 
 @contextmanager

@@ -3,23 +3,26 @@
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from icl_bench.harness.outline import PARSERS, Outline, Texts, seeds_of, texts_of
+from icl_bench.harness.rates import counted, last_validation
 from icl_bench.harness.record import SCHEMA, Manifest, RunRecord, RunResult
-from icl_bench.schema import canonical_json, content_hash
+from icl_bench.schema import content_hash
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the tables."""
 TABLES = """
 CREATE TABLE runs (
     key INTEGER PRIMARY KEY, id TEXT UNIQUE, stamp TEXT, task TEXT, arch TEXT, seed INTEGER, lr REAL, status TEXT,
     accuracy REAL, started TEXT, seconds REAL, check_sum INTEGER
 );
-CREATE TABLE details (
-    key INTEGER PRIMARY KEY, id TEXT, shared INTEGER, manifest INTEGER, data_seed INTEGER, weight_decay REAL,
-    last TEXT, curve TEXT, result TEXT, check_sum INTEGER
+CREATE TABLE outlines (
+    key INTEGER PRIMARY KEY, id TEXT, setting INTEGER, environment INTEGER, evaluation INTEGER, lr REAL, seed INTEGER,
+    data_seed INTEGER, status TEXT, validation REAL, first_batch TEXT, check_sum INTEGER
 );
+CREATE TABLE details (key INTEGER PRIMARY KEY, id TEXT, started TEXT, curve TEXT, result TEXT, check_sum INTEGER);
 CREATE TABLE texts (key INTEGER PRIMARY KEY, kind TEXT, text TEXT, check_sum INTEGER);
 CREATE TABLE about (fingerprint TEXT);
 """
@@ -51,27 +54,34 @@ class Row(NamedTuple):
 
     summary: tuple[Any, ...]
     """Columns of the table of runs."""
-    shared: str
-    """The specification without what is a run's own, as JSON."""
-    manifest: str
+    texts: Texts
+    outline: tuple[Any, ...]
+    """The last columns of the table of outlines."""
     detail: tuple[Any, ...]
     """The last columns of the table of details."""
 
 
+class Detail(NamedTuple):
+    """What an outline leaves out of a run."""
+
+    id: str
+    started: str
+    curve: str
+    """Step and accuracy of each validation, as JSON."""
+    result: str
+    """As JSON."""
+
+
 def row_of(record: RunRecord, stamp: str) -> Row:
     """A run as the index keeps it; texts that many runs share stand for themselves."""
-    result, spec = record.result, dict(record.spec)
-    train = dict(spec["train"])
-    data_seed, decay = spec.pop("data_seed"), train.pop("weight_decay")
-    del spec["seed"], train["lr"]
+    result = record.result
     summary = (result.id, stamp, result.task, result.arch, result.seed, result.lr, result.status, result.accuracy)
-    last = record.metrics[-1].model_dump_json() if record.metrics else ""
     curve = json.dumps([(point.step, point.accuracy) for point in record.metrics], separators=(",", ":"))
     return Row(
         (*summary, record.manifest.started, result.seconds),
-        canonical_json({**spec, "train": train}),
-        record.manifest.model_dump_json(),
-        (data_seed, decay, last, curve, result.model_dump_json(exclude_defaults=True)),
+        texts_of(record),
+        (result.lr, *seeds_of(record), result.status, last_validation(record), result.first_batch),
+        (record.manifest.started, curve, result.model_dump_json(exclude_defaults=True)),
     )
 
 
@@ -82,14 +92,16 @@ def fill(base: sqlite3.Connection, rows: Iterable[Row], dropped: Sequence[str], 
     if fresh:
         base.execute("INSERT INTO about VALUES (?)", (fingerprint(),))
     for run_id in dropped:
-        base.execute("DELETE FROM details WHERE key = (SELECT key FROM runs WHERE id = ?)", (run_id,))
+        for table in ("outlines", "details"):
+            base.execute(f"DELETE FROM {table} WHERE key = (SELECT key FROM runs WHERE id = ?)", (run_id,))
         base.execute("DELETE FROM runs WHERE id = ?", (run_id,))
     keys = {(kind, text): key for key, kind, text, _ in base.execute("SELECT * FROM texts")}
     next_key = base.execute("SELECT coalesce(max(key), 0) + 1 FROM runs").fetchone()[0]
     for key, row in enumerate(rows, next_key):
-        texts = (key_of(base, keys, ("shared", row.shared)), key_of(base, keys, ("manifest", row.manifest)))
+        texts = [key_of(base, keys, text) for text in zip(Texts._fields, row.texts, strict=True)]
         insert(base, "runs", (key, *row.summary))
-        insert(base, "details", (key, row.summary[0], *texts, *row.detail))
+        insert(base, "outlines", (key, row.summary[0], *texts, *row.outline))
+        insert(base, "details", (key, row.summary[0], *row.detail))
     base.execute("COMMIT")
 
 
@@ -114,6 +126,47 @@ def read_summaries(base: sqlite3.Connection) -> list[Summary]:
     """
     rows = base.execute("SELECT * FROM runs ORDER BY id")
     return [Summary(row[1], *row[3:]) for *row, own in rows if intact(row, own)]
+
+
+def read_outlines(base: sqlite3.Connection, read: Callable[[Outline], RunRecord]) -> list[Outline]:
+    """Every run in outline, in no order; `read` reads the whole record of one.
+
+    Raises:
+        DamagedError: where a row is not as it was written.
+    """
+    texts = [row for *row, own in base.execute("SELECT * FROM texts") if intact(row, own)]
+    try:
+        shared = {key: PARSERS[kind](text) for key, kind, text in texts}
+        rows = (row for *row, own in base.execute("SELECT * FROM outlines") if intact(row, own))
+        return [
+            Outline(
+                lr,
+                (seed, data_seed),
+                run_id,
+                status,
+                counted(validation, status),
+                batch,
+                shared[setting],
+                shared[environment],
+                shared[evaluation],
+                read,
+            )
+            for _, run_id, setting, environment, evaluation, lr, seed, data_seed, status, validation, batch in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError from error
+
+
+def read_detail(base: sqlite3.Connection, run_id: str) -> Detail:
+    """What the outline of a run leaves out.
+
+    Raises:
+        DamagedError: where it is not as it was written.
+    """
+    found = base.execute("SELECT * FROM details WHERE key = (SELECT key FROM runs WHERE id = ?)", (run_id,)).fetchone()
+    if found is None or found[1] != run_id or not intact(found[:-1], found[-1]):
+        raise DamagedError
+    return Detail(*found[1:-1])
 
 
 def sum_of(values: Sequence[Any]) -> int:
