@@ -54,7 +54,7 @@ def _table(tokens: int) -> Iterator[Case]:
     short = plain._replace(n=tokens // 32, t=256, heads=2, groups=2)
     yield _case(plain, "auto", "chunked", *sdpa, "retention")
     yield _case(plain._replace(gated=True), "auto", "chunked", "retention")
-    yield _case(plain._replace(p=1), "auto", "chunked", "fla")
+    yield _case(plain._replace(p=1), "auto", "chunked", "fla", "fla unnormalised")
     yield _case(plain._replace(p=1, gated=True), "auto", "chunked")
     yield _case(window, "auto", "torch", "flex")
     yield _case(softmax, "triton", "torch", *sdpa)

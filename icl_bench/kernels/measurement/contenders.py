@@ -15,7 +15,7 @@ from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.measurement.check import run_form
 from icl_bench.kernels.measurement.problems import Inputs, Problem
 
-Subject = Literal["ours", "torch", "fla", "retention"]
+Subject = Literal["ours", "plain", "torch", "fla", "retention"]
 Operator = Callable[[Inputs], Tensor]
 """Inputs to y [N, T, H, V]."""
 
@@ -30,13 +30,19 @@ BACKENDS = {
 RETENTION_CHUNK = 1024
 """The chunk of retention's own benchmarks."""
 FLEX_BLOCK = 128
+PLAIN = ("quadratic", "chunked", "torch", "reference")
+"""Forms of this library in operators of PyTorch: slow at the sizes of the table."""
 
 
 def subject_of(name: str) -> Subject:
     """Whose a contender is."""
-    if name in ("fla", "retention"):
-        return name  # type: ignore[return-value]
-    return "torch" if name.startswith(("sdpa ", "flex")) else "ours"
+    if name in PLAIN:
+        return "plain"
+    if name.startswith(("sdpa ", "flex")):
+        return "torch"
+    if name == "retention":
+        return "retention"
+    return "fla" if name.startswith("fla") else "ours"
 
 
 def installed(name: str) -> bool:
@@ -63,14 +69,16 @@ def operator(name: str, problem: Problem, device: torch.device) -> Operator:
         KernelUnavailableError: Its package is not installed.
     """
     if not installed(name):
-        raise KernelUnavailableError(f"{name} needs the package {PACKAGES[name]}, which is not installed: install it")
+        package = PACKAGES[subject_of(name)]
+        raise KernelUnavailableError(f"{name} needs the package {package}, which is not installed: install it")
     if name in BACKENDS:
         return functools.partial(_sdpa, BACKENDS[name])
     if name == "flex":
         return _flex(problem, device)
-    if name == "fla":
+    if name.startswith("fla"):
         linear = importlib.import_module("fla.ops.linear_attn").chunk_linear_attn
-        return lambda inputs: linear(inputs.q, inputs.k, inputs.v)[0]
+        normalize = name == "fla"
+        return lambda inputs: linear(inputs.q, inputs.k, inputs.v, normalize=normalize)[0]
     if name == "retention":
         return _retention(problem)
     return lambda inputs: run_form(problem, name, inputs)[0]
@@ -78,7 +86,7 @@ def operator(name: str, problem: Problem, device: torch.device) -> Operator:
 
 def same_function(name: str, problem: Problem) -> bool:
     """Whether a contender computes what the problem asks, so that its error means something."""
-    return problem.op == "attention" or subject_of(name) != "torch"
+    return problem.op == "attention" or not (subject_of(name) == "torch" or name == "fla unnormalised")
 
 
 def _retention(problem: Problem) -> Operator:

@@ -66,7 +66,7 @@ class Row(NamedTuple):
 def blank(case: Case, name: str, note: str = "") -> Row:
     """The row of a contender without a measurement."""
     x = case.problem
-    ours = subject_of(name) == "ours"
+    ours = subject_of(name) in ("ours", "plain")
     shown = f"{x.op} {name}" if ours else name
     p = x.p if x.op == "power" else None
     dtype = str(x.dtype).removeprefix("torch.")
