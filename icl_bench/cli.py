@@ -277,7 +277,7 @@ def report(
 ) -> None:
     """Write a report, with figures, of every run in a store."""
     from icl_bench.harness.store import Store
-    from icl_bench.harness.store.index import Index
+    from icl_bench.harness.store.index import Index, uncollected
     from icl_bench.harness.store.listing import INTERRUPTED, unfinished
     from icl_bench.reports.framing import NO_FRAME
 
@@ -289,7 +289,8 @@ def report(
             f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
         )
     tell_if_not_kept(index)
-    typer.echo(write_files(runs, problems, output, NO_FRAME._replace(interrupted=cut)))
+    with uncollected():
+        typer.echo(write_files(runs, problems, output, NO_FRAME._replace(interrupted=cut)))
 
 
 @app.command()

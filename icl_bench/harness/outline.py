@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from icl_bench.harness.rates import counted, last_validation
+from icl_bench.harness.rates import validation_accuracy
 from icl_bench.harness.record import Environment, RunRecord, Status
 from icl_bench.schema import canonical_json
 
@@ -75,22 +75,24 @@ class Texts(NamedTuple):
 class Outline(NamedTuple):
     """A finished run in outline."""
 
+    key: int
+    """Number of the run in its index, for whoever reads it."""
+    read: Callable[["Outline"], RunRecord]
+    """Reads the whole record."""
+    setting: Setting
+    environment: Environment
+    evaluation: Evaluation
+    seeds: Seeds
     lr: float
     """Peak learning rate."""
-    seeds: Seeds
+    validation: float
+    """Accuracy at the last validation, as it counts in the choice of a learning rate."""
     id: str
     """The run's identity."""
     status: Status
     """How it ended."""
-    validation: float
-    """Accuracy at the last validation, as it counts in the choice of a learning rate."""
     first_batch: str | None
     """SHA-256 of the first training batch."""
-    setting: Setting
-    environment: Environment
-    evaluation: Evaluation
-    read: Callable[["Outline"], RunRecord]
-    """Reads the whole record."""
 
     @property
     def record(self) -> RunRecord:
@@ -148,16 +150,17 @@ def outline_of(record: RunRecord, made: dict[tuple[str, str], Any]) -> Outline:
     setting, environment, evaluation = (made[shared] for shared in zip(Texts._fields, texts, strict=True))
     result = record.result
     return Outline(
-        lr=result.lr,
-        seeds=seeds_of(record),
-        id=result.id,
-        status=result.status,
-        validation=counted(last_validation(record), result.status),
-        first_batch=result.first_batch,
+        key=0,
+        read=lambda _: record,
         setting=setting,
         environment=environment,
         evaluation=evaluation,
-        read=lambda _: record,
+        seeds=seeds_of(record),
+        lr=result.lr,
+        validation=validation_accuracy(record),
+        id=result.id,
+        status=result.status,
+        first_batch=result.first_batch,
     )
 
 

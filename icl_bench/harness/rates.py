@@ -16,17 +16,7 @@ def has_score(run: RunRecord) -> bool:
 
 def validation_accuracy(run: RunRecord) -> float:
     """Accuracy at the last validation; 0 for a run that did not end well."""
-    return counted(last_validation(run), run.result.status)
-
-
-def last_validation(run: RunRecord) -> float | None:
-    """Accuracy at the last validation; none where there was none."""
-    return run.metrics[-1].accuracy if run.metrics else None
-
-
-def counted(validation: float | None, status: Status) -> float:
-    """A validation accuracy as it counts: 0 for a run that did not end well."""
-    return validation if validation is not None and status == "ok" else 0.0
+    return run.metrics[-1].accuracy if run.metrics and run.result.status == "ok" else 0.0
 
 
 def rate_score(accuracies: Sequence[float]) -> float:

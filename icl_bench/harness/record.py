@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from pydantic import Field
+
 from icl_bench.schema import Frozen
 
 SCHEMA = 2
@@ -55,7 +57,7 @@ class CellScore(Frozen):
     layers without a recurrent form."""
     free_running_exact: float | None = None
     """Share of examples right throughout where the model reads its own answers."""
-    controls: Mapping[str, float] = {}
+    controls: Mapping[str, float] = Field(default_factory=dict)
     """Accuracy on examples changed so as to tell how answers come about, by control; none for tasks without any."""
     groups: Mapping[str, GroupScore]
     """Accuracy by group of scored positions."""

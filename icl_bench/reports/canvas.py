@@ -104,6 +104,10 @@ def new_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, 
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, byte for byte the same for the same content."""
     FigureCanvasSVG(figure)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # else saving draws all of it once more, to lay it out
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
@@ -167,6 +171,7 @@ def draw_seeds(axes: Axes, x: float, values: Sequence[float], style: Look) -> No
         markeredgewidth=0.4,
         clip_on=False,
         zorder=3,
+        in_layout=False,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 BOOTSTRAP_FROM = 15
 """Fewest values for which an interval is a bootstrap."""
@@ -44,8 +44,11 @@ def wilson(successes: int, trials: int) -> Interval:
     >>> print(f"{low:.2f} {high:.2f}")
     0.38 0.96
     """
-    found = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    z, share = float(special.ndtri((1 + LEVEL) / 2)), successes / trials
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    low, high = (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+    return Interval(low, high)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -60,16 +63,26 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 def t_interval(sample: Floats) -> Interval:
     """Student's t interval of the mean of two or more values."""
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+    half = float(special.stdtrit(len(sample) - 1, (1 + LEVEL) / 2) * sample.std(ddof=1) / math.sqrt(len(sample)))
     return Interval(float(sample.mean()) - half, float(sample.mean()) + half)
 
 
 def bca_interval(sample: Floats) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987)."""
-    found = stats.bootstrap(
-        (sample,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987) of values that differ.
+
+    With z0 the normal quantile of the part of resampled means below the mean, resamples equal to it counted half, and
+    a = sum u^3 / (6 (sum u^2)^1.5) for the deviations u of the means that leave one value out, negated, the ends are
+    the quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the resampled means.
+    """
+    count, mean = len(sample), sample.mean()
+    means = sample[np.random.default_rng(0).integers(0, count, (RESAMPLES, count))].mean(axis=1)
+    bias = special.ndtri(((means < mean).sum() + (means <= mean).sum()) / (2 * RESAMPLES))
+    left_out = (sample.sum() - sample) / (count - 1)
+    off = left_out.mean() - left_out
+    skew = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
+    shifted = bias + special.ndtri(np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    low, high = np.quantile(means, special.ndtr(bias + shifted / (1 - skew * shifted)))
+    return Interval(float(low), float(high))
 
 
 class Difference(NamedTuple):
@@ -93,7 +106,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
         return Difference(mean, mean, mean, 1.0 if mean == 0 else 2.0 ** (1 - count), count)
     low, high = t_interval(gaps)
     t = mean / float(gaps.std(ddof=1)) * math.sqrt(count)
-    return Difference(mean, low, high, float(2 * stats.t.sf(abs(t), count - 1)), count)
+    return Difference(mean, low, high, float(2 * special.stdtr(count - 1, -abs(t))), count)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -112,8 +125,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def fisher_exact(solved: tuple[int, int], runs: tuple[int, int]) -> float:
     """Two-sided p of Fisher's exact test that two shares solved are equal."""
-    table = [[solved[0], runs[0] - solved[0]], [solved[1], runs[1] - solved[1]]]
-    return float(stats.fisher_exact(table).pvalue)
+    total = sum(solved)
+    first = np.arange(max(0, total - runs[1]), min(total, runs[0]) + 1)
+    logs = log_choose(runs[0], first) + log_choose(runs[1], total - first)
+    chances = np.exp(logs - logs.max())
+    as_rare = chances <= chances[solved[0] - first[0]] * (1 + 1e-9)  # equal but for rounding counts as equal
+    return float(chances[as_rare].sum() / chances.sum())
+
+
+def log_choose(n: int, k: NDArray[np.int64]) -> Floats:
+    """Logarithm of the binomial coefficient."""
+    logs: Floats = special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+    return logs
 
 
 def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
@@ -129,6 +152,8 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
         return 1.0
     if len(first) + len(second) >= MANY:
         return shared_splits_p(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
+    from scipy import stats  # takes long to load, and many runs do without
+
     found = stats.permutation_test(
         (np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)),
         lambda a, b, axis: np.median(a, axis=axis) - np.median(b, axis=axis),
@@ -157,13 +182,15 @@ def shared_splits_p(first: Floats, second: Floats) -> float:
 def split_ranks(first: int, second: int) -> tuple[Ranks, Ranks]:
     """Ranks of the two middle values of both sides of each random split, [2, m]; equal ones where a side is odd."""
     rng = np.random.default_rng(0)
-    halves: tuple[list[Ranks], list[Ranks]] = ([], [])
-    for _ in range(SPLITS):
-        order = rng.permutation(first + second)
-        for side, size, found in ((order[:first], first, halves[0]), (order[first:], second, halves[1])):
-            middle = [(size - 1) // 2, size // 2]
-            found.append(np.partition(side, middle)[middle])
-    return np.stack(halves[0], axis=1), np.stack(halves[1], axis=1)
+    orders = np.stack([rng.permutation(first + second).astype(np.int32) for _ in range(SPLITS)])
+    return middle_values(orders[:, :first]), middle_values(orders[:, first:])
+
+
+def middle_values(rows: NDArray[np.int32]) -> Ranks:
+    """The two middle values of each row, [rows, n] -> [2, rows]; equal ones where n is odd."""
+    count = rows.shape[1]
+    middle = [(count - 1) // 2, count // 2]
+    return np.partition(rows, middle, axis=1)[:, middle].T.astype(np.intp)
 
 
 class Waits(NamedTuple):
@@ -323,13 +350,35 @@ def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors:
     if len(loads) < 2:
         return None
     corrected = np.array([[chance_corrected(a, f) for a, f in zip(row, floors, strict=True)] for row in by_seed])
-    draws = np.random.default_rng(0).integers(0, len(by_seed), (RESAMPLES // 4, len(by_seed)))
-    resampled = np.median(np.ascontiguousarray(corrected.T)[:, draws], axis=2).T
-    medians = np.concatenate([np.median(corrected, axis=0, keepdims=True), resampled])
+    medians = np.concatenate([np.median(corrected, axis=0, keepdims=True), resampled_medians(corrected)])
     centres, widths = fit_logistic(np.log2(np.asarray(loads, dtype=np.float64)), medians)
     several = len(by_seed) > 1
     k50, k90 = (locate(2.0**x, loads, several) for x in (centres, centres - widths * math.log(9)))
     return None if k50.side == "within" and np.ptp(medians[0]) < LEAST_FALL else Capacity(k50, k90)
+
+
+def resampled_medians(values: Floats) -> Floats:
+    """Medians of bootstrap resamples of the rows: [n, columns] -> [R, columns].
+
+    A resample says how often it takes each row; the median of a column is where half of them are counted.
+    """
+    taken = times_taken(len(values))
+    columns = []
+    for column in values.T:
+        order = np.argsort(column)
+        counted = np.cumsum(taken[order], axis=0, dtype=np.int32)
+        middle = [(counted <= rank).sum(axis=0) for rank in ((len(values) - 1) // 2, len(values) // 2)]
+        columns.append(column[order][np.stack(middle)].mean(axis=0))
+    return np.stack(columns, axis=1)
+
+
+@lru_cache(maxsize=2)
+def times_taken(rows: int) -> NDArray[np.int32]:
+    """How often each row is taken by each bootstrap resample, [n, R]; the same ones for samples of equal size."""
+    resamples = RESAMPLES // 4
+    draws = np.random.default_rng(0).integers(0, rows, (resamples, rows))
+    cells = draws * resamples + np.arange(resamples)[:, None]
+    return np.bincount(cells.ravel(), minlength=rows * resamples).astype(np.int32).reshape(rows, resamples)
 
 
 def fit_logistic(x: Floats, heights: Floats) -> tuple[Floats, Floats]:
@@ -339,7 +388,7 @@ def fit_logistic(x: Floats, heights: Floats) -> tuple[Floats, Floats]:
     shapes = 1 / (1 + np.exp(np.clip((x[None, :] - centres[:, None]) / widths[:, None], -50, 50)))
     squares = (shapes**2).sum(axis=1)
     rows, which = np.unique(heights, axis=0, return_inverse=True)  # few seeds give few different resamples
-    best = np.concatenate([np.argmin(squares - 2 * part @ shapes.T, axis=1) for part in np.array_split(rows, 25)])
+    best = np.concatenate([np.argmin(squares + (-2 * part) @ shapes.T, axis=1) for part in np.array_split(rows, 25)])
     return centres[best[which]], widths[best[which]]
 
 

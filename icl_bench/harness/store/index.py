@@ -86,7 +86,7 @@ class Shelf:
         """The record of a run; raises RecordError."""
         if outline.id not in self.taken:
             try:
-                self.taken[outline.id] = self.record_of(outline, read_detail(self.base, outline.id))
+                self.taken[outline.id] = self.record_of(outline, read_detail(self.base, outline))
             except (DamagedError, sqlite3.Error):
                 with suppress(OSError):  # so that it is made again
                     self.index.path.unlink()
@@ -102,7 +102,7 @@ class Shelf:
             raise DamagedError from error
         return RunRecord.model_construct(
             spec=outline.setting.spec_of(outline.seeds, outline.lr),
-            manifest=Manifest.model_construct(**dict(outline.environment), started=detail.started),
+            manifest=Manifest.model_construct(**vars(outline.environment), started=detail.started),
             result=result,
             metrics=metrics,
         )
@@ -154,6 +154,8 @@ class Index:
     def refreshed(self) -> tuple[sqlite3.Connection, list[RecordError]]:
         """The index, up to date, and the errors that keep runs out of it."""
         there, known = stamps(self.store), self.known()
+        if there == known:
+            return connect(self.path), []
         new = [run_id for run_id, stamp in there.items() if (known or {}).get(run_id) != stamp]
         dropped = [run_id for run_id, stamp in (known or {}).items() if there.get(run_id) != stamp]
         problems: list[RecordError] = []

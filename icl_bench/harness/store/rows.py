@@ -2,12 +2,13 @@
 
 import json
 import sqlite3
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from icl_bench.harness.outline import PARSERS, Outline, Texts, seeds_of, texts_of
-from icl_bench.harness.rates import counted, last_validation
+from icl_bench.harness.rates import validation_accuracy
 from icl_bench.harness.record import SCHEMA, Manifest, RunRecord, RunResult
 from icl_bench.schema import content_hash
 
@@ -19,13 +20,17 @@ CREATE TABLE runs (
     accuracy REAL, started TEXT, seconds REAL, check_sum INTEGER
 );
 CREATE TABLE outlines (
-    key INTEGER PRIMARY KEY, id TEXT, setting INTEGER, environment INTEGER, evaluation INTEGER, lr REAL, seed INTEGER,
-    data_seed INTEGER, status TEXT, validation REAL, first_batch TEXT, check_sum INTEGER
+    key INTEGER PRIMARY KEY, setting INTEGER, environment INTEGER, evaluation INTEGER, seed INTEGER, data_seed INTEGER,
+    lr REAL, validation REAL, id TEXT, status TEXT, first_batch TEXT, check_sum INTEGER
 );
 CREATE TABLE details (key INTEGER PRIMARY KEY, id TEXT, started TEXT, curve TEXT, result TEXT, check_sum INTEGER);
 CREATE TABLE texts (key INTEGER PRIMARY KEY, kind TEXT, text TEXT, check_sum INTEGER);
 CREATE TABLE about (fingerprint TEXT);
 """
+
+
+NUMBERS = struct.Struct("<6q2d")
+"""The numbers of a row of outlines, from its key to its validation."""
 
 
 class Summary(NamedTuple):
@@ -80,7 +85,7 @@ def row_of(record: RunRecord, stamp: str) -> Row:
     return Row(
         (*summary, record.manifest.started, result.seconds),
         texts_of(record),
-        (result.lr, *seeds_of(record), result.status, last_validation(record), result.first_batch),
+        (*seeds_of(record), result.lr, validation_accuracy(record), result.id, result.status, result.first_batch),
         (record.manifest.started, curve, result.model_dump_json(exclude_defaults=True)),
     )
 
@@ -99,15 +104,17 @@ def fill(base: sqlite3.Connection, rows: Iterable[Row], dropped: Sequence[str], 
     next_key = base.execute("SELECT coalesce(max(key), 0) + 1 FROM runs").fetchone()[0]
     for key, row in enumerate(rows, next_key):
         texts = [key_of(base, keys, text) for text in zip(Texts._fields, row.texts, strict=True)]
+        outline = (key, *texts, *row.outline)
         insert(base, "runs", (key, *row.summary))
-        insert(base, "outlines", (key, row.summary[0], *texts, *row.outline))
+        insert(base, "outlines", outline, outline_sum(outline))
         insert(base, "details", (key, row.summary[0], *row.detail))
     base.execute("COMMIT")
 
 
-def insert(base: sqlite3.Connection, table: str, row: Sequence[Any]) -> None:
+def insert(base: sqlite3.Connection, table: str, row: Sequence[Any], check_sum: int | None = None) -> None:
     """Put a row into a table of that name, its check sum behind it."""
-    base.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * (len(row) + 1))})", [*row, sum_of(row)])
+    check_sum = sum_of(row) if check_sum is None else check_sum
+    base.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * (len(row) + 1))})", [*row, check_sum])
 
 
 def key_of(base: sqlite3.Connection, keys: dict[tuple[str, str], int], text: tuple[str, str]) -> int:
@@ -137,34 +144,25 @@ def read_outlines(base: sqlite3.Connection, read: Callable[[Outline], RunRecord]
     texts = [row for *row, own in base.execute("SELECT * FROM texts") if intact(row, own)]
     try:
         shared = {key: PARSERS[kind](text) for key, kind, text in texts}
-        rows = (row for *row, own in base.execute("SELECT * FROM outlines") if intact(row, own))
+        rows = base.execute("SELECT * FROM outlines").fetchall()
+        if any(outline_sum(row) != own for *row, own in rows):
+            raise DamagedError
         return [
-            Outline(
-                lr,
-                (seed, data_seed),
-                run_id,
-                status,
-                counted(validation, status),
-                batch,
-                shared[setting],
-                shared[environment],
-                shared[evaluation],
-                read,
-            )
-            for _, run_id, setting, environment, evaluation, lr, seed, data_seed, status, validation, batch in rows
+            Outline(key, read, shared[setting], shared[environment], shared[evaluation], (seed, data_seed), *rest)
+            for key, setting, environment, evaluation, seed, data_seed, *rest, _ in rows
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, struct.error) as error:
         raise DamagedError from error
 
 
-def read_detail(base: sqlite3.Connection, run_id: str) -> Detail:
+def read_detail(base: sqlite3.Connection, outline: Outline) -> Detail:
     """What the outline of a run leaves out.
 
     Raises:
         DamagedError: where it is not as it was written.
     """
-    found = base.execute("SELECT * FROM details WHERE key = (SELECT key FROM runs WHERE id = ?)", (run_id,)).fetchone()
-    if found is None or found[1] != run_id or not intact(found[:-1], found[-1]):
+    found = base.execute("SELECT * FROM details WHERE key = ?", (outline.key,)).fetchone()
+    if found is None or found[1] != outline.id or not intact(found[:-1], found[-1]):
         raise DamagedError
     return Detail(*found[1:-1])
 
@@ -173,6 +171,12 @@ def sum_of(values: Sequence[Any]) -> int:
     """A check sum over a row, whose last value may be long."""
     *head, last = values
     return zlib.crc32(str(last).encode(), zlib.crc32(repr(head).encode()))
+
+
+def outline_sum(row: Sequence[Any]) -> int:
+    """The check sum of a row of outlines, all of which are read for a report: quicker than that of any row."""
+    *numbers, run_id, status, first_batch = row
+    return zlib.crc32(f"{run_id} {status} {first_batch}".encode(), zlib.crc32(NUMBERS.pack(*numbers)))
 
 
 def intact(values: Sequence[Any], check_sum: int) -> bool:
