@@ -1,9 +1,13 @@
 """Fleets and data on a CUDA device."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from icl_bench.harness.resolve import Request, expand, make_task, task_component
+from icl_bench.harness.store import Store
 from icl_bench.harness.training.data import Feed
 from icl_bench.harness.training.memory import estimate, fit, measure
 from icl_bench.harness.training.train import train_fleet
@@ -20,6 +24,22 @@ ARCHS = [
     "gated-conv+softmax",
 ]
 SETTINGS = ("train.steps=50", "train.batch=16", "model.d_model=32")
+FAULTY = """
+from pathlib import Path
+import torch
+
+class FaultyOnce(torch.nn.Linear):
+    def __init__(self, d_model):
+        super().__init__(d_model, d_model)
+
+    def forward(self, x):
+        if not Path("faulted").exists():
+            Path("faulted").touch()
+            beyond = torch.full((1,), 7, device=x.device)
+            x = x + torch.zeros(1, device=x.device)[beyond]
+        return super().forward(x)
+"""
+"""A layer that reads beyond a tensor once, after which no call of the process reaches the device any more."""
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -114,3 +134,21 @@ def test_a_fleet_reads_its_own_answers(arch: str, precision: str) -> None:
     trainer = Trainer(specs, torch.device("cuda"), "auto")
     free = trainer.run_freely(trainer.feed("symbols=6", "test"))
     assert free is not None and all(0 <= share <= 1 for share in (*free.accuracy, *free.exact_match))
+
+
+@pytest.mark.parametrize("engine", ["inline", "local"])
+def test_after_a_fault_on_the_device_the_members_run_alone(engine: str, tmp_path) -> None:
+    (tmp_path / "strange.py").write_text(FAULTY)
+    task = "assoc-recall:length=16,pairs=[2|4],vocab=64"
+    command = ["run", task, "--arch", "strange:FaultyOnce", "--seeds", "0..2", "--device", "cuda", "--store", "store"]
+    small = ["train.steps=20", "train.batch=8", "model.d_model=16", "evaluation.examples=64"]
+    settings = [word for text in small for word in ("--set", text)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "icl_bench", *command, *settings, "--engine", engine],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 0 and (tmp_path / "faulted").exists(), ended.stderr
+    store = Store(tmp_path / "store")
+    records = [store.load(run_id) for run_id in store.ids()]
+    assert [record.result.status for record in records] == ["ok"] * 3, ended.stderr
+    assert [record.manifest.fleet_size for record in records] == [1] * 3
