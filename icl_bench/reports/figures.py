@@ -15,6 +15,7 @@ from icl_bench.reports.canvas import (
     MOST_DOTS,
     Look,
     add_legend,
+    draw_curves,
     draw_floor,
     draw_seeds,
     floor_handle,
@@ -87,8 +88,7 @@ def draw_by_load(axes: Axes, entry: Entry, style: Look, axis: Axis, offset: floa
     found = {label: list(values.values()) for label in axis.places if (values := entry.in_cell(label))}
     places = [aside(axis, label, 0.006 * offset) for label in found]
     axes.plot(places, [median(row) for row in found.values()], color=style.colour, linestyle=style.dash)
-    for place, row in zip(places, found.values(), strict=True):
-        draw_seeds(axes, place, row, style)
+    draw_seeds(axes, places, list(found.values()), style)
 
 
 def aside(axis: Axis, label: str, part: float) -> float:
@@ -118,10 +118,8 @@ def learning_curves(section: Section) -> Figure | None:
     figure, axes = grid(panels)
     for one, panel in zip(axes, panels, strict=True):
         for entry, style in zip(panel.entries, panel.looks, strict=True):
-            for run in sorted(entry.measured, key=seeds_of)[:MOST_CURVES]:
-                points = curve_of(run)
-                x, y = [step for step, _ in points], [accuracy for _, accuracy in points]
-                one.plot(x, y, color=style.colour, linestyle=style.dash, linewidth=1.1)
+            drawn = sorted(entry.measured, key=seeds_of)[:MOST_CURVES]
+            draw_curves(one, [curve_of(run) for run in drawn], style)
         one.set_xlabel("updates")
     share_axes(axes, len(panels), "validation accuracy")
     label_panels(figure, axes, panels, floor=False)
@@ -199,8 +197,7 @@ def draw_family(axes: Axes, spots: Sequence[Spot], style: Look) -> None:
         markersize=16,
         markeredgewidth=1.8,
     )
-    for spot in spots:
-        draw_seeds(axes, spot.size, list(spot.entry.accuracies.values()), style)
+    draw_seeds(axes, [spot.size for spot in spots], [list(spot.entry.accuracies.values()) for spot in spots], style)
 
 
 def accuracy_by_group(section: Section) -> Figure | None:
@@ -226,8 +223,7 @@ def draw_by_group(axes: Axes, entry: Entry, style: Look, groups: Sequence[str], 
     kept = [(place, row) for place, row in found if row]
     medians = [median(row) for _, row in kept]
     axes.plot([place for place, _ in kept], medians, color=style.colour, linestyle=style.dash)
-    for place, row in kept:
-        draw_seeds(axes, place, row, style)
+    draw_seeds(axes, [place for place, _ in kept], [row for _, row in kept], style)
 
 
 def learning_rates(section: Section) -> Figure | None:
@@ -248,10 +244,10 @@ def learning_rates(section: Section) -> Figure | None:
 def draw_sweep(axes: Axes, entry: Entry, style: Look) -> None:
     """Dots of the seeds at each rate, the line of medians, and a ring around the choice."""
     scores = [max(0.0, rate.score) for rate in entry.rates]
-    axes.plot([rate.rate for rate in entry.rates], scores, color=style.colour, linestyle=style.dash)
-    for rate in entry.rates:
-        draw_seeds(axes, rate.rate, list(rate.by_seed.values()), style)
-    best = scores[[rate.rate for rate in entry.rates].index(entry.rate)]
+    rates = [rate.rate for rate in entry.rates]
+    axes.plot(rates, scores, color=style.colour, linestyle=style.dash)
+    draw_seeds(axes, rates, [list(rate.by_seed.values()) for rate in entry.rates], style)
+    best = scores[rates.index(entry.rate)]
     axes.add_line(hollow(entry.rate, best, "o", 11, style))
 
 
