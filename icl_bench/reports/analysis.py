@@ -186,10 +186,9 @@ class Entry:
     @cached_property
     def missing(self) -> tuple[tuple[int, float], ...]:
         """Seeds and rates that the sweep lacks: a choosing seed and a rate that did not run together."""
-        rates = sorted({run.lr for run in self.runs if run.seeds in self.choosing_seeds})
-        there = {(run.seeds, run.lr) for run in self.runs}
-        gaps = itertools.product(sorted(self.choosing_seeds), rates)
-        return tuple((seeds[0], rate) for seeds, rate in gaps if (seeds, rate) not in there)
+        there = {(run.seeds, run.lr) for run in self.runs if run.seeds in self.choosing_seeds}
+        gaps = itertools.product(self.choosing_seeds, {rate for _, rate in there})
+        return tuple((seeds[0], rate) for seeds, rate in sorted(gap for gap in gaps if gap not in there))
 
     @cached_property
     def columns(self) -> dict[str, dict[Seeds, float]]:

@@ -233,21 +233,21 @@ def environment_blocks(runs: Sequence[Outline]) -> list[Block]:
     """With what and where the runs were made."""
     if not runs:
         return []
-    environments = [run.environment for run in runs]
-    mixed = [key for key, values in environment_counts(environments).items() if key in MIXING and len(values) > 1]
+    counts = environment_counts([run.environment for run in runs])
+    mixed = [key for key, values in counts.items() if key in MIXING and len(values) > 1]
     text = f"runs differ in {listed(mixed)}; numbers are equal bit for bit only where these are." if mixed else ""
     warnings = [Prose(text, warning=True)] if mixed else []
     if differing_data(runs):
         warnings.append(Prose("runs of one task and data seed did not see the same first batch.", warning=True))
-    return tabled("Environment", environment_table(environments), *warnings, level=2)
+    return tabled("Environment", environment_table(counts), *warnings, level=2)
 
 
 def differing_data(runs: Sequence[Outline]) -> bool:
     """Whether runs of one task, batch size and data seed began with different examples."""
-    asked = {setting: data_of(setting) for setting in {run.setting for run in runs}}
+    told = [(run.first_batch, run.setting, run.seeds[1]) for run in runs if run.first_batch is not None]
+    asked = {setting: data_of(setting) for _, setting, _ in told}
     seen: dict[tuple[str, int], str] = {}
-    told = (((asked[run.setting], run.seeds[1]), run.first_batch) for run in runs)
-    return any(digest is not None and seen.setdefault(key, digest) != digest for key, digest in told)
+    return any(seen.setdefault((asked[setting], seed), digest) != digest for digest, setting, seed in told)
 
 
 def data_of(setting: Setting) -> str:

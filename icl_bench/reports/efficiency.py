@@ -4,6 +4,7 @@ Times are those of validations, so that one says "by then". A run that does not 
 there; one that diverged never would, and is censored at the end of its budget like the others.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from icl_bench.harness.record import RunRecord
@@ -44,9 +45,8 @@ def reached(run: RunRecord, level: float) -> Reached:
     return Reached(first, True)
 
 
-def waits(entry: Entry, level: float) -> Waits:
-    """Waits of the runs that measure until they reach a level."""
-    found = [reached(run, level) for run in entry.scored]
+def waits(found: Sequence[Reached]) -> Waits:
+    """Waits until runs reached a level."""
     return survival([one.updates for one in found], [one.there for one in found])
 
 
@@ -59,8 +59,9 @@ def efficiency_table(section: Section) -> Table:
 
 def efficiency_row(entry: Entry, section: Section) -> tuple[str, ...]:
     """The row of an entry."""
-    half, most = (waits(entry, level) for level in LEVELS)
-    spec, there = entry.example.spec, sum(reached(run, LEVELS[1]).there for run in entry.scored)
+    found = [[reached(run, level) for run in entry.scored] for level in LEVELS]
+    half, most = map(waits, found)
+    spec, there = entry.example.spec, sum(one.there for one in found[1])
     examples = None if most.median is None else most.median * int(spec["train"]["batch"])
     work = None if examples is None else work_of_example(entry, section)
     return (

@@ -75,7 +75,7 @@ def bca_interval(sample: Floats) -> Interval:
     the quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the resampled means.
     """
     count, mean = len(sample), sample.mean()
-    means = sample[np.random.default_rng(0).integers(0, count, (RESAMPLES, count))].mean(axis=1)
+    means = sample.take(np.random.default_rng(0).integers(0, count, (RESAMPLES, count))).mean(axis=1)
     bias = special.ndtri(((means < mean).sum() + (means <= mean).sum()) / (2 * RESAMPLES))
     left_out = (sample.sum() - sample) / (count - 1)
     off = left_out.mean() - left_out

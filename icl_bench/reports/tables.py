@@ -322,14 +322,9 @@ def problem_table(problems: Sequence[RecordError]) -> Table:
     return Table(("record",), tuple((Name(text),) for text in sorted(str(problem) for problem in problems)))
 
 
-def environment_table(environments: Sequence[Environment]) -> Table:
+def environment_table(counts: Mapping[str, Counter[str]]) -> Table:
     """Every value that a property of the environment takes, with the number of runs where there are several."""
-    return Table(("", "value"), tuple((key, Name(values)) for key, values in environment(environments).items()), 2)
-
-
-def environment(environments: Sequence[Environment]) -> dict[str, str]:
-    """Properties of the environment and their values."""
-    return {key: several(counted) for key, counted in environment_counts(environments).items()}
+    return Table(("", "value"), tuple((key, Name(several(counted))) for key, counted in counts.items()), 2)
 
 
 def environment_counts(environments: Sequence[Environment]) -> dict[str, Counter[str]]:
