@@ -3,8 +3,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 
+from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.attention.api import attention, attention_step, empty_cache
 from icl_bench.kernels.attention.blocked import attention_by_blocks, default_block, form_costs
+from tests.kernels.attention_oracle import BOUNDS, check, make_case
 from tests.kernels.numerics import assert_equal_in_float64, assert_within_rounding, largest
 
 F64 = torch.float64
@@ -172,6 +174,25 @@ def test_low_precision_errs_no_more_than_the_plain_definition(gated, window, dty
         assert actual[0].dtype == dtype
         for name, *values in zip(["out", "q", "k", "v", "log_g"], actual, exact, plain, strict=False):
             assert_within_rounding(f"{form}: {name}", *values)
+
+
+@pytest.mark.parametrize("window", [None, 16, 50])
+def test_gate_gradients_in_bfloat16_cancel_what_rounded_weights_lose(window, monkeypatch):
+    """On CUDA, as here, weights are rounded for their product; a gate's gradient sums over all later tokens."""
+
+    def rounded(x):
+        return x.dtype if x.dtype == torch.bfloat16 else accumulation_dtype(x.dtype)
+
+    monkeypatch.setattr("icl_bench.kernels.attention.blocked.factor_dtype", rounded)
+    q, k, v, along, log_g = make_case(300, n=2, h=4, k=32, v=32, gated=True, dtype=torch.bfloat16)
+    exact = with_gradients(
+        lambda *x: attention(*x, window=window, impl="reference"), [x.double() for x in (q, k, v, log_g)], along
+    )
+    for form, run in torch_forms(window, 300).items():
+        found = with_gradients(run, (q, k, v, log_g), along)
+        bounds = [BOUNDS[torch.bfloat16][0], *[BOUNDS[torch.bfloat16][1]] * 4]
+        for name, a, b, bound in zip(["out", "q", "k", "v", "log_g"], found, exact, bounds, strict=True):
+            check(f"{form}: {name}", a, b, bound, natural=1.0)
 
 
 def test_auto_takes_the_cheaper_form():

@@ -258,6 +258,34 @@ def test_low_precision_errs_no_more_than_the_plain_definition(gated, p, normaliz
             assert_within_rounding(f"{impl}: {name}", *values, walk=walk)
 
 
+@pytest.mark.parametrize("p, normalize", [(1, "sum"), (2, "sum"), (2, "none"), (4, "sum")])
+@pytest.mark.parametrize("impl, chunk", [("quadratic", None), ("chunked", 512)])
+def test_float32_errs_no_more_where_the_log_gates_add_up_to_hundreds(impl, chunk, p, normalize):
+    """float32 holds the sum -780 to 3e-5: decays and gradients that were made of it would err by 30 to 300 eps."""
+    inputs = make_inputs(p, 1000, gated=True, n=1, groups=1, key_width=8, value_width=8, dtype=torch.float32)
+    log_g = torch.nn.functional.logsigmoid(torch.randn(1, 1000, 1, generator=torch.Generator().manual_seed(5)))
+    begin = random_state(inputs, p, normalize)
+    given = [*inputs[:3], log_g, *(x for x in begin if x is not None)]
+    generator = torch.Generator().manual_seed(3)
+    along = [torch.randn(x.shape, generator=generator) for x in (inputs.q, *given[4:])]
+
+    def with_gradients(kind, impl, chunk):
+        leaves = [x.detach().to(kind).requires_grad_() for x in given]
+        state = PowerState(leaves[4], leaves[5] if normalize == "sum" else None)
+        options = {"p": p, "normalize": normalize, "eps": EPS, "impl": impl, "chunk": chunk, "initial_state": state}
+        y, end = power_attention_with_state(*leaves[:4], **options)
+        outputs = [x for x in (y, *end) if x is not None]
+        return [*outputs, *torch.autograd.grad(outputs, leaves, [x.to(kind) for x in along])]
+
+    exact = with_gradients(F64, "reference", None)
+    for i, (a, b) in enumerate(zip(with_gradients(torch.float32, impl, chunk), exact, strict=True)):
+        # p scores of 8 products each, their power, a decay, a product with a gradient and one over tokens that count
+        # (about 3, the gates' mean being .45): 2 p + 8 roundings of at most eps / 2, none of which grows with T
+        budget = (p + 4) * torch.finfo(torch.float32).eps
+        error = ((a.double() - b).norm() / b.norm()).item()
+        assert error <= budget, f"output or gradient {i}: relative error {error:.2g} over {budget:.2g}"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, F64], ids=str)
 def test_types_of_outputs_and_states(dtype):
     inputs = make_inputs(2, 9, gated=True, dtype=dtype)

@@ -79,7 +79,7 @@ def power_by_chunks(
     for start in range(0, t, chunk):
         part = slice(start, min(start + chunk, t))
         rows, keys, values = (fold_heads(x[:, part], groups) for x in (q, k, v))
-        c = None if log_g is None else _gate_sums(log_g[:, part], q.dtype)
+        c = None if log_g is None else _gate_sums(log_g[:, part])
         read = None if state is None else _read(rows, state, c, p)
         out = causal_power(rows, keys, values, c, read, p=p, factor=factor, eps=eps)
         outputs.append(unfold_heads(out.to(v.dtype), q[:, part].shape[:3]))
@@ -99,17 +99,17 @@ def advance_state(state: Tensor | None, keys: Tensor, values: Tensor, c: Tensor 
     if c is None:
         written = write_state(keys, values, p)
         return written if state is None else state + written
-    written = write_state(keys, values * (c[:, -1:] - c).exp()[..., None], p)
-    return written if state is None else torch.addcmul(written, state, c[:, -1, None, None].exp())
+    written = write_state(keys, values * (c[:, -1:] - c).exp().to(values.dtype)[..., None], p)
+    return written if state is None else torch.addcmul(written, state, c[:, -1, None, None].exp().to(state.dtype))
 
 
-def _gate_sums(log_g: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, T, G] -> [N*G, T] inclusive sums over T."""
-    return log_g.to(accumulation_dtype(dtype)).cumsum(dim=1).transpose(1, 2).reshape(-1, log_g.shape[1])
+def _gate_sums(log_g: Tensor) -> Tensor:
+    """[N, T, G] -> [N*G, T] inclusive sums over T in float64; so are those of their gradient from the end."""
+    return log_g.double().cumsum(dim=1).transpose(1, 2).reshape(-1, log_g.shape[1])
 
 
 def _read(rows: Tensor, state: Tensor, c: Tensor | None, p: int) -> Tensor:
     out = read_state(rows, state, p)
     if c is None:
         return out
-    return (out.view(len(c), -1, c.shape[1], out.shape[-1]) * c.exp()[:, None, :, None]).view_as(out)
+    return (out.view(len(c), -1, c.shape[1], out.shape[-1]) * c.exp().to(state.dtype)[:, None, :, None]).view_as(out)

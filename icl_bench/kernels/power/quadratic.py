@@ -8,6 +8,9 @@ from torch.autograd.function import once_differentiable
 
 from icl_bench.kernels.matrices import factor_dtype, matrix_product
 
+SLAB = 32
+"""Queries whose products are in float64 at one time: they stay in the cache, and keys after the last are left out."""
+
 
 def integer_power(x: Tensor, p: int) -> Tensor:
     """x^p for p >= 1 by squaring and multiplying; signs stay right and no logarithm is taken."""
@@ -26,8 +29,8 @@ class _CausalPower(torch.autograd.Function):
     The scores s and the weights A are all of size T x T that is kept. With n and d the numerator and the denominator of
     y = n / d, dn = dy / d and dd = -dn.y, the gradient of A is dA_ij = dn_i.v_j + dd_i, and that of c_t is the row sum
     less the column sum of dA_ij A_ij. A gate's gradient adds these up over the later tokens, so both sums are taken of
-    the same float32 products: made in two ways, their rounding errors would not cancel as the sums do. For the same
-    reason dd is made from dn as it is rounded for the products.
+    the same float32 products, in float64: made in two ways, or rounded by themselves, their errors would not cancel as
+    the sums do. For the same reason dd is made from dn as it is rounded for the products.
     """
 
     @staticmethod
@@ -48,8 +51,7 @@ class _CausalPower(torch.autograd.Function):
         if c is None:
             weights = integer_power(scores.tril_(), p)
         else:
-            # above the diagonal the difference would be positive: it is cleared before the exponential, and 1 after
-            decay = (c[:, :, None] - c[:, None, :]).tril_().exp_().tril_()[:, None]
+            decay = _decay(c, scores.dtype)[:, None]
             weights = integer_power(scores, p) * decay
         weights = weights.view(-1, q.shape[1], t).to(factor_dtype(v))
         y = matrix_product(weights, v)
@@ -86,6 +88,19 @@ class _CausalPower(torch.autograd.Function):
         return grad_q, grad_k, grad_v.to(v.dtype), grad_c, grad_read, None, None, None
 
 
+def _decay(c: Tensor, dtype: torch.dtype) -> Tensor:
+    """e^(c_i - c_j) for j <= i and 0 elsewhere: c [B, T] in float64 -> [B, T, T] in a type that may be narrower.
+
+    What c is rounded by grows with T, and would be the error of every decay. So the difference is that of the heads,
+    which errs relative to itself (and not at all within a factor of 2), and that of the tails.
+    """
+    head = c.to(dtype)
+    tail = (c - head).to(dtype)
+    difference = head[:, :, None] - head[:, None, :]
+    difference.add_(tail[:, :, None]).sub_(tail[:, None, :])
+    return difference.exp_().tril_()  # which clears what overflows above the diagonal
+
+
 def _scores_gradient(
     p: int, grad: Tensor, grad_total: Tensor | None, v: Tensor, scores: Tensor, decay: Tensor | None
 ) -> Tensor:
@@ -104,9 +119,20 @@ def _scores_gradient(
 
 
 def _gate_sums_gradient(grad_scores: Tensor, scores: Tensor) -> Tensor:
-    """The gradient [B, T] of c: with ds / p [B, R*T, T] and the scores [B, R, T, T], ds s / p is dA A."""
-    products = (grad_scores.view_as(scores) * scores).sum(dim=1)
-    return products.sum(dim=2) - products.sum(dim=1)
+    """The gradient [B, T] of c in float64: with ds / p [B, R*T, T] and the scores [B, R, T, T], ds s / p is dA A.
+
+    It goes by slabs of queries, as the products of all of them in float64 would take twice the memory of the scores.
+    """
+    t = scores.shape[3]
+    grad_scores = grad_scores.view_as(scores)
+    out = scores.new_zeros(len(scores), t, dtype=torch.float64)
+    for start in range(0, t, SLAB):
+        stop = min(start + SLAB, t)
+        products = grad_scores[:, :, start:stop, :stop] * scores[:, :, start:stop, :stop]
+        exact = (products[:, 0] if products.shape[1] == 1 else products.sum(dim=1)).double()
+        out[:, start:stop].add_(exact.sum(dim=2))
+        out[:, :stop].sub_(exact.sum(dim=1))
+    return out
 
 
 def causal_power(
@@ -118,7 +144,7 @@ def causal_power(
         q: [B, R*T, K], R query heads to a key-value head, head by head.
         k: [B, T, K].
         v: [B, T, V].
-        c: [B, T] inclusive sums of the log gates in float32 (float64 for float64), or None.
+        c: [B, T] inclusive sums of the log gates in float64, or None.
         read: [B, R*T, V + 1], what an earlier state adds to the two sums before the factor, or None; [B, R*T, V]
             where eps is None.
         p: The power, at least 1.
