@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from icl_bench.harness.outline import Outline, outlines
 from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse
+from icl_bench.reports.document import compose
 from icl_bench.reports.naming import family_of
 from tests.reports.factory import comparison, make_record
 
@@ -88,6 +90,23 @@ def test_settings_keep_runs_of_one_label_apart() -> None:
 def test_parameters_that_the_label_hides_keep_runs_apart() -> None:
     records = [make_record(), make_record(arch_params={"conv": 0})]
     assert [entry.label for entry in section_of(records).entries] == ["power:p=2, conv=0", "power:p=2, conv=4"]
+
+
+def test_records_are_read_of_the_runs_that_measure_alone() -> None:
+    sweep = [make_record(seed=seed, lr=lr, validation=lr) for seed in range(4) for lr in (1e-3, 1e-2, 3e-2)]
+    fresh = [make_record(seed=seed, lr=3e-2) for seed in (8, 9)]
+    failed = make_record(seed=5, lr=1e-3, status="error")
+    read: list[str] = []
+
+    def counted(run: Outline) -> RunRecord:
+        read.append(run.id)
+        return run.record
+
+    runs = [run._replace(read=lambda _, run=run: counted(run)) for run in outlines([*sweep, *fresh, failed])]
+    (section,) = analyse(runs)
+    compose([section], [[]], [], "command")
+    example = sweep[0]  # sizes are read from the first that ended well
+    assert set(read) == {record.result.id for record in (*fresh, failed, example)}
 
 
 def shape(sections: Sequence[Section]) -> list[tuple[str, str, list[str]]]:

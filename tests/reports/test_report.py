@@ -13,7 +13,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from icl_bench.errors import RecordError, StoreError
+from icl_bench.harness.store import Store
+from icl_bench.harness.store.index import Index
+from icl_bench.reports.page import write_page
 from icl_bench.reports.report import write_report
+from tests.harness.made import MANIFEST, finished, result, spec
 from tests.reports.factory import comparison, make_record
 
 COMMAND = "icl-bench report -o report.md"
@@ -55,6 +59,19 @@ def test_equal_records_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
         "report_files/1-recall-by-state.svg",
         "report_files/runs.csv",
     ]
+
+
+def test_an_index_gives_the_report_that_the_folders_give(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for seed in range(3):
+        finished(store, spec(seed), accuracy=seed / 4)
+    failed = store.begin(spec(7), MANIFEST.model_copy(update={"started": "2026-01-02T00:00:00+00:00"}))
+    failed.commit(result(spec(7)).model_copy(update={"status": "error", "detail": "x", "cells": ()}))
+    for name, runs in (("folders", store.read_all()[0]), ("index", Index(store).outlines()[0])):
+        write_report(runs, [], tmp_path / name / "report.md", COMMAND)
+        write_page(runs, [], tmp_path / name / "report.html", COMMAND)
+    assert files_of(tmp_path / "folders") == files_of(tmp_path / "index")
+    assert len({id(run.environment) for run in Index(store).outlines()[0]}) == 1
 
 
 def test_figures_are_xml_opaque_and_linked(troubled: Path) -> None:

@@ -87,6 +87,33 @@ def test_fisher_by_counting() -> None:
     assert fisher_exact((3, 3), (5, 5)) == 1.0
 
 
+ROUNDING = 1e-11
+"""Some hundred sums, logarithms and quantiles, each within a few eps of values up to 10^3."""
+
+
+def test_intervals_and_tests_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(5)
+    for size in (15, 16, 60):
+        sample = rng.normal(0.6, 0.2, size)
+        found = stats.bootstrap((sample,), np.mean, n_resamples=statistics.RESAMPLES, rng=np.random.default_rng(0))
+        assert mean_interval(sample.tolist()) == pytest.approx(tuple(found.confidence_interval), abs=ROUNDING)
+        other = rng.normal(0.5, 0.2, size)
+        assert paired_difference(sample, other).p == pytest.approx(stats.ttest_rel(sample, other).pvalue, abs=ROUNDING)
+    for successes, trials in ((1, 3), (4, 5), (5, 5), (200, 250)):
+        expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+        assert wilson(successes, trials) == pytest.approx(tuple(expected), abs=ROUNDING)
+    for (a, b), (n, m) in (((1, 4), (5, 5)), ((0, 0), (3, 4)), ((20, 9), (20, 21)), ((120, 80), (250, 125))):
+        expected = stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue
+        assert fisher_exact((a, b), (n, m)) == pytest.approx(expected, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 20])
+def test_resampled_medians_are_medians_of_resamples(rows: int) -> None:
+    values = np.random.default_rng(rows).normal(size=(rows, 3)).round(1)
+    draws = np.random.default_rng(0).integers(0, rows, (statistics.RESAMPLES // 4, rows))
+    assert np.array_equal(statistics.resampled_medians(values), np.median(values[draws], axis=1))
+
+
 def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
     rows = np.array([[-100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 100.0], [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
     assert interquartile_mean(rows, np.ones(8)) == pytest.approx([2.5, 4.5])
