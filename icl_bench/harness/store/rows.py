@@ -1,5 +1,6 @@
 """The tables of the index: runs to rows and back, each row with a check sum."""
 
+import itertools
 import json
 import sqlite3
 import struct
@@ -29,6 +30,8 @@ CREATE TABLE about (fingerprint TEXT);
 """
 
 
+BATCH = 5000
+"""Rows put in together, so that those of one table lie side by side and are read from a disk at once."""
 NUMBERS = struct.Struct("<6q2d")
 """The numbers of a row of outlines, from its key to its validation."""
 
@@ -102,26 +105,33 @@ def fill(base: sqlite3.Connection, rows: Iterable[Row], dropped: Sequence[str], 
         base.execute("DELETE FROM runs WHERE id = ?", (run_id,))
     keys = {(kind, text): key for key, kind, text, _ in base.execute("SELECT * FROM texts")}
     next_key = base.execute("SELECT coalesce(max(key), 0) + 1 FROM runs").fetchone()[0]
-    for key, row in enumerate(rows, next_key):
-        texts = [key_of(base, keys, text) for text in zip(Texts._fields, row.texts, strict=True)]
-        outline = (key, *texts, *row.outline)
-        insert(base, "runs", (key, *row.summary))
-        insert(base, "outlines", outline, outline_sum(outline))
-        insert(base, "details", (key, row.summary[0], *row.detail))
+    numbered = enumerate(rows, next_key)
+    while batch := list(itertools.islice(numbered, BATCH)):
+        texts = [[key_of(base, keys, text) for text in zip(Texts._fields, row.texts, strict=True)] for _, row in batch]
+        insert(base, "runs", [(key, *row.summary) for key, row in batch])
+        outlined = [(key, *shared, *row.outline) for (key, row), shared in zip(batch, texts, strict=True)]
+        insert(base, "outlines", outlined, outline_sum)
+        insert(base, "details", [(key, row.summary[0], *row.detail) for key, row in batch])
     base.execute("COMMIT")
 
 
-def insert(base: sqlite3.Connection, table: str, row: Sequence[Any], check_sum: int | None = None) -> None:
-    """Put a row into a table of that name, its check sum behind it."""
-    check_sum = sum_of(row) if check_sum is None else check_sum
-    base.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * (len(row) + 1))})", [*row, check_sum])
+def insert(
+    base: sqlite3.Connection,
+    table: str,
+    rows: Sequence[Sequence[Any]],
+    add_up: Callable[[Sequence[Any]], int] | None = None,
+) -> None:
+    """Put one or more rows into a table of that name, each with its check sum behind it."""
+    add_up = add_up or sum_of
+    places = ", ".join("?" * (len(rows[0]) + 1))
+    base.executemany(f"INSERT INTO {table} VALUES ({places})", [(*row, add_up(row)) for row in rows])
 
 
 def key_of(base: sqlite3.Connection, keys: dict[tuple[str, str], int], text: tuple[str, str]) -> int:
     """The key of a text and its kind, which are put in where they are new."""
     if text not in keys:
         keys[text] = len(keys) + 1
-        insert(base, "texts", (keys[text], *text))
+        insert(base, "texts", [(keys[text], *text)])
     return keys[text]
 
 
