@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 
 from icl_bench.reports.analysis import Section, curve_of, order_of
 from icl_bench.reports.text import plain
@@ -53,6 +54,7 @@ def run_rows(sections: Sequence[Section]) -> bytes:
     return out.getvalue().encode()
 
 
+@lru_cache(maxsize=4096)  # many thousand rows hold few names
 def inert(text: str) -> str:
     """Text that a spreadsheet shows as it is."""
     text = plain(text)
