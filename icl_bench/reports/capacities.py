@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from icl_bench.reports.analysis import SOLVED, CellInfo, Entry, Section
-from icl_bench.reports.statistics import Capacity, capacity, median, predicted_capacity, recalled_bits
+from icl_bench.reports.fits import Capacity, capacity
+from icl_bench.reports.statistics import median, predicted_capacity, recalled_bits
 
 
 class Held(NamedTuple):

@@ -5,7 +5,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from icl_bench.reports.statistics import Interval, Load
+from icl_bench.reports.fits import Load
+from icl_bench.reports.statistics import Interval
 
 NONE = "\u2013"
 """Stands where there is no number."""

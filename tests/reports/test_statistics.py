@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from icl_bench.reports import statistics
+from icl_bench.reports import fits, statistics
+from icl_bench.reports.fits import capacity
 from icl_bench.reports.statistics import (
     RateWindow,
     aggregate,
-    capacity,
     chance_corrected,
     fisher_exact,
     holm,
@@ -26,7 +26,7 @@ from icl_bench.reports.statistics import (
 )
 
 LOADS = [4, 8, 16, 32, 64]
-GRID = 2**statistics.STEP - 1
+GRID = 2**fits.STEP - 1
 """Relative spacing of the loads that a fit can find."""
 
 
@@ -111,7 +111,7 @@ def test_intervals_and_tests_are_those_of_scipy() -> None:
 def test_resampled_medians_are_medians_of_resamples(rows: int) -> None:
     values = np.random.default_rng(rows).normal(size=(rows, 3)).round(1)
     draws = np.random.default_rng(0).integers(0, rows, (statistics.RESAMPLES // 4, rows))
-    assert np.array_equal(statistics.resampled_medians(values), np.median(values[draws], axis=1))
+    assert np.array_equal(fits.resampled_medians(values), np.median(values[draws], axis=1))
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
