@@ -42,7 +42,7 @@ class Phonebook(Task):
     Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), with tokens in place of text.
     Chance: 1/10 a digit; 1/entries for the first digit by naming one of the list.
 
-    Budget: 300 steps at 5e-3 on `phonebook:entries=3`, with softmax.
+    Budget: 300 steps at 1e-2 on `phonebook:entries=3`, with softmax.
 
     >>> task = Phonebook(entries=(2,), digits=3, queries=1)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
