@@ -24,6 +24,7 @@ from icl_bench.kernels.backends import has_triton
 GOLDEN = 0x9E3779B97F4A7C15
 FEISTEL_ROUNDS = 6
 SMALLEST_CIPHER = 512
+"""The smallest range that `encipher` takes: in smaller ones six rounds leave two values far from independent."""
 GAUSSIAN_VALUES = 2**16
 """Number of the values of `gaussian`, and parts of 1 of which they are multiples."""
 
@@ -129,12 +130,21 @@ def distinct(keys: Tensor, purpose: str, count: int, high: int) -> Tensor:
 
 
 def encipher(keys: Tensor, purpose: str, values: Tensor, high: int) -> Tensor:
-    """A keyed bijection of [0, high), applied to values [..., count] in that range.
+    """A keyed bijection of [0, high), high >= 512, applied to values [..., count] in that range.
 
     A Feistel network over Z_a x Z_b with a·b >= high just above it, walking along the cycle while outside the range
     (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002). The walk is unrolled to where a value is
     left outside with a probability under 2^-64.
+
+    A value becomes any other with equal probability. Two of them are not quite as independent as in a uniform
+    permutation: the total variation of their difference, calculated for random functions in the rounds and no walk, is
+    below 2e-3 for every range allowed, and below 2e-4 unless they agree modulo b. In smaller ranges it reaches .13.
+
+    Raises:
+        ValueError: where the range is too small for that.
     """
+    if high < SMALLEST_CIPHER:
+        raise ValueError(f"a cipher needs a range of at least {SMALLEST_CIPHER}; got {high}; take `permutation`")
     left_size, right_size = cipher_sides(high)
     base = mix(keys ^ stream("cipher", purpose))[..., None]
     result = feistel(base, values, left_size, right_size)

@@ -147,12 +147,14 @@ def test_distinct_are_different_and_in_range(key, high, data):
     assert max(drawn) < high
 
 
-@pytest.mark.parametrize("high", [509, 521, 4095])
+@pytest.mark.parametrize("high", [4, 5, 20, 32, 509, 512, 521, 4095])
 def test_distinct_are_uniform(high):
-    """The first of them, and the order of the first two."""
-    drawn = random.distinct(keys(100 * high), "x", 2, high)
+    """The first two of them, their difference and their order."""
+    drawn = random.distinct(keys(max(100_000, 100 * high)), "x", 2, high)
     assert uniformity(torch.bincount(drawn[:, 0], minlength=high)) > SIGNIFICANCE
     assert uniformity(torch.bincount(drawn[:, 1], minlength=high)) > SIGNIFICANCE
+    difference = (drawn[:, 1] - drawn[:, 0]) % high
+    assert uniformity(torch.bincount(difference, minlength=high)[1:]) > SIGNIFICANCE
     ascending = int((drawn[:, 0] < drawn[:, 1]).sum())
     assert stats.binomtest(ascending, len(drawn)).pvalue > SIGNIFICANCE
 
@@ -161,6 +163,52 @@ def test_distinct_are_uniform(high):
 def test_cipher_sides_cover_the_range_closely(high):
     left, right = random.cipher_sides(high)
     assert high <= left * right < high + max(left, right)
+
+
+def differences(left: int, right: int, start: tuple[int, int]) -> torch.Tensor:
+    """Probabilities [left·right - 1] of the difference, but for 0, of two enciphered values that were `start` apart.
+
+    For random functions: a round leaves the difference of its side as it is where the other sides agree, and makes it
+    uniform elsewhere.
+    """
+    chance = torch.zeros(left, right, dtype=torch.float64)
+    chance[start] = 1
+    for i in range(random.FEISTEL_ROUNDS):
+        side = i % 2
+        moved = chance.mean(dim=side, keepdim=True).expand_as(chance).clone()
+        moved.select(1 - side, 0).copy_(chance.select(1 - side, 0))
+        chance = moved
+    return chance.flatten()[1:]
+
+
+def total_variation(left: int, right: int, start: tuple[int, int]) -> float:
+    chance = differences(left, right, start)
+    return float((chance - 1 / len(chance)).abs().sum()) / 2
+
+
+@pytest.mark.parametrize(("left", "right"), [(2, 2), (3, 2), (5, 4), (5, 7)], ids=str)
+def test_rounds_of_the_cipher_are_random_functions(left, right):
+    """Differences of two values come as calculated, which is not uniformly: the sides of 4, 5, 20 and 32."""
+    base = random.mix(keys(200_000, "cipher"))[:, None]
+    drawn = random.feistel(base, torch.tensor([0, right]), left, right)
+    apart = [(drawn[:, 1] // right - drawn[:, 0] // right) % left, (drawn[:, 1] - drawn[:, 0]) % right]
+    counts = torch.bincount(apart[0] * right + apart[1], minlength=left * right)[1:]
+    expected = differences(left, right, (1, 0)) * len(drawn)
+    assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > SIGNIFICANCE
+    assert uniformity(counts) < SIGNIFICANCE
+
+
+def test_two_enciphered_values_are_nearly_independent():
+    """The bounds of `encipher`. By symmetry there are three ways to differ: in the right side, in the left, in both."""
+    sides = {random.cipher_sides(high) for high in range(random.SMALLEST_CIPHER, 4097)}
+    assert max(total_variation(*pair, (1, 0)) for pair in sides) < 2e-3
+    assert max(total_variation(*pair, start) for pair in sides for start in ((0, 1), (1, 1))) < 2e-4
+    assert 0.12 < max(total_variation(*random.cipher_sides(high), (1, 0)) for high in range(4, 512)) < 0.13
+
+
+def test_small_ranges_are_not_enciphered():
+    with pytest.raises(ValueError, match="a cipher needs a range of at least 512; got 511; take `permutation`"):
+        random.encipher(keys(3), "x", torch.arange(4).expand(3, 4), 511)
 
 
 def test_normal_is_standard_normal():
