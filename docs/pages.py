@@ -267,7 +267,7 @@ def fields(model: type[Frozen]) -> str:
     """A table of the fields of a record."""
     rows = []
     for name, field in model.model_fields.items():
-        default = "" if field.is_required() else f"`{canonical_json(field.default)}`"
+        default = "" if field.is_required() else f"`{canonical_json(field.get_default(call_default_factory=True))}`"
         rows.append((f"`{name}`", f"`{type_name(field.annotation)}`", default, field.description or ""))
     return table(("field", "type", "default", "meaning"), rows)
 

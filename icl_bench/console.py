@@ -122,7 +122,9 @@ def frame_of(study: "Study", left_out: "list[str]") -> "Frame":
         Published(point.label, point.bytes, point.accuracy, point.source, label_in(study, point.arch))
         for point in study.published
     ]
-    return Frame(study.name, study.question, study.hypotheses, tuple(map(problem_of, left_out)), tuple(points))
+    return Frame(
+        study.name, study.question, study.hypotheses, study.conclusions, tuple(map(problem_of, left_out)), tuple(points)
+    )
 
 
 def problem_of(message: str) -> str:

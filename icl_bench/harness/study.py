@@ -64,6 +64,8 @@ class Study(Frozen):
     """What it asks, in a sentence."""
     hypotheses: tuple[str, ...] = ()
     """What was expected, written down before it ran."""
+    conclusions: tuple[str, ...] = ()
+    """What its author concluded when it first ran: where, when, and what was not as expected."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks, as typed on the command line."""
     archs: tuple[str, ...] = Field(min_length=1)

@@ -118,9 +118,13 @@ def compose(
         blocks += section_blocks(section, i, {drawing.name: drawing for drawing in drawings[i]})
     blocks += tabled("Unreadable records", problem_table(problems), level=2)
     blocks += environment_blocks(runs)
-    made = {run.environment.command for run in runs}
-    commands = tuple(dict.fromkeys((*sorted({plain(line) for line in made}), plain(command))))
-    return [*blocks, Heading(2, "Reproduce"), Commands(commands)]
+    return [*blocks, Heading(2, "Reproduce"), Commands(reproduction(runs, command, frame))]
+
+
+def reproduction(runs: Sequence[Outline], command: str, frame: Frame) -> tuple[str, ...]:
+    """Commands that make the report anew: a study's own, which makes its runs too; of a store those of its runs."""
+    made = () if frame.name else sorted({plain(run.environment.command) for run in runs})
+    return tuple(dict.fromkeys((*made, plain(command))))
 
 
 def title(sections: Sequence[Section], frame: Frame) -> str:
@@ -133,10 +137,12 @@ def title(sections: Sequence[Section], frame: Frame) -> str:
 
 
 def opening(frame: Frame) -> list[Block]:
-    """What a study asks and what was expected of it."""
+    """What a study asks, what was expected of it and what its author concluded."""
     blocks: list[Block] = [Prose(frame.question)] if frame.question else []
     if frame.hypotheses:
         blocks += [Prose("Expected, written down before the study ran:"), Notes(frame.hypotheses)]
+    if frame.conclusions:
+        blocks += [Prose("Concluded by its author, when it first ran:"), Notes(frame.conclusions)]
     if frame.left_out:
         blocks += [Prose("Left out, as it cannot be matched:"), Notes(frame.left_out)]
     return blocks

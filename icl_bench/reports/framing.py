@@ -35,6 +35,8 @@ class Frame(NamedTuple):
     """What it asks."""
     hypotheses: tuple[str, ...] = ()
     """What was expected, written down before it ran."""
+    conclusions: tuple[str, ...] = ()
+    """What its author concluded when it first ran."""
     left_out: tuple[str, ...] = ()
     """Architectures that could not be matched, and the nearest that they come."""
     published: tuple[Published, ...] = ()

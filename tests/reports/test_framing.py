@@ -19,7 +19,7 @@ RECORDS = [
     make_record("softmax", accuracies=(0.95, 0.93, 0.93), state=2_500),
     make_record("window:w=16", accuracies=(0.2, 0.2, 0.2), state=100),
 ]
-FRAME = Frame("small", "Is it so?", ("Yes, it is.",), ("window cannot be matched",), POINTS)
+FRAME = Frame("small", "Is it so?", ("Yes, it is.",), ("It was not.",), ("window cannot be matched",), POINTS)
 
 
 def test_published_results_stand_beside_what_stands_for_them() -> None:
@@ -33,9 +33,10 @@ def test_published_results_stand_beside_what_stands_for_them() -> None:
 def test_a_study_opens_with_its_question_and_what_was_expected(tmp_path: Path) -> None:
     lines = write_report(RECORDS, [], tmp_path / "r.md", "icl-bench sweep small", FRAME).read_text().splitlines()
     assert lines[0] == "# icl-bench study: small"
-    for text in ("Is it so?", "* Yes, it is.", "* window cannot be matched", "## Published results"):
+    for text in ("Is it so?", "* Yes, it is.", "* It was not.", "* window cannot be matched", "## Published results"):
         assert text in lines
-    assert lines[-2] == "icl-bench sweep small"
+    # The runs' own commands are those of a store: a study is made anew by its own.
+    assert lines[-3:-1] == ["```sh", "icl-bench sweep small"]
 
 
 def test_published_results_are_drawn_by_bytes(tmp_path: Path) -> None:
