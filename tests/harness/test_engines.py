@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -159,20 +160,29 @@ def comparable(record: RunRecord) -> dict[str, object]:
 def some_worker(store: Path) -> int | None:
     """Process of a worker that has a run in hand, or of the job that has its lease."""
     for lease in (store / "leases").glob("*.*"):
-        return int(json.loads(lease.read_text())["process"])
-    for attempt in (store / "attempts").iterdir():
+        return int(json.loads(lease.read_text())["process"]) if lease.stat().st_size else None
+    for attempt in (store / "attempts").glob("*-*-*-*"):
         return int(attempt.name.split("-")[2])
     return None
+
+
+def kill_one(store: Path, over: threading.Event) -> None:
+    """Kill the first worker that has a run in hand, at the start of that run."""
+    while not over.wait(1e-3):
+        if (worker := some_worker(store)) is not None:
+            os.kill(worker, signal.SIGKILL)
+            return
 
 
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 def test_records_are_those_of_one_process_though_a_worker_is_killed(engine, tmp_path) -> None:
     specs, store, notes = runs("Slow", "Broken", seeds=range(4)), Store(tmp_path / "store"), Notes()
-    for _ in engine.submit(pack(specs, 1), store, notes):
-        worker = some_worker(store.root)
-        if worker not in (None, os.getpid()) and not (tmp_path / "killed").exists():
-            os.kill(worker, signal.SIGKILL)
-            (tmp_path / "killed").touch()
+    over = threading.Event()
+    killer = threading.Thread(target=kill_one, args=(store.root, over))
+    if not isinstance(engine, InlineEngine):
+        killer.start()
+    assert len(list(engine.submit(pack(specs, 1), store, notes))) == 8
+    over.set()
     records = [store.load(spec.id) for spec in specs]
     assert sorted(notes.finished_runs) == sorted(store.ids()) == sorted(spec.id for spec in specs)
     assert notes.under_way == set() and [run.result.status for run in records] == ["ok"] * 4 + ["error"] * 4
