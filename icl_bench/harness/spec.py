@@ -5,7 +5,7 @@ fleet size and paths are not part of it.
 """
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -129,6 +129,13 @@ class RunSpec(Frozen):
     def layer_components(self) -> list[Component]:
         """The architecture of each layer."""
         return [self.arch[i % len(self.arch)] for i in range(self.model.layers)]
+
+    def labelled(self) -> dict[str, Any]:
+        """The specification as JSON for another process: with the labels, which the store leaves out."""
+        document = self.model_dump(mode="json")
+        for component, own in zip([document["task"], *document["arch"]], [self.task, *self.arch], strict=True):
+            component["label"] = own.label
+        return document
 
     def fleet_key(self) -> str:
         """Equal for runs that can train as members of one fleet: all but seeds, learning rate and weight decay."""

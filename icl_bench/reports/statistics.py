@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import stats
 
 BOOTSTRAP_FROM = 15
 """Fewest values for which an interval is a bootstrap."""
@@ -44,11 +44,8 @@ def wilson(successes: int, trials: int) -> Interval:
     >>> print(f"{low:.2f} {high:.2f}")
     0.38 0.96
     """
-    z, share = float(special.ndtri((1 + LEVEL) / 2)), successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    low, high = (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
-    return Interval(low, high)
+    found = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    return Interval(float(found.low), float(found.high))
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -63,26 +60,16 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 def t_interval(sample: Floats) -> Interval:
     """Student's t interval of the mean of two or more values."""
-    half = float(special.stdtrit(len(sample) - 1, (1 + LEVEL) / 2) * sample.std(ddof=1) / math.sqrt(len(sample)))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
     return Interval(float(sample.mean()) - half, float(sample.mean()) + half)
 
 
 def bca_interval(sample: Floats) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987) of values that differ.
-
-    With z0 the normal quantile of the part of resampled means below the mean, resamples equal to it counted half, and
-    a = sum u^3 / (6 (sum u^2)^1.5) for the deviations u of the means that leave one value out, negated, the ends are
-    the quantiles Phi(z0 + (z0 + z) / (1 - a (z0 + z))) of the resampled means.
-    """
-    count, mean = len(sample), sample.mean()
-    means = sample.take(np.random.default_rng(0).integers(0, count, (RESAMPLES, count))).mean(axis=1)
-    bias = special.ndtri(((means < mean).sum() + (means <= mean).sum()) / (2 * RESAMPLES))
-    left_out = (sample.sum() - sample) / (count - 1)
-    off = left_out.mean() - left_out
-    skew = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
-    shifted = bias + special.ndtri(np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    low, high = np.quantile(means, special.ndtr(bias + shifted / (1 - skew * shifted)))
-    return Interval(float(low), float(high))
+    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987)."""
+    found = stats.bootstrap(
+        (sample,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return Interval(float(found.low), float(found.high))
 
 
 class Difference(NamedTuple):
@@ -106,7 +93,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
         return Difference(mean, mean, mean, 1.0 if mean == 0 else 2.0 ** (1 - count), count)
     low, high = t_interval(gaps)
     t = mean / float(gaps.std(ddof=1)) * math.sqrt(count)
-    return Difference(mean, low, high, float(2 * special.stdtr(count - 1, -abs(t))), count)
+    return Difference(mean, low, high, float(2 * stats.t.sf(abs(t), count - 1)), count)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -125,18 +112,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def fisher_exact(solved: tuple[int, int], runs: tuple[int, int]) -> float:
     """Two-sided p of Fisher's exact test that two shares solved are equal."""
-    total = sum(solved)
-    first = np.arange(max(0, total - runs[1]), min(total, runs[0]) + 1)
-    logs = log_choose(runs[0], first) + log_choose(runs[1], total - first)
-    chances = np.exp(logs - logs.max())
-    as_rare = chances <= chances[solved[0] - first[0]] * (1 + 1e-9)  # equal but for rounding counts as equal
-    return float(chances[as_rare].sum() / chances.sum())
-
-
-def log_choose(n: int, k: NDArray[np.int64]) -> Floats:
-    """Logarithm of the binomial coefficient."""
-    logs: Floats = special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
-    return logs
+    table = [[solved[0], runs[0] - solved[0]], [solved[1], runs[1] - solved[1]]]
+    return float(stats.fisher_exact(table).pvalue)
 
 
 def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
@@ -152,8 +129,6 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
         return 1.0
     if len(first) + len(second) >= MANY:
         return shared_splits_p(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
-    from scipy import stats  # takes long to load, and many runs do without
-
     found = stats.permutation_test(
         (np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)),
         lambda a, b, axis: np.median(a, axis=axis) - np.median(b, axis=axis),

@@ -110,7 +110,7 @@ class SlurmEngine:
 
         folder = store.root.resolve() / "slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
-        (folder / "fleets.json").write_text(json.dumps([[plain(spec) for spec in fleet] for fleet in fleets]))
+        (folder / "fleets.json").write_text(json.dumps([[spec.labelled() for spec in fleet] for fleet in fleets]))
         on_gpu = self.machine.device.type == "cuda"
         given = {"timeout_min": self.settings.get("time", MINUTES), "cpus_per_task": 1, "gpus_per_node": int(on_gpu)}
         given |= {key: value for key, value in self.settings.items() if key != "time"}
@@ -201,14 +201,6 @@ class Watch:
                 f"jobs must finish runs; {self.idle_rounds} rounds of them ended without; {reason}; see their logs in "
                 f"{self.store.root / 'slurm'}"
             )
-
-
-def plain(spec: RunSpec) -> dict[str, Any]:
-    """A specification as JSON, with the names under which it is reported."""
-    document = spec.model_dump(mode="json")
-    for component, own in zip([document["task"], *document["arch"]], [spec.task, *spec.arch], strict=True):
-        component["label"] = own.label
-    return document
 
 
 class Silent:

@@ -29,10 +29,7 @@ class Silent:
 def main() -> None:
     """Carry out the run that standard input asks for."""
     order = json.load(sys.stdin)
-    plain, labels = order["spec"], order["labels"]
-    plain["task"]["label"] = labels["task"]
-    plain["arch"] = [{**part, "label": label} for part, label in zip(plain["arch"], labels["arch"], strict=True)]
-    spec, store = RunSpec.model_validate(plain), Store(Path(order["store"]))
+    spec, store = RunSpec.model_validate(order["spec"]), Store(Path(order["store"]))
     machine = Machine(torch.device(order["device"]), order["impl"], order["graphs"])
     listen()
     load_plugins()

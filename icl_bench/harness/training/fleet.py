@@ -115,11 +115,10 @@ def run_alone(spec: RunSpec, store: Store, machine: Machine) -> RunResult:
 
 
 def order_of(spec: RunSpec, store: Store, machine: Machine) -> bytes:
-    """What a fresh process is told, as JSON; labels apart, since a specification is stored without."""
-    labels = {"task": spec.task.label, "arch": [component.label for component in spec.arch]}
+    """What a fresh process is told, as JSON."""
     where = {"store": str(store.root.resolve()), "device": str(machine.device)}
     how = {"impl": machine.impl, "graphs": machine.graphs}
-    return json.dumps({"spec": spec.model_dump(mode="json"), "labels": labels, **where, **how}).encode()
+    return json.dumps({"spec": spec.labelled(), **where, **how}).encode()
 
 
 def finish_fleet(

@@ -30,7 +30,7 @@ BACKENDS = {
 RETENTION_CHUNK = 1024
 """The chunk of retention's own benchmarks."""
 FLEX_BLOCK = 128
-PLAIN = ("quadratic", "chunked", "torch", "reference")
+PLAIN = ("quadratic", "chunked", "torch")
 """Forms of this library in operators of PyTorch: slow at the sizes of the table."""
 
 

@@ -44,8 +44,8 @@ CAPS: tuple[tuple[Part, Subject, float], ...] = (
 """The order of measuring, and the largest share of the time that each may take."""
 COMPILED = ("auto", "triton", "flex")
 """Contenders that compile kernels, beside the packages."""
-WORKERS: dict[Subject, int] = {"ours": 7, "plain": 0, "torch": 1, "fla": 2, "retention": 6}
-"""Processes that compile for each subject, on 16 cores."""
+WORKERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 2, "retention": 6}
+"""Processes that compile for each subject that compiles anything, on 16 cores."""
 
 
 class Subprocess(NamedTuple):
@@ -137,10 +137,10 @@ def _compile(present: dict[Subject, list[Task]], device: torch.device, deadline:
     scale = min(1.0, (os.cpu_count() or 1) / 16)
     workers = []
     try:
-        for subject, tasks in present.items():
-            shares = max(min(1, WORKERS[subject]), round(scale * WORKERS[subject]))
+        for subject in [name for name in WORKERS if name in present]:
+            shares = max(1, round(scale * WORKERS[subject]))
             for share in range(shares):
-                worker = context.Process(target=compile_share, args=(subject, tasks, device, share, shares))
+                worker = context.Process(target=compile_share, args=(subject, present[subject], device, share, shares))
                 worker.start()
                 workers.append(worker)
         for worker in workers:
