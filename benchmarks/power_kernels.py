@@ -69,13 +69,12 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
         launch.scan(problem, states, gates, None, reverse=False, want_final=False)
     low = 0 if p == 1 else (t if gated else min(t, 64))
     y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, low)
-    statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
-    rows, factors = statistics[:2], statistics[2:]
+    facts, *factors = launch.row_statistics(problem, y, y_low, dy, den, gates)
     calls = {
         "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, low),
         "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den, gates),
         "query_gradient": lambda: launch.query_gradient(
-            problem, q, k, v, y, y_low, dy, den, rows if states is not None else None, gates, states, False
+            problem, q, k, v, y, y_low, dy, den, facts if states is not None else None, gates, states, False
         ),
     }
     if states is not None:
@@ -88,7 +87,7 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
         calls["scan_reverse"] = lambda: launch.scan(
             problem, scratch, gates, None, reverse=True, want_final=False, prefix=states if gated else None
         )  # fmt: skip
-    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, rows, gates, after, False)
+    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, facts, gates, after, False)
     return calls
 
 
@@ -101,6 +100,8 @@ SHAPES = {
     "p1_256": (1, TOKENS, HEADS, 64, 1, 256, False),
     "p1_512": (1, TOKENS, HEADS, 64, 1, 512, False),
     "short": (2048, 256, 2, 64, 2, 256, False),
+    "short_gated": (2048, 256, 2, 64, 2, 256, True),
+    "long": (16, 4096, HEADS, 64, 2, 4096, False),
 }
 
 
@@ -116,7 +117,7 @@ def _all_candidates(kernel: str, shape: str) -> list[Blocks]:
     if kernel == "key_gradient":
         sizes = [(64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 4)]
     elif kernel == "query_gradient":
-        sizes = [(64, 64, 4), (64, 32, 4), (128, 64, 8)]
+        sizes = [(64, 64, 4), (64, 32, 4), (128, 64, 8), (128, 32, 4)]
     else:
         sizes = [(128, 64, 4), (128, 32, 4), (64, 64, 4)]
     if shape not in ("p2", "p2_gated"):
@@ -135,7 +136,7 @@ def compile_share(shape: str, kernel: str, share: int, shares: int) -> None:
 
 
 def _form(shape: str) -> str:
-    return "tiles" if shape.startswith("p2") else "rows"
+    return "tiles" if shape.startswith("p2") else "long" if shape == "long" else "rows"
 
 
 def _table_name(kernel: str) -> str:

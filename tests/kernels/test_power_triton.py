@@ -7,6 +7,8 @@ import os
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -14,11 +16,13 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
+from icl_bench.kernels.power import triton_config as config  # noqa: E402
 from icl_bench.kernels.power.api import initial_power_state, power_step  # noqa: E402
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
 from icl_bench.kernels.power.triton_api import default_chunk, power_attention_triton  # noqa: E402
 from icl_bench.kernels.power.triton_basis import from_tiles, tile_layout, to_tiles  # noqa: E402
 from icl_bench.kernels.power.triton_step import power_step_triton  # noqa: E402
+from icl_bench.kernels.power.triton_tiles import rounded  # noqa: E402
 from tests.kernels.power_oracle import Case, poison  # noqa: E402
 
 F32, F16 = torch.float32, torch.float16
@@ -42,9 +46,24 @@ def test_quadratic_form_of_any_power(p, normalize):
 
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize("t", [32, 33, 70], ids="T{}".format)
+@pytest.mark.parametrize("t", [32, 33, 64, 70], ids="T{}".format)
 def test_chunks_match_the_definition(t, gated, p):
     Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=32, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_long_rows_match_the_definition(gated, p):
+    t = config.SHORT + 14  # few enough that the decay of rows that are not there is finite too
+    Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
+
+
+def test_blocks_meet_every_pair_once():
+    for (kernel, form, _), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
+        if kernel in ("forward", "query_gradient"):  # blocks of keys fill what is before a block of rows, and itself
+            assert blocks.m % blocks.n == 0, (kernel, form, blocks)
+        elif kernel != "chunk_sums":
+            assert blocks.n % blocks.m == 0, (kernel, form, blocks)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +98,27 @@ def test_large_half_precision_inputs_do_not_overflow():
 
 def test_wide_values_are_cut_into_blocks():
     Case(t=10, key=16, value=130, heads=1, keep=True, chunk=10, dtype=F32, device=DEVICE).check()
+
+
+@triton.jit
+def _round_kernel(x, out, TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.arange(0, BLOCK)
+    tl.store(out + index, rounded(tl.load(x + index), TYPE, PRECISION))
+
+
+@pytest.mark.parametrize(
+    "kind, precision, bits", [(tl.bfloat16, "tf32", 7), (tl.float32, "tf32", 10), (tl.float32, "ieee", 23)]
+)
+def test_operands_are_rounded_to_their_bits(kind, precision, bits):
+    special = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7F800000, -0x800000, 0, -0x80000000]).to(torch.int32)
+    drawn = torch.randn(121, generator=torch.Generator().manual_seed(0)) * 1e3
+    x = torch.cat([special.view(F32), drawn]).to(DEVICE)
+    found = torch.empty_like(x)
+    _round_kernel[(1,)](x, found, kind, precision, 128)
+    assert found[:3].isnan().all()  # the sign that a carry would reach is kept out of it
+    assert torch.equal(found[3:7], x[3:7])
+    step = 2.0 ** (x[7:].abs().log2().floor() - bits)
+    torch.testing.assert_close(found[7:], torch.round(x[7:] / step) * step, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("p, key", [(1, 7), (2, 20), (3, 5), (4, 6)])
@@ -130,6 +170,8 @@ def test_results_repeat_bit_for_bit():
 def test_default_chunk_is_the_sequence_while_it_is_short():
     assert default_chunk(256, 64, 64, 2) == 256
     assert default_chunk(65_536, 64, 64, 2) < 65_536
+    lengths = [max(t for t in range(256, 65_536, 256) if default_chunk(t, k, k, 2) == t) for k in (16, 32, 64, 128)]
+    assert lengths == sorted(lengths)  # a larger state pays later
     assert default_chunk(65_536, 128, 128, 4) == 65_536  # no state is affordable
 
 
@@ -166,11 +208,8 @@ def test_steps_are_the_recurrence(p, normalize, gated):
 
 
 def test_the_door_takes_the_step_and_refuses_gradients():
-    q, k, v = (
-        torch.randn(1, 2, 9, device=DEVICE),
-        torch.randn(1, 1, 9, device=DEVICE),
-        torch.randn(1, 1, 4, device=DEVICE),
-    )
+    # Positive, so that the one weight is not near zero, where dividing by it magnifies the rounding of both forms.
+    q, k, v = (torch.rand(1, heads, width, device=DEVICE) for heads, width in ((2, 9), (1, 9), (1, 4)))
     state = initial_power_state(1, 1, 9, 4, p=2, normalize="sum", device=DEVICE, dtype=F32)
     plain, new = power_step(q, k, v, None, state, p=2, impl="chunked")
     found, after = power_step(q, k, v, None, state, p=2, impl="triton")

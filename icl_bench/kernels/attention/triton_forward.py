@@ -18,6 +18,7 @@ from icl_bench.kernels.attention.triton_tiles import (
     store_rows,
     visible,
 )
+from icl_bench.kernels.triton_loops import part_sums
 
 
 @triton.jit
@@ -52,7 +53,7 @@ def _attend(
             raised = tl.maximum(top, tl.max(s, 1) * scale)
             p = tl.exp2(s * scale - raised[:, None])
         shrink = tl.exp2(top - raised)
-        total = total * shrink + tl.sum(p, 1)
+        total = total * shrink[:, None] + part_sums(p, BLOCK_M, BLOCK_N)
         acc = acc * shrink[:, None]
         v = load_rows(v_ptr, v_stride_t, tile, T, BLOCK_N, V, BLOCK_V, MASKED)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
@@ -90,7 +91,7 @@ def forward_kernel(
     q = load_rows(q_ptr, q_stride_t, start, T, BLOCK_M, K, BLOCK_K, True)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     top = tl.full((BLOCK_M,), NO_SCORE, tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, 8), tl.float32)
     first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
     acc, top, total = _attend(
         acc, top, total, q, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
@@ -103,7 +104,8 @@ def forward_kernel(
         K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
     )  # fmt: skip
 
-    store_rows(o_ptr + (n * T * H + h) * V, H * V, start, T, acc / total[:, None], BLOCK_M, V, BLOCK_V)
+    total = tl.sum(total, 1)
+    store_rows(o_ptr + (n * T * H + h) * V, H * V, start, T, acc * (1.0 / total)[:, None], BLOCK_M, V, BLOCK_V)
     lse = top + tl.log2(total)
     if GATED:
         # exp(Gc_i) is common to a row and cancels in its softmax; the log-sum-exp is that of the whole score.

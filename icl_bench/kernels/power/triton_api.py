@@ -2,9 +2,10 @@
 
 Forward: sums of each chunk (`triton_state`), their scan, then one kernel that reads the state and adds the causal
 scores of the own chunk (`triton_forward`). Backward: the same two state kernels on queries and output gradients,
-backwards in time, then one kernel for dq and one for dk and dv (`triton_backward`). One chunk that covers the sequence
-is the quadratic form. Expanded keys and queries exist in registers only (for p >= 3 their factors of about half the
-degree are in memory). No kernel adds atomically: results repeat bit for bit.
+backwards in time, then one kernel for dq (`triton_query_gradient`) and one or two for dk and dv
+(`triton_key_gradient`). One chunk that covers the sequence is the quadratic form. Expanded keys and queries exist in
+registers only (for p >= 3 their factors of about half the degree are in memory). No kernel adds atomically: results
+repeat bit for bit.
 """
 
 from typing import Any
@@ -80,16 +81,26 @@ def power_attention_triton(
 def default_chunk(t: int, key_width: int, value_width: int, p: int) -> int:
     """The chunk of a sequence of length t: t itself (the quadratic form) where that is the cheaper, as measured.
 
-    A token costs 2 D' V multiply-adds a pass through the state and (K + V) / 2 for each token of its chunk.
+    A token costs 2 D' V multiply-adds a pass through the state and (K + V) / 2 for each token of its chunk. By the
+    times of their kernels on an H100, forward and backward, the forms cost the same at 20, 6.4, 3.3 and 2.7 thousand
+    tokens for p = 2 and widths of 128, 64, 32 and 16, and at 1 to 1.4 thousand for p = 1 and a width of 64: at twice
+    D', and what states cost of any size.
     """
     layout = tile_layout(key_width, p)
     expanded = layout.expanded if p > 1 else 2 * config.padded(key_width)
     chunk = 128
     while chunk < 2048 and chunk * chunk < 250 * expanded:
         chunk *= 2
-    if t <= 2 * expanded + chunk or expanded > MAX_EXPANDED:
+    if t <= 2 * expanded + (STATE_TOKENS if p > 1 else LINEAR_TOKENS) or expanded > MAX_EXPANDED:
         return t
     return chunk
+
+
+STATE_TOKENS = 1600
+"""Tokens of the quadratic form that cost as much as keeping states of any size."""
+
+LINEAR_TOKENS = 800
+"""The same for the states of linear attention."""
 
 
 FEW_KEYS = 64
@@ -152,7 +163,7 @@ def make_problem(
 
 
 def _low_rows(problem: Problem, gated: bool, differentiable: bool) -> int:
-    """How many rows the backward pass needs with more bits of y than its type holds: see `triton_backward`.
+    """How many rows the backward pass needs with more bits of y than its type holds: see `triton_facts`.
 
     With gates, any row may have few keys; without, the first ones.
     """
@@ -247,19 +258,19 @@ def power_backward(
     end = _pack(problem, ds, dz)
     end = None if end is None else end / read_factor
     read = states if states.numel() else None
-    rows, after, first, dots = None, None, None, None
+    facts, after, first, dots = None, None, None, None
     if problem.chunks > 1 or initial or end is not None:
         statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
-        rows = statistics[:2]
+        facts = statistics.facts
         u, w = launch.factors(problem, q)
         after = launch.chunk_sums(problem, u, w, dy, statistics.value_factor, statistics.sum_factor)
         first, dots = launch.scan(
             problem, after, gates, end, reverse=True, want_final=initial, prefix=None if gates is None else read
         )  # fmt: skip
-    dq, row_sums, rows = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, rows, gates, read, initial)
-    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, rows, gates, after, end is not None)
+    dq, row_sums, facts = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, facts, gates, read, initial)
+    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, facts, gates, after, end is not None)
     if p > 2 and read is not None:
-        dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, rows, gates, read, initial)
+        dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, facts, gates, read, initial)
     if p > 2 and after is not None:
         dk = launch.add_factor_gradients(problem, k, dk, column_sums, v, None, gates, after, end is not None)
     empty = den.new_empty(0)

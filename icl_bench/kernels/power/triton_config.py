@@ -23,13 +23,15 @@ class Blocks(NamedTuple):
     depth: int = 256  # state rows to a step of that loop
 
 
-# Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form. "mixed" serves key
-# gradients where key and value widths differ. Blocks are chosen among those that compile right: on Hopper, the ptxas of
-# Triton 3.6 reads the address of a tile before it is made in the pipelined "mixed" kernel with K = 64, V = 32, and in
-# query gradients in tiles of 64 x 64 with K = V = 16 (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32,
-# eight warps on 64 rows of width 128 are wrong in the first rows of each chunk; four are right.
+# Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form over at most SHORT
+# tokens, "long" over more. "mixed" serves key gradients where key and value widths differ. "value_gradient" is there
+# where gradients of values are made apart from those of keys.
+# Blocks are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before
+# it is made in what "rows" are made for where the widths differ (`Problem.short`), in the pipelined "mixed" kernel with
+# K = 64, V = 32, and in query gradients in tiles of 64 x 64 with K = V = 16 (`benchmarks/miscompiled_kernels.py` finds
+# such kernels). In tf32, eight warps on 64 rows of width 128 are wrong in the first rows of each chunk; four are right.
 _BF16 = {
-    ("chunk_sums", "tiles", 16): Blocks(0, 64, 4, 3),
+    ("chunk_sums", "tiles", 16): Blocks(0, 128, 4, 3),
     ("chunk_sums", "tiles", 32): Blocks(0, 64, 4, 3),
     ("chunk_sums", "tiles", 64): Blocks(0, 64, 4, 3),
     ("chunk_sums", "tiles", 128): Blocks(0, 64, 4, 3),
@@ -37,30 +39,43 @@ _BF16 = {
     ("chunk_sums", "rows", 32): Blocks(0, 128, 4, 2),
     ("chunk_sums", "rows", 64): Blocks(0, 128, 4, 2),
     ("chunk_sums", "rows", 128): Blocks(0, 64, 4, 3),
-    ("forward", "tiles", 16): Blocks(128, 64, 4, 3, 3),
+    ("forward", "tiles", 16): Blocks(64, 64, 4, 3, 3),
     ("forward", "tiles", 32): Blocks(128, 64, 4, 3, 3),
     ("forward", "tiles", 64): Blocks(128, 64, 4, 3, 3),
-    ("forward", "tiles", 128): Blocks(128, 64, 8, 2, 1),
-    ("forward", "rows", 16): Blocks(64, 64, 4, 3),
-    ("forward", "rows", 32): Blocks(64, 64, 4, 3),
-    ("forward", "rows", 64): Blocks(64, 64, 4, 3),
-    ("forward", "rows", 128): Blocks(128, 64, 8, 2),
+    ("forward", "tiles", 128): Blocks(128, 64, 8, 3, 2),
+    ("forward", "rows", 16): Blocks(64, 32, 4, 3),
+    ("forward", "rows", 32): Blocks(64, 32, 4, 3),
+    ("forward", "rows", 64): Blocks(64, 32, 4, 3),
+    ("forward", "rows", 128): Blocks(64, 64, 4, 2),
+    ("forward", "long", 16): Blocks(64, 64, 4, 3),
+    ("forward", "long", 32): Blocks(64, 64, 4, 3),
+    ("forward", "long", 64): Blocks(64, 64, 4, 3),
+    ("forward", "long", 128): Blocks(128, 64, 8, 3),
     ("query_gradient", "tiles", 16): Blocks(64, 32, 4, 3, 3),
-    ("query_gradient", "tiles", 32): Blocks(64, 64, 4, 3, 3),
-    ("query_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3),
-    ("query_gradient", "tiles", 128): Blocks(128, 32, 8, 2, 1),
+    ("query_gradient", "tiles", 32): Blocks(128, 64, 4, 3, 3),
+    ("query_gradient", "tiles", 64): Blocks(128, 32, 4, 3, 3, 128),
+    ("query_gradient", "tiles", 128): Blocks(128, 32, 8, 2, 2),
     ("query_gradient", "rows", 16): Blocks(64, 32, 4, 3),
     ("query_gradient", "rows", 32): Blocks(64, 32, 4, 3),
     ("query_gradient", "rows", 64): Blocks(64, 32, 4, 3),
-    ("query_gradient", "rows", 128): Blocks(128, 32, 8, 2),
+    ("query_gradient", "rows", 128): Blocks(64, 32, 4, 3),
+    ("query_gradient", "long", 16): Blocks(64, 64, 4, 3),
+    ("query_gradient", "long", 32): Blocks(64, 64, 4, 3),
+    ("query_gradient", "long", 64): Blocks(64, 64, 4, 3),
+    ("query_gradient", "long", 128): Blocks(64, 64, 4, 2),
+    ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3),
     ("key_gradient", "tiles", 16): Blocks(32, 64, 4, 3, 3),
-    ("key_gradient", "tiles", 32): Blocks(32, 64, 4, 3, 3),
-    ("key_gradient", "tiles", 64): Blocks(64, 128, 8, 3, 3),
-    ("key_gradient", "tiles", 128): Blocks(32, 64, 8, 2, 1),
+    ("key_gradient", "tiles", 32): Blocks(64, 64, 4, 3, 3),
+    ("key_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3),
+    ("key_gradient", "tiles", 128): Blocks(32, 128, 8, 2, 2),
     ("key_gradient", "rows", 16): Blocks(32, 64, 4, 3),
     ("key_gradient", "rows", 32): Blocks(32, 64, 4, 3),
     ("key_gradient", "rows", 64): Blocks(32, 64, 4, 3),
-    ("key_gradient", "rows", 128): Blocks(32, 64, 8, 2),
+    ("key_gradient", "rows", 128): Blocks(32, 64, 4, 3),
+    ("key_gradient", "long", 16): Blocks(64, 128, 4, 3),
+    ("key_gradient", "long", 32): Blocks(32, 128, 4, 3),
+    ("key_gradient", "long", 64): Blocks(64, 64, 4, 3),
+    ("key_gradient", "long", 128): Blocks(64, 128, 8, 3),
     ("key_gradient", "mixed", 16): Blocks(32, 64, 4, 1),
     ("key_gradient", "mixed", 32): Blocks(32, 64, 4, 1),
     ("key_gradient", "mixed", 64): Blocks(32, 64, 4, 1),
@@ -74,7 +89,7 @@ def _all_forms(sums: list[Blocks], forward: list[Blocks], keys: list[Blocks]) ->
     return {
         (kernel, form, width): blocks
         for kernel, row in kernels.items()
-        for form in ("tiles", "rows", "mixed")
+        for form in ("tiles", "rows", "long", "mixed")
         for width, blocks in zip((16, 32, 64, 128), row, strict=True)
     }
 
@@ -91,6 +106,8 @@ _IEEE = _all_forms(
 )
 TABLES = {"bf16": _BF16, "tf32": _TF32, "ieee": _IEEE}
 ARITHMETIC = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
+SHORT = 256
+"""Tokens to a chunk up to which scores take less time than reading what they are of."""
 SCAN_BLOCK = 2048
 STATISTICS_ROWS = 64
 GATE_BLOCK = 1024
@@ -118,6 +135,11 @@ def blocks(kernel: str, form: str, kind: str, width: int, gated: bool = False) -
     key = (kernel, form, min(128, padded(width)))
     kept = TABLES[kind][key]
     return GATED.get((kind, *key), kept) if gated else kept
+
+
+def splits_keys(form: str, kind: str, width: int) -> bool:
+    """Whether gradients of values come from a pass of their own, which has more registers for each."""
+    return ("value_gradient", form, min(128, padded(width))) in TABLES[kind]
 
 
 def dot_type(kind: str) -> tl.dtype:

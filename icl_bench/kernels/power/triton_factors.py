@@ -11,13 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.power.expansion import expand, power_basis
-from icl_bench.kernels.power.triton_backward import contract_tiles
+from icl_bench.kernels.power.triton_contract import contract_tiles
+from icl_bench.kernels.power.triton_facts import load_facts
 from icl_bench.kernels.power.triton_tiles import load_columns, load_rows, load_vector
 
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat"])
 def factor_gradient_kernel(
-    y, x, weight, delta, gates, states, out,
+    y, x, facts, gates, states, out,
     y_n, y_t, y_h, x_n, x_t, x_h,
     T, chunk, chunks, heads, repeat, elements, expanded, factor,
     U: tl.constexpr, W: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, SIDE: tl.constexpr,
@@ -41,7 +42,9 @@ def factor_gradient_kernel(
     width: tl.constexpr = W if SIDE == "right" else U
     other: tl.constexpr = U if SIDE == "right" else W
     y += n * y_n + h * y_h
-    rows = load_rows(x + n * x_n + h * x_h, start, x_t, end, V, BLOCK, V_BLOCK).to(DOT)
+    rows = load_rows(x + n * x_n + h * x_h, start, x_t, end, V, BLOCK, V_BLOCK, False).to(DOT)
+    if not OF_KEYS:
+        weight, delta, _ = load_facts(facts + row * T * 4, start, end, BLOCK, False)
     acc = tl.zeros([BLOCK, COLUMNS], tl.float32)
     last = c + 1 == chunks if OF_KEYS else c == 0
     if EDGE | (last == 0):
@@ -62,12 +65,12 @@ def factor_gradient_kernel(
             if OF_KEYS:
                 acc += product
             else:
-                acc -= load_vector(delta + row * T, start, end, BLOCK)[:, None] * product
+                acc -= delta[:, None] * product
     scale = tl.full([BLOCK], 1.0, tl.float32) * factor
     if SIDE == "both":
         scale *= 2.0
     if not OF_KEYS:
-        scale *= load_vector(weight + row * T, start, end, BLOCK)
+        scale *= weight
     if GATED:
         gates += state_row * T
         gate = load_vector(gates, start, end, BLOCK)

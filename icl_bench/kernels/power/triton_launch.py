@@ -7,11 +7,13 @@ from torch import Tensor
 
 from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power.expansion import expand
-from icl_bench.kernels.power.triton_backward import key_gradient_kernel, query_gradient_kernel, row_statistics_kernel
 from icl_bench.kernels.power.triton_basis import Layout
 from icl_bench.kernels.power.triton_factors import expansion_gradient, factor_gradient_kernel
+from icl_bench.kernels.power.triton_facts import row_statistics_kernel
 from icl_bench.kernels.power.triton_forward import forward_kernel
 from icl_bench.kernels.power.triton_gates import gate_gradient_kernel, gate_sums_kernel
+from icl_bench.kernels.power.triton_key_gradient import key_gradient_kernel
+from icl_bench.kernels.power.triton_query_gradient import query_gradient_kernel
 from icl_bench.kernels.power.triton_state import chunk_sums_kernel, scan_kernel
 
 
@@ -58,6 +60,23 @@ class Problem(NamedTuple):
         return -(-self.used // 16) * 16
 
     @property
+    def short(self) -> bool:
+        """Whether rows are so short that they wait for memory rather than for products; for equal widths alone.
+
+        With others, the ptxas of Triton 3.6 compiles what is made for such rows wrong: see `triton_config`.
+        """
+        return self.chunk <= config.SHORT and (self.layout.linear or not self.stateful) and not self.mixed
+
+    @property
+    def mixed(self) -> bool:
+        """Whether keys and values are padded to different widths."""
+        return config.padded(self.layout.key_width) != config.padded(self.v)
+
+    def whole(self, blocks: config.Blocks) -> bool:
+        """Whether no block of rows reaches beyond the sequence."""
+        return self.t % blocks.m == 0 and self.t % blocks.n == 0
+
+    @property
     def width(self) -> int:
         """What launch configurations go by."""
         return max(self.layout.key_width, self.v)
@@ -79,10 +98,15 @@ class Problem(NamedTuple):
 
     def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> config.Blocks:
         """The launch configuration; `tiled` where the kernel meets a state in tiles."""
-        form = "tiles" if tiled and not self.layout.linear else "rows"
-        if kernel == "key_gradient" and config.padded(self.layout.key_width) != config.padded(self.v):
-            form = "mixed"
-        return config.blocks(kernel, form, self.arithmetic, self.width, gated)
+        return config.blocks(kernel, self.form(kernel, tiled=tiled), self.arithmetic, self.width, gated)
+
+    def form(self, kernel: str, *, tiled: bool) -> str:
+        """The form of `triton_config`."""
+        if kernel == "key_gradient" and self.mixed:
+            return "mixed"
+        if tiled and not self.layout.linear:
+            return "tiles"
+        return "rows" if self.chunk <= config.SHORT or kernel == "chunk_sums" else "long"
 
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -194,18 +218,17 @@ def attend(
     y_low = torch.empty(problem.n, low_rows, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
     blocks = problem.blocks("forward", tiled=states is not None, gated=gates is not None)
-    v_block = min(config.padded(problem.v), 128)
-    grid = (-(-problem.t // blocks.m) * problem.n * problem.heads, -(-problem.v // v_block))
-    forward_kernel[grid](
+    forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
         q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, y_low, den,
         *_strides(q, k, v, u, w, y),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
         problem.elements, problem.expanded, low_rows, problem.scale_in, problem.state_factor, problem.scale_out,
         problem.eps, P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
-        K_BLOCK=config.padded(layout.key_width), V_BLOCK=v_block, WIDE=min(config.padded(u.shape[3]), 64),
+        K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
+        WIDE=min(config.padded(u.shape[3]), 64),
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None, INITIAL=initial,
-        LINEAR=layout.linear,
-        SYMMETRIC=layout.symmetric, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
+        LINEAR=layout.linear, SYMMETRIC=layout.symmetric, SHORT=problem.short, WHOLE=problem.whole(blocks),
+        GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
         LOW=low_rows > 0, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
@@ -213,19 +236,21 @@ def attend(
 
 
 class RowStatistics(NamedTuple):
-    """What the backward pass knows of each query, [N, H, T] float32."""
+    """What the backward pass knows of each query, float32."""
 
-    weight: Tensor  # 1 / (den + eps)
-    delta: Tensor  # dy.y
-    value_factor: Tensor  # the factor of the query in the gradient of the state's values
-    sum_factor: Tensor  # and in that of its normaliser
+    facts: Tensor
+    """[N, H, T, 4]: 1 / (den + eps), dy.y, the sum of log gates (if any), and nothing."""
+    value_factor: Tensor
+    """[N, H, T]: the factor of the query in the gradient of the state's values."""
+    sum_factor: Tensor
+    """[N, H, T]: and in that of its normaliser."""
 
 
 def row_statistics(
     problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
 ) -> RowStatistics:
-    """All four, before the state's gradient is summed."""
-    statistics = RowStatistics(*(torch.empty_like(den) for _ in range(4)))
+    """All three, before the state's gradient is summed."""
+    statistics = RowStatistics(den.new_empty(*den.shape, 4), torch.empty_like(den), torch.empty_like(den))
     rows = config.STATISTICS_ROWS
     row_statistics_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
         y, y_low, dy, den, gates if gates is not None else den, *statistics, *_strides(y, dy),
@@ -238,17 +263,17 @@ def row_statistics(
 
 def query_gradient(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
-    rows: tuple[Tensor, Tensor] | None, gates: Tensor | None, states: Tensor | None, initial: bool,
-) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:  # fmt: skip
-    """dq and, with gates, R [2, N, H, T] (state, chunk); and the row statistics, made here where `rows` is None."""
+    facts: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
+    """dq and, with gates, R [2, N, H, T] (state, chunk); and the facts of the rows, made here where there are none."""
     layout = problem.layout
-    make_rows = rows is None
-    rows = rows or (torch.empty_like(den), torch.empty_like(den))
+    make_facts = facts is None
+    facts = den.new_empty(*den.shape, 4) if facts is None else facts
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = problem.blocks("query_gradient", tiled=states is not None)
     query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        q, k, v, y, y_low, dy, den, *rows, gates if gates is not None else q, states if states is not None else q, dq,
+        q, k, v, y, y_low, dy, den, facts, gates if gates is not None else q, states if states is not None else q, dq,
         row_sums if row_sums is not None else dq, *_strides(q, k, v, y, dy, dq),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
         problem.elements, problem.expanded, y_low.shape[1], problem.scale_in, problem.scale_out, problem.eps,
@@ -256,15 +281,16 @@ def query_gradient(
         K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
         BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth,
         STATE=states is not None and layout.p <= 2, INITIAL=initial,
-        LINEAR=layout.linear, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2, MAKE_ROWS=make_rows,
+        LINEAR=layout.linear, SHORT=problem.short, WHOLE=problem.whole(blocks),
+        GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2, MAKE_FACTS=make_facts,
         LOW=y_low.numel() > 0, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
         STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
     )  # fmt: skip
-    return dq, row_sums, rows
+    return dq, row_sums, facts
 
 
 def key_gradient(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, rows: tuple[Tensor, Tensor], gates: Tensor | None,
+    problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, facts: Tensor, gates: Tensor | None,
     states: Tensor | None, final: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk."""
@@ -273,20 +299,25 @@ def key_gradient(
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
-    blocks = problem.blocks("key_gradient", tiled=states is not None)
-    key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-        q, k, v, u, w, dy, *rows, gates if gates is not None else q, states if states is not None else q, dk, dv,
-        column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
-        problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
-        problem.scale_in, problem.state_factor, problem.scale_out,
-        P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
-        K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
-        REPEAT=problem.heads // problem.groups, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
-        DEPTH=blocks.depth, STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
-        CONTRACT=layout.p <= 2, GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
-        DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
-        STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
-    )  # fmt: skip
+    form = problem.form("key_gradient", tiled=states is not None)
+    split = layout.p <= 2 and config.splits_keys(form, problem.arithmetic, problem.width)
+    for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
+        blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=states is not None)
+        key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
+            q, k, v, u, w, dy, facts, gates if gates is not None else q, states if states is not None else q, dk, dv,
+            column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
+            problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
+            problem.scale_in, problem.state_factor, problem.scale_out,
+            P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
+            K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
+            REPEAT=problem.heads // problem.groups, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
+            DEPTH=blocks.depth, STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
+            CONTRACT=layout.p <= 2, OF_KEYS=of_keys, OF_VALUES=of_values, SHORT=problem.short,
+            WHOLE=problem.whole(blocks),
+            GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
+            DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
+            STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
+        )  # fmt: skip
     return dk, dv, column_sums
 
 
@@ -302,18 +333,18 @@ def gate_gradient(problem: Problem, row_sums: Tensor, column_sums: Tensor, dots:
 
 
 def add_factor_gradients(
-    problem: Problem, x: Tensor, dx: Tensor, sums: Tensor | None, values: Tensor, rows: tuple[Tensor, Tensor] | None,
+    problem: Problem, x: Tensor, dx: Tensor, sums: Tensor | None, values: Tensor, facts: Tensor | None,
     gates: Tensor | None, states: Tensor, edge: bool,
 ) -> Tensor:  # fmt: skip
     """dx with the state's part for p >= 3, which also fills the state's R or C; x is the query or the key."""
     layout = problem.layout
     u, w = factors(problem, x)
     if layout.symmetric:
-        both = _factor_gradient(problem, u, values, rows, gates, states, edge, "both")
+        both = _factor_gradient(problem, u, values, facts, gates, states, edge, "both")
         added = expansion_gradient(x, both, layout.left)
     else:
-        left = _factor_gradient(problem, w, values, rows, gates, states, edge, "left")
-        right = _factor_gradient(problem, u, values, rows, gates, states, edge, "right")
+        left = _factor_gradient(problem, w, values, facts, gates, states, edge, "left")
+        right = _factor_gradient(problem, u, values, facts, gates, states, edge, "right")
         added = expansion_gradient(x, left, layout.left) + expansion_gradient(x, right, layout.p - layout.left)
     if sums is not None:
         # The state's part is homogeneous of degree p in x, so that x.dx is p times its sum of dA A.
@@ -322,21 +353,21 @@ def add_factor_gradients(
 
 
 def _factor_gradient(
-    problem: Problem, y: Tensor, values: Tensor, rows: tuple[Tensor, Tensor] | None, gates: Tensor | None,
+    problem: Problem, y: Tensor, values: Tensor, facts: Tensor | None, gates: Tensor | None,
     states: Tensor, edge: bool, side: str,
 ) -> Tensor:  # fmt: skip
     layout = problem.layout
     n, t, heads, _ = y.shape
     width = layout.w if side == "right" else layout.u
     out = torch.empty(n, heads, t, width, device=y.device)
-    weight, delta = rows if rows is not None else (out, out)
     block, columns = config.FACTOR_ROWS, min(64, config.padded(width))
     factor_gradient_kernel[(-(-t // block) * n * heads, -(-width // columns))](
-        y, values, weight, delta, gates if gates is not None else out, states, out, *_strides(y, values),
+        y, values, facts if facts is not None else out, gates if gates is not None else out, states, out,
+        *_strides(y, values),
         t, problem.chunk, problem.chunks, heads, heads // problem.groups, problem.elements, problem.expanded,
         problem.scale**layout.p,
         U=layout.u, W=layout.w, V=problem.v, V_BLOCK=config.padded(problem.v), SIDE=side,
-        OF_KEYS=rows is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
+        OF_KEYS=facts is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
         BLOCK=block, COLUMNS=columns, DEPTH=problem.blocks("query_gradient", tiled=True).depth,
         DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic), num_warps=4,
     )  # fmt: skip

@@ -52,13 +52,18 @@ def chunk_sums_kernel(
         a, b = tile_pair(tile, W, SYMMETRIC)
     acc = tl.zeros([rows, X_BLOCK], tl.float32)
     for i in tl.range(blocks * REPEAT, num_stages=STAGES):
-        h = g * REPEAT + i // blocks
-        start = begin + (i % blocks) * BLOCK_T
+        h = g
+        start = begin + i * BLOCK_T
+        if REPEAT > 1:
+            h = g * REPEAT + i // blocks
+            start = begin + (i % blocks) * BLOCK_T
         base = n * u_n + h * u_h
         if LINEAR:
             left = load_columns_transposed(u + base, start, u_t, end, tile * U_BLOCK, U, BLOCK_T, U_BLOCK)
         else:
             left = load_columns_transposed(u + base, start, u_t, end, a * 16, U, BLOCK_T, 16)
+            # Rows in the order 0, 4, 8, 12, 1, ..: four warps then read four neighbours each, as one word of the tile.
+            left = tl.reshape(tl.permute(tl.reshape(left, [4, 4, BLOCK_T]), [1, 0, 2]), [16, BLOCK_T])
         left = left.to(DOT)
         if FACTOR:
             weight = load_vector(factor + (n * (heads * REPEAT) + h) * T, start, end, BLOCK_T)
@@ -74,7 +79,10 @@ def chunk_sums_kernel(
             values = load_columns(x + n * x_n + h * x_h, start, x_t, end, first, X, BLOCK_T, X_BLOCK).to(DOT)
             acc = tl.dot(phi, values, acc, input_precision=PRECISION)
     out += (row * chunks + c) * elements + offset
-    index = tile * rows + tl.arange(0, rows)
+    index = tl.arange(0, rows)
+    if not LINEAR:
+        index = index // 16 % 4 * 64 + index // 64 * 16 + index % 16
+    index += tile * rows
     column = first + tl.arange(0, X_BLOCK)
     mask = (column < X)[None, :]
     if LINEAR:

@@ -10,9 +10,6 @@ tile with A < B counts twice where a query meets the state (arXiv 2507.04239, se
 import triton
 import triton.language as tl
 
-TILE = 16
-ROWS = TILE * TILE
-
 
 @triton.jit
 def power(x, P: tl.constexpr):
@@ -31,34 +28,53 @@ def power(x, P: tl.constexpr):
 
 
 @triton.jit
-def operand(x, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """A float32 tile as matrix products see it, rounded to 16 bits or to tf32, whose low bits they would drop."""
-    if tl.float32 == DOT and PRECISION == "tf32":
-        x = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return x.to(DOT)
+def rounded(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """float32 x as a product with operands of this type and precision sees it; float32 still.
+
+    To bfloat16 and tf32 by integers: what converts one number to bfloat16 and back is many times slower. Carried into
+    the sign, what is no number would become zero: it stays as it is.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    if tl.float16 == TYPE:
+        x = x.to(tl.float16).to(tl.float32)
+    elif tl.bfloat16 == TYPE:
+        x = tl.where(x == x, ((bits + 0x8000) & -0x10000).to(tl.float32, bitcast=True), x)
+    elif PRECISION == "tf32":
+        x = tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)
+    return x
 
 
 @triton.jit
-def load_rows(base, start, stride, end, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr):
-    """Rows start.. of a matrix with unit column stride, [ROW_BLOCK, COL_BLOCK]; zeros past `end` and past WIDTH."""
+def load_rows(
+    base, start, stride, end, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Rows start.. of a matrix with unit column stride, [ROW_BLOCK, COL_BLOCK]; zeros past `end` and past WIDTH.
+
+    WHOLE says that all the rows are before `end`: a mask known to be full costs loops a fifth of their instructions.
+    """
     row = tl.arange(0, ROW_BLOCK)
     column = tl.arange(0, COL_BLOCK)
-    mask = (start + row < end)[:, None]
-    if WIDTH < COL_BLOCK:
-        mask = mask & (column < WIDTH)[None, :]
-    return tl.load(
-        base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :], mask=mask, other=0.0
-    )
+    pointer = base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :]
+    if WHOLE and WIDTH == COL_BLOCK:
+        return tl.load(pointer)
+    mask = (column < WIDTH)[None, :]
+    if not WHOLE:
+        mask = (start + row < end)[:, None]
+        if WIDTH < COL_BLOCK:
+            mask = mask & (column < WIDTH)[None, :]
+    return tl.load(pointer, mask=mask, other=0.0)
 
 
 @triton.jit
 def load_columns(
     base, start, stride, end, first, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr
 ):
-    """Columns first.. of rows start.., with zeros past `end` and past WIDTH, [ROW_BLOCK, COL_BLOCK]."""
+    """Columns first.. (a multiple of COL_BLOCK) of rows start.., zeros past `end` and WIDTH, [ROW_BLOCK, COL_BLOCK]."""
     row = tl.arange(0, ROW_BLOCK)
     column = first + tl.arange(0, COL_BLOCK)
-    mask = (start + row < end)[:, None] & (column < WIDTH)[None, :]
+    mask = (start + row < end)[:, None]
+    if WIDTH % max(COL_BLOCK, 16) != 0:
+        mask = mask & (column < WIDTH)[None, :]
     return tl.load(
         base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :], mask=mask, other=0.0
     )
@@ -71,7 +87,9 @@ def load_columns_transposed(
     """The same tile the other way round, [COL_BLOCK, ROW_BLOCK]."""
     row = tl.arange(0, ROW_BLOCK)
     column = first + tl.arange(0, COL_BLOCK)
-    mask = (start + row < end)[None, :] & (column < WIDTH)[:, None]
+    mask = (start + row < end)[None, :]
+    if WIDTH % max(COL_BLOCK, 16) != 0:
+        mask = mask & (column < WIDTH)[:, None]
     return tl.load(
         base + tl.cast(start, tl.int64) * stride + row[None, :] * stride + column[:, None], mask=mask, other=0.0
     )
@@ -88,17 +106,21 @@ def store_rows(base, tile, start, stride, end, WIDTH: tl.constexpr, ROW_BLOCK: t
 
 
 @triton.jit
+def load_matrix(base, R: tl.constexpr, C: tl.constexpr, R_BLOCK: tl.constexpr, C_BLOCK: tl.constexpr):
+    """A whole matrix [R, C] with rows side by side, [R_BLOCK, C_BLOCK], zeros around it."""
+    row = tl.arange(0, R_BLOCK)[:, None]
+    column = tl.arange(0, C_BLOCK)[None, :]
+    pointer = base + row * C + column
+    if (R == R_BLOCK) and (C == C_BLOCK):
+        return tl.load(pointer)
+    return tl.load(pointer, mask=(row < R) & (column < C), other=0.0)
+
+
+@triton.jit
 def load_vector(base, start, end, BLOCK: tl.constexpr):
     """Elements start.. of a float32 row, zeros past `end`."""
     index = start + tl.arange(0, BLOCK)
     return tl.load(base + index, mask=index < end, other=0.0)
-
-
-@triton.jit
-def load_gates(base, start, end, BLOCK: tl.constexpr):
-    """Inclusive sums of log2 gates, with minus infinity past `end`: such a token has decayed to nothing."""
-    index = start + tl.arange(0, BLOCK)
-    return tl.load(base + index, mask=index < end, other=float("-inf"))
 
 
 @triton.jit
@@ -112,3 +134,12 @@ def tile_pair(i, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
         a = i // ((WIDTH + 15) // 16)
         b = i % ((WIDTH + 15) // 16)
     return a, b
+
+
+@triton.jit
+def next_tile(a, b, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """The tile at the place after that of (a, b), in the order of `tile_pair`."""
+    if SYMMETRIC:
+        return tl.where(a < b, a + 1, 0), tl.where(a < b, b, b + 1)
+    last: tl.constexpr = (WIDTH + 15) // 16 - 1
+    return tl.where(b < last, a, a + 1), tl.where(b < last, b + 1, 0)

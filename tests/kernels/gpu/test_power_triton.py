@@ -32,6 +32,20 @@ def test_lengths_in_the_quadratic_form(t, p):
     Case(t=t, p=p, chunk=t).check()
 
 
+@pytest.mark.parametrize("t", [192, 250, 640, 1000])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("key", [16, 32, 64, 128])
+def test_widths_in_the_quadratic_form(key, gated, t):
+    Case(t=t, key=key, value=key, gated=gated, chunk=t).check()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("key", [16, 32, 64, 128])
+def test_lengths_of_whole_blocks(key, gated, p):
+    Case(t=384, key=key, value=key, p=p, gated=gated, chunk=128, heads=4, groups=2, initial=True, keep=True).check()
+
+
 @pytest.mark.parametrize("t", [65, 1000, 4097])
 @pytest.mark.parametrize("gated", [False, True])
 def test_lengths_of_linear_attention(t, gated):
@@ -93,6 +107,15 @@ def test_large_inputs_do_not_overflow(p, dtype):
     normalize = "sum" if p % 2 == 0 else "none"
     size = 1.0 if normalize == "none" else 30.0
     Case(t=200, key=16, p=p, normalize=normalize, chunk=200, size=size, dtype=dtype).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk", [128, 300])
+def test_what_is_no_number_stays_seen(chunk, dtype):
+    case = Case(t=300, key=16, value=16, gated=False, chunk=chunk, dtype=dtype)
+    case.inputs[1][0, 200, 0, 0] = float("nan")
+    y = case.triton()[0]
+    assert y[:, 200:].isnan().all() and y[:, :200].isfinite().all()
 
 
 def test_a_captured_graph_replays_the_same_results():
