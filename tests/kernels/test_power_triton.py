@@ -58,6 +58,12 @@ def test_long_rows_match_the_definition(gated, p):
     Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
 
 
+def test_pipelined_steps_through_a_state_take_two_key_channels():
+    for (kernel, form, width), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
+        if kernel in ("query_gradient", "key_gradient") and form == "tiles" and blocks.state_stages > 1:
+            assert blocks.depth >= 2 * width, (kernel, width, blocks)
+
+
 def test_blocks_meet_every_pair_once():
     for (kernel, form, _), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
         if kernel in ("forward", "query_gradient"):  # blocks of keys fill what is before a block of rows, and itself

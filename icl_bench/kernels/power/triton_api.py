@@ -83,8 +83,8 @@ def default_chunk(t: int, key_width: int, value_width: int, p: int) -> int:
 
     A token costs 2 D' V multiply-adds a pass through the state and (K + V) / 2 for each token of its chunk. By the
     times of their kernels on an H100, forward and backward, the forms cost the same at 20, 6.4, 3.3 and 2.7 thousand
-    tokens for p = 2 and widths of 128, 64, 32 and 16, and at 1 to 1.4 thousand for p = 1 and a width of 64: at twice
-    D', and what states cost of any size.
+    tokens for p = 2 and widths of 128, 64, 32 and 16 (some scans estimated), and at 1 to 1.4 thousand for p = 1 and a
+    width of 64: at twice D', and what states cost of any size.
     """
     layout = tile_layout(key_width, p)
     expanded = layout.expanded if p > 1 else 2 * config.padded(key_width)

@@ -1,4 +1,4 @@
-"""Launch configurations of the power kernels: a fixed table, measured on an H200; nothing is tuned while running.
+"""Launch configurations of the power kernels: a fixed table, measured on Hopper; nothing is tuned while running.
 
 The key is (kernel, form, width) for each arithmetic, width being the larger of the padded key and value widths.
 Arithmetic is "bf16" for bfloat16 inputs, "tf32" for float16 (the same 10 bits of fraction, but the exponents of
@@ -30,6 +30,8 @@ class Blocks(NamedTuple):
 # it is made in what "rows" are made for where the widths differ (`Problem.short`), in the pipelined "mixed" kernel with
 # K = 64, V = 32, and in query gradients in tiles of 64 x 64 with K = V = 16 (`benchmarks/miscompiled_kernels.py` finds
 # such kernels). In tf32, eight warps on 64 rows of width 128 are wrong in the first rows of each chunk; four are right.
+# A pipelined loop over a state must advance by two key channels at least, `depth` being twice the value width: of one,
+# the registers are written while products still read them.
 _BF16 = {
     ("chunk_sums", "tiles", 16): Blocks(0, 128, 4, 3),
     ("chunk_sums", "tiles", 32): Blocks(0, 64, 4, 3),

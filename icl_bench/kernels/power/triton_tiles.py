@@ -31,8 +31,8 @@ def power(x, P: tl.constexpr):
 def rounded(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
     """float32 x as a product with operands of this type and precision sees it; float32 still.
 
-    To bfloat16 and tf32 by integers: what converts one number to bfloat16 and back is many times slower. Carried into
-    the sign, what is no number would become zero: it stays as it is.
+    To bfloat16 and tf32 by integers: conversions there and back are not packed two by two. Carried into the sign, what
+    is no number would become zero: it stays as it is.
     """
     bits = x.to(tl.int32, bitcast=True)
     if tl.float16 == TYPE:
@@ -50,7 +50,7 @@ def load_rows(
 ):
     """Rows start.. of a matrix with unit column stride, [ROW_BLOCK, COL_BLOCK]; zeros past `end` and past WIDTH.
 
-    WHOLE says that all the rows are before `end`: a mask known to be full costs loops a fifth of their instructions.
+    WHOLE says that all the rows are before `end`: a mask known to be full costs a loop a tenth of its instructions.
     """
     row = tl.arange(0, ROW_BLOCK)
     column = tl.arange(0, COL_BLOCK)
