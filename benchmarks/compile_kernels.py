@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power import triton_launch as launch
 from icl_bench.kernels.power.triton_api import make_problem
+from icl_bench.kernels.power.triton_state_launch import TokenFactors, chunk_states
 
 WIDTHS = (16, 32, 64, 128)
 HEADS, GROUPS = 4, 2
@@ -77,8 +78,10 @@ def compile_case(case: Case) -> None:
         gates, decay = launch.cumulative_gates(torch.empty(1, case.t, GROUPS), case.chunk)
     low = torch.empty(1, 0 if case.p == 1 else case.t if case.gated else min(case.t, 64), HEADS, case.value).to(v)
     if edge:
-        states = launch.chunk_sums(problem, *launch.factors(problem, k), v, decay, decay)
-        launch.scan(problem, states, gates, None, reverse=False, want_final=True)
+        factors = None if decay is None else TokenFactors(decay, decay)
+        states = chunk_states(
+            problem, *launch.factors(problem, k), v, factors, gates, None, reverse=False, want_final=True
+        ).before
         facts = launch.row_statistics(problem, y, low, y, den, gates).facts
     launch.attend(problem, q, k, v, gates, states, edge, low.shape[1])
     _, _, facts = launch.query_gradient(problem, q, k, v, y, low, y, den, facts, gates, states, edge)

@@ -32,7 +32,7 @@ PARTS = {
     "data": ("bits_kernel", "cipher_kernel", "order_kernel", "radixSort", "RadixSort", "searchsorted", "sort"),
     "cross-entropy": ("others_kernel", "finish_kernel", "weight_gradient_kernel", "scale_kernel", "means_kernel"),
     "memory": ("sdpa", "cudnn", "flash", "key_value_gradient", "query_gradient", "key_gradient", "one_tile", "forward_",
-               "chunk_sums", "state"),
+               "sums_kernel", "scan_kernel", "state"),
     "norms": ("norm_gradient_kernel", "norm_kernel"),
     "convolution": ("convolution",),
     "matrix products": ("nvjet", "gemm", "cutlass", "cublas"),

@@ -28,6 +28,7 @@ from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power import triton_launch as launch
 from icl_bench.kernels.power.triton_api import make_problem, power_attention_triton
 from icl_bench.kernels.power.triton_config import Blocks
+from icl_bench.kernels.power.triton_state_launch import TokenFactors, chunk_states
 
 HEADS = 12
 TOKENS = 65_536
@@ -68,13 +69,23 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     problem = make_problem(q, k, v, p, width**-0.5, True, 1e-6, min(chunk, t), False)
     gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, problem.chunk)
     states = after = None
+    decays = None if decay is None else TokenFactors(decay, decay)
+
+    def states_of_keys() -> torch.Tensor:
+        return chunk_states(problem, k, k, v, decays, gates, None, reverse=False, want_final=False).before
+
     if problem.chunks > 1:
-        states = launch.chunk_sums(problem, k, k, v, decay, decay)
-        launch.scan(problem, states, gates, None, reverse=False, want_final=False)
+        states = states_of_keys()
     low = 0 if p == 1 else (t if gated else min(t, 64))
     y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, low)
-    facts, *factors = launch.row_statistics(problem, y, y_low, dy, den, gates)
-    calls = {
+    facts, factors = launch.row_statistics(problem, y, y_low, dy, den, gates)
+
+    def states_of_queries() -> torch.Tensor:
+        return chunk_states(
+            problem, q, q, dy, factors, gates, None, reverse=True, want_final=False, prefix=states if gated else None
+        ).before
+
+    calls: dict[str, Callable[[], object]] = {
         "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, low),
         "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den, gates),
         "query_gradient": lambda: launch.query_gradient(
@@ -82,15 +93,8 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
         ),
     }
     if states is not None:
-        after = launch.chunk_sums(problem, q, q, dy, *factors)
-        launch.scan(problem, after, gates, None, reverse=True, want_final=False, prefix=states if gated else None)
-        scratch = after.clone()
-        calls["chunk_sums"] = lambda: launch.chunk_sums(problem, k, k, v, decay, decay)
-        calls["chunk_sums_of_queries"] = lambda: launch.chunk_sums(problem, q, q, dy, *factors)
-        calls["scan"] = lambda: launch.scan(problem, scratch, gates, None, reverse=False, want_final=False)
-        calls["scan_reverse"] = lambda: launch.scan(
-            problem, scratch, gates, None, reverse=True, want_final=False, prefix=states if gated else None
-        )  # fmt: skip
+        after = states_of_queries()
+        calls |= {"states": states_of_keys, "states_of_queries": states_of_queries}
     calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, facts, gates, after, False)
     return calls
 
@@ -112,11 +116,11 @@ SHAPES = {
 def candidates(kernel: str, shape: str) -> list[Blocks]:
     """What is tried for a kernel: block sizes, warps and pipeline depths; blocks of rows must fit into a chunk."""
     chunk = SHAPES[shape][5]
-    return [b for b in _all_candidates(kernel, shape) if max(b.m, b.n) <= chunk or kernel.startswith("chunk_sums")]
+    return [b for b in _all_candidates(kernel, shape) if max(b.m, b.n) <= chunk or kernel.startswith("states")]
 
 
 def _all_candidates(kernel: str, shape: str) -> list[Blocks]:
-    if kernel.startswith("chunk_sums"):
+    if kernel.startswith("states"):
         return [Blocks(0, n, 4, s) for n, s in ((64, 3), (64, 4), (128, 3), (32, 4))]
     if kernel == "key_gradient":
         sizes = [(64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 4)]
@@ -144,7 +148,7 @@ def _form(shape: str) -> str:
 
 
 def _table_name(kernel: str) -> str:
-    return "chunk_sums" if kernel.startswith("chunk_sums") else kernel
+    return "chunk_sums" if kernel.startswith("states") else kernel
 
 
 def tune(shape: str, kernel: str) -> dict[str, float | str]:
@@ -216,9 +220,9 @@ def _use_best(tuned: dict[str, dict[str, float]], operator: str) -> None:
     shape = nearest.get(operator, "p1_256" if operator.startswith("linear") else "p2")
     for name, times in tuned.items():
         kernel = name.split()[1]
-        if name == f"{shape} {kernel}" and kernel != "chunk_sums_of_queries":
+        if name == f"{shape} {kernel}" and kernel != "states_of_queries":
             found = {key: ms for key, ms in times.items() if key != "table" and isinstance(ms, float)}
-            config.TABLES["bf16"][kernel, _form(shape), 64] = Blocks(
+            config.TABLES["bf16"][_table_name(kernel), _form(shape), 64] = Blocks(
                 *ast.literal_eval(min(found, key=found.__getitem__))
             )
 
@@ -318,7 +322,7 @@ def main() -> None:
     parser.add_argument("part", choices=["tune", "compare", "stages", "compile", "ceiling"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--shapes", default="p2,p2_gated,p1,short")
-    parser.add_argument("--kernels", default="forward,query_gradient,key_gradient,chunk_sums,chunk_sums_of_queries")
+    parser.add_argument("--kernels", default="forward,query_gradient,key_gradient,states,states_of_queries")
     parser.add_argument(
         "--operators", default="power,linear,sdpa", help="what the names of those to compare begin with"
     )
@@ -339,7 +343,7 @@ def main() -> None:
             print(shape, {name: round(ms, 3) for name, ms in found[shape].items()}, flush=True)
         else:
             for kernel in options.kernels.split(","):
-                if not shape.startswith("p2") and kernel.startswith("chunk_sums"):
+                if not shape.startswith("p2") and kernel.startswith("states"):
                     continue
                 if options.part == "compile":
                     compile_share(shape, kernel, options.share, options.shares)

@@ -26,7 +26,7 @@ MIDDLE = 2048
 # {(pass, bytes an element, the wider of both block widths): (short, middle, long)}
 TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile, Tile]] = {
     ("forward", 2, 32): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-    ("forward", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 3, 128)),
+    ("forward", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3, 128), Tile(128, 64, 8, 3, 128)),
     ("forward", 2, 128): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
     ("forward", 2, 256): (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     ("forward", 4, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),

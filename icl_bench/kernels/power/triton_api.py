@@ -20,7 +20,8 @@ from icl_bench.kernels.power import triton_launch as launch
 from icl_bench.kernels.power.expansion import expanded_width
 from icl_bench.kernels.power.state import PowerState
 from icl_bench.kernels.power.triton_basis import from_normaliser, from_tiles, tile_layout, to_normaliser, to_tiles
-from icl_bench.kernels.power.triton_launch import Problem
+from icl_bench.kernels.power.triton_problem import Problem
+from icl_bench.kernels.power.triton_state_launch import TokenFactors, chunk_states
 
 MAX_VALUE_WIDTH = 128
 
@@ -81,26 +82,27 @@ def power_attention_triton(
 def default_chunk(t: int, key_width: int, value_width: int, p: int) -> int:
     """The chunk of a sequence of length t: t itself (the quadratic form) where that is the cheaper, as measured.
 
-    A token costs 2 D' V multiply-adds a pass through the state and (K + V) / 2 for each token of its chunk. By the
-    times of their kernels on an H100, forward and backward, the forms cost the same at 20, 6.4, 3.3 and 2.7 thousand
-    tokens for p = 2 and widths of 128, 64, 32 and 16 (some scans estimated), and at 1 to 1.4 thousand for p = 1 and a
-    width of 64: at twice D', and what states cost of any size.
+    A token costs 2 D' V multiply-adds a pass through the state and (K + V) / 2 for each token of its chunk. On an H100,
+    forward and backward in bfloat16, the forms cost the same at 18.7, 5.5, 2.65 and 1.2 thousand tokens for p = 2 and
+    widths of 128, 64, 32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32: at twice the rows of
+    the state, and what states of that width cost whatever their size.
     """
     layout = tile_layout(key_width, p)
-    expanded = layout.expanded if p > 1 else 2 * config.padded(key_width)
-    chunk = 128
-    while chunk < 2048 and chunk * chunk < 250 * expanded:
-        chunk *= 2
-    if t <= 2 * expanded + (STATE_TOKENS if p > 1 else LINEAR_TOKENS) or expanded > MAX_EXPANDED:
+    width = min(128, config.padded(key_width))
+    expanded = layout.expanded if p > 1 else 2 * width
+    if t <= 2 * expanded + (STATE_TOKENS if p > 1 else LINEAR_TOKENS)[width] or expanded > MAX_EXPANDED:
         return t
+    chunk = 256
+    while p > 1 and chunk < 2048 and chunk * chunk < 250 * expanded:
+        chunk *= 2
     return chunk
 
 
-STATE_TOKENS = 1600
-"""Tokens of the quadratic form that cost as much as keeping states of any size."""
+STATE_TOKENS = {16: 700, 32: 1100, 64: 400, 128: 300}
+"""Tokens of the quadratic form that cost as much as keeping states of any size, by the padded width of keys."""
 
-LINEAR_TOKENS = 800
-"""The same for the states of linear attention."""
+LINEAR_TOKENS = {16: 500, 32: 520, 64: 560, 128: 920}
+"""The same for the states of linear attention; the first is an estimate."""
 
 
 FEW_KEYS = 64
@@ -208,8 +210,10 @@ def power_forward(
     states, final = None, None
     if problem.chunks > 1 or keep_state:
         u, w = launch.factors(problem, k)
-        states = launch.chunk_sums(problem, u, w, v, decay, decay)
-        final, _ = launch.scan(problem, states, gates, start, reverse=False, want_final=keep_state)
+        factors = None if decay is None else TokenFactors(decay, decay)
+        states, final, _ = chunk_states(
+            problem, u, w, v, factors, gates, start, reverse=False, want_final=keep_state
+        )  # fmt: skip
         if problem.chunks == 1 and start is None:
             states = None
     elif start is not None:
@@ -263,9 +267,9 @@ def power_backward(
         statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
         facts = statistics.facts
         u, w = launch.factors(problem, q)
-        after = launch.chunk_sums(problem, u, w, dy, statistics.value_factor, statistics.sum_factor)
-        first, dots = launch.scan(
-            problem, after, gates, end, reverse=True, want_final=initial, prefix=None if gates is None else read
+        after, first, dots = chunk_states(
+            problem, u, w, dy, statistics.factors, gates, end, reverse=True, want_final=initial,
+            prefix=None if gates is None else read,
         )  # fmt: skip
     dq, row_sums, facts = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, facts, gates, read, initial)
     dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, facts, gates, after, end is not None)

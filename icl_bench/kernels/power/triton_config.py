@@ -68,7 +68,7 @@ _BF16 = {
     ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3),
     ("key_gradient", "tiles", 16): Blocks(32, 64, 4, 3, 3),
     ("key_gradient", "tiles", 32): Blocks(64, 64, 4, 3, 3),
-    ("key_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3),
+    ("key_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3, 128),
     ("key_gradient", "tiles", 128): Blocks(32, 128, 8, 2, 2),
     ("key_gradient", "rows", 16): Blocks(32, 64, 4, 3),
     ("key_gradient", "rows", 32): Blocks(32, 64, 4, 3),
@@ -110,7 +110,8 @@ TABLES = {"bf16": _BF16, "tf32": _TF32, "ieee": _IEEE}
 ARITHMETIC = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
 SHORT = 256
 """Tokens to a chunk up to which scores take less time than reading what they are of."""
-SCAN_BLOCK = 2048
+SCAN_BLOCK = 512
+SCAN_STAGES = 8
 STATISTICS_ROWS = 64
 GATE_BLOCK = 1024
 FACTOR_ROWS = 32

@@ -1,4 +1,4 @@
-"""Launches of the power kernels: one forward and one backward pass over plain tensors, without autograd."""
+"""Launches of the power kernels over tokens, on plain tensors; those over states are in `triton_state_launch`."""
 
 from typing import NamedTuple
 
@@ -7,106 +7,14 @@ from torch import Tensor
 
 from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power.expansion import expand
-from icl_bench.kernels.power.triton_basis import Layout
 from icl_bench.kernels.power.triton_factors import expansion_gradient, factor_gradient_kernel
 from icl_bench.kernels.power.triton_facts import row_statistics_kernel
 from icl_bench.kernels.power.triton_forward import forward_kernel
 from icl_bench.kernels.power.triton_gates import gate_gradient_kernel, gate_sums_kernel
 from icl_bench.kernels.power.triton_key_gradient import key_gradient_kernel
+from icl_bench.kernels.power.triton_problem import Problem, strides
 from icl_bench.kernels.power.triton_query_gradient import query_gradient_kernel
-from icl_bench.kernels.power.triton_state import chunk_sums_kernel, scan_kernel
-
-
-class Problem(NamedTuple):
-    """The sizes and constants of one call."""
-
-    layout: Layout
-    n: int
-    t: int
-    heads: int
-    groups: int
-    v: int
-    scale: float
-    normalize: bool
-    eps: float
-    chunk: int
-    dtype: torch.dtype
-    stateful: bool
-    """Whether a state is read: with more than one chunk, or one that enters or receives a gradient."""
-
-    @property
-    def arithmetic(self) -> str:
-        """The arithmetic of `triton_config`."""
-        return config.arithmetic(self.dtype, self.layout.p, self.stateful)
-
-    @property
-    def chunks(self) -> int:
-        """Chunks in a sequence."""
-        return -(-self.t // self.chunk)
-
-    @property
-    def expanded(self) -> int:
-        """State elements before the normaliser."""
-        return self.layout.expanded * self.v
-
-    @property
-    def used(self) -> int:
-        """State elements of one head at one chunk."""
-        return self.expanded + self.layout.normaliser(self.normalize)
-
-    @property
-    def elements(self) -> int:
-        """The same, padded so that every state starts at a multiple of 16 elements."""
-        return -(-self.used // 16) * 16
-
-    @property
-    def short(self) -> bool:
-        """Whether rows are so short that they wait for memory rather than for products; for equal widths alone.
-
-        With others, the ptxas of Triton 3.6 compiles what is made for such rows wrong: see `triton_config`.
-        """
-        return self.chunk <= config.SHORT and (self.layout.linear or not self.stateful) and not self.mixed
-
-    @property
-    def mixed(self) -> bool:
-        """Whether keys and values are padded to different widths."""
-        return config.padded(self.layout.key_width) != config.padded(self.v)
-
-    def whole(self, blocks: config.Blocks) -> bool:
-        """Whether no block of rows reaches beyond the sequence."""
-        return self.t % blocks.m == 0 and self.t % blocks.n == 0
-
-    @property
-    def width(self) -> int:
-        """What launch configurations go by."""
-        return max(self.layout.key_width, self.v)
-
-    @property
-    def scale_in(self) -> float:
-        """The factor on q.k inside the power; the rest of the scale is applied to sums."""
-        return self.scale if self.layout.p > 2 else 1.0
-
-    @property
-    def scale_out(self) -> float:
-        """The factor on sums of powers."""
-        return 1.0 if self.layout.p > 2 else self.scale**self.layout.p
-
-    @property
-    def state_factor(self) -> float:
-        """The factor on what is read from a state, before `scale_out`."""
-        return self.scale**self.layout.p / self.scale_out
-
-    def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> config.Blocks:
-        """The launch configuration; `tiled` where the kernel meets a state in tiles."""
-        return config.blocks(kernel, self.form(kernel, tiled=tiled), self.arithmetic, self.width, gated)
-
-    def form(self, kernel: str, *, tiled: bool) -> str:
-        """The form of `triton_config`."""
-        if kernel == "key_gradient" and self.mixed:
-            return "mixed"
-        if tiled and not self.layout.linear:
-            return "tiles"
-        return "rows" if self.chunk <= config.SHORT or kernel == "chunk_sums" else "long"
+from icl_bench.kernels.power.triton_state_launch import TokenFactors
 
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -130,83 +38,6 @@ def factors(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     return u, u if layout.symmetric else expand(x.float(), layout.p - layout.left).to(kind)
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for x in tensors for stride in x.stride()[:3]]
-
-
-def chunk_sums(
-    problem: Problem, u: Tensor, w: Tensor, x: Tensor, value_factor: Tensor | None, sum_factor: Tensor | None
-) -> Tensor:
-    """States [N*G, C, elements] of the chunks: of keys with values x, or of queries with output gradients x.
-
-    The factors are [N, H, T] for the values' part and for the normaliser; None for 1.
-    """
-    layout, kind = problem.layout, config.state_type(problem.arithmetic)
-    out = torch.empty(problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=kind)
-    joint = layout.linear and problem.normalize and value_factor is sum_factor
-    _launch_sums(problem, u, w, x, value_factor, out, linear=layout.linear, add_sum=joint)
-    if problem.normalize and not joint:
-        _launch_sums(problem, u, w, None, sum_factor, out, linear=True, add_sum=False)
-    return out
-
-
-def _launch_sums(
-    problem: Problem, u: Tensor, w: Tensor, x: Tensor | None, factor: Tensor | None, out: Tensor,
-    *, linear: bool, add_sum: bool,
-) -> None:  # fmt: skip
-    """The values' part of a state (x given), or the normaliser's alone (x None)."""
-    layout = problem.layout
-    blocks = problem.blocks("chunk_sums", tiled=not linear)
-    only_sum = x is None and layout.linear
-    values = w if x is None else x
-    width = values.shape[3]
-    x_block, u_block = min(config.padded(width), 64), min(config.padded(u.shape[3]), 64)
-    tiles = -(-u.shape[3] // u_block) if linear else layout.tiles
-    columns = 1 if only_sum else -(-width // x_block)
-    chunk_sums_kernel[(tiles * columns * problem.chunks * problem.n * problem.groups,)](
-        u, w, values, factor if factor is not None else values, out, *_strides(u, w, values),
-        problem.t, problem.chunk, problem.groups, problem.expanded if x is None else 0, problem.elements,
-        U=u.shape[3], W=w.shape[3], X=x_block if only_sum else width, X_BLOCK=x_block,
-        REPEAT=u.shape[2] // problem.groups, LINEAR=linear, SYMMETRIC=layout.symmetric, U_BLOCK=u_block,
-        SUM=add_sum, ONLY_SUM=only_sum, FACTOR=factor is not None, TILES=tiles,
-        BLOCK_T=blocks.n, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
-        STAGES=blocks.stages, num_warps=blocks.warps,
-    )  # fmt: skip
-
-
-def scan(
-    problem: Problem, sums: Tensor, gates: Tensor | None, initial: Tensor | None, *, reverse: bool, want_final: bool,
-    prefix: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Exclusive sums over chunks, in place; returns the sum after the last chunk and, with `prefix`, the gate products.
-
-    Args:
-        problem: The sizes.
-        sums: [N*G, C, elements], overwritten.
-        gates: [N, G, T] or None.
-        initial: [N*G, elements] float32 or None.
-        reverse: From the last chunk to the first.
-        want_final: Whether the sum over all chunks is wanted.
-        prefix: With gates, the states before each chunk, whose products with their gradients are wanted.
-    """
-    row, chunks, elements = sums.shape
-    final = torch.empty(row, elements, device=sums.device) if want_final else None
-    dots = None
-    blocks = -(-problem.used // config.SCAN_BLOCK)
-    if prefix is not None:
-        dots = torch.empty(row, blocks, chunks, device=sums.device)
-    scan_kernel[(blocks * row,)](
-        sums, gates if gates is not None else sums, initial if initial is not None else sums,
-        final if final is not None else sums, prefix if prefix is not None else sums,
-        dots if dots is not None else sums,
-        problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, 256 * problem.v,
-        GATED=gates is not None, INITIAL=initial is not None, FINAL=want_final, REVERSE=reverse,
-        DOTS=prefix is not None, TRIANGLE=problem.layout.symmetric,
-        BLOCK=config.SCAN_BLOCK, STAGES=4, num_warps=4,
-    )  # fmt: skip
-    return final, None if dots is None else dots.sum(1)
-
-
 def attend(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
     low_rows: int,
@@ -220,7 +51,7 @@ def attend(
     blocks = problem.blocks("forward", tiled=states is not None, gated=gates is not None)
     forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
         q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, y_low, den,
-        *_strides(q, k, v, u, w, y),
+        *strides(q, k, v, u, w, y),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
         problem.elements, problem.expanded, low_rows, problem.scale_in, problem.state_factor, problem.scale_out,
         problem.eps, P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
@@ -240,25 +71,23 @@ class RowStatistics(NamedTuple):
 
     facts: Tensor
     """[N, H, T, 4]: 1 / (den + eps), dy.y, the sum of log gates (if any), and nothing."""
-    value_factor: Tensor
-    """[N, H, T]: the factor of the query in the gradient of the state's values."""
-    sum_factor: Tensor
-    """[N, H, T]: and in that of its normaliser."""
+    factors: TokenFactors
+    """What the query counts by in the gradient of the state it reads."""
 
 
 def row_statistics(
     problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
 ) -> RowStatistics:
-    """All three, before the state's gradient is summed."""
-    statistics = RowStatistics(den.new_empty(*den.shape, 4), torch.empty_like(den), torch.empty_like(den))
+    """Both, before the state's gradient is summed."""
+    found = RowStatistics(den.new_empty(*den.shape, 4), TokenFactors(torch.empty_like(den), torch.empty_like(den)))
     rows = config.STATISTICS_ROWS
     row_statistics_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
-        y, y_low, dy, den, gates if gates is not None else den, *statistics, *_strides(y, dy),
+        y, y_low, dy, den, gates if gates is not None else den, found.facts, *found.factors, *strides(y, dy),
         problem.t, problem.heads, problem.heads // problem.groups, y_low.shape[1], problem.eps,
         V=problem.v, V_BLOCK=min(config.padded(problem.v), 128), BLOCK=rows, SUM=problem.normalize,
         LOW=y_low.numel() > 0, GATED=gates is not None,
     )  # fmt: skip
-    return statistics
+    return found
 
 
 def query_gradient(
@@ -274,7 +103,7 @@ def query_gradient(
     blocks = problem.blocks("query_gradient", tiled=states is not None)
     query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
         q, k, v, y, y_low, dy, den, facts, gates if gates is not None else q, states if states is not None else q, dq,
-        row_sums if row_sums is not None else dq, *_strides(q, k, v, y, dy, dq),
+        row_sums if row_sums is not None else dq, *strides(q, k, v, y, dy, dq),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
         problem.elements, problem.expanded, y_low.shape[1], problem.scale_in, problem.scale_out, problem.eps,
         P=layout.p, K=layout.key_width, V=problem.v,
@@ -305,7 +134,7 @@ def key_gradient(
         blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=states is not None)
         key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
             q, k, v, u, w, dy, facts, gates if gates is not None else q, states if states is not None else q, dk, dv,
-            column_sums if column_sums is not None else dk, *_strides(q, k, v, u, w, dy, dk, dv),
+            column_sums if column_sums is not None else dk, *strides(q, k, v, u, w, dy, dk, dv),
             problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
             problem.scale_in, problem.state_factor, problem.scale_out,
             P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
@@ -363,7 +192,7 @@ def _factor_gradient(
     block, columns = config.FACTOR_ROWS, min(64, config.padded(width))
     factor_gradient_kernel[(-(-t // block) * n * heads, -(-width // columns))](
         y, values, facts if facts is not None else out, gates if gates is not None else out, states, out,
-        *_strides(y, values),
+        *strides(y, values),
         t, problem.chunk, problem.chunks, heads, heads // problem.groups, problem.elements, problem.expanded,
         problem.scale**layout.p,
         U=layout.u, W=layout.w, V=problem.v, V_BLOCK=config.padded(problem.v), SIDE=side,
