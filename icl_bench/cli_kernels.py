@@ -67,7 +67,7 @@ def bench(
     device: DeviceOption = "auto",
     seconds: Annotated[
         float, typer.Option(min=1, help="Time for all; what comes later is not measured.", rich_help_panel="Machine")
-    ] = 300,
+    ] = 360,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw where power attention overtakes softmax, as SVG.", rich_help_panel="Output"),

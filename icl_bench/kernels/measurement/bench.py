@@ -14,7 +14,7 @@ def bench(
     device: torch.device,
     op: str | None = None,
     quick: bool = False,
-    seconds: float = 300.0,
+    seconds: float = 360.0,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
     """Time everything of `cases.cases` within about that many seconds; what comes later is out of time.
