@@ -28,7 +28,8 @@ from icl_bench.kernels.power import triton_config as config
 from icl_bench.kernels.power import triton_launch as launch
 from icl_bench.kernels.power.triton_api import make_problem, power_attention_triton
 from icl_bench.kernels.power.triton_config import Blocks
-from icl_bench.kernels.power.triton_state_launch import TokenFactors, chunk_states
+from icl_bench.kernels.power.triton_problem import TokenFactors
+from icl_bench.kernels.power.triton_state_launch import chunk_states
 
 HEADS = 12
 TOKENS = 65_536

@@ -20,8 +20,8 @@ from icl_bench.kernels.power import triton_launch as launch
 from icl_bench.kernels.power.expansion import expanded_width
 from icl_bench.kernels.power.state import PowerState
 from icl_bench.kernels.power.triton_basis import from_normaliser, from_tiles, tile_layout, to_normaliser, to_tiles
-from icl_bench.kernels.power.triton_problem import Problem
-from icl_bench.kernels.power.triton_state_launch import TokenFactors, chunk_states
+from icl_bench.kernels.power.triton_problem import Problem, TokenFactors
+from icl_bench.kernels.power.triton_state_launch import chunk_states
 
 MAX_VALUE_WIDTH = 128
 

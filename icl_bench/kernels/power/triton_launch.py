@@ -12,9 +12,8 @@ from icl_bench.kernels.power.triton_facts import row_statistics_kernel
 from icl_bench.kernels.power.triton_forward import forward_kernel
 from icl_bench.kernels.power.triton_gates import gate_gradient_kernel, gate_sums_kernel
 from icl_bench.kernels.power.triton_key_gradient import key_gradient_kernel
-from icl_bench.kernels.power.triton_problem import Problem, strides
+from icl_bench.kernels.power.triton_problem import Problem, TokenFactors, strides
 from icl_bench.kernels.power.triton_query_gradient import query_gradient_kernel
-from icl_bench.kernels.power.triton_state_launch import TokenFactors
 
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

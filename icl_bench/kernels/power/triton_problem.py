@@ -101,6 +101,13 @@ class Problem(NamedTuple):
         return "rows" if self.chunk <= config.SHORT or kernel == "chunk_sums" else "long"
 
 
+class TokenFactors(NamedTuple):
+    """What each token counts by, float32 [N, H, T]: in the values' part of a state, and in its normaliser."""
+
+    value: Tensor
+    sum: Tensor
+
+
 def strides(*tensors: Tensor) -> list[int]:
     """The strides of all but the last axis of each tensor, one after another."""
     return [stride for x in tensors for stride in x.stride()[:3]]

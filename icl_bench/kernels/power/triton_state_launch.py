@@ -6,16 +6,9 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.power import triton_config as config
-from icl_bench.kernels.power.triton_problem import Problem, strides
+from icl_bench.kernels.power.triton_problem import Problem, TokenFactors, strides
 from icl_bench.kernels.power.triton_scan import scan_kernel
 from icl_bench.kernels.power.triton_state import linear_sums_kernel, tiled_sums_kernel
-
-
-class TokenFactors(NamedTuple):
-    """What each token counts by, float32 [N, H, T]: in the values' part of a state, and in its normaliser."""
-
-    value: Tensor
-    sum: Tensor
 
 
 class States(NamedTuple):
