@@ -3,7 +3,6 @@
     python benchmarks/power_kernels.py tune OUT.json [--kernels forward,...]   time the candidates of each kernel
     python benchmarks/power_kernels.py compare OUT.json                        time whole operators beside their peers
     python benchmarks/power_kernels.py stages OUT.json                         time each kernel by itself
-    python benchmarks/power_kernels.py ceiling OUT.json                        how fast a state could be read
 
 Times are medians in milliseconds of CUDA-event intervals around calls on random data, after warm-up.
 """
@@ -19,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import triton
-import triton.language as tl
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -285,42 +282,10 @@ def time_operator(call: Callable[..., torch.Tensor], q, k, v, log_g, dy) -> dict
     return {"forward": round(forward, 4), "forward_backward": round(total, 4), "graph": graph, "peak_mb": round(peak)}
 
 
-@triton.jit
-def ceiling_kernel(left, right, out, steps, N: tl.constexpr, LOAD: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr):
-    """Products [BLOCK, D] [D, N] with the left operand in registers, as a state is read, and nothing beside them."""
-    row, depth, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, D)[:, None], tl.arange(0, N)[None, :]
-    factor = tl.load(left + row * 16 + tl.arange(0, 16)[None, :])
-    phi = tl.reshape(factor[:, :, None] * factor[:, None, :], [BLOCK, D])
-    acc = tl.zeros([BLOCK, N], tl.float32)
-    tile = tl.load(right + depth * N + column)
-    for i in tl.range(0, tl.maximum(steps, 1), num_stages=3):
-        if LOAD:
-            tile = tl.load(right + (i % 10) * D * N + depth * N + column)
-        acc = tl.dot(phi, tile, acc)
-    tl.store(out + row * N + column, acc)
-
-
-def ceiling(out: Path) -> None:
-    """TFLOP/s of products of 128 x 256 x 64, with the right operand loaded in each turn or not."""
-    block, depth, width, steps, programs = 128, 256, 64, 40, 2112
-    left, right = (torch.randn(n, device="cuda", dtype=torch.bfloat16) for n in (block * 16, 10 * depth * width))
-    sink = torch.empty(block, width, device="cuda")
-    found = {"device": torch.cuda.get_device_name()}
-    for load in (True, False):
-
-        def call(load: bool = load) -> None:
-            ceiling_kernel[(programs,)](left, right, sink, steps, width, load, block, depth, num_warps=4)
-
-        work = 2 * block * depth * width * steps * programs
-        found["loaded" if load else "constant"] = round(work / median_ms(call) / 1e9)
-    out.write_text(json.dumps(found, indent=1))
-    print(found)
-
-
 def main() -> None:
     """Run the chosen part in this process, or all tuning parts with their compilation in parallel."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["tune", "compare", "stages", "compile", "ceiling"])
+    parser.add_argument("part", choices=["tune", "compare", "stages", "compile"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--shapes", default="p2,p2_gated,p1,short")
     parser.add_argument("--kernels", default="forward,query_gradient,key_gradient,states,states_of_queries")
@@ -331,9 +296,6 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=0)
     parser.add_argument("--shares", type=int, default=1)
     options = parser.parse_args()
-    if options.part == "ceiling":
-        ceiling(options.out)
-        return
     if options.part == "compare":
         compare(options.out, options.shapes.split(","), options.tuned, options.operators)
         return
