@@ -209,6 +209,23 @@ def test_auto_takes_the_cheaper_form():
         assert torch.equal(attention(*inputs, window=16, impl="torch"), chosen)
 
 
+@pytest.mark.parametrize(
+    "t, window, gated, taken",
+    [
+        (90, None, False, "sdpa"),
+        (90, 90, False, "sdpa"),  # no key is out of sight
+        (90, 200, False, "sdpa"),
+        (90, 8, False, "sdpa"),
+        (600, 8, False, "torch"),  # blocks cost less than all scores
+        (90, 8, True, "torch"),
+        (90, 90, True, "torch"),
+    ],
+)
+def test_auto_takes_a_form_by_what_a_query_sees(t, window, gated, taken):
+    inputs = make_inputs(t, gated=gated)
+    assert torch.equal(attention(*inputs, window=window), attention(*inputs, window=window, impl=taken))
+
+
 # torch itself instantiates the autograd functions while it traces them
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_forms_compile_without_a_break():
