@@ -201,10 +201,10 @@ def _choose(q: Tensor, v: Tensor, log_g: Tensor | None, window: int | None) -> I
 def _masking_is_cheaper(t: int, window: int) -> bool:
     """Whether T x T scores with a mask cost less on a CPU than blocks of them, forward and backward.
 
-    They cost the same near 260 and 200 tokens for a window of 16, 350 and 280 for 64, and 940 and 1,300 for 256, at
+    They cost the same near 230 and 180 tokens for a window of 16, 360 and 290 for 64, and 830 and 950 for 256, at
     widths of 32 and 16: measured in float32 on two cores.
     """
-    return t <= 200 + 3 * window
+    return t <= 160 + 3 * window
 
 
 def _is_short(q: Tensor, v: Tensor) -> bool:
