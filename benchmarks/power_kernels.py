@@ -133,7 +133,7 @@ def _all_candidates(kernel: str, shape: str) -> list[Blocks]:
 
 def compile_share(shape: str, kernel: str, share: int, shares: int) -> None:
     """Launch every `shares`-th candidate once, so that the compilation of all is spread over processes."""
-    table, key = config.TABLES["bf16"], (_table_name(kernel), _form(shape), 64)
+    table, key = config.TABLES["bf16"], (_table_name(kernel, shape), _form(shape), 64)
     call = stages(*SHAPES[shape])[kernel]
     for blocks in candidates(kernel, shape)[share::shares]:
         table[key] = blocks
@@ -145,13 +145,15 @@ def _form(shape: str) -> str:
     return "tiles" if shape.startswith("p2") else "long" if shape == "long" else "rows"
 
 
-def _table_name(kernel: str) -> str:
+def _table_name(kernel: str, shape: str) -> str:
+    if kernel == "forward" and shape == "p2_gated":
+        return "gated_forward"
     return "chunk_sums" if kernel.startswith("states") else kernel
 
 
 def tune(shape: str, kernel: str) -> dict[str, float | str]:
     """Times of one kernel by configuration; the text of the error where one does not launch."""
-    table, key = config.TABLES["bf16"], (_table_name(kernel), _form(shape), 64)
+    table, key = config.TABLES["bf16"], (_table_name(kernel, shape), _form(shape), 64)
     call = stages(*SHAPES[shape])[kernel]
     times: dict[str, float | str] = {"table": median_ms(call)}
     kept = table[key]
@@ -220,7 +222,7 @@ def _use_best(tuned: dict[str, dict[str, float]], operator: str) -> None:
         kernel = name.split()[1]
         if name == f"{shape} {kernel}" and kernel != "states_of_queries":
             found = {key: ms for key, ms in times.items() if key != "table" and isinstance(ms, float)}
-            config.TABLES["bf16"][_table_name(kernel), _form(shape), 64] = Blocks(
+            config.TABLES["bf16"][_table_name(kernel, shape), _form(shape), 64] = Blocks(
                 *ast.literal_eval(min(found, key=found.__getitem__))
             )
 

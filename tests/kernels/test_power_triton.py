@@ -66,7 +66,11 @@ def test_pipelined_steps_through_a_state_take_two_key_channels():
 
 def test_blocks_meet_every_pair_once():
     for (kernel, form, _), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
-        if kernel in ("forward", "query_gradient"):  # blocks of keys fill what is before a block of rows, and itself
+        if kernel in (
+            "forward",
+            "gated_forward",
+            "query_gradient",
+        ):  # blocks of keys fill what is before a block of rows, and itself
             assert blocks.m % blocks.n == 0, (kernel, form, blocks)
         elif kernel != "chunk_sums":
             assert blocks.n % blocks.m == 0, (kernel, form, blocks)
@@ -174,11 +178,11 @@ def test_results_repeat_bit_for_bit():
 
 
 def test_default_chunk_is_the_sequence_while_it_is_short():
-    assert default_chunk(256, 64, 64, 2) == 256
-    assert default_chunk(65_536, 64, 64, 2) < 65_536
-    lengths = [max(t for t in range(256, 65_536, 256) if default_chunk(t, k, k, 2) == t) for k in (16, 32, 64, 128)]
+    assert default_chunk(256, 64, 2) == 256
+    assert default_chunk(65_536, 64, 2) < 65_536
+    lengths = [max(t for t in range(256, 65_536, 256) if default_chunk(t, k, 2) == t) for k in (16, 32, 64, 128)]
     assert lengths == sorted(lengths)  # a larger state pays later
-    assert default_chunk(65_536, 128, 128, 4) == 65_536  # no state is affordable
+    assert default_chunk(65_536, 128, 4) == 65_536  # no state is affordable
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])

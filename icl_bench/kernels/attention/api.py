@@ -70,7 +70,7 @@ def attention(
         impl: "reference" (float64 by the definition), "torch" (plain torch on any device, linear in T with a window),
             "sdpa" (torch's own, without a gate; with a window T x T scores), "triton" (CUDA), or "auto": "sdpa" where a
             query sees all keys and there is no gate (Triton up to 256 tokens and widths of 64 in half precision), else
-            Triton where it can run, else "sdpa" or "torch" by `_masking_is_cheaper`.
+            Triton where it can run, else "torch", but for short sequences on a CPU, where a mask costs less.
 
     Returns:
         [N, T, H, V] in the type of v.
@@ -195,7 +195,8 @@ def _choose(q: Tensor, v: Tensor, log_g: Tensor | None, window: int | None) -> I
     fits = q.dtype != torch.float64 and q.shape[3] <= TRITON_KEY_WIDTH and v.shape[3] <= TRITON_VALUE_WIDTH
     if fits and has_triton(q):
         return "triton"
-    return "sdpa" if log_g is None and window is not None and _masking_is_cheaper(q.shape[1], window) else "torch"
+    masked = log_g is None and window is not None and q.device.type == "cpu" and _masking_is_cheaper(q.shape[1], window)
+    return "sdpa" if masked else "torch"
 
 
 def _masking_is_cheaper(t: int, window: int) -> bool:

@@ -1,8 +1,8 @@
 """Power attention in Triton: the entry points, and the custom operators behind them.
 
-Forward: sums of each chunk (`triton_state`), their scan, then one kernel that reads the state and adds the causal
-scores of the own chunk (`triton_forward`). Backward: the same two state kernels on queries and output gradients,
-backwards in time, then one kernel for dq (`triton_query_gradient`) and one or two for dk and dv
+Forward: sums of each chunk (`triton_state`), their scan (`triton_scan`), then one kernel that reads the state and adds
+the causal scores of the own chunk (`triton_forward`). Backward: the same two state kernels on queries and output
+gradients, backwards in time, then one kernel for dq (`triton_query_gradient`) and one or two for dk and dv
 (`triton_key_gradient`). One chunk that covers the sequence is the quadratic form. Expanded keys and queries exist in
 registers only (for p >= 3 their factors of about half the degree are in memory). No kernel adds atomically: results
 repeat bit for bit.
@@ -68,7 +68,7 @@ def power_attention_triton(
     if v.shape[3] > MAX_VALUE_WIDTH:
         return _by_value_blocks(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
     s, z = (None, None) if initial_state is None else initial_state
-    size = _chunk(q, v, p, chunk)
+    size = _chunk(q, p, chunk)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, s, z))
     y, _, _, _, _, s, z = power_forward(
@@ -79,30 +79,28 @@ def power_attention_triton(
     return y, PowerState(s, z if normalize == "sum" else None)
 
 
-def default_chunk(t: int, key_width: int, value_width: int, p: int) -> int:
+def default_chunk(t: int, key_width: int, p: int) -> int:
     """The chunk of a sequence of length t: t itself (the quadratic form) where that is the cheaper, as measured.
 
-    A token costs 2 D' V multiply-adds a pass through the state and (K + V) / 2 for each token of its chunk. On an H100,
-    forward and backward in bfloat16, the forms cost the same at 18.7, 5.5, 2.65 and 1.2 thousand tokens for p = 2 and
-    widths of 128, 64, 32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32: at twice the rows of
-    the state, and what states of that width cost whatever their size.
+    By their operations the forms would cost the same at twice the rows of the state, for values as wide as keys. On an
+    H100, forward and backward in bfloat16, they do at 18.7, 5.5, 2.65 and 1.2 thousand tokens for p = 2 and widths of
+    128, 64, 32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32.
     """
-    layout = tile_layout(key_width, p)
-    width = min(128, config.padded(key_width))
-    expanded = layout.expanded if p > 1 else 2 * width
-    if t <= 2 * expanded + (STATE_TOKENS if p > 1 else LINEAR_TOKENS)[width] or expanded > MAX_EXPANDED:
+    rows = tile_layout(key_width, p).expanded
+    kept = (LINEAR_TOKENS if p == 1 else STATE_TOKENS)[min(128, config.padded(key_width))]
+    if t <= 2 * rows + kept or rows > MAX_EXPANDED:
         return t
     chunk = 256
-    while p > 1 and chunk < 2048 and chunk * chunk < 250 * expanded:
+    while chunk < 2048 and chunk * chunk < 250 * rows:
         chunk *= 2
     return chunk
 
 
 STATE_TOKENS = {16: 700, 32: 1100, 64: 400, 128: 300}
-"""Tokens of the quadratic form that cost as much as keeping states of any size, by the padded width of keys."""
+"""Tokens beyond twice the rows of the state at which both forms cost the same, by the padded width of keys."""
 
-LINEAR_TOKENS = {16: 500, 32: 520, 64: 560, 128: 920}
-"""The same for the states of linear attention; the first is an estimate."""
+LINEAR_TOKENS = {16: 530, 32: 585, 64: 690, 128: 1175}
+"""The same for p = 1; the first is an estimate."""
 
 
 FEW_KEYS = 64
@@ -112,10 +110,10 @@ MAX_EXPANDED = 150_000
 """Rows of the widest state that is used; beyond them the quadratic form serves every length."""
 
 
-def _chunk(q: Tensor, v: Tensor, p: int, chunk: int | None) -> int:
+def _chunk(q: Tensor, p: int, chunk: int | None) -> int:
     t = q.shape[1]
     if chunk is None:
-        chunk = default_chunk(t, q.shape[3], v.shape[3], p)
+        chunk = default_chunk(t, q.shape[3], p)
     unit = config.chunk_unit(q.dtype)
     chunk = -(-chunk // unit) * unit
     return min(chunk, t)

@@ -25,7 +25,7 @@ class Blocks(NamedTuple):
 
 # Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form over at most SHORT
 # tokens, "long" over more. "mixed" serves key gradients where key and value widths differ. "value_gradient" is there
-# where gradients of values are made apart from those of keys.
+# where gradients of values are made apart from those of keys, "gated_forward" where gates take other blocks.
 # Blocks are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before
 # it is made in what "rows" are made for where the widths differ (`Problem.short`), in the pipelined "mixed" kernel with
 # K = 64, V = 32, and in query gradients in tiles of 64 x 64 with K = V = 16 (`benchmarks/miscompiled_kernels.py` finds
@@ -45,6 +45,7 @@ _BF16 = {
     ("forward", "tiles", 32): Blocks(128, 64, 4, 3, 3),
     ("forward", "tiles", 64): Blocks(128, 64, 4, 3, 3),
     ("forward", "tiles", 128): Blocks(128, 64, 8, 3, 2),
+    ("gated_forward", "tiles", 64): Blocks(128, 32, 4, 3, 3),
     ("forward", "rows", 16): Blocks(64, 32, 4, 3),
     ("forward", "rows", 32): Blocks(64, 32, 4, 3),
     ("forward", "rows", 64): Blocks(64, 32, 4, 3),
@@ -117,12 +118,6 @@ GATE_BLOCK = 1024
 FACTOR_ROWS = 32
 
 
-GATED = {
-    ("bf16", "forward", "tiles", 64): Blocks(128, 32, 4, 3, 3),
-}
-"""What gated problems take in the place of an entry of the tables."""
-
-
 def padded(width: int) -> int:
     """The power of two, at least 16, that holds a width."""
     return max(16, 1 << (width - 1).bit_length())
@@ -135,9 +130,8 @@ def arithmetic(dtype: torch.dtype, p: int, stateful: bool) -> str:
 
 def blocks(kernel: str, form: str, kind: str, width: int, gated: bool = False) -> Blocks:
     """The configuration of a kernel in an arithmetic, width being that of the wider of key and value."""
-    key = (kernel, form, min(128, padded(width)))
-    kept = TABLES[kind][key]
-    return GATED.get((kind, *key), kept) if gated else kept
+    table, key = TABLES[kind], (form, min(128, padded(width)))
+    return (table.get((f"gated_{kernel}", *key)) if gated else None) or table[kernel, *key]
 
 
 def splits_keys(form: str, kind: str, width: int) -> bool:

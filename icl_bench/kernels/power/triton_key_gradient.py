@@ -146,7 +146,8 @@ def key_gradient_kernel(
             dk_acc += dk_part
             dv_acc += dv_part
     if not SHORT:
-        sums *= decay[:, None]
+        if GATED:
+            sums *= decay[:, None]
         for r in range(REPEAT):
             for m0 in tl.range(n0, last, BLOCK_M, num_stages=1):
                 dk_acc, dv_acc, sums = _key_block(

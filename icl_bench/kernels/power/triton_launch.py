@@ -1,6 +1,6 @@
 """Launches of the power kernels over tokens, on plain tensors; those over states are in `triton_state_launch`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,32 @@ def factors(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     return u, u if layout.symmetric else expand(x.float(), layout.p - layout.left).to(kind)
 
 
+def _constants(problem: Problem, blocks: config.Blocks, gated: bool) -> dict[str, Any]:
+    """What the kernels over tokens are compiled for, and how many warps run them."""
+    layout = problem.layout
+    return {
+        "P": layout.p,
+        "K": layout.key_width,
+        "V": problem.v,
+        "K_BLOCK": config.padded(layout.key_width),
+        "V_BLOCK": config.padded(problem.v),
+        "BLOCK_M": blocks.m,
+        "BLOCK_N": blocks.n,
+        "DEPTH": blocks.depth,
+        "LINEAR": layout.linear,
+        "SHORT": problem.short,
+        "WHOLE": problem.whole(blocks),
+        "GATED": gated,
+        "SUM": problem.normalize,
+        "SCALE": layout.p > 2,
+        "DOT": config.dot_type(problem.arithmetic),
+        "PRECISION": config.precision(problem.arithmetic),
+        "STATE_STAGES": blocks.state_stages,
+        "STAGES": blocks.stages,
+        "num_warps": blocks.warps,
+    }
+
+
 def attend(
     problem: Problem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
     low_rows: int,
@@ -53,14 +79,8 @@ def attend(
         *strides(q, k, v, u, w, y),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
         problem.elements, problem.expanded, low_rows, problem.scale_in, problem.state_factor, problem.scale_out,
-        problem.eps, P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
-        K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
-        WIDE=min(config.padded(u.shape[3]), 64),
-        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=states is not None, INITIAL=initial,
-        LINEAR=layout.linear, SYMMETRIC=layout.symmetric, SHORT=problem.short, WHOLE=problem.whole(blocks),
-        GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
-        LOW=low_rows > 0, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
-        STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
+        problem.eps, U=u.shape[3], W=w.shape[3], WIDE=min(config.padded(u.shape[3]), 64), STATE=states is not None,
+        INITIAL=initial, SYMMETRIC=layout.symmetric, LOW=low_rows > 0, **_constants(problem, blocks, gates is not None),
     )  # fmt: skip
     return y, y_low, den
 
@@ -105,14 +125,8 @@ def query_gradient(
         row_sums if row_sums is not None else dq, *strides(q, k, v, y, dy, dq),
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
         problem.elements, problem.expanded, y_low.shape[1], problem.scale_in, problem.scale_out, problem.eps,
-        P=layout.p, K=layout.key_width, V=problem.v,
-        K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
-        BLOCK_M=blocks.m, BLOCK_N=blocks.n, DEPTH=blocks.depth,
-        STATE=states is not None and layout.p <= 2, INITIAL=initial,
-        LINEAR=layout.linear, SHORT=problem.short, WHOLE=problem.whole(blocks),
-        GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2, MAKE_FACTS=make_facts,
-        LOW=y_low.numel() > 0, DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
-        STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
+        STATE=states is not None and layout.p <= 2, INITIAL=initial, MAKE_FACTS=make_facts, LOW=y_low.numel() > 0,
+        **_constants(problem, blocks, gates is not None),
     )  # fmt: skip
     return dq, row_sums, facts
 
@@ -136,15 +150,9 @@ def key_gradient(
             column_sums if column_sums is not None else dk, *strides(q, k, v, u, w, dy, dk, dv),
             problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
             problem.scale_in, problem.state_factor, problem.scale_out,
-            P=layout.p, K=layout.key_width, V=problem.v, U=u.shape[3], W=w.shape[3],
-            K_BLOCK=config.padded(layout.key_width), V_BLOCK=config.padded(problem.v),
-            REPEAT=problem.heads // problem.groups, BLOCK_M=blocks.m, BLOCK_N=blocks.n,
-            DEPTH=blocks.depth, STATE=states is not None, FINAL=final, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
-            CONTRACT=layout.p <= 2, OF_KEYS=of_keys, OF_VALUES=of_values, SHORT=problem.short,
-            WHOLE=problem.whole(blocks),
-            GATED=gates is not None, SUM=problem.normalize, SCALE=layout.p > 2,
-            DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic),
-            STATE_STAGES=blocks.state_stages, STAGES=blocks.stages, num_warps=blocks.warps,
+            U=u.shape[3], W=w.shape[3], REPEAT=problem.heads // problem.groups, STATE=states is not None, FINAL=final,
+            SYMMETRIC=layout.symmetric, CONTRACT=layout.p <= 2, OF_KEYS=of_keys, OF_VALUES=of_values,
+            **_constants(problem, blocks, gates is not None),
         )  # fmt: skip
     return dk, dv, column_sums
 
