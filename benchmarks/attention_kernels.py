@@ -25,9 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from icl_bench.kernels.attention import triton_launch
-from icl_bench.kernels.attention.triton_api import attention_triton
-from icl_bench.kernels.attention.triton_configurations import Pass, Tile, tile
+from icl_bench.kernels.attention.triton import launch as triton_launch
+from icl_bench.kernels.attention.triton.ops import attention_triton
+from icl_bench.kernels.attention.triton.table import Pass, Tile, tile
 
 PROCESSES = 15
 

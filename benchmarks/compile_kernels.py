@@ -18,11 +18,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from icl_bench.kernels.power import triton_config as config
-from icl_bench.kernels.power import triton_launch as launch
-from icl_bench.kernels.power.triton_api import make_problem
-from icl_bench.kernels.power.triton_problem import TokenFactors
-from icl_bench.kernels.power.triton_state_launch import chunk_states
+from icl_bench.kernels.power.triton import launch as launch
+from icl_bench.kernels.power.triton import table as config
+from icl_bench.kernels.power.triton.ops import make_problem
+from icl_bench.kernels.power.triton.problem import TokenFactors
+from icl_bench.kernels.power.triton.state_launch import chunk_states
 
 WIDTHS = (16, 32, 64, 128)
 HEADS, GROUPS = 4, 2

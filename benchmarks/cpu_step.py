@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.spec import RunSpec
 
 CPU = torch.device("cpu")
 IGNORED = -100

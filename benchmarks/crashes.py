@@ -15,11 +15,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from icl_bench.harness.store import Store
-from icl_bench.harness.store.merge import differing
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.merge import differing
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.harness.zygote import Zygote
+from tests.harness.fork_server import Zygote
 
 SWEEP = [
     "run", "assoc-recall:length=16,pairs=[2|4],vocab=64", "--arch", "linear", "--arch", "softmax", "--seeds", "0..19",

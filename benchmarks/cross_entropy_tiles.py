@@ -14,8 +14,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.kernels.cross_entropy import triton_api
-from icl_bench.kernels.cross_entropy.triton_api import Tile
+from icl_bench.kernels.fleet.triton import cross_entropy as triton_api
+from icl_bench.kernels.fleet.triton.cross_entropy import Tile
 
 TILES = [
     Tile(128, 64, 8, 3),

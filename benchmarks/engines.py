@@ -24,17 +24,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from icl_bench.commands.progress import LineReporter
 from icl_bench.harness.engines.base import run_all
 from icl_bench.harness.engines.choice import Choice
 from icl_bench.harness.engines.choose import make_engine
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import LocalEngine
 from icl_bench.harness.engines.ray import RayEngine
-from icl_bench.harness.record import RunRecord
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import Machine
-from icl_bench.reports.progress import LineReporter
+from icl_bench.runs.record import RunRecord
+from icl_bench.runs.store import Store
 
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
 SMALL = (

@@ -17,8 +17,8 @@ import torch
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.spec import RunSpec
 
 CASES = [
     ("softmax", "gated-conv+softmax:conv=0,heads=2", 64, 4),

@@ -21,12 +21,12 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from icl_bench.kernels.power import triton_config as config
-from icl_bench.kernels.power import triton_launch as launch
-from icl_bench.kernels.power.triton_api import make_problem, power_attention_triton
-from icl_bench.kernels.power.triton_config import Blocks
-from icl_bench.kernels.power.triton_problem import TokenFactors
-from icl_bench.kernels.power.triton_state_launch import chunk_states
+from icl_bench.kernels.power.triton import launch as launch
+from icl_bench.kernels.power.triton import table as config
+from icl_bench.kernels.power.triton.ops import make_problem, power_attention_triton
+from icl_bench.kernels.power.triton.problem import TokenFactors
+from icl_bench.kernels.power.triton.state_launch import chunk_states
+from icl_bench.kernels.power.triton.table import Blocks
 
 HEADS = 12
 TOKENS = 65_536

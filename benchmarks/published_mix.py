@@ -16,9 +16,9 @@ import torch
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.training.evaluate import batches, evaluate
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.spec import RunSpec
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 REFILLS = 4

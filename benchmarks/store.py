@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from icl_bench.harness.record import CellScore, Manifest, MetricPoint, RunResult, StateReport, WorkReport
 from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store.attempt import check_field, run_folder, text_of
-from icl_bench.harness.store.files import sha256
+from icl_bench.runs.record import CellScore, Manifest, MetricPoint, RunResult, StateReport, WorkReport
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store.attempt import check_field, run_folder, text_of
+from icl_bench.runs.store.files import sha256
 
 ARCHS = ("power:p=2", "power:p=4", "linear", "softmax", "window", "gated-conv", "linear:feature_map=elu", "power:p=3")
 WIDTHS = (16, 32, 64, 128, 256)

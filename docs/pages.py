@@ -24,11 +24,11 @@ from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.heads import HeadsArchitecture
 from icl_bench.architectures.plain import Plain
 from icl_bench.cli import app
-from icl_bench.harness import record, spec
 from icl_bench.harness.accounting import account
 from icl_bench.harness.resolve import PRESETS
 from icl_bench.harness.show import example, render
 from icl_bench.harness.training.data import Feed
+from icl_bench.runs import record, spec
 from icl_bench.schema import Frozen, canonical_json, format_value
 from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
 from icl_bench.tasks.base import measured_floors

@@ -7,8 +7,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from icl_bench import __version__
-from icl_bench.cli_kernels import kernels
-from icl_bench.cli_options import (
+from icl_bench.commands.kernels import kernels
+from icl_bench.commands.options import (
     DEFAULT_STORE,
     ArchOption,
     DeviceOption,
@@ -31,8 +31,8 @@ from icl_bench.cli_options import (
     TimeoutOption,
     WorkersOption,
 )
-from icl_bench.cli_runs import merge, runs, tell_if_not_kept
-from icl_bench.console import (
+from icl_bench.commands.runs import merge, runs, tell_if_not_kept
+from icl_bench.commands.session import (
     carry_out,
     check_report,
     execute,
@@ -182,7 +182,7 @@ def compare(
 
     Example: icl-bench compare assoc-recall --arch power:p=2 --arch linear --arch window --state 16384
     """
-    from icl_bench.harness.study import Study
+    from icl_bench.harness.study.protocol import Study
     from icl_bench.schema import build
 
     load_plugins_or_warn()
@@ -222,8 +222,8 @@ def sweep(
     as_json: JsonOption = False,
 ) -> None:
     """Carry out a study: tune, measure, report. The same command again continues it."""
-    from icl_bench.harness.store import Store
-    from icl_bench.harness.study import load_study, plan
+    from icl_bench.harness.study.protocol import load_study, plan
+    from icl_bench.runs.store import Store
 
     load_plugins_or_warn()
     loaded = load_study(study)
@@ -232,7 +232,7 @@ def sweep(
         shop = workshop(device, impl, fleet, graphs, Choice(engine, workers, timeout, ray_address, slurm or ()))
         carry_out(loaded, store, logged(shop, log, store), report, as_json)
         return
-    from icl_bench.console import expected_seconds
+    from icl_bench.commands.session import expected_seconds
     from icl_bench.harness.estimate import in_words
 
     planned = plan(loaded, Store(store))
@@ -261,7 +261,7 @@ def sweep(
 @app.command()
 def studies(as_json: JsonOption = False) -> None:
     """List the packaged studies, one line each."""
-    from icl_bench.harness.study import packaged_studies, parse_study
+    from icl_bench.harness.study.protocol import packaged_studies, parse_study
 
     texts = packaged_studies()
     rows = [{"name": name, "summary": parse_study(text, name).question} for name, text in texts.items()]
@@ -276,10 +276,10 @@ def report(
     ] = Path("report.md"),
 ) -> None:
     """Write a report, with figures, of every run in a store."""
-    from icl_bench.harness.store import Store
-    from icl_bench.harness.store.index import Index, uncollected
-    from icl_bench.harness.store.listing import INTERRUPTED, unfinished
     from icl_bench.reports.framing import NO_FRAME
+    from icl_bench.runs.store import Store
+    from icl_bench.runs.store.index import Index, uncollected
+    from icl_bench.runs.store.listing import INTERRUPTED, unfinished
 
     index = Index(Store(source))
     runs, problems = index.outlines()
@@ -347,8 +347,8 @@ def state(
     as_json: JsonOption = False,
 ) -> None:
     """State, parameters, work and weight-state FLOP ratio of architectures; nothing is trained."""
+    from icl_bench.commands.accounts import state_table
     from icl_bench.harness.accounting import account
-    from icl_bench.reports.accounts import state_table
 
     load_plugins_or_warn()
     rows = [account(spec, d_model, layers, length) for spec in specs]

@@ -8,7 +8,7 @@ integer arithmetic that wraps alike on CPU and CUDA. The mixing function is the 
 Row keys of one stream never collide (the map from index to key is a bijection); keys of two streams collide with
 probability 2^-64 a pair.
 
-On a GPU, where Triton is installed, `icl_bench.kernels.random_bits` makes the same bits in one pass.
+On a GPU, where Triton is installed, `icl_bench.kernels.fleet.triton.random_bits` makes the same bits in one pass.
 """
 
 import functools
@@ -68,7 +68,7 @@ def row_keys(streams: Tensor, index: Tensor) -> Tensor:
 def random_bits(keys: Tensor, purpose: str, count: int) -> Tensor:
     """64 random bits for each of `count` counters: keys [...] int64 -> [..., count] int64."""
     if has_triton(keys):
-        from icl_bench.kernels.random_bits.triton_bits import bits_triton
+        from icl_bench.kernels.fleet.triton.random_bits import bits_triton
 
         return bits_triton(keys, stream("purpose", purpose), count)
     base = mix(keys ^ stream("purpose", purpose))
@@ -84,7 +84,7 @@ def scale_bits(bits: Tensor, high: int) -> Tensor:
 def integers(keys: Tensor, purpose: str, count: int, high: int) -> Tensor:
     """Uniform integers in [0, high), high < 2^31: keys [...] -> [..., count] int64."""
     if has_triton(keys):
-        from icl_bench.kernels.random_bits.triton_bits import integers_triton
+        from icl_bench.kernels.fleet.triton.random_bits import integers_triton
 
         return integers_triton(keys, stream("purpose", purpose), count, high)
     return scale_bits(random_bits(keys, purpose, count), high)
@@ -93,7 +93,7 @@ def integers(keys: Tensor, purpose: str, count: int, high: int) -> Tensor:
 def uniform(keys: Tensor, purpose: str, count: int) -> Tensor:
     """Uniform float64 in (0, 1), never 0: keys [...] -> [..., count]."""
     if has_triton(keys):
-        from icl_bench.kernels.random_bits.triton_bits import uniform_triton
+        from icl_bench.kernels.fleet.triton.random_bits import uniform_triton
 
         return uniform_triton(keys, stream("purpose", purpose), count)
     return (shift_right(random_bits(keys, purpose, count), 12).double() + 0.5) * 2.0**-52
@@ -107,7 +107,7 @@ def permutation(keys: Tensor, purpose: str, size: int) -> Tensor:
 def order(values: Tensor) -> Tensor:
     """Indices that sort the last axis, equal values by index; no value is NaN: [..., n] -> [..., n] int64."""
     if has_triton(values):
-        from icl_bench.kernels.random_bits.triton_bits import LONGEST, order_triton
+        from icl_bench.kernels.fleet.triton.random_bits import LONGEST, order_triton
 
         if 0 < values.shape[-1] <= LONGEST:
             return order_triton(values)
@@ -122,7 +122,7 @@ def distinct(keys: Tensor, purpose: str, count: int, high: int) -> Tensor:
     if high < SMALLEST_CIPHER:
         return permutation(keys, purpose, high)[..., :count]
     if has_triton(keys):
-        from icl_bench.kernels.random_bits.triton_bits import distinct_triton
+        from icl_bench.kernels.fleet.triton.random_bits import distinct_triton
 
         return distinct_triton(keys, stream("cipher", purpose), count, high, cipher_walks(high), cipher_sides(high))
     counters = torch.arange(count, device=keys.device).expand(*keys.shape, count)

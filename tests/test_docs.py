@@ -13,7 +13,7 @@ import typer
 from docs import pictures
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.cli import app
-from icl_bench.harness import record, spec
+from icl_bench.runs import record, spec
 from icl_bench.schema import Frozen
 from icl_bench.tasks import TASKS
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from icl_bench import cli
-from icl_bench.harness.spec import RUN_DOMAIN
-from icl_bench.harness.store import Store
-from icl_bench.harness.store.attempt import check_field
-from icl_bench.harness.store.files import sha256
-from tests.harness.made import finished, spec
+from icl_bench.runs.spec import RUN_DOMAIN
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.attempt import check_field
+from icl_bench.runs.store.files import sha256
+from tests.runs.records import finished, spec
 
 HOSTILE = [
     "../../x", "/etc/passwd", "os:system", "a" * 5000, "\x00", "\x1b[2J", "<script>", "{{7*7}}", "${HOME}", "`id`",

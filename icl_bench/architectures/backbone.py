@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from icl_bench.architectures.base import Architecture, Mixer
 from icl_bench.architectures.layers import Embedding, GatedMLP, InputProjection, Linear, RMSNorm, initialise
 from icl_bench.architectures.plain import PlainMixer
-from icl_bench.kernels.cross_entropy.api import cross_entropy
-from icl_bench.kernels.embedding.places import Places
-from icl_bench.kernels.rows.api import take_rows
+from icl_bench.kernels.fleet.cross_entropy import cross_entropy
+from icl_bench.kernels.fleet.places import Places
+from icl_bench.kernels.fleet.rows import take_rows
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
-from icl_bench.kernels.rows.api import take_rows
+from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.registry import Registry
 from icl_bench.schema import Frozen
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icl_bench.architectures.base import ARCHITECTURES, Architecture, Flops, Mixer, StateSize
 from icl_bench.architectures.layers import Linear, ShortConv
-from icl_bench.kernels.convolution.api import gated_convolution
+from icl_bench.kernels.fleet.convolution import gated_convolution
 
 
 @ARCHITECTURES.register("gated-conv")

@@ -18,7 +18,7 @@ from torch.nn import functional
 from icl_bench.architectures.base import Architecture, Flops, Mixer, StateSize
 from icl_bench.architectures.layers import Linear, RMSNorm, ShortConv
 from icl_bench.errors import SpecError
-from icl_bench.kernels.rows.api import take_rows
+from icl_bench.kernels.fleet.rows import take_rows
 
 GATE_START = 6.0
 """Bias of a gate at the start: sigmoid(6) = 0.9975, a horizon of about 400 tokens."""

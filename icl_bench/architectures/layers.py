@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from icl_bench import random
-from icl_bench.kernels.convolution.api import short_convolution
-from icl_bench.kernels.convolution.reference import combine
-from icl_bench.kernels.embedding.api import embed
-from icl_bench.kernels.embedding.places import Places
-from icl_bench.kernels.gated_unit.api import gated_unit
-from icl_bench.kernels.norm.api import add_rms_norm, rms_norm
-from icl_bench.kernels.projection.api import project
+from icl_bench.kernels.fleet.convolution import short_convolution
+from icl_bench.kernels.fleet.convolution_reference import combine
+from icl_bench.kernels.fleet.embedding import embed
+from icl_bench.kernels.fleet.gated_unit import gated_unit
+from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
+from icl_bench.kernels.fleet.places import Places
+from icl_bench.kernels.fleet.projection import project
 
 TAP_STD = 0.3
 """Start of the taps of a convolution; 0.5, which keeps the variance of four taps, learns recall more slowly."""

@@ -1,7 +1,7 @@
 """State, parameters and work of an architecture, without training it."""
 
-from icl_bench.harness.record import Account
 from icl_bench.harness.resolve import arch_components, make_arch
+from icl_bench.runs.record import Account
 
 
 def account(text: str, d_model: int, layers: int, length: int) -> Account:

@@ -12,7 +12,7 @@ from icl_bench.errors import StoreError
 from icl_bench.harness.engines.choose import SUMMARIES, missing_package
 from icl_bench.harness.engines.local import cores
 from icl_bench.harness.environment import processor_name, versions
-from icl_bench.harness.store import Store
+from icl_bench.runs.store import Store
 
 TORCH_RANGE = ((2, 11), (2, 16))
 TRITON_RANGE = ((3, 6), (3, 10))

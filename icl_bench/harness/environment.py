@@ -14,9 +14,9 @@ import torch
 
 import icl_bench
 from icl_bench.errors import SpecError
-from icl_bench.harness.record import Manifest
 from icl_bench.kernels.attention import api as attention
 from icl_bench.kernels.power import api as power
+from icl_bench.runs.record import Manifest
 
 PACKAGES = ("torch", "triton", "numpy", "scipy")
 DEVICES = ("auto", "cpu", "cuda")

@@ -6,11 +6,11 @@ from functools import partial
 
 import torch
 
-from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.training.evaluate import batches, evaluate
 from icl_bench.harness.training.fleet import Machine, pack
 from icl_bench.harness.training.graphs import WARM_STEPS
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.spec import RunSpec
 
 LARGEST_BATCH = {"cpu": 16, "cuda": None}
 """Examples of a member in a measured step: a processor takes as long for each, whatever their number."""

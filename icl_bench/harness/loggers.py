@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from icl_bench.errors import RecordError, SpecError
-from icl_bench.harness.record import RunRecord, RunResult
-from icl_bench.harness.reporter import Progress, Reporter
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
+from icl_bench.runs.events import Progress, Reporter
+from icl_bench.runs.record import RunRecord, RunResult
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 from icl_bench.schema import nearest
 
 PROJECT = "icl-bench"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from icl_bench.architectures import ARCHITECTURES, Architecture
 from icl_bench.architectures.plain import Plain
 from icl_bench.errors import SpecError, UnknownNameError
-from icl_bench.harness.spec import Component, ModelSpec, RunSpec, label_of
+from icl_bench.runs.spec import Component, ModelSpec, RunSpec, label_of
 from icl_bench.schema import DOTTED, Spec, Value, build, nearest, parse_scalar, parse_spec
 from icl_bench.tasks import TASKS, Task
 

@@ -16,12 +16,12 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from icl_bench.harness.outline import Evaluation, Examples, Outline, Seeds, Setting, outlines, seeds_of
-from icl_bench.harness.rates import SCORED, choose_rate, has_score, rate_score
-from icl_bench.harness.record import CellScore, RunRecord
-from icl_bench.harness.store.index import Metrics
 from icl_bench.reports.naming import common_items, natural_key, split_entries
 from icl_bench.reports.statistics import Interval, mean_interval, median, wilson
+from icl_bench.runs.outline import Evaluation, Examples, Outline, Seeds, Setting, outlines, seeds_of
+from icl_bench.runs.rates import SCORED, choose_rate, has_score, rate_score
+from icl_bench.runs.record import CellScore, RunRecord
+from icl_bench.runs.store.index import Metrics
 
 SOLVED = 0.99
 """Accuracy from which a run counts as solved."""

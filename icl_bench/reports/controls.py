@@ -6,11 +6,11 @@ keys: the keys of the context are blanked; what is right then was never recalled
 
 from collections.abc import Sequence
 
-from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import SOLVED, Entry, Section, cell_of
 from icl_bench.reports.statistics import median
 from icl_bench.reports.tables import Name, Table
 from icl_bench.reports.text import NONE, share
+from icl_bench.runs.record import RunRecord
 
 
 def controls_table(section: Section) -> Table:

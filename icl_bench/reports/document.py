@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.outline import Outline, Setting
 from icl_bench.reports.across import aggregate_table, task_table
 from icl_bench.reports.analysis import SOLVED, Section
 from icl_bench.reports.capacities import recalls
@@ -40,6 +39,7 @@ from icl_bench.reports.tables import (
     rate_table,
 )
 from icl_bench.reports.text import count, failures, listed, plain
+from icl_bench.runs.outline import Outline, Setting
 from icl_bench.schema import canonical_json
 
 MIXING = ("icl-bench", "torch", "triton", "device", "threads", "revision", "kernels")

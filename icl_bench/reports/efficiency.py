@@ -7,11 +7,11 @@ there; one that diverged never would, and is censored at the end of its budget l
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, curve_of
 from icl_bench.reports.statistics import Waits, survival
 from icl_bench.reports.tables import Name, Table
 from icl_bench.reports.text import NONE, quantity
+from icl_bench.runs.record import RunRecord
 
 LEVELS = (0.5, 0.9)
 """Validation accuracies, mean over cells, to be reached."""

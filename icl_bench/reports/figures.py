@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from icl_bench.harness.outline import seeds_of
 from icl_bench.reports.analysis import Entry, Section, curve_of
 from icl_bench.reports.canvas import (
     GREY,
@@ -35,6 +34,7 @@ from icl_bench.reports.framing import Published
 from icl_bench.reports.panels import by_state, grid, label_panels, panels_of, share_axes
 from icl_bench.reports.statistics import median
 from icl_bench.reports.tables import group_values
+from icl_bench.runs.outline import seeds_of
 
 LOG_FROM = 4
 """Ratio of largest to smallest load from which the axis of loads is logarithmic."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from icl_bench.harness.outline import Outline, Setting
+from icl_bench.runs.outline import Outline, Setting
 from icl_bench.schema import format_value
 
 SIZE_KNOBS = frozenset({"w", "heads", "kv_heads", "d_key", "d_value", "d_model"})

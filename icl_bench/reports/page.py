@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.outline import Outline
-from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse, curve_of
 from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Link, Notes, Prose, compose
 from icl_bench.reports.framing import NO_FRAME, Frame, Published
@@ -23,6 +21,8 @@ from icl_bench.reports.report import refuse_unwritable, write_whole
 from icl_bench.reports.statistics import chance_corrected
 from icl_bench.reports.tables import Name, Table
 from icl_bench.reports.text import plain
+from icl_bench.runs.outline import Outline
+from icl_bench.runs.record import RunRecord
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 STATIC = frozenset({"capacity", "accuracy-by-group"})

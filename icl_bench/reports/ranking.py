@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from icl_bench.harness.outline import Seeds
 from icl_bench.reports.analysis import SOLVED, CellInfo, Entry, Section
 from icl_bench.reports.statistics import (
     Difference,
@@ -24,6 +23,7 @@ from icl_bench.reports.statistics import (
     paired_difference,
     permutation_p,
 )
+from icl_bench.runs.outline import Seeds
 
 Z = 1.959964
 """Normal quantile of a two-sided 95 %."""

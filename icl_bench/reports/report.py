@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.outline import Outline
-from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.document import Drawing, compose
 from icl_bench.reports.framing import NO_FRAME, Frame, Published
 from icl_bench.reports.markdown import render
 from icl_bench.reports.rows import run_rows
+from icl_bench.runs.outline import Outline
+from icl_bench.runs.record import RunRecord
 
 ROWS = "runs.csv"
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icl_bench.errors import RecordError
-from icl_bench.harness.outline import Outline
-from icl_bench.harness.record import Environment, RunRecord
 from icl_bench.reports.analysis import Entry, Section, cell_of
 from icl_bench.reports.capacities import Recall
 from icl_bench.reports.fits import Load
@@ -14,6 +12,8 @@ from icl_bench.reports.naming import natural_key
 from icl_bench.reports.ranking import Comparison, Ranking, difference_interval
 from icl_bench.reports.statistics import chance_corrected, median, rate_window
 from icl_bench.reports.text import NONE, bracketed, load, p_text, plain, quantity, share, size
+from icl_bench.runs.outline import Outline
+from icl_bench.runs.record import Environment, RunRecord
 
 MAIN_HEADER = (
     "architecture",

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from icl_bench.harness.store import Store
-from icl_bench.harness.store.faults import CRASH_POINTS, VARIABLE
-from icl_bench.harness.store.merge import differing
-
-from .zygote import Ended, Zygote
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.faults import CRASH_POINTS, VARIABLE
+from icl_bench.runs.store.merge import differing
+from tests.harness.fork_server import Ended, Zygote
 
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
 TINY = [

@@ -4,7 +4,7 @@ import pytest
 
 from icl_bench.harness import estimate
 from icl_bench.harness.training.fleet import Machine
-from tests.harness.test_fleet import CPU, specs
+from tests.harness.training.test_fleet import CPU, specs
 
 
 def test_steps_and_examples_are_multiplied_out(monkeypatch):

@@ -17,8 +17,8 @@ from icl_bench.harness.loggers import (
     WandbLogger,
     make_loggers,
 )
-from icl_bench.harness.store import Store
-from tests.harness.made import finished, spec
+from icl_bench.runs.store import Store
+from tests.runs.records import finished, spec
 
 
 class Taking:

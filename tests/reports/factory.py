@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from icl_bench.errors import SpecError
-from icl_bench.harness.record import (
+from icl_bench.runs.record import (
     CellScore,
     GroupScore,
     Manifest,

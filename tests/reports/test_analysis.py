@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from icl_bench.harness.outline import Outline, outlines
-from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import Entry, Section, analyse
 from icl_bench.reports.document import compose
 from icl_bench.reports.naming import family_of
+from icl_bench.runs.outline import Outline, outlines
+from icl_bench.runs.record import RunRecord
 from tests.reports.factory import comparison, make_record
 
 

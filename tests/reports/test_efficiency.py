@@ -2,10 +2,10 @@
 
 import pytest
 
-from icl_bench.harness.record import RunRecord
 from icl_bench.reports.analysis import analyse
 from icl_bench.reports.efficiency import HEADER, efficiency_table, reached
 from icl_bench.reports.text import NONE
+from icl_bench.runs.record import RunRecord
 from tests.reports.factory import make_record
 
 

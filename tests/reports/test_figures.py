@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 
-from icl_bench.harness.record import RunRecord
 from icl_bench.reports import canvas
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.canvas import COLOURS, look, settings, svg
@@ -19,6 +18,7 @@ from icl_bench.reports.figures import (
     recall_by_state,
 )
 from icl_bench.reports.panels import panels_of
+from icl_bench.runs.record import RunRecord
 from tests.reports.factory import comparison, make_record
 
 LOADS = (4, 8, 16, 32, 64)

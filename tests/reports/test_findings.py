@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from icl_bench.harness.record import RunRecord
+from icl_bench.commands.tables import accuracy_bars, results_table
 from icl_bench.reports.across import aggregate_table, task_table
 from icl_bench.reports.analysis import analyse
 from icl_bench.reports.capacities import recalls
@@ -15,8 +15,8 @@ from icl_bench.reports.controls import controls_table
 from icl_bench.reports.findings import findings
 from icl_bench.reports.ranking import Ranking, rankings, state_groups
 from icl_bench.reports.tables import MAIN_HEADER, main_table, own_answers_table, rate_table
-from icl_bench.reports.terminal import accuracy_bars, results_table
 from icl_bench.reports.text import NONE
+from icl_bench.runs.record import RunRecord
 from tests.reports.factory import comparison, make_record, noise
 
 SEEDS = range(5)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from icl_bench.console import frame_of
-from icl_bench.harness.study import contenders, load_study, packaged_studies, runs_of
+from icl_bench.commands.session import frame_of
+from icl_bench.harness.study.protocol import contenders, load_study, packaged_studies, runs_of
 from icl_bench.reports.analysis import analyse
 from icl_bench.reports.framing import Frame, Published, published_table
 from icl_bench.reports.page import write_page

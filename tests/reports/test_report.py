@@ -13,12 +13,12 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.harness.store import Store
-from icl_bench.harness.store.index import Index
 from icl_bench.reports.page import write_page
 from icl_bench.reports.report import write_report
-from tests.harness.made import MANIFEST, finished, result, spec
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.index import Index
 from tests.reports.factory import comparison, make_record
+from tests.runs.records import MANIFEST, finished, result, spec
 
 COMMAND = "icl-bench report -o report.md"
 HOSTILE = "x`|<script>alert(1)</script>\n# $\\frac{1$ ![a](http://e/x.png) _$"
@@ -182,7 +182,7 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 
 def test_the_terminal_needs_neither_matplotlib_nor_torch() -> None:
-    imports = "import sys, icl_bench.reports.terminal, icl_bench.reports.report"
+    imports = "import sys, icl_bench.commands.tables, icl_bench.reports.report"
     script = f"{imports}; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from icl_bench.harness.record import RunRecord
+from icl_bench.commands.tables import results_table
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.capacities import recalls
 from icl_bench.reports.document import Heading, compose
@@ -13,8 +13,8 @@ from icl_bench.reports.findings import findings
 from icl_bench.reports.ranking import rankings
 from icl_bench.reports.squared_error import error_table, measure_table
 from icl_bench.reports.tables import MAIN_HEADER, Table, main_table
-from icl_bench.reports.terminal import results_table
 from icl_bench.reports.text import NONE
+from icl_bench.runs.record import RunRecord
 from tests.reports.factory import make_record
 
 

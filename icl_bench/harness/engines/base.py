@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from icl_bench.harness.record import RunRecord, RunResult
-from icl_bench.harness.reporter import Reporter
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import pack
+from icl_bench.runs.events import Reporter
+from icl_bench.runs.record import RunRecord, RunResult
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 
 FLEET_SIZE = {"cpu": 1, "cuda": 32}
 """Members trained together: a GPU is idle while one tiny model trains, a processor is not."""

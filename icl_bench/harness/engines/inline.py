@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from icl_bench.harness.record import RunResult
-from icl_bench.harness.reporter import OneFleet, Reporter
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import Machine, run_fleet
+from icl_bench.runs.events import OneFleet, Reporter
+from icl_bench.runs.record import RunResult
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 
 
 class InlineEngine:

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from icl_bench.harness.engines.queue import SUSPECT, Item
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 from icl_bench.schema import content_hash
 
 EXPIRY = 120.0

@@ -23,11 +23,11 @@ from icl_bench.harness.engines.messages import Gone, Message, Order
 from icl_bench.harness.engines.queue import FleetQueue
 from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor, Worker
 from icl_bench.harness.engines.worker import Setup, serve
-from icl_bench.harness.record import RunResult
-from icl_bench.harness.reporter import Reporter
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import Machine
+from icl_bench.runs.events import Reporter
+from icl_bench.runs.record import RunResult
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 
 PRELOADED = ("icl_bench.harness.engines.worker", "typer")
 """Loaded once, in the server: all that a worker needs, and what the console script imports."""

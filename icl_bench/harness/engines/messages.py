@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from icl_bench.harness.record import RunResult
-from icl_bench.harness.reporter import Progress
-from icl_bench.harness.spec import RunSpec
+from icl_bench.runs.events import Progress
+from icl_bench.runs.record import RunResult
+from icl_bench.runs.spec import RunSpec
 
 
 class Order(NamedTuple):

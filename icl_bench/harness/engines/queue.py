@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from icl_bench.harness.spec import RunSpec
+from icl_bench.runs.spec import RunSpec
 
 SUSPECT = 2
 """Lost workers from which a fleet waits until all others had their turn: by then it shows who ends workers."""

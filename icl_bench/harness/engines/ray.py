@@ -23,11 +23,11 @@ from icl_bench.harness.engines.messages import Beat, Finished, Gone, Message, Or
 from icl_bench.harness.engines.queue import FleetQueue
 from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor, Worker
 from icl_bench.harness.engines.worker import BEAT_EVERY, Setup, carry_out, prepare
-from icl_bench.harness.record import RunResult
-from icl_bench.harness.reporter import Progress, Reporter
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import Machine
+from icl_bench.runs.events import Progress, Reporter
+from icl_bench.runs.record import RunResult
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 
 CALLS_AT_ONCE = 3
 """A fleet, a question how far it is, and a request to end."""

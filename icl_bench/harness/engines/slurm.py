@@ -21,12 +21,12 @@ from icl_bench.harness import interruption
 from icl_bench.harness.engines.leases import EXPIRY, LeaseQueue, Leases, fleet_name
 from icl_bench.harness.engines.local import LocalCrew, cores
 from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor
-from icl_bench.harness.record import RunResult
-from icl_bench.harness.reporter import Progress, Reporter
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import Machine
 from icl_bench.registry import load_plugins
+from icl_bench.runs.events import Progress, Reporter
+from icl_bench.runs.record import RunResult
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 
 POLL = 1.0
 """Seconds between looks at the store."""

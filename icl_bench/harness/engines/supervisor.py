@@ -17,12 +17,12 @@ from icl_bench.harness.engines.messages import Beat, Finished, Gone, Message, Or
 from icl_bench.harness.engines.queue import Item, Queue
 from icl_bench.harness.engines.worker import GRACE
 from icl_bench.harness.environment import make_manifest
-from icl_bench.harness.record import Manifest, RunResult, Status
-from icl_bench.harness.reporter import Reporter
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
-from icl_bench.harness.store.attempt import finish_moves
 from icl_bench.harness.training.fleet import Machine, failed
+from icl_bench.runs.events import Reporter
+from icl_bench.runs.record import Manifest, RunResult, Status
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.attempt import finish_moves
 
 TICK = 0.5
 """Seconds for which nothing may be heard before time limits are looked at."""

@@ -17,10 +17,10 @@ import torch
 from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines.messages import Beat, Finished, Message, Order, Raised, Ready, Told
-from icl_bench.harness.reporter import FleetReporter, Progress
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import Machine, run_fleet
 from icl_bench.registry import load_plugins
+from icl_bench.runs.events import FleetReporter, Progress
+from icl_bench.runs.store import Store
 
 BEAT_EVERY = 1.0
 """Seconds between signs of life."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from icl_bench.harness.interruption import Interrupted, deferred, listen
-from icl_bench.harness.reporter import Progress
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
 from icl_bench.harness.training.fleet import Machine, finish_fleet
 from icl_bench.registry import load_plugins
+from icl_bench.runs.events import Progress
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
 
 
 class Silent:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from icl_bench.architectures.backbone import Scores
-from icl_bench.harness.spec import EvalSpec
 from icl_bench.harness.training.data import Feed, slices
 from icl_bench.harness.training.generate import FreeRunning
 from icl_bench.harness.training.precision import WorkingModel
+from icl_bench.runs.spec import EvalSpec
 from icl_bench.tasks import Batch, Cell, Task
 from icl_bench.tasks.base import measured_floors
 

@@ -16,19 +16,19 @@ from icl_bench.architectures.plain import Plain
 from icl_bench.errors import IclBenchError
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.interruption import check, deferred, noted
-from icl_bench.harness.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
-from icl_bench.harness.reporter import FleetReporter, Progress
 from icl_bench.harness.resolve import make_arch, make_task
-from icl_bench.harness.spec import RunSpec
-from icl_bench.harness.store import Store
-from icl_bench.harness.store.attempt import RunWriter, commit_fleet
-from icl_bench.harness.store.checkpoint import Checkpoints
 from icl_bench.harness.training.data import Feed, first_digests
+from icl_bench.harness.training.divergence import PATIENCE, PLUS, TIMES
 from icl_bench.harness.training.memory import fit, release
 from icl_bench.harness.training.setbacks import SetbackError, kind_of
 from icl_bench.harness.training.train import FleetScores, train_fleet
 from icl_bench.harness.training.trainer import Trainer
-from icl_bench.kernels.cross_entropy.means import PATIENCE, PLUS, TIMES
+from icl_bench.runs.events import FleetReporter, Progress
+from icl_bench.runs.record import CellScore, GroupScore, RunResult, StateReport, Status, WorkReport
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.attempt import RunWriter, commit_fleet
+from icl_bench.runs.store.checkpoint import Checkpoints
 from icl_bench.tasks import ContinuousTask, Task
 
 DIVERGED = (

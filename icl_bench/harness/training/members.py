@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from icl_bench.kernels.adamw.layout import Layout
+from icl_bench.kernels.fleet.layout import Layout
 
 FLAT = {"parameters", "means", "squares", "working"}
 BY_MEMBER = {"alive": 0, "died_at": 0, "sums": 1, "course": 1}

@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 
 from icl_bench.harness.resolve import make_task
-from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.training.supply import TOKENS_AT_ONCE
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.spec import RunSpec
 
 USED = 0.9
 """Share of the free memory that a fleet may take."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from icl_bench.harness.spec import TrainSpec
-from icl_bench.kernels.adamw.api import adamw_step
-from icl_bench.kernels.adamw.layout import Fleet, Layout, Slots
+from icl_bench.kernels.fleet.adamw import adamw_step
+from icl_bench.kernels.fleet.layout import Fleet, Layout, Slots
+from icl_bench.runs.spec import TrainSpec
 
 
 class FleetAdamW:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from icl_bench.architectures.backbone import Backbone, Scores
-from icl_bench.harness.spec import Precision
-from icl_bench.kernels.embedding.places import Places
+from icl_bench.kernels.fleet.places import Places
+from icl_bench.runs.spec import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.harness.training.data import Feed
-from icl_bench.kernels.embedding.places import Places, find_places
+from icl_bench.kernels.fleet.places import Places, find_places
 from icl_bench.tasks import ContinuousTask
 
 TOKENS_AT_ONCE = 1 << 22

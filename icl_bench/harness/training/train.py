@@ -9,12 +9,12 @@ import torch
 from safetensors import torch as safetensors
 
 from icl_bench.harness.interruption import check, noted
-from icl_bench.harness.record import MetricPoint
-from icl_bench.harness.reporter import Progress
-from icl_bench.harness.store.checkpoint import Checkpoints, FleetState, Saved
-from icl_bench.harness.store.faults import reach
 from icl_bench.harness.training.evaluate import CellOutcome
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.events import Progress
+from icl_bench.runs.record import MetricPoint
+from icl_bench.runs.store.checkpoint import Checkpoints, FleetState, Saved
+from icl_bench.runs.store.faults import reach
 
 SOLVED = 0.99
 

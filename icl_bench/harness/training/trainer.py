@@ -8,8 +8,8 @@ from torch import Tensor
 
 from icl_bench.architectures.backbone import Backbone, VectorBackbone, Vectors
 from icl_bench.harness.resolve import make_arch, make_task
-from icl_bench.harness.spec import RunSpec
 from icl_bench.harness.training.data import Feed, Split, cell_order, training_set_size
+from icl_bench.harness.training.divergence import make_watch, mean_losses
 from icl_bench.harness.training.evaluate import CellOutcome, batches, best_floors, evaluate, evaluate_controls
 from icl_bench.harness.training.generate import FreeRunning, is_recurrent, run_freely
 from icl_bench.harness.training.graphs import StepGraphs
@@ -17,9 +17,9 @@ from icl_bench.harness.training.members import Part, copy_members
 from icl_bench.harness.training.optimiser import FleetAdamW
 from icl_bench.harness.training.precision import WorkingModel, working_dtype
 from icl_bench.harness.training.supply import Supply, steps_at_once
-from icl_bench.kernels.adamw.layout import Layout
 from icl_bench.kernels.backends import has_triton
-from icl_bench.kernels.cross_entropy.means import make_watch, mean_losses
+from icl_bench.kernels.fleet.layout import Layout
+from icl_bench.runs.spec import RunSpec
 from icl_bench.tasks import Batch, ContinuousTask
 
 Value = TypeVar("Value")

@@ -91,7 +91,7 @@ def attention(
         return _attention_sdpa(q, k, v, log_g, window, factor)
     if impl == "triton":
         check_triton(q)
-        from icl_bench.kernels.attention.triton_api import attention_triton
+        from icl_bench.kernels.attention.triton.ops import attention_triton
 
         return attention_triton(q, k, v, log_g, window, factor)
     return attention_torch(q, k, v, log_g, window, factor)

@@ -173,7 +173,7 @@ def _run_triton_step(
         raise KernelUnavailableError(
             "the Triton step has no gradient; got tensors that require one: use impl='auto', or torch.no_grad()"
         )
-    from icl_bench.kernels.power.triton_step import power_step_triton
+    from icl_bench.kernels.power.triton.step import power_step_triton
 
     y, s, z = power_step_triton(q, k, v, log_g, state.s, state.z, p, scale, eps)
     return y, PowerState(s, None if state.z is None else z)
@@ -225,7 +225,7 @@ def _run(
         impl = _choose(q, v, p, normalize, chunk)
     if impl == "triton":
         check_triton(q)
-        from icl_bench.kernels.power.triton_api import power_attention_triton
+        from icl_bench.kernels.power.triton.ops import power_attention_triton
 
         return power_attention_triton(q, k, v, log_g, p, factor, normalize, eps, initial_state, chunk, keep_state)
     if impl == "reference":

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from icl_bench.kernels.attention.api import attention
-from icl_bench.kernels.attention.triton_configurations import MIDDLE, ONE_TILE, SHORT, TILES
-from tests.kernels.attention_oracle import BOUNDS, assert_within_bounds, make_case, poison
+from icl_bench.kernels.attention.triton.table import MIDDLE, ONE_TILE, SHORT, TILES
+from tests.kernels.attention.attention_oracle import BOUNDS, assert_within_bounds, make_case, poison
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from icl_bench.kernels.convolution.api import short_convolution
-from icl_bench.kernels.cross_entropy.api import cross_entropy
-from icl_bench.kernels.embedding.api import embed
-from icl_bench.kernels.gated_unit.api import gated_unit
-from icl_bench.kernels.norm.api import add_rms_norm, rms_norm
+from icl_bench.kernels.fleet.convolution import short_convolution
+from icl_bench.kernels.fleet.cross_entropy import cross_entropy
+from icl_bench.kernels.fleet.embedding import embed
+from icl_bench.kernels.fleet.gated_unit import gated_unit
+from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,8 +5,9 @@ import torch
 
 from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.power.api import power_attention
-from tests.kernels import test_attention, test_power
+from tests.kernels.attention import test_api as test_attention
 from tests.kernels.numerics import assert_within_rounding, largest
+from tests.kernels.power import test_api as test_power
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from icl_bench.kernels.power.api import initial_power_state, power_step
-from icl_bench.kernels.power.triton_api import power_attention_triton
-from icl_bench.kernels.power.triton_step import power_step_triton
-from tests.kernels.power_oracle import Case, poison
+from icl_bench.kernels.power.triton.ops import power_attention_triton
+from icl_bench.kernels.power.triton.step import power_step_triton
+from tests.kernels.power.power_oracle import Case, poison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -1,5 +1,0 @@
-"""The store of runs: folders that appear whole, their checkpoints, and an index."""
-
-from icl_bench.harness.store.store import Store
-
-__all__ = ["Store"]

@@ -1,1 +1,0 @@
-"""AdamW over a fleet: all parameters of all members in two launches."""

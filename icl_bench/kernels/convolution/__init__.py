@@ -1,1 +1,0 @@
-"""Short causal convolution of each channel, gated or not."""

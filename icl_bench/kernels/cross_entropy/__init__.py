@@ -1,1 +1,0 @@
-"""Cross-entropy of scored rows against a vocabulary, without the logits in memory."""

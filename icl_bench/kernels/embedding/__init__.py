@@ -1,1 +1,0 @@
-"""Rows of a table by token, and their gradient without atomic additions."""

@@ -1,1 +1,0 @@
-"""RMS norm of a fleet, with the residual sum before it."""

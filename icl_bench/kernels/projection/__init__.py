@@ -1,1 +1,0 @@
-"""Matrix products of a fleet whose weight gradients fill the device."""

@@ -1,0 +1,1 @@
+"""The specification, the record and the store of a run: plain data, without torch."""

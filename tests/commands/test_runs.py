@@ -1,0 +1,148 @@
+"""The commands of `icl-bench runs`, `merge`, `--plugin` and `--log` as their users meet them."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from icl_bench import cli
+from icl_bench.registry import PLUGIN_MODULES
+from icl_bench.runs.store import Store
+from tests.runs.records import MANIFEST, finished, result, spec
+
+LAYER = """
+import torch
+
+
+class Mix(torch.nn.Linear):
+    def __init__(self, d_model):
+        super().__init__(d_model, d_model)
+"""
+STUDY = """
+name: s
+question: Q?
+tasks: ["assoc-recall:length=16,pairs=[2|4],vocab=64"]
+archs: ["MODULE:Mix"]
+lr: 1e-3
+"""
+
+
+class Outcome:
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "listen", lambda: None)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    made = Store(tmp_path / "icl-runs")
+    for seed in range(3):
+        finished(made, spec(seed))
+    return made
+
+
+def test_list_prints_runs_and_what_cannot_be_read(command, store: Store) -> None:
+    (store.path(spec(2).id) / "spec.json").unlink()
+    store.begin(spec(9), MANIFEST)
+    listed = command("runs", "list", "--task", "assoc-recall")
+    assert listed.status == 0 and all(run.id in listed.out for run in (spec(0), spec(1), spec(9)))
+    assert listed.out.count(
+        "running"
+    ) == 1 and f"unreadable: a record must be readable; icl-runs/runs/{spec(2).id[:2]}/{spec(2).id}" in (listed.err)
+    plain = json.loads(command("runs", "list", "--status", "ok", "--json").out)
+    assert [run["accuracy"] for run in plain["runs"]] == [0.5, 0.5] and len(plain["problems"]) == 1
+    assert json.loads(command("runs", "list", "--since", "1h", "--json").out)["runs"] == []
+
+
+def test_hostile_names_reach_no_terminal(command, store: Store) -> None:
+    hostile = result(spec(5)).model_copy(update={"task": "\x1b[2Ja\u202eb", "arch": "x\ny", "detail": "\x1b]0;t\x07"})
+    store.begin(spec(5), MANIFEST).commit(hostile)
+    shown = command("runs", "list").out + command("runs", "show", spec(5).id).out
+    assert "\x1b" not in shown and "\u202e" not in shown and "\x07" not in shown
+
+
+def test_show_takes_the_beginning_of_an_id(command, store: Store) -> None:
+    shown = command("runs", "show", spec(1).id[:8])
+    assert shown.status == 0 and spec(1).id in shown.out and '"lr":' in shown.out
+    assert json.loads(command("runs", "show", spec(1).id, "--json").out)["run"]["result"]["seed"] == 1
+    for prefix, message in (("zz", "begins with hexadecimal digits"), ("ffff", "none does"), ("", "hexadecimal")):
+        refused = command("runs", "show", prefix)
+        assert refused.status == 2 and message in refused.err and refused.err.count("\n") == 1
+
+
+def test_rm_moves_to_the_trash(command, store: Store) -> None:
+    removed = command("runs", "rm", spec(1).id[:10])
+    assert removed.status == 0 and len(list((store.root / "trash").iterdir())) == 1
+    assert not store.has(spec(1).id) and len(list(store.ids())) == 2
+    assert command("runs", "rm", spec(1).id).status == 2
+
+
+def test_verify_says_what_is_damaged(command, store: Store) -> None:
+    assert command("runs", "verify").out == "3 runs and 0 checkpoints are whole, 0 problems\n"
+    path = store.path(spec(1).id) / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"h"', b'"i"'))
+    found = command("runs", "verify")
+    assert found.status == 3 and f"damaged: a stored file never changes; icl-runs/runs/{spec(1).id[:2]}" in found.err
+    assert json.loads(command("runs", "verify", "--json").out)["runs"] == 2
+
+
+def test_export_and_merge(command, store: Store, tmp_path) -> None:
+    assert "3 rows of 3 runs" in command("runs", "export", "runs.csv").out
+    assert (tmp_path / "runs.csv").read_text().count("\n") == 4
+    assert command("merge", "icl-runs", "--store", "other").out == "3 runs copied, 0 there already\n"
+    other = Store(tmp_path / "other")
+    other.remove(spec(0).id)
+    finished(other, spec(0), accuracy=0.75)
+    again = command("merge", "icl-runs", "--store", "other")
+    assert again.status == 3 and f"conflict: {spec(0).id}: cells differs in icl-runs" in again.err
+
+
+def test_a_store_that_is_not_there_is_named(command) -> None:
+    for arguments in (["list"], ["verify"], ["show", "00"], ["rm", "00"], ["export", "x.csv"]):
+        refused = command("runs", *arguments)
+        assert refused.status == 2 and "a store is a folder of runs; icl-runs is none" in refused.err
+
+
+def test_a_report_counts_interrupted_runs(command, store: Store, tmp_path) -> None:
+    writer = store.begin(spec(9), MANIFEST)
+    gone = writer.attempt.name.replace(f"-{os.getpid()}-", "-99999999-")
+    writer.attempt.rename(writer.attempt.with_name(gone))
+    assert command("report", "icl-runs").status == 0
+    assert "1 run interrupted" in (tmp_path / "report.md").read_text()
+
+
+def test_a_study_file_imports_what_was_named_alone(command, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv(PLUGIN_MODULES, raising=False)
+    (tmp_path / "mixing_of_mine.py").write_text(LAYER)
+    (tmp_path / "s.yaml").write_text(STUDY.replace("MODULE", "mixing_of_mine"))
+    refused = command("sweep", "s.yaml", "--dry-run")
+    assert (
+        refused.status == 2 and "a study file runs no code of its own; s.yaml names 'mixing_of_mine:Mix'" in refused.err
+    )
+    assert "mixing_of_mine" not in sys.modules
+    monkeypatch.setenv(PLUGIN_MODULES, "")
+    listed = command("--plugin", "mixing_of_mine", "plugins")
+    assert listed.status == 0 and "mixing_of_mine from --plugin" in listed.out
+    assert command("sweep", "s.yaml", "--dry-run").status == 0
+    assert "module 'no_such' cannot be imported" in command("--plugin", "no_such", "tasks").err
+
+
+def test_an_unknown_logger_is_refused_before_training(command) -> None:
+    refused = command("run", "assoc-recall", "--arch", "linear", "--log", "tensorbored")
+    assert refused.status == 2 and "did you mean 'tensorboard'?" in refused.err and "started" not in refused.err

@@ -1,0 +1,48 @@
+"""A whole training step through the Triton kernels, in their interpreter, against the plain forms."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.harness.resolve import Request, expand
+from icl_bench.harness.training.trainer import Trainer
+from icl_bench.kernels.fleet import adamw as adamw
+from icl_bench.kernels.fleet import convolution as convolution
+from icl_bench.kernels.fleet import cross_entropy as cross_entropy
+from icl_bench.kernels.fleet import embedding as embedding
+from icl_bench.kernels.fleet import gated_unit as gated_unit
+from icl_bench.kernels.fleet import norm as norm
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
+STEPS = 3
+
+
+def trained(arch: str, tied: bool) -> tuple[list[torch.Tensor], list[float]]:
+    settings = ["model.d_model=16", f"model.tied={str(tied).lower()}", "train.batch=4", f"train.steps={STEPS}"]
+    runs = expand(Request("assoc-recall:length=16,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
+    trainer = Trainer(runs, torch.device("cpu"), "auto")
+    for _ in range(STEPS):
+        trainer.step()
+    return [parameter.detach().clone() for parameter in trainer.model.parameters()], trainer.take_means(STEPS)[0]
+
+
+@pytest.mark.parametrize(("arch", "tied"), [("gated-conv+power:p=3", True), ("linear:gate=true", False)])
+def test_fused_and_plain_steps_agree(arch, tied, monkeypatch):
+    plain, plain_losses = trained(arch, tied)
+    for module in (adamw, convolution, embedding, gated_unit, norm):
+        monkeypatch.setattr(module, "has_triton", lambda x: True)
+    monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
+    from icl_bench.kernels.fleet.triton.cross_entropy import cross_entropy_triton
+
+    fused_entropy = lambda x, weight, targets, at_once: cross_entropy_triton(x, weight, targets)  # noqa: E731
+    monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", fused_entropy)
+    fused, fused_losses = trained(arch, tied)
+    assert fused_losses == pytest.approx(plain_losses, rel=1e-5)
+    # Adam divides by the size of the gradient: rounding of an entry near zero may turn into a share of a step of 1e-2.
+    for own, right in zip(fused, plain, strict=True):
+        assert float((own - right).norm() / right.norm()) < 1e-3

@@ -1,0 +1,162 @@
+"""Cross-entropy without logits: both forms against the definition in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError, KernelUnavailableError  # noqa: E402
+from icl_bench.harness.training import divergence as means  # noqa: E402
+from icl_bench.kernels.fleet.cross_entropy import cross_entropy  # noqa: E402
+
+IMPLS = pytest.mark.parametrize("impl", ["torch", "triton"])
+
+
+def make_case(m=2, r=21, w=75, c=20, dtype=torch.float32, scale=1.0):
+    generator = torch.Generator().manual_seed(m * 1000 + r + w + c)
+    x = torch.randn(m, r, c, generator=generator) * scale * 4 / c**0.5
+    weight = torch.randn(m, w, c, generator=generator)
+    targets = torch.randint(w, (m, r), generator=generator)
+    gradient = torch.rand(m, r, generator=generator) + 0.5
+    return x.to(dtype).to(DEVICE), weight.to(dtype).to(DEVICE), targets.to(DEVICE), gradient.to(DEVICE)
+
+
+def relative(found, wanted) -> float:
+    assert found.isfinite().all()
+    return float((found.detach().double() - wanted.detach()).norm() / wanted.detach().norm())
+
+
+def assert_close_to_definition(x, weight, targets, gradient, impl, bound, **options) -> None:
+    """Loss, hit and both gradients; `bound` is relative, in the root mean square."""
+    leaves = [part.detach().requires_grad_() for part in (x, weight)]
+    exact = [part.detach().double().requires_grad_() for part in (x, weight)]
+    losses, hits = cross_entropy(*leaves, targets, impl=impl, **options)
+    wanted, wanted_hits = cross_entropy(*exact, targets, impl="reference")
+    assert relative(losses, wanted) <= bound and torch.equal(hits.double(), wanted_hits)
+    found = torch.autograd.grad(losses, leaves, gradient.to(losses.dtype))
+    for own, right in zip(found, torch.autograd.grad(wanted, exact, gradient.double()), strict=True):
+        assert own.shape == right.shape and relative(own, right) <= bound
+
+
+# Root-mean-square rounding: a logit sums C products whose rounding is eps / 2 each, exp() carries the error of a logit
+# of up to ten over to a weight, and a gradient sums such weights: some ten eps.
+@IMPLS
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 2, 1), (2, 21, 75, 20), (1, 64, 64, 32), (3, 33, 130, 16), (1, 5, 300, 130)], ids=str
+)
+def test_matches_the_definition(shape, impl):
+    case = make_case(*shape)
+    assert_close_to_definition(*case, impl, 20 * torch.finfo(torch.float32).eps)
+
+
+# Weights and both gradients are rounded to the type, at eps / 2 each.
+def test_half_precision_matches_the_definition():
+    case = make_case(2, 70, 200, 32, dtype=torch.float16, scale=0.3)
+    assert_close_to_definition(*case, "triton", 2 * torch.finfo(torch.float16).eps)
+
+
+@IMPLS
+def test_a_confident_row_keeps_its_gradient(impl):
+    """Where the target has all but 1e-5 of the probability, the gradient is not lost in rounding."""
+    _, weight, targets, gradient = make_case()
+    rows = weight.gather(1, targets[..., None].expand(-1, -1, weight.shape[-1]))
+    confident = rows * (14 / rows.square().sum(-1, keepdim=True).sqrt())  # margins of over ten
+    assert_close_to_definition(confident, weight, targets, gradient, impl, 100 * torch.finfo(torch.float32).eps)
+
+
+@IMPLS
+def test_an_untied_head_is_read_in_place(impl):
+    x, weight, targets, gradient = make_case()
+    head = weight.transpose(1, 2).contiguous().transpose(1, 2)
+    assert_close_to_definition(x, head, targets, gradient, impl, 20 * torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 75 * 4, 2 * 75 * 20])
+def test_chunks_do_not_show(at_once):
+    assert_close_to_definition(*make_case(), "torch", 20 * torch.finfo(torch.float32).eps, at_once=at_once)
+
+
+def test_a_tie_is_no_hit():
+    x, weight, targets, _ = make_case()
+    weight[:, 1] = weight[:, 0]
+    _, hits = cross_entropy(x, weight, torch.zeros_like(targets), impl="torch")
+    assert not hits.any()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy warns of infinities
+@IMPLS
+def test_what_is_not_finite_stays_with_its_member(impl):
+    x, weight, targets, gradient = make_case()
+    broken = weight.clone()
+    broken[1, 3] = torch.inf
+    results = []
+    for part in (weight, broken):
+        leaves = [x.clone().requires_grad_(), part.clone().requires_grad_()]
+        losses, hits = cross_entropy(*leaves, targets, impl=impl)
+        results.append((losses, hits, *torch.autograd.grad(losses, leaves, gradient)))
+    assert not results[1][0][1].isfinite().all()
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(*results, strict=True))
+
+
+@IMPLS
+def test_gradients_are_the_same_bits_again(impl):
+    x, weight, targets, gradient = make_case()
+    leaves = [x.requires_grad_(), weight.requires_grad_()]
+    first, second = (
+        torch.autograd.grad(cross_entropy(*leaves, targets, impl=impl)[0], leaves, gradient) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_float64_is_differentiated_as_defined():
+    x, weight, targets, _ = make_case(1, 4, 7, 3, dtype=torch.float64)
+    targets = targets.cpu()
+    leaves = [x.cpu().requires_grad_(), weight.cpu().requires_grad_()]
+    assert torch.autograd.gradcheck(lambda *parts: cross_entropy(*parts, targets, impl="torch")[0], leaves)
+
+
+def test_refuses_what_does_not_fit():
+    x, weight, targets, _ = make_case()
+    with pytest.raises(ArgumentError, match="weight must be"):
+        cross_entropy(x, weight[..., :-1], targets)
+    with pytest.raises(ArgumentError, match="share a floating type"):
+        cross_entropy(x, weight.double(), targets)
+    with pytest.raises(KernelUnavailableError, match="widths up to 256"):
+        cross_entropy(*(part.repeat(1, 1, 20) for part in (x, weight)), targets, impl="triton")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_means_are_counted_and_differentiated(fused, monkeypatch):
+    monkeypatch.setattr(means, "has_triton", lambda x: fused)
+    generator = torch.Generator().manual_seed(0)
+    losses, hits = torch.rand(2, 3, 5000, generator=generator).to(DEVICE)
+    watch = means.make_watch(3, torch.device(DEVICE))
+    sums = watch.sums.add_(1)
+    losses.requires_grad_()
+    found = means.mean_losses(losses, hits, watch)
+    (gradient,) = torch.autograd.grad(found, losses, torch.tensor([1.0, 2.0, 4.0], device=DEVICE))
+    exact = torch.stack([losses.detach(), hits]).double().mean(2)
+    # A sum of 5,000 numbers below 1 by blocks or pairs: well under a hundred roundings, each of half an eps.
+    torch.testing.assert_close(found.double(), exact[0], rtol=50 * torch.finfo(torch.float32).eps, atol=0)
+    torch.testing.assert_close(sums - 1, exact, rtol=50 * torch.finfo(torch.float32).eps, atol=0)
+    assert torch.equal(gradient, torch.tensor([1.0, 2.0, 4.0], device=DEVICE)[:, None].expand(3, 5000) / 5000)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_loss_that_stays_too_high_becomes_infinite(fused, monkeypatch):
+    monkeypatch.setattr(means, "has_triton", lambda x: fused)
+    watch = means.make_watch(3, torch.device(DEVICE))
+    found = []
+    for step in range(means.PATIENCE + 3):
+        # The limit is 10 x 2 + 10: the first stays below it, the second above it, the third comes back for one step.
+        now = [29.0, 31.0, 29.0 if step == means.PATIENCE else 31.0] if step else [2.0, 2.0, 2.0]
+        losses = torch.tensor(now, device=DEVICE)[:, None].repeat(1, 4)
+        found.append(means.mean_losses(losses, torch.zeros_like(losses), watch).isinf().tolist())
+    assert [step for step, ended in enumerate(found) if ended[1]] == [means.PATIENCE + i for i in range(3)]
+    assert not any(ended[0] or ended[2] for ended in found)
+    assert watch.sums.isfinite().all()

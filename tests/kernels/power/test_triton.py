@@ -1,0 +1,229 @@
+"""The Triton kernels of power attention in Triton's interpreter, at small sizes, against their float64 definition.
+
+bfloat16 is left to the GPU tests: the interpreter's products of it are wrong.
+"""
+
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import KernelUnavailableError  # noqa: E402
+from icl_bench.kernels.power.api import initial_power_state, power_step  # noqa: E402
+from icl_bench.kernels.power.expansion import expand  # noqa: E402
+from icl_bench.kernels.power.triton import table as config  # noqa: E402
+from icl_bench.kernels.power.triton.basis import from_tiles, tile_layout, to_tiles  # noqa: E402
+from icl_bench.kernels.power.triton.ops import default_chunk, power_attention_triton  # noqa: E402
+from icl_bench.kernels.power.triton.step import power_step_triton  # noqa: E402
+from icl_bench.kernels.power.triton.tiles import rounded  # noqa: E402
+from tests.kernels.power.power_oracle import Case, poison  # noqa: E402
+
+F32, F16 = torch.float32, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    poison(monkeypatch)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("t", [1, 7, 33], ids="T{}".format)
+def test_quadratic_form_matches_the_definition(t, gated):
+    Case(t=t, key=16, value=16, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p, normalize", [(1, "sum"), (3, "none"), (4, "sum"), (5, "none"), (6, "sum")])
+def test_quadratic_form_of_any_power(p, normalize):
+    Case(t=20, key=16, value=8, p=p, normalize=normalize, chunk=20, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("t", [32, 33, 64, 70], ids="T{}".format)
+def test_chunks_match_the_definition(t, gated, p):
+    Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=32, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_long_rows_match_the_definition(gated, p):
+    t = config.SHORT + 14  # few enough that the decay of rows that are not there is finite too
+    Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
+
+
+def test_pipelined_steps_through_a_state_take_two_key_channels():
+    for (kernel, form, width), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
+        if kernel in ("query_gradient", "key_gradient") and form == "tiles" and blocks.state_stages > 1:
+            assert blocks.depth >= 2 * width, (kernel, width, blocks)
+
+
+def test_blocks_meet_every_pair_once():
+    for (kernel, form, _), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
+        if kernel in (
+            "forward",
+            "gated_forward",
+            "query_gradient",
+        ):  # blocks of keys fill what is before a block of rows, and itself
+            assert blocks.m % blocks.n == 0, (kernel, form, blocks)
+        elif kernel != "chunk_sums":
+            assert blocks.n % blocks.m == 0, (kernel, form, blocks)
+
+
+@pytest.mark.parametrize(
+    "p, key, normalize",
+    [(1, 20, "sum"), (2, 24, "sum"), (2, 16, "none"), (3, 5, "none"), (4, 5, "sum"), (5, 3, "none"), (6, 2, "sum")],
+)
+def test_states_enter_and_leave(p, key, normalize):
+    Case(
+        t=40, key=key, value=20, groups=1, p=p, normalize=normalize, chunk=32, initial=True, keep=True, dtype=F32,
+        device=DEVICE,
+    ).check()  # fmt: skip
+
+
+def test_a_state_leaves_the_quadratic_form():
+    Case(t=20, key=16, value=16, chunk=20, keep=True, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("p", [2, 4])
+def test_half_precision_matches_the_definition(p):
+    Case(t=80, key=16 if p == 2 else 4, value=16, heads=1, p=p, chunk=64, dtype=F16, device=DEVICE).check()
+
+
+def test_states_of_high_powers_keep_more_bits_than_bfloat16():
+    case = Case(t=140, key=5, value=16, heads=1, p=4, chunk=128, initial=True, keep=True, device=DEVICE)
+    gradients = case.errors()[1]
+    assert gradients[-1] < 2e-3  # of the initial z; operands of bfloat16 round by 4e-3, those of tf32 by 5e-4
+
+
+def test_large_half_precision_inputs_do_not_overflow():
+    Case(t=20, key=16, value=16, p=4, size=100.0, chunk=20, dtype=F16, device=DEVICE).check()
+
+
+def test_wide_values_are_cut_into_blocks():
+    Case(t=10, key=16, value=130, heads=1, keep=True, chunk=10, dtype=F32, device=DEVICE).check()
+
+
+@triton.jit
+def _round_kernel(x, out, TYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.arange(0, BLOCK)
+    tl.store(out + index, rounded(tl.load(x + index), TYPE, PRECISION))
+
+
+@pytest.mark.parametrize(
+    "kind, precision, bits", [(tl.bfloat16, "tf32", 7), (tl.float32, "tf32", 10), (tl.float32, "ieee", 23)]
+)
+def test_operands_are_rounded_to_their_bits(kind, precision, bits):
+    special = torch.tensor([0x7FFFFFFF, -1, 0x7F800001, 0x7F800000, -0x800000, 0, -0x80000000]).to(torch.int32)
+    drawn = torch.randn(121, generator=torch.Generator().manual_seed(0)) * 1e3
+    x = torch.cat([special.view(F32), drawn]).to(DEVICE)
+    found = torch.empty_like(x)
+    _round_kernel[(1,)](x, found, kind, precision, 128)
+    assert found[:3].isnan().all()  # the sign that a carry would reach is kept out of it
+    assert torch.equal(found[3:7], x[3:7])
+    step = 2.0 ** (x[7:].abs().log2().floor() - bits)
+    torch.testing.assert_close(found[7:], torch.round(x[7:] / step) * step, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("p, key", [(1, 7), (2, 20), (3, 5), (4, 6)])
+def test_tiles_hold_products_of_the_factors_and_come_back(p, key):
+    layout = tile_layout(key, p)
+    q, k = torch.randn(2, 1, 1, key, dtype=torch.float64).float()
+    tiles = to_tiles(layout, expand(k, p)[..., None])
+    torch.testing.assert_close(from_tiles(layout, tiles)[..., 0], expand(k, p))
+    counts = torch.tensor([_count(layout, i) for i in range(layout.tiles)])
+    repeats = counts.repeat_interleave(layout.expanded // layout.tiles)[None, None, :, None]
+    score = (to_tiles(layout, expand(q, p)[..., None]) * tiles * repeats).sum()
+    # The products cancel in the sum: float32 errors are relative to the score of parallel vectors.
+    torch.testing.assert_close(score, (q @ k.mT).squeeze() ** p, rtol=0, atol=1e-5 * float(q.norm() * k.norm()) ** p)
+
+
+def _count(layout, tile):
+    """2 for a tile off the diagonal of a symmetric state."""
+    b = int(((8 * tile + 1) ** 0.5 - 1) / 2)
+    return 1 if not layout.symmetric or tile == b * (b + 3) // 2 else 2
+
+
+def test_operators_keep_their_contract():
+    q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1))
+    log_g = -torch.rand(1, 40, 1, device=DEVICE)
+    arguments = (q, k, v, log_g, None, None, 2, 0.25, True, 1e-6, 32, True, True)
+    torch.library.opcheck(
+        torch.ops.icl_bench.power_forward.default, arguments, test_utils=("test_schema", "test_faketensor")
+    )
+
+
+def test_operators_go_through_compilation_without_a_break():
+    q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1))
+
+    def run(q, k, v):
+        return power_attention_triton(q, k, v, None, 2, 0.25, "sum", 1e-6, None, 32, keep_state=False)[0].sum()
+
+    exact = torch.autograd.grad(run(q, k, v), (q, k, v))
+    found = torch.autograd.grad(torch.compile(run, backend="aot_eager", fullgraph=True)(q, k, v), (q, k, v))
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_results_repeat_bit_for_bit():
+    inputs = Case(t=70, key=16, value=16, chunk=32, keep=True, dtype=F32, device=DEVICE)
+    for first, second in zip(inputs.triton(), inputs.triton(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_default_chunk_is_the_sequence_while_it_is_short():
+    assert default_chunk(256, 64, 2) == 256
+    assert default_chunk(65_536, 64, 2) < 65_536
+    lengths = [max(t for t in range(256, 65_536, 256) if default_chunk(t, k, 2) == t) for k in (16, 32, 64, 128)]
+    assert lengths == sorted(lengths)  # a larger state pays later
+    assert default_chunk(65_536, 128, 4) == 65_536  # no state is affordable
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_wide_keys_of_linear_attention_are_cut_into_blocks(gated):
+    Case(
+        t=20, key=133, value=8, heads=4, groups=2, p=1, normalize="none", gated=gated, chunk=16, initial=True,
+        keep=True, dtype=F32, device=DEVICE,
+    ).check()  # fmt: skip
+
+
+@pytest.mark.parametrize("width, dtype", [(129, F32), (16, torch.float64)])
+def test_what_cannot_run_is_refused(width, dtype):
+    x = torch.zeros(1, 4, 1, width, dtype=dtype, device=DEVICE)
+    with pytest.raises(KernelUnavailableError, match="impl='triton' needs"):
+        power_attention_triton(x, x, x, None, 2, 1.0, "sum", 1e-6, None, None)
+
+
+@pytest.mark.parametrize("p, normalize", [(1, "sum"), (2, "sum"), (3, "none")])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_steps_are_the_recurrence(p, normalize, gated):
+    case = Case(
+        t=3, key=9, value=20, groups=1, p=p, normalize=normalize, gated=gated, initial=True, keep=True, dtype=F32,
+        device=DEVICE,
+    )  # fmt: skip
+    q, k, v, log_g, s, z = case.inputs
+    exact = case.exact()
+    for t in range(3):
+        gate = None if log_g is None else log_g[:, t]
+        y, s, new_z = power_step_triton(q[:, t], k[:, t], v[:, t], gate, s, z, p, case.scale, 1e-6)
+        z = None if z is None else new_z
+        torch.testing.assert_close(y, exact[0][:, t].float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(s, exact[1].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_door_takes_the_step_and_refuses_gradients():
+    # Positive, so that the one weight is not near zero, where dividing by it magnifies the rounding of both forms.
+    q, k, v = (torch.rand(1, heads, width, device=DEVICE) for heads, width in ((2, 9), (1, 9), (1, 4)))
+    state = initial_power_state(1, 1, 9, 4, p=2, normalize="sum", device=DEVICE, dtype=F32)
+    plain, new = power_step(q, k, v, None, state, p=2, impl="chunked")
+    found, after = power_step(q, k, v, None, state, p=2, impl="triton")
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(after, new)
+    with pytest.raises(KernelUnavailableError, match="the Triton step has no gradient"):
+        power_step(q.requires_grad_(), k, v, None, state, p=2, impl="triton")

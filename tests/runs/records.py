@@ -1,0 +1,41 @@
+"""Finished runs without training, for tests of what keeps them."""
+
+from pathlib import Path
+
+from icl_bench.harness.resolve import Request, expand
+from icl_bench.runs.record import CellScore, Manifest, MetricPoint, RunResult, WorkReport
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
+
+MANIFEST = Manifest(
+    versions={"torch": "2"}, device="d", threads=1, host="h", revision=None, impl="auto", fleet_size=1, command="c",
+    started="2026-01-01T00:00:00+00:00",
+)  # fmt: skip
+POINT = MetricPoint(step=5, train_loss=1.5, train_accuracy=0.25, accuracy=0.5, by_cell={"pairs=2": 0.5})
+BASE = expand(Request("assoc-recall", ["linear"]))[0]
+
+
+def spec(seed: int = 0) -> RunSpec:
+    """A run of that seed."""
+    return BASE.model_copy(update={"seed": seed, "data_seed": seed})
+
+
+def result(run: RunSpec, accuracy: float = 0.5) -> RunResult:
+    """What came out of it."""
+    cell = CellScore(
+        label="pairs=2", load=2, length=16, accuracy=accuracy, exact_match=0.2, loss=1.0, floor=0.5,
+        floor_solver="any-value", state_bits=12.0, scored=2, groups={},
+    )  # fmt: skip
+    return RunResult(
+        id=run.id, digest=run.digest, task="assoc-recall", arch="linear", load_name="pairs", seed=run.seed,
+        lr=run.train.lr, status="ok", params=10, state=None, work=WorkReport(weights=1.0, state=1.0), steps=5,
+        seconds=1.0, examples_per_second=10.0, cells=(cell,), files={},
+    )  # fmt: skip
+
+
+def finished(store: Store, run: RunSpec, accuracy: float = 0.5) -> Path:
+    """Put a finished run into a store; returns its folder."""
+    writer = store.begin(run, MANIFEST)
+    writer.log(POINT)
+    writer.commit(result(run, accuracy))
+    return store.path(run.id)

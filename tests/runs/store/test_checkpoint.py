@@ -1,0 +1,280 @@
+"""A fleet that was cut continues bit for bit; checkpoints that are damaged or of others are passed over."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from icl_bench.errors import SpecError, StoreError
+from icl_bench.harness import interruption
+from icl_bench.harness.interruption import Interrupted, Interruption, deferred
+from icl_bench.harness.resolve import Request, expand
+from icl_bench.harness.training.train import FleetScores, train_fleet
+from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.record import MetricPoint
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import checkpoint, files
+from icl_bench.runs.store.checkpoint import Checkpoints, asked_interval, clear_checkpoints, read_checkpoint
+
+CPU = torch.device("cpu")
+TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
+SMALL = (
+    "model.d_model=16", "train.steps=12", "train.batch=8", "evaluation.examples=16", "evaluation.validation=8",
+    "evaluation.points=3",
+)  # fmt: skip
+
+
+class CutError(BaseException):
+    """Stands for a process that is gone."""
+
+
+class Trained(NamedTuple):
+    scores: FleetScores
+    logged: dict[int, list[MetricPoint]]
+    state: dict[str, torch.Tensor]
+
+
+def specs(seeds=(0, 1), lrs=(), arch="power:p=2", extra=()) -> list[RunSpec]:
+    return expand(Request(TASK, [arch], seeds=seeds, lrs=lrs, settings=(*SMALL, *extra)))
+
+
+def kept(root: Path, runs: list[RunSpec], every: float = 0.0, version: str = torch.__version__) -> Checkpoints:
+    return Checkpoints(root, runs, version, "cpu", every)
+
+
+def train(runs: list[RunSpec], checkpoints: Checkpoints | None, cut_at: int | None = None) -> Trained:
+    """Train to the end, or until the report of a step raises."""
+
+    def report(progress) -> None:
+        if progress.step == cut_at:
+            raise CutError
+
+    trainer, logged = Trainer(runs, CPU, "auto"), {member: [] for member in range(len(runs))}
+    scores = train_fleet(trainer, report, lambda member, point: logged[member].append(point), 0.0, checkpoints)
+    return Trained(scores, logged, trainer.state())
+
+
+def assert_same(one: Trained, other: Trained) -> None:
+    assert one.scores.cells == other.scores.cells and one.scores.solved_at == other.scores.solved_at
+    assert one.scores.died_at == other.scores.died_at and one.logged == other.logged
+    assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+
+
+@pytest.mark.parametrize("arch", ["power:p=2", "gated-conv+softmax"])
+@pytest.mark.parametrize("cut_at", [1, 2, 4, 5, 8, 12])
+def test_a_fleet_that_was_cut_continues_bit_for_bit(tmp_path, arch: str, cut_at: int) -> None:
+    runs = specs(arch=arch)
+    whole = train(runs, None)
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), cut_at)
+    assert_same(train(runs, kept(tmp_path, runs)), whole)
+
+
+@pytest.mark.parametrize("cut_at", [3, 7, 11])
+def test_bfloat16_and_a_fixed_training_set_continue_too(tmp_path, cut_at: int) -> None:
+    runs = [
+        spec.model_copy(update={"precision": "bfloat16"})
+        for spec in specs(extra=("train.examples=24",))
+    ]  # fmt: skip
+    whole = train(runs, None)
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), cut_at)
+    assert_same(train(runs, kept(tmp_path, runs)), whole)
+
+
+def test_members_that_were_dropped_stay_as_they_were(tmp_path) -> None:
+    runs = specs(seeds=(0,), lrs=(1e-3, 1e30, 1e31))
+    whole = train(runs, None)
+    assert [bool(step) for step in whole.scores.died_at] == [False, True, True]
+    for cut_at in (6, 11):
+        with pytest.raises(CutError):
+            train(runs, kept(tmp_path, runs), cut_at)
+        resumed = train(runs, kept(tmp_path, runs))
+        assert resumed.scores.died_at == whole.scores.died_at and resumed.logged == whole.logged
+        assert [outcome.accuracy[0] for outcome in resumed.scores.cells.values()] == [
+            outcome.accuracy[0] for outcome in whole.scores.cells.values()
+        ]
+        kept(tmp_path, runs).remove()
+
+
+def test_the_newest_two_are_kept(tmp_path) -> None:
+    runs = specs()
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), 11)
+    assert [path.name for path in kept(tmp_path, runs).steps()] == ["000000010", "000000009"]
+    assert sorted(path.name for path in kept(tmp_path, runs).folder.iterdir())[-1] == "fleet.json"
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "sha256"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: bytes([b[0] ^ 1]) + b[1:], lambda b: b""])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path, caplog, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    runs = specs()
+    whole = train(runs, None)
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), 11)
+    newest = kept(tmp_path, runs).steps()[0] / name
+    newest.write_bytes(damage(newest.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        assert_same(train(runs, kept(tmp_path, runs)), whole)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("checkpoint passed over: ") and said[1] == "continued from step 9 of 12"
+    assert all("\n" not in line for line in said)
+
+
+def test_where_all_are_damaged_the_fleet_starts_anew(tmp_path, caplog) -> None:
+    runs = specs()
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), 11)
+    for path in kept(tmp_path, runs).steps():
+        (path / "state.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert_same(train(runs, kept(tmp_path, runs)), train(runs, None))
+    assert not any("continued" in record.getMessage() for record in caplog.records)
+
+
+def test_a_checkpoint_of_another_version_is_said_and_not_used(tmp_path, caplog) -> None:
+    runs = specs()
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs, version="1.0"), 11)
+    with caplog.at_level(logging.WARNING):
+        assert_same(train(runs, kept(tmp_path, runs)), train(runs, None))
+    assert "is of another version; the fleet starts anew" in caplog.text
+
+
+def test_another_fleet_has_checkpoints_of_its_own(tmp_path) -> None:
+    runs = specs(seeds=(0, 1, 2))
+    with pytest.raises(CutError):
+        train(runs[:2], kept(tmp_path, runs[:2]), 11)
+    assert kept(tmp_path, runs[1:]).load() is None and kept(tmp_path, runs[:1]).load() is None
+    assert kept(tmp_path, runs[:2]).load() is not None
+
+
+def test_a_short_fleet_keeps_none(tmp_path) -> None:
+    runs = specs()
+    train(runs, kept(tmp_path, runs, every=60.0))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_interval_counts_from_the_last_one(tmp_path) -> None:
+    now = [0.0]
+    checkpoints = Checkpoints(tmp_path, specs(), "2", "cpu", 60.0, lambda: now[0])
+    now[0] = 59.0
+    assert not checkpoints.due()
+    now[0] = 61.0
+    assert checkpoints.due()
+    checkpoints.save(state_of(checkpoints), b"tensors")
+    assert not checkpoints.due() and read_checkpoint(checkpoints.steps()[0]).tensors == b"tensors"
+
+
+def state_of(checkpoints: Checkpoints) -> checkpoint.FleetState:
+    return checkpoint.FleetState(
+        origin=checkpoints.origin, step=3, seconds=1.0, training=1.0, solved_at=(None, None), metrics=((), ())
+    )
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1e3", "nan", "1" * 20])
+def test_the_interval_is_a_number_of_seconds(monkeypatch, text: str) -> None:
+    monkeypatch.setenv(checkpoint.VARIABLE, text)
+    with pytest.raises(SpecError, match="ICL_BENCH_CHECKPOINT_EVERY is a number of seconds; got"):
+        asked_interval()
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeypatch) -> None:
+    checkpoints = Checkpoints(tmp_path, specs(), "2", "cpu", 0.0)
+    checkpoints.save(state_of(checkpoints), b"one")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_file", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        checkpoints.save(state_of(checkpoints).model_copy(update={"step": 4}), b"two")
+    assert [path.name for path in checkpoints.steps()] == ["000000003"]
+    assert not list(checkpoints.folder.glob(".new*"))
+
+
+def test_checkpoints_of_finished_fleets_are_cleared(tmp_path) -> None:
+    checkpoints = Checkpoints(tmp_path, specs(), "2", "cpu", 0.0)
+    checkpoints.save(state_of(checkpoints), b"one")
+    clear_checkpoints(tmp_path, lambda run_id: run_id == specs()[0].id)
+    assert checkpoints.load() is not None
+    clear_checkpoints(tmp_path, lambda run_id: True)
+    assert not checkpoints.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["fleet.json", "tensors.safetensors", "000000003", "000000004"])
+def test_a_fleet_goes_on_though_another_process_removes_its_checkpoints(tmp_path, monkeypatch, name, caplog) -> None:
+    ours, theirs = (Checkpoints(tmp_path, specs(), "2", "cpu", 0.0) for _ in range(2))
+
+    def remove_before(write: Callable) -> Callable:
+        def write_after(path: Path, target: Path | bytes) -> None:
+            if name in path.name or (isinstance(target, Path) and name == target.name):
+                theirs.remove()
+            write(path, target)
+
+        return write_after
+
+    for step in (3, 4):
+        with monkeypatch.context() as patched:
+            for module, function in ((files, "write_file"), (checkpoint, "write_file"), (checkpoint, "move_folder")):
+                patched.setattr(module, function, remove_before(getattr(module, function)))
+            ours.save(state_of(ours).model_copy(update={"step": step}), b"tensors")
+    assert "checkpoint not kept: another process removed" in caplog.text
+    ours.save(state_of(ours).model_copy(update={"step": 5}), b"tensors")
+    assert ours.load() is not None
+    ours.remove()
+    clear_checkpoints(tmp_path, lambda run_id: False)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.fixture
+def fresh(monkeypatch) -> Interruption:
+    """A process that was not asked to stop."""
+    current = Interruption()
+    monkeypatch.setattr(interruption, "CURRENT", current)
+    return current
+
+
+def test_a_signal_lets_the_step_end_and_saves(tmp_path, fresh: Interruption) -> None:
+    runs = specs()
+    whole = train(runs, None)
+    trainer = Trainer(runs, CPU, "auto")
+
+    def report(progress) -> None:
+        if progress.step == 6:
+            fresh.receive(15, None)
+
+    with pytest.raises(Interrupted) as caught, deferred():
+        train_fleet(trainer, report, lambda member, point: None, 0.0, kept(tmp_path, runs, every=60.0))
+    assert caught.value.status == 143 and trainer.done == 6
+    fresh.noted = None
+    assert [path.name for path in kept(tmp_path, runs).steps()] == ["000000006"]
+    assert_same(train(runs, kept(tmp_path, runs)), whole)
+
+
+def test_a_signal_outside_of_a_fleet_is_raised_at_once(fresh: Interruption) -> None:
+    with pytest.raises(Interrupted) as caught:
+        fresh.receive(2, None)
+    assert caught.value.status == 130
+
+
+def test_a_signal_during_a_commit_is_raised_after_it(fresh: Interruption) -> None:
+    done = []
+    with pytest.raises(Interrupted), deferred():
+        fresh.receive(2, None)
+        done.append("committed")
+    assert done == ["committed"]
+
+
+def test_a_second_signal_ends_the_process(monkeypatch, fresh: Interruption) -> None:
+    ended = []
+    monkeypatch.setattr(interruption.os, "_exit", ended.append)
+    with pytest.raises(Interrupted), deferred():
+        fresh.receive(2, None)
+        fresh.receive(15, None)
+    assert ended == [143]
