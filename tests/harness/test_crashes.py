@@ -64,7 +64,7 @@ def assert_equal(found: Path, wanted: Path) -> None:
 
 
 def test_the_suite_knows_every_crash_point() -> None:
-    names = {path.stem: path.read_text() for path in Path("icl_bench/harness").rglob("*.py")}
+    names = {path.stem: path.read_text() for path in Path("icl_bench").rglob("*.py")}
     used = {name for name in CRASH_POINTS if any(f'reach("{name}")' in text for text in names.values())}
     assert used == set(CRASH_POINTS) and set(COMMANDS) <= used
 
