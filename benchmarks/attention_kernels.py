@@ -1,10 +1,10 @@
-"""Tune the Triton attention kernels on the GPU at hand, or time them against PyTorch's.
+"""Time tiles of the Triton attention kernels on the GPU at hand, or time the kernels against those of PyTorch.
 
     python benchmarks/attention_kernels.py tune OUT.json
     python benchmarks/attention_kernels.py compare OUT.json
 
-`tune` times candidate launch configurations one kernel at a time; `compare` times whole passes, captured in CUDA graphs
-where that works, against scaled_dot_product_attention by backend and FlexAttention. Both print a table and write JSON.
+`tune` times candidate tiles one kernel at a time; `compare` times whole passes, captured in CUDA graphs where possible,
+against scaled_dot_product_attention by backend and FlexAttention. Both print a table and write JSON.
 """
 
 import contextlib
@@ -22,18 +22,19 @@ import torch
 import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from icl_bench.kernels.attention.triton import launch as triton_launch
-from icl_bench.kernels.attention.triton.ops import attention_triton
-from icl_bench.kernels.attention.triton.table import Pass, Tile, tile
+from icl_bench.kernels.attention.api import attention
+from icl_bench.kernels.attention.triton import launch
+from icl_bench.kernels.attention.triton.table import Pass, Tile, tile_of
+from icl_bench.kernels.measurement.contenders import window_mask
 
 PROCESSES = 15
 
 
 class Shape(NamedTuple):
-    """Sequences, length, heads, width, window and type of a measurement."""
+    """The sequences, length, heads, width, window and type of a measurement."""
 
     n: int
     t: int
@@ -44,7 +45,7 @@ class Shape(NamedTuple):
     dtype: str = "bfloat16"
 
     def inputs(self) -> list[Tensor]:
-        """q, k, v and the output's gradient [N, T, H, D]."""
+        """Draw q, k, v and the output's gradient [N, T, H, D]."""
         torch.manual_seed(0)
         return [
             torch.randn(self.n, self.t, self.h, self.d, device="cuda", dtype=getattr(torch, self.dtype))
@@ -52,7 +53,7 @@ class Shape(NamedTuple):
         ]
 
     def gates(self) -> Tensor | None:
-        """log_g [N, T, H], different at every position."""
+        """Draw log_g [N, T, H], different at every position."""
         if not self.gated:
             return None
         return torch.nn.functional.logsigmoid(torch.randn(self.n, self.t, self.h, device="cuda") + 4)
@@ -78,7 +79,7 @@ COMPARED = [
 
 
 def candidates(direction: Pass, shape: Shape) -> Iterator[Tile]:
-    """The configurations worth timing."""
+    """Yield the tiles worth timing."""
     if shape.dtype == "float32":
         for queries, keys, stages in itertools.product((32, 64), (32, 64), (1, 2)):
             yield Tile(queries, keys, 4, stages)
@@ -96,31 +97,24 @@ def candidates(direction: Pass, shape: Shape) -> Iterator[Tile]:
             yield Tile(queries, keys, warps, stages, 128)
 
 
-def kernel(direction: Pass, shape: Shape, configuration: Tile) -> Callable[[], object]:
-    """One kernel as a call without arguments."""
+def kernel(direction: str, shape: Shape, tile: Tile) -> Callable[[], object]:
+    """Return one kernel as a call without arguments."""
     q, k, v, do = shape.inputs()
-    scale = shape.d**-0.5
-    gates = None if shape.gates() is None else triton_launch.cumulate(shape.gates(), q.dtype)
+    log_g = shape.gates()
+    gates = None if log_g is None else launch.cumulate(log_g, q.dtype)
+    call = launch.AttentionCall(q, k, v, gates, shape.window, shape.d**-0.5)
     if direction == "forward":
-        return lambda: triton_launch.forward(q, k, v, gates, shape.window, scale, configuration)
-    base = tile("forward", q.element_size(), shape.d, shape.d, shape.window or shape.t)
-    o, lse = triton_launch.forward(q, k, v, gates, shape.window, scale, base)
+        return lambda: launch.launch_forward(call, tile)
+    o, lse = launch.launch_forward(call, tile_of("forward", q.element_size(), shape.d, shape.d, call.reach))
     if direction == "query":
-        return lambda: triton_launch.query_gradient(q, k, v, gates, o, lse, do, shape.window, scale, configuration)
-    return lambda: triton_launch.key_value_gradient(q, k, v, gates, lse, lse, do, shape.window, scale, configuration)
-
-
-def one_tile(shape: Shape, block: int, warps: int) -> Callable[[], object]:
-    """The one-tile gradient as a call without arguments."""
-    q, k, v, do = shape.inputs()
-    scale = shape.d**-0.5
-    base = tile("forward", q.element_size(), shape.d, shape.d, shape.window or shape.t)
-    o, lse = triton_launch.forward(q, k, v, None, shape.window, scale, base)
-    return lambda: triton_launch.backward_one_tile(q, k, v, None, o, lse, do, shape.window, scale, block, warps)
+        return lambda: launch.launch_query_gradient(call, o, lse, do, tile)
+    if direction == "key_value":
+        return lambda: launch.launch_key_value_gradient(call, lse, lse, do, tile)
+    return lambda: launch.launch_short_backward(call, o, lse, do, tile)
 
 
 def milliseconds(call: Callable[[], object], rounds: int = 5) -> float:
-    """Median over rounds of the time of a call, several calls a round where they are short."""
+    """Return the median time of a call over rounds, with several calls a round where they are short."""
     call()
     torch.cuda.synchronize()
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -141,7 +135,7 @@ def milliseconds(call: Callable[[], object], rounds: int = 5) -> float:
 
 
 def jobs() -> Iterator[tuple[str, Shape, tuple[Any, ...]]]:
-    """Every measurement of `tune`."""
+    """Yield every measurement of `tune`."""
     for shape in [*TUNED, *SINGLE]:
         for direction in ("forward", "query", "key_value"):
             for configuration in candidates(direction, shape):
@@ -149,15 +143,13 @@ def jobs() -> Iterator[tuple[str, Shape, tuple[Any, ...]]]:
     for shape in SHORT[1:3]:
         for block, warps in itertools.product((64, 128), (4, 8)):
             if block >= shape.t:
-                yield "one_tile", shape, (block, warps)
+                yield "short", shape, (block, block, warps, 1)
 
 
 def call_of(job: tuple[str, Shape, tuple[Any, ...]]) -> Callable[[], object]:
-    """The call that a job times."""
-    direction, shape, configuration = job
-    if direction == "one_tile":
-        return one_tile(shape, *configuration)
-    return kernel(direction, shape, Tile(*configuration))  # type: ignore[arg-type]
+    """Return the call that a job times."""
+    direction, shape, tile = job
+    return kernel(direction, shape, Tile(*tile))
 
 
 def compile_share(share: list[tuple[str, Shape, tuple[Any, ...]]]) -> None:
@@ -171,7 +163,7 @@ def compile_share(share: list[tuple[str, Shape, tuple[Any, ...]]]) -> None:
 
 
 def in_parallel(work: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
-    """One forked process for each; this one must not have touched the GPU yet."""
+    """Fork a process for each; this process must not have touched the GPU yet."""
     context = multiprocessing.get_context("fork")
     workers = [context.Process(target=work, args=each) for each in arguments]
     for worker in workers:
@@ -181,7 +173,7 @@ def in_parallel(work: Callable[..., None], arguments: list[tuple[Any, ...]]) -> 
 
 
 def tune(out: Path, seconds: float = 90) -> None:
-    """Time every candidate; write rows of {pass, shape, configuration, ms}."""
+    """Time every candidate; write rows of {pass, shape, tile, ms}."""
     todo = list({(d, s._replace(n=1, h=s.h), c): (d, s, c) for d, s, c in jobs()}.values())
     began = time.monotonic()
     in_parallel(compile_share, [(todo[i::PROCESSES],) for i in range(PROCESSES)])
@@ -205,15 +197,15 @@ def tune(out: Path, seconds: float = 90) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What the numbers depend on."""
+    """Return the device and versions that the numbers depend on."""
     return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
 
 def contenders(shape: Shape) -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    """Name and function of (q, k, v) in [N, T, H, D] for everything that can run this shape."""
+    """Yield name and function of (q, k, v) in [N, T, H, D] of everything that can run this shape."""
     scale = shape.d**-0.5
     gates = shape.gates()
-    yield "triton", lambda q, k, v: attention_triton(q, k, v, gates, shape.window, scale)
+    yield "triton", lambda q, k, v: attention(q, k, v, gates, window=shape.window, scale=scale, impl="triton")
     if shape.gated:
         return
     if shape.window is None:
@@ -233,7 +225,7 @@ def _sdpa(backend: SDPBackend) -> Callable[..., Tensor]:
 
 
 def _flex(shape: Shape) -> Callable[..., Tensor]:
-    mask = window_blocks(shape.t, shape.window or shape.t, "cuda")
+    mask = window_mask(shape.t, shape.window or shape.t, torch.device("cuda"))
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -243,25 +235,8 @@ def _flex(shape: Shape) -> Callable[..., Tensor]:
     return call
 
 
-def window_blocks(t: int, window: int, device: str, block: int = 128) -> BlockMask:
-    """The sparse mask of a window, block by block: `create_block_mask` looks at all T x T pairs, which is slow."""
-
-    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (i >= j) & (i - j < window)
-
-    index = torch.arange(t // block)
-    distance = index[:, None] - index
-    touched = (distance >= 0) & ((distance - 1) * block + 1 < window)
-    whole = (distance > 0) & ((distance + 1) * block - 1 < window)
-    numbers = []
-    for chosen in (touched & ~whole, whole):
-        numbers.append(chosen.sum(-1, dtype=torch.int32)[None, None])
-        numbers.append(chosen.int().argsort(dim=-1, descending=True, stable=True).int()[None, None])
-    return BlockMask.from_kv_blocks(*(x.to(device) for x in numbers), BLOCK_SIZE=block, mask_mod=sees)
-
-
 def graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """The call captured in a CUDA graph, so that the time is the device's and not the launcher's."""
+    """Capture the call in a CUDA graph, so that the time is that of the device and not of launches."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -275,7 +250,7 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def passes(function: Callable[..., Tensor], shape: Shape) -> dict[str, Callable[[], object]]:
-    """The forward pass alone, and forward and backward."""
+    """Return the forward pass alone, and forward and backward."""
     q, k, v, do = shape.inputs()
     leaves = [x.detach().requires_grad_() for x in (q, k, v)]
 
@@ -286,7 +261,7 @@ def passes(function: Callable[..., Tensor], shape: Shape) -> dict[str, Callable[
 
 
 def compile_shape(shape: Shape) -> None:
-    """Compile what a shape needs into the caches on disk, by running it once with one sequence."""
+    """Compile the kernels of a shape into the caches on disk, by running it once with one sequence."""
     small = shape._replace(n=1)
     for _, function in contenders(small):
         with contextlib.suppress(RuntimeError):  # a backend that refuses the shape says so when it is timed

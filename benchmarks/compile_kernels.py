@@ -3,7 +3,7 @@
     TRITON_CACHE_DIR=compiled python benchmarks/compile_kernels.py --share 0/2
     python benchmarks/miscompiled_kernels.py compiled
 
-What is compiled: every pair of padded widths in bfloat16 and equal widths in float16 and float32, p = 1 and 2, with and
+Compiled are: every pair of padded widths in bfloat16 and equal widths in float16 and float32, p = 1 and 2, with and
 without gates, in chunks, as short and as long sequences, of whole blocks and of others; p = 3 and 4 at widths of 16 and
 32. Faults of compilers differ by version: use the Triton of the machine that will run them.
 """
@@ -19,33 +19,31 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from icl_bench.kernels.power.triton import launch as launch
-from icl_bench.kernels.power.triton import table as config
-from icl_bench.kernels.power.triton.ops import make_problem
-from icl_bench.kernels.power.triton.problem import TokenFactors
-from icl_bench.kernels.power.triton.state_launch import chunk_states
+from icl_bench.kernels.power.triton import table
+from icl_bench.kernels.power.triton.problem import TokenWeights, make_problem
 
 WIDTHS = (16, 32, 64, 128)
 HEADS, GROUPS = 4, 2
 
 
 class Hopper:
-    """What Triton asks of a driver before it compiles."""
+    """The part of a driver that Triton needs to compile."""
 
     def get_current_target(self) -> GPUTarget:
-        """Compute capability 9.0."""
+        """Return compute capability 9.0."""
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        """The only one."""
+        """Return the only device."""
         return 0
 
     def get_current_stream(self, device: int = 0) -> int:
-        """The default stream."""
+        """Return the default stream."""
         return 0
 
 
 class Case(NamedTuple):
-    """A call of all kernels."""
+    """The sizes of a call of all kernels."""
 
     key: int
     value: int
@@ -57,13 +55,13 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Everything that is compiled."""
+    """Yield all calls to compile."""
     for key, value, gated, missing in itertools.product(WIDTHS, WIDTHS, (False, True), (0, 5)):
         kinds = (torch.bfloat16,) if key != value else (torch.bfloat16, torch.float16, torch.float32)
         for kind in kinds:
             for p, t, chunk in ((1, 512, 128), (2, 512, 128), (2, 256, 256), (2, 1024, 1024)):
                 yield Case(key, value, p, t - missing, chunk, gated, kind)
-    for p, width, kind in itertools.product((3, 4), (16, 32), config.ARITHMETIC):
+    for p, width, kind in itertools.product((3, 4), (16, 32), table.ARITHMETIC):
         yield Case(width, 32, p, 300, 128, True, kind)
 
 
@@ -74,19 +72,19 @@ def compile_case(case: Case) -> None:
     edge = case.chunk < case.t
     problem = make_problem(q, k, v, case.p, 1.0, case.p != 3, 1e-6, case.chunk, edge)
     den = torch.empty(1, HEADS, case.t)
-    gates, decay, states, facts = None, None, None, None
+    gates, decay, states, stats = None, None, None, None
     if case.gated:
         gates, decay = launch.cumulative_gates(torch.empty(1, case.t, GROUPS), case.chunk)
     low = torch.empty(1, 0 if case.p == 1 else case.t if case.gated else min(case.t, 64), HEADS, case.value).to(v)
     if edge:
-        factors = None if decay is None else TokenFactors(decay, decay)
-        states = chunk_states(
-            problem, *launch.factors(problem, k), v, factors, gates, None, reverse=False, want_final=True
+        weights = None if decay is None else TokenWeights(decay, decay)
+        states = launch.chunk_states(
+            problem, *launch.factor_vectors(problem, k), v, weights, gates, None, reverse=False, want_final=True
         ).before
-        facts = launch.row_statistics(problem, y, low, y, den, gates).facts
-    launch.attend(problem, q, k, v, gates, states, edge, low.shape[1])
-    _, _, facts = launch.query_gradient(problem, q, k, v, y, low, y, den, facts, gates, states, edge)
-    launch.key_gradient(problem, q, k, v, y, facts, gates, states, edge)
+        stats = launch.query_statistics(problem, y, low, y, den, gates).stats
+    launch.power_outputs(problem, q, k, v, gates, states, edge, low.shape[1])
+    _, _, stats = launch.query_gradient(problem, q, k, v, y, low, y, den, stats, gates, states, edge)
+    launch.key_gradient(problem, q, k, v, y, stats, gates, states, edge)
 
 
 def main() -> None:

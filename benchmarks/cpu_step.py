@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
 CPU = torch.device("cpu")
@@ -23,16 +23,16 @@ IGNORED = -100
 
 
 def spec(options: argparse.Namespace) -> RunSpec:
-    """One run of the size asked for."""
+    """Return one run of the size asked for."""
     task = f"assoc-recall:variant=zoology,length={options.length},pairs={options.pairs},vocab={options.vocab}"
     settings = [f"model.d_model={options.d_model}", f"train.batch={options.batch}", "train.steps=100000"]
-    return expand(Request(task, [options.arch], settings=settings))[0]
+    return expand_request(Request(task, [options.arch], settings=settings))[0]
 
 
 def plain_step(run: RunSpec) -> Callable[[], None]:
-    """One update of the plain loop."""
-    trainer = Trainer([run], CPU, "auto")
-    model, feed, train = trainer.model, trainer.train_feeds[0], run.train
+    """Return a function that makes one update of the plain loop."""
+    trainer = Trainer([run], Machine(CPU))
+    model, stream, train = trainer.model, trainer.queues[0].stream, run.train
     parameters = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
     names = [name for name, _ in model.named_parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=train.lr, weight_decay=train.weight_decay)
@@ -40,7 +40,7 @@ def plain_step(run: RunSpec) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal done
-        batch = feed.batch(torch.arange(done, done + train.batch))
+        batch = stream.batch(torch.arange(done, done + train.batch))
         done += train.batch
         labels = torch.full_like(batch.inputs, IGNORED).scatter_(2, batch.positions, batch.targets)
         everywhere = torch.arange(batch.inputs.shape[2]).expand(batch.inputs.shape)
@@ -83,7 +83,7 @@ def main() -> None:
     run = spec(options)
     plain = examples_per_second(plain_step(run), options.batch, options.seconds)
     print(f"plain loop   {plain:9.0f} examples/s   {1e3 * options.batch / plain:8.2f} ms a step", flush=True)
-    own = examples_per_second(Trainer([run], CPU, "auto").step, options.batch, options.seconds)
+    own = examples_per_second(Trainer([run], Machine(CPU)).step, options.batch, options.seconds)
     print(f"icl-bench    {own:9.0f} examples/s   {1e3 * options.batch / own:8.2f} ms a step   {own / plain:.1f}x")
 
 

@@ -1,9 +1,9 @@
-"""Time the cross-entropy kernels with every tile, to choose `triton_api.choose` by, beside plain torch.
+"""Time the cross-entropy kernels with every tile, from which `entropy_tile` chooses, beside operators of torch.
 
     python benchmarks/cross_entropy_tiles.py [--shapes 1x1024,32x1024,32x16384] [--width 128] [--vocab 8192]
 
-A shape is members x rows. The forward pass makes two products a tile, and so does the gradient of the words; an
-evaluation makes one, so that its rate is half of what is printed.
+A shape is members x rows. The forward pass makes two products a tile, and so does the gradient of the table; an
+evaluation makes one, so that its rate is half of the printed rate.
 """
 
 import argparse
@@ -14,25 +14,25 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.kernels.fleet.triton import cross_entropy as triton_api
-from icl_bench.kernels.fleet.triton.cross_entropy import Tile
+from icl_bench.kernels.fleet.triton import cross_entropy
+from icl_bench.kernels.fleet.triton.cross_entropy import EntropyTile
 
 TILES = [
-    Tile(128, 64, 8, 3),
-    Tile(128, 64, 8, 4),
-    Tile(128, 64, 4, 3),
-    Tile(128, 128, 8, 2),
-    Tile(128, 128, 8, 3),
-    Tile(64, 64, 4, 3),
-    Tile(64, 64, 4, 4),
-    Tile(64, 128, 4, 3),
-    Tile(64, 32, 4, 4),
+    EntropyTile(128, 64, 8, 3),
+    EntropyTile(128, 64, 8, 4),
+    EntropyTile(128, 64, 4, 3),
+    EntropyTile(128, 128, 8, 2),
+    EntropyTile(128, 128, 8, 3),
+    EntropyTile(64, 64, 4, 3),
+    EntropyTile(64, 64, 4, 4),
+    EntropyTile(64, 128, 4, 3),
+    EntropyTile(64, 32, 4, 4),
 ]
 MILLISECONDS = {"warmup": 3, "rep": 12, "return_mode": "median"}
 
 
 def draw(members: int, rows: int, width: int, words: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows, words, targets and gradients of the losses."""
+    """Draw rows, the table of tokens, targets and gradients of the losses."""
     x = torch.randn(members, rows, width, device="cuda").mul(0.2).bfloat16()
     weight = torch.randn(members, words, width, device="cuda").bfloat16()
     targets = torch.randint(words, (members, rows), device="cuda")
@@ -40,28 +40,29 @@ def draw(members: int, rows: int, width: int, words: int) -> tuple[Tensor, Tenso
 
 
 def line(name: str, seconds: dict[str, float], products: float) -> str:
-    """Microseconds and TFLOP/s of each part."""
+    """Return the microseconds and TFLOP/s of each part as a line."""
     parts = [f"{part} {1e3 * taken:8.0f} us {products / taken / 1e9:5.0f} TF" for part, taken in seconds.items()]
     return f"  {name:34} " + "   ".join(parts)
 
 
 def plain(x: Tensor, weight: Tensor, targets: Tensor) -> None:
-    """Forward and backward with all logits."""
+    """Run forward and backward with all logits in memory."""
     leaves = [x.detach().requires_grad_(), weight.detach().requires_grad_()]
     logits = torch.bmm(leaves[0], leaves[1].transpose(1, 2)).float()
     functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
 
 
-def time_tile(tile: Tile, case: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, float]:
-    """Milliseconds of the forward pass with and without the gradient, and of the gradient of the words."""
+def time_tile(tile: EntropyTile, case: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, float]:
+    """Time the forward pass with and without the gradient, and the gradient of the table, in milliseconds."""
     x, weight, targets, gradient = case
-    made: Any = triton_api.forward(x, weight, targets, True)
+    result: Any = cross_entropy.launch_entropy(x, weight, targets, True)
     bench = triton.testing.do_bench
     return {
-        "forward": bench(lambda: triton_api.forward(x, weight, targets, True), **MILLISECONDS),
-        "evaluation": bench(lambda: triton_api.forward(x, weight, targets, False), **MILLISECONDS),
+        "forward": bench(lambda: cross_entropy.launch_entropy(x, weight, targets, True), **MILLISECONDS),
+        "evaluation": bench(lambda: cross_entropy.launch_entropy(x, weight, targets, False), **MILLISECONDS),
         "words": bench(
-            lambda: triton_api.weight_gradient(x, weight, targets, made.wholes, made.shares, gradient), **MILLISECONDS
+            lambda: cross_entropy.launch_table_gradient(x, weight, targets, result.wholes, result.shares, gradient),
+            **MILLISECONDS,
         ),
     }
 
@@ -73,22 +74,22 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocab", type=int, default=8192)
     options = parser.parse_args()
-    chosen = triton_api.choose
+    chosen = cross_entropy.entropy_tile
     for shape in options.shapes.split(","):
         members, rows = (int(part) for part in shape.split("x"))
         case = draw(members, rows, options.width, options.vocab)
         products = 4.0 * members * rows * options.width * options.vocab
-        print(f"M={members} R={rows}: {chosen(torch.bfloat16, options.width, members * rows)}", flush=True)
+        print(f"M={members} R={rows}: {chosen(torch.bfloat16, options.width)}", flush=True)
         if members * rows * options.vocab < 1 << 30:
             taken = triton.testing.do_bench(lambda case=case: plain(*case[:3]), **MILLISECONDS)
             print(line("plain torch, both ways", {"all": taken}, products * 1.5), flush=True)
         for tile in TILES:
-            triton_api.choose = lambda *_, tile=tile: tile
+            cross_entropy.entropy_tile = lambda *_, tile=tile: tile
             try:
                 print(line(str(tuple(tile)), time_tile(tile, case), products), flush=True)
             except triton.runtime.errors.OutOfResources as error:
                 print(f"  {tuple(tile)!s:34} {error}", flush=True)
-        triton_api.choose = chosen
+        cross_entropy.entropy_tile = chosen
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
 CASES = [
@@ -39,26 +39,27 @@ PARTS = {
     "optimiser": ("update_kernel", "multi_tensor_apply"),
     "rows and words": ("gather_kernel", "table_gradient_kernel", "take_kernel", "spread_kernel", "parts_kernel"),
 }  # fmt: skip
-"""What belongs to which part of a step, by a piece of the name of a kernel; the first that fits."""
+"""Kernels of each part of a step, by a piece of their names; the first part that fits counts."""
 
 
 def specs(arch: str, length: int, pairs: int, members: int, precision: str, width: int) -> list[RunSpec]:
-    """`members` runs that differ in seed."""
+    """Return `members` runs that differ in seed."""
     task = f"assoc-recall:variant=zoology,length={length},pairs={pairs}"
     settings = ["train.steps=100000", "evaluation.examples=100", f"model.d_model={width}"]
     request = Request(task, [arch], "zoology", seeds=range(members), precision=precision, settings=settings)
-    return expand(request)
+    return expand_request(request)
 
 
 def wait(device: torch.device) -> None:
-    """Let the device finish."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def measure(runs: list[RunSpec], device: torch.device, impl: str, graphs: bool, seconds: float) -> dict[str, Any]:
+def measure(runs: list[RunSpec], machine: Machine, seconds: float) -> dict[str, Any]:
     """Time steps for about `seconds`."""
-    trainer = Trainer(runs, device, impl, graphs)
+    device = machine.device
+    trainer = Trainer(runs, machine)
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
@@ -81,27 +82,26 @@ def measure(runs: list[RunSpec], device: torch.device, impl: str, graphs: bool, 
 
 
 def data_seconds(trainer: Trainer, device: torch.device) -> float:
-    """Time to make the batch of a step."""
-    supply, rounds = trainer.supplies[0], 5
+    """Measure the seconds that the batch of a step takes to make."""
+    queue, rounds = trainer.queues[0], 5
     for _ in range(WARM_STEPS):
-        trainer.run(trainer.refill, trainer.refills, 0)
+        trainer.run_refill(0)
     wait(device)
     started = time.perf_counter()
     for _ in range(rounds):
-        trainer.run(trainer.refill, trainer.refills, 0)
+        trainer.run_refill(0)
     wait(device)
-    return (time.perf_counter() - started) / rounds / supply.steps
+    return (time.perf_counter() - started) / rounds / queue.steps
 
 
-def profile(
-    runs: list[RunSpec], device: torch.device, impl: str, rows: int
-) -> tuple[list[tuple[str, float, int]], dict[str, float]]:
-    """The kernels that take most of a step, in milliseconds a step, and how often they run; shares of the parts."""
-    trainer = Trainer(runs, device, impl, graphs=False)
+def profile(runs: list[RunSpec], machine: Machine, rows: int) -> tuple[list[tuple[str, float, int]], dict[str, float]]:
+    """Return the kernels that take most of a step, with milliseconds and launches a step; fractions of the parts."""
+    device = machine.device
+    trainer = Trainer(runs, machine._replace(graphs=False))
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
-    steps = min(trainer.supplies[0].steps, 8)
+    steps = min(trainer.queues[0].steps, 8)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as recorded:
         for _ in range(steps):
             trainer.step()
@@ -114,7 +114,7 @@ def profile(
 
 
 def shares(kernels: list[tuple[str, float]]) -> dict[str, float]:
-    """Share of each part in the time of all kernels; `other` is what no part names."""
+    """Return the fraction of each part in the time of all kernels; `other` for kernels that no part names."""
     found = dict.fromkeys([*PARTS, "other"], 0.0)
     for key, milliseconds in kernels:
         found[next((part for part, names in PARTS.items() if any(name in key for name in names)), "other")] += (
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
+    machine = Machine(device, options.impl, not options.no_graphs)
     rows: list[dict[str, Any]] = []
     chosen = [CASES[int(part)] for part in options.cases.split(",") if part] or CASES
     for name, arch, length, pairs in chosen:
@@ -146,14 +147,14 @@ def main() -> None:
             runs = specs(arch, length, pairs, members, options.precision, options.d_model)
             case = {"arch": name, "length": length, "pairs": pairs, "members": members, "precision": options.precision}
             case |= {"d_model": options.d_model, "impl": options.impl}
-            row = {**case, **measure(runs, device, options.impl, not options.no_graphs, options.seconds)}
+            row = {**case, **measure(runs, machine, options.seconds)}
             rows.append(row)
             print(*row.values(), sep="\t", flush=True)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.empty_cache()
             if options.profile:
-                row["profile"], row["shares"] = profile(runs, device, options.impl, options.profile)
+                row["profile"], row["shares"] = profile(runs, machine, options.profile)
                 print("    " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in row["shares"].items()))
                 for kernel, milliseconds, calls in row["profile"]:
                     print(f"    {milliseconds:8.4f} ms {calls:4} x  {kernel}", flush=True)

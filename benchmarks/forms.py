@@ -1,4 +1,4 @@
-"""Time the forms of an operator near the lengths at which both cost the same, which `auto` goes by.
+"""Time the forms of an operator near the lengths at which both cost the same, by which `auto` chooses.
 
     python benchmarks/forms.py power OUT.json     one chunk and several of power attention, in Triton, on a GPU
     python benchmarks/forms.py window OUT.json    a mask and blocks of a window, in torch, on a CPU
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from icl_bench.kernels.measurement.contenders import operator
-from icl_bench.kernels.measurement.measure import passes
+from icl_bench.kernels.measurement.contenders import contender_run
+from icl_bench.kernels.measurement.measure import timed_passes
 from icl_bench.kernels.measurement.problems import Problem, make_inputs
 from icl_bench.kernels.measurement.timing import time_call
 
@@ -42,7 +42,7 @@ WINDOWS = (16, 64, 256)
 
 
 def power(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Width, p, T and chunk, with T itself the quadratic form; about 65,536 tokens in all, in bfloat16."""
+    """Yield rows by width, p, T and chunk (T itself is the quadratic form); about 65,536 tokens in all, in bfloat16."""
     plain = Problem("power", 1, torch.bfloat16, heads=HEADS, groups=HEADS, states=False)
     for (width, p), (lengths, chunks) in CHUNKS.items():
         for t, chunk in itertools.product(lengths, (None, *chunks)):
@@ -51,7 +51,7 @@ def power(device: torch.device) -> Iterator[dict[str, Any]]:
 
 
 def window(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Heads, width, T, window and form; 4,096 tokens in all, in float32."""
+    """Yield rows by heads, width, T, window and form; 4,096 tokens in all, in float32."""
     for (heads, width), t in itertools.product(WIDTHS, LENGTHS):
         for reach in [*(w for w in WINDOWS if w < t), t]:
             problem = Problem(
@@ -63,8 +63,8 @@ def window(device: torch.device) -> Iterator[dict[str, Any]]:
 
 
 def times(problem: Problem, form: str, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of both passes."""
-    forward, both = passes(operator(form, problem, device), make_inputs(problem, device))
+    """Return median milliseconds of the forward pass, and of both passes."""
+    forward, both = timed_passes(contender_run(form, problem, device), make_inputs(problem, device))
     return {
         "forward": time_call(forward, device, SECONDS).median,
         "both": time_call(both, device, SECONDS).median,

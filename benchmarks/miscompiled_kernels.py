@@ -1,18 +1,18 @@
-"""Find kernels that Triton 3.6, or the ptxas 12.8 that it brings, compiles wrong for Hopper.
+"""Find kernels that Triton 3.6 or its ptxas 12.8 compiles wrong for Hopper.
 
     python benchmarks/miscompiled_kernels.py ~/.triton/cache
 
-Nothing warns of either fault, and whether it happens turns on block sizes. Both show in the machine code of the kernels
-that Triton has cached, so that a run of the GPU tests, or `compile_kernels.py` where there is no GPU, followed by this,
+Nothing warns of either fault, and both depend on block sizes. Both show in the machine code of the kernels that Triton
+has cached, so that a run of the GPU tests, or of `compile_kernels.py` where there is no GPU, followed by this script,
 covers every configuration that they compile.
 
-* Unwritten reads: the address of a shared tile is moved past the instruction that computes it, and products read other
-  memory, or memory that is not theirs.
+* Unwritten reads: an instruction that reads the address of a shared tile is moved before the one that computes it, and
+  products read other memory.
 * Overwritten operands: a product takes its left operand from registers some time after it is issued, and only waiting
   for the product protects them. Triton leaves the products of one turn of a loop in flight into the next, which may
   begin by writing the registers of the last. With 128 columns, writes 29 to 38 instructions later were seen to spoil
-  results, now and then and by percents, and writes 75 later were not. A product of n columns takes n / 2 cycles: taken
-  for spoiling are writes within n / 2 instructions.
+  results, now and then and by percents, and writes 75 later were not. A product of n columns takes n / 2 cycles: a
+  write within n / 2 instructions counts as a fault.
 """
 
 import argparse
@@ -39,11 +39,11 @@ IN_FLIGHT = 8
 
 
 class Instruction(NamedTuple):
-    """What an instruction does with registers, and where it may go on."""
+    """The registers that an instruction reads and writes, and its successors."""
 
     text: str
     reads: set[int]
-    """Uniform registers."""
+    """Uniform registers that it reads."""
     writes: set[int]
     results: frozenset[int]
     """General registers that it writes."""
@@ -52,14 +52,14 @@ class Instruction(NamedTuple):
     columns: int
     """Columns of a product, else 0."""
     closes: bool
-    """Whether a group of products ends here."""
+    """A group of products ends here."""
     waits: int | None
-    """How many groups may still be in flight after it, if it waits for them."""
+    """Number of groups that may still be in flight after it, if it waits for them."""
     successors: list[int]
 
 
 def parse(sass: str) -> list[Instruction]:
-    """The instructions of a listing of cuobjdump."""
+    """Return the instructions of a listing of cuobjdump."""
     lines = [(int(m[1], 16), m[2].strip()) for m in map(INSTRUCTION.match, sass.splitlines()) if m]
     place = {address: i for i, (address, _) in enumerate(lines)}
     return [_instruction(text, i, place, len(lines)) for i, (_, text) in enumerate(lines)]
@@ -86,7 +86,7 @@ def _instruction(text: str, i: int, place: dict[int, int], count: int) -> Instru
 
 
 def _uniform(name: str, arguments: list[str]) -> tuple[set[int], set[int]]:
-    """The uniform registers that an instruction reads and writes."""
+    """Return the uniform registers that an instruction reads and writes."""
     reads: set[int] = set()
     writes: set[int] = set()
     if re.fullmatch(r"UR\d+", arguments[0]) and (name.startswith("U") or name.split(".")[0] in WRITERS):
@@ -103,7 +103,7 @@ def _uniform(name: str, arguments: list[str]) -> tuple[set[int], set[int]]:
 
 
 def _results(name: str, arguments: list[str]) -> frozenset[int]:
-    """The general registers that an instruction writes."""
+    """Return the general registers that an instruction writes."""
     first = REGISTER.fullmatch(arguments[0])
     if first is None or name.startswith(NO_RESULT):
         return frozenset()
@@ -127,7 +127,7 @@ def _successors(name: str, guarded: bool, rest: str, i: int, place: dict[int, in
 
 
 def unwritten_reads(code: list[Instruction]) -> list[str]:
-    """The instructions that read a uniform register which some path to them has not written."""
+    """Return the instructions that read a uniform register which some path to them has not written."""
     known: list[set[int] | None] = [None] * len(code)
     if code:
         known[0] = set()
@@ -145,14 +145,14 @@ def unwritten_reads(code: list[Instruction]) -> list[str]:
 
 
 def overwritten_operands(code: list[Instruction]) -> list[str]:
-    """The instructions that write what a product in flight, issued shortly before them, may not have read."""
+    """Return the instructions that write an operand of a product in flight, which may not have read it."""
     products = [i for i, x in enumerate(code) if x.operand]
     found = {j for i in products for j in _spoilers(code, i)}
     return [code[i].text for i in sorted(found)]
 
 
 def _spoilers(code: list[Instruction], start: int) -> Iterator[int]:
-    """Places of the instructions that spoil the operand of the product at one place."""
+    """Yield the indices of the instructions that overwrite the operand of the product at index `start`."""
     operand, soon = code[start].operand, code[start].columns // 2
     # Groups that have been closed since, the product's own among them: a wait for fewer has it done.
     seen: dict[tuple[int, int], int] = {}
@@ -172,8 +172,8 @@ def _spoilers(code: list[Instruction], start: int) -> Iterator[int]:
         work += [(j, after, distance + 1) for j in code[i].successors]
 
 
-def examine(cubin: Path, tool: str) -> list[str]:
-    """What is wrong with one compiled kernel."""
+def kernel_faults(cubin: Path, tool: str) -> list[str]:
+    """Return the faults of one compiled kernel."""
     listing = subprocess.run([tool, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
     code = parse(listing)
     kinds = {"unwritten": unwritten_reads(code), "overwritten": overwritten_operands(code)}
@@ -189,7 +189,7 @@ def main() -> None:
     options = parser.parse_args()
     cubins = sorted(options.cache.rglob("*.cubin"))
     with ThreadPool() as pool:
-        found = pool.map(lambda cubin: examine(cubin, options.cuobjdump), cubins)
+        found = pool.map(lambda cubin: kernel_faults(cubin, options.cuobjdump), cubins)
     wrong = {cubin: faults for cubin, faults in zip(cubins, found, strict=True) if faults}
     for cubin, faults in wrong.items():
         print(f"{cubin.parent.name}/{cubin.name}: {'; '.join(faults)}")

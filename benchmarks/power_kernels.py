@@ -21,19 +21,18 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions
 from icl_bench.kernels.power.triton import launch as launch
-from icl_bench.kernels.power.triton import table as config
-from icl_bench.kernels.power.triton.ops import make_problem, power_attention_triton
-from icl_bench.kernels.power.triton.problem import TokenFactors
-from icl_bench.kernels.power.triton.state_launch import chunk_states
-from icl_bench.kernels.power.triton.table import Blocks
+from icl_bench.kernels.power.triton.ops import power_attention_triton
+from icl_bench.kernels.power.triton.problem import TokenWeights, make_problem
+from icl_bench.kernels.power.triton.table import LAUNCH_TABLES, Blocks
 
 HEADS = 12
 TOKENS = 65_536
 
 
 def median_ms(call: Callable[[], object], repeats: int = 10) -> float:
-    """The median time of a call, after two that warm up; a write of 256 MB before each empties the cache.
+    """Return the median time of a call, after two that warm up; a write of 256 MB before each empties the cache.
 
     Nothing waits for the device between the calls, so that launching runs ahead of it.
     """
@@ -53,47 +52,47 @@ def median_ms(call: Callable[[], object], repeats: int = 10) -> float:
 
 
 def inputs(n: int, t: int, heads: int, width: int, gated: bool) -> list[torch.Tensor | None]:
-    """q, k, v in bfloat16, float32 log gates or None, and the gradient of y."""
+    """Draw q, k, v in bfloat16, float32 log gates or None, and the gradient of y."""
     torch.manual_seed(0)
     q, k, v, dy = (torch.randn(n, t, heads, width, device="cuda", dtype=torch.bfloat16) for _ in range(4))
     return [q, k, v, -torch.rand(n, t, heads, device="cuda") * 0.02 if gated else None, dy]
 
 
 def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bool) -> dict[str, Callable[[], object]]:
-    """Each kernel of a forward and a backward pass as a call of its own, on data the others have made."""
+    """Return each kernel of a forward and a backward pass as a call of its own, on data that the others have made."""
     q, k, v, log_g, dy = inputs(n, t, heads, width, gated)
     if p == 1:
         q, k = q.abs(), k.abs()
     problem = make_problem(q, k, v, p, width**-0.5, True, 1e-6, min(chunk, t), False)
     gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, problem.chunk)
     states = after = None
-    decays = None if decay is None else TokenFactors(decay, decay)
+    decays = None if decay is None else TokenWeights(decay, decay)
 
     def states_of_keys() -> torch.Tensor:
-        return chunk_states(problem, k, k, v, decays, gates, None, reverse=False, want_final=False).before
+        return launch.chunk_states(problem, k, k, v, decays, gates, None, reverse=False, want_final=False).before
 
     if problem.chunks > 1:
         states = states_of_keys()
     low = 0 if p == 1 else (t if gated else min(t, 64))
-    y, y_low, den = launch.attend(problem, q, k, v, gates, states, False, low)
-    facts, factors = launch.row_statistics(problem, y, y_low, dy, den, gates)
+    y, y_low, den = launch.power_outputs(problem, q, k, v, gates, states, False, low)
+    stats, weights = launch.query_statistics(problem, y, y_low, dy, den, gates)
 
     def states_of_queries() -> torch.Tensor:
-        return chunk_states(
-            problem, q, q, dy, factors, gates, None, reverse=True, want_final=False, prefix=states if gated else None
+        return launch.chunk_states(
+            problem, q, q, dy, weights, gates, None, reverse=True, want_final=False, prefix=states if gated else None
         ).before
 
     calls: dict[str, Callable[[], object]] = {
-        "forward": lambda: launch.attend(problem, q, k, v, gates, states, False, low),
-        "row_statistics": lambda: launch.row_statistics(problem, y, y_low, dy, den, gates),
+        "forward": lambda: launch.power_outputs(problem, q, k, v, gates, states, False, low),
+        "query_statistics": lambda: launch.query_statistics(problem, y, y_low, dy, den, gates),
         "query_gradient": lambda: launch.query_gradient(
-            problem, q, k, v, y, y_low, dy, den, facts if states is not None else None, gates, states, False
+            problem, q, k, v, y, y_low, dy, den, stats if states is not None else None, gates, states, False
         ),
     }
     if states is not None:
         after = states_of_queries()
         calls |= {"states": states_of_keys, "states_of_queries": states_of_queries}
-    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, facts, gates, after, False)
+    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, stats, gates, after, False)
     return calls
 
 
@@ -112,7 +111,7 @@ SHAPES = {
 
 
 def candidates(kernel: str, shape: str) -> list[Blocks]:
-    """What is tried for a kernel: block sizes, warps and pipeline depths; blocks of rows must fit into a chunk."""
+    """Return the candidates for a kernel: block sizes, warps and pipeline depths, with blocks that fit into a chunk."""
     chunk = SHAPES[shape][5]
     return [b for b in _all_candidates(kernel, shape) if max(b.m, b.n) <= chunk or kernel.startswith("states")]
 
@@ -133,7 +132,7 @@ def _all_candidates(kernel: str, shape: str) -> list[Blocks]:
 
 def compile_share(shape: str, kernel: str, share: int, shares: int) -> None:
     """Launch every `shares`-th candidate once, so that the compilation of all is spread over processes."""
-    table, key = config.TABLES["bf16"], (_table_name(kernel, shape), _form(shape), 64)
+    table, key = LAUNCH_TABLES["bf16"], (_table_name(kernel, shape), _form(shape), 64)
     call = stages(*SHAPES[shape])[kernel]
     for blocks in candidates(kernel, shape)[share::shares]:
         table[key] = blocks
@@ -152,8 +151,8 @@ def _table_name(kernel: str, shape: str) -> str:
 
 
 def tune(shape: str, kernel: str) -> dict[str, float | str]:
-    """Times of one kernel by configuration; the text of the error where one does not launch."""
-    table, key = config.TABLES["bf16"], (_table_name(kernel, shape), _form(shape), 64)
+    """Return times of one kernel by configuration; the text of the error where one does not launch."""
+    table, key = LAUNCH_TABLES["bf16"], (_table_name(kernel, shape), _form(shape), 64)
     call = stages(*SHAPES[shape])[kernel]
     times: dict[str, float | str] = {"table": median_ms(call)}
     kept = table[key]
@@ -168,13 +167,12 @@ def tune(shape: str, kernel: str) -> dict[str, float | str]:
 
 
 def operators(n: int, t: int, heads: int, width: int) -> dict[str, Callable[..., torch.Tensor]]:
-    """Whole operators on q, k, v [N, T, H, K] and log gates: this library's, PyTorch's, and the peers installed."""
+    """Return operators on q, k, v [N, T, H, K] and log gates: this library's, PyTorch's, and the peers installed."""
 
     def ours(p: int, gated: bool, chunk: int | None = None) -> Callable[..., torch.Tensor]:
         def call(q, k, v, log_g):
-            return power_attention_triton(
-                q, k, v, log_g if gated else None, p, width**-0.5, "sum", 1e-6, None, chunk, keep_state=False
-            )[0]  # fmt: skip
+            inputs = PowerInputs(q, k, v, log_g if gated else None, None)
+            return power_attention_triton(inputs, PowerOptions(p, width**-0.5, "sum", 1e-6, chunk), keep_state=False)[0]
 
         return call
 
@@ -222,13 +220,13 @@ def _use_best(tuned: dict[str, dict[str, float]], operator: str) -> None:
         kernel = name.split()[1]
         if name == f"{shape} {kernel}" and kernel != "states_of_queries":
             found = {key: ms for key, ms in times.items() if key != "table" and isinstance(ms, float)}
-            config.TABLES["bf16"][_table_name(kernel, shape), _form(shape), 64] = Blocks(
+            LAUNCH_TABLES["bf16"][_table_name(kernel, shape), _form(shape), 64] = Blocks(
                 *ast.literal_eval(min(found, key=found.__getitem__))
             )
 
 
 def compare(out: Path, sizes: list[str], tuned: Path | None, chosen: str) -> None:
-    """Forward, forward + backward and peak memory of whole operators, one after another in one process."""
+    """Write forward time, forward and backward time, and peak memory of operators, timed one after another."""
     best = json.loads(tuned.read_text()) if tuned else {}
     found: dict[str, object] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in sizes:
@@ -247,7 +245,7 @@ def compare(out: Path, sizes: list[str], tuned: Path | None, chosen: str) -> Non
 
 
 def _captured_ms(both: Callable[[], None]) -> float | str:
-    """Forward and backward as one replayed CUDA graph: without the time that launching takes."""
+    """Time forward and backward as one replayed CUDA graph, without the time that launching takes."""
     try:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -263,7 +261,7 @@ def _captured_ms(both: Callable[[], None]) -> float | str:
 
 
 def time_operator(call: Callable[..., torch.Tensor], q, k, v, log_g, dy) -> dict[str, float] | str:
-    """Milliseconds and peak megabytes beside the inputs, or the error's text."""
+    """Return milliseconds, and peak megabytes beside the inputs; or the text of the error."""
 
     def both() -> None:
         for x in (q, k, v, log_g):

@@ -1,4 +1,4 @@
-"""How fast a state could be read on this GPU: TFLOP/s of products whose left operand is in registers.
+"""Measure the ceiling for reading a state on this GPU: TFLOP/s of products whose left operand is in registers.
 
     python benchmarks/product_ceiling.py OUT.json
 

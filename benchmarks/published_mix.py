@@ -15,63 +15,63 @@ from typing import Any
 import torch
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.evaluate import batches, evaluate
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 REFILLS = 4
-"""Batches made at once, so many times, before the clock starts."""
+"""Refills of the batch queue before the clock starts."""
 EXAMPLES, EPOCHS = 1000, 32
 
 
 def specs(arch: str, members: int) -> list[RunSpec]:
-    """The published runs, by seed and rate."""
-    runs = expand(Request("assoc-recall:variant=zoology", [arch], "zoology", RATES, range(4), "bfloat16"))
+    """Return the published runs, by seed and rate."""
+    runs = expand_request(Request("assoc-recall:variant=zoology", [arch], "zoology", RATES, range(4), "bfloat16"))
     return runs[:members]
 
 
 def wait(device: torch.device) -> None:
-    """Let the device finish."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def take_steps(trainer: Trainer, which: int, count: int) -> float:
-    """Seconds for steps on one cell, as training takes them."""
+def take_steps(trainer: Trainer, cell: int, count: int) -> float:
+    """Measure the seconds of `count` steps on one cell, taken as training takes them."""
     wait(trainer.device)
     started = time.perf_counter()
     for _ in range(count):
-        if trainer.supplies[which].due():
-            trainer.run(trainer.refill, trainer.refills, which)
-        trainer.run(trainer.update, trainer.updates, which)
+        if trainer.queues[cell].count_step():
+            trainer.run_refill(cell)
+        trainer.run_update(cell)
     wait(trainer.device)
     return time.perf_counter() - started
 
 
-def cell_row(trainer: Trainer, which: int, share: float) -> dict[str, Any]:
-    """Time the share of the steps of a cell."""
-    cell, supply = trainer.cells[which], trainer.supplies[which]
-    steps = trainer.order.count(which)
+def cell_row(trainer: Trainer, cell: int, share: float) -> dict[str, Any]:
+    """Time a fraction of the steps of a cell."""
+    queue = trainer.queues[cell]
+    steps = trainer.cell_of_step.count(cell)
     # Graphs are captured, and a refill has its own, before the clock starts.
-    take_steps(trainer, which, REFILLS * supply.steps)
-    count = max(1, round(share * steps / supply.steps)) * supply.steps
-    seconds = take_steps(trainer, which, count)
-    rate = count * supply.batch * len(trainer.present) / seconds
-    return {"cell": cell.label, "steps": steps, "timed": count, "examples_per_second": round(rate),
+    take_steps(trainer, cell, REFILLS * queue.steps)
+    count = max(1, round(share * steps / queue.steps)) * queue.steps
+    seconds = take_steps(trainer, cell, count)
+    rate = count * queue.batch * len(trainer.specs) / seconds
+    return {"cell": trainer.cells[cell].label, "steps": steps, "timed": count, "examples_per_second": round(rate),
             "seconds": round(seconds / count * steps, 2)}  # fmt: skip
 
 
 def evaluation_seconds(trainer: Trainer) -> float:
-    """Seconds of one evaluation of all test cells, after one to warm up."""
+    """Measure the seconds of one evaluation of all test cells, after one to warm up."""
     seconds = 0.0
     for _ in range(2):
         wait(trainer.device)
         started = time.perf_counter()
         for cell in trainer.task.eval_cells:
-            feed = trainer.feed(cell.label, "test")
-            evaluate(trainer.working, feed, batches(feed, EXAMPLES, len(trainer.present)))
+            stream = trainer.make_stream(cell.label, "test")
+            evaluate(trainer.working_model, stream, evaluation_pieces(stream, EXAMPLES))
         wait(trainer.device)
         seconds = time.perf_counter() - started
     return seconds
@@ -88,10 +88,10 @@ def main() -> None:
     options = parser.parse_args()
     device = pick_device(options.device)
     runs = specs(options.arch, options.members)
-    trainer = Trainer(runs, device, "auto")
+    trainer = Trainer(runs, Machine(device))
     rows = []
-    for which in range(len(trainer.cells)):
-        rows.append(cell_row(trainer, which, options.share))
+    for cell in range(len(trainer.cells)):
+        rows.append(cell_row(trainer, cell, options.share))
         print(*rows[-1].values(), sep="\t", flush=True)
     evaluation = evaluation_seconds(trainer)
     total = sum(row["seconds"] for row in rows) + EPOCHS * evaluation

@@ -1,9 +1,9 @@
-"""Time a store of many runs: the index from nothing, a listing, a report.
+"""Time a store of many runs: building the index, a listing, a report.
 
     python benchmarks/store.py FOLDER --runs 100000
 
-The runs are made up: 8 architectures at 5 sizes, 9 learning rates, as many seeds as it takes; they are written without
-waiting for the disk. A folder that holds them already is used as it is.
+The runs are invented: 8 architectures at 5 sizes, 9 learning rates, and as many seeds as needed. They are written
+without waiting for the disk. A folder that holds runs already is used unchanged.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from icl_bench.harness.resolve import Request, expand
+from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.runs.record import CellScore, Manifest, MetricPoint, RunResult, StateReport, WorkReport
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store.attempt import check_field, run_folder, text_of
@@ -28,7 +28,7 @@ LOADS = (4, 8, 16, 32, 64)
 
 
 def main() -> None:
-    """Make the store where it is not there, then time."""
+    """Write the store if it does not exist, then time the commands."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=100_000)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def command(folder: Path, what: str, *arguments: str) -> None:
-    """Time one command."""
+    """Run one command, and print its wall time and processor time."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-m", "icl_bench", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,9 +57,9 @@ def command(folder: Path, what: str, *arguments: str) -> None:
 
 
 def specs():
-    """Specifications without end: seeds in the outermost loop, the last tenth of them at one rate alone."""
+    """Yield specifications without end; runs of even seeds have one learning rate, runs of odd seeds all of them."""
     base = {
-        (arch, width): expand(Request("assoc-recall", [arch], settings=[f"model.d_model={width}"]))[0]
+        (arch, width): expand_request(Request("assoc-recall", [arch], settings=[f"model.d_model={width}"]))[0]
         for arch, width in itertools.product(ARCHS, WIDTHS)
     }
     for seed in itertools.count():
@@ -71,7 +71,7 @@ def specs():
 
 
 def write_run(root: Path, spec: RunSpec) -> None:
-    """Write one run as the store does, without making it durable."""
+    """Write one run as the store does, without waiting for the disk."""
     folder = run_folder(root, spec.id)
     folder.mkdir(parents=True)
     files = {"spec.json": text_of(spec), "manifest.json": text_of(MANIFEST)}
@@ -86,20 +86,20 @@ def write_run(root: Path, spec: RunSpec) -> None:
 
 
 def accuracy_of(spec: RunSpec, load: int) -> float:
-    """A made-up accuracy that falls with load and grows with width."""
+    """Return an invented accuracy that falls with load and grows with width."""
     off = abs(math.log10(spec.train.lr / 2e-3))
     noise = (int(spec.id, 16) % 1000 - 500) / 1e4
     return min(1.0, max(0.01, 1 / (1 + load / spec.model.d_model) - 0.2 * off + noise))
 
 
 def metric(step: int, accuracy: float) -> MetricPoint:
-    """One validation."""
+    """Return one validation."""
     cells = {f"pairs={load}": accuracy for load in LOADS}
     return MetricPoint(step=step, train_loss=1.0, train_accuracy=accuracy, accuracy=accuracy, by_cell=cells)
 
 
 def outcome(spec: RunSpec) -> RunResult:
-    """A result with a score in every cell."""
+    """Return a result with a score in every cell."""
     cells = tuple(
         CellScore.model_validate(
             {name: None for name, field in CellScore.model_fields.items() if field.is_required()}

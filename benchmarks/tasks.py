@@ -1,11 +1,11 @@
-"""What the tasks hold beyond what tests have time for, and how fast they make examples; a line for each cell.
+"""Measure what tests have no time for, and the speed at which tasks make examples; one line for each cell.
 
-    python benchmarks/tasks.py oracles [--examples 10000]   the oracle is right, on every scored position
-    python benchmarks/tasks.py floors [--examples 4000]     trivial solvers on held-out examples
-    python benchmarks/tasks.py repeats [--draws 1000000]    test examples that training holds too
+    python benchmarks/tasks.py oracles [--examples 10000]   scored positions at which the oracle is wrong
+    python benchmarks/tasks.py floors [--examples 4000]     accuracy of the trivial solvers
+    python benchmarks/tasks.py repeats [--draws 1000000]    test examples that also occur in training
     python benchmarks/tasks.py speed [--device cuda]        tokens a second, the best of several measurements
 
-All take --tasks NAME,NAME and --json FILE; speed on a processor is meant with OMP_NUM_THREADS=1.
+All take --tasks "SPEC SPEC" and --json FILE; measure the speed of a processor with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from torch import Tensor
 from icl_bench import random
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import make_task, task_component
-from icl_bench.harness.training.data import Feed, Split
-from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
+from icl_bench.harness.training.batches import ExampleStream, Split
+from icl_bench.tasks import TASKS, Batch, Cell, Task
 from icl_bench.tasks.base import measured_floors
 from icl_bench.tasks.regbench import Regbench
 
 CPU = torch.device("cpu")
 AT_ONCE = 1000
 TOKENS = {"cpu": 1 << 15, "cuda": 1 << 24}
-"""Tokens of a timed batch: less than another process interrupts on a busy machine, or enough to fill a device."""
+"""Tokens of a timed batch: few on a CPU, so that a busy machine rarely interrupts it; enough to fill a GPU."""
 SMALL = ("state-tracking:symbols=[16|32]", "state-tracking:group=s5,symbols=[4|16]", "set-disjointness", "regbench")
-"""Tasks with a small space of examples, by the smallest of their cells."""
+"""Tasks that have few different examples in their smallest cell."""
 
 
-class Row(NamedTuple):
-    """One task and cell, and what was measured of it."""
+class CellResult(NamedTuple):
+    """Results of one cell of a task."""
 
     task: str
     cell: str
@@ -43,41 +43,38 @@ class Row(NamedTuple):
 
 
 def cells_of(task: Task) -> list[Cell]:
-    """Every cell, trained or evaluated, once."""
+    """Return every cell, trained or evaluated, once."""
     return list({cell.label: cell for cell in (*task.train_cells, *task.eval_cells)}.values())
 
 
 def examples(task: Task, cell: Cell, split: Split, count: int) -> Iterator[Batch]:
-    """The first examples of seed 0, in pieces."""
-    feed = Feed(task, cell, split, [0], CPU)
+    """Yield the first examples of seed 0, in pieces."""
+    feed = ExampleStream(task, cell, split, [0], CPU)
     for start in range(0, count, AT_ONCE):
         batch = feed.batch(torch.arange(start, min(start + AT_ONCE, count)))
         yield Batch(*(part[0] for part in batch))
 
 
 def oracles(task: Task, cell: Cell, count: int) -> dict[str, Any]:
-    """Scored positions, and those at which the oracle is wrong; for the error of a regression, its mean."""
+    """Count the scored positions and those at which the oracle is wrong; for vectors, average its error."""
     asked, wrong, error = 0, 0, 0.0
     for batch in examples(task, cell, "test", count):
         answers = task.oracle(batch.inputs, batch.positions, cell)
         asked += batch.positions.numel()
-        if isinstance(task, ContinuousTask):
-            error += float(task.best(batch, cell).errors.sum())
-            wrong += 0 if task.criterion == "explained" else int((task.hits(answers, batch.targets) < 1).sum())
-        else:
-            wrong += int((task.right(answers, batch, cell) < 1).sum())
+        error += float(task.oracle_grade(batch, cell).errors.sum())
+        wrong += 0 if task.tolerance else int((task.hits(answers, batch, cell) < 1).sum())
     found: dict[str, Any] = {"scored": asked, "wrong": wrong}
-    return {**found, "error": round(error / asked, 6)} if isinstance(task, ContinuousTask) else found
+    return {**found, "error": round(error / asked, 6)} if task.interface.squared_error else found
 
 
 def floors(task: Task, cell: Cell, count: int) -> dict[str, Any]:
-    """Accuracy of every trivial solver."""
+    """Measure the accuracy of every trivial solver."""
     parts = [measured_floors(task, cell, batch) for batch in examples(task, cell, "test", count)]
     return {name: round(sum(part[name] for part in parts) / len(parts), 4) for name in parts[0]}
 
 
 def canonical(task: Task, cell: Cell, keys: Tensor) -> Tensor:
-    """Examples [N, ...] such that equal ones are the same to a model: order of sets, names of states do not count."""
+    """Return examples in a form [N, ...] that ignores the order of sets and the names of states."""
     if isinstance(task, Regbench):
         return automaton_forms(task, cell, keys)
     batch = task.sample(keys, cell)
@@ -88,7 +85,7 @@ def canonical(task: Task, cell: Cell, keys: Tensor) -> Tensor:
 
 
 def automaton_forms(task: Regbench, cell: Cell, keys: Tensor) -> Tensor:
-    """The part of each automaton that its first state reaches, states renamed in the order of a search by letter."""
+    """Return the part of each automaton that state 0 reaches, with states numbered by a search in letter order."""
     automata = task.automata(keys, cell.load)
     rows, count, letters = len(keys), cell.load, task.alphabet
     index = torch.arange(task.exits)
@@ -114,25 +111,25 @@ def automaton_forms(task: Regbench, cell: Cell, keys: Tensor) -> Tensor:
 
 
 def repeats(task: Task, cell: Cell, draws: int, tested: int = 10_000) -> dict[str, Any]:
-    """Test examples, and how many of them are among the training draws, by canonical form."""
+    """Count the test examples that also occur among the training draws, by canonical form."""
     seen = forms(task, cell, "train", draws)
     asked = forms(task, cell, "test", tested, whole=True)
     return {"draws": draws, "tested": tested, "repeated": sum(form in seen for form in asked)}
 
 
 def forms(task: Task, cell: Cell, split: Split, count: int, whole: bool = False) -> Any:
-    """Canonical forms as bytes: a set, or a list with repetitions."""
-    feed = Feed(task, cell, split, [0], CPU)
+    """Return canonical forms as bytes: a set, or with `whole` a list with repetitions."""
+    feed = ExampleStream(task, cell, split, [0], CPU)
     rows: list[bytes] = []
     for start in range(0, count, 50 * AT_ONCE):
-        keys = random.row_keys(feed.streams, torch.arange(start, min(start + 50 * AT_ONCE, count)))
+        keys = random.row_keys(feed.stream_ids, torch.arange(start, min(start + 50 * AT_ONCE, count)))
         rows += [row.tobytes() for row in canonical(task, cell, keys).to(torch.int16).numpy()]
     return rows if whole else set(rows)
 
 
 def speed(task: Task, cell: Cell, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Tokens a second, in millions: the best of as many measurements as the time holds, at least three."""
-    feed = Feed(task, cell, "train", [0], device)
+    """Measure millions of tokens a second: the best of the measurements that fit in the time, at least three."""
+    feed = ExampleStream(task, cell, "train", [0], device)
     index = torch.arange(max(1, TOKENS[device.type] // cell.length), device=device)
     feed.batch(index)
     best, begun, count = float("inf"), time.perf_counter(), 0
@@ -141,8 +138,8 @@ def speed(task: Task, cell: Cell, device: torch.device, seconds: float) -> dict[
     return {"million_tokens_per_second": round(len(index) * cell.length / best / 1e6, 2)}
 
 
-def timed(feed: Feed, index: Tensor) -> float:
-    """Seconds for one batch, replayed from a graph on a GPU, as in training."""
+def timed(feed: ExampleStream, index: Tensor) -> float:
+    """Time one batch, in seconds; on a GPU it is replayed from a graph, as in training."""
     if index.device.type == "cpu":
         started = time.perf_counter()
         feed.batch(index)
@@ -160,25 +157,25 @@ def timed(feed: Feed, index: Tensor) -> float:
     return begin.elapsed_time(end) / 5e3
 
 
-def measure(options: argparse.Namespace, text: str) -> Iterator[Row]:
-    """All rows of one task."""
+def measure(options: argparse.Namespace, text: str) -> Iterator[CellResult]:
+    """Yield the results of every cell of a task."""
     task = make_task(task_component(text))
     cells = cells_of(task)
     if options.what == "repeats":
         cells = [min(cells, key=lambda cell: (cell.load, cell.length)), max(cells, key=lambda cell: cell.load)]
     for cell in cells:
         if options.what == "oracles":
-            yield Row(text, cell.label, oracles(task, cell, options.examples or 10_000))
+            yield CellResult(text, cell.label, oracles(task, cell, options.examples or 10_000))
         elif options.what == "floors":
-            yield Row(text, cell.label, floors(task, cell, options.examples or 4_000))
+            yield CellResult(text, cell.label, floors(task, cell, options.examples or 4_000))
         elif options.what == "repeats":
-            yield Row(text, cell.label, repeats(task, cell, options.draws))
+            yield CellResult(text, cell.label, repeats(task, cell, options.draws))
         else:
-            yield Row(text, cell.label, speed(task, cell, pick_device(options.device), options.seconds))
+            yield CellResult(text, cell.label, speed(task, cell, pick_device(options.device), options.seconds))
 
 
 def main() -> None:
-    """Measure the tasks asked for."""
+    """Measure the tasks named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("oracles", "floors", "repeats", "speed"))
     parser.add_argument("--tasks", default="", help="specs, separated by spaces; all by default")
@@ -189,7 +186,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     head = {"device": device_name(pick_device(options.device)), "versions": versions(), "revision": git_revision()}
-    rows: list[Row] = []
+    rows: list[CellResult] = []
     for text in options.tasks.split() or (SMALL if options.what == "repeats" else TASKS):
         for row in measure(options, text):
             rows.append(row)

@@ -1,59 +1,46 @@
-"""Does each task train? Softmax on the smallest default cell, with the budget that the task's docstring states.
+"""Train softmax on the smallest default cell of each task, within the task's budget.
 
     python benchmarks/trainability.py [--tasks markov-icl,regbench] [--seconds 240] [--device cuda] [--json FILE]
 
-A docstring says "Budget: 1000 steps at 3e-3 on `task:parameters`". A fleet has the stated rate, half and twice of it,
-on two seeds each. Prints a line for each task as it ends, those in doubt first, and stops before a task that would
-begin after `--seconds`; the file is written anew with every line, so that an interruption loses one task at most.
+The class variable `budget` of a task gives steps, learning rate and parameters. A fleet trains at that rate, at half of
+it and at twice of it, with two seeds each. The script prints a line for each finished task, doubtful tasks first, and
+begins no task after `--seconds`. It rewrites the file with every line, so an interruption loses at most one task.
 """
 
 import argparse
 import json
-import re
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.tasks import TASKS
+from icl_bench.tasks.base import TrainingBudget
 
-STATED = re.compile(r"Budget: ([\d,]+) steps at ([\d.e-]+) on `([^`]+)`")
 IN_DOUBT = (
     "set-disjointness", "markov-icl", "regbench", "variable-tracking", "state-tracking", "joint-recall",
     "selective-copy", "overwrite-recall", "flip-flop", "linear-regression", "vector-recall", "stacked-recall",
 )  # fmt: skip
 ENOUGH = 0.95
-"""Of what the oracle reaches."""
+"""Accuracy, relative to the oracle, at which a cell counts as learned."""
 SPREAD = (0.5, 1.0, 2.0)
-"""Learning rates, relative to the stated one."""
+"""Learning rates, relative to that of the budget."""
 SEEDS = (0, 1)
 POINTS = 20
 
 
-class Budget(NamedTuple):
-    """What a docstring states."""
-
-    task: str
-    steps: int
-    lr: float
-
-
-def budget_of(name: str) -> Budget | None:
-    """The budget that a task's docstring states; None where it states none."""
-    found = STATED.search(" ".join(str(TASKS[name].__doc__).split()))
-    return Budget(found[3], int(found[1].replace(",", "")), float(found[2])) if found else None
-
-
-def train(budget: Budget, arch: str, precision: str, device: torch.device, batch: int) -> dict[str, Any]:
-    """Train the fleet; accuracies on the test split by member, and the first step at which each was good enough."""
+def train(
+    task: str, budget: TrainingBudget, arch: str, precision: str, device: torch.device, batch: int
+) -> dict[str, Any]:
+    """Train the fleet; return each member's test accuracy and the first step at which it had learned every cell."""
     rates = [float(f"{budget.lr * factor:.3g}") for factor in SPREAD]
     settings = [f"train.steps={budget.steps}", f"train.batch={batch}", "evaluation.validation=256"]
-    specs = expand(Request(budget.task, [arch], lrs=rates, seeds=SEEDS, precision=precision, settings=settings))
-    trainer = Trainer(specs, device, "auto")
+    specs = expand_request(Request(task, [arch], lrs=rates, seeds=SEEDS, precision=precision, settings=settings))
+    trainer = Trainer(specs, Machine(device))
     started, reached = time.perf_counter(), [0] * len(specs)
     for step in range(1, budget.steps + 1):
         trainer.step()
@@ -62,28 +49,28 @@ def train(budget: Budget, arch: str, precision: str, device: torch.device, batch
             for member in range(len(specs)):
                 if not reached[member] and min(cell[member] for cell in cells) >= ENOUGH:
                     reached[member] = step
-    tested = [outcome.accuracy for outcome in trainer.test()[0].values()]
+    tested = trainer.test()
     return {
         "members": [{"lr": spec.train.lr, "seed": spec.seed} for spec in specs],
-        "accuracy": [round(min(cell[member] for cell in tested), 4) for member in range(len(specs))],
+        "accuracy": [round(min(cell.accuracy for cell in cells), 4) for cells in tested],
         "reached_at": reached,
         "seconds": round(time.perf_counter() - started, 1),
     }
 
 
-def line_of(budget: Budget, row: dict[str, Any]) -> str:
-    """A line of the table: the worst accuracy at the stated rate, and at the best of the three."""
+def line_of(row: dict[str, Any]) -> str:
+    """Format a line of the table: a verdict, and the lowest accuracy over seeds at each of the three rates."""
     accuracy, rates = row["accuracy"], [member["lr"] for member in row["members"]]
     worst = {rate: min(a for a, own in zip(accuracy, rates, strict=True) if own == rate) for rate in rates}
-    stated = worst[float(f"{budget.lr:.3g}")]
+    stated = worst[float(f"{row['lr']:.3g}")]
     verdict = "yes" if stated >= ENOUGH else "at another rate" if max(worst.values()) >= ENOUGH else "NO"
     shown = " ".join(f"{rate:g}:{value:.3f}" for rate, value in worst.items())
-    steps = [step for step, own in zip(row["reached_at"], rates, strict=True) if own == float(f"{budget.lr:.3g}")]
-    return f"{verdict:15} {budget.task:60} {budget.steps:5} steps, .95 at {steps}, {shown}, {row['seconds']} s"
+    steps = [step for step, own in zip(row["reached_at"], rates, strict=True) if own == float(f"{row['lr']:.3g}")]
+    return f"{verdict:15} {row['task']:60} {row['steps']:5} steps, .95 at {steps}, {shown}, {row['seconds']} s"
 
 
 def main() -> None:
-    """Train every task asked for."""
+    """Train the tasks named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", default="", help="names, separated by commas; all by default")
     parser.add_argument("--seconds", type=float, default=float("inf"))
@@ -98,20 +85,18 @@ def main() -> None:
     names = options.tasks.split(",") if options.tasks else [*IN_DOUBT, *(n for n in TASKS if n not in IN_DOUBT)]
     rows: list[dict[str, Any]] = []
     for name in names:
-        budget = budget_of(name) if name in TASKS else None
-        if budget is None:
-            print(f"{'-':15} {name}: states no budget", flush=True)
-            continue
+        budget = TASKS[name].budget
+        task = f"{name}:{budget.params}"
         if time.perf_counter() - started > options.seconds:
             print(f"{'-':15} {name}: no time left", flush=True)
             continue
         try:
-            row = train(budget, options.arch, options.precision, device, options.batch)
+            row = train(task, budget, options.arch, options.precision, device, options.batch)
         except RuntimeError as error:  # a kernel that fails on one task must not cost the others theirs
             print(f"{'FAILED':15} {name}: {str(error).splitlines()[0]}", flush=True)
             continue
-        rows.append({"task": budget.task, "steps": budget.steps, "lr": budget.lr, **row})
-        print(line_of(budget, row), flush=True)
+        rows.append({"task": task, "steps": budget.steps, "lr": budget.lr, **row})
+        print(line_of(rows[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
 

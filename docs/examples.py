@@ -45,7 +45,7 @@ def leave_folder(namespace: dict[str, Any]) -> None:
 
 
 def run_commands(example: Example) -> str | None:
-    """Run the commands of a block; returns how they differ from it, if they do."""
+    """Run the commands of a block and return the difference from the block, or None."""
     write_modules(example.document)
     for command, expected in COMMAND.findall(example.parsed):
         words = shlex.split(command.replace("\\\n", ""), comments=True)
@@ -65,7 +65,7 @@ def write_modules(document: Document) -> None:
 
 
 def run_command(words: list[str]) -> str:
-    """Standard output of a command that must succeed; its tables are as wide as in a pipe."""
+    """Return the standard output of a command that must succeed, with tables as wide as in a pipe."""
     from icl_bench.cli import main
 
     out, err, typed = io.StringIO(), io.StringIO(), sys.argv
@@ -81,7 +81,7 @@ def run_command(words: list[str]) -> str:
 
 
 def compare(expected: str, printed: str) -> str:
-    """The difference between two outputs, empty where there is none; spaces at the ends of lines do not count."""
+    """Return the difference between two outputs, empty if there is none; trailing spaces do not count."""
     wanted, got = (re.sub(r"[ \t]+$", "", text.rstrip() + "\n", flags=re.MULTILINE) for text in (expected, printed))
     if doctest.OutputChecker().check_output(wanted, got, doctest.ELLIPSIS):
         return ""
@@ -89,7 +89,7 @@ def compare(expected: str, printed: str) -> str:
 
 
 def mask(text: str) -> str:
-    """Numbers and the widths of columns left out."""
+    """Return a text without its numbers and the widths of its columns."""
     return re.sub(r" +", " ", re.sub(r"\d[\d.,]*", "#", text))
 
 

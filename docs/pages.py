@@ -1,4 +1,4 @@
-"""What the generated parts of the pages are made of; `make docs` puts it in place, `make lint` checks that it is there.
+"""The generated parts of the pages; `make docs` writes them into the pages, `make lint` checks that they are fresh.
 
 Each function returns Markdown and depends on the code alone: not on the machine, the terminal or the time.
 """
@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,36 +23,47 @@ from typer.testing import CliRunner
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.heads import HeadsArchitecture
+from icl_bench.architectures.interface import Vectors
 from icl_bench.architectures.plain import Plain
 from icl_bench.cli import app
+from icl_bench.commands.tables import example_text
 from icl_bench.harness.accounting import account
+from icl_bench.harness.engines.base import ENGINES, install_command
+from icl_bench.harness.example import draw_example
 from icl_bench.harness.resolve import PRESETS
-from icl_bench.harness.show import example, render
-from icl_bench.harness.training.data import Feed
-from icl_bench.runs import record, spec
+from icl_bench.harness.training.batches import ExampleStream
+from icl_bench.runs import declarations, record, spec
 from icl_bench.schema import Frozen, canonical_json, format_value
-from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
-from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks import TASKS, Batch, Cell, Task
+from icl_bench.tasks.base import TrainingBudget, measured_floors
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOOR_EXAMPLES = 256
 FOLDERS = {
-    "tests": "Mirror of the package; every task and kernel has its own file",
-    "benchmarks": "Timing scripts and their result rows",
+    "tests": "Tests, in the folders and files of the modules that they test",
+    "benchmarks": "Scripts that measure, and their results",
     "docs": "These pages; `make docs` writes their generated parts",
 }
-RUN_MODELS = (record.RunResult, record.CellScore, record.GroupScore, record.StateReport, record.WorkReport)
+RUN_MODELS = (
+    record.RunResult,
+    record.CellScore,
+    record.GroupScore,
+    record.StateReport,
+    record.WorkReport,
+    declarations.ArchitectureDeclaration,
+    declarations.CapacityLaw,
+)
 SPEC_MODELS = (spec.RunSpec, spec.Component, spec.ModelSpec, spec.TrainSpec, spec.EvalSpec)
 
 
 def block(text: str, language: str = "text") -> str:
-    """A fenced block, trailing spaces removed."""
+    """Return a fenced block without trailing spaces."""
     lines = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
     return f"```{language}\n{lines}\n```\n"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table; bars inside cells are escaped."""
+    """Return a Markdown table; bars inside cells are escaped."""
     lines = [list(head)]
     lines.append([":--"] * len(lines[0]))
     lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
@@ -59,7 +71,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def prose(docstring: str | None) -> str:
-    """A docstring as Markdown: its equations become blocks, its doctests are left out."""
+    """Return a docstring as Markdown: equations become blocks, doctests are left out."""
     text = inspect.cleandoc(docstring or "").split("\n>>>")[0].strip("\n")
     parts = []
     for paragraph in re.split(r"\n\s*\n", text):
@@ -69,12 +81,12 @@ def prose(docstring: str | None) -> str:
 
 
 def module_prose(entry: type) -> str:
-    """The docstring of the module that defines a class."""
+    """Return the docstring of the module that defines a class, as Markdown."""
     return prose(sys.modules[entry.__module__].__doc__)
 
 
 def parameters(model: type[Frozen], defaults: Mapping[str, object], names: Iterable[str]) -> str:
-    """A table of parameters with their defaults and docstrings."""
+    """Return a table of parameters with their defaults and docstrings."""
     rows = []
     for name in names:
         default = plain(defaults[name])
@@ -84,13 +96,13 @@ def parameters(model: type[Frozen], defaults: Mapping[str, object], names: Itera
 
 
 def plain(value: object) -> str | int | float | bool | tuple[int, ...] | None:
-    """A default as the spec grammar writes it."""
+    """Return a default as the spec grammar writes it."""
     assert value is None or isinstance(value, str | int | float | bool | tuple | list)
     return tuple(value) if isinstance(value, list) else value
 
 
 def commands() -> str:
-    """The help of every command."""
+    """Return the help of every command."""
     group = typer.main.get_command(app)
     names = list(group.commands)
     parts = [block(help_of([]))]
@@ -102,18 +114,43 @@ def commands() -> str:
 
 
 def help_of(arguments: list[str]) -> str:
-    """What `icl-bench ... --help` prints."""
+    """Return the output of `icl-bench ... --help`."""
     return CliRunner().invoke(app, [*arguments, "--help"], prog_name="icl-bench").stdout
 
 
 def console(*lines: str) -> str:
-    """Commands and what they print."""
+    """Run commands, and return them with their output."""
     shown = [f"$ {line}\n{CliRunner().invoke(app, shlex.split(line)[1:]).stdout.rstrip()}" for line in lines]
     return "\n" + block("\n".join(shown), "console") + "\n"
 
 
+def engines() -> str:
+    """Return a table of the engines, and for each a table of its options."""
+    rows = [(f"`{name}`", ENGINES.summary(name), engine_needs(name)) for name in ENGINES]
+    parts = [table(("engine", "meaning", "needs"), rows)]
+    for name in ENGINES:
+        options = [
+            (f"`{key}`", "required" if field.is_required() else option_default(field.default), field.description or "")
+            for key, field in ENGINES[name].model_fields.items()
+        ]
+        parts += [f"### {name}\n", table(("option", "default", "meaning"), options)] if options else []
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def engine_needs(name: str) -> str:
+    """Return the extra and the program that an engine needs."""
+    engine = ENGINES[name]
+    needs = [f"`{install_command(name)}`"] if engine.package else []
+    return ", ".join([*needs, *([f"the program `{engine.program}`"] if engine.program else [])]) or "nothing"
+
+
+def option_default(value: object) -> str:
+    """Return the default of an option, or `-` for none."""
+    return "-" if value is None else f"`{format_value(plain(value))}`"
+
+
 def presets() -> str:
-    """A table of what each preset changes."""
+    """Return a table of the fields that each preset changes."""
     rows = []
     for name, sections in PRESETS.items():
         changes = [
@@ -124,21 +161,22 @@ def presets() -> str:
 
 
 def tasks() -> str:
-    """A section for each task."""
+    """Return a section for each task."""
     return "\n" + "\n".join(task_section(name) for name in TASKS) + "\n"
 
 
 def task_section(name: str) -> str:
-    """Rule, parameters, cells and an example."""
+    """Return the rule, the parameters, the cells and an example of a task."""
     cls = TASKS[name]
     task = cls()
     shortest = min(task.eval_cells, key=lambda cell: cell.length)
     choice = "" if shortest == task.eval_cells[0] else f" --cell {shortest.label}"
-    shown = render(example(name, shortest.label, 0)).plain
+    shown = example_text(draw_example(name, shortest.label, 0)).plain
     return "\n".join(
         [
             f"## {name}\n",
             prose(cls.__doc__),
+            budget(name, cls.budget),
             f"![A small example of {name}, scored tokens framed, their targets below](figures/tasks/{name}.svg)\n",
             parameters(cls, task.model_dump(), cls.model_fields),
             f"{alphabet(task)} Load: {task.load_name}.\n",
@@ -149,17 +187,25 @@ def task_section(name: str) -> str:
     )
 
 
+def budget(name: str, known: TrainingBudget) -> str:
+    """Say with which training the smallest cell is learned."""
+    return (
+        f"Budget: {known.steps} steps at a learning rate of {known.lr:g} on `{name}:{known.params}`, "
+        f"with {known.arch}.\n"
+    )
+
+
 def alphabet(task: Task) -> str:
-    """What inputs and targets are."""
-    if isinstance(task, ContinuousTask):
-        return f"Inputs are vectors of {task.width_in} real numbers, targets of {task.width_out}."
+    """Return a sentence on inputs and targets."""
+    if isinstance(task.interface, Vectors):
+        return f"Inputs are vectors of {task.interface.width_in} real numbers, targets of {task.interface.width_out}."
     return f"{task.vocabulary} tokens, special ones included."
 
 
 def cells(task: Task) -> str:
-    """A table of the cells at the default parameters."""
-    total = sum(cell.share for cell in task.train_cells)
-    shares = {cell.label: cell.share / total for cell in task.train_cells}
+    """Return a table of the cells at the default parameters."""
+    total = sum(cell.weight for cell in task.train_cells)
+    shares = {cell.label: cell.weight / total for cell in task.train_cells}
     rows = []
     for cell in task.eval_cells:
         solver, accuracy = best_floor(task, cell)
@@ -171,31 +217,31 @@ def cells(task: Task) -> str:
 
 
 def best_floor(task: Task, cell: Cell) -> tuple[str, float]:
-    """The best trivial solver on the first test examples of seed 0."""
-    feed = Feed(task, cell, "test", [0], torch.device("cpu"))
+    """Return the best trivial solver on the first test examples of seed 0, and its accuracy."""
+    feed = ExampleStream(task, cell, "test", [0], torch.device("cpu"))
     batch = Batch(*(part[0] for part in feed.batch(torch.arange(FLOOR_EXAMPLES))))
     measured = measured_floors(task, cell, batch)
     return max(measured.items(), key=lambda item: item[1])
 
 
 def trivial_solvers(task: Task) -> str:
-    """A list of the trivial solvers."""
+    """Return a list of the trivial solvers."""
     lines = [f"* `{name}`: {first_line(solver.__doc__)}" for name, solver in task.floors.items()]
     return "Trivial solvers:\n\n" + "\n".join(lines) + "\n"
 
 
 def first_line(docstring: str | None) -> str:
-    """The first paragraph of a docstring, on one line."""
+    """Return the first paragraph of a docstring, on one line."""
     return " ".join(inspect.cleandoc(docstring or "").split("\n\n")[0].split())
 
 
 def architectures() -> str:
-    """A section for each architecture."""
+    """Return a section for each architecture."""
     return "\n" + "\n".join(architecture_section(name) for name in ARCHITECTURES) + "\n"
 
 
 def architecture_section(name: str) -> str:
-    """Equations, parameters of its own, and its size."""
+    """Return the equations, the own parameters and the size of an architecture."""
     cls = ARCHITECTURES[name]
     own = [field for field in cls.model_fields if field not in HeadsArchitecture.model_fields]
     defaults = cls().model_dump()
@@ -208,26 +254,26 @@ def architecture_section(name: str) -> str:
 
 
 def heads() -> str:
-    """What the multi-head mixers share."""
+    """Return the equations and parameters that all multi-head mixers share."""
     fields = HeadsArchitecture.model_fields
     defaults = {name: field.default for name, field in fields.items()}
     return f"\n{module_prose(HeadsArchitecture)}\n{parameters(HeadsArchitecture, defaults, fields)}\n"
 
 
 def backbone() -> str:
-    """The model around the mixers."""
+    """Return the equations of the model around the mixers."""
     fields = spec.ModelSpec.model_fields
     defaults = {name: field.default for name, field in fields.items()}
     return f"\n{module_prose(Backbone)}\n{parameters(spec.ModelSpec, defaults, fields)}\n"
 
 
 def own_layers() -> str:
-    """Layers of one's own."""
+    """Return the description of layers from outside the package."""
     return f"\n{module_prose(Plain)}\n"
 
 
 def sizes() -> str:
-    """State, parameters and work of each architecture at its defaults."""
+    """Return a table of state, parameters and operations of each architecture at its defaults."""
     rows = []
     for text in (*ARCHITECTURES, "power:p=3", "power:p=4", "gated-conv+softmax"):
         short, long = account(text, 64, 2, 64), account(text, 64, 2, 1024)
@@ -238,33 +284,33 @@ def sizes() -> str:
 
 
 def run_models() -> str:
-    """The fields of a result and its parts."""
+    """Return the fields of a result and its parts."""
     return model_sections(RUN_MODELS)
 
 
 def spec_models() -> str:
-    """The fields of a specification and its parts."""
+    """Return the fields of a specification and its parts."""
     return model_sections(SPEC_MODELS)
 
 
 def manifest_model() -> str:
-    """The fields of a manifest."""
+    """Return the fields of a manifest."""
     return model_sections((record.Manifest,))
 
 
 def metric_model() -> str:
-    """The fields of a line of metrics."""
+    """Return the fields of a line of metrics."""
     return model_sections((record.MetricPoint,))
 
 
 def model_sections(models: Iterable[type[Frozen]]) -> str:
-    """A heading and a table of fields for each model."""
+    """Return a heading and a table of fields for each model."""
     sections = [f"### {model.__name__}\n\n{prose(model.__doc__)}\n{fields(model)}" for model in models]
     return "\n" + "\n".join(sections) + "\n"
 
 
 def fields(model: type[Frozen]) -> str:
-    """A table of the fields of a record."""
+    """Return a table of the fields of a record."""
     rows = []
     for name, field in model.model_fields.items():
         default = "" if field.is_required() else f"`{canonical_json(field.get_default(call_default_factory=True))}`"
@@ -273,21 +319,27 @@ def fields(model: type[Frozen]) -> str:
 
 
 def type_name(annotation: object) -> str:
-    """A type as a reader of JSON needs it."""
+    """Return the name of a type as a reader of JSON needs it."""
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     text = re.sub(r"\b(?:typing|collections\.abc|icl_bench(?:\.\w+)+)\.", "", text)
     return text.replace("bool | int | float | str | None | tuple[bool | int | float | str | None, ...]", "Value")
 
 
+def layers() -> str:
+    """Return the order of imports, from the contract of layers in `pyproject.toml`."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    return "\n" + block("\n".join(next(own["layers"] for own in contracts if own["type"] == "layers"))) + "\n"
+
+
 def tree() -> str:
-    """The folders and modules of the package, a line each."""
+    """Return the folders and modules of the package, one line each."""
     lines = ["icl_bench/", *(f"  {line}" for line in package_lines())]
     lines += [f"{folder + '/':<20}{text}" for folder, text in FOLDERS.items()]
     return "\n" + block("\n".join(lines)) + "\n"
 
 
 def package_lines() -> Iterator[str]:
-    """Modules, then folders, of the package with the first sentence of their docstrings."""
+    """Iterate over modules, then folders, of the package with the first sentence of their docstrings."""
     package = ROOT / "icl_bench"
     modules = [path for path in sorted(package.glob("*.py")) if not path.stem.startswith("__")]
     for path in [*modules, *sorted(package.glob("*/__init__.py"))]:

@@ -1,19 +1,19 @@
-"""Every exception that icl-bench raises on purpose.
+"""The exceptions that icl-bench raises on purpose.
 
-A message names the rule, the value that broke it and the way out, on one line.
+A message states the rule, the value that breaks it, and the way out, on one line.
 """
 
 
 class IclBenchError(Exception):
-    """Base of all errors that the user can mend; the command line prints it on one line and exits with 2."""
+    """The base of all errors that the user can correct; a command prints the message and exits with status 2."""
 
 
 class UnknownNameError(IclBenchError):
-    """A task, architecture, cell or preset of that name does not exist."""
+    """No task, architecture, cell, preset or module has the given name."""
 
 
 class DuplicateNameError(IclBenchError):
-    """A name is registered twice."""
+    """A name is already registered."""
 
 
 class SpecError(IclBenchError):
@@ -21,11 +21,11 @@ class SpecError(IclBenchError):
 
 
 class ArgumentError(IclBenchError):
-    """A tensor argument of a kernel has a shape, type or value that the kernel refuses."""
+    """An argument of an operator has a shape, type or value that the operator refuses."""
 
 
 class KernelUnavailableError(IclBenchError):
-    """An implementation was asked for by name and cannot run here."""
+    """A kernel implementation that was requested by name cannot run on this machine."""
 
 
 class StoreError(IclBenchError):
@@ -37,8 +37,8 @@ class RecordError(StoreError):
 
 
 class StateBudgetError(IclBenchError):
-    """No dimensions of an architecture come close enough to the state asked for."""
+    """No dimensions of an architecture come close enough to the requested size."""
 
 
 class EngineError(IclBenchError):
-    """An engine is not installed, or has no workers that work."""
+    """An engine is not installed, or none of its workers is usable."""

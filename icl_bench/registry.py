@@ -1,4 +1,4 @@
-"""Names for tasks and architectures, and the loading of plug-ins."""
+"""Registries, which map names to classes, and the loading of plug-ins, which register classes of their own."""
 
 import importlib
 import importlib.metadata
@@ -15,35 +15,31 @@ from icl_bench.schema import NAME, nearest
 T = TypeVar("T", bound=type)
 
 PLUGIN_GROUP = "icl_bench"
+"""Group of the entry points of plug-ins."""
 PLUGIN_ALLOW_LIST = "ICL_BENCH_PLUGINS"
+"""Environment variable that names the entry points to load, separated by commas; without it, all are loaded."""
 PLUGIN_MODULES = "ICL_BENCH_PLUGIN_MODULES"
+"""Environment variable that names the modules of --plugin, separated by commas; worker processes inherit it."""
 
 
 class Registry(Generic[T]):
-    """Classes by name. A class registers itself with `@REGISTRY.register("name")` and must have a docstring."""
+    """A mapping from names to classes; `@REGISTRY.register("name")` adds a class, which must have a docstring."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Register a class under a name and return it unchanged.
-
-        Raises:
-            DuplicateNameError: where the name is taken.
-            SpecError: where the name breaks the grammar or the class has no docstring of its own.
-        """
+        """Return a decorator that registers a class; raise IclBenchError if the name is taken or invalid."""
 
         def add(entry: T) -> T:
             if not NAME.fullmatch(name):
-                raise SpecError(
-                    f"a name is lower-case letters, digits and hyphens; got {name!r}; rename the {self.kind}"
-                )
+                raise SpecError(f"a name is lower-case letters, digits and hyphens; got {name!r}; rename it")
             if name in self._entries:
                 owner = self._entries[name].__module__
                 raise DuplicateNameError(f"a {self.kind} name is used once; {owner} has {name!r}; choose another")
             if not entry.__dict__.get("__doc__"):
-                raise SpecError(f"a {self.kind} has a docstring; {entry.__qualname__} has none; say its rule in a line")
+                raise SpecError(f"a {self.kind} has a docstring; {entry.__qualname__} has none; describe it")
             self._entries[name] = entry
             return entry
 
@@ -64,23 +60,19 @@ class Registry(Generic[T]):
         return iter(sorted(self._entries))
 
     def name_of(self, entry: type) -> str:
-        """The name under which a class is registered.
-
-        Raises:
-            UnknownNameError: where it is not.
-        """
+        """Return the name of a registered class; raise UnknownNameError if the class is not registered."""
         for name, registered in self._entries.items():
             if registered is entry:
                 return name
         raise UnknownNameError(f"{entry.__qualname__} is not a registered {self.kind}; register it first")
 
     def summary(self, name: str) -> str:
-        """The first line of the docstring."""
+        """Return the first line of the docstring of a class."""
         return str(self[name].__doc__).strip().splitlines()[0]
 
 
 class Plugin(NamedTuple):
-    """An installed plug-in: its entry point, the distribution that brings it, and what went wrong, if anything."""
+    """A plug-in: its entry point, the distribution that contains it, and the error that loading it raised, if any."""
 
     name: str
     target: str
@@ -89,13 +81,10 @@ class Plugin(NamedTuple):
 
 
 def load_plugins() -> list[Plugin]:
-    """Import every entry point of the group `icl_bench`, and the modules of --plugin; importing registers.
+    """Import every entry point of the group `icl_bench` and every module of --plugin, which register their classes.
 
-    The environment variable ICL_BENCH_PLUGINS, a comma-separated list of entry point names, restricts what is loaded.
-    An installed plug-in that fails is reported, not raised: it must not stop the runs that do not need it.
-
-    Raises:
-        UnknownNameError: where a module of --plugin cannot be imported.
+    The failure of an installed plug-in is returned, not raised: it must not stop runs that do not need the plug-in. A
+    module of --plugin that cannot be imported raises UnknownNameError.
     """
     allowed = os.environ.get(PLUGIN_ALLOW_LIST)
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
@@ -106,33 +95,29 @@ def load_plugins() -> list[Plugin]:
         error = None
         try:
             point.load()
-        except Exception as failure:  # a stranger's module may raise anything
+        except Exception as failure:  # a module from outside the package may raise anything
             error = f"{type(failure).__name__}: {failure}"
         plugins.append(Plugin(point.name, point.value, point.dist.name if point.dist else "", error))
-    for name in named_plugins():
+    for name in plugin_modules():
         import_module(name)
         plugins.append(Plugin(name, name, "--plugin", None))
     return plugins
 
 
-def name_plugins(modules: Iterable[str]) -> None:
-    """Have these modules imported by `load_plugins`, in this process and in those that it starts."""
-    os.environ[PLUGIN_MODULES] = ",".join([*named_plugins(), *modules])
+def add_plugin_modules(modules: Iterable[str]) -> None:
+    """Add modules that `load_plugins` imports, in this process and, through the environment, in its child processes."""
+    os.environ[PLUGIN_MODULES] = ",".join([*plugin_modules(), *modules])
 
 
-def named_plugins() -> list[str]:
-    """Modules that were named with --plugin."""
+def plugin_modules() -> list[str]:
+    """Return the modules named with --plugin, in this process or in the process that started it."""
     return [name for name in os.environ.get(PLUGIN_MODULES, "").split(",") if name]
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module; the current folder is searched last.
-
-    Raises:
-        UnknownNameError: where there is none of that name, or one that it needs is missing.
-    """
+    """Import a module, searching the current folder last; raise UnknownNameError if it is missing."""
     if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that it shadows nothing
+        sys.path.append(str(Path.cwd()))  # last, so that its files hide no other module
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -140,11 +125,7 @@ def import_module(name: str) -> ModuleType:
 
 
 def import_object(path: str) -> object:
-    """The object named `package.module:attribute`; the current folder is searched last.
-
-    Raises:
-        UnknownNameError: where the module or the attribute does not exist.
-    """
+    """Return the object `package.module:attribute`; raise UnknownNameError if it does not exist."""
     module_name, _, attribute = path.partition(":")
     module = import_module(module_name)
     try:

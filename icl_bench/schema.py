@@ -1,8 +1,9 @@
 """Frozen records, the spec grammar, canonical JSON and its hash.
 
 A spec is ``name`` or ``name:key=value,key=value``. A value is an integer, a float, ``true``, ``false``, ``none``,
-a word, a double-quoted string, or a list ``[a|b|c]`` of these. A layer outside the package is named
-``package.module:Class`` (a module without a dot needs a class with a capital), its parameters after a second colon.
+a word, a double-quoted string, or a list ``[a|b|c]`` of these. A layer from outside the package is written
+``package.module:Class``, with its parameters after a second colon; the class of a module without a dot begins with a
+capital letter.
 
 >>> parse_spec("power:p=2,gate=true")
 Spec(name='power', params={'p': 2, 'gate': True})
@@ -37,7 +38,7 @@ CONSTANTS: Mapping[str, Scalar] = {"true": True, "false": False, "none": None}
 
 
 class Frozen(BaseModel):
-    """Base of every configuration and record: immutable, no unknown keys, no infinities."""
+    """The base of every configuration and record: immutable, without unknown keys, infinities or NaN."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
@@ -48,7 +49,7 @@ FrozenT = TypeVar("FrozenT", bound=Frozen)
 
 
 class Spec(NamedTuple):
-    """A name and the parameters given with it; `str` writes it back in the grammar."""
+    """A name and its parameters; `str` writes them in the grammar of specs."""
 
     name: str
     params: Mapping[str, Value]
@@ -60,11 +61,7 @@ class Spec(NamedTuple):
 
 
 def parse_spec(text: str) -> Spec:
-    """Read `name`, `name:k=v,...`, `package.module:Class` or `package.module:Class:k=v,...`.
-
-    Raises:
-        SpecError: where the text does not follow the grammar.
-    """
+    """Parse `name` or `package.module:Class`, with or without `:key=value,...`; raise SpecError for other text."""
     dotted = DOTTED.fullmatch(text)
     if dotted:
         return Spec(dotted[1], parse_params(dotted[2], text) if dotted[2] is not None else {})
@@ -77,11 +74,7 @@ def parse_spec(text: str) -> Spec:
 
 
 def parse_params(text: str, whole: str) -> dict[str, Value]:
-    """Read `k=v,k=v`; `whole` is the text that an error shows.
-
-    Raises:
-        SpecError: where the text does not follow the grammar or names a key twice.
-    """
+    """Parse `k=v,k=v`; raise SpecError, which quotes `whole`, for text outside the grammar or a key given twice."""
     params: dict[str, Value] = {}
     items = ITEM.findall(text)
     if ",".join(items) != text:
@@ -89,21 +82,17 @@ def parse_params(text: str, whole: str) -> dict[str, Value]:
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not KEY.fullmatch(key):
-            raise SpecError(
-                f"a parameter is written key=value; got {item!r} in {whole!r}; write name:key=value,key=value"
-            )
+            raise SpecError(f"a parameter is key=value; got {item!r} in {whole!r}; write name:key=value,key=value")
         if key in params:
             raise SpecError(f"a parameter is given once; got {key!r} twice in {whole!r}; leave one of them out")
         params[key] = parse_value(value, whole)
     if not params:
-        raise SpecError(
-            f"parameters follow the colon; got none in {whole!r}; write name:key=value or leave the colon out"
-        )
+        raise SpecError(f"parameters follow the colon; got none in {whole!r}; write name:key=value or drop the colon")
     return params
 
 
 def parse_value(text: str, whole: str) -> Value:
-    """Read one value: a scalar or a list `[a|b]`."""
+    """Parse one value: a scalar or a list `[a|b]`."""
     if text.startswith("[") and text.endswith("]"):
         inner = text[1:-1]
         return tuple(parse_scalar(item, whole) for item in LIST_ITEM.findall(inner)) if inner else ()
@@ -111,7 +100,7 @@ def parse_value(text: str, whole: str) -> Value:
 
 
 def parse_scalar(text: str, whole: str) -> Scalar:
-    """Read one scalar; numbers keep their type, so `1` and `1.0` differ until a field converts them."""
+    """Parse one scalar; `1` is an integer and `1.0` a float until a field converts them."""
     if text in CONSTANTS:
         return CONSTANTS[text]
     if INTEGER.fullmatch(text):
@@ -131,7 +120,7 @@ def parse_scalar(text: str, whole: str) -> Scalar:
 
 
 def format_value(value: Value) -> str:
-    """Write a value so that `parse_value` reads it back."""
+    """Write a value in the form that `parse_value` reads."""
     if isinstance(value, tuple | list):
         return "[" + "|".join(format_value(item) for item in value) + "]"
     for text, constant in CONSTANTS.items():
@@ -143,17 +132,13 @@ def format_value(value: Value) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` where a known name is close, else nothing."""
+    """Return `"did you mean 'x'? "` for the most similar known name; an empty string if no name is similar."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {matches[0]!r}? " if matches else ""
 
 
 def build(model: type[FrozenT], params: Mapping[str, Any], owner: str) -> FrozenT:
-    """Make a frozen record, with pydantic's complaints turned into one line.
-
-    Raises:
-        SpecError: naming the owner, the field, the rule, the value and the fields there are.
-    """
+    """Build a record; raise SpecError with a message of one line if a parameter is wrong."""
     try:
         return model.model_validate(dict(params))
     except ValidationError as error:
@@ -161,12 +146,10 @@ def build(model: type[FrozenT], params: Mapping[str, Any], owner: str) -> Frozen
 
 
 def describe_error(error: ValidationError, model: type[Frozen], owner: str) -> str:
-    """The first complaint of a validation error on one line: rule, value, way out."""
+    """Return the first problem of a validation error on one line: rule, value, way out."""
     first = error.errors(include_url=False)[0]
     fields = list(model.model_fields)
-    where = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple", "constrained"))
-    )
+    where = ".".join(str(key) for key in first["loc"] if not str(key).startswith(("function-", "tuple", "constrained")))
     if first["type"] == "extra_forbidden":
         return f"{owner} has no parameter {where!r}; {nearest(where, fields)}it has {', '.join(fields)}"
     message = first["msg"].removeprefix("Value error, ")
@@ -177,10 +160,10 @@ def describe_error(error: ValidationError, model: type[Frozen], owner: str) -> s
 
 
 def canonical_json(data: Any) -> str:
-    """JSON with sorted keys and no white space: equal data give equal text."""
+    """Return JSON with sorted keys and no white space, so that equal data give equal text."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def content_hash(data: Any, domain: str) -> str:
-    """SHA-256 of the canonical JSON, 64 hexadecimal digits; `domain` keeps kinds of content apart."""
+    """Return the SHA-256 of the canonical JSON, 64 hexadecimal digits; `domain` separates kinds of content."""
     return hashlib.sha256(f"{domain}\0{canonical_json(data)}".encode()).hexdigest()

@@ -125,11 +125,14 @@ def test_doctor_looks_at_the_machine(command) -> None:
         (["run", "assoc-recal", "--arch", "linear"], "no task is named 'assoc-recal'; did you mean 'assoc-recall'?"),
         (["run", TASK, "--arch", "powr"], "no architecture is named 'powr'; did you mean 'power'?"),
         (["run", TASK, "--arch", "power:p=0"], "power: p: input should be greater than or equal to 1; got 0"),
-        (["run", TASK, "--arch", "power:p"], "a parameter is written key=value; got 'p'"),
-        (["run", "assoc-recall:pairs=17", "--arch", "linear"], "pairs must be at most length / 4 = 16"),
+        (["run", TASK, "--arch", "power:p"], "a parameter is key=value; got 'p'"),
+        (
+            ["run", "assoc-recall:pairs=17", "--arch", "linear"],
+            "length must hold 17 pairs and queries of two tokens each; got 64",
+        ),
         (
             ["run", "assoc-recall:vocab=40", "--arch", "linear"],
-            "vocab must leave a distinct key for each pair; got vocab=40",
+            "vocab must leave a key and a value for each pair; got vocab=40",
         ),
         (["run", TASK, "--arch", "linear", "--device", "tpu"], "--device is one of auto, cpu, cuda; got 'tpu'"),
         (

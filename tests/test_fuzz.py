@@ -1,6 +1,6 @@
-"""Malformed specs, study files and records: one line and exit status 2, or a skipped and named record; nothing else.
+"""Malformed specs, study files and records give one line and exit status 2, or a record that is skipped and named.
 
-The short test tries a few hundred of each; the slow one more than 10,000 in all.
+The short tests try a few hundred inputs of each kind; the slow test tries more than 10,000 in all.
 """
 
 import json
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
-    """Run a command in this process; whatever raises but an exit fails the test."""
+    """Return a function that runs a command in this process; any exception but an exit fails the test."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -69,7 +69,7 @@ def command(monkeypatch, capsys, tmp_path):
 
 
 def mangled(text: str, drawn: random.Random) -> str:
-    """A text with a few characters changed, doubled, dropped or put in."""
+    """Return a text with a few characters changed, repeated, deleted or inserted."""
     letters = list(text)
     for _ in range(drawn.randint(1, 4)):
         place = drawn.randrange(len(letters) + 1)
@@ -80,7 +80,7 @@ def mangled(text: str, drawn: random.Random) -> str:
 
 
 def bad_texts(good: list[str], count: int, seed: int) -> Iterator[str]:
-    """Hostile texts, then mangled good ones."""
+    """Yield hostile texts, then mangled good ones."""
     drawn = random.Random(seed)
     for i in range(count):
         text = HOSTILE[i] if i < len(HOSTILE) else mangled(drawn.choice(good), drawn)
@@ -88,7 +88,7 @@ def bad_texts(good: list[str], count: int, seed: int) -> Iterator[str]:
 
 
 def assert_refused(outcome: Outcome, what: object) -> None:
-    """One line that says what to change, or what was asked for after all."""
+    """Check that the command succeeded, or printed one line that says what to change."""
     assert outcome.status in (0, 2), (what, outcome)
     assert "Traceback" not in outcome.err + outcome.out, what
     if outcome.status == 2 and outcome.err.startswith("Error: "):
@@ -96,7 +96,7 @@ def assert_refused(outcome: Outcome, what: object) -> None:
 
 
 def assert_clean(folder: Path, allowed: set[str]) -> None:
-    """Nothing was written beside what was asked for."""
+    """Check that a folder contains no file that the command was not asked to write."""
     assert {path.name for path in folder.iterdir()} <= allowed
 
 
@@ -112,9 +112,9 @@ def fuzz_specs(command, tmp_path: Path, count: int) -> None:
 
 
 def fuzz_tasks(command, tmp_path: Path, count: int, monkeypatch) -> None:
-    """As `run` reads them, up to where training would begin."""
-    monkeypatch.setattr("icl_bench.harness.engines.base.run_all", lambda *arguments, **named: [])
-    monkeypatch.setattr("icl_bench.cli.finish", lambda *arguments, **named: None)
+    """Try tasks and settings with `run`, up to the point where training would begin."""
+    monkeypatch.setattr("icl_bench.harness.executor.Executor.finish", lambda *arguments, **named: [])
+    monkeypatch.setattr("icl_bench.commands.run.finish", lambda *arguments, **named: None)
     for text in bad_texts(TASKS, count, 2):
         if not text.startswith("-"):
             assert_refused(command("run", text, "--arch", "linear"), text)
@@ -127,7 +127,7 @@ def fuzz_tasks(command, tmp_path: Path, count: int, monkeypatch) -> None:
 
 
 def bad_studies(count: int) -> Iterator[bytes]:
-    """Hostile YAML, fields of wrong kinds, mangled files."""
+    """Yield hostile YAML, fields of wrong types, and mangled files."""
     drawn = random.Random(5)
     good = json.dumps(STUDY)
     for i in range(count):
@@ -155,7 +155,7 @@ def fuzz_studies(command, tmp_path: Path, count: int) -> None:
 
 
 def bad_records(store: Store, count: int) -> Iterator[tuple[str, bytes]]:
-    """Files of a run, damaged: by bytes, or by a field with digests made right again."""
+    """Yield damaged files of a run: changed bytes, or a changed field."""
     drawn = random.Random(6)
     folder = store.path(spec(1).id)
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
@@ -174,7 +174,7 @@ def bad_records(store: Store, count: int) -> Iterator[tuple[str, bytes]]:
 
 
 def poison(plain: Any, drawn: random.Random) -> None:
-    """Change one field, somewhere inside."""
+    """Change one field at a random depth."""
     keys = list(plain) if isinstance(plain, dict) else list(range(len(plain)))
     if not keys:
         return
@@ -188,7 +188,7 @@ def poison(plain: Any, drawn: random.Random) -> None:
 
 
 def put(folder: Path, name: str, data: bytes, files: dict[str, bytes]) -> None:
-    """Write a changed file, and the digests that someone who means harm would write with it."""
+    """Write a changed file, together with the digests that an attacker would write."""
     (folder / name).write_bytes(data)
     try:
         result = json.loads((folder / "result.json").read_bytes())

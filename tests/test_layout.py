@@ -31,6 +31,15 @@ DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py"}
 OWN_GENERATORS = {"icl_bench/kernels/measurement/problems.py", "icl_bench/kernels/measurement/check.py"}
 """Inputs to check kernels on, drawn from a generator of torch; no run sees them."""
 
+SUITES = {
+    "architectures/contract", "architectures/new_mixers", "harness/crashes", "harness/engines/contract",
+    "harness/training/continuous", "harness/training/fused_path", "harness/training/gpu", "harness/training/untrained",
+    "kernels/launches", "kernels/gpu/attention_triton", "kernels/gpu/fused_step", "kernels/gpu/plain_forms",
+    "kernels/gpu/power_triton", "reports/parts/figures", "reports/parts/tables", "runs/store/store_machine",
+    "tasks/contract", "tasks/parameters", "docs", "fuzz", "language", "layout", "plugin",
+}  # fmt: skip
+"""Test files for what several modules do together; every other test file has the path of the module that it tests."""
+
 GROUP = typer.main.get_command(app)
 
 
@@ -56,9 +65,24 @@ def test_an_architecture_has_the_file_of_its_name(name: str) -> None:
 @pytest.mark.parametrize("folder", ["tasks", "architectures"])
 def test_no_file_without_a_name(folder: str) -> None:
     registry = {"tasks": TASKS, "architectures": ARCHITECTURES}[folder]
-    shared = {"__init__.py", "base.py", "backbone.py", "heads.py", "layers.py", "plain.py"}
-    files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - shared
-    assert files == {file_name(name) for name in registry}
+    shared = {
+        "tasks": ["base", "cells", "continuous", "sampling", "vocabulary"],
+        "architectures": ["base", "backbone", "heads", "initialisation", "interface", "layers", "plain"],
+    }[folder]
+    files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - {f"{stem}.py" for stem in shared}
+    assert files == {"__init__.py", *(file_name(name) for name in registry)}
+
+
+def test_tests_mirror_the_package() -> None:
+    tests = [path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")]
+    names = {
+        (path.parent / path.stem.removeprefix("test_")).as_posix() for path in tests if path.parts[0] != "benchmarks"
+    }
+    modules = {path.relative_to(ROOT / "icl_bench").with_suffix("").as_posix() for path in SOURCES}
+    modules |= {
+        path.parent.relative_to(ROOT / "icl_bench").as_posix() for path in SOURCES if path.name == "__init__.py"
+    }
+    assert names - modules == SUITES
 
 
 @pytest.mark.parametrize("path", OWN_FILES, ids=relative)

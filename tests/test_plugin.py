@@ -22,15 +22,14 @@ from tests.test_cli import TINY
 SOURCE = '''
 """Write a string backwards."""
 
-import math
-from collections.abc import Mapping
-
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import QUERY, RESERVED, TASKS, Batch, Cell, Many, Solver, Task, check_loads
+from icl_bench.tasks.base import TASKS, Batch, TrainingBudget, ContextContents, Task
+from icl_bench.tasks.cells import Axis, Cell, IntegerList, ExampleShape
+from icl_bench.tasks.vocabulary import QUERY, Vocabulary, letters
 
 
 @TASKS.register("mirror")
@@ -40,8 +39,6 @@ class Mirror(Task):
     A string of `symbols` letters is followed by as many question marks, which are scored: the first asks for the last
     letter. Counting the letters does not say where they stood.
 
-    Budget: 300 steps at 1e-2 on `mirror:symbols=4`, with softmax.
-
     Source: none. Chance: 1/alphabet.
 
     >>> task = Mirror(symbols=(3,), alphabet=4)
@@ -50,45 +47,39 @@ class Mirror(Task):
     ([[17, 19, 18, 3, 3, 3]], [[18, 19, 17]])
     """
 
+    axes = (Axis("symbols", lowest=2),)
     load_name = "symbols"
+    budget = TrainingBudget(steps=300, lr=1e-2, params="symbols=4")
+    picture = "symbols=8"
 
-    symbols: Many = (4, 8)
+    symbols: IntegerList = (4, 8)
     """Lengths of the string, each a cell."""
     alphabet: int = Field(default=16, ge=2)
     """Number of letters."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "Mirror":
-        check_loads("symbols", self.symbols, lowest=2)
-        return self
-
     @property
-    def vocabulary(self) -> int:
-        return RESERVED + self.alphabet
+    def words(self) -> Vocabulary:
+        return Vocabulary({"letters": letters(self.alphabet)})
 
-    @property
-    def eval_cells(self) -> tuple[Cell, ...]:
-        return tuple(Cell(label=f"symbols={n}", length=2 * n, load=n, scored=n) for n in self.symbols)
+    def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
+        (symbols,) = sizes
+        return ExampleShape(length=2 * symbols, load=symbols, scored=symbols)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
-        letters = random.integers(keys, "letters", cell.load, self.alphabet) + RESERVED
-        inputs = torch.cat([letters, torch.full_like(letters, QUERY)], dim=1)
-        positions = torch.arange(cell.load, cell.length, device=keys.device).expand_as(letters)
-        return Batch(inputs, positions, letters.flip(1), (positions - cell.load).clamp(max=1))
+        string = random.integers(keys, "letters", cell.load, self.alphabet) + self.words.first("letters")
+        inputs = torch.cat([string, torch.full_like(string, QUERY)], dim=1)
+        positions = torch.arange(cell.load, cell.length, device=keys.device).expand_as(string)
+        return Batch(inputs, positions, string.flip(1), (positions - cell.load).clamp(max=1))
 
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         return inputs.gather(1, 2 * cell.load - 1 - positions)
 
-    @property
-    def floors(self) -> Mapping[str, Solver]:
-        return {"last-letter": self._last_letter}
-
-    def _last_letter(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The letter read last."""
+    def floor_last_letter(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the last letter of the string."""
         return inputs[:, cell.load - 1 : cell.load].expand_as(positions)
 
-    def state_bits(self, cell: Cell) -> float:
-        return cell.load * math.log2(self.alphabet)
+    def contents(self, cell: Cell) -> ContextContents:
+        return ContextContents(cell.load, self.alphabet)
 
     def group_label(self, group: int) -> str:
         return ("last letter", "others")[group]
@@ -145,16 +136,21 @@ def test_the_contract_of_tasks_holds(mirror, monkeypatch, tmp_path) -> None:
     contract.TestTask().test_labels_differ_and_name_their_cells("mirror")
 
 
-def test_its_docstring_says_what_one_must(mirror) -> None:
+def test_its_class_says_what_it_must(mirror) -> None:
     names = contract.TestName()
     names.test_docstring_has_an_example_that_holds("mirror")
-    names.test_docstring_states_a_budget_for_its_smallest_cell("mirror")
+    names.test_budget_is_for_the_smallest_cell("mirror")
+    names.test_example_of_the_picture_can_be_made("mirror")
     names.test_docstring_names_source_and_chance("mirror")
 
 
 def test_its_section_of_the_pages_is_generated(mirror) -> None:
     section = pages.task_section("mirror")
-    assert "## mirror" in section and "`last-letter`: The letter read last." in section and "symbols=4" in section
+    assert (
+        "## mirror" in section
+        and "`last-letter`: Name the last letter of the string." in section
+        and "symbols=4" in section
+    )
 
 
 def test_commands_know_it(command) -> None:

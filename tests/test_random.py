@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from icl_bench import random
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet import random_bits
 
 WORD = 2**64 - 1
 SIGNED = st.integers(-(2**63), 2**63 - 1)
 SIGNIFICANCE = 1e-4
-"""Of a fixed sample, so a test either always holds or never."""
+"""Significance of a test on a fixed sample, which either always passes or always fails."""
 
 
 def splitmix(value: int) -> int:
-    """The finaliser of SplitMix64 in unbounded integers."""
+    """Apply the finaliser of SplitMix64 in unbounded integers."""
     value &= WORD
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD
@@ -32,13 +34,13 @@ def uniformity(counts: torch.Tensor) -> float:
 
 @given(SIGNED)
 def test_mix_is_splitmix64(value):
-    assert int(random.mix(torch.tensor(value))) == random.signed(splitmix(value))
+    assert int(random_bits.mix(torch.tensor(value))) == random_bits.signed(splitmix(value))
 
 
 def test_mix_reproduces_the_published_generator():
     """The first outputs of SplitMix64 from seed 1234567, as in the test vectors of Vigna's splitmix64.c."""
-    states = [random.signed(1234567 + (i + 1) * random.GOLDEN) for i in range(3)]
-    assert [int(bits) & WORD for bits in random.mix(torch.tensor(states))] == [
+    states = [random_bits.signed(1234567 + (i + 1) * random_bits.GOLDEN) for i in range(3)]
+    assert [int(bits) & WORD for bits in random_bits.mix(torch.tensor(states))] == [
         6457827717110365317,
         3203168211198807973,
         9817491932198370423,
@@ -48,25 +50,25 @@ def test_mix_reproduces_the_published_generator():
 @given(SIGNED, st.text(max_size=20), st.integers(1, 5))
 def test_random_bits_follow_the_definition(key, purpose, count):
     base = splitmix(key ^ random.stream("purpose", purpose))
-    expected = [random.signed(splitmix(base + i * random.GOLDEN)) for i in range(1, count + 1)]
+    expected = [random_bits.signed(splitmix(base + i * random_bits.GOLDEN)) for i in range(1, count + 1)]
     assert random.random_bits(torch.tensor(key), purpose, count).tolist() == expected
 
 
 @given(SIGNED, st.integers(0, 63))
 def test_shift_right_is_logical(value, places):
     if places:
-        assert int(random.shift_right(torch.tensor(value), places)) == (value & WORD) >> places
+        assert int(random_bits.shift_right(torch.tensor(value), places)) == (value & WORD) >> places
 
 
 @given(SIGNED, st.integers(1, 2**31 - 1))
 def test_scale_bits_takes_the_upper_half(value, high):
-    assert int(random.scale_bits(torch.tensor(value), high)) == (((value & WORD) >> 32) * high) >> 32
+    assert int(random_bits.scale_bits(torch.tensor(value), high)) == (((value & WORD) >> 32) * high) >> 32
 
 
 @given(SIGNED, st.integers(0, 2**40))
 def test_row_keys_follow_the_definition(stream, index):
     key = random.row_keys(torch.tensor(stream), torch.tensor(index))
-    assert int(key) == random.signed(splitmix(stream + (index + 1) * random.GOLDEN))
+    assert int(key) == random_bits.signed(splitmix(stream + (index + 1) * random_bits.GOLDEN))
 
 
 def test_fewer_counters_are_a_prefix_of_more():
@@ -118,8 +120,8 @@ def test_uniform_is_uniform_in_the_open_interval():
 
 
 def test_uniform_never_reaches_its_ends():
-    """The extreme bit patterns; the mean of the two neighbours of 1/2 is 1/2."""
-    low, high = (random.shift_right(torch.tensor(bits), 12).double().add(0.5) * 2.0**-52 for bits in (0, -1))
+    """The extreme bit patterns give the smallest and the largest number, both inside (0, 1)."""
+    low, high = (random_bits.shift_right(torch.tensor(bits), 12).double().add(0.5) * 2.0**-52 for bits in (0, -1))
     assert float(low) == 2.0**-53
     assert float(high) == 1 - 2.0**-53
 
@@ -133,7 +135,7 @@ def test_permutations_are_uniform():
 
 @pytest.mark.parametrize("high", [1, 2, 3, 13, 101, 511, 512, 513, 521, 1000, 1009, 4095, 4096, 8191])
 def test_distinct_covers_its_range_once(high):
-    """As many as there are, so that each comes exactly once; primes have no factors for the cipher to use."""
+    """A draw of the whole range has each integer once, also for primes, which have no factors for the cipher."""
     drawn = random.distinct(keys(3), "x", high, high)
     assert torch.equal(drawn.sort(dim=-1).values, torch.arange(high).expand(3, high))
 
@@ -149,7 +151,7 @@ def test_distinct_are_different_and_in_range(key, high, data):
 
 @pytest.mark.parametrize("high", [4, 5, 20, 32, 509, 512, 521, 4095])
 def test_distinct_are_uniform(high):
-    """The first two of them, their difference and their order."""
+    """The first two integers, their difference and their order are uniform."""
     drawn = random.distinct(keys(max(100_000, 100 * high)), "x", 2, high)
     assert uniformity(torch.bincount(drawn[:, 0], minlength=high)) > SIGNIFICANCE
     assert uniformity(torch.bincount(drawn[:, 1], minlength=high)) > SIGNIFICANCE
@@ -161,19 +163,19 @@ def test_distinct_are_uniform(high):
 
 @given(st.integers(2, 10**6))
 def test_cipher_sides_cover_the_range_closely(high):
-    left, right = random.cipher_sides(high)
+    left, right = random_bits.cipher_sides(high)
     assert high <= left * right < high + max(left, right)
 
 
 def differences(left: int, right: int, start: tuple[int, int]) -> torch.Tensor:
-    """Probabilities [left·right - 1] of the difference, but for 0, of two enciphered values that were `start` apart.
+    """Return the probabilities of the nonzero differences of two enciphered values that were `start` apart.
 
     For random functions: a round leaves the difference of its side as it is where the other sides agree, and makes it
     uniform elsewhere.
     """
     chance = torch.zeros(left, right, dtype=torch.float64)
     chance[start] = 1
-    for i in range(random.FEISTEL_ROUNDS):
+    for i in range(random_bits.FEISTEL_ROUNDS):
         side = i % 2
         moved = chance.mean(dim=side, keepdim=True).expand_as(chance).clone()
         moved.select(1 - side, 0).copy_(chance.select(1 - side, 0))
@@ -188,9 +190,9 @@ def total_variation(left: int, right: int, start: tuple[int, int]) -> float:
 
 @pytest.mark.parametrize(("left", "right"), [(2, 2), (3, 2), (5, 4), (5, 7)], ids=str)
 def test_rounds_of_the_cipher_are_random_functions(left, right):
-    """Differences of two values come as calculated, which is not uniformly: the sides of 4, 5, 20 and 32."""
-    base = random.mix(keys(200_000, "cipher"))[:, None]
-    drawn = random.feistel(base, torch.tensor([0, right]), left, right)
+    """Differences of two values follow the calculated law, which is not uniform, for sides of 4, 5, 20 and 32."""
+    base = random_bits.mix(keys(200_000, "cipher"))[:, None]
+    drawn = random_bits.feistel(base, torch.tensor([0, right]), left, right)
     apart = [(drawn[:, 1] // right - drawn[:, 0] // right) % left, (drawn[:, 1] - drawn[:, 0]) % right]
     counts = torch.bincount(apart[0] * right + apart[1], minlength=left * right)[1:]
     expected = differences(left, right, (1, 0)) * len(drawn)
@@ -199,28 +201,28 @@ def test_rounds_of_the_cipher_are_random_functions(left, right):
 
 
 def test_two_enciphered_values_are_nearly_independent():
-    """The bounds of `encipher`. By symmetry there are three ways to differ: in the right side, in the left, in both."""
-    sides = {random.cipher_sides(high) for high in range(random.SMALLEST_CIPHER, 4097)}
+    """The bounds in the docstring of `draw_distinct` hold; two values differ in one side, the other, or both."""
+    sides = {random_bits.cipher_sides(high) for high in range(random_bits.SMALLEST_CIPHER, 4097)}
     assert max(total_variation(*pair, (1, 0)) for pair in sides) < 2e-3
     assert max(total_variation(*pair, start) for pair in sides for start in ((0, 1), (1, 1))) < 2e-4
-    assert 0.12 < max(total_variation(*random.cipher_sides(high), (1, 0)) for high in range(4, 512)) < 0.13
+    assert 0.12 < max(total_variation(*random_bits.cipher_sides(high), (1, 0)) for high in range(4, 512)) < 0.13
 
 
 def test_small_ranges_are_not_enciphered():
-    with pytest.raises(ValueError, match="a cipher needs a range of at least 512; got 511; take `permutation`"):
-        random.encipher(keys(3), "x", torch.arange(4).expand(3, 4), 511)
+    with pytest.raises(ArgumentError, match="high must be at least 512 for a cipher; got 511: take a permutation"):
+        random_bits.draw_distinct(keys(3), 0, 4, 511)
 
 
 def test_normal_is_standard_normal():
-    drawn = random.normal(0, "weight", 50_001)
+    drawn = random.normal_by_name(0, "weight", 50_001)
     assert drawn.shape == (50_001,)
     assert stats.kstest(drawn.numpy(), "norm").pvalue > SIGNIFICANCE
-    assert not torch.equal(drawn, random.normal(1, "weight", 50_001))
-    assert not torch.equal(drawn, random.normal(0, "bias", 50_001))
+    assert not torch.equal(drawn, random.normal_by_name(1, "weight", 50_001))
+    assert not torch.equal(drawn, random.normal_by_name(0, "bias", 50_001))
 
 
 def test_gaussian_values_are_quantiles_in_whole_units():
-    """Rounded to 2^-16 and summed in float64 without a rounding; independent of the library that made them."""
+    """The values are multiples of 2^-16, so float64 sums them exactly, and libraries agree on them."""
     values = random.quantiles(torch.device("cpu"))
     assert torch.equal(values * 2**16, (values * 2**16).round()) and (values.diff() >= 0).all()
     exact = torch.special.ndtri((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16)
@@ -239,7 +241,7 @@ def test_gaussian_numbers_are_normal_and_independent():
 
 
 def test_golden_values():
-    """Data that runs depend on: a change here changes every recorded result."""
+    """Every recorded result depends on these numbers."""
     key = random.row_keys(torch.tensor(random.stream("golden", 1)), torch.tensor(0))
     assert random.stream("golden", 1) == -7117040073584795981
     assert random.random_bits(key, "x", 2).tolist() == [-6893314921786864918, -8745914757440375651]
@@ -249,4 +251,6 @@ def test_golden_values():
     assert random.distinct(key, "x", 4, 8191).tolist() == [6117, 2426, 5316, 5125]
     assert random.gaussian(key, "x", 2).tolist() == [-1.7208251953125, -0.38116455078125]
     # libraries may round log and cos differently in the last place
-    assert random.normal(0, "x", 2).tolist() == pytest.approx([-2.3406981149670454, 1.2167775868017219], rel=1e-14)
+    assert random.normal_by_name(0, "x", 2).tolist() == pytest.approx(
+        [-2.3406981149670454, 1.2167775868017219], rel=1e-14
+    )

@@ -1,4 +1,4 @@
-"""Names, summaries, plug-ins."""
+"""Registries: names, summaries, plug-ins."""
 
 import importlib.metadata
 

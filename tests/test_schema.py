@@ -1,4 +1,4 @@
-"""The spec grammar, canonical JSON, and what a user reads when a spec is wrong."""
+"""The spec grammar, canonical JSON, and the messages on wrong specs."""
 
 import math
 
@@ -19,7 +19,7 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=4).map(tuple))
 
 
 class Knobs(Frozen):
-    """Two knobs."""
+    """A record of two fields."""
 
     pairs: int = Field(default=1, ge=1)
     """Pairs."""
@@ -73,8 +73,8 @@ def test_grammar(text: str, name: str, params: dict) -> None:
         ("Power", "a name is lower-case letters, digits and hyphens; got 'Power'"),
         ("", "a name is lower-case letters, digits and hyphens; got ''"),
         ("../etc", "a name is lower-case letters, digits and hyphens; got '../etc'"),
-        ("power:p", "a parameter is written key=value; got 'p' in 'power:p'; write name:key=value,key=value"),
-        ("power:", "parameters follow the colon; got none|a parameter is written key=value"),
+        ("power:p", "a parameter is key=value; got 'p' in 'power:p'; write name:key=value,key=value"),
+        ("power:", "parameters follow the colon; got none|a parameter is key=value"),
         ("power:p=2,", "single commas separate parameters; got 'p=2,' in 'power:p=2,'"),
         ("power:p=2,p=3", "a parameter is given once; got 'p' twice"),
         ("power:p=", "a parameter is written|a value is a number"),

@@ -1,14 +1,23 @@
-"""What an architecture is: a frozen configuration that builds a mixer and counts its state and its work."""
+"""The contract of an architecture: a frozen configuration that builds a mixer and counts its state and its work.
 
+It also declares its sizes and its law, so that matching and reports know no architecture by name.
+"""
+
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.registry import Registry
+from icl_bench.runs.declarations import ArchitectureDeclaration, CapacityLaw
 from icl_bench.schema import Frozen
+
+Cut = Literal["width", "degree"]
+"""Parameters that matching may vary: `width`, those that set widths or windows; `degree`, the power of the scores."""
 
 
 class StateSize(NamedTuple):
@@ -21,91 +30,142 @@ class StateSize(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """All elements."""
+        """Number of all elements."""
         return self.sums + self.cache
 
     def bytes(self, activation_bytes: int) -> int:
-        """Size in memory where an activation takes `activation_bytes`."""
+        """Return the size in memory where an activation takes `activation_bytes`."""
         return 4 * self.sums + activation_bytes * self.cache
 
     def plus(self, other: "StateSize") -> "StateSize":
-        """The state of two parts together."""
+        """Return the size of two states together."""
         return StateSize(self.sums + other.sums, self.cache + other.cache)
 
 
 class Flops(NamedTuple):
-    """Floating-point operations of one token in the forward pass, two a multiply-add, averaged over a sequence.
+    """Floating-point operations of one token in the forward pass, averaged over a sequence; a multiply-add counts two.
 
-    The quotient of the two is the weight-state FLOP ratio (arXiv 2507.04239, section 3.2).
+    The quotient of the two fields is the weight-state FLOP ratio (arXiv 2507.04239, section 3.2).
     """
 
     weights: float
-    """Activation times parameter."""
+    """Products of activations and parameters."""
     state: float
-    """Activation times state, in the recurrent form."""
+    """Products of activations and state, in the recurrent form."""
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """The place of a layer in its model."""
+
+    index: int = 0
+    """Index of the layer, from 0."""
+    layers: int = 1
+    """Number of layers of the model."""
+    impl: str = "auto"
+    """Kernel implementation, `auto` for the best available."""
+
+    @property
+    def output_gain(self) -> float:
+        """Scale of output projections at the start, so that the residual sum of all layers keeps its variance."""
+        return 1 / math.sqrt(2 * self.layers)
+
+
+class FirstLayer:
+    """Values that the first layer offers to the later ones in one pass of a model, made where a layer asks for them."""
+
+    def __init__(self) -> None:
+        self.values: Tensor | None = None
+        """Values of the first layer, [M, B, (T,) G, V]; None before that layer has run."""
 
 
 class Mixer(nn.Module, ABC):
-    """A sequence-mixing layer over a fleet, in its parallel and its recurrent form."""
+    """A sequence-mixing layer over a fleet, in its parallel and its recurrent form.
+
+    The argument `first` of each form is None unless some layer of the model asks for what the first layer offers.
+    """
+
+    recurrent: ClassVar[bool] = True
+    """Have a recurrent form, `step`."""
+    offers_values: ClassVar[bool] = False
+    """Fill `FirstLayer.values` where this is the first layer and `first` is not None."""
+
+    @property
+    def asks_first_layer(self) -> bool:
+        """Read `FirstLayer.values` in every layer but the first."""
+        return False
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """The parallel form, causal in T: [M, B, T, C] -> [M, B, T, C]."""
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
+        """Compute the parallel form, causal in T: [M, B, T, C] -> [M, B, T, C]."""
 
-    def at(self, x: Tensor, positions: Tensor) -> Tensor:
-        """The parallel form at these positions alone: [M, B, T, C], [M, B, S] -> [M, B, S, C]."""
-        return take_rows(self(x), positions)
+    def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
+        """Compute the parallel form at some positions only: [M, B, T, C], [M, B, S] -> [M, B, S, C]."""
+        return take_rows(self(x, first), positions)
 
     @abstractmethod
     def initial_state(self, batch: int) -> Any:
-        """The state before the first token: a NamedTuple of tensors [M, B, ...] or [M·B, ...], possibly nested."""
+        """Return the state before the first token: a tensor [M, B, ...] or [M·B, ...], or a tuple of states."""
 
     @abstractmethod
-    def step(self, x: Tensor, state: Any, position: int) -> tuple[Tensor, Any]:
-        """One token of the recurrent form: x [M, B, C] at `position` -> output [M, B, C] and the next state."""
+    def step(self, x: Tensor, state: Any, position: int, first: FirstLayer | None = None) -> tuple[Tensor, Any]:
+        """Compute one token of the recurrent form: x [M, B, C] at `position` -> output [M, B, C] and the next state."""
+
+
+class Knob(NamedTuple):
+    """A parameter that matching may vary."""
+
+    name: str
+    values: Callable[[Any, int, int], Sequence[int]]
+    """Return the values to try, from the architecture as typed, the model width and the length of a sequence.
+
+    In a `range` the matched quantity must rise with the value, so that the search can stop early; of other sequences
+    all values are tried. An empty sequence leaves the parameter as it is.
+    """
 
 
 class Architecture(Frozen):
     """Base of all architectures. The fields are its parameters; `None` means derived from the model width."""
 
     shown: ClassVar[tuple[str, ...]] = ()
-    """Parameters that its label names even at their defaults."""
+    """Parameters that a label names even at their defaults."""
+    size_parameters: ClassVar[tuple[str, ...]] = ()
+    """Parameters that set how large the layer is; layers that differ in these alone are of one family."""
+    short_range: ClassVar[bool] = False
+    """Reach a fixed few tokens back only: a layer in front of the mixer under study."""
+    knobs: ClassVar[Mapping[Cut, tuple[Knob, ...]]] = {}
+    """Parameters that matching varies for each cut, in the order in which it tries them."""
 
     @abstractmethod
     def resolved(self, d_model: int) -> Self:
-        """The same with every `None` written out; raises SpecError where the width does not allow it."""
+        """Return a copy with every `None` written out; raise SpecError where the width does not allow it."""
 
     @abstractmethod
-    def build(self, members: int, d_model: int, gain: float, impl: str) -> Mixer:
-        """A mixer with parameters not yet drawn.
-
-        Args:
-            members: Size of the fleet, M.
-            d_model: Model width, C.
-            gain: Scale of the output projection at the start, relative to keeping the variance.
-            impl: Kernel implementation, `auto` for the best here.
-        """
+    def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
+        """Make a mixer for M `members` at model width C, `d_model`; its parameters are not yet drawn."""
 
     @abstractmethod
-    def state_size(self, d_model: int, length: int) -> StateSize:
-        """State of one sequence after `length` tokens, exactly what `step` carries."""
+    def state_size(self, d_model: int, length: int) -> StateSize | None:
+        """Count the state of one sequence after `length` tokens, exactly what `step` carries; None where unknown."""
 
     @abstractmethod
     def flops(self, d_model: int, length: int) -> Flops:
-        """Work of one token, averaged over a sequence of `length`."""
+        """Count the work of one token, averaged over a sequence of `length`."""
 
-    def state_elements(self, d_model: int, length: int) -> int:
-        """Elements of the state of one sequence in one layer."""
-        return self.state_size(d_model, length).elements
+    @property
+    def law(self) -> CapacityLaw | None:
+        """Dimensions of the law of capacity, of a resolved architecture; None where the law does not apply."""
+        return None
+
+    def declaration(self) -> ArchitectureDeclaration:
+        """Return what a record keeps of a resolved architecture."""
+        return ArchitectureDeclaration(
+            name=ARCHITECTURES.name_of(type(self)),
+            size_parameters=self.size_parameters,
+            shown=self.shown,
+            law=self.law,
+            short_range=self.short_range,
+        )
 
 
 ARCHITECTURES: Registry[type[Architecture]] = Registry("architecture")
-
-
-def state_tensors(state: object) -> Iterator[Tensor]:
-    """Every tensor of a state, through nested tuples."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from state_tensors(part)

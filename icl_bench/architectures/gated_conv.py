@@ -6,13 +6,13 @@ State: the last conv - 1 inputs, (conv - 1) C numbers. Source: BaseConv of Arora
 section 4; their sweeps put one such layer in front of the mixer under study (`gated-conv+softmax` here).
 """
 
-from typing import NamedTuple, Self
+from typing import Self
 
 from pydantic import Field
 from torch import Tensor
 
-from icl_bench.architectures.base import ARCHITECTURES, Architecture, Flops, Mixer, StateSize
-from icl_bench.architectures.layers import Linear, ShortConv
+from icl_bench.architectures.base import ARCHITECTURES, Architecture, FirstLayer, Flops, LayerContext, Mixer, StateSize
+from icl_bench.architectures.layers import ShortConv, StackedLinear
 from icl_bench.kernels.fleet.convolution import gated_convolution
 
 
@@ -20,13 +20,15 @@ from icl_bench.kernels.fleet.convolution import gated_convolution
 class GatedConv(Architecture):
     """Gated short convolution: no memory beyond its width; a first layer for hybrids."""
 
+    short_range = True
+
     conv: int = Field(default=3, ge=1)
     """Width of the convolution, the current token included."""
 
     def resolved(self, d_model: int) -> Self:
         return self
 
-    def build(self, members: int, d_model: int, gain: float, impl: str) -> Mixer:
+    def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         return GatedConvMixer(members, d_model, self.conv)
 
     def state_size(self, d_model: int, length: int) -> StateSize:
@@ -36,28 +38,20 @@ class GatedConv(Architecture):
         return Flops(2.0 * d_model * (d_model + self.conv), 0.0)
 
 
-class GatedConvState(NamedTuple):
-    """State of a `GatedConvMixer`."""
-
-    tail: Tensor
-    """Last inputs, [M, B, conv - 1, C]."""
-
-
 class GatedConvMixer(Mixer):
-    """conv(x) * (x W) + x; see the module."""
+    """conv(x) * (x W) + x; the state is the last inputs, [M, B, conv - 1, C]."""
 
     def __init__(self, members: int, d_model: int, length: int) -> None:
         super().__init__()
         self.conv = ShortConv(members, d_model, length)
-        self.project = Linear(members, d_model, d_model)
+        self.project = StackedLinear(members, d_model, d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         return gated_convolution(x, self.conv.weight, self.project.weight)
 
-    def initial_state(self, batch: int) -> GatedConvState:
-        weight = self.project.weight
-        return GatedConvState(weight.new_zeros(weight.shape[0], batch, self.conv.length - 1, weight.shape[-1]))
+    def initial_state(self, batch: int) -> Tensor:
+        return self.conv.initial_tail(batch)
 
-    def step(self, x: Tensor, state: GatedConvState, position: int) -> tuple[Tensor, GatedConvState]:
-        mixed, tail = self.conv.step(x, state.tail)
-        return mixed * self.project(x) + x, GatedConvState(tail)
+    def step(self, x: Tensor, state: Tensor, position: int, first: FirstLayer | None = None) -> tuple[Tensor, Tensor]:
+        mixed, tail = self.conv.step(x, state)
+        return mixed * self.project(x) + x, tail

@@ -1,10 +1,10 @@
-"""A layer of one's own: any `torch.nn.Module` from [B, T, C] to [B, T, C], looped over the members of a fleet.
+"""A user's own layer: any `torch.nn.Module` from [B, T, C] to [B, T, C], looped over the members of a fleet.
 
-It is named `package.module:Class`, is built as `Class(d_model, **parameters)` under a seed of its own, and must be
-causal. It has no recurrent form here; its state is counted where it has a method `state_elements(length)`.
+The layer is named `package.module:Class`, is built as `Class(d_model, **parameters)` under a seed of its own, and must
+be causal. It has no recurrent form here; its state is counted where it has a method `state_elements(length)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from icl_bench import random
-from icl_bench.architectures.base import Architecture, Flops, Mixer, StateSize
+from icl_bench.architectures.base import Architecture, FirstLayer, Flops, LayerContext, Mixer, StateSize
+from icl_bench.architectures.initialisation import Initialised
 from icl_bench.errors import SpecError
 from icl_bench.registry import import_object
+from icl_bench.runs.declarations import ArchitectureDeclaration, declaration_by_name
 from icl_bench.schema import Value
 
 
@@ -24,56 +26,47 @@ class Plain(Architecture):
     path: str
     """`package.module:Class`."""
     params: Mapping[str, Value]
-    """What it is built with besides the model width."""
+    """Arguments of the class besides the model width."""
 
     def resolved(self, d_model: int) -> Self:
         self.make(d_model)
         return self
 
     def make(self, d_model: int, seed: int = 0) -> nn.Module:
-        """One module, its parameters drawn by its class under a global seed of its own; the global state is restored.
+        """Make one module on the CPU; its class draws the parameters under a global seed, restored afterwards.
 
-        Raises:
-            UnknownNameError: where the path names nothing.
-            SpecError: where it names no `torch.nn.Module`, or one that cannot be built with these parameters.
+        Raise UnknownNameError if the path names nothing, SpecError if it names no `torch.nn.Module` or the parameters
+        do not fit.
         """
         cls = import_object(self.path)
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise SpecError(
-                f"a layer of one's own is a class of torch.nn.Module; {self.path} is {cls!r}; name the class"
-            )
+            raise SpecError(f"a path names a class of torch.nn.Module; {self.path} is {cls!r}; name the class")
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(seed)
                 return cls(d_model, **self.params)
         except TypeError as error:
-            raise SpecError(
-                f"{self.path} is built as Class(d_model, parameters); it said: {error}; check them"
-            ) from None
+            raise SpecError(f"{self.path} is built as Class(d_model, parameters): {error}; check them") from None
 
-    def build(self, members: int, d_model: int, gain: float, impl: str) -> Mixer:
+    def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         return PlainMixer(members, d_model, self)
 
-    def counts_state(self, d_model: int) -> bool:
-        """Whether the class tells its state."""
-        return hasattr(self.make(d_model), "state_elements")
-
-    def state_size(self, d_model: int, length: int) -> StateSize:
-        module = self.make(d_model)
-        count = getattr(module, "state_elements", None)
-        if count is None:
-            raise SpecError(
-                f"the state of {self.path} is unknown: it has no method state_elements(length); add one to count it"
-            )
-        return StateSize(cache=int(count(length)))
+    def state_size(self, d_model: int, length: int) -> StateSize | None:
+        count = getattr(self.make(d_model), "state_elements", None)
+        return None if count is None else StateSize(cache=int(count(length)))
 
     def flops(self, d_model: int, length: int) -> Flops:
         weights = sum(p.numel() for p in self.make(d_model).parameters() if p.dim() > 1)
         return Flops(2.0 * weights, 0.0)
 
+    def declaration(self) -> ArchitectureDeclaration:
+        return declaration_by_name({"name": self.path, "params": self.params})
 
-class PlainMixer(Mixer):
+
+class PlainMixer(Mixer, Initialised):
     """One template, called with the parameters of each member in turn; the parameters are stacked like all others."""
+
+    recurrent = False
 
     def __init__(self, members: int, d_model: int, config: Plain) -> None:
         super().__init__()
@@ -85,14 +78,14 @@ class PlainMixer(Mixer):
         )
 
     @torch.no_grad()
-    def initialise(self, seeds: list[int], name: str) -> None:
-        """Let the class draw its own parameters, from the member's seed and the layer's name."""
+    def initialise(self, seeds: Sequence[int], path: str) -> None:
+        """Let the class draw its own parameters, from the member's seed and the layer's qualified name."""
         for row, seed in enumerate(seeds):
-            fresh = self.config.make(self.d_model, random.stream("init", seed, name) % 2**63)
+            fresh = self.config.make(self.d_model, random.stream("init", seed, path) % 2**63)
             for stacked, own in zip(self.stacked, fresh.parameters(), strict=True):
                 stacked[row].copy_(own)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         module = self.template["module"].to(x.device)
         rows = [
             functional_call(module, {n: p[m] for n, p in zip(self.names, self.stacked, strict=True)}, (x[m],))
@@ -103,5 +96,5 @@ class PlainMixer(Mixer):
     def initial_state(self, batch: int) -> Any:
         raise SpecError(f"{self.config.path} has no recurrent form here; evaluate it in parallel")
 
-    def step(self, x: Tensor, state: Any, position: int) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: Any, position: int, first: FirstLayer | None = None) -> tuple[Tensor, Any]:
         raise SpecError(f"{self.config.path} has no recurrent form here; evaluate it in parallel")

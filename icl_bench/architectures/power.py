@@ -14,79 +14,98 @@ equation 7 and section 4; it normalises by the sum and supports even p alone.
 
 import math
 from abc import abstractmethod
-from typing import Literal, Self, cast
+from collections.abc import Callable
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from icl_bench.architectures.base import ARCHITECTURES, StateSize
-from icl_bench.architectures.heads import HeadsArchitecture, Memory
-from icl_bench.kernels.power.api import Impl, initial_power_state, power_attention, power_step
-from icl_bench.kernels.power.state import PowerState
+from icl_bench.architectures.base import ARCHITECTURES, Flops, Knob, LayerContext, StateSize
+from icl_bench.architectures.heads import Core, DecayGate, HeadsArchitecture
+from icl_bench.kernels.power.api import PowerImpl, initial_power_state, power_attention, power_step
+from icl_bench.kernels.power.records import PowerState
+from icl_bench.runs.declarations import CapacityLaw
 
 Normalizer = Literal["sum", "rms", "raw"]
-"""What the output is divided by: the `sum` of scores, its own `rms` per head, or nothing (`raw`)."""
+"""Divisor of the output: the `sum` of scores, the `rms` of the output per head, or none (`raw`)."""
 HIGHEST_POWER = 6
 
 
-class PowerMemory(Memory):
+class PowerCore(Core):
     """Sums of expanded keys times values, and of expanded keys alone where scores are normalised by their sum."""
 
-    def __init__(self, config: HeadsArchitecture, p: int, normalizer: Normalizer, impl: Impl) -> None:
+    def __init__(self, config: "PowerHeads", gate: DecayGate | None, layer: LayerContext) -> None:
+        super().__init__(gate)
         self.config = config
-        self.p = p
-        self.normalise_output = normalizer == "rms"
-        self.normalize: Literal["sum", "none"] = "sum" if normalizer == "sum" else "none"
-        self.impl: Impl = impl
+        self.normalise_output = config.chosen_normalizer == "rms"
+        self.normalize: Literal["sum", "none"] = "sum" if config.chosen_normalizer == "sum" else "none"
+        self.impl = cast(PowerImpl, layer.impl)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
-        return power_attention(q, k, v, log_g, p=self.p, normalize=self.normalize, impl=self.impl)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        inputs = self.operands(self.config.features(q), self.config.features(k), v, x)
+        y = power_attention(*inputs, p=self.config.degree, normalize=self.normalize, impl=self.impl)
+        return y.view(*q.shape[:-1], -1)
 
-    def initial_state(self, n: int, like: Tensor) -> PowerState:
-        full = self.config
+    def initial_state(self, batch: int, like: Tensor) -> PowerState:
+        sequences, p, dtype = like.shape[0] * batch, self.config.degree, torch.promote_types(like.dtype, torch.float32)
         return initial_power_state(
-            n,
-            full.key_value_heads,
-            full.key_width,
-            full.value_width,
-            p=self.p,
-            normalize=self.normalize,
-            device=like.device,
-            dtype=torch.float64 if like.dtype == torch.float64 else torch.float32,
+            sequences, *self.config.sizes, p=p, normalize=self.normalize, device=like.device, dtype=dtype
         )
 
-    def step(
-        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState
-    ) -> tuple[Tensor, PowerState]:
-        return power_step(q, k, v, log_g, state, p=self.p, normalize=self.normalize)
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: PowerState) -> tuple[Tensor, PowerState]:
+        inputs = self.operands(self.config.features(q), self.config.features(k), v, x)
+        y, state = power_step(*inputs, state, p=self.config.degree, normalize=self.normalize)
+        return y.view(*q.shape[:-1], -1), state
 
 
 class PowerHeads(HeadsArchitecture):
-    """Base of the architectures that keep power sums: what their state and their work come to."""
+    """Base of the architectures that keep power sums: the size of their state, their work and their law."""
 
     @property
     @abstractmethod
     def degree(self) -> int:
-        """The power p."""
+        """Power of the scores, p."""
 
     @property
     @abstractmethod
     def chosen_normalizer(self) -> Normalizer:
-        """The normalizer, of a resolved architecture."""
+        """Normaliser, of a resolved architecture."""
+
+    @property
+    def feature_function(self) -> Callable[[Tensor], Tensor] | None:
+        """Function of queries and keys [..., K] whose power is taken; None for the identity."""
+        return None
+
+    def resolved(self, d_model: int) -> Self:
+        return super().resolved(d_model).model_copy(update={"normalizer": self.chosen_normalizer})
+
+    def features(self, x: Tensor) -> Tensor:
+        """Apply the feature function to queries or keys [..., K]."""
+        return x if self.feature_function is None else self.feature_function(x)
 
     @property
     def expanded_width(self) -> int:
-        """D = C(K + p - 1, p)."""
+        """Width of a key after expansion, D = C(K + p - 1, p)."""
         return math.comb(self.key_width + self.degree - 1, self.degree)
 
-    def memory_size(self, length: int) -> StateSize:
+    @property
+    def law(self) -> CapacityLaw | None:
+        if self.feature_function is not None:
+            return None
+        groups, key, value = self.sizes
+        return CapacityLaw(degree=self.degree, key_width=key, key_heads=groups, value_width=value)
+
+    def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
+        return PowerCore(self, gate, layer)
+
+    def core_size(self, length: int) -> StateSize:
         columns = self.value_width + (self.chosen_normalizer == "sum")
         return StateSize(sums=self.key_value_heads * self.expanded_width * columns)
 
-    def memory_flops(self, length: int) -> float:
+    def core_flops(self, d_model: int, length: int) -> Flops:
         columns = self.value_width + (self.chosen_normalizer == "sum")
-        return 2.0 * (self.key_value_heads + self.heads) * self.expanded_width * columns
+        return Flops(0.0, 2.0 * (self.key_value_heads + self.heads) * self.expanded_width * columns)
 
 
 @ARCHITECTURES.register("power")
@@ -94,6 +113,10 @@ class Power(PowerHeads):
     """Power attention, scores (q·k)^p: the state grows with p, the parameters do not."""
 
     shown = ("p",)
+    knobs: ClassVar = {
+        **HeadsArchitecture.knobs,
+        "degree": (Knob("p", lambda config, d_model, length: range(1, HIGHEST_POWER + 1)),),
+    }
 
     p: int = Field(default=2, ge=1, le=HIGHEST_POWER)
     """Power of the scores."""
@@ -116,9 +139,3 @@ class Power(PowerHeads):
     @property
     def chosen_normalizer(self) -> Normalizer:
         return self.normalizer or ("rms" if self.p % 2 else "sum")
-
-    def resolved(self, d_model: int) -> Self:
-        return super().resolved(d_model).model_copy(update={"normalizer": self.chosen_normalizer})
-
-    def memory(self, impl: str) -> Memory:
-        return PowerMemory(self, self.p, self.chosen_normalizer, cast(Impl, impl))

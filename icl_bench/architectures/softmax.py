@@ -7,71 +7,59 @@ seen. Source: Vaswani et al. (arXiv 1706.03762); the gate is that of the forgett
 arXiv 2503.02130).
 """
 
-from abc import abstractmethod
 from typing import cast
 
 from torch import Tensor
 
-from icl_bench.architectures.base import ARCHITECTURES, StateSize
-from icl_bench.architectures.heads import HeadsArchitecture, Memory
-from icl_bench.kernels.attention.api import Impl, KeyValueCache, attention, attention_step, empty_cache
+from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
+from icl_bench.architectures.heads import Core, DecayGate, HeadsArchitecture
+from icl_bench.kernels.attention.api import AttentionImpl, attention, attention_step, empty_cache
+from icl_bench.kernels.attention.records import KeyValueCache
 
 
-class CacheMemory(Memory):
-    """Keys and values as they are, all of them or the last `window`."""
+class CacheCore(Core):
+    """Keys and values unchanged, all of them or the last `reach`."""
 
-    def __init__(self, config: HeadsArchitecture, window: int | None, impl: Impl) -> None:
+    def __init__(self, config: "CacheHeads", gate: DecayGate | None, layer: LayerContext) -> None:
+        super().__init__(gate)
         self.config = config
-        self.window = window
-        self.impl: Impl = impl
+        self.impl = cast(AttentionImpl, layer.impl)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> Tensor:
-        return attention(q, k, v, log_g, window=self.window, impl=self.impl)
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        y = attention(*self.operands(q, k, v, x), window=self.config.reach, impl=self.impl)
+        return y.view(*q.shape[:-1], -1)
 
-    def initial_state(self, n: int, like: Tensor) -> KeyValueCache:
-        full = self.config
-        return empty_cache(
-            n,
-            full.key_value_heads,
-            full.key_width,
-            full.value_width,
-            gated=full.gate,
-            device=like.device,
-            dtype=like.dtype,
-        )
+    def initial_state(self, batch: int, like: Tensor) -> KeyValueCache:
+        sequences, gated = like.shape[0] * batch, self.config.gate
+        return empty_cache(sequences, *self.config.sizes, gated=gated, device=like.device, dtype=like.dtype)
 
-    def step(
-        self, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: KeyValueCache
-    ) -> tuple[Tensor, KeyValueCache]:
-        return attention_step(q, k, v, log_g, state, window=self.window)
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        y, state = attention_step(*self.operands(q, k, v, x), state, window=self.config.reach)
+        return y.view(*q.shape[:-1], -1), state
 
 
 class CacheHeads(HeadsArchitecture):
-    """Base of the architectures that keep keys and values: what their state and their work come to."""
+    """Base of the architectures that keep keys and values: the size of their state and their work."""
 
     @property
-    @abstractmethod
     def reach(self) -> int | None:
-        """Keys kept at most; None for all."""
+        """Number of keys kept at most; None for all."""
+        return None
 
-    def memory_size(self, length: int) -> StateSize:
+    def core_size(self, length: int) -> StateSize:
         kept = length if self.reach is None else min(self.reach, length)
         decays = self.key_value_heads * kept if self.gate else 0
         return StateSize(sums=decays, cache=self.key_value_heads * (self.key_width + self.value_width) * kept)
 
-    def memory_flops(self, length: int) -> float:
+    def core_flops(self, d_model: int, length: int) -> Flops:
         kept = length if self.reach is None else min(self.reach, length)
         seen = (kept * (kept + 1) / 2 + (length - kept) * kept) / length
-        return 2.0 * self.heads * (self.key_width + self.value_width) * seen
+        return Flops(0.0, 2.0 * self.heads * (self.key_width + self.value_width) * seen)
 
-    def memory(self, impl: str) -> Memory:
-        return CacheMemory(self, self.reach, cast(Impl, impl))
+    def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
+        return CacheCore(self, gate, layer)
 
 
 @ARCHITECTURES.register("softmax")
 class Softmax(CacheHeads):
     """Softmax attention over the whole past: its state, the cache, grows with every token."""
-
-    @property
-    def reach(self) -> None:
-        return None

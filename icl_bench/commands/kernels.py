@@ -6,89 +6,80 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from icl_bench.commands.session import print_json, stdout_console
+from icl_bench.commands.options import DeviceOption, JsonOption, machine_option, output_option
+from icl_bench.commands.output import SOMETHING_FAILED, print_json, stdout_console
 from icl_bench.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
 
-SOMETHING_BROKEN = 3
-
 kernels = typer.Typer(no_args_is_help=True, help="Check kernels against float64, and time them beside their peers.")
 
 OpOption = Annotated[str | None, typer.Option(help="An operator: power or attention; both by default.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.", rich_help_panel="Machine")]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel="Output")
-]
 
 
-@kernels.command()
-def check(
+@kernels.command("check")
+def check_kernels(
     op: OpOption = None,
     impl: Annotated[
         list[str] | None, typer.Option("--impl", help="A form: triton, chunked, quadratic, torch, sdpa; repeatable.")
     ] = None,
     dtype: Annotated[
-        list[str] | None,
-        typer.Option("--dtype", help="A type: bfloat16, float16, float32 or float64; repeatable."),
+        list[str] | None, typer.Option("--dtype", help="A type: bfloat16, float16, float32 or float64; repeatable.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few lengths, as always on a CPU.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Check few lengths; always so on a CPU.")] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Compare outputs, final states and all gradients with float64; exit status 3 where a bound is broken.
+    """Compare outputs, final states and all gradients with float64; exit status 3 if an error exceeds its bound.
 
-    Triton runs on a GPU, or on a CPU in its interpreter where TRITON_INTERPRET=1 is set.
+    Triton kernels run on a GPU, or on a CPU in Triton's interpreter if TRITON_INTERPRET=1 is set.
     """
+    from icl_bench.commands.kernel_tables import check_table
     from icl_bench.harness.environment import pick_device
-    from icl_bench.kernels.measurement.check import check as check_kernels
-    from icl_bench.reports.kernels import check_table
+    from icl_bench.kernels.measurement.check import check_operators
 
     place = pick_device(device)
-    findings = check_kernels(place, op, impl or (), dtype or (), quick, tell)
+    findings = check_operators(place, op, impl or (), dtype or (), quick, tell)
     if not findings:
         raise ArgumentError("--op, --impl and --dtype must leave something to check; none is left: leave some out")
     broken = [finding for finding in findings if not finding.ok]
     if as_json:
         shared = origin(place)
-        print_json({"schema": 1, "ok": not broken, "findings": [{**x._asdict(), **shared} for x in findings]})
+        print_json({"ok": not broken, "findings": [{**x._asdict(), **shared} for x in findings]})
     else:
         stdout_console().print(check_table(findings))
         typer.echo(f"{len(findings) - len(broken)} of {len(findings)} within their bounds")
     if broken:
-        raise typer.Exit(SOMETHING_BROKEN)
+        raise typer.Exit(SOMETHING_FAILED)
 
 
-@kernels.command()
-def bench(
+@kernels.command("bench")
+def bench_kernels(
     op: OpOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Smaller sizes and fewer lengths.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Time smaller sizes and fewer lengths.")] = False,
     device: DeviceOption = "auto",
-    seconds: Annotated[
-        float, typer.Option(min=1, help="Time for all; what comes later is not measured.", rich_help_panel="Machine")
-    ] = 360,
+    seconds: Annotated[float, machine_option(min=1, help="Time limit in seconds; what does not fit is skipped.")] = 360,
     figure: Annotated[
-        Path | None,
-        typer.Option(help="Draw where power attention overtakes softmax, as SVG.", rich_help_panel="Output"),
+        Path | None, output_option(help="Draw times of power and softmax attention by length, as SVG.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time this library, PyTorch's attention, and the packages retention and fla-core where installed.
+    """Time this library, PyTorch's attention, and the packages retention and fla-core if installed.
 
-    A form of this library is timed only where it passes its check at that size; exit status 3 where one does not.
+    A form of this library is timed only where it passes its check at that size; exit status 3 if one does not.
     """
+    from icl_bench.commands.kernel_tables import bench_tables, speed_curves
     from icl_bench.harness.environment import pick_device
-    from icl_bench.kernels.measurement.bench import bench as bench_kernels
-    from icl_bench.reports.crossover import crossover_figure, curves
-    from icl_bench.reports.kernels import bench_tables
+    from icl_bench.kernels.measurement.bench import bench_operators
+    from icl_bench.reports.crossover import crossover_figure
 
     place = pick_device(device)
-    rows = bench_kernels(place, op, quick, seconds, tell)
-    drawn = curves(rows)
+    rows = bench_operators(place, op, quick, seconds, tell)
+    drawn = speed_curves(rows)
     if as_json:
         shared = origin(place)
-        print_json({"schema": 1, "rows": [{**row.document(), **shared} for row in rows]})
+        print_json({"rows": [{**row.document(), **shared} for row in rows]})
     else:
         stdout_console().print(bench_tables(rows, drawn))
     if figure is not None and drawn:
@@ -97,16 +88,16 @@ def bench(
     if figure is not None:
         tell(f"figure: {figure}" if drawn else "no figure: no length has times of both power and softmax attention")
     if any(row.broken for row in rows):
-        raise typer.Exit(SOMETHING_BROKEN)
+        raise typer.Exit(SOMETHING_FAILED)
 
 
 def tell(line: str) -> None:
-    """Progress, on standard error."""
+    """Print a line of progress on standard error."""
     typer.echo(line, err=True)
 
 
 def origin(place: "torch.device") -> dict[str, Any]:
-    """What numbers depend on: device, versions, date and revision."""
+    """Return what measurements depend on: device, versions, date and revision."""
     from icl_bench.harness.environment import device_name, git_revision, versions
     from icl_bench.kernels.measurement.contenders import peer_versions
 

@@ -1,63 +1,111 @@
-"""The options that commands share."""
+"""The options that several commands take, each typed once, and groups of them.
 
+A command names a group as one parameter, `machine: MachineOptions = MachineOptions()`; the decorator `grouped` shows
+the fields of the group to Typer as options of the command and hands the command one record.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
+machine_option = partial(typer.Option, rich_help_panel="Machine")
+output_option = partial(typer.Option, rich_help_panel="Output")
+
+DEFAULT_STORE = Path("icl-runs")
+REPORT_HELP = "Write a report to this file: Markdown, or one HTML page if the name ends in .html."
+
 TaskArgument = Annotated[str, typer.Argument(help="A task: name or name:key=value,... (see `icl-bench tasks`).")]
 ArchOption = Annotated[
-    list[str], typer.Option("--arch", help="An architecture: name or name:key=value,...; a+b for hybrids; repeatable.")
-]
-PresetOption = Annotated[
-    str, typer.Option(help="Settings: quick (two cores), default, zoology (the published protocol).")
+    list[str], typer.Option("--arch", help="An architecture: name or name:key=value,...; a+b for a hybrid; repeatable.")
 ]
 SeedsOption = Annotated[str, typer.Option(help="Seeds: 0, 0,1,5 or a range 0..4.")]
-LrOption = Annotated[str | None, typer.Option(help="Learning rate: 1e-3, 1e-3,3e-3 or a log grid 1e-4..3e-2/7.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Any other field, as train.steps=2000; repeatable.")]
-PrecisionOption = Annotated[str, typer.Option(help="Arithmetic: float32 or bfloat16.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to run: auto, cpu or cuda.", rich_help_panel="Machine")]
-ImplOption = Annotated[
-    str, typer.Option(help="Kernel implementation: auto, reference, triton, ...", rich_help_panel="Machine")
+LrOption = Annotated[
+    str | None, typer.Option(help="Learning rates: 1e-3, 1e-3,3e-3 or a logarithmic grid 1e-4..3e-2/7.")
 ]
-FleetOption = Annotated[
-    int | None,
-    typer.Option("--fleet", min=1, help="Runs trained together; 1 on a CPU, 32 on a GPU.", rich_help_panel="Machine"),
+StoreOption = Annotated[Path, output_option(help="Folder of finished runs.")]
+ReportOption = Annotated[Path | None, output_option("--report", help=REPORT_HELP)]
+NeededReportOption = Annotated[Path, output_option(help=REPORT_HELP)]
+JsonOption = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else.")]
+DeviceOption = Annotated[str, machine_option(help="Device: auto, cpu or cuda.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the number of runs and an estimate of their time, and train nothing.")
 ]
-GraphsOption = Annotated[
-    bool, typer.Option("--graphs/--no-graphs", help="Capture steps on a GPU in graphs.", rich_help_panel="Machine")
-]
-EngineOption = Annotated[
-    str, typer.Option(help="What carries runs out: inline, local, ray or slurm.", rich_help_panel="Machine")
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Workers of the engine; one a core, or one a GPU.", rich_help_panel="Machine"),
-]
-TimeoutOption = Annotated[
-    float | None, typer.Option(min=0.1, help="Seconds after which a fleet is ended.", rich_help_panel="Machine")
-]
-RayAddressOption = Annotated[
-    str | None, typer.Option(help="A Ray cluster: auto, or host:port.", rich_help_panel="Machine")
-]
-SlurmOption = Annotated[
-    list[str] | None,
-    typer.Option("--slurm", help="A parameter of the jobs, as partition=gpu; repeatable.", rich_help_panel="Machine"),
-]
-StoreOption = Annotated[Path, typer.Option(help="Folder of finished runs.", rich_help_panel="Output")]
-ReportOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        help="Write a report to this file: Markdown, or one page where it ends in .html.",
-        rich_help_panel="Output",
-    ),
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel="Output")
-]
-LogOption = Annotated[
-    list[str] | None,
-    typer.Option("--log", help="Pass runs on to tensorboard, trackio or wandb; repeatable.", rich_help_panel="Output"),
-]
-DEFAULT_STORE = Path("icl-runs")
+
+
+class SettingOptions(NamedTuple):
+    """Options for the model, the training and the evaluation of runs."""
+
+    preset: Annotated[
+        str, typer.Option(help="Settings: quick (for two cores), default, or zoology (the published protocol).")
+    ] = "default"
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other field, such as train.steps=2000; repeatable.")
+    ] = None
+    precision: Annotated[str, typer.Option(help="Arithmetic: float32 or bfloat16.")] = "float32"
+
+
+class MatchOptions(NamedTuple):
+    """Options for the size at which architectures are compared."""
+
+    state: Annotated[str, typer.Option(help="State to match: elements, as 16384, or bytes of float32, as 64KiB.")]
+    match: Annotated[str, typer.Option(help="Quantity to match: state, params or flops.")] = "state"
+    cut: Annotated[
+        str, typer.Option(help="Parameters that are free: width (of keys and values) or degree (the power p).")
+    ] = "width"
+
+
+class MachineOptions(NamedTuple):
+    """Options for the device and the engine that train the runs."""
+
+    device: DeviceOption = "auto"
+    impl: Annotated[str, machine_option(help="Kernel implementation: auto, reference, triton, ...")] = "auto"
+    graphs: Annotated[
+        bool, machine_option("--graphs/--no-graphs", help="Capture training steps on a GPU in graphs.")
+    ] = True
+    fleet: Annotated[
+        int | None, machine_option("--fleet", min=1, help="Runs trained together: 1 on a CPU, 32 on a GPU.")
+    ] = None
+    engine: Annotated[
+        str,
+        machine_option(
+            help="Engine: inline, or local, ray or slurm with options, such as local:workers=4,timeout=600."
+        ),
+    ] = "inline"
+
+
+class OutputOptions(NamedTuple):
+    """Options for the results of runs."""
+
+    store: StoreOption = DEFAULT_STORE
+    log: Annotated[
+        list[str] | None, output_option("--log", help="Also log runs to tensorboard, trackio or wandb; repeatable.")
+    ] = None
+    as_json: JsonOption = False
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that takes the fields of its groups of options as parameters of its own."""
+    given = inspect.signature(command, eval_str=True).parameters
+    groups = {name: own.annotation for name, own in given.items() if hasattr(own.annotation, "_fields")}
+    parameters: list[inspect.Parameter] = []
+    for name, own in given.items():
+        if name not in groups:
+            parameters.append(own.replace(kind=own.KEYWORD_ONLY))
+            continue
+        defaults = groups[name]._field_defaults
+        for field, hint in get_type_hints(groups[name], include_extras=True).items():
+            default = defaults.get(field, own.empty)
+            parameters.append(inspect.Parameter(field, own.KEYWORD_ONLY, default=default, annotation=hint))
+
+    def _call(**values: Any) -> None:
+        records = {name: group(*(values.pop(field) for field in group._fields)) for name, group in groups.items()}
+        command(**values, **records)
+
+    _call.__name__, _call.__doc__, _call.__module__ = command.__name__, command.__doc__, command.__module__
+    _call.__annotations__ = {own.name: own.annotation for own in parameters}
+    _call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return _call

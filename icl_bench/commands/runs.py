@@ -1,4 +1,4 @@
-"""The commands of `icl-bench runs`, and `merge`."""
+"""The commands on finished runs: `icl-bench runs`, `merge` and `report`."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,122 +6,112 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from icl_bench.commands.session import print_json
+from icl_bench.commands.options import DEFAULT_STORE, REPORT_HELP, JsonOption, StoreOption
+from icl_bench.commands.output import SOMETHING_FAILED, note_problems, print_json, write_files
 from icl_bench.errors import StoreError
 
 if TYPE_CHECKING:
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.store import Store
-    from icl_bench.runs.store.index import Index
-    from icl_bench.runs.store.rows import Summary
-
-SOMETHING_BROKEN = 3
-DEFAULT_STORE = Path("icl-runs")
+    from icl_bench.runs.store.index import Summary
 
 runs = typer.Typer(no_args_is_help=True, help="List, show, check, remove and export the runs of a store.")
 
-StoreOption = Annotated[Path, typer.Option(help="Folder of finished runs.", rich_help_panel="Output")]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document and nothing else.", rich_help_panel="Output")
-]
 RunArgument = Annotated[str, typer.Argument(help="A run, by its id or the beginning of it.", show_default=False)]
 
 
 @runs.command("list")
 def list_runs(
-    task: Annotated[str | None, typer.Option(help="Of this task: its name, or its label with parameters.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Of this architecture: its name, or its label.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only runs of this task, by name or label.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Only runs of this architecture, by name or label.")] = None,
     status: Annotated[
-        str | None, typer.Option(help="That ended so: ok, diverged, oom, error, ...; interrupted or running.")
+        str | None, typer.Option(help="Only runs with this status: ok, diverged, oom, error, interrupted, ...")
     ] = None,
-    since: Annotated[str | None, typer.Option(help="Started since: 2026-01-31, 2026-01-31T12:00, 12h, 3d.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only runs started since 2026-01-31, 2026-01-31T12:00, 12h, 3d.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """List runs, one line each: finished ones, then those that were cut or are under way."""
+    """List runs, one line each: finished runs, then interrupted and running ones."""
     from icl_bench.runs.store.index import Index
-    from icl_bench.runs.store.listing import Filters, listed, parse_since, unfinished
+    from icl_bench.runs.store.listing import Filters, parse_since, unfinished
 
     opened = open_store(store)
     index = Index(opened)
     finished, problems = index.summaries()
     filters = Filters(task, arch, status, parse_since(since, datetime.now(UTC)) if since else None)
-    rows = list(listed(finished, unfinished(opened), filters))
+    rows = [row for row in (*finished, *unfinished(opened)) if filters.admit(row)]
     if as_json:
-        unreadable = [str(problem) for problem in problems]
-        print_json({"schema": 1, "runs": [row._asdict() for row in rows], "problems": unreadable})
+        print_json({"runs": [row._asdict() for row in rows], "problems": [str(problem) for problem in problems]})
         return
     print_rows(rows)
-    for problem in problems:
-        typer.echo(f"unreadable: {problem}", err=True)
-    tell_if_not_kept(index)
+    note_problems(index, problems)
 
 
-@runs.command()
-def show(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Show one run: what was run, where, and what came out."""
+@runs.command("show")
+def show_run(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Show one run: its specification, its machine and its results."""
     opened = open_store(store)
     record = opened.load(opened.find(run))
     if as_json:
-        print_json({"schema": 1, "run": record.model_dump(mode="json")})
+        print_json({"run": record.model_dump(mode="json")})
     else:
         print_record(record)
 
 
 @runs.command("rm")
-def remove(
+def remove_runs(
     run: Annotated[list[str], typer.Argument(help="Runs, by their ids or the beginnings of them.", show_default=False)],
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Move runs to the folder trash of their store; to delete them, empty it."""
+    """Move runs to the folder `trash` of their store; empty that folder to delete them."""
     opened = open_store(store)
     for run_id in [opened.find(prefix) for prefix in run]:
         typer.echo(f"{run_id} is now {opened.remove(run_id)}")
 
 
-@runs.command()
-def verify(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """Read every byte of every run and compare digests; exit status 3 where something is damaged."""
-    from icl_bench.runs.store.verify import verify as verify_store
+@runs.command("verify")
+def verify_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Read every byte of every run and compare digests; exit status 3 if something is damaged."""
+    from icl_bench.runs.store.verify import verify_store
 
     found = verify_store(open_store(store))
     if as_json:
-        print_json({"schema": 1, **found._asdict()})
+        print_json(found._asdict())
     else:
         typer.echo(f"{found.runs} runs and {found.checkpoints} checkpoints are whole, {len(found.problems)} problems")
         for problem in found.problems:
             typer.echo(f"damaged: {problem}", err=True)
     if found.problems:
-        raise typer.Exit(SOMETHING_BROKEN)
+        raise typer.Exit(SOMETHING_FAILED)
 
 
-@runs.command()
-def export(
+@runs.command("export")
+def export_runs(
     file: Annotated[Path, typer.Argument(help="The file to write: .csv, or .parquet (needs pyarrow).")],
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Write finished runs as one table, a row for each run and cell."""
-    from icl_bench.runs.store.export import export as export_records
+    from icl_bench.runs.store.export import export_records
     from icl_bench.runs.store.index import Index
 
     index = Index(open_store(store))
-    records, problems = index.records()
-    typer.echo(f"{export_records(records, file)} rows of {len(records)} runs: {file}")
-    for problem in problems:
-        typer.echo(f"unreadable: {problem}", err=True)
-    tell_if_not_kept(index)
+    finished, problems = index.runs()
+    typer.echo(f"{export_records(finished.load_all(), file)} rows of {len(finished.outlines)} runs: {file}")
+    note_problems(index, problems)
 
 
 def merge(
     sources: Annotated[list[Path], typer.Argument(help="Stores to copy from.", show_default=False)],
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Copy runs of other stores into one; nothing is overwritten. Exit status 3 where runs differ or are damaged.
+    """Copy runs of other stores into one; nothing is overwritten. Exit status 3 if runs differ or are damaged.
 
     Example: icl-bench merge node1/icl-runs node2/icl-runs --store icl-runs
     """
     from icl_bench.runs.store import Store
-    from icl_bench.runs.store.merge import merge as merge_stores
+    from icl_bench.runs.store.merge import merge_stores
 
     done = merge_stores(sources, Store(store))
     typer.echo(f"{done.copied} runs copied, {done.present} there already")
@@ -130,11 +120,33 @@ def merge(
     for problem in done.problems:
         typer.echo(f"not copied: {problem}", err=True)
     if done.conflicts or done.problems:
-        raise typer.Exit(SOMETHING_BROKEN)
+        raise typer.Exit(SOMETHING_FAILED)
+
+
+def report(
+    source: Annotated[Path, typer.Argument(help="A store of finished runs.")] = DEFAULT_STORE,
+    output: Annotated[Path, typer.Option("--output", "-o", help=REPORT_HELP)] = Path("report.md"),
+) -> None:
+    """Write a report, with figures, of every run in a store."""
+    from icl_bench.reports.context import NO_STUDY
+    from icl_bench.runs.store import Store
+    from icl_bench.runs.store.index import Index, uncollected
+    from icl_bench.runs.store.listing import INTERRUPTED, unfinished
+
+    index = Index(Store(source))
+    runs, problems = index.runs()
+    interrupted = sum(row.status == INTERRUPTED for row in unfinished(index.store))
+    if not runs.outlines and not problems:
+        raise StoreError(
+            f"a report needs finished runs; {source} has none; make some with `icl-bench run --store {source}`"
+        )
+    note_problems(index, ())
+    with uncollected():
+        typer.echo(write_files(runs, problems, output, NO_STUDY._replace(interrupted=interrupted)))
 
 
 def open_store(path: Path) -> "Store":
-    """A store that is there; raises StoreError where it is not."""
+    """Open a store that exists; raises StoreError if it does not."""
     from icl_bench.runs.store import Store
 
     if not path.is_dir():
@@ -144,14 +156,8 @@ def open_store(path: Path) -> "Store":
     return store
 
 
-def tell_if_not_kept(index: "Index") -> None:
-    """Say where the next command will take as long as this one."""
-    if not index.kept:
-        typer.echo(f"note: {index.path} cannot be written; runs are read from their folders every time", err=True)
-
-
 def print_rows(rows: "list[Summary]") -> None:
-    """Runs in columns."""
+    """Print runs in columns, and their number on standard error."""
     from icl_bench.reports.text import plain
 
     cells = [
@@ -168,7 +174,7 @@ def print_rows(rows: "list[Summary]") -> None:
 
 
 def print_record(record: "RunRecord") -> None:
-    """A run as lines of name and value."""
+    """Print a run as lines of name and value."""
     from icl_bench.reports.text import plain
     from icl_bench.schema import canonical_json
 

@@ -1,47 +1,66 @@
-"""The main numbers on the terminal: a table with a row an architecture and a column a load, and a chart of bars."""
+"""Tables and text on the terminal: results, a bar chart, sizes of architectures, an example of a task."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from icl_bench.reports.analysis import Entry, Section, analyse
-from icl_bench.reports.squared_error import error_of
-from icl_bench.reports.statistics import median
-from icl_bench.reports.tables import cell_median
-from icl_bench.reports.text import NONE, plain, share, size
+from icl_bench.reports.analysis import Section, analyse
+from icl_bench.reports.entry import Entry, known_median
+from icl_bench.reports.text import NONE, format_bytes, format_integer, format_share, plain
+from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.record import RunRecord
+
+if TYPE_CHECKING:  # both load torch
+    from icl_bench.harness.accounting import Account
+    from icl_bench.harness.example import Example
 
 FIRST = ("lr", "state", "params", "accuracy")
 BAR_LENGTH = 40
 LAST = ("exact", "solved")
+TOKENS_PER_ROW = 16
+LONGEST_ROW = 112
+"""Largest number of characters in a row of several tokens."""
+
+
+def make_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Return an empty table without lines: columns of words, then columns of numbers at the right edge."""
+    table = Table(
+        box=None, title=Text(title) if title else None, title_justify="left", header_style="bold", pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )  # fmt: skip
+    for word in words:
+        table.add_column(Text(word), overflow="fold")
+    for number in numbers:
+        table.add_column(Text(number), justify="right", overflow="fold")
+    return table
 
 
 def results_table(records: Sequence[RunRecord]) -> RenderableType:
-    """A table for each task; plain columns of text, whatever the names hold."""
-    return Group(*(section_table(section) for section in analyse(records)))
+    """Return a table for each task; names are shown as plain text, without markup."""
+    return Group(*(section_table(section) for section in analyse(FinishedRuns.of(records))))
 
 
 def accuracy_bars(records: Sequence[RunRecord]) -> RenderableType:
-    """Median accuracy of each architecture as a bar, for each task; nothing for tasks with one architecture."""
-    return Group(*(section_bars(section) for section in analyse(records) if len(section.entries) > 1))
+    """Return a bar of median accuracy for each architecture, for each task with at least two architectures."""
+    return Group(*(section_bars(section) for section in analyse(FinishedRuns.of(records)) if len(section.entries) > 1))
 
 
 def section_bars(section: Section) -> Table:
-    """The bars of a task, best first, and the floor."""
+    """Return the bars of a task, best architecture first, and the floor last."""
     rows = [(entry.accuracy or 0.0, plain(entry.label)) for entry in section.entries]
     rows = [*sorted(rows, key=lambda row: -row[0]), (section.mean_floor or 0.0, "floor")]
-    table = Table(
-        box=None, title=Text(f"{plain(section.task)}: test accuracy"), title_justify="left", show_header=False
-    )
+    title = Text(f"{plain(section.task)}: test accuracy")
+    table = Table(box=None, title=title, title_justify="left", show_header=False)
     for accuracy, label in rows:
-        table.add_row(Text(label), Text(bar(accuracy)), Text(share(accuracy)))
+        table.add_row(Text(label), Text(bar(accuracy)), Text(format_share(accuracy)))
     return table
 
 
 def bar(part: float) -> str:
-    """A bar of at most 40 characters, to an eighth of a character.
+    """Draw a bar of at most 40 characters, with a resolution of an eighth of a character.
 
     >>> bar(0.0625)
     '██▌'
@@ -51,68 +70,84 @@ def bar(part: float) -> str:
 
 
 def section_table(section: Section) -> Table:
-    """The table of a task."""
+    """Return the table of a task."""
     title = f"{plain(section.task)}: test accuracy" + (f", then by {section.load_name}" if section.cells else "")
-    table = Table(
-        box=None, title=Text(title), title_justify="left", header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
-    )
-    table.add_column("architecture", overflow="fold")
-    for heading in (*FIRST, *cell_headings(section), *LAST, *further_headings(section)):
-        table.add_column(Text(heading), justify="right", overflow="fold")
+    headings = (*FIRST, *cell_headings(section), *LAST, *further_headings(section))
+    table = make_table(title, ["architecture"], headings)
     for entry in section.entries:
         table.add_row(*(Text(cell) for cell in entry_cells(entry, section)))
-    floors = [share(section.floors[cell.label].accuracy) for cell in section.cells]
-    row = [
-        "floor",
-        NONE,
-        NONE,
-        NONE,
-        share(section.mean_floor),
-        *floors,
-        *[NONE] * (2 + len(further_headings(section))),
-    ]
+    floors = [format_share(section.floors[cell.label].accuracy) for cell in section.cells]
+    row = ["floor", *[NONE] * 3, format_share(section.mean_floor), *floors]
+    row += [NONE] * (1 + len(headings) - len(row))
     table.add_row(*(Text(cell) for cell in row), style="dim")
     return table
 
 
 def cell_headings(section: Section) -> list[str]:
-    """Loads where they tell cells apart, else the names of the cells."""
+    """Return the loads as column heads if they are distinct, else the labels of the cells."""
     loads = [cell.load for cell in section.cells]
     return [str(load) for load in loads] if len(set(loads)) == len(loads) else [plain(c.label) for c in section.cells]
 
 
 def further_headings(section: Section) -> list[str]:
-    """Columns for the error, where answers are vectors, and for what is right where models read their own answers."""
-    return (["error"] if section.has_errors else []) + (["own answers", "exact"] if reads_own(section) else [])
-
-
-def reads_own(section: Section) -> bool:
-    """Whether models read their own answers."""
-    return any(run.record.result.free_running is not None for run in section.runs)
-
-
-def own_cells(entry: Entry) -> list[str]:
-    """Medians over seeds of the share right, of positions and of examples, where the model reads its own answers."""
-    found = [(run.result.free_running, run.result.free_running_exact) for run in entry.scored]
-    return [
-        share(median(known)) if (known := [v for v in column if v is not None]) else NONE
-        for column in zip(*found, strict=True)
-    ]
+    """Return the heads of further columns: error for vector tasks, accuracy on own answers for generative tasks."""
+    reads_own = any(entry.reads_own_answers for entry in section.entries)
+    return (["error"] if section.has_errors else []) + (["own answers", "exact"] if reads_own else [])
 
 
 def entry_cells(entry: Entry, section: Section) -> list[str]:
-    """The row of an entry."""
-    result, seeds = entry.example.result, len(entry.accuracies)
+    """Return the cells of an entry's row."""
+    seeds = len(entry.accuracies)
     failed = f" ({len(entry.failed)} failed)" if entry.failed else ""
+    further = {
+        "error": entry.error,
+        "own answers": known_median([run.result.free_running for run in entry.scored]),
+        "exact": known_median([run.result.free_running_exact for run in entry.scored]),
+    }
     return [
         plain(entry.label) + failed,
         f"{entry.rate:.3g}",
-        size(result.state.bytes if result.state else None),
-        f"{result.params:,}" if result.params else NONE,
-        share(entry.accuracy),
-        *(cell_median(entry, cell.label) for cell in section.cells),
-        share(entry.exact_match),
-        f"{entry.solved}/{seeds}" if seeds else NONE,
-        *([error_of(entry)] if section.has_errors else []),
-        *(own_cells(entry) if reads_own(section) else []),
+        format_bytes(entry.state_bytes),
+        format_integer(entry.example.result.params or None),
+        format_share(entry.accuracy),
+        *(format_share(entry.median_in(cell.label)) for cell in section.cells),
+        format_share(entry.exact_match),
+        f"{entry.solved_seeds}/{seeds}" if seeds else NONE,
+        *(format_share(further[heading]) for heading in further_headings(section)),
     ]
+
+
+def state_table(rows: "Sequence[Account]") -> Table:
+    """Return the table of `icl-bench state`, one row for each architecture."""
+    headings = ("state elements", "bytes (bf16)", "at length", "mixer params", "weight FLOPs", "state FLOPs", "ratio")
+    table = make_table("", ["architecture"], headings)
+    for row in rows:
+        counts = (row.elements, row.bytes, row.length, row.params, row.weight_flops, row.state_flops)
+        ratio = NONE if row.ratio is None else f"{row.ratio:.2f}"
+        table.add_row(row.arch, *(f"{count:,.0f}" for count in counts), ratio)
+    return table
+
+
+def example_text(shown: "Example") -> Text:
+    """Write tokens in rows; an arrow and the target follow each scored position."""
+    width = max(len(token) for token in shown.tokens)
+    pieces = [
+        f"{token}→{shown.targets[t]} " if t in shown.targets else f"{token:<{width}} "
+        for t, token in enumerate(shown.tokens)
+    ]
+    row = row_length([len(piece) for piece in pieces])
+    text = Text(f"{shown.task}  {shown.cell}  {len(shown.tokens)} tokens, {len(shown.targets)} scored, ")
+    text.append(f"{shown.state_bits:.0f} bits to carry\n")
+    for t, piece in enumerate(pieces):
+        if t % row == 0:
+            text.append(f"\n{t:>5}  ", style="dim")
+        text.append(piece, style="bold reverse" if t in shown.targets else "")
+    return text
+
+
+def row_length(lengths: Sequence[int]) -> int:
+    """Return the number of tokens in a row: the largest power of two up to 16 that keeps every row short enough."""
+    row = TOKENS_PER_ROW
+    while row > 1 and max(sum(lengths[i : i + row]) for i in range(0, len(lengths), row)) > LONGEST_ROW:
+        row //= 2
+    return row

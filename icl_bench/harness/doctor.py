@@ -1,4 +1,4 @@
-"""What this machine can run."""
+"""Check which parts of icl-bench can run on this machine."""
 
 import importlib.util
 import os
@@ -9,78 +9,78 @@ from typing import NamedTuple
 import torch
 
 from icl_bench.errors import StoreError
-from icl_bench.harness.engines.choose import SUMMARIES, missing_package
-from icl_bench.harness.engines.local import cores
-from icl_bench.harness.environment import processor_name, versions
+from icl_bench.harness.engines.base import ENGINES, install_command, missing_package
+from icl_bench.harness.environment import processor_name, usable_cores, versions
 from icl_bench.runs.store import Store
 
 TORCH_RANGE = ((2, 11), (2, 16))
 TRITON_RANGE = ((3, 6), (3, 10))
 
 
-class Check(NamedTuple):
-    """One thing looked at."""
+class MachineCheck(NamedTuple):
+    """The outcome of one check."""
 
     name: str
     ok: bool
     detail: str
 
 
-def examine(store: Path) -> list[Check]:
-    """Look at packages, processor, GPU, kernels, engines and store."""
+def check_machine(store: Path) -> list[MachineCheck]:
+    """Check packages, processor, GPU, kernels, engines and store."""
     found = versions()
+    cores = f"{os.cpu_count()} cores, {usable_cores()} usable, {torch.get_num_threads()} used by torch"
     return [
-        Check("icl-bench", True, f"{found['icl-bench']} on Python {found['python']}"),
-        within("torch", found["torch"], TORCH_RANGE),
-        within("triton", found["triton"], TRITON_RANGE),
-        Check("processor", True, f"{processor_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"),
-        gpu(),
-        kernels(),
-        *map(engine, SUMMARIES),
-        writable(store),
+        MachineCheck("icl-bench", True, f"{found['icl-bench']} on Python {found['python']}"),
+        check_package("torch", found["torch"], TORCH_RANGE),
+        check_package("triton", found["triton"], TRITON_RANGE),
+        MachineCheck("processor", True, f"{processor_name()}, {cores}"),
+        check_gpu(),
+        check_triton_kernels(),
+        *map(check_engine, ENGINES),
+        check_store(store),
     ]
 
 
-def within(package: str, version: str, supported: tuple[tuple[int, int], tuple[int, int]]) -> Check:
-    """Whether a version is in the supported range."""
+def check_package(package: str, version: str, supported: tuple[tuple[int, int], tuple[int, int]]) -> MachineCheck:
+    """Check that the version of a package is in the supported range."""
     low, high = supported
     bounds = f"supported: {low[0]}.{low[1]} up to, not including, {high[0]}.{high[1]}"
     parts = version.split("+")[0].split(".")
     ok = version != "none" and low <= (int(parts[0]), int(parts[1])) < high
-    return Check(package, ok, f"{version} ({bounds})")
+    return MachineCheck(package, ok, f"{version} ({bounds})")
 
 
-def gpu() -> Check:
-    """Whether torch sees a CUDA device."""
+def check_gpu() -> MachineCheck:
+    """Check that torch sees a CUDA device."""
     if not torch.cuda.is_available():
-        return Check("GPU", False, "torch sees no CUDA device; runs go to the CPU")
+        return MachineCheck("GPU", False, "torch sees no CUDA device; runs use the CPU")
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return Check("GPU", True, f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
+    return MachineCheck("GPU", True, f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
 
 
-def kernels() -> Check:
-    """Whether the Triton kernels can run."""
+def check_triton_kernels() -> MachineCheck:
+    """Check that the Triton kernels can run."""
     if importlib.util.find_spec("triton") is None:
-        return Check("Triton kernels", False, "triton is not installed; the plain torch forms serve")
+        return MachineCheck("Triton kernels", False, "triton is not installed; runs use implementations in torch")
     if not torch.cuda.is_available():
-        return Check("Triton kernels", False, "they need a CUDA device; the plain torch forms serve")
-    return Check("Triton kernels", True, "available")
+        return MachineCheck("Triton kernels", False, "they need a CUDA device; runs use implementations in torch")
+    return MachineCheck("Triton kernels", True, "available")
 
 
-def engine(name: str) -> Check:
-    """Whether the packages and programs that an engine needs are there."""
-    package = missing_package(name)
+def check_engine(name: str) -> MachineCheck:
+    """Check that the package and the program that an engine needs are there."""
+    package, program = missing_package(name), ENGINES[name].program
     if package:
-        return Check(f"engine {name}", False, f"{package} is not installed; pip install 'icl-bench[{name}]'")
-    if name == "slurm" and shutil.which("sbatch") is None:
-        return Check("engine slurm", False, "sbatch is not on the path; it is on login nodes")
-    return Check(f"engine {name}", True, SUMMARIES[name] + (f", {cores()} cores" if name == "local" else ""))
+        return MachineCheck(f"engine {name}", False, f"{package} is not installed; run {install_command(name)}")
+    if program and shutil.which(program) is None:
+        return MachineCheck(f"engine {name}", False, f"the program {program} is not on the path of this machine")
+    return MachineCheck(f"engine {name}", True, ENGINES.summary(name))
 
 
-def writable(store: Path) -> Check:
-    """Whether the store can be written."""
+def check_store(store: Path) -> MachineCheck:
+    """Check that the store can be written."""
     try:
         Store(store).check_writable()
     except StoreError as error:
-        return Check("store", False, str(error))
-    return Check("store", True, str(store.resolve()))
+        return MachineCheck("store", False, str(error))
+    return MachineCheck("store", True, str(store.resolve()))

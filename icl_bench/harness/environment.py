@@ -1,34 +1,30 @@
-"""Where a run is made: device, versions, revision."""
+"""The environment of a run: device, kernel implementation, package versions and revision of the code."""
 
 import os
 import platform
-import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import get_args
 
 import torch
 
 import icl_bench
 from icl_bench.errors import SpecError
-from icl_bench.kernels.attention import api as attention
-from icl_bench.kernels.power import api as power
-from icl_bench.runs.record import Manifest
+from icl_bench.kernels.measurement.operators import OPERATORS
+from icl_bench.runs.record import Manifest, command_line
 
-PACKAGES = ("torch", "triton", "numpy", "scipy")
+NUMERIC_PACKAGES = ("torch", "triton", "numpy", "scipy")
+"""Packages that can change numbers."""
 DEVICES = ("auto", "cpu", "cuda")
-IMPLS = tuple(dict.fromkeys((*get_args(power.Impl), *get_args(attention.Impl))))
+IMPLS = tuple(dict.fromkeys(impl for operator in OPERATORS.values() for impl in operator.impls))
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA where there is one.
-
-    Raises:
-        SpecError: where the name is unknown or the device is not there.
-    """
+    """Return the device `name`; `auto` is CUDA if torch sees it, else the CPU; raise SpecError if it is missing."""
     if name not in DEVICES:
         raise SpecError(f"--device is one of {', '.join(DEVICES)}; got {name!r}; choose one of them")
     if name == "cuda" and not torch.cuda.is_available():
@@ -43,26 +39,49 @@ def check_impl(name: str) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """Name of the processor or GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return processor_name()
+    """Return the name of the GPU, or of the processor for a CPU device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def processor_name() -> str:
-    """Model of the processor, as the kernel or the platform module tells."""
+    """Return the model of the processor."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return [name for name in visible.split(",") if name]
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable inside the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
+    """Return the versions of everything that can change numbers, by name; `none` for a missing package."""
     found = {"icl-bench": icl_bench.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
+    for package in NUMERIC_PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -72,7 +91,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that the package lies in, with `+` where it is changed; None outside a checkout."""
+    """Return the git revision of the package, with `+` if the checkout has changes; None outside a checkout."""
     root = Path(icl_bench.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
@@ -84,13 +103,13 @@ def git_revision() -> str | None:
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Output of a git command."""
+    """Run a git command and return its output."""
     done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 def make_manifest(device: torch.device, impl: str, fleet_size: int) -> Manifest:
-    """The manifest of a run that starts now."""
+    """Return the manifest of a run that starts now."""
     return Manifest(
         versions=versions(),
         device=device_name(device),
@@ -99,6 +118,6 @@ def make_manifest(device: torch.device, impl: str, fleet_size: int) -> Manifest:
         revision=git_revision(),
         impl=impl,
         fleet_size=fleet_size,
-        command=shlex.join(["icl-bench", *sys.argv[1:]]),
+        command=command_line(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -1,4 +1,4 @@
-"""About how long runs will take on this machine, from a few steps of every kind of fleet among them."""
+"""Estimate of the time that runs take on this machine, from a few steps of each kind of fleet among them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -6,100 +6,95 @@ from functools import partial
 
 import torch
 
-from icl_bench.harness.training.evaluate import batches, evaluate
-from icl_bench.harness.training.fleet import Machine, pack
-from icl_bench.harness.training.graphs import WARM_STEPS
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
+from icl_bench.harness.training.fleet import pack
+from icl_bench.harness.training.trainer import WARM_STEPS, Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
 LARGEST_BATCH = {"cpu": 16, "cuda": None}
-"""Examples of a member in a measured step: a processor takes as long for each, whatever their number."""
+"""Most examples of a member in a measured step; a processor takes as long for each example, however many there are."""
 EXAMPLES = 64
-"""Examples evaluated for the measurement, of each cell."""
-LONG_ENOUGH = 0.1
-"""Seconds after which a measurement ends, once done twice."""
+"""Examples of each cell that are evaluated for the measurement."""
+LEAST_SECONDS = 0.1
+"""Shortest time of a measurement, which repeats its work at least twice."""
 
 
 def seconds_for(runs: Sequence[RunSpec], machine: Machine, fleet_size: int) -> float:
-    """Seconds for runs in fleets of at most that size, one fleet after the other; takes some of them itself."""
-    known: dict[tuple[str, int], float] = {}
-    total = 0.0
+    """Estimate the seconds of runs in fleets of at most `fleet_size`, one after the other; takes seconds itself."""
+    kinds: dict[tuple[str, int], list[list[RunSpec]]] = {}
     for fleet in pack(runs, fleet_size):
-        kind = (fleet[0].fleet_key(), len(fleet))
-        if kind not in known:
-            known[kind] = fleet_seconds(fleet, machine)
-        total += known[kind]
-    return total
+        kinds.setdefault((fleet[0].fleet_key(), len(fleet)), []).append(fleet)
+    return sum(len(fleets) * fleet_seconds(fleets[0], machine) for fleets in kinds.values())
 
 
 def fleet_seconds(fleet: Sequence[RunSpec], machine: Machine) -> float:
-    """Seconds for one fleet: set-up, steps, validations and test."""
+    """Estimate the seconds of one fleet: set-up, steps, validations and test."""
     spec, started = fleet[0], time.perf_counter()
     most = LARGEST_BATCH[machine.device.type] or spec.train.batch
-    trainer = Trainer([smaller(own, most) for own in fleet], machine.device, machine.impl, machine.graphs)
-    wait(machine.device)
+    train = [member.train.model_copy(update={"batch": min(most, spec.train.batch)}) for member in fleet]
+    smaller = [member.model_copy(update={"train": own}) for member, own in zip(fleet, train, strict=True)]
+    trainer = Trainer(smaller, machine)
+    wait_for(machine.device)
     set_up = time.perf_counter() - started
-    whole = spec.train.batch / trainer.spec.train.batch
-    steps = [trainer.order.count(which) * step_seconds(trainer, which, whole) for which in range(len(trainer.cells))]
+    ratio = spec.train.batch / trainer.spec.train.batch
+    cells = range(len(trainer.cells))
+    steps = sum(trainer.cell_of_step.count(cell) * step_seconds(trainer, cell, ratio) for cell in cells)
     examples = spec.evaluation.points * spec.evaluation.validation + spec.evaluation.examples
-    return set_up + sum(steps) + examples * example_seconds(trainer)
+    return set_up + steps + examples * example_seconds(trainer)
 
 
-def smaller(spec: RunSpec, most: int) -> RunSpec:
-    """The same run with at most so many examples a step."""
-    return spec.model_copy(update={"train": spec.train.model_copy(update={"batch": min(most, spec.train.batch)})})
+def step_seconds(trainer: Trainer, cell: int, ratio: float) -> float:
+    """Estimate the seconds of a step on a cell with `ratio` times the examples; the optimiser costs the same."""
+    queue, members = trainer.queues[cell], len(trainer.specs)
+    refill = measured_seconds(lambda: trainer.run_refill(cell), trainer.device, trainer.captured) / queue.steps
+    update = measured_seconds(lambda: repeat_update(trainer, cell), trainer.device, trainer.captured)
+    losses = torch.zeros(members, device=trainer.device)
+    optimiser = measured_seconds(lambda: trainer.optimiser.step(losses), trainer.device, captured=False)
+    optimiser = min(update, optimiser)
+    return refill * ratio + optimiser + (update - optimiser) * ratio
 
 
-def step_seconds(trainer: Trainer, which: int, whole: float) -> float:
-    """Seconds of a step on one cell with `whole` times the examples; the optimiser costs the same for any number."""
-    device, supply = trainer.device, trainer.supplies[which]
-    refill = timed(lambda: trainer.run(trainer.refill, trainer.refills, which), device, trainer.captured) / supply.steps
-    update = timed(lambda: again(trainer, which), device, trainer.captured)
-    losses = torch.zeros(len(trainer.present), device=device)
-    own = min(update, timed(lambda: trainer.optimiser.step(losses), device, captured=False))
-    return refill * whole + own + (update - own) * whole
-
-
-def again(trainer: Trainer, which: int) -> None:
-    """An update on the first batch that there is."""
-    trainer.supplies[which].slot.zero_()
-    trainer.run(trainer.update, trainer.updates, which)
+def repeat_update(trainer: Trainer, cell: int) -> None:
+    """Update all members on the first batch in the queue of a cell."""
+    trainer.queues[cell].next_row.zero_()
+    trainer.run_update(cell)
 
 
 def example_seconds(trainer: Trainer) -> float:
-    """Seconds to evaluate one example of every cell."""
+    """Measure the seconds that the evaluation of one example of every cell takes."""
     total = 0.0
     for cell in trainer.task.eval_cells:
-        feed = trainer.feed(cell.label, "val")
-        pieces = list(batches(feed, EXAMPLES, len(trainer.present)))
-        total += timed(partial(evaluate, trainer.working, feed, pieces), trainer.device, captured=False)
+        stream = trainer.make_stream(cell.label, "val")
+        pieces = list(evaluation_pieces(stream, EXAMPLES))
+        work = partial(evaluate, trainer.working_model, stream, pieces)
+        total += measured_seconds(work, trainer.device, captured=False)
     return total / EXAMPLES
 
 
-def timed(work: Callable[[], object], device: torch.device, captured: bool) -> float:
-    """Seconds of a piece of work, after once to warm up, and as often as a graph needs."""
+def measured_seconds(work: Callable[[], object], device: torch.device, captured: bool) -> float:
+    """Measure the seconds of a piece of work, after one run to warm up and those that a graph needs."""
     for _ in range(1 + WARM_STEPS * captured):
         work()
-    wait(device)
+    wait_for(device)
     started, done = time.perf_counter(), 0
-    while done < 2 or time.perf_counter() - started < LONG_ENOUGH:
+    while done < 2 or time.perf_counter() - started < LEAST_SECONDS:
         work()
         done += 1
-        wait(device)
+        wait_for(device)
     return (time.perf_counter() - started) / done
 
 
-def wait(device: torch.device) -> None:
-    """Let the device finish."""
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def in_words(seconds: float) -> str:
-    """A duration with two digits.
+    """Return a duration with two digits and its unit.
 
-    >>> in_words(7.4), in_words(95), in_words(5400), in_words(400_000)
-    ('7 s', '1.6 min', '1.5 h', '4.6 days')
+    >>> [in_words(seconds) for seconds in (7.4, 95, 5400, 400_000)]
+    ['7 s', '1.6 min', '1.5 h', '4.6 days']
     """
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:

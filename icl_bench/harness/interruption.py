@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: work that can be cut anywhere is cut at once, a fleet finishes its step and saves first."""
+"""Handle SIGINT and SIGTERM: most work stops at once, but a fleet finishes its step and saves first."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal asked to stop. It passes every `except Exception`, so that no run records it as its own failure."""
+    """A signal asked to stop. No `except Exception` catches it, so that no run records it as a failure of its own."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -23,17 +23,17 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """What a process has been asked, and whether it may stop at once."""
+    """The first signal that a process has received, and the number of `deferred` blocks that it is in."""
 
     def __init__(self) -> None:
-        self.noted: int | None = None
+        self.received: int | None = None
         self.depth = 0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the second ends the process, the first is raised, or noted where work is to finish."""
-        if self.noted is not None:
+        """Handle a signal: raise the first, or only keep it inside `deferred`; end the process at the second."""
+        if self.received is not None:
             os._exit(128 + number)
-        self.noted = number
+        self.received = number
         if not self.depth:
             raise Interrupted(number)
 
@@ -42,29 +42,29 @@ CURRENT = Interruption()
 
 
 def listen(signals: Iterable[signal.Signals] = STOPPING) -> None:
-    """Handle these signals from now on; to be called in the main thread of a process."""
+    """Handle these signals from now on; only the main thread of a process may call this."""
     for number in signals:
         signal.signal(number, CURRENT.receive)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While inside, a first signal is only noted; `check` raises it, and so does leaving without an exception."""
+    """Keep a first signal until `raise_if_interrupted` is called, or until the block ends without an exception."""
     CURRENT.depth += 1
     try:
         yield
     finally:
         CURRENT.depth -= 1
     if not CURRENT.depth:
-        check()
+        raise_if_interrupted()
 
 
-def noted() -> bool:
-    """Whether a signal has asked to stop."""
-    return CURRENT.noted is not None
+def is_interrupted() -> bool:
+    """Return True if a signal has asked to stop."""
+    return CURRENT.received is not None
 
 
-def check() -> None:
-    """Raise `Interrupted` where a signal has asked to stop."""
-    if CURRENT.noted is not None:
-        raise Interrupted(CURRENT.noted)
+def raise_if_interrupted() -> None:
+    """Raise `Interrupted` if a signal has asked to stop."""
+    if CURRENT.received is not None:
+        raise Interrupted(CURRENT.received)

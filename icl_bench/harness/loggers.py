@@ -1,7 +1,7 @@
-"""Loggers: finished runs passed on to trackio, wandb (offline) or tensorboard. None of them can fail a run.
+"""Pass finished runs to trackio, wandb (offline) or tensorboard; no error of theirs can make a run fail.
 
-A logger is told of a run when it is committed, in the process that was started, so that neither engine nor resumption
-matters to it. What it raises is said once, and it is asked no more. Its files lie in `logs/` in the store.
+A logger receives a run after its commit, in the process that the user started, whatever the engine. A logger that
+raises an exception is reported once and receives no further run. Its files are in the folder `logs/` of the store.
 """
 
 import importlib.util
@@ -9,188 +9,121 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from icl_bench.errors import RecordError, SpecError
-from icl_bench.runs.events import Progress, Reporter
+from icl_bench.harness.environment import environment_variable
+from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunRecord, RunResult
-from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 from icl_bench.schema import nearest
 
 PROJECT = "icl-bench"
 LOG = logging.getLogger("icl_bench")
 
-
-class Logger(Protocol):
-    """Takes finished runs."""
-
-    def take(self, record: RunRecord) -> None:
-        """Pass a run on; may raise anything."""
+Logger = Callable[[RunRecord], None]
+"""A function that writes a finished run; it may raise any exception."""
 
 
-class TrackioLogger:
-    """Runs to a local trackio database."""
+def log_to_trackio(folder: Path, record: RunRecord) -> None:
+    """Write a run to a local trackio database."""
+    with environment_variable("TRACKIO_DIR", os.environ.get("TRACKIO_DIR", str(folder))):
+        import trackio
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def take(self, record: RunRecord) -> None:
-        """Pass a run on."""
-        with variable("TRACKIO_DIR", str(self.folder)):
-            import trackio
-
-            run = trackio.init(
-                project=PROJECT,
-                name=record.result.id,
-                group=record.result.task,
-                config=config_of(record),
-                auto_log_gpu=False,
-                auto_log_cpu=False,
-                embed=False,
-            )
-            for step, values in lines_of(record):
-                run.log(dict(values), step=step)
-            run.finish()
-
-
-class WandbLogger:
-    """Runs to offline folders, which `wandb sync` uploads."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def take(self, record: RunRecord) -> None:
-        """Pass a run on."""
-        import wandb
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        run = wandb.init(
-            project=PROJECT,
-            id=record.result.id,
-            name=f"{record.result.arch} seed {record.result.seed}",
-            group=record.result.task,
-            config=config_of(record),
-            mode="offline",
-            dir=str(self.folder),
-        )
-        for step, values in lines_of(record):
+        name = record.result.id
+        run = trackio.init(**shared_options(record), name=name, auto_log_gpu=False, auto_log_cpu=False, embed=False)
+        for step, values in validations(record):
             run.log(dict(values), step=step)
-        run.summary.update(finals_of(record))
         run.finish()
 
 
-class TensorboardLogger:
-    """Runs to event files, a folder each."""
+def log_to_wandb(folder: Path, record: RunRecord) -> None:
+    """Write a run to an offline folder, which `wandb sync` uploads."""
+    import wandb
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def take(self, record: RunRecord) -> None:
-        """Pass a run on."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(self.folder / record.result.id))
-        for step, values in lines_of(record):
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-        config = {
-            key: value if isinstance(value, bool | int | float) else str(value)
-            for key, value in config_of(record).items()
-        }
-        writer.add_hparams(config, finals_of(record), run_name=".")
-        writer.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    result, options = record.result, shared_options(record)
+    name = f"{result.arch} seed {result.seed}"
+    run = wandb.init(**options, id=result.id, name=name, mode="offline", dir=str(folder))
+    for step, values in validations(record):
+        run.log(dict(values), step=step)
+    run.summary.update(test_results(record))
+    run.finish()
 
 
-class Kind(NamedTuple):
-    """How to make a logger, and the package that it needs."""
+def log_to_tensorboard(folder: Path, record: RunRecord) -> None:
+    """Write a run to a folder of event files."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    make: Callable[[Path], Logger]
-    package: str
+    writer = SummaryWriter(str(folder / record.result.id))
+    for step, values in validations(record):
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+    flat = flat_config(record).items()
+    config = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat}
+    writer.add_hparams(config, test_results(record), run_name=".")
+    writer.close()
 
 
-LOGGERS: Mapping[str, Kind] = {
-    "tensorboard": Kind(TensorboardLogger, "tensorboard"),
-    "trackio": Kind(TrackioLogger, "trackio"),
-    "wandb": Kind(WandbLogger, "wandb"),
+LOGGERS: Mapping[str, Callable[[Path, RunRecord], None]] = {
+    "tensorboard": log_to_tensorboard,
+    "trackio": log_to_trackio,
+    "wandb": log_to_wandb,
 }
+"""Loggers by the name of the package that each needs."""
 
 
-def make_loggers(names: Sequence[str], store: Store) -> list[Logger]:
-    """The loggers of these names.
-
-    Raises:
-        SpecError: where there is none of a name, or its package is not installed.
-    """
-    made: list[Logger] = []
+def make_loggers(names: Sequence[str], store: Store) -> dict[str, Logger]:
+    """Return the loggers of these names; raise SpecError if one is unknown or its package is not installed."""
     for name in names:
         if name not in LOGGERS:
             raise SpecError(
                 f"--log is one of {', '.join(LOGGERS)}; got {name!r}; {nearest(name, LOGGERS)}choose one of them"
             )
-        if importlib.util.find_spec(LOGGERS[name].package) is None:
+        if importlib.util.find_spec(name) is None:
             raise SpecError(
-                f"--log {name} needs the package {LOGGERS[name].package}, which is not installed; run "
+                f"--log {name} needs the package {name}, which is not installed; run "
                 f"`pip install icl-bench[{name}]` or leave the option out"
             )
-        made.append(LOGGERS[name].make(store.root / "logs" / name))
-    return made
+    return {name: partial(LOGGERS[name], store.root / "logs" / name) for name in names}
 
 
 class LoggingReporter:
-    """Passes every event on, and every committed run to loggers too."""
+    """Passes every event to another reporter, and every committed run to loggers too."""
 
-    def __init__(self, reporter: Reporter, store: Store, loggers: Sequence[Logger]) -> None:
-        self.reporter, self.store, self.loggers = reporter, store, list(loggers)
-
-    def planned(self, runs: int, done: int) -> None:
-        """Pass it on."""
-        self.reporter.planned(runs, done)
-
-    def started(self, specs: Sequence[RunSpec]) -> None:
-        """Pass it on."""
-        self.reporter.started(specs)
-
-    def progressed(self, specs: Sequence[RunSpec], progress: Progress) -> None:
-        """Pass it on."""
-        self.reporter.progressed(specs, progress)
-
-    def lost(self, specs: Sequence[RunSpec], reason: str) -> None:
-        """Pass it on."""
-        self.reporter.lost(specs, reason)
+    def __init__(self, reporter: Reporter, store: Store, loggers: Mapping[str, Logger]) -> None:
+        self.reporter, self.store, self.loggers = reporter, store, dict(loggers)
+        self.planned, self.started, self.progressed = reporter.planned, reporter.started, reporter.progressed
+        self.lost, self.closed = reporter.lost, reporter.closed
 
     def finished(self, results: Sequence[RunResult]) -> None:
-        """Pass it on, and the runs to the loggers."""
+        """Pass the event on, and each run to the loggers; drop a logger that raises an exception."""
         self.reporter.finished(results)
         for result in results:
-            self.log(result.id)
-
-    def closed(self) -> None:
-        """Pass it on."""
-        self.reporter.closed()
-
-    def log(self, run_id: str) -> None:
-        """Pass a run to the loggers; one that raises is dropped."""
-        try:
-            record = self.store.load(run_id)
-        except RecordError as error:
-            LOG.warning("not logged: %s", error)
-            return
-        for logger in list(self.loggers):
             try:
-                with redirect_stdout(sys.stderr):  # standard output is for results
-                    logger.take(record)
-            except Exception as error:  # a stranger's package may raise anything, and no run shall fail of it
-                self.loggers.remove(logger)
-                LOG.warning(
-                    "%s is dropped: %s", type(logger).__name__, " ".join(f"{type(error).__name__}: {error}".split())
-                )
+                record = self.store.load(result.id)
+            except RecordError as error:
+                LOG.warning("not logged: %s", error)
+                continue
+            for name, log in list(self.loggers.items()):
+                try:
+                    with redirect_stdout(sys.stderr):  # standard output is reserved for results
+                        log(record)
+                except Exception as error:  # a third-party package may raise anything, but no run may fail by it
+                    del self.loggers[name]
+                    LOG.warning("logger %s is dropped: %s", name, " ".join(f"{type(error).__name__}: {error}".split()))
 
 
-def config_of(record: RunRecord) -> dict[str, Any]:
-    """What was run, flat."""
+def shared_options(record: RunRecord) -> dict[str, Any]:
+    """Return the options that trackio and wandb name alike."""
+    return {"project": PROJECT, "group": record.result.task, "config": flat_config(record)}
+
+
+def flat_config(record: RunRecord) -> dict[str, Any]:
+    """Return the specification of a run as one flat dictionary, with keys such as `train.lr`."""
     flat: dict[str, Any] = {"task": record.result.task, "arch": record.result.arch}
     for name, value in record.spec.items():
         if isinstance(value, Mapping) and name != "task":
@@ -200,28 +133,15 @@ def config_of(record: RunRecord) -> dict[str, Any]:
     return flat
 
 
-def lines_of(record: RunRecord) -> Iterator[tuple[int, Mapping[str, float]]]:
-    """The validations: step and values by name."""
+def validations(record: RunRecord) -> Iterator[tuple[int, Mapping[str, float]]]:
+    """Yield each validation: its step and its values by name."""
     for point in record.metrics:
         cells = {f"accuracy/{label}": accuracy for label, accuracy in point.by_cell.items()}
         means = {"loss/train": point.train_loss, "accuracy/train": point.train_accuracy}
         yield point.step, {**means, "accuracy/validation": point.accuracy, **cells}
 
 
-def finals_of(record: RunRecord) -> dict[str, float]:
-    """What came out."""
+def test_results(record: RunRecord) -> dict[str, float]:
+    """Return the test results by name."""
     result = record.result
     return {"test/accuracy": result.accuracy, "test/exact_match": result.exact_match, "test/floor": result.floor}
-
-
-@contextmanager
-def variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable for a while, unless it is set."""
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]

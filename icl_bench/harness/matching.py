@@ -1,86 +1,81 @@
-"""The dimensions at which an architecture carries a given state, has given parameters or does given work.
+"""Matching: find dimensions at which an architecture has a given state, number of parameters or number of operations.
 
-The search is exact over the declared knobs: what is typed in the spec stays as it is, the first knob is tried alone,
-and the second joins only where the first cannot come within the tolerance, nearest to its default first.
+The search is exact over the knobs that the architecture declares; parameters typed in the spec stay unchanged. The
+first knob is tried alone. The next one joins only where the first cannot come within the tolerance, nearest to its
+default first.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-import torch
-
 from icl_bench.architectures import ARCHITECTURES, Architecture
+from icl_bench.architectures.base import Cut
 from icl_bench.errors import SpecError, StateBudgetError
+from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import split_pattern
 from icl_bench.schema import DOTTED, Spec, Value, build, parse_spec
 
 Quantity = Literal["state", "params", "flops"]
-Cut = Literal["width", "degree"]
 
 TOLERANCE = 0.05
-WIDEST_KEY = 2048
-HIGHEST_POWER = 6
-UNITS = {"": 1, "k": 10**3, "M": 10**6}
-BYTE_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20}
 BYTES_PER_ELEMENT = 4
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "k": 4 * 10**3, "M": 4 * 10**6, "": BYTES_PER_ELEMENT}
+"""Bytes in each unit of a state; a number without a unit counts elements of float32."""
 
 
 class Budget(NamedTuple):
-    """What is to be met, over all layers."""
+    """A target to meet, over all layers."""
 
     target: int
+    """Value to meet, in the unit of the quantity."""
     quantity: Quantity = "state"
+    """Elements of the state, parameters of the mixers, or operations of a token."""
     cut: Cut = "width"
-    """`width`: key and value widths are free, and p where it is typed stays; `degree`: p alone is free."""
+    """Parameters that may vary: `width`, those that set widths or windows; `degree`, the power of the scores."""
 
 
 class Shape(NamedTuple):
-    """The model around the mixers, as far as matching needs it."""
+    """The sizes of a model around its mixers."""
 
     d_model: int
+    """Model width, C."""
     layers: int
+    """Number of layers."""
     length: int
-    """Tokens after which state is counted."""
+    """Tokens after which the state is counted."""
 
 
 class Match(NamedTuple):
     """An architecture that meets a budget."""
 
     arch: str
-    """Its spec, dimensions written out."""
+    """Spec of the architecture, dimensions written out."""
     value: int
-    """What it comes to."""
+    """Value of the matched quantity."""
     error: float
     """Relative distance from the target."""
 
 
 def parse_state(text: str) -> int:
-    """Elements: `16384`, `16k`, `1M`, or bytes of float32 as `64KiB`.
+    """Parse state elements `16384`, `16k`, `1M`, or bytes of float32 as `64KiB`; raise SpecError for other text.
 
     >>> parse_state("16384"), parse_state("64KiB"), parse_state("16k")
     (16384, 16384, 16000)
-
-    Raises:
-        SpecError: where the text is none of these.
     """
-    for unit, factor in BYTE_UNITS.items():
+    for unit, size in UNITS.items():
         number = text.removesuffix(unit)
-        if number != text and number.isdigit() and int(number) > 0:
-            return max(1, int(number) * factor // BYTES_PER_ELEMENT)
-    for unit, factor in UNITS.items():
-        number = text.removesuffix(unit)
-        if number.isdigit() and int(number) > 0:
-            return int(number) * factor
+        if number + unit == text and number.isdigit() and int(number) > 0:
+            return max(1, int(number) * size // BYTES_PER_ELEMENT)
     raise SpecError(f"a state is elements, as 16384 or 16k, or bytes of float32, as 64KiB; got {text!r}; try 16384")
 
 
 def match(text: str, budget: Budget, shape: Shape) -> Match:
-    """Dimensions of an architecture as typed that meet the budget.
+    """Find dimensions of an architecture, as typed, that meet the budget.
 
     Raises:
-        StateBudgetError: where none comes within 5 %; names the nearest.
-        SpecError: where the spec leaves nothing free, or is no single architecture of this package.
+        StateBudgetError: None comes within 5 %; the message names the nearest.
+        SpecError: The spec leaves nothing free, or is not a single architecture of this package.
     """
     if len(split_pattern(text)) > 1 or DOTTED.fullmatch(text):
         raise SpecError(
@@ -104,25 +99,15 @@ def match(text: str, budget: Budget, shape: Shape) -> Match:
 
 
 def free_knobs(spec: Spec, cut: Cut, shape: Shape) -> Mapping[str, Sequence[Value]]:
-    """Values of each parameter that may be varied, in the order in which they are; those typed are not."""
+    """Return the values to try for each parameter that may vary, in order; those typed in the spec may not."""
     cls = ARCHITECTURES[spec.name]
-    build(cls, spec.params, spec.name)
-    if "heads" not in cls.model_fields:
-        return {}
-    if cut == "degree":
-        knobs: dict[str, Sequence[Value]] = {"p": range(1, HIGHEST_POWER + 1)}
-    else:
-        heads = spec.params.get("heads", cls.model_fields["heads"].default)
-        width = max(1, shape.d_model // (heads if isinstance(heads, int) else 1))
-        values = sorted(range(max(1, width // 2), 2 * width + 1), key=lambda v: abs(v - width))
-        knobs = {"w": range(1, shape.length + 1), "d_key": range(1, WIDEST_KEY + 1), "d_value": values}
-    if "w" in cls.model_fields and "w" not in spec.params and cut == "width":
-        knobs = {"w": knobs["w"], "d_value": knobs["d_value"]}
-    return {name: values for name, values in knobs.items() if name in cls.model_fields and name not in spec.params}
+    typed = build(cls, spec.params, spec.name)
+    knobs = {knob.name: knob.values(typed, shape.d_model, shape.length) for knob in cls.knobs.get(cut, ())}
+    return {name: values for name, values in knobs.items() if values and name not in spec.params}
 
 
 def nearest_match(spec: Spec, knobs: Mapping[str, Sequence[Value]], budget: Budget, shape: Shape) -> Match | None:
-    """The setting of these knobs nearest to the target; None where no setting is allowed."""
+    """Return the setting of these knobs nearest to the target; None where no setting is allowed."""
     best: Match | None = None
     inner, *outer = knobs
     for setting in itertools.product(*(knobs[name] for name in outer)):
@@ -138,7 +123,7 @@ def nearest_match(spec: Spec, knobs: Mapping[str, Sequence[Value]], budget: Budg
 def along(
     spec: Spec, params: Mapping[str, Value], name: str, values: Sequence[Value], budget: Budget, shape: Shape
 ) -> Iterator[Match]:
-    """Measure one knob's values, stopping once the target is passed where the knob only adds."""
+    """Measure the values of one knob; stop once twice the target is passed, where the values are a `range`."""
     fields = ARCHITECTURES[spec.name].model_fields
     for value in values:
         free = {**params, name: value}
@@ -154,12 +139,12 @@ def along(
 
 
 def measure(architecture: Architecture, quantity: Quantity, shape: Shape) -> int:
-    """State elements, mixer parameters or forward operations a token, over all layers."""
-    if quantity == "state":
-        return shape.layers * architecture.state_elements(shape.d_model, shape.length)
+    """Return state elements, mixer parameters or forward operations of a token, over all layers."""
+    size = Footprint([architecture] * shape.layers, shape.d_model, shape.length)
+    if quantity == "params":
+        return size.parameters
     if quantity == "flops":
-        flops = architecture.flops(shape.d_model, shape.length)
-        return round(shape.layers * (flops.weights + flops.state))
-    with torch.device("meta"):
-        mixer = architecture.build(1, shape.d_model, 1.0, "auto")
-    return shape.layers * sum(parameter.numel() for parameter in mixer.parameters())
+        return round(size.flops.weights + size.flops.state)
+    if size.state is None:
+        raise SpecError(f"the state of {type(architecture).__name__} is unknown, so nothing can match it; match flops")
+    return size.state.elements

@@ -1,4 +1,4 @@
-"""Checks shared by the doors of the kernels: each raises ArgumentError with the rule, the value and the way out."""
+"""Checks of arguments that operators share: they raise ArgumentError with the rule, the value and the way out."""
 
 import math
 
@@ -7,60 +7,40 @@ from torch import Tensor
 
 from icl_bench.errors import ArgumentError
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SEQUENCE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that powers, sums and states are kept in: float64 for float64, else float32."""
+    """Return the type of powers, sums and states: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_sequences(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
-    """Refuse anything but q [N, T, H, K], k [N, T, G, K], v [N, T, G, V] and log_g [N, T, G] or None.
-
-    Raises:
-        ArgumentError: A rank, shape, type or device does not fit.
-    """
-    _check_tensors(q, k, v, log_g, axes=("N", "T"))
+    """Refuse anything but q [N, T, H, K], k [N, T, G, K], v [N, T, G, V] and log_g [N, T, G] or None."""
+    _check_tensors(q, k, v, log_g, prefix="N, T")
     if q.shape[1] < 1:
         raise ArgumentError(f"T must be at least 1; got q of shape {_shape(q)}: pass one token or more")
 
 
 def check_token(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
-    """Refuse anything but one token: q [N, H, K], k [N, G, K], v [N, G, V] and log_g [N, G] or None.
-
-    Raises:
-        ArgumentError: A rank, shape, type or device does not fit.
-    """
-    _check_tensors(q, k, v, log_g, axes=("N",))
+    """Refuse anything but one token: q [N, H, K], k [N, G, K], v [N, G, V] and log_g [N, G] or None."""
+    _check_tensors(q, k, v, log_g, prefix="N")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices.
-
-    Raises:
-        ArgumentError: The value is none of them.
-    """
+    """Refuse a value that is not among the choices."""
     if value not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(choices)}; got {value!r}: pick one of these")
 
 
 def check_at_least_one(name: str, value: int, way_out: str) -> None:
-    """Refuse an integer below 1.
-
-    Raises:
-        ArgumentError: The value is not an integer of at least 1.
-    """
+    """Refuse an integer below 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(f"{name} must be an integer of at least 1; got {value!r}: {way_out}")
 
 
 def check_scale(scale: float | None, q: Tensor) -> float:
-    """The scale itself, or 1/sqrt(K) for None.
-
-    Raises:
-        ArgumentError: The scale is not positive and finite.
-    """
+    """Return the scale, 1/sqrt(K) for None."""
     if scale is None:
         return float(q.shape[-1] ** -0.5)
     if not 0 < scale < math.inf:
@@ -69,30 +49,30 @@ def check_scale(scale: float | None, q: Tensor) -> float:
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], axes: str) -> None:
-    """Refuse a tensor of another shape; `axes` says what the sizes are, as in "[N, G, D, V]".
-
-    Raises:
-        ArgumentError: The shape differs.
-    """
+    """Refuse a tensor of another shape; `axes` names the axes, as in "[N, G, D, V]"."""
     if tuple(tensor.shape) != shape:
         raise ArgumentError(f"{name} must be {axes} = {list(shape)}; got {_shape(tensor)}: reshape it to fit")
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, axes: tuple[str, ...]) -> None:
-    rank = len(axes) + 2
+def check_pair(fit: bool, rule: str, first: Tensor, second: Tensor) -> None:
+    """Refuse two tensors whose shapes do not fit the rule."""
+    if not fit:
+        raise ArgumentError(f"{rule}; got {_shape(first)} and {_shape(second)}: reshape them")
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, prefix: str) -> None:
+    rank = len(prefix.split()) + 2
     for name, tensor, last in (("q", q, "H, K"), ("k", k, "G, K"), ("v", v, "G, V")):
         if tensor.ndim != rank:
-            layout = f"[{', '.join(axes)}, {last}]"
+            layout = f"[{prefix}, {last}]"
             raise ArgumentError(f"{name} must have {rank} axes {layout}; got shape {_shape(tensor)}: reshape it")
     _check_kinds(q, k, v)
-    leading = tuple(q.shape[:-2])
-    heads, key_width = q.shape[-2:]
+    *leading, heads, key_width = q.shape
     groups = k.shape[-2]
     if groups < 1 or heads % groups != 0:
         raise ArgumentError(
             f"H must be a multiple of G to share keys evenly; got H = {heads}, G = {groups}: change one of them"
         )
-    prefix = ", ".join(axes)
     check_shape("k", k, (*leading, groups, key_width), f"[{prefix}, G, K]")
     check_shape("v", v, (*leading, groups, v.shape[-1]), f"[{prefix}, G, V]")
     if key_width < 1 or v.shape[-1] < 1:
@@ -102,7 +82,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, axes: 
 
 
 def _check_kinds(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in SEQUENCE_DTYPES:
         raise ArgumentError(
             f"q, k and v must share one type of bfloat16, float16, float32 or float64; "
             f"got {q.dtype}, {k.dtype} and {v.dtype}: cast them to one"

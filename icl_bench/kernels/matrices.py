@@ -5,24 +5,24 @@ from torch import Tensor
 
 from icl_bench.kernels.arguments import accumulation_dtype
 
-# What writing and reading back one array element costs in multiply-adds, where a form is chosen by its cost.
 ELEMENT_COST = 32
+"""Multiply-adds that take as long as writing and reading one array element, where a form is chosen by its cost."""
 
 
 def fold_heads(x: Tensor, groups: int) -> Tensor:
-    """[N, T, H, K] -> [N*G, R*T, K], R = H / G: the heads that share keys become rows of one matrix."""
+    """Fold [N, T, H, K] to [N*G, R*T, K], R = H / G: the heads that share keys become rows of one matrix."""
     n, t, heads, width = x.shape
     return x.reshape(n, t, groups, heads // groups, width).permute(0, 2, 3, 1, 4).reshape(n * groups, -1, width)
 
 
 def unfold_heads(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[N*G, R*T, V] -> [N, T, H, V] for shape = (N, T, H)."""
+    """Unfold [N*G, R*T, V] to [N, T, H, V] for shape = (N, T, H)."""
     n, t, heads = shape
     return x.view(n, heads, t, -1).transpose(1, 2)
 
 
 def factor_dtype(x: Tensor) -> torch.dtype:
-    """The type that a float32 array is cast to before it multiplies x: bfloat16 with bfloat16 on CUDA, else unchanged.
+    """Return the type that a float32 array has when it multiplies x: bfloat16 with bfloat16 on CUDA, else unchanged.
 
     Not float16 with float16: powers and gradients leave its range.
     """
@@ -30,7 +30,7 @@ def factor_dtype(x: Tensor) -> torch.dtype:
 
 
 def matrix_product(a: Tensor, b: Tensor) -> Tensor:
-    """The products of [B, I, J] and [B, J, L], summed and returned in float32 (float64 for float64).
+    """Multiply [B, I, J] by [B, J, L], with sums and result in float32 (float64 for float64).
 
     On CUDA two 16-bit factors of one type go through the matrix units as they are; elsewhere factors are widened first,
     which gives the same products.

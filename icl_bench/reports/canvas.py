@@ -1,94 +1,80 @@
-"""The look of figures, and SVG with the same bytes every time. Loads matplotlib, so only report commands import this.
+"""The style of figures, and SVG with the same bytes every time. Loads matplotlib, so only report commands import it.
 
 Figures are opaque and light, so that they read the same on light and dark pages; 880 pixels wide, the width of a page
-on GitHub, with no text below 10 pixels there. Colours are those of Okabe and Ito, told apart by colour-blind readers;
-marker and dash differ as well.
+on GitHub, with no text below 10 pixels there. Colours are those of Okabe and Ito, which colour-blind readers can
+tell apart; marker and dash differ as well.
 """
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator
 
 from icl_bench.reports.text import plain
 
 WIDTH = 880 / 96
-"""Inches: 880 pixels at the 96 a browser counts to an inch."""
+"""Width of a figure in inches: 880 pixels at the 96 pixels that a browser counts to an inch."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Dash = Literal["-", "--", "-."]
-DASHES: tuple[Dash, ...] = ("-", "--", "-.")
+DASHES: tuple[Dash, ...] = get_args(Dash)
 INK = "#24292f"
 GREY = "#57606a"
 FAINT = "#d0d7de"
+FLOOR_LINE: Any = {"color": GREY, "linestyle": ":", "linewidth": 1.4}
 LONGEST_NAME = 34
 MOST_DOTS = 30
-"""Dots in one spot; of more seeds, as many quantiles are drawn."""
+"""Largest number of dots in one place; of more seeds, this number of quantiles is drawn."""
 LEAST_SPAN = 3.0
-"""Ratio of the ends of an axis of counts, at least, so that small differences look small."""
+"""Smallest ratio of the two ends of an axis of counts, so that small differences look small."""
 SETTINGS: Any = {
     "svg.hashsalt": "icl-bench",
     "svg.fonttype": "none",
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 9),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8.5),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "path.simplify", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.7,
-    "path.simplify": False,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "white"),
 }
-"""matplotlib settings. Text stays text, in a font that matplotlib brings, so that bytes are the same anywhere."""
+"""matplotlib settings. Text stays text, in a font that matplotlib contains, so that bytes are equal everywhere."""
 
 
-class Look(NamedTuple):
-    """How an entry is drawn."""
+class SeriesStyle(NamedTuple):
+    """The colour, marker and dash of an entry."""
 
     colour: tuple[float, float, float]
     marker: str
     dash: Dash
 
 
-def look(index: int, shade: float = 0.0) -> Look:
-    """The look of the entry at this place in the order of labels; `shade` from 0 to 1 makes it lighter."""
-    colour = to_rgb(COLOURS[index % len(COLOURS)])
-    light = tuple(part + (1 - part) * 0.65 * shade for part in colour)
+def series_style(index: int, shade: float = 0.0) -> SeriesStyle:
+    """Return the style of the entry at this position in the order of labels; `shade` from 0 to 1 makes it lighter."""
+    red, green, blue = (part + (1 - part) * 0.65 * shade for part in to_rgb(COLOURS[index % len(COLOURS)]))
     turn = index // len(COLOURS)
-    return Look((light[0], light[1], light[2]), MARKERS[(index + turn) % len(MARKERS)], DASHES[turn % len(DASHES)])
+    return SeriesStyle((red, green, blue), MARKERS[(index + turn) % len(MARKERS)], DASHES[turn % len(DASHES)])
 
 
 @contextmanager
-def settings() -> Iterator[None]:
-    """Draw with the settings of reports, whatever those of the user are."""
+def figure_settings() -> Iterator[None]:
+    """Replace the user's settings of matplotlib by those of reports."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
@@ -96,58 +82,52 @@ def settings() -> Iterator[None]:
 
 
 def new_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure `height` pixels high, with panels that share the vertical axis."""
+    """Make a figure `height` pixels high, with panels that share the vertical axis."""
     figure = Figure(figsize=(WIDTH, height / 96), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     return figure, [axes for row in panels for axes in row]
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, byte for byte the same for the same content."""
+    """Return the figure as SVG, with the same bytes for the same content."""
     FigureCanvasSVG(figure)
-    engine = figure.get_layout_engine()
-    if engine is not None:
+    if (engine := figure.get_layout_engine()) is not None:
         engine.execute(figure)
-        figure.set_layout_engine(None)  # else saving draws all of it once more, to lay it out
+        figure.set_layout_engine(None)  # otherwise saving draws everything once more, to lay it out
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
 def readable(name: str) -> str:
-    """A name as a figure shows it: short, and in characters that its font has."""
+    """Shorten a name for a figure, and replace characters that its font lacks."""
     name = plain(name).encode("latin-1", "replace").decode("latin-1")
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def add_legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend right of the panels; names are shown as they are, never read as mathematics."""
-    legend = figure.legend(handles, [str(i) for i in range(len(names))], loc="outside right upper")
+def add_legend(place: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:
+    """Add a legend to the right of a figure, or a small one to the right of a panel; names are shown unchanged."""
+    small: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 8, "title": title, "title_fontsize": 8}
+    numbers = [str(i) for i in range(len(names))]
+    legend = place.legend(handles, numbers, **(small if isinstance(place, Axes) else {"loc": "outside right upper"}))
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(readable(name))
 
 
-def handle(style: Look) -> Line2D:
-    """What a legend shows for an entry."""
-    return Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.dash, markersize=5)
+def legend_handles(styles: Iterable[SeriesStyle]) -> list[Line2D]:
+    """Return the symbols of styles in a legend."""
+    return [Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.dash, markersize=5) for one in styles]
 
 
-def floor_handle() -> Line2D:
-    """What a legend shows for the floor."""
-    return Line2D([], [], color=GREY, linestyle=":", linewidth=1.4)
-
-
-def draw_floor(axes: Axes, x: Sequence[float], floors: Sequence[float]) -> None:
-    """The floor, dotted; a level line where there is one point."""
-    if len(x) == 1:
-        axes.axhline(floors[0], color=GREY, linestyle=":", linewidth=1.4)
-    else:
-        axes.plot(x, floors, color=GREY, linestyle=":", linewidth=1.4)
+def hollow(x: float, y: float, marker: str, size: float, style: SeriesStyle) -> Line2D:
+    """Return a hollow marker."""
+    looks: Any = {"color": style.colour, "marker": marker, "markersize": size, "markerfacecolor": "none"}
+    return Line2D([x], [y], linestyle="none", clip_on=False, **looks)
 
 
 def thinned(values: Sequence[float]) -> list[float]:
-    """The values, or as many of them as are drawn, evenly spread over their ranks.
+    """Return the values, or, of too many, 30 quantiles that include the least and the largest.
 
     >>> thinned([0.5, 0.2])
     [0.5, 0.2]
@@ -158,56 +138,41 @@ def thinned(values: Sequence[float]) -> list[float]:
     return [ordered[round(i * last / (MOST_DOTS - 1))] for i in range(MOST_DOTS)]
 
 
-def draw_seeds(axes: Axes, places: Sequence[float], columns: Sequence[Sequence[float]], style: Look) -> None:
-    """At each place a dot for every seed, or for 30 quantiles of more, the least and the largest among them.
+def draw_seeds(axes: Axes, places: Sequence[float], columns: Sequence[Sequence[float]], style: SeriesStyle) -> None:
+    """Draw at each place a dot for every seed, or for 30 quantiles of more seeds.
 
-    All dots of an entry are one artist, which takes a quarter of the time of one for each place.
+    All dots of an entry are one artist, which takes a quarter of the time of an artist for each place.
     """
-    shown = [thinned(values) for values in columns]
-    axes.plot(
-        [x for x, values in zip(places, shown, strict=True) for _ in values],
-        [value for values in shown for value in values],
-        linestyle="none",
-        marker=style.marker,
-        markersize=4.5,
-        markerfacecolor=(*style.colour, 0.55),
-        markeredgecolor="white",
-        markeredgewidth=0.4,
-        clip_on=False,
-        zorder=3,
-        in_layout=False,
-    )
-
-
-def draw_curves(axes: Axes, curves: Sequence[Sequence[tuple[float, float]]], style: Look) -> None:
-    """Curves of one look, as one artist with gaps."""
-    points = [point for curve in curves for point in (*curve, (math.nan, math.nan))]
-    axes.plot(*zip(*points, strict=True), color=style.colour, linestyle=style.dash, linewidth=1.1)
+    dots = [(x, value) for x, values in zip(places, columns, strict=True) for value in thinned(values)]
+    looks: Any = {"linestyle": "none", "marker": style.marker, "markersize": 4.5, "markeredgewidth": 0.4, "zorder": 3}
+    looks |= {"markerfacecolor": (*style.colour, 0.55), "markeredgecolor": "white"}
+    axes.plot([x for x, _ in dots], [value for _, value in dots], clip_on=False, in_layout=False, **looks)
 
 
 def share_axis(axes: Axes, label: str) -> None:
-    """A vertical axis from 0 to 1."""
+    """Set the vertical axis to the range from 0 to 1."""
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.set_ylabel(label)
 
 
 def name_ticks(axes: Axes, places: Sequence[float], names: Sequence[str]) -> None:
-    """Horizontal ticks at the places, with names shown as they are."""
+    """Set horizontal ticks at the places, with names shown unchanged."""
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_major_formatter(FixedFormatter([readable(name) for name in names]))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.minorticks_off()
     for text in axes.get_xticklabels():
         text.set_parse_math(False)
 
 
-def set_title(axes: Axes, title: str) -> None:
-    """A title shown as it is."""
-    axes.set_title(readable(title), loc="left", parse_math=False)
+def write_ticks(axis: Axis, written: Callable[[float], str]) -> None:
+    """Write the ticks of a logarithmic axis by a function; leave out minor ones."""
+    axis.set_major_formatter(lambda value, _: written(value))
+    axis.minorticks_off()
 
 
 def size_axis(axes: Axes, label: str) -> None:
-    """A logarithmic horizontal axis of counts that spans a factor of three or more, with ticks like 2k and 50k."""
+    """Set a logarithmic horizontal axis of counts that spans a factor of at least three, with ticks such as 2k."""
     axes.set_xscale("log")
     axes.margins(x=0.08)
     low, high = axes.get_xlim()
@@ -215,15 +180,14 @@ def size_axis(axes: Axes, label: str) -> None:
     low, high = low / short_of, high * short_of
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
+    write_ticks(axes.xaxis, short_count)
     axes.set_xlabel(label, parse_math=False)
 
 
-def short(value: float) -> str:
-    """A count in thousands or millions.
+def short_count(value: float) -> str:
+    """Format a count in thousands or millions.
 
-    >>> short(500), short(2000), short(1.5e6)
+    >>> short_count(500), short_count(2000), short_count(1.5e6)
     ('500', '2k', '1.5M')
     """
     for unit, letter in ((1e6, "M"), (1e3, "k")):
@@ -233,18 +197,16 @@ def short(value: float) -> str:
 
 
 def rate_scale(axes: Axes) -> None:
-    """A logarithmic horizontal axis of learning rates."""
+    """Set a logarithmic horizontal axis of learning rates."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-")))
-    axes.xaxis.set_minor_locator(NullLocator())
+    write_ticks(axes.xaxis, lambda rate: f"{rate:.0e}".replace("e-0", "e-"))
     axes.set_xlabel("learning rate")
 
 
 def load_scale(axes: Axes, label: str) -> None:
-    """A logarithmic vertical axis of loads, with ticks at powers of two."""
+    """Set a logarithmic vertical axis of loads, with ticks at powers of two."""
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    write_ticks(axes.yaxis, "{:g}".format)
     axes.margins(y=0.1)
     axes.set_ylabel(label, parse_math=False)

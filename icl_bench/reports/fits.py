@@ -1,4 +1,4 @@
-"""Loads at which recall falls to a share: a logistic fitted to medians over seeds, with a bootstrap over seeds."""
+"""Loads at which recall falls to 50 and 90 %: a logistic fitted to medians over seeds, a bootstrap over seeds."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from icl_bench.reports.statistics import LEVEL, RESAMPLES, Floats, Interval, cha
 
 
 class Load(NamedTuple):
-    """A load at which recall falls to a share, where the loads measured reach it."""
+    """The load at which recall falls to a level, as far as the measured loads reach."""
 
     value: float
-    """The load; the smallest or largest measured where it lies outside of them."""
+    """The load, clipped to the measured loads."""
     side: Literal["within", "below", "above"]
-    """Whether it lies within the loads measured, or below or above all of them."""
+    """Position of the load relative to the measured loads."""
     interval: Interval | None = None
-    """95 % bootstrap interval over seeds, its ends limited to the loads measured; none for one seed."""
+    """95 % bootstrap interval over seeds, clipped to the measured loads; none for one seed."""
 
 
 class Capacity(NamedTuple):
@@ -29,27 +29,21 @@ class Capacity(NamedTuple):
     k90: Load
 
 
-STEP = 0.02
+FIT_STEP = 0.02
 """Resolution of the fit, in octaves of load: 1.4 %."""
 WIDTHS = np.geomspace(0.05, 3.0, 30)
 """Widths of the logistic, in octaves."""
 LEAST_FALL = 0.25
-"""Difference of the medians over loads, at least, for a load among them at which recall is said to fall to a half."""
+"""Smallest difference between medians over loads for which a K50 within the measured loads is reported."""
 
 
 def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors: Sequence[float]) -> Capacity | None:
     """Fit (accuracy - floor) / (1 - floor) = 1 / (1 + exp((log2 K - m) / s)) by least squares to medians over seeds.
 
-    Then K50 = 2^m and K90 = 2^(m - s ln 9). Nothing is extrapolated: a load outside those measured is told as below or
-    above. Intervals resample whole seeds.
-
-    Args:
-        loads: loads K > 0, ascending.
-        by_seed: accuracy of each seed at each load, [seed][load].
-        floors: floor at each load, below 1.
-
-    Returns:
-        None where there are fewer than two loads, or where accuracy lies about one half whatever the load.
+    Then K50 = 2^m and K90 = 2^(m - s ln 9). Nothing is extrapolated: a load outside of the measured ones is reported
+    as below or above. Intervals resample whole seeds.
+    Loads K are above 0 and ascending, accuracies are [seed][load], floors are below 1. Return None with fewer than two
+    loads, or where accuracy is about one half at every load.
     """
     if len(loads) < 2:
         return None
@@ -62,9 +56,9 @@ def capacity(loads: Sequence[float], by_seed: Sequence[Sequence[float]], floors:
 
 
 def resampled_medians(values: Floats) -> Floats:
-    """Medians of bootstrap resamples of the rows: [n, columns] -> [R, columns].
+    """Return the medians of bootstrap resamples of the rows: [n, columns] -> [R, columns].
 
-    A resample says how often it takes each row; the median of a column is where half of them are counted.
+    A resample is a number of times for each row; the median of a column is where half of the rows are counted.
     """
     taken = times_taken(len(values))
     columns = []
@@ -78,7 +72,7 @@ def resampled_medians(values: Floats) -> Floats:
 
 @lru_cache(maxsize=2)
 def times_taken(rows: int) -> NDArray[np.int32]:
-    """How often each row is taken by each bootstrap resample, [n, R]; the same ones for samples of equal size."""
+    """Return the number of times that each resample takes each row, [n, R]; equal for samples of equal size."""
     resamples = RESAMPLES // 4
     draws = np.random.default_rng(0).integers(0, rows, (resamples, rows))
     cells = draws * resamples + np.arange(resamples)[:, None]
@@ -86,18 +80,18 @@ def times_taken(rows: int) -> NDArray[np.int32]:
 
 
 def fit_logistic(x: Floats, heights: Floats) -> tuple[Floats, Floats]:
-    """Centre and width of the logistic nearest to each row of heights [R, loads], the best on a grid."""
-    span = np.arange(x[0] - 1, x[-1] + 1 + STEP, STEP)
+    """Return centre and width of the logistic nearest to each row of heights [R, loads], the best on a grid."""
+    span = np.arange(x[0] - 1, x[-1] + 1 + FIT_STEP, FIT_STEP)
     centres, widths = (grid.ravel() for grid in np.meshgrid(span, WIDTHS, indexing="ij"))
     shapes = 1 / (1 + np.exp(np.clip((x[None, :] - centres[:, None]) / widths[:, None], -50, 50)))
     squares = (shapes**2).sum(axis=1)
-    rows, which = np.unique(heights, axis=0, return_inverse=True)  # few seeds give few different resamples
+    rows, which = np.unique(heights, axis=0, return_inverse=True)  # few seeds have few different resamples
     best = np.concatenate([np.argmin(squares + (-2 * part) @ shapes.T, axis=1) for part in np.array_split(rows, 25)])
     return centres[best[which]], widths[best[which]]
 
 
 def locate(found: Floats, loads: Sequence[float], several: bool) -> Load:
-    """The first value, with the interval of the others, limited to the loads measured."""
+    """Return the first value with the interval of the others, both clipped to the measured loads."""
     low, high = float(loads[0]), float(loads[-1])
     side: Literal["within", "below", "above"] = "below" if found[0] < low else "above" if found[0] > high else "within"
     ends = np.clip(np.quantile(found[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]), low, high)

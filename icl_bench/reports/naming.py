@@ -1,4 +1,4 @@
-"""Names of entries: what tells runs apart, the family of an architecture, and the order of names with numbers."""
+"""Names of entries: labels that tell entries apart, their families, and a natural order of names with numbers."""
 
 import json
 import re
@@ -7,28 +7,28 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from icl_bench.runs.declarations import ArchitectureDeclaration
 from icl_bench.runs.outline import Outline, Setting
 from icl_bench.schema import format_value
 
-SIZE_KNOBS = frozenset({"w", "heads", "kv_heads", "d_key", "d_value", "d_model"})
-"""Parameters that set how large an architecture is, not which it is: a family differs in these alone."""
-KEPT = frozenset({"p", "w"})
-"""Parameters that a label names even where all share them: they say which architecture it is."""
-OWN_FIELDS = ("seed", "data_seed", "arch", "train.lr")
-"""Fields of a specification by which the runs of one entry may differ, and its architecture, which its label names."""
+LABELLED_FIELDS = ("seed.", "data_seed.", "arch.", "train.lr.")
+"""Fields of a specification that need no place in a label: runs of an entry differ in them, or the label begins with
+them. Each ends with a dot, like a path that continues."""
+WIDTH_FIELD = "model.d_model"
+"""The field outside of architectures that sets the size of a model."""
 
 
 @lru_cache(maxsize=4096)
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorting key under which numbers in a name count as numbers."""
+    """Return a sorting key under which numbers in a name are ordered as numbers."""
     parts = re.split(r"(\d+)", text)
     return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts)
 
 
 def split_entries(settings: Sequence[Sequence[Outline]]) -> dict[tuple[str, str], list[Outline]]:
-    """Runs by the label and the family of their entry, from those of each setting.
+    """Group runs, given by setting, by the label and the family of their entry.
 
-    Runs of one label that differ in anything but seed and rate are told apart by what differs.
+    Labels of runs that differ in anything but seed and rate name the fields that differ.
     """
     names = name_settings([runs[0].setting for runs in settings])
     entries: dict[tuple[str, str], list[Outline]] = defaultdict(list)
@@ -38,90 +38,82 @@ def split_entries(settings: Sequence[Sequence[Outline]]) -> dict[tuple[str, str]
 
 
 def name_settings(settings: Sequence[Setting]) -> list[tuple[str, str]]:
-    """Label and family of the entry of each setting."""
+    """Return the label and the family of the entry of each setting."""
     flat = [flatten(setting.spec) for setting in settings]
-    shared = varying([{key: value for key, value in one.items() if not is_own(key)} for one in flat])
-    archs = shortened(settings)
+    differing = [key for key in varying(flat) if not f"{key}.".startswith(LABELLED_FIELDS)]
+    common = common_items(settings)
+    archs = ["+".join(map(without, one.arch.split("+"), common)) if common else one.arch for one in settings]
     labels: dict[str, list[int]] = defaultdict(list)
     for i, arch in enumerate(archs):
-        labels[suffixed(arch, flat[i], shared)].append(i)
+        labels[suffixed(arch, flat[i], differing)].append(i)
     names = [("", "")] * len(settings)
     for label, members in labels.items():
         inside = varying([{key: flat[i][key] for key in flat[i] if key.startswith("arch.")} for i in members])
         for i in members:
-            family = suffixed(family_of(archs[i]), flat[i], [key for key in shared if not is_size(key)])
+            family = family_of(archs[i], settings[i].declarations)
+            family = suffixed(family, flat[i], [key for key in differing if key != WIDTH_FIELD])
             names[i] = suffixed(label, flat[i], inside), family
     return names
 
 
 def common_items(settings: Sequence[Setting]) -> list[set[str]]:
-    """Parameters in labels that all architectures share, typed or not, by their place in a pattern.
+    """Return the labelled parameters that are equal in all architectures, typed or not, by place in the pattern.
 
-    None where there is one architecture, or patterns differ in length.
+    Parameters that an architecture always shows stay out. The list is empty where there is one architecture, or where
+    patterns differ in length.
     """
-    archs = {setting.arch: setting.spec["arch"] for setting in settings}
-    places = {(len(label.split("+")), len(components)) for label, components in archs.items()}
-    if len(archs) < 2 or len(places) > 1 or any(parts != components for parts, components in places):
+    by_arch = {setting.arch: setting for setting in settings}
+    places = {(len(label.split("+")), len(setting.spec["arch"])) for label, setting in by_arch.items()}
+    if len(by_arch) < 2 or len(places) > 1 or any(parts != components for parts, components in places):
         return []
-    patterns = [[set(split_label(part)[1]) for part in label.split("+")] for label in archs]
-    full = [[items_of(component["params"]) for component in components] for components in archs.values()]
-    named = (set.union(*column) for column in zip(*patterns, strict=True))
-    shared = (set.intersection(*column) for column in zip(*full, strict=True))
-    return [{item for item in both if item.partition("=")[0] not in KEPT} for both in map(set.__and__, named, shared)]
-
-
-def items_of(params: Mapping[str, Any]) -> set[str]:
-    """Parameters as labels write them."""
-    return {f"{key}={format_value(value)}" for key, value in params.items()}
-
-
-def shortened(settings: Sequence[Setting]) -> list[str]:
-    """Labels without the parameters that all of them share."""
-    common = common_items(settings)
-    labels = [setting.arch for setting in settings]
-    return ["+".join(map(without, label.split("+"), common)) if common else label for label in labels]
+    patterns = [[set(split_label(part)[1]) for part in label.split("+")] for label in by_arch]
+    params = [[part["params"].items() for part in one.spec["arch"]] for one in by_arch.values()]
+    full = [[{f"{key}={format_value(value)}" for key, value in part} for part in parts] for parts in params]
+    shown = [[set(part.shown) for part in one.declarations] for one in by_arch.values()]
+    common = []
+    for place in zip(*map(zip, patterns, full, shown), strict=True):
+        named, given, always = zip(*place, strict=True)
+        found = set.union(*named) & set.intersection(*given)
+        common.append({item for item in found if item.partition("=")[0] not in set.union(*always)})
+    return common
 
 
 def without(part: str, items: Collection[str]) -> str:
-    """A label without these parameters."""
+    """Return the label of a component without these parameters."""
     name, params = split_label(part)
     kept = [item for item in params if item not in items]
     return name + (":" + ",".join(kept) if kept else "")
 
 
 def split_label(part: str) -> tuple[str, list[str]]:
-    """Name and parameters of one architecture; a label that is no spec is all name."""
+    """Split the label of a component into name and parameters; a label that is no spec is all name."""
     name, colon, params = part.rpartition(":") if "=" in part else (part, "", "")
     return (name, params.split(",")) if colon else (part, [])
 
 
 def suffixed(label: str, flat: Mapping[str, str], keys: Sequence[str]) -> str:
-    """A label followed by the given fields."""
+    """Append the given fields to a label."""
     return ", ".join([label, *(f"{key.rpartition('.')[2]}={flat.get(key, 'none')}" for key in keys)])
 
 
-def family_of(arch: str) -> str:
-    """A label without the parameters that set the size; a label that is no spec stays as it is.
+def family_of(arch: str, declarations: Sequence[ArchitectureDeclaration]) -> str:
+    """Return the label of an architecture without the parameters that set its size.
 
-    >>> family_of("power:p=2,d_key=8+window:w=16")
-    'power:p=2+window'
+    >>> declared = [ArchitectureDeclaration(name="power", size_parameters=("d_key",))]
+    >>> family_of("power:p=2,d_key=8", declared)
+    'power:p=2'
     """
-    sizes = [[item for item in split_label(part)[1] if is_size(item.partition("=")[0])] for part in arch.split("+")]
-    return "+".join(map(without, arch.split("+"), sizes))
-
-
-def is_own(key: str) -> bool:
-    """Whether runs of one entry may differ by this field, or its label tells it."""
-    return any(key == own or key.startswith(own + ".") for own in OWN_FIELDS)
-
-
-def is_size(key: str) -> bool:
-    """Whether a field sets the size of the model."""
-    return key.rpartition(".")[2] in SIZE_KNOBS
+    parts = arch.split("+")
+    if len(parts) != len(declarations):
+        return arch
+    return "+".join(
+        without(part, [one for one in split_label(part)[1] if one.partition("=")[0] in declared.size_parameters])
+        for part, declared in zip(parts, declarations, strict=True)
+    )
 
 
 def flatten(plain: Any, prefix: str = "") -> dict[str, str]:
-    """Leaves of nested data by dotted path, as JSON."""
+    """Return the leaves of nested data by dotted path, as JSON."""
     if isinstance(plain, Mapping):
         pairs = [(str(key), value) for key, value in plain.items()]
     elif prefix == "arch" and isinstance(plain, list | tuple):
@@ -133,6 +125,6 @@ def flatten(plain: Any, prefix: str = "") -> dict[str, str]:
 
 
 def varying(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys that do not have the same value in every row."""
+    """Return the keys that do not have the same value in every row."""
     keys = sorted({key for row in rows for key in row})
     return [key for key in keys if len({row.get(key) for row in rows}) > 1]

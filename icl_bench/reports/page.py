@@ -1,76 +1,30 @@
-"""A report as one HTML page that needs nothing else: no network, no other file.
+"""The HTML of a report: one page that needs no network and no other file.
 
-The page holds the blocks of the Markdown report and, for each task, a chart with hover values and axes to switch. Its
-data are JSON in a script element that cannot be left early; its scripts write text, never markup; its own policy lets
-it load nothing.
+The page shows the blocks of the Markdown report and, for each task, a chart with hover values and selectable axes. Its
+data are JSON in a script element, with every `<` escaped so that no name can end the element; its scripts write text,
+never markup; its content security policy forbids it to load anything.
 """
 
-import base64
 import html
 import json
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from icl_bench.errors import RecordError
-from icl_bench.reports.analysis import Entry, Section, analyse, curve_of
-from icl_bench.reports.document import Block, Chart, Commands, Drawing, Heading, Link, Notes, Prose, compose
-from icl_bench.reports.framing import NO_FRAME, Frame, Published
-from icl_bench.reports.report import refuse_unwritable, write_whole
+from icl_bench.reports.analysis import Section
+from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table
+from icl_bench.reports.entry import Entry
 from icl_bench.reports.statistics import chance_corrected
-from icl_bench.reports.tables import Name, Table
 from icl_bench.reports.text import plain
-from icl_bench.runs.outline import Outline
-from icl_bench.runs.record import RunRecord
+from icl_bench.runs.outline import MeasuredRun
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-STATIC = frozenset({"capacity", "accuracy-by-group"})
-"""Figures shown as they are; the chart shows what the others do."""
+"""Content security policy: the page loads nothing."""
 
 
-def write_page(
-    records: Sequence[RunRecord | Outline],
-    problems: Sequence[RecordError],
-    path: Path,
-    command: str,
-    frame: Frame = NO_FRAME,
-) -> Path:
-    """Write a report as one HTML page, the same bytes for the same records.
-
-    Args:
-        records: finished runs, whole or in outline, failed ones included.
-        problems: what could not be read; the page names it.
-        path: the HTML file.
-        command: the command line that makes this page again.
-        frame: what a study says of itself.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        StoreError: where the page cannot be written.
-    """
-    sections = analyse(records)
-    blocks = compose(sections, [draw(section, frame.published) for section in sections], problems, command, frame)
-    with refuse_unwritable():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, render(blocks, sections).encode())
-    return path
-
-
-def draw(section: Section, published: Sequence[Published]) -> list[Drawing]:
-    """The figures that are shown as they are, as data URIs."""
-    from icl_bench.reports.figures import draw_all  # loads matplotlib
-
-    names = STATIC | {"recall-by-state"} if published else STATIC
-    drawn = draw_all(section, published, names)
-    found = [(name, caption, base64.b64encode(image).decode()) for name, caption, image in drawn]
-    return [Drawing(name, caption, f"data:image/svg+xml;base64,{image}") for name, caption, image in found]
-
-
-def render(blocks: Sequence[Block], sections: Sequence[Section]) -> str:
-    """The page."""
+def render_page(blocks: Sequence[Content], sections: Sequence[Section]) -> str:
+    """Return the text of a page."""
+    data = embedded([section_data(section) for section in sections])
     style, script = (resources.files(__package__).joinpath(name).read_text() for name in ("page.css", "page.js"))
     title = next((block.text for block in blocks if isinstance(block, Heading)), "")
     return "\n".join(
@@ -79,26 +33,26 @@ def render(blocks: Sequence[Block], sections: Sequence[Section]) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{text(title)}</title>\n<style>\n{style}</style>\n<main>",
-            *(set_block(block) for block in blocks),
-            f'</main>\n<script type="application/json" id="data">{embedded([plot(s) for s in sections])}</script>',
+            *(html_of(block) for block in blocks),
+            f'</main>\n<script type="application/json" id="data">{data}</script>',
             f"<script>\n{script}</script>\n</html>\n",
         ]
     )
 
 
 def embedded(data: Any) -> str:
-    """JSON that stays inside its script element, whatever text it holds."""
+    """Return JSON that stays inside its script element, whatever text it contains."""
     written = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def text(words: str) -> str:
-    """Text that shows as it is, also inside a quoted attribute."""
+    """Escape text, also for use inside a quoted attribute."""
     return html.escape(plain(words))
 
 
-def set_block(block: Block) -> str:
-    """One block."""
+def html_of(block: Content) -> str:
+    """Return the HTML of a block."""
     match block:
         case Heading(level, words):
             return f"<h{level}>{text(words)}</h{level}>"
@@ -106,7 +60,7 @@ def set_block(block: Block) -> str:
             return f'<p class="warning">{text(words)}</p>' if warning else f"<p>{text(words)}</p>"
         case Notes(items):
             return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
-        case Drawing(_, caption, link):
+        case Drawing(caption, link):
             return f'<figure><img src="{link}" alt="{text(caption)}"><figcaption>{text(caption)}</figcaption></figure>'
         case Chart(section):
             return f'<div class="chart" data-section="{section}"><noscript>The chart needs scripts.</noscript></div>'
@@ -115,44 +69,43 @@ def set_block(block: Block) -> str:
         case Commands(lines):
             return "<pre>" + "\n".join(text(line) for line in lines) + "</pre>"
         case Table():
-            return set_table(block)
+            return html_table(block)
 
 
-def set_table(table: Table) -> str:
-    """A table."""
-    head = "".join(cell("th", words, i < table.left) for i, words in enumerate(table.header))
-    rows = ("".join(cell("td", words, i < table.left) for i, words in enumerate(row)) for row in table.rows)
+def html_table(table: Table) -> str:
+    """Return the HTML of a table."""
+    head = "".join(html_cell("th", words, i < table.left) for i, words in enumerate(table.header))
+    rows = ("".join(html_cell("td", words, i < table.left) for i, words in enumerate(row)) for row in table.rows)
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def cell(tag: str, words: str, left: bool) -> str:
-    """A cell; names in the type of code."""
+def html_cell(tag: str, words: str, left: bool) -> str:
+    """Return the HTML of a cell; a name is set as code."""
     inside = f"<code>{text(words)}</code>" if isinstance(words, Name) else text(words)
     return f'<{tag} class="left">{inside}</{tag}>' if left else f"<{tag}>{inside}</{tag}>"
 
 
-def plot(section: Section) -> dict[str, Any]:
-    """What the chart of a section draws."""
+def section_data(section: Section) -> dict[str, Any]:
+    """Return the data of a section's chart."""
     return {
         "task": section.task,
         "load": section.load_name,
         "cells": [{"label": c.label, "floor": round(section.floors[c.label].accuracy, 6)} for c in section.cells],
-        "entries": [describe(entry, i, section) for i, entry in enumerate(section.entries)],
+        "entries": [entry_data(entry, i, section) for i, entry in enumerate(section.entries)],
     }
 
 
-def describe(entry: Entry, index: int, section: Section) -> dict[str, Any]:
-    """An entry: its sizes and its points."""
-    state = entry.example.result.state
+def entry_data(entry: Entry, index: int, section: Section) -> dict[str, Any]:
+    """Return the sizes and points of an entry."""
     return {
         "label": plain(entry.label),
         "family": plain(entry.family),
         "colour": section.families.index(entry.family) if len(section.entries) > len(section.families) else index,
-        "elements": state.elements if state else None,
-        "bytes": state.bytes if state else None,
+        "elements": entry.state_elements,
+        "bytes": entry.state_bytes,
         "params": entry.example.result.params,
-        "scores": [point for run in entry.scored for point in scores(run, section)],
+        "scores": [point for run in entry.scored for point in score_data(run, section)],
         "sweep": [
             {"seed": seeds[0], "rate": rate.rate, "validation": round(value, 6)}
             for rate in entry.rates
@@ -161,13 +114,13 @@ def describe(entry: Entry, index: int, section: Section) -> dict[str, Any]:
         "curve": [
             {"seed": run.result.seed, "step": step, "validation": round(accuracy, 6)}
             for run in entry.scored
-            for step, accuracy in curve_of(run)
+            for step, accuracy in run.curve
         ],
     }
 
 
-def scores(run: RunRecord, section: Section) -> list[dict[str, Any]]:
-    """The scores of a run by cell; zeros for a diverged run."""
+def score_data(run: MeasuredRun, section: Section) -> list[dict[str, Any]]:
+    """Return the scores of a run by cell; zeros for a diverged run."""
     found = {one.label: (one.accuracy, one.exact_match) for one in run.result.cells}
     rows = []
     for i, info in enumerate(section.cells):

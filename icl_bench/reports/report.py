@@ -1,106 +1,90 @@
-"""`write_report`: run records to one Markdown file and a folder of figures, the same bytes every time."""
+"""`write_report`: finished runs to one Markdown file with a folder of figures, or to one HTML page."""
 
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.reports.analysis import Section, analyse
-from icl_bench.reports.document import Drawing, compose
-from icl_bench.reports.framing import NO_FRAME, Frame, Published
-from icl_bench.reports.markdown import render
-from icl_bench.reports.rows import run_rows
-from icl_bench.runs.outline import Outline
-from icl_bench.runs.record import RunRecord
+from icl_bench.reports.blocks import Drawing
+from icl_bench.reports.context import NO_STUDY, StudyContext
+from icl_bench.reports.csv_rows import csv_of
+from icl_bench.reports.document import compose
+from icl_bench.reports.markdown import render_markdown
+from icl_bench.reports.page import render_page
+from icl_bench.reports.parts.base import SectionFigure
+from icl_bench.runs.outline import FinishedRuns
+from icl_bench.runs.store.files import replace_file
 
-ROWS = "runs.csv"
-
-MOST_ROWS = 20_000
-"""Runs up to which a report brings a file of all; of more, `icl-bench runs export` makes one when it is wanted."""
+PAGE_SUFFIXES = (".html", ".htm")
+CSV_NAME = "runs.csv"
+MOST_CSV_RUNS = 20_000
+"""Largest number of runs of which a report writes a CSV file; `icl-bench runs export` writes one of any number."""
 
 
 def write_report(
-    records: Sequence[RunRecord | Outline],
-    problems: Sequence[RecordError],
-    path: Path,
-    command: str,
-    frame: Frame = NO_FRAME,
+    runs: FinishedRuns, problems: Sequence[RecordError], path: Path, command: str, context: StudyContext = NO_STUDY
 ) -> Path:
-    """Write a report and, in a folder named after it, its figures.
+    """Write a report: an HTML page where the file's name ends in .html, else Markdown with a folder of figures.
 
-    Equal records give equal files, in whatever order they come. Each file appears whole or not at all, the report last.
+    Equal runs give equal bytes, in whatever order they come. Each file appears whole or not at all, the report last.
 
     Args:
-        records: finished runs, whole or in outline, failed ones included.
-        problems: what could not be read; the report names it.
-        path: the Markdown file; figures go to `<stem>_files` beside it.
+        runs: finished runs, failed ones included.
+        problems: errors of records that could not be read, which the report lists.
+        path: the file to write, which is returned; figures of Markdown go to the folder `<stem>_files` beside it.
         command: the command line that makes this report again.
-        frame: what a study says of itself.
-
-    Returns:
-        The path of the report.
+        context: the study that the report is part of.
 
     Raises:
         StoreError: where the report cannot be written.
     """
-    folder = path.with_name(f"{path.stem}_files")
-    sections = analyse(records)
-    with refuse_unwritable():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawings = [draw(section, i, folder, frame.published) for i, section in enumerate(sections)]
-        rows = write_rows(sections, folder) if 0 < len(records) <= MOST_ROWS else None
-        write_whole(path, render(compose(sections, drawings, problems, command, frame, rows)).encode())
-    return path
-
-
-@contextmanager
-def refuse_unwritable() -> Iterator[None]:
-    """Turn what the system says on writing into one line.
-
-    Raises:
-        StoreError: where a file cannot be written.
-    """
+    sections = analyse(runs)
+    write = write_page if path.suffix in PAGE_SUFFIXES else write_markdown
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, write(sections, problems, path, command, context).encode())
     except OSError as error:
         raise StoreError(
             f"a report must be written where there is room and permission; {error.filename}: {error.strerror}; "
             "choose another file with -o"
         ) from None
+    return path
 
 
-def draw(section: Section, index: int, folder: Path, published: Sequence[Published]) -> list[Drawing]:
-    """Write the figures of a section; those that would show nothing are left out."""
-    from icl_bench.reports.figures import draw_all  # loads matplotlib
+def write_markdown(
+    sections: Sequence[Section], problems: Sequence[RecordError], path: Path, command: str, context: StudyContext
+) -> str:
+    """Write the figures and rows of a Markdown report; return its text."""
+    folder = path.with_name(f"{path.stem}_files")
 
-    drawings = []
-    for name, caption, image in draw_all(section, published):
+    def place(i: int, figure: SectionFigure) -> Drawing | None:
+        image = figure.render(sections[i], context)
+        if image is None:
+            return None
         folder.mkdir(exist_ok=True)
-        target = folder / f"{index + 1}-{name}.svg"
-        write_whole(target, image)
-        drawings.append(Drawing(name, caption, f"{folder.name}/{target.name}"))
-    return drawings
+        target = folder / f"{i + 1}-{figure.name}.svg"
+        replace_file(target, image)
+        return Drawing(figure.full_caption(sections[i]), f"{folder.name}/{target.name}")
+
+    rows = None
+    if 0 < sum(len(section.runs) for section in sections) <= MOST_CSV_RUNS:
+        folder.mkdir(exist_ok=True)
+        replace_file(folder / CSV_NAME, csv_of(sections))
+        rows = f"{folder.name}/{CSV_NAME}"
+    return render_markdown(compose(sections, place, problems, command, context, rows))
 
 
-def write_rows(sections: Sequence[Section], folder: Path) -> str:
-    """Write every run as a row; returns the path relative to the report."""
-    folder.mkdir(exist_ok=True)
-    write_whole(folder / ROWS, run_rows(sections))
-    return f"{folder.name}/{ROWS}"
+def write_page(
+    sections: Sequence[Section], problems: Sequence[RecordError], path: Path, command: str, context: StudyContext
+) -> str:
+    """Return the text of an HTML page, which contains its figures."""
 
+    def place(i: int, figure: SectionFigure) -> Drawing | None:
+        image = figure.render(sections[i], context) if figure.on_page(context) else None
+        if image is None:
+            return None
+        data = base64.b64encode(image).decode()
+        return Drawing(figure.full_caption(sections[i]), f"data:image/svg+xml;base64,{data}")
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all, over an older one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    return render_page(compose(sections, place, problems, command, context), sections)

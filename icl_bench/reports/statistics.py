@@ -1,9 +1,10 @@
-"""Statistics of reports: intervals, paired comparisons, and the laws that capacities are held against.
+"""Statistics of reports: intervals, paired comparisons, survival, and the laws that capacities are compared with.
 
-Which interval for how many seeds was measured: the nominal 95 % of a percentile or BCa bootstrap cover 75 % at three
-seeds and 87 % at ten, those of Student's t cover 94 to 95 %; from fifteen seeds on the bootstrap is as good and needs
-no normal law. Bimodal seeds (some solve, some do not) are served by neither: there the share solved is the statistic.
-Everything random here starts from a fixed seed, so that a report has the same bytes every time.
+The kind of interval for a number of seeds was chosen by measurement: nominal 95 % intervals of a percentile or BCa
+bootstrap cover 75 % at three seeds and 87 % at ten, those of Student's t cover 94 to 95 %; from fifteen seeds on the
+bootstrap covers as much and needs no normal distribution. Neither suits bimodal seeds, of which some solve a task and
+some do not: for these the statistic is the proportion of seeds that solve it. All random numbers start from a fixed
+seed, so that a report has the same bytes every time.
 """
 
 import math
@@ -16,15 +17,15 @@ from numpy.typing import NDArray
 from scipy import stats
 
 BOOTSTRAP_FROM = 15
-"""Fewest values for which an interval is a bootstrap."""
+"""Smallest number of values for which an interval is by bootstrap."""
 LEVEL = 0.95
 RESAMPLES = 2000
 SPLITS = 9999
-"""Random splits of a permutation test; where there are no more than that, each is tried once."""
+"""Number of random splits of a permutation test; where fewer splits exist, each is used once."""
 MANY = 200
-"""Values of both sides from which permutation tests of equal sizes share their random splits."""
+"""Number of values on both sides from which permutation tests of equal sizes share their random splits."""
 SHARE_OF_BEST = 0.9
-"""Part of the best accuracy that a learning rate must reach to lie in the window."""
+"""Fraction of the best accuracy that a learning rate must reach to lie in the window."""
 
 Floats = NDArray[np.float64]
 Ranks = NDArray[np.intp]
@@ -36,9 +37,13 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def clipped(self, low: float, high: float = 1.0) -> "Interval":
+        """Return the part between two bounds of the values."""
+        return Interval(max(low, self.low), min(high, self.high))
+
 
 def wilson(successes: int, trials: int) -> Interval:
-    """Wilson's score interval of a share (Wilson 1927); trials >= 1.
+    """Return Wilson's score interval of a proportion (Wilson 1927); trials >= 1.
 
     >>> low, high = wilson(4, 5)
     >>> print(f"{low:.2f} {high:.2f}")
@@ -49,98 +54,92 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """95 % interval of the mean: Student's t below fifteen values, BCa bootstrap from there on; none for one value."""
+    """Return the 95 % interval of the mean: by Student's t, from 15 values on by BCa bootstrap; None for one value.
+
+    BCa is the bias-corrected and accelerated bootstrap (Efron 1987).
+    """
     if len(values) < 2:
         return None
     sample = np.asarray(values, dtype=np.float64)
     if np.ptp(sample) == 0:
         return Interval(values[0], values[0])
-    return t_interval(sample) if len(values) < BOOTSTRAP_FROM else bca_interval(sample)
+    if len(values) < BOOTSTRAP_FROM:
+        return t_interval(sample)
+    rng = np.random.default_rng(0)
+    drawn = stats.bootstrap((sample,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="BCa", rng=rng)
+    return Interval(float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
 
 
 def t_interval(sample: Floats) -> Interval:
-    """Student's t interval of the mean of two or more values."""
+    """Return Student's t interval of the mean of two or more values."""
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
     return Interval(float(sample.mean()) - half, float(sample.mean()) + half)
 
 
-def bca_interval(sample: Floats) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987)."""
-    found = stats.bootstrap(
-        (sample,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Interval(float(found.low), float(found.high))
-
-
 class Difference(NamedTuple):
-    """Mean difference of paired values, its 95 % interval, and the two-sided p of no difference."""
+    """The mean difference of paired values, its 95 % interval, and the two-sided p value of no difference."""
 
     mean: float
-    low: float
-    high: float
+    interval: Interval
     p: float
     pairs: int
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Student's t for pairs: entry i of both lists saw the same data; two pairs or more.
+    """Test two or more pairs by Student's t; value i of both lists belongs to the same data.
 
     Where all differences are equal, t is not defined, and p is that of the exact sign-flip test, 2^(1 - n).
     """
     gaps = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     count, mean = len(gaps), float(gaps.mean())
     if np.ptp(gaps) == 0:
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 2.0 ** (1 - count), count)
-    low, high = t_interval(gaps)
+        return Difference(mean, Interval(mean, mean), 1.0 if mean == 0 else 2.0 ** (1 - count), count)
     t = mean / float(gaps.std(ddof=1)) * math.sqrt(count)
-    return Difference(mean, low, high, float(2 * stats.t.sf(abs(t), count - 1)), count)
+    return Difference(mean, t_interval(gaps), float(2 * stats.t.sf(abs(t), count - 1)), count)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number (Holm 1979), in the order given.
+    """Adjust p values for their number (Holm 1979), in the order given.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.arange(len(order), 0, -1) * np.asarray(p_values)[order])
+    return [min(1.0, float(p)) for p in adjusted]
 
 
 def fisher_exact(solved: tuple[int, int], runs: tuple[int, int]) -> float:
-    """Two-sided p of Fisher's exact test that two shares solved are equal."""
+    """Return the two-sided p value of Fisher's exact test that two proportions of solved runs are equal."""
     table = [[solved[0], runs[0] - solved[0]], [solved[1], runs[1] - solved[1]]]
     return float(stats.fisher_exact(table).pvalue)
 
 
 def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of a permutation test that two medians are equal: every split of the values, or 9,999 at random.
+    """Return the two-sided p value of a permutation test that two medians are equal.
 
-    1 where a side has one value, which no split can tell from the others. From 200 values on, tests of equal sizes use
-    the same random splits: a split says which ranks of all values the two medians are, whatever those values are.
+    The test uses every split of the values, or 9,999 random ones. p is 1 where a side has one value, which no split can
+    distinguish from the others. From 200 values on, tests of equal sizes share their random splits: a split determines
+    the ranks of the two medians among all values, whatever those values are.
 
     >>> round(permutation_p([1.0, 2.0, 3.0], [7.0, 8.0, 9.0]), 3)
     0.2
     """
     if min(len(first), len(second)) < 2:
         return 1.0
+    sides = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(first) + len(second) >= MANY:
-        return shared_splits_p(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
+        return shared_splits_p(*sides)
+    rng = np.random.default_rng(0)
     found = stats.permutation_test(
-        (np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)),
-        lambda a, b, axis: np.median(a, axis=axis) - np.median(b, axis=axis),
-        vectorized=True,
-        n_resamples=SPLITS,
-        rng=np.random.default_rng(0),
+        sides, lambda a, b, axis: np.median(a, axis) - np.median(b, axis), vectorized=True, n_resamples=SPLITS, rng=rng
     )
     return float(found.pvalue)
 
 
 def shared_splits_p(first: Floats, second: Floats) -> float:
-    """Two-sided p of the permutation test of medians by random splits: twice the smaller tail, the data counted as one.
+    """Return twice the smaller tail of a permutation test of medians by random splits; the data count as one split.
 
     The estimate (b + 1) / (m + 1) for b of m splits is that of Phipson and Smyth (2010).
     """
@@ -155,33 +154,33 @@ def shared_splits_p(first: Floats, second: Floats) -> float:
 
 @lru_cache(maxsize=8)
 def split_ranks(first: int, second: int) -> tuple[Ranks, Ranks]:
-    """Ranks of the two middle values of both sides of each random split, [2, m]; equal ones where a side is odd."""
+    """Return the ranks of the two middle values of both sides of each random split, [2, m]; equal if a side is odd."""
     rng = np.random.default_rng(0)
     orders = np.stack([rng.permutation(first + second).astype(np.int32) for _ in range(SPLITS)])
     return middle_values(orders[:, :first]), middle_values(orders[:, first:])
 
 
 def middle_values(rows: NDArray[np.int32]) -> Ranks:
-    """The two middle values of each row, [rows, n] -> [2, rows]; equal ones where n is odd."""
+    """Return the two middle values of each row, [rows, n] -> [2, rows]; they are equal if n is odd."""
     count = rows.shape[1]
     middle = [(count - 1) // 2, count // 2]
     return np.partition(rows, middle, axis=1)[:, middle].T.astype(np.intp)
 
 
-class Waits(NamedTuple):
-    """How long it takes to get somewhere, of which some do not live to see it."""
+class SurvivalTime(NamedTuple):
+    """The distribution of the time to an event, which some of the observed never have."""
 
     median: float | None
-    """When half have got there; none where fewer do."""
+    """Time at which half have had the event; none where fewer have it."""
     restricted_mean: float
-    """Mean of the smaller of the wait and the longest time watched."""
+    """Mean time to the event, restricted to the longest observed time."""
 
 
-def survival(times: Sequence[float], there: Sequence[bool]) -> Waits:
-    """Kaplan and Meier's estimate (1958): wait or time watched of each, and whether it got there; one value or more.
+def survival(times: Sequence[float], there: Sequence[bool]) -> SurvivalTime:
+    """Estimate survival (Kaplan and Meier 1958) from one or more times, each of an event or of censoring.
 
     >>> survival([100, 200, 300, 300], [True, True, False, False])
-    Waits(median=200.0, restricted_mean=225.0)
+    SurvivalTime(median=200.0, restricted_mean=225.0)
     """
     left, mean, last, middle = 1.0, 0.0, 0.0, None
     for time in sorted(set(times)):
@@ -191,26 +190,25 @@ def survival(times: Sequence[float], there: Sequence[bool]) -> Waits:
         last = time
         if middle is None and left <= 0.5:
             middle = float(time)
-    return Waits(middle, mean)
+    return SurvivalTime(middle, mean)
 
 
 def interquartile_mean(values: Floats, weights: Floats) -> Floats:
-    """Mean of the middle half of the weight of each row (Agarwal et al., arXiv 2108.13264): [R, n], [n] -> [R].
+    """Return the weighted mean of the middle half of each row (arXiv 2108.13264): [R, n], [n] -> [R].
 
     With equal weights and a multiple of four values, a quarter of them is left out at each end.
     """
     order = np.argsort(values, axis=1)
     edges = np.cumsum(weights[order], axis=1) / weights.sum()
-    inside = np.clip(edges, 0.25, 0.75)
-    kept = np.diff(inside, axis=1, prepend=0.25)
+    kept = np.diff(np.clip(edges, 0.25, 0.75), axis=1, prepend=0.25)
     means: Floats = (np.take_along_axis(values, order, axis=1) * kept).sum(axis=1) / 0.5
     return means
 
 
 def aggregate(scores: Sequence[Sequence[float]]) -> tuple[float, Interval]:
-    """Interquartile mean over the runs of all tasks, with a bootstrap stratified by task: scores [task][run].
+    """Return the interquartile mean over the runs of all tasks, and its 95 % interval: scores [task][run].
 
-    Tasks weigh the same, however many runs they have; runs are resampled within their task.
+    All tasks have the same weight, whatever their number of runs; the bootstrap resamples runs within each task.
     """
     rng = np.random.default_rng(0)
     tasks = [np.asarray(runs, dtype=np.float64) for runs in scores]
@@ -222,16 +220,16 @@ def aggregate(scores: Sequence[Sequence[float]]) -> tuple[float, Interval]:
 
 
 class RateWindow(NamedTuple):
-    """How wide the learning rates are that come within 90 % of the best."""
+    """The width of the range of learning rates that reach 90 % of the best accuracy."""
 
     decades: float
     """Width in powers of ten, accuracy interpolated linearly in the logarithm of the rate."""
     open_end: bool
-    """Whether an end of the grid lies inside, so that the window may be wider."""
+    """True if an end of the grid lies inside, so that the window may be wider."""
 
 
 def rate_window(rates: Sequence[float], accuracies: Sequence[float]) -> RateWindow:
-    """The window of a sweep; rates ascending, two or more.
+    """Return the window of a sweep of two or more rates in ascending order.
 
     >>> rate_window([1e-3, 1e-2, 1e-1], [0.0, 1.0, 0.8])
     RateWindow(decades=0.6, open_end=False)
@@ -250,12 +248,12 @@ def rate_window(rates: Sequence[float], accuracies: Sequence[float]) -> RateWind
 
 
 def chance_corrected(accuracy: float, floor: float) -> float:
-    """(accuracy - floor) / (1 - floor), at least 0; 0 where the floor is 1."""
+    """Return (accuracy - floor) / (1 - floor), at least 0; 0 where the floor is 1."""
     return max(0.0, (accuracy - floor) / (1 - floor)) if floor < 1 else 0.0
 
 
 def recalled_bits(accuracy: float, answers: int, alphabet: float) -> float:
-    """Bits of the context that answers of this accuracy prove to have been kept, by Fano's inequality.
+    """Return a lower bound, by Fano's inequality, on the bits of the context that answers of this accuracy recall.
 
     B = N (log2 V - h2(e) - e log2(V - 1)) for N independent answers out of V equally likely words, e = 1 - accuracy; 0
     where the accuracy is at most 1/V.
@@ -271,7 +269,7 @@ def recalled_bits(accuracy: float, answers: int, alphabet: float) -> float:
 
 
 def predicted_capacity(p: int, d_key: int, heads: int, d_value: int, alphabet: float) -> float:
-    """Pairs that Hebbian sums over random unit keys recall, by crosstalk variance: a reference line, not a bound.
+    """Predict the pairs that Hebbian sums over random unit keys recall, by crosstalk variance: not a bound.
 
         K = (H d_v / (2 ln V) - 1) / s,   s = E[(q·k)^2p] = (2p - 1)!! / (d (d + 2) ... (d + 2p - 2))
 
@@ -283,5 +281,5 @@ def predicted_capacity(p: int, d_key: int, heads: int, d_value: int, alphabet: f
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value, the mean of the two middle ones for an even number; one value or more."""
+    """Return the median of one or more values."""
     return float(np.median(np.asarray(values, dtype=np.float64)))

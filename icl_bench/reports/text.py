@@ -1,4 +1,4 @@
-"""How numbers and names are written in reports, and how they are kept from acting as markup."""
+"""The written form of numbers and names in reports, and escapes that keep text from acting as markup."""
 
 import math
 import re
@@ -12,17 +12,17 @@ NONE = "\u2013"
 """Stands where there is no number."""
 BINARY_UNITS = ("B", "KiB", "MiB", "GiB")
 BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
-"""Line breaks, controls, and marks that turn the direction of text."""
+"""Line breaks, control characters, and marks that change the direction of text."""
 MARKUP = re.compile(r"([\\`*_\[\]#|<>&~$])")
 
 
 def plain(text: str) -> str:
-    """Text on one line without control characters."""
+    """Return text on one line without control characters."""
     return BREAKS.sub(" ", text).strip()
 
 
 def code(text: str, in_table: bool = False) -> str:
-    r"""A Markdown code span that shows the text as it is, whatever it holds.
+    r"""Return a Markdown code span that shows any text unchanged.
 
     >>> code("power:p=2")
     '`power:p=2`'
@@ -37,51 +37,70 @@ def code(text: str, in_table: bool = False) -> str:
 
 
 def escaped(text: str) -> str:
-    """Markdown that shows the text as it is, outside of a code span."""
+    """Return Markdown that shows any text unchanged, outside of a code span."""
     return MARKUP.sub(lambda found: f"&#{ord(found[1])};" if found[1] in "<>&|`" else "\\" + found[1], plain(text))
 
 
-def share(value: float | None) -> str:
-    """A share with three decimals."""
+def format_share(value: float | None) -> str:
+    """Format a proportion, such as an accuracy, with three decimals."""
     return NONE if value is None else f"{value:.3f}"
 
 
-def bracketed(interval: Interval | None, digits: int = 3) -> str:
-    """An interval of shares."""
-    return "" if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+def format_interval(interval: Interval | None, digits: int = 3) -> str:
+    """Format an interval of proportions."""
+    return NONE if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def size(number: int | None) -> str:
-    """Bytes in the largest unit that leaves at least 1."""
+def format_bytes(number: int | None) -> str:
+    """Format a number of bytes in the largest unit of which there is at least one.
+
+    >>> format_bytes(2048), format_bytes(2500)
+    ('2 KiB', '2.4 KiB')
+    """
     if number is None:
         return NONE
     power = min(len(BINARY_UNITS) - 1, int(math.log2(number) // 10)) if number else 0
     scaled = number / 1024**power
-    return (
-        f"{scaled:.0f} {BINARY_UNITS[power]}"
-        if scaled >= 100 or scaled == int(scaled)
-        else f"{scaled:.1f} {BINARY_UNITS[power]}"
-    )
+    return f"{scaled:.{0 if scaled >= 100 or scaled == int(scaled) else 1}f} {BINARY_UNITS[power]}"
 
 
-def quantity(value: float | None) -> str:
-    """A number with three significant digits."""
+def format_integer(value: int | None) -> str:
+    """Format an integer with separators of thousands."""
+    return NONE if value is None else f"{value:,}"
+
+
+def format_number(value: float | None) -> str:
+    """Format a number with three significant digits, or as an integer from 1,000 on."""
     return NONE if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def count(number: int, noun: str) -> str:
-    """A number with its noun.
+def format_load(found: Load) -> str:
+    """Format a load, or the measured load beyond which it lies.
 
-    >>> count(1, "seed"), count(3, "seed")
+    >>> format_load(Load(12.34, "within")), format_load(Load(64.0, "above"))
+    ('12.3', '> 64')
+    """
+    return {"within": "", "below": "< ", "above": "> "}[found.side] + format_number(found.value)
+
+
+def format_p(p: float) -> str:
+    """Format a p value with its relation: '= 0.012' or '< 0.001'."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def format_count(number: int, noun: str) -> str:
+    """Format a number with its noun.
+
+    >>> format_count(1, "seed"), format_count(3, "seed")
     ('1 seed', '3 seeds')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def failures(statuses: Iterable[str]) -> str:
-    """How many runs failed, by class.
+def format_failures(statuses: Iterable[str]) -> str:
+    """Format the number of failed runs, in all and by status.
 
-    >>> failures(["ok", "timeout", "diverged", "timeout"])
+    >>> format_failures(["ok", "timeout", "diverged", "timeout"])
     '3 failed (1 diverged, 2 timeout)'
     """
     classes = Counter(status for status in statuses if status != "ok")
@@ -89,25 +108,10 @@ def failures(statuses: Iterable[str]) -> str:
     return f"{classes.total()} failed" + (f" ({named})" if named else "")
 
 
-def listed(items: Sequence[str], last: str = "and") -> str:
-    """Items in a sentence.
+def enumerate_words(items: Sequence[str], last: str = "and") -> str:
+    """Join items as in a sentence.
 
-    >>> listed(["a", "b", "c"])
+    >>> enumerate_words(["a", "b", "c"])
     'a, b and c'
     """
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
-
-
-def load(found: Load) -> str:
-    """A load, or the one it lies beyond.
-
-    >>> load(Load(12.34, "within")), load(Load(64.0, "above"))
-    ('12.3', '> 64')
-    """
-    sign = {"within": "", "below": "< ", "above": "> "}[found.side]
-    return sign + quantity(found.value)
-
-
-def p_text(p: float) -> str:
-    """A p value with its sign of equality."""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -1,1 +1,1 @@
-"""The specification, the record and the store of a run: plain data, without torch."""
+"""Specification, record, events and store of a run: plain data that loads without torch."""

@@ -1,6 +1,6 @@
-"""What the harness tells while it works; the command line shows it, tests collect it. Nothing here needs torch."""
+"""Events of running fleets, and the protocol of those who receive them: progress bars, loggers, tests."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from icl_bench.runs.record import RunResult
@@ -8,55 +8,56 @@ from icl_bench.runs.spec import RunSpec
 
 
 class Progress(NamedTuple):
-    """How far a fleet has come."""
+    """The progress of a fleet, reported at each validation."""
 
     step: int
+    """Number of updates done."""
     steps: int
+    """Number of updates in all."""
     loss: list[float]
-    """Mean training loss of each member since the last report."""
+    """Mean training loss of each member since the last report, in nats."""
     accuracy: list[float]
     """Mean training accuracy of each member since the last report."""
     examples_per_second: float
-    """Training examples a second since the start, summed over members."""
+    """Training examples per second since the start, summed over members."""
     seconds: float
-    """Training time so far, validation left out."""
+    """Training time so far in seconds, without validation."""
+
+
+Report = Callable[[Progress], None]
+"""A receiver of the progress of one fleet."""
 
 
 class Reporter(Protocol):
-    """Receives the course of events; several fleets may be under way at once, each named by its specifications."""
+    """A receiver of events; several fleets may run at once, and each event names its fleet by its specifications.
+
+    A class that inherits from this one ignores the events whose methods it does not define.
+    """
 
     def planned(self, runs: int, done: int) -> None:
-        """`runs` runs were asked for, `done` of them are finished in the store already."""
+        """Receive the number of requested runs, and the number of those that the store holds already."""
+        return
 
     def started(self, specs: Sequence[RunSpec]) -> None:
-        """A fleet starts."""
+        """Receive the start of a fleet."""
+        return
 
     def progressed(self, specs: Sequence[RunSpec], progress: Progress) -> None:
-        """The fleet has come so far."""
+        """Receive the progress of a fleet."""
+        return
 
     def lost(self, specs: Sequence[RunSpec], reason: str) -> None:
-        """The worker of the fleet is gone; what the fleet lacks starts again, or is given up and finishes so."""
+        """Receive the loss of a fleet's worker; unfinished runs of the fleet start again or finish as failed."""
+        return
 
     def finished(self, results: Sequence[RunResult]) -> None:
-        """Runs of a fleet are done and committed."""
+        """Receive the results of runs that are committed to the store."""
+        return
 
     def closed(self) -> None:
-        """Nothing more comes: all is done, or it was interrupted."""
+        """Receive the end of all events, after the last run or an interruption."""
+        return
 
 
-class FleetReporter(Protocol):
-    """Receives the progress of one fleet."""
-
-    def progressed(self, progress: Progress) -> None:
-        """The fleet has come so far."""
-
-
-class OneFleet(NamedTuple):
-    """Passes on the progress of one fleet under its name."""
-
-    reporter: Reporter
-    specs: Sequence[RunSpec]
-
-    def progressed(self, progress: Progress) -> None:
-        """Name the fleet."""
-        self.reporter.progressed(self.specs, progress)
+class SilentReporter(Reporter):
+    """A reporter that ignores all events."""

@@ -1,43 +1,47 @@
-"""Finished runs in outline: what a report asks of every run, be there 100,000; the whole record it asks of a few.
+"""Finished runs in outline: the few values that a report needs of every run, of which there may be 100,000.
 
-What many runs share (their setting, their environment, what they were evaluated on) is one object for all of them, made
-from a text that the index keeps once.
+A report sorts and chooses runs by their outlines, and loads only the runs that it measures. Many runs have equal
+settings, environments and evaluations: each distinct one is parsed once, from a JSON text, and shared as one object.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+from icl_bench.runs.declarations import ArchitectureDeclaration, declaration_by_name
 from icl_bench.runs.rates import validation_accuracy
-from icl_bench.runs.record import Environment, RunRecord, Status
+from icl_bench.runs.record import Environment, Manifest, RunRecord, RunResult, Status
 from icl_bench.schema import canonical_json
 
 Seeds = tuple[int, int]
-"""Seed of the parameters and seed of the data: equal ones make runs comparable in pairs."""
+"""Seed of the parameters and seed of the data: runs with equal seeds can be compared in pairs."""
+Curve = tuple[tuple[int, float], ...]
+"""Step and validation accuracy of each validation, in order."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What runs share that differ in their seeds and their learning rate alone."""
+    """The part of a specification that is equal for runs that differ in seeds and learning rate alone."""
 
     task: str
-    """The task, as reports name it."""
     arch: str
-    """The architecture, as reports name it."""
+    """The task and the architecture, as reports name them."""
     load_name: str
-    """What the load of a cell counts."""
+    """The unit of a cell's load."""
     spec: Mapping[str, Any]
     """The specification without seeds and learning rate."""
+    declarations: tuple[ArchitectureDeclaration, ...]
+    """Declarations of the architectures of the pattern, in order."""
 
     def spec_of(self, seeds: Seeds, lr: float) -> dict[str, Any]:
-        """The whole specification of a run."""
-        seed, data_seed = seeds
-        return {**self.spec, "seed": seed, "data_seed": data_seed, "train": {**self.spec["train"], "lr": lr}}
+        """Return the whole specification of a run with these seeds and this learning rate."""
+        return {**self.spec, "seed": seeds[0], "data_seed": seeds[1], "train": {**self.spec["train"], "lr": lr}}
 
 
-class Examples(NamedTuple):
-    """What the score of a cell says of its examples, whatever the model."""
+class CellExamples(NamedTuple):
+    """The test examples of a cell, as its score describes them; equal for every model that is tested on them."""
 
     label: str
     load: int
@@ -52,33 +56,20 @@ class Examples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What runs were asked in the end, whatever they answered; nothing where they did not end well."""
+    """The test of a run at its end, without the model's scores; empty where the run did not end well."""
 
-    cells: tuple[Examples, ...]
-    """The examples of each cell."""
+    cells: tuple[CellExamples, ...]
     controls: tuple[str, ...]
-    """Controls of any cell, in the order of the alphabet."""
+    """Names of the controls of any cell, sorted."""
     groups: tuple[str, ...]
-    """Groups of scored positions of any cell, in the order of the alphabet."""
+    """Names of the groups of scored positions of any cell, sorted."""
     length: int | None
-    """Tokens after which the recurrent state is counted; none where it is not."""
-
-
-class Texts(NamedTuple):
-    """What a run shares with others, as JSON."""
-
-    setting: str
-    environment: str
-    evaluation: str
+    """Number of tokens after which the recurrent state is counted; none where it is not counted."""
 
 
 class Outline(NamedTuple):
     """A finished run in outline."""
 
-    key: int
-    """Number of the run in its index, for whoever reads it."""
-    read: Callable[["Outline"], RunRecord]
-    """Reads the whole record."""
     setting: Setting
     environment: Environment
     evaluation: Evaluation
@@ -86,45 +77,78 @@ class Outline(NamedTuple):
     lr: float
     """Peak learning rate."""
     validation: float
-    """Accuracy at the last validation, as it counts in the choice of a learning rate."""
+    """Accuracy at the last validation, by which a learning rate is chosen; 0 for a run that did not end well."""
     id: str
-    """The run's identity."""
     status: Status
-    """How it ended."""
     first_batch: str | None
     """SHA-256 of the first training batch."""
 
-    @property
-    def record(self) -> RunRecord:
-        """The whole record."""
-        return self.read(self)
+
+class MeasuredRun(NamedTuple):
+    """A finished run with all that reports and exports read of it."""
+
+    spec: Mapping[str, Any]
+    """The specification as stored."""
+    manifest: Manifest
+    result: RunResult
+    curve: Curve
 
 
-def texts_of(record: RunRecord) -> Texts:
-    """What a run shares with others."""
+class FinishedRuns(NamedTuple):
+    """Outlines of finished runs, and the function that loads one of them."""
+
+    outlines: Sequence[Outline]
+    """Every run, in any order."""
+    load: Callable[[str], MeasuredRun]
+    """Load the run with this id; may raise RecordError."""
+
+    @classmethod
+    def of(cls, records: Iterable[RunRecord]) -> "FinishedRuns":
+        """Outline records that are already in memory."""
+        by_id = {record.result.id: record for record in records}
+        parsed: dict[tuple[str, str], Any] = {}
+        outlines = [outline_of(record, parsed) for record in by_id.values()]
+        return cls(outlines, lambda run_id: measured(by_id[run_id]))
+
+    def load_all(self) -> list[MeasuredRun]:
+        """Load every run, in the order of ids."""
+        return [self.load(outline.id) for outline in sorted(self.outlines, key=attrgetter("id"))]
+
+
+def measured(record: RunRecord) -> MeasuredRun:
+    """Return the part of a record that reports read."""
+    curve = tuple((point.step, point.accuracy) for point in record.metrics)
+    return MeasuredRun(record.spec, record.manifest, record.result, curve)
+
+
+def shared_texts(record: RunRecord) -> dict[str, str]:
+    """Return as JSON, by kind, the parts of a record that many runs have in common."""
     spec, train = dict(record.spec), dict(record.spec["train"])
     del spec["seed"], spec["data_seed"], train["lr"]
     result = record.result
-    cells = [[getattr(cell, name) for name in Examples._fields] for cell in result.cells]
+    cells = [[getattr(cell, name) for name in CellExamples._fields] for cell in result.cells]
     controls = sorted({name for cell in result.cells for name in cell.controls})
     groups = sorted({name for cell in result.cells for name in cell.groups})
     length = result.state.length if result.state else None
-    return Texts(
-        canonical_json([result.task, result.arch, result.load_name, {**spec, "train": train}]),
-        record.manifest.model_dump_json(exclude={"started"}),
-        canonical_json([cells, controls, groups, length]),
-    )
+    declared = [declaration.model_dump(mode="json") for declaration in result.declarations]
+    return {
+        "setting": canonical_json([result.task, result.arch, result.load_name, {**spec, "train": train}, declared]),
+        "environment": record.manifest.model_dump_json(exclude={"started"}),
+        "evaluation": canonical_json([cells, controls, groups, length]),
+    }
 
 
 def parse_setting(text: str) -> Setting:
-    """A setting from its text."""
-    return Setting(*json.loads(text))
+    """Parse a setting from its JSON text."""
+    task, arch, load_name, spec, declared = json.loads(text)
+    declarations = map(ArchitectureDeclaration.model_validate, declared) if declared else None
+    return Setting(task, arch, load_name, spec, tuple(declarations or map(declaration_by_name, spec["arch"])))
 
 
 def parse_evaluation(text: str) -> Evaluation:
-    """An evaluation from its text."""
+    """Parse an evaluation from its JSON text."""
     cells, controls, groups, length = json.loads(text)
-    return Evaluation(tuple(Examples(*cell) for cell in cells), tuple(controls), tuple(groups), length)
+    return Evaluation(tuple(CellExamples(*cell) for cell in cells), tuple(controls), tuple(groups), length)
 
 
 PARSERS: Mapping[str, Callable[[str], Any]] = {
@@ -132,38 +156,20 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {
     "environment": Environment.model_validate_json,
     "evaluation": parse_evaluation,
 }
-"""How each of `Texts` is read."""
+"""Parser of each kind of shared text, in the order of `shared_texts` and of the first fields of `Outline`."""
 
 
-def outlines(runs: Iterable[RunRecord | Outline]) -> list[Outline]:
-    """Runs in outline, those that are whole too."""
-    made: dict[tuple[str, str], Any] = {}
-    return [run if isinstance(run, Outline) else outline_of(run, made) for run in runs]
-
-
-def outline_of(record: RunRecord, made: dict[tuple[str, str], Any]) -> Outline:
-    """A record in outline; `made` holds what records share, by kind and text, and is added to."""
-    texts = texts_of(record)
-    for shared in zip(Texts._fields, texts, strict=True):
-        if shared not in made:
-            made[shared] = PARSERS[shared[0]](shared[1])
-    setting, environment, evaluation = (made[shared] for shared in zip(Texts._fields, texts, strict=True))
+def outline_of(record: RunRecord, parsed: dict[tuple[str, str], Any]) -> Outline:
+    """Outline a record; `parsed` holds the shared objects by kind and text, and gains those that are new."""
+    for shared in (texts := shared_texts(record)).items():
+        if shared not in parsed:
+            parsed[shared] = PARSERS[shared[0]](shared[1])
+    setting, environment, evaluation = (parsed[shared] for shared in texts.items())
     result = record.result
-    return Outline(
-        key=0,
-        read=lambda _: record,
-        setting=setting,
-        environment=environment,
-        evaluation=evaluation,
-        seeds=seeds_of(record),
-        lr=result.lr,
-        validation=validation_accuracy(record),
-        id=result.id,
-        status=result.status,
-        first_batch=result.first_batch,
-    )
+    own = (result.lr, validation_accuracy(record), result.id, result.status, result.first_batch)
+    return Outline(setting, environment, evaluation, seeds_of(record), *own)
 
 
-def seeds_of(run: RunRecord) -> Seeds:
-    """The seeds of a run."""
+def seeds_of(run: RunRecord | MeasuredRun) -> Seeds:
+    """Return the seeds of a run."""
     return run.result.seed, int(run.spec["data_seed"])

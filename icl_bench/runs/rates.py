@@ -1,4 +1,4 @@
-"""How a learning rate is chosen: on validation alone, by the same rule in a study and in its report."""
+"""The choice of a learning rate from validation accuracy: one rule for studies and for reports."""
 
 from collections.abc import Collection, Mapping, Sequence
 from statistics import median
@@ -6,26 +6,21 @@ from statistics import median
 from icl_bench.runs.record import RunRecord, Status
 
 SCORED: Collection[Status] = ("ok", "diverged")
-"""Ends after which a run says something about recall: it ended well, or it diverged."""
-
-
-def has_score(run: RunRecord) -> bool:
-    """Whether the run says something about recall."""
-    return run.result.status in SCORED
+"""Statuses after which a run counts as a measurement of recall."""
 
 
 def validation_accuracy(run: RunRecord) -> float:
-    """Accuracy at the last validation; 0 for a run that did not end well."""
+    """Return the accuracy at the last validation; 0 unless the run ended with status `ok`."""
     return run.metrics[-1].accuracy if run.metrics and run.result.status == "ok" else 0.0
 
 
 def rate_score(accuracies: Sequence[float]) -> float:
-    """Median over seeds; below any accuracy where no run has a score."""
+    """Return the median over the seeds of one learning rate; -1, below every accuracy, if there are none."""
     return median(accuracies) if accuracies else -1.0
 
 
 def choose_rate(scores: Mapping[float, float]) -> float:
-    """The rate with the best score; of equal ones the middle, the lower of two.
+    """Return the learning rate with the best score; among equal scores the middle rate, or the lower of two.
 
     >>> choose_rate({1e-4: 0.2, 1e-3: 0.9, 1e-2: 0.9})
     0.001

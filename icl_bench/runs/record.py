@@ -1,13 +1,19 @@
-"""What a run leaves: a frozen, versioned, self-describing record. Nothing here needs torch."""
+"""The record that a run leaves: frozen, versioned, self-describing."""
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field
 
+from icl_bench.runs.declarations import ArchitectureDeclaration, declaration_by_name
 from icl_bench.schema import Frozen
 
 SCHEMA = 2
+"""Version of the layout of records."""
+SOLVED = 0.99
+"""Accuracy from which a run counts as having solved its task."""
 
 Status = Literal["ok", "diverged", "oom", "timeout", "crashed", "error"]
 
@@ -16,239 +22,222 @@ class GroupScore(Frozen):
     """Accuracy on the scored positions of one group."""
 
     accuracy: float
-    """Share answered right."""
+    """Share of these positions answered correctly."""
     count: int
-    """Scored positions."""
+    """Number of scored positions in the group."""
 
 
 class CellScore(Frozen):
-    """Test results of one cell."""
+    """Test results of one cell, that is, one setting of load and length."""
 
     label: str
     """Name of the cell."""
     load: int
-    """Its load, in the unit of the task."""
+    """Load of the cell, in the unit that `load_name` of the run names."""
     length: int
-    """Positions in a sequence."""
+    """Number of positions in a sequence."""
     accuracy: float
-    """Share of scored positions answered right; for tasks that explain variance, the share of what the oracle does."""
+    """Share of scored positions answered correctly; for continuous tasks, the share of variance explained, relative to
+    the share that the oracle explains."""
     exact_match: float
-    """Share of examples answered right at every scored position, or explained to 99 % of what the oracle does."""
+    """Share of examples with a correct answer at every scored position; for continuous tasks, of examples explained to
+    at least 99 % of what the oracle explains."""
     loss: float
-    """Mean cross-entropy of a scored position, in nats; of a continuous task its error."""
+    """Mean cross-entropy of a scored position, in nats; for continuous tasks, the error."""
     error: float | None = None
-    """Mean squared error of a scored position, relative to answering 0; none for tokens."""
+    """Mean squared error of a scored position, relative to the error of the answer 0; none for tasks of tokens."""
     oracle_error: float | None = None
-    """The same of the oracle on the same examples."""
+    """Relative squared error of the oracle on the same examples; none for tasks of tokens."""
     floor: float
-    """Accuracy, on the same examples, of the trivial solver that is best on the validation split."""
+    """Accuracy on the same examples of the trivial solver that is best on the validation split."""
     floor_solver: str
-    """Name of that solver."""
+    """Name of that trivial solver."""
     state_bits: float
-    """Bits that the task requires to be carried."""
+    """Number of bits that a model must carry to solve the cell."""
     scored: int
-    """Scored positions of an example."""
+    """Number of scored positions in an example."""
     answers: int | None = None
-    """Independent answers that a context holds, each as likely to be asked as any other; none where they depend."""
+    """Number of independent answers in a context, each equally likely to be asked; none if the answers depend on each
+    other."""
     alphabet: int | None = None
-    """Words of which such an answer is one, all equally likely."""
+    """Number of equally likely values that each of these answers can take."""
     free_running: float | None = None
-    """Share of scored positions right where the model reads its own answers; none for tasks that show none, and for
-    layers without a recurrent form."""
+    """Share of scored positions answered correctly when the model reads its own answers; none for tasks that show no
+    answers and for layers without a recurrent form."""
     free_running_exact: float | None = None
-    """Share of examples right throughout where the model reads its own answers."""
+    """Share of examples with a correct answer at every scored position when the model reads its own answers."""
     controls: Mapping[str, float] = Field(default_factory=dict)
-    """Accuracy on examples changed so as to tell how answers come about, by control; none for tasks without any."""
+    """Accuracy on changed examples that show how the model finds its answers, by name of the control."""
     groups: Mapping[str, GroupScore]
     """Accuracy by group of scored positions."""
 
 
 class StateReport(Frozen):
-    """Recurrent state of one sequence, over all layers."""
+    """Recurrent state of one sequence, summed over all layers."""
 
     elements: int
-    """Numbers carried."""
+    """Number of state elements."""
     bytes: int
-    """Their size: sums in float32, cached activations in the run's precision."""
+    """Size of the state in bytes: sums in float32, cached activations in the precision of the run."""
     length: int
-    """Tokens after which this holds: the longest evaluated cell."""
+    """Number of tokens after which the state is counted: the length of the longest evaluated cell."""
 
 
 class WorkReport(Frozen):
-    """Forward floating-point operations of a token, over all layers, embedding and head left out."""
+    """Forward floating-point operations of the mixers per token, summed over all layers."""
 
     weights: float
-    """Activation times parameter."""
+    """Operations between an activation and a parameter."""
     state: float
-    """Activation times state."""
+    """Operations between an activation and the state."""
 
 
 class RunResult(Frozen):
-    """The outcome of a run; its presence in the store means that the run is finished."""
+    """The outcome of a run; a run with a result in the store is finished."""
 
     schema_version: int = SCHEMA
     """Version of this layout."""
     id: str
-    """The run's identity."""
+    """Id of the run: the first 16 digits of the digest."""
     digest: str
     """SHA-256 of the specification."""
     task: str
-    """The task, as reports name it."""
+    """Label of the task in reports."""
     arch: str
-    """The architecture, as reports name it."""
+    """Label of the architecture in reports."""
     load_name: str
-    """What the load of a cell counts."""
+    """Unit of the load of a cell, such as `pairs`."""
     seed: int
     """Seed of the initial parameters."""
     lr: float
     """Peak learning rate."""
     status: Status
-    """`ok`; `diverged`: loss or gradient not finite, or loss exploded; `oom`: out of memory; `timeout`: over its time,
-    or silent; `crashed`: it ended its worker three times; `error`: an exception."""
+    """`ok`; `diverged`: a loss or gradient was not finite, or the loss exploded; `oom`: out of memory; `timeout`: over
+    the time limit, or no sign of life; `crashed`: the run ended its worker three times; `error`: an exception."""
     detail: str | None = None
-    """What went wrong, where something did."""
+    """Description of the failure, if there was one."""
     params: int
-    """Parameters of the model."""
+    """Number of parameters of the model."""
     state: StateReport | None
-    """Recurrent state; none where a layer of one's own does not count it."""
+    """Size of the recurrent state; none if a layer from outside the package does not declare it."""
     work: WorkReport
-    """Work of a token."""
+    """Work of the mixers per token."""
     steps: int
-    """Updates made before the run ended."""
+    """Number of updates before the run ended."""
     seconds: float
-    """Wall time of the fleet that the run was a member of, training and evaluation."""
+    """Wall time in seconds of the fleet that trained the run, training and evaluation."""
     examples_per_second: float
-    """Training examples a second, summed over the fleet."""
+    """Training examples per second, summed over the fleet."""
     solved_at: int | None = None
-    """First validated step with an accuracy of at least 0.99, if any."""
+    """First validated step with an accuracy of at least 0.99; none if there is no such step."""
     first_batch: str | None = None
-    """SHA-256 of the first training batch; runs of one task, batch size and data seed have the same."""
+    """SHA-256 of the first training batch; runs with equal task, batch size and data seed have equal values."""
+    declarations: tuple[ArchitectureDeclaration, ...] = ()
+    """Declarations of the architectures of the pattern, in order; empty in results of older versions."""
     cells: tuple[CellScore, ...]
-    """Test results by cell; empty where the run did not end well."""
+    """Test results by cell; empty unless the status is `ok`."""
     files: Mapping[str, str]
-    """SHA-256 of the other files of the run, by name."""
+    """SHA-256 of the three other files of the run, by file name."""
     check: str = ""
-    """SHA-256 of this file as it is with nothing between these quotes."""
+    """SHA-256 of this file, computed with an empty string in this field."""
 
     @property
     def accuracy(self) -> float:
-        """Mean over the cells of test accuracy; 0 where the run did not end well."""
-        return sum(cell.accuracy for cell in self.cells) / len(self.cells) if self.cells else 0.0
+        """Test accuracy, mean over cells; 0 without cells."""
+        return mean_known([cell.accuracy for cell in self.cells]) or 0.0
 
     @property
     def exact_match(self) -> float:
-        """Mean over the cells of exact match."""
-        return sum(cell.exact_match for cell in self.cells) / len(self.cells) if self.cells else 0.0
+        """Exact match, mean over cells; 0 without cells."""
+        return mean_known([cell.exact_match for cell in self.cells]) or 0.0
 
     @property
     def free_running(self) -> float | None:
-        """Mean over the cells of the share right where the model reads its own answers; none where it never does."""
+        """Accuracy when the model reads its own answers, mean over cells; none if a cell lacks it."""
         return mean_known([cell.free_running for cell in self.cells])
 
     @property
     def free_running_exact(self) -> float | None:
-        """Mean over the cells of the share of examples right throughout where the model reads its own answers."""
+        """Exact match when the model reads its own answers, mean over cells; none if a cell lacks it."""
         return mean_known([cell.free_running_exact for cell in self.cells])
 
     @property
     def error(self) -> float | None:
-        """Mean over the cells of the relative squared error; none for tokens and where the run did not end well."""
-        errors = [cell.error for cell in self.cells if cell.error is not None]
-        return sum(errors) / len(errors) if errors else None
+        """Relative squared error, mean over the cells that have one; none if no cell has one."""
+        return mean_known([cell.error for cell in self.cells if cell.error is not None])
 
     @property
     def floor(self) -> float:
-        """Mean over the cells of the floor."""
-        return sum(cell.floor for cell in self.cells) / len(self.cells) if self.cells else 0.0
+        """Accuracy of the best trivial solver, mean over cells; 0 without cells."""
+        return mean_known([cell.floor for cell in self.cells]) or 0.0
+
+    @property
+    def by_cell(self) -> dict[str, float]:
+        """Test accuracy by cell."""
+        return {cell.label: cell.accuracy for cell in self.cells}
 
     def summary(self) -> dict[str, Any]:
-        """The run as `--json` prints it."""
-        return {
-            "id": self.id,
-            "task": self.task,
-            "arch": self.arch,
-            "seed": self.seed,
-            "lr": self.lr,
-            "status": self.status,
-            "detail": self.detail,
-            "params": self.params,
-            "state": self.state.model_dump() if self.state else None,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "examples_per_second": self.examples_per_second,
-            "solved_at": self.solved_at,
-            "accuracy": self.accuracy,
-            "by_cell": {cell.label: cell.accuracy for cell in self.cells},
-            "floor": self.floor,
-            "exact_match": self.exact_match,
-            "error": self.error,
-            "free_running": self.free_running,
-            "free_running_exact": self.free_running_exact,
-        }
+        """Return the fields of the run that `--json` prints."""
+        fields = {name: getattr(self, name) for name in SUMMARY_FIELDS}
+        return {**fields, "state": self.state.model_dump() if self.state else None}
+
+
+SUMMARY_FIELDS = (
+    *("id", "task", "arch", "seed", "lr", "status", "detail", "params", "state", "steps", "seconds"),
+    *("examples_per_second", "solved_at", "accuracy", "by_cell", "floor", "exact_match", "error"),
+    *("free_running", "free_running_exact"),
+)
+"""Fields that `--json` prints of a run, in order."""
 
 
 def mean_known(values: Sequence[float | None]) -> float | None:
-    """Mean of values that are all there; none where one is not, or there are none."""
+    """Return the mean of the values; None if one of them is None or there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-class Account(NamedTuple):
-    """What an architecture costs, over all layers; embedding, MLP and head are left out."""
-
-    arch: str
-    elements: int
-    """Numbers carried after `length` tokens."""
-    bytes: int
-    """Their size: sums in float32, cached activations in bfloat16."""
-    length: int
-    params: int
-    """Parameters of the mixers."""
-    weight_flops: float
-    """Forward operations of a token on parameters."""
-    state_flops: float
-    """Forward operations of a token on the state."""
-    ratio: float | None
-    """Weight-state FLOP ratio; none where nothing is done on the state."""
-
-
 class Environment(Frozen):
-    """Where and with what runs were made: none of it decides their identity."""
+    """The machine and the software that made a run; no part of the identity of the run."""
 
     versions: Mapping[str, str]
-    """icl-bench, Python, torch, triton, numpy, CUDA."""
+    """Versions of icl-bench, Python, torch, triton, numpy and CUDA."""
     device: str
     """Name of the processor or GPU."""
     threads: int
-    """Threads of torch on the CPU."""
+    """Number of CPU threads that torch used."""
     host: str
     """Operating system and machine type."""
     revision: str | None
-    """Git revision of the checkout, `+` appended where it has uncommitted changes; none for an installed package."""
+    """Git revision of the checkout, with `+` appended if it has uncommitted changes; none for an installed package."""
     impl: str
-    """Kernel implementation asked for."""
+    """Requested kernel implementation."""
     fleet_size: int
-    """Members trained together."""
+    """Number of runs trained together."""
     command: str
-    """The command line that started the run."""
+    """Command line that started the run."""
 
 
 class Manifest(Environment):
-    """Where, with what and when a run was made."""
+    """The machine, the software and the start time of a run."""
 
     started: str
-    """UTC time, ISO 8601."""
+    """Start time in UTC, ISO 8601."""
+
+
+def command_line() -> str:
+    """Return the command that was typed, quoted for a shell."""
+    return shlex.join(["icl-bench", *sys.argv[1:]])
 
 
 class MetricPoint(Frozen):
-    """A line of metrics.jsonl: a validation."""
+    """A validation during training: one line of metrics.jsonl."""
 
     step: int
-    """Updates made."""
+    """Number of updates done."""
     train_loss: float
-    """Mean training loss since the last point, in nats; 0 where there was none."""
+    """Mean training loss since the last validation, in nats; 0 if no update was made since."""
     train_accuracy: float
-    """Mean training accuracy since the last point."""
+    """Mean training accuracy since the last validation."""
     accuracy: float
     """Validation accuracy, mean over cells."""
     by_cell: Mapping[str, float]
@@ -256,13 +245,18 @@ class MetricPoint(Frozen):
 
 
 class RunRecord(Frozen):
-    """A finished run as read back: the plain specification beside the result."""
+    """A finished run, read back from the four files of its folder."""
 
     spec: Mapping[str, Any]
-    """The specification as stored."""
+    """Specification, as stored."""
     manifest: Manifest
-    """Where it was made."""
+    """Machine, software and start time."""
     result: RunResult
-    """What came out."""
+    """Outcome."""
     metrics: tuple[MetricPoint, ...]
-    """Validations over training."""
+    """Validations in the order of training."""
+
+    @property
+    def declarations(self) -> tuple[ArchitectureDeclaration, ...]:
+        """Declarations of the components of the pattern, in order; those of older results follow from names."""
+        return self.result.declarations or tuple(declaration_by_name(part) for part in self.spec["arch"])

@@ -3,11 +3,11 @@
 from icl_bench.tasks.assoc_recall import AssocRecall as AssocRecall
 from icl_bench.tasks.base import TASKS as TASKS
 from icl_bench.tasks.base import Batch as Batch
-from icl_bench.tasks.base import Cell as Cell
-from icl_bench.tasks.base import ContinuousTask as ContinuousTask
 from icl_bench.tasks.base import Task as Task
+from icl_bench.tasks.cells import Cell as Cell
 from icl_bench.tasks.compositional_recall import CompositionalRecall as CompositionalRecall
 from icl_bench.tasks.compression import Compression as Compression
+from icl_bench.tasks.continuous import ContinuousTask as ContinuousTask
 from icl_bench.tasks.copy import Copy as Copy
 from icl_bench.tasks.flip_flop import FlipFlop as FlipFlop
 from icl_bench.tasks.haystack_recall import HaystackRecall as HaystackRecall

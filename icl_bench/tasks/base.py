@@ -1,50 +1,23 @@
-"""What a task is: a frozen class that makes examples, knows the right answers, and says what guessing reaches."""
+"""The contract of a task: a frozen class that makes examples, answers them, and measures trivial solvers."""
 
+import functools
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple, final
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import model_validator
 from torch import Tensor
 
-from icl_bench import random
+from icl_bench.architectures.interface import Interface, Tokens
 from icl_bench.errors import UnknownNameError
 from icl_bench.registry import Registry
 from icl_bench.schema import Frozen, nearest
-
-PAD, BOS, SEP, QUERY, EOS = range(5)
-RESERVED = 16
-"""Token ids below this are special; alphabets begin here."""
-NOISE = 16
-"""Size of the noise alphabet, which comes first where a task has one."""
-
-
-def one_or_many(value: object) -> object:
-    """A lone number where a list is meant is a list of one."""
-    return (value,) if isinstance(value, int | float) else value
-
-
-Many = Annotated[tuple[int, ...], BeforeValidator(one_or_many), Field(min_length=1)]
-"""A parameter that lists loads, each a cell: `pairs=4` or `pairs=[4|8]`."""
-Extra = Annotated[tuple[int, ...], BeforeValidator(one_or_many)]
-"""A parameter that lists loads evaluated but not trained; may be empty."""
-
-
-class Cell(Frozen):
-    """One load and one length of a task: all examples of a cell have the same shapes."""
-
-    label: str
-    """Name of the cell, such as `pairs=16`, unique in its task."""
-    length: int
-    """Positions in a sequence, T."""
-    load: int
-    """How much has to be carried, in the unit of the task: pairs, symbols, hops."""
-    scored: int
-    """Scored positions in an example, S."""
-    share: float = 1.0
-    """Part of the training steps spent on this cell, relative to the others; 0 where it is only evaluated."""
+from icl_bench.tasks.cells import Axis, Cell, ExampleShape, Sizes, check_values, format_size, one_or_many
+from icl_bench.tasks.sampling import octave_label
+from icl_bench.tasks.vocabulary import Vocabulary, spell_components
 
 
 class Batch(NamedTuple):
@@ -53,306 +26,219 @@ class Batch(NamedTuple):
     inputs: Tensor
     """Token ids, [N, T]; of a `ContinuousTask` vectors, [N, T, I]."""
     positions: Tensor
-    """Where the model is scored, [N, S]: at position t it must name the target having read tokens 0..t."""
+    """Scored positions, [N, S]: at position t the model names the target after it has read tokens 0..t."""
     targets: Tensor
-    """The right token at each scored position, [N, S]; of a `ContinuousTask` the right vector, [N, S, O]."""
+    """Right token at each scored position, [N, S]; of a `ContinuousTask` the right vector, [N, S, O]."""
     groups: Tensor
-    """A tag of each scored position, [N, S], by which accuracy is reported as well; `group_label` names it."""
+    """Number of the group of each scored position, [N, S]; accuracy is also reported for each group."""
 
 
-class Answers(NamedTuple):
-    """What a context holds, for the bits that recalling it takes."""
+class ContextContents(NamedTuple):
+    """Independent answers that a context holds, from which a report counts the bits that a model recalled."""
 
-    number: int
+    answers: int
     """Independent answers, each as likely to be asked as any other."""
     alphabet: int
-    """Words of which each answer is one, all equally likely."""
+    """Number of equally likely values of an answer."""
+
+    @property
+    def bits(self) -> float:
+        """Bits of all answers together."""
+        return self.answers * math.log2(self.alphabet)
+
+
+class TrainingBudget(NamedTuple):
+    """A training run in which the smallest default cell of a task is learned."""
+
+    steps: int
+    """Training steps."""
+    lr: float
+    """Peak learning rate."""
+    params: str
+    """Parameters of the task that leave only its smallest default cell, such as `pairs=4`."""
+    arch: str = "softmax"
+    """Architecture that learns the cell in these steps."""
 
 
 Solver = Callable[[Tensor, Tensor, Cell], Tensor]
-"""(inputs [N, T], positions [N, S], cell) -> answers [N, S]."""
+"""A function of inputs [N, T], positions [N, S] and cell that returns answers [N, S]."""
 
 
 class Grade(NamedTuple):
-    """What answers came to, [..., S] each."""
+    """Errors and hits of answers, [..., S] each."""
 
     errors: Tensor
-    """Mean squared error over the components, relative to that of answering 0: 1 for it, on average. 0 for tokens."""
+    """Squared error, the mean over components, relative to that of answering 0; 0 for tokens."""
     hits: Tensor
-    """How right the answer is, 1 for the target itself, for vectors on average; not differentiable."""
+    """Hit of each answer, 1 for the target itself, for vectors on average; not differentiable."""
 
 
 class Task(Frozen):
-    """Base of all tasks. The fields of a task are its parameters; one that cannot be met is refused when it is made.
+    """Base class of all tasks; its fields are the parameters of the task.
 
-    `sample` is a pure function of the row keys (`icl_bench.random.row_keys`), vectorised over rows, equal on every
-    device; it keeps no state and needs no step count.
+    `sample` is a pure function of the row keys (`icl_bench.random.row_keys`), vectorised over rows and equal on every
+    device. A task keeps no state and does not know the training step. Impossible parameters are refused when the task
+    is made.
     """
 
+    axes: ClassVar[tuple[Axis, ...]]
+    """Parameters that span the cells; a label names them in this order."""
+    load_name: ClassVar[str]
+    """Unit of `Cell.load`, which labels the axis of a figure."""
+    budget: ClassVar[TrainingBudget]
+    """Training run in which the smallest default cell is learned."""
+    picture: ClassVar[str] = ""
+    """Parameters of an example small enough for a picture, as in a spec."""
+    answer_alphabet: ClassVar[str | None] = None
+    """Parameter that counts the values of an answer, where the context holds `Cell.load` independent answers."""
+    group_unit: ClassVar[str] = "gap"
+    """Distance whose octaves are the groups, unless `group_label` names them otherwise."""
     data_version: ClassVar[int] = 1
-    """Raised when the same parameters give other data than before; part of every data key."""
-    load_name: ClassVar[str] = "load"
-    """What `Cell.load` counts, for the axis of a figure."""
+    """Version of the data, part of every row key; raised when the same parameters give other data than before."""
     generative: ClassVar[bool] = False
-    """Whether answers are shown, each as the token after its scored position, so that a model can read its own."""
+    """Show each answer as the token after its scored position, so that a model can read its own answers instead."""
+    several_correct: ClassVar[bool] = False
+    """Accept other tokens than the target as correct; `hits` then decides from the inputs."""
 
-    many_right: ClassVar[bool] = False
-    """Whether other tokens than the target may be right, which `right` then tells from the inputs."""
+    @model_validator(mode="after")
+    def _check(self) -> "Task":
+        for axis in self.axes:
+            trained, values = self._axis_values(axis)
+            check_values(axis.name if trained == values else f"{axis.name} and extrapolate", values, axis.lowest)
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Refuse parameters that contradict each other; raise ValueError with rule, value and way out on one line."""
+
+    def _axis_values(self, axis: Axis) -> tuple[Sizes, Sizes]:
+        """Return the values of an axis that are trained, and all values."""
+        trained = one_or_many(getattr(self, axis.name) or ())
+        return trained, (*trained, *one_or_many(getattr(self, "extrapolate", ()))) if axis.extrapolated else trained
 
     @property
     @abstractmethod
-    def vocabulary(self) -> int:
-        """Number of token ids, special ones included."""
+    def words(self) -> Vocabulary:
+        """The token ids of the task."""
 
-    @property
     @abstractmethod
-    def eval_cells(self) -> tuple[Cell, ...]:
-        """The cells evaluated, in the order reported."""
-
-    @property
-    def train_cells(self) -> tuple[Cell, ...]:
-        """The cells trained on: those evaluated that have a share of the steps, unless a task says otherwise."""
-        return tuple(cell for cell in self.eval_cells if cell.share > 0)
+    def shape(self, sizes: Sizes) -> ExampleShape:
+        """Return length, load and scored positions of the cell at these values of the axes."""
 
     @abstractmethod
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
-        """One example for each key: keys [N] int64."""
+        """Make one example for each key: keys [N] int64."""
 
     @abstractmethod
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The right answer at each scored position, from the inputs alone: [N, S]."""
+        """Return the right answer at each scored position, from the inputs alone: [N, S]."""
 
     @property
-    @abstractmethod
     def floors(self) -> Mapping[str, Solver]:
-        """Trivial solvers by name; the best of them, measured on held-out data, is the floor of a cell."""
+        """The trivial solvers by name: the methods `floor_...`, in the order in which the class defines them.
 
-    @abstractmethod
+        The best of them, measured on held-out data, is the floor of a cell.
+        """
+        methods = [name for cls in reversed(type(self).mro()) for name in vars(cls) if name.startswith("floor_")]
+        if not methods:
+            raise NotImplementedError(f"a task has a trivial solver; {type(self).__name__} has no method floor_...")
+        return {name.removeprefix("floor_").replace("_", "-"): getattr(self, name) for name in methods}
+
+    def contents(self, cell: Cell) -> ContextContents | None:
+        """Return the answers that the context of a cell holds; None where they are not independent and uniform."""
+        return ContextContents(cell.load, getattr(self, self.answer_alphabet)) if self.answer_alphabet else None
+
     def state_bits(self, cell: Cell) -> float:
-        """Bits that must be carried from the context to the scored positions."""
-
-    def answers(self, cell: Cell) -> Answers | None:
-        """What the context of a cell holds; None where its answers are no independent draws from one alphabet."""
-        return None
+        """Return the bits that must be carried from the context to the scored positions: those of `contents`."""
+        contents = self.contents(cell)
+        if contents is None:
+            raise NotImplementedError(f"{type(self).__name__} gives neither contents nor state_bits of {cell.label}")
+        return contents.bits
 
     def controls(self, batch: Batch, cell: Cell) -> Mapping[str, Batch]:
-        """Changed examples that tell how answers come about: all but `no keys` keep the accuracy of one who recalls."""
+        """Return changed examples by name, which show how a model answers.
+
+        A model that recalls keeps its accuracy on all of them but `no keys`.
+        """
         return {}
 
-    @property
-    def slack(self) -> float:
-        """Share of the oracle's hits that an example which counts as right throughout may lack."""
-        return 0.0
+    def hits(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
+        """Return the hit of each answer, 1 for a right one: [N, S] float64."""
+        return (answers == batch.targets).double()
 
-    def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """How right answers are, 1 where all the way: [..., S] float64."""
-        return (answers == targets).double()
-
-    def right(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
-        """How right answers to these examples are: [N, S] float64; `hits` unless the task is `many_right`."""
-        return self.hits(answers, batch.targets)
-
-    def best(self, batch: Batch, cell: Cell) -> Grade:
-        """What the oracle comes to, float64; accuracy is the share of the sum of its hits that is hit."""
+    def oracle_grade(self, batch: Batch, cell: Cell) -> Grade:
+        """Return errors and hits of the oracle, float64; accuracy is relative to the sum of these hits."""
         errors = torch.zeros(batch.positions.shape, dtype=torch.float64, device=batch.positions.device)
         return Grade(errors, torch.ones_like(errors))
 
+    @property
+    def tolerance(self) -> float:
+        """Fraction of the oracle's hits that an example may lack and still count as an exact match."""
+        return 0.0
+
     def group_label(self, group: int) -> str:
-        """Name of a group tag."""
-        return str(group)
+        """Name a group."""
+        return octave_label(group, self.group_unit)
 
-    def spell(self, token: int) -> str:
-        """A short name of a token for `icl-bench show`."""
-        return {PAD: "·", BOS: "^", SEP: "|", QUERY: "?", EOS: "$"}.get(token, str(token))
+    @property
+    def eval_cells(self) -> tuple[Cell, ...]:
+        """The cells evaluated, in the order reported: values of the axis that is extrapolated vary slowest."""
+        slowest_first = sorted(self.axes, key=lambda axis: not axis.extrapolated)
+        cells = []
+        for values in itertools.product(*(self._axis_values(axis)[1] for axis in slowest_first)):
+            at = dict(zip(slowest_first, values, strict=True))
+            sizes = tuple(at[axis] for axis in self.axes)
+            label = ",".join(f"{axis.name}={format_size(at[axis])}" for axis in self.axes)
+            trained = all(at[axis] in self._axis_values(axis)[0] for axis in self.axes)
+            cells.append(Cell(label=label, **self.shape(sizes)._asdict(), sizes=sizes, weight=float(trained)))
+        return tuple(cells)
 
+    @property
+    def train_cells(self) -> tuple[Cell, ...]:
+        """The cells trained on: those evaluated that have a weight above 0, unless a task says otherwise."""
+        return tuple(cell for cell in self.eval_cells if cell.weight > 0)
+
+    @property
+    def interface(self) -> Interface:
+        """Inputs and outputs of a model of this task: the tokens of its vocabulary, unless a task says otherwise."""
+        return Tokens(self.vocabulary)
+
+    @final
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, special ones included; 0 for vectors."""
+        return self.words.size
+
+    @final
+    def spell(self, entry: int | Sequence[float]) -> str:
+        """Return a short text for a token, or for a vector of a `ContinuousTask`."""
+        return self.words.spell(entry) if isinstance(entry, int) else self.spell_vector(entry)
+
+    def spell_vector(self, vector: Sequence[float]) -> str:
+        """Return a short text for a vector: its first components."""
+        return spell_components(vector)
+
+    @final
     def cell(self, label: str) -> Cell:
-        """The cell of that label, evaluated or trained.
-
-        Raises:
-            UnknownNameError: where there is none.
-        """
-        cells = {cell.label: cell for cell in (*self.train_cells, *self.eval_cells)}
+        """Return the cell with that label, evaluated or trained; raise UnknownNameError if there is none."""
+        cells = cells_by_label(self)
         if label not in cells:
             hint = nearest(label, cells)
             raise UnknownNameError(f"no cell is labelled {label!r}; {hint}cells: {', '.join(cells)}")
         return cells[label]
 
 
-REAL_BITS = math.log2(100) / 2
-"""Bits that a normal number known to a relative squared error of 0.01 takes (Shannon's rate-distortion function)."""
-SHOWN = 3
-"""Components of a vector that are printed."""
-
-
-class ContinuousTask(Task):
-    """Base of tasks whose inputs and targets are vectors of real numbers, scored by their squared error.
-
-    Accuracy is made in one of two ways. `nearest`: the share of answers that are nearer to their own target than to any
-    other of the example. `explained`: by how much the squared error is below that of answering 0, as a share of the
-    same for the oracle; 0 where it is above.
-    """
-
-    criterion: ClassVar[Literal["nearest", "explained"]]
-    """How accuracy is made from errors."""
-
-    @property
-    @abstractmethod
-    def width_in(self) -> int:
-        """Components of an input, I."""
-
-    @property
-    @abstractmethod
-    def width_out(self) -> int:
-        """Components of a target, O."""
-
-    @property
-    def variance(self) -> float:
-        """Mean square of a component of a target, by which squared errors are divided."""
-        return 1.0
-
-    @property
-    def vocabulary(self) -> int:
-        return 0
-
-    @property
-    def slack(self) -> float:
-        return 0.0 if self.criterion == "nearest" else 0.01
-
-    def grade(self, answers: Tensor, targets: Tensor) -> Grade:
-        """Errors and hits of answers [..., S, O]."""
-        errors = (answers - targets).square().mean(dim=-1) / self.variance
-        if self.criterion == "nearest":
-            return Grade(errors, nearest_target(answers, targets))
-        return Grade(errors, targets.square().mean(dim=-1) / self.variance - errors.detach())
-
-    def hits(self, answers: Tensor, targets: Tensor) -> Tensor:
-        return self.grade(answers.double(), targets.double()).hits
-
-    def best(self, batch: Batch, cell: Cell) -> Grade:
-        answers = self.oracle(batch.inputs, batch.positions, cell)
-        return self.grade(answers.double(), batch.targets.double())
-
-    def spell(self, token: int | Sequence[float]) -> str:
-        """The first components of a vector."""
-        return super().spell(token) if isinstance(token, int) else components(token)
+@functools.lru_cache
+def cells_by_label(task: Task) -> Mapping[str, Cell]:
+    """Return all cells of a task; of a label that is both trained and evaluated, the evaluated cell."""
+    return {cell.label: cell for cell in (*task.train_cells, *task.eval_cells)}
 
 
 TASKS: Registry[type[Task]] = Registry("task")
 
 
-def components(vector: Sequence[float]) -> str:
-    """The first components of a vector, for `icl-bench show`."""
-    return ",".join(f"{value:.1f}" for value in vector[:SHOWN]) + (",…" if len(vector) > SHOWN else "")
-
-
-@torch.no_grad()
-def nearest_target(answers: Tensor, targets: Tensor) -> Tensor:
-    """1 where an answer is nearer to its own target than to any other of the example: [..., S, O] -> [..., S]."""
-    # |a - t|^2 less |a|^2, which is the same for all targets
-    distances = targets.square().sum(dim=-1)[..., None, :] - 2 * answers.to(targets.dtype) @ targets.mT
-    own = distances.diagonal(dim1=-2, dim2=-1)
-    others = distances.masked_fill(torch.eye(own.shape[-1], dtype=torch.bool, device=own.device), math.inf)
-    return (own < others.amin(dim=-1)).to(answers.dtype)
-
-
-def octave(distance: Tensor) -> Tensor:
-    """Bucket of a distance >= 1: 0 for 1, 1 for 2-3, 2 for 4-7, ..., exactly, by comparison with powers of two."""
-    powers = 2 ** torch.arange(1, 31, device=distance.device)
-    return torch.bucketize(distance, powers, right=True)
-
-
-def octave_label(group: int, unit: str = "gap") -> str:
-    """The distances that an octave holds."""
-    low, high = 2**group, 2 ** (group + 1) - 1
-    return f"{unit} {low}" if low == high else f"{unit} {low}-{high}"
-
-
-def check_loads(name: str, loads: tuple[int, ...], lowest: int = 1) -> None:
-    """Refuse loads that repeat or fall below the lowest that has a meaning.
-
-    Raises:
-        ValueError: naming the parameter, the rule and the value.
-    """
-    if loads and min(loads) < lowest:
-        raise ValueError(f"{name} must be at least {lowest}; got {min(loads)}; raise {name}")
-    if len(set(loads)) != len(loads):
-        raise ValueError(f"{name} must differ from each other; got {list(loads)}; drop the repeated one")
-
-
-def block_starts(keys: Tensor, purpose: str, count: int, width: int, length: int) -> Tensor:
-    """Where `count` blocks of `width` tokens begin, in order, uniformly among all ways to fit them in `length` tokens.
-
-    keys [N] -> [N, count] int64.
-    """
-    slots = random.distinct(keys, purpose, count, length - count * (width - 1)).sort(dim=-1).values
-    return slots + (width - 1) * torch.arange(count, device=keys.device)
-
-
-def noise(keys: Tensor, length: int) -> Tensor:
-    """Tokens of the noise alphabet: keys [N] -> [N, length]."""
-    return random.integers(keys, "noise", length, NOISE) + RESERVED
-
-
-def permutations(keys: Tensor, purpose: str, count: int, size: int) -> Tensor:
-    """`count` independent permutations of 0..size-1: keys [N] -> [N, count, size] int64."""
-    bits = random.random_bits(keys, purpose, count * size).view(*keys.shape, count, size)
-    return torch.argsort(bits, dim=-1, stable=True)
-
-
-def distinct_ranks(draws: Tensor, size: Tensor | int) -> Tensor:
-    """Different integers in [0, size), in random order, one for each draw, uniform in (0, 1): [..., E] -> [..., E].
-
-    `size` is a number or has the shape of the draws without their last axis, up to broadcasting.
-    """
-    picked = torch.empty(draws.shape, dtype=torch.int64, device=draws.device)
-    taken = picked[..., :0]
-    for i in range(draws.shape[-1]):
-        rank = (draws[..., i] * (size - i)).long()[..., None]
-        # the rank among integers not taken, moved past those that are, which are in order
-        rank = rank + (taken - torch.arange(i, device=draws.device) <= rank).sum(dim=-1, keepdim=True)
-        picked[..., i : i + 1] = rank
-        above, below = (
-            torch.cat([taken, torch.full_like(rank, 1 << 62)], -1),
-            torch.cat([torch.full_like(rank, -1), taken], -1),
-        )
-        taken = torch.minimum(above, torch.maximum(below, rank))
-    return picked
-
-
-def choose(choices: Tensor, positions: Tensor) -> Tensor:
-    """For a solver: one of the choices [N, K] at each position [N, S], the same again for the same inputs."""
-    return choices.gather(1, positions % choices.shape[1])
-
-
-def first_true(mask: Tensor, count: int) -> Tensor:
-    """Positions of the first `count` true entries, in order; every row must have as many: [N, T] -> [N, count]."""
-    return torch.argsort((~mask).to(torch.int8), dim=-1, stable=True)[..., :count]
-
-
-def latest_true(mask: Tensor) -> Tensor:
-    """Position of the latest true entry at or before each position, -1 where there is none; along the last axis."""
-    index = torch.arange(mask.shape[-1], device=mask.device)
-    return torch.where(mask, index, -1).cummax(dim=-1).values
-
-
-def latest_same(codes: Tensor) -> Tensor:
-    """Position of the latest earlier entry with the same code, -1 where there is none: [N, T] -> [N, T]."""
-    ordered, order = codes.sort(dim=1, stable=True)
-    before = torch.where(ordered[:, 1:] == ordered[:, :-1], order[:, :-1], -1)
-    return torch.full_like(codes, -1).scatter(1, order[:, 1:], before)
-
-
-def mode_so_far(tokens: Tensor, first: int, size: int) -> Tensor:
-    """For a solver: the most frequent of the tokens first..first + size - 1 up to each position, [N, T] -> [N, T]."""
-    alphabet = torch.arange(first, first + size, device=tokens.device)
-    counts = (tokens[:, :, None] == alphabet).cumsum(dim=1, dtype=torch.int32)
-    return counts.argmax(dim=-1) + first
-
-
 def measured_floors(task: Task, cell: Cell, batch: Batch) -> dict[str, float]:
-    """Accuracy of each trivial solver on a batch of held-out examples."""
-    best = float(task.best(batch, cell).hits.sum())
-    hits = {
-        name: task.right(solve(batch.inputs, batch.positions, cell), batch, cell) for name, solve in task.floors.items()
-    }
-    return {name: max(0.0, float(found.sum()) / best) for name, found in hits.items()}
+    """Measure the accuracy of each trivial solver on a batch of held-out examples."""
+    best = float(task.oracle_grade(batch, cell).hits.sum())
+    answers = {name: solve(batch.inputs, batch.positions, cell) for name, solve in task.floors.items()}
+    return {name: max(0.0, float(task.hits(own, batch, cell).sum()) / best) for name, own in answers.items()}

@@ -1,49 +1,40 @@
 """Linear regression in context: predict from examples of an unknown linear function."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import (
-    REAL_BITS,
-    TASKS,
-    Batch,
-    Cell,
-    ContinuousTask,
-    Extra,
-    Many,
-    Solver,
-    check_loads,
-    components,
-    octave,
-)
+from icl_bench.tasks.base import TASKS, Batch, TrainingBudget
+from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers
+from icl_bench.tasks.continuous import REAL_BITS, ContinuousTask
+from icl_bench.tasks.sampling import octave
+from icl_bench.tasks.vocabulary import spell_components
 
 DEPENDENT = 1e-9
-"""Share of a point's squared length outside the span of those before, under which it adds nothing."""
+"""Fraction of a point's squared length outside the span of earlier points, below which the point adds nothing."""
 
 
 @TASKS.register("linear-regression")
 class LinearRegression(ContinuousTask):
     """Predict y = w·x of each new point from the points before it.
 
-    Every example has weights w of its own. Its sequence is x_1, y_1, x_2, y_2, ..., each a vector: x in the first
-    coordinates, those beyond `dims` being 0, and y in the last. Components of x are standard normal, those of w normal
-    with variance 1/dims, so that y has variance 1; `noise` is added to every y that is shown, not to the targets.
-    Scored is every x but the first, about which nothing is known. `dims` points determine w, and what has to be carried
-    of any number of points are the dims(dims + 1)/2 + dims sums of least squares, whatever the architecture: a control
-    for the recall of vectors, whose state grows with what is shown. Accuracy is the share of the variance explained,
-    relative to the Bayes estimate (ridge regression; without noise the least squares of least norm, whose squared error
-    is 1 - i/dims after i < dims points). It is tagged by the points seen, in octaves of their ratio to `dims`.
+    Every example has weights w of its own. Its sequence is x_1, y_1, x_2, y_2, ..., each written as a vector: x in the
+    first coordinates, of which those beyond `dims` are 0, and y in the last one. Components of x are standard normal,
+    those of w are normal with variance 1/dims, so y has variance 1. `noise` is added to every y that is shown, but not
+    to the targets. Every x is scored but the first, about which nothing is known. `dims` points determine w. The state
+    needed for any number of points is the dims(dims + 1)/2 + dims sums of least squares, whatever the architecture, so
+    the task is a control for the recall of vectors, where the state grows with what is shown. Accuracy is the fraction
+    of the variance explained, relative to the Bayes estimate. This is ridge regression; without noise, it is the least
+    squares solution of least norm, whose squared error is 1 - i/dims after i < dims points. Groups are the number of
+    points seen, in octaves of its ratio to `dims`.
 
     Full size: `linear-regression:dims=[8|16|32],points=48,extrapolate=96`. The published law at the end of its
     curriculum, with y not scaled and in the first coordinate: `linear-regression:variant=garg,dims=20,points=41`.
-
-    Budget: 1000 steps at 3e-3 on `linear-regression:dims=2`, with softmax.
 
     Source: Garg et al., "What can transformers learn in-context?" (arXiv 2208.01066). Chance: 0, by answering 0.
 
@@ -55,32 +46,26 @@ class LinearRegression(ContinuousTask):
     ([[2, 4, 6]], 'y=0.26 y=-0.18 y=1.36')
     """
 
+    axes = (Axis("dims", lowest=2), Axis("points", lowest=2, extrapolated=True))
     load_name = "dims"
+    budget = TrainingBudget(steps=1000, lr=3e-3, params="dims=2")
+    picture = "dims=2,points=5"
     criterion = "explained"
 
-    dims: Many = (2, 4, 8)
-    """Dimensions of x, each a cell trained and evaluated."""
+    dims: IntegerList = (2, 4, 8)
+    """Dimensions of x, each a cell that is trained and evaluated."""
     points: int = Field(default=24, ge=2)
-    """Points in a sequence of training."""
-    extrapolate: Extra = ()
-    """Numbers of points evaluated besides, not trained."""
+    """Number of points in a training sequence."""
+    extrapolate: OptionalIntegers = ()
+    """Numbers of points that are evaluated but not trained."""
     noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of the noise of the y that are shown."""
+    """Standard deviation of the noise of every y that is shown."""
     variant: Literal["default", "garg"] = "default"
-    """The published law: y has variance dims, and shares a coordinate with x."""
+    """Law: `default`, or `garg` for the published one, in which y has variance dims and shares a coordinate with x."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "LinearRegression":
-        check_loads("dims", self.dims, lowest=2)
-        check_loads("extrapolate", self.extrapolate, lowest=2)
+    def check(self) -> None:
         if self.variant == "garg" and len(self.dims) > 1:
-            raise ValueError(
-                f"dims must be one number with variant=garg, whose errors have one scale; got {list(self.dims)}; "
-                f"choose one"
-            )
-        if self.points in self.extrapolate:
-            raise ValueError(f"extrapolate must differ from points; got {self.points} in both; drop it")
-        return self
+            raise ValueError(f"variant=garg takes one value of dims, not a list; got {list(self.dims)}; choose one")
 
     @property
     def width_in(self) -> int:
@@ -94,13 +79,15 @@ class LinearRegression(ContinuousTask):
     def variance(self) -> float:
         return float(self.dims[0]) if self.variant == "garg" else 1.0
 
+    def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
+        dims, points = sizes
+        return ExampleShape(length=2 * points, load=dims, scored=points - 1)
+
     @property
     def eval_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(dims, points) for points in (self.points, *self.extrapolate) for dims in self.dims)
-
-    def _cell(self, dims: int, points: int) -> Cell:
-        label, share = (f"dims={dims}", 1.0) if points == self.points else (f"dims={dims},points={points}", 0.0)
-        return Cell(label=label, length=2 * points, load=dims, scored=points - 1, share=share)
+        """The cells evaluated; those with the number of points of training are labelled by `dims` alone."""
+        cells = super().eval_cells
+        return tuple(cell.model_copy(update={"label": f"dims={cell.load}"}) if cell.weight else cell for cell in cells)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         dims, points = cell.load, cell.length // 2
@@ -114,7 +101,8 @@ class LinearRegression(ContinuousTask):
         inputs[:, :, 1, self._place] = shown.float()
         seen = torch.arange(1, points, device=keys.device)
         positions = (2 * seen).expand(len(keys), -1)
-        groups = ratio_bucket(seen, dims)
+        halves = 2 * seen // dims
+        groups = torch.where(halves < 1, 0, 1 + octave(halves.clamp(min=1)))
         return Batch(inputs.flatten(1, 2), positions, y[:, 1:, None].float(), groups.expand_as(positions))
 
     @property
@@ -123,19 +111,20 @@ class LinearRegression(ContinuousTask):
         return -1 if self.variant == "default" else 0
 
     def _scale(self, cell: Cell) -> float:
-        """Standard deviation of a component of the weights."""
+        """Return the standard deviation of a component of the weights."""
         return 1 / math.sqrt(cell.load) if self.variant == "default" else 1.0
 
     def _points(self, inputs: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
-        """What is shown: x [N, n, dims] and y [N, n], float64."""
+        """Return the points shown: x [N, n, dims] and y [N, n], float64."""
         pairs = inputs.double().unflatten(1, (-1, 2))
         return pairs[:, :, 0, : cell.load], pairs[:, :, 1, self._place]
 
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Bayes, by recursive least squares: mean m and covariance P of the weights given the points so far.
+        """Return the Bayes estimates, by recursive least squares.
 
-        A point adds g (y - m·x) to m and takes g (P x)^T from P, with g = P x / (x·P x + noise^2). Without noise, one
-        in the span of those before it adds nothing.
+        m and P are the mean and the covariance of the weights, given the points so far. A point adds g (y - m·x) to m
+        and subtracts g (P x)^T from P, with g = P x / (x·P x + noise^2). Without noise, a point in the span of the
+        earlier points adds nothing.
         """
         x, y = self._points(inputs, cell)
         dims, spread = cell.load, self._scale(cell) ** 2
@@ -148,30 +137,27 @@ class LinearRegression(ContinuousTask):
             reduced = covariance @ point
             unknown = (point * reduced).sum(dim=1, keepdim=True)
             known = unknown + self.noise**2
-            gain = torch.where(
-                known > DEPENDENT * spread * point.square().sum(dim=1, keepdim=True), reduced / known, 0.0
-            )
+            gain = torch.where(known > DEPENDENT * spread * point.square().sum(1, keepdim=True), reduced / known, 0.0)
             mean = mean + gain * (y[:, t, None] - answers[-1])[:, None]
             covariance = covariance - gain @ reduced.mT
         return torch.stack(answers, dim=1).gather(1, (positions // 2)[..., None])
 
-    @property
-    def floors(self) -> Mapping[str, Solver]:
-        return {"zero": self._zero, "nearest-point": self._nearest_point, "correlation": self._correlation}
-
-    def _zero(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """0, the mean of every y."""
+    def floor_zero(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Answer 0, the mean of y."""
         return inputs.new_zeros(*positions.shape, 1)
 
-    def _nearest_point(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The y of the point before with the nearest x."""
+    def floor_nearest_point(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Answer the y of the earlier point whose x is nearest."""
         x, y = self._points(inputs, cell)
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu()
         nearest = torch.cdist(x, x).masked_fill(later, math.inf).argmin(dim=-1)
         return y.gather(1, nearest.gather(1, positions // 2))[..., None]
 
-    def _correlation(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The mean of y x over the i points before, times x and i/(i + dims + 1), the shrinkage that serves best."""
+    def floor_correlation(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Answer w·x with w = i/(i + dims + 1) times the mean of y x over the i earlier points.
+
+        The first factor is the shrinkage of least squared error.
+        """
         x, y = self._points(inputs, cell)
         products = y[..., None] * x
         before = products.cumsum(dim=1) - products
@@ -180,26 +166,17 @@ class LinearRegression(ContinuousTask):
         return answers.gather(1, positions // 2)[..., None]
 
     def state_bits(self, cell: Cell) -> float:
-        """The sums of x x^T and of y x, each to a relative squared error of 0.01."""
+        """Return the bits of the sums of x x^T and of y x, each to a relative squared error of 0.01."""
         return (cell.load * (cell.load + 1) / 2 + cell.load) * REAL_BITS
 
     def group_label(self, group: int) -> str:
-        return ratio_label(group)
+        """Name a range of points seen, relative to dims: below 1/2, below 1, below 2, below 4, and so on."""
+        low = 0 if group == 0 else 2.0 ** (group - 2)
+        return f"points/dims {low:g}-{2.0 ** (group - 1):g}"
 
-    def spell(self, token: int | Sequence[float]) -> str:
-        """x or y, that which is not 0."""
-        if isinstance(token, int) or self.variant == "garg":
-            return super().spell(token)
-        return f"y={token[-1]:.2f}" if token[-1] else f"x({components([value for value in token if value])})"
-
-
-def ratio_bucket(seen: Tensor, dims: int) -> Tensor:
-    """Bucket of seen/dims: 0 below 1/2, 1 below 1, 2 below 2, 3 below 4, and so on."""
-    halves = 2 * seen // dims
-    return torch.where(halves < 1, 0, 1 + octave(halves.clamp(min=1)))
-
-
-def ratio_label(bucket: int) -> str:
-    """The ratios that a bucket holds."""
-    low = 0 if bucket == 0 else 2.0 ** (bucket - 2)
-    return f"points/dims {low:g}-{2.0 ** (bucket - 1):g}"
+    def spell_vector(self, vector: Sequence[float]) -> str:
+        if self.variant == "garg":
+            return super().spell_vector(vector)
+        if vector[-1]:
+            return f"y={vector[-1]:.2f}"
+        return f"x({spell_components([value for value in vector if value])})"

@@ -1,46 +1,35 @@
 """Markov chains in context: predict from counts of what followed what."""
 
 import math
-from collections.abc import Mapping
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import (
-    RESERVED,
-    TASKS,
-    Batch,
-    Cell,
-    Many,
-    Solver,
-    Task,
-    check_loads,
-    octave,
-    octave_label,
-)
+from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most
+from icl_bench.tasks.sampling import last_positions, octave
+from icl_bench.tasks.vocabulary import RESERVED, Vocabulary, letters
 
 
 @TASKS.register("markov-icl")
 class MarkovIcl(Task):
-    """Name the symbol that followed the current context most often so far.
+    """Name the symbol that has followed the current context most often so far.
 
-    The sequence is drawn from a Markov chain of its own: for each context of `order` symbols the distribution of the
-    next one is drawn uniformly from all distributions (Dirichlet(1)). Scored are the last `queries` positions. The
-    target is the symbol that is most probable there given what was read, the mode of the Bayes predictive distribution
-    (n + 1)/(N + alphabet): the most frequent successor of the last `order` symbols, among equals the one seen last, and
-    the first letter where the context is new. What has to be carried are counts, alphabet^(order + 1) of them, rather
-    than single facts. Naming the latest successor instead is the floor `latest-successor`; using one symbol less of
-    context is `shorter-context`.
+    Every example has a Markov chain of its own: for each context of `order` symbols, the distribution of the next
+    symbol is drawn uniformly from all distributions (Dirichlet(1)). The last `queries` positions are scored. The target
+    is the most probable next symbol given what was read, the mode of the Bayes predictive distribution
+    (n + 1)/(N + alphabet), where n of the N occurrences of the context were followed by the symbol. This is the most
+    frequent successor of the last `order` symbols; among equally frequent ones the latest; and the first letter for a
+    new context. The state must carry counts, alphabet^(order + 1) of them, rather than single facts. The floor
+    `latest-successor` names the latest successor instead; `shorter-context` uses a context of one symbol less.
 
     Full size: `markov-icl:length=512,order=[1|2],alphabet=8,queries=64`; beyond it,
     `markov-icl:length=2048,order=[1|2],alphabet=8,queries=64`.
 
     Source: Edelman et al., "The evolution of statistical induction heads" (arXiv 2402.11004), which trains on the next
     symbol itself and measures the divergence from the Bayes prediction. Chance: 1/alphabet; see the floors.
-
-    Budget: 1500 steps at 3e-3 on `markov-icl:order=1`, with softmax.
 
     >>> task = MarkovIcl(length=16, order=(1,), alphabet=3, queries=4)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -50,51 +39,42 @@ class MarkovIcl(Task):
     ([[12, 13, 14, 15]], 'b c c c')
     """
 
+    axes = (Axis("order"),)
     load_name = "order"
+    budget = TrainingBudget(steps=1500, lr=3e-3, params="order=1")
+    picture = "length=24,order=1,alphabet=3,queries=8"
+    group_unit = "position"
 
     length: int = Field(default=64, ge=4)
     """Positions in a sequence, T."""
-    order: Many = (1, 2)
-    """Symbols of context that the next one depends on, each a cell trained and evaluated."""
+    order: IntegerList = (1, 2)
+    """Numbers of symbols that the next one depends on, each a cell that is trained and evaluated."""
     alphabet: int = Field(default=4, ge=2)
     """Number of symbols."""
     queries: int = Field(default=32, ge=1)
-    """Scored positions, the last ones."""
+    """Number of scored positions, the last ones."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "MarkovIcl":
-        check_loads("order", self.order)
-        if self.alphabet ** max(self.order) > 4096:
-            raise ValueError(
-                f"alphabet^order must be at most 4096 contexts; got {self.alphabet}^{max(self.order)}; "
-                f"lower one of them"
-            )
-        if max(self.order) + self.queries > self.length:
-            raise ValueError(
-                f"queries must leave a context before the first: at most length - order = "
-                f"{self.length - max(self.order)}; got {self.queries}; lower queries or raise length"
-            )
-        return self
+    def check(self) -> None:
+        longest = max(self.order)
+        if self.alphabet**longest > 4096:
+            raise ValueError(f"alphabet^order must be at most 4096; got {self.alphabet}^{longest}; lower one of them")
+        check_at_most("order + queries", longest + self.queries, "length", self.length)
 
     @property
-    def vocabulary(self) -> int:
-        return RESERVED + self.alphabet
+    def words(self) -> Vocabulary:
+        return Vocabulary({"symbols": letters(self.alphabet)})
 
-    @property
-    def eval_cells(self) -> tuple[Cell, ...]:
-        return tuple(
-            Cell(label=f"order={order}", length=self.length, load=order, scored=self.queries) for order in self.order
-        )
+    def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
+        return ExampleShape(length=self.length, load=sizes[0], scored=self.queries)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         inputs = self._chain(keys, cell) + RESERVED
-        positions = torch.arange(cell.length - cell.scored, cell.length, device=keys.device)
+        positions = last_positions(keys, cell.scored, cell.length)
         targets = self._successor(inputs, cell, cell.load, by_count=True)
-        groups = octave(positions).expand_as(targets)
-        return Batch(inputs, positions.expand_as(targets), targets, groups)
+        return Batch(inputs, positions, targets, octave(positions[:1]).expand_as(positions))
 
     def _chain(self, keys: Tensor, cell: Cell) -> Tensor:
-        """Symbols of the chain, from a uniform context on: [N, T]."""
+        """Draw the symbols of the chain, beginning after a uniform context: [N, T]."""
         contexts = self.alphabet**cell.load
         # spacings of sorted uniform numbers are Dirichlet(1), with no rounding that differs between devices
         cuts = random.uniform(keys, "rows", contexts * (self.alphabet - 1)).view(len(keys), contexts, -1)
@@ -109,10 +89,10 @@ class MarkovIcl(Task):
         return torch.cat(symbols, dim=1)
 
     def _successor(self, inputs: Tensor, cell: Cell, order: int, by_count: bool) -> Tensor:
-        """The most frequent, or the latest, successor of the last `order` symbols at the scored positions: [N, S].
+        """Return the most frequent or the latest successor of the last `order` symbols at the scored positions: [N, S].
 
-        Every place is a number, context · alphabet + successor, then position; in sorted order the places of one
-        context and successor stand together, and the search for a position counts those before it.
+        Every occurrence is coded as a number, (context · alphabet + successor) · length + position. In sorted order the
+        occurrences of one context and successor are neighbours, and a search for a position counts those before it.
         """
         length, scored, alphabet = cell.length, cell.scored, self.alphabet
         symbols = inputs - RESERVED
@@ -133,27 +113,14 @@ class MarkovIcl(Task):
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         return self._successor(inputs, cell, cell.load, by_count=True)
 
-    @property
-    def floors(self) -> Mapping[str, Solver]:
-        return {"shorter-context": self._shorter_context, "latest-successor": self._latest_successor}
-
-    def _shorter_context(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The most frequent successor of one symbol less; at order 1, the most frequent symbol."""
+    def floor_shorter_context(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent successor of a context of one symbol less; at order 1, the most frequent symbol."""
         return self._successor(inputs, cell, cell.load - 1, by_count=True)
 
-    def _latest_successor(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """What followed the context the last time."""
+    def floor_latest_successor(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the symbol that followed the context the last time."""
         return self._successor(inputs, cell, cell.load, by_count=False)
 
     def state_bits(self, cell: Cell) -> float:
-        """Bits of the answers, one for each context; the counts that lead to them take more."""
+        """Return the bits of one answer for each context; the counts that lead to the answers take more."""
         return float(self.alphabet**cell.load) * math.log2(self.alphabet)
-
-    def group_label(self, group: int) -> str:
-        return octave_label(group, "position")
-
-    def spell(self, token: int) -> str:
-        letter = token - RESERVED
-        if letter < 0:
-            return super().spell(token)
-        return chr(ord("a") + letter) if self.alphabet <= 26 else f"s{letter}"

@@ -1,48 +1,33 @@
 """Phonebook: look up the number of a name."""
 
-import math
-from collections.abc import Mapping
-
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import (
-    RESERVED,
-    SEP,
-    TASKS,
-    Answers,
-    Batch,
-    Cell,
-    Extra,
-    Many,
-    Solver,
-    Task,
-    check_loads,
-)
+from icl_bench.tasks.base import TASKS, Batch, ContextContents, Task, TrainingBudget
+from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_at_most
+from icl_bench.tasks.vocabulary import SEP, Alphabet, Vocabulary
 
 COLON, SEMICOLON = 5, 6
 FRAME = 4
-"""Tokens of an entry besides its digits: two for the name, a colon, a semicolon."""
+"""Tokens of an entry in addition to its digits: two for the name, a colon, a semicolon."""
 
 
 @TASKS.register("phonebook")
 class Phonebook(Task):
-    """Recall the number, digit by digit, that stands beside a name in a list.
+    """Recall the number, digit by digit, that stands next to a name in a list.
 
-    The list has `entries` lines `first last : d1 ... dm ;`; names are two tokens and differ in at least one, digits are
-    uniform. After `|` come `queries` lines of it again, different ones in random order. Scored are the colon and all
-    but the last digit of these: the target is the next digit. The answer is shown (teacher forcing), so that only the
-    first digit, a group of its own, needs the name: later ones follow from the entry whose digits fit so far, which
-    the floor `digits-so-far` does, leaving out entries already asked. Read the first digit, or exact match.
+    The list has `entries` lines `first last : d1 ... dm ;`. A name is two tokens, and any two names differ; digits are
+    uniform. After `|` come `queries` lines again, different ones in random order. In these lines the colon and all but
+    the last digit are scored: the target is the next digit. Answers are shown (teacher forcing), so only the first
+    digit, a group of its own, needs the name: later digits follow from the entries whose digits agree so far. The floor
+    `digits-so-far` does this, and leaves out entries already queried. So judge by the first digit, or by exact match.
 
     Full size: `phonebook:entries=[4|8|16|32|64],digits=6,queries=4,extrapolate=[96|128|256]`.
 
     Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), with tokens in place of text.
-    Chance: 1/10 a digit; 1/entries for the first digit by naming one of the list.
-
-    Budget: 300 steps at 1e-2 on `phonebook:entries=3`, with softmax.
+    Chance: 1/10 for a digit; 1/entries for the first digit by naming one of the list.
 
     >>> task = Phonebook(entries=(2,), digits=3, queries=1)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -52,64 +37,44 @@ class Phonebook(Task):
     ([[17, 18, 19]], ['0', '3', '0'])
     """
 
+    axes = (Axis("entries", extrapolated=True),)
     load_name = "entries"
+    budget = TrainingBudget(steps=300, lr=1e-2, params="entries=3")
+    picture = "entries=3,digits=3,queries=1"
     generative = True
 
-    entries: Many = (3, 6)
-    """Numbers of entries, each a cell trained and evaluated."""
-    extrapolate: Extra = ()
-    """Numbers of entries evaluated besides, not trained."""
+    entries: IntegerList = (3, 6)
+    """Numbers of entries, each a cell that is trained and evaluated."""
+    extrapolate: OptionalIntegers = ()
+    """Numbers of entries that are evaluated but not trained."""
     digits: int = Field(default=3, ge=1)
     """Digits of a number."""
     queries: int = Field(default=2, ge=1)
-    """Entries asked."""
+    """Number of entries that are queried."""
     names: int = Field(default=64, ge=1)
     """Size of the alphabet of first names, and of that of last names."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "Phonebook":
-        loads = (*self.entries, *self.extrapolate)
-        check_loads("entries", loads)
-        if self.queries > min(loads):
-            raise ValueError(
-                f"queries must be at most entries; got queries={self.queries} for entries={min(loads)}; lower queries"
-            )
-        if max(loads) > self.names**2:
-            raise ValueError(
-                f"names^2 must reach the number of entries; got names={self.names} for entries={max(loads)}; "
-                f"raise names to {math.isqrt(max(loads) - 1) + 1}"
-            )
-        return self
+    def check(self) -> None:
+        numbers = (*self.entries, *self.extrapolate)
+        check_at_most("queries", self.queries, "entries", min(numbers))
+        check_at_most("entries", max(numbers), "names^2", self.names**2)
 
     @property
-    def first_digit(self) -> int:
-        """The digit 0; first names begin at RESERVED, last names follow them."""
-        return RESERVED + 2 * self.names
+    def words(self) -> Vocabulary:
+        marks = {COLON: ":", SEMICOLON: ";"}
+        return Vocabulary({"a": self.names, "b": self.names, "digits": Alphabet(10, str)}, special=marks)
 
-    @property
-    def vocabulary(self) -> int:
-        return self.first_digit + 10
-
-    @property
-    def eval_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(entries) for entries in (*self.entries, *self.extrapolate))
-
-    def _cell(self, entries: int) -> Cell:
-        return Cell(
-            label=f"entries={entries}",
-            length=(entries + self.queries) * (self.digits + FRAME) + 1,
-            load=entries,
-            scored=self.queries * self.digits,
-            share=1.0 if entries in self.entries else 0.0,
-        )
+    def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
+        length = (sizes[0] + self.queries) * (self.digits + FRAME) + 1
+        return ExampleShape(length=length, load=sizes[0], scored=self.queries * self.digits)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         rows, entries = keys.shape[0], cell.load
         names = random.distinct(keys, "names", entries, self.names**2)
-        names = torch.stack([names // self.names, self.names + names % self.names], dim=-1) + RESERVED
-        numbers = random.integers(keys, "digits", entries * self.digits, 10) + self.first_digit
+        first, last = names // self.names + self.words.first("a"), names % self.names + self.words.first("b")
+        numbers = random.integers(keys, "digits", entries * self.digits, 10) + self.words.first("digits")
         marks = [torch.full((rows, entries, 1), token, device=keys.device) for token in (COLON, SEMICOLON)]
-        lines = torch.cat([names, marks[0], numbers.view(rows, entries, -1), marks[1]], dim=-1)
+        lines = torch.cat([torch.stack([first, last], -1), marks[0], numbers.view(rows, entries, -1), marks[1]], dim=-1)
         asked = random.distinct(keys, "queries", self.queries, entries)
         queries = lines.gather(1, asked[..., None].expand(-1, -1, lines.shape[2]))
         edge = torch.full((rows, 1), SEP, device=keys.device)
@@ -121,7 +86,7 @@ class Phonebook(Task):
         return Batch(inputs, positions.flatten().expand(rows, -1), queries[..., 3:-1].flatten(1), groups)
 
     def _lines(self, inputs: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
-        """Entries [N, entries, m + 4] and queries [N, queries, m + 4]."""
+        """Return the lines of the list [N, entries, m + 4] and those of the queries [N, queries, m + 4]."""
         width = self.digits + FRAME
         listed, asked = inputs[:, : cell.load * width], inputs[:, cell.load * width + 1 :]
         return listed.unflatten(1, (cell.load, width)), asked.unflatten(1, (self.queries, width))
@@ -132,36 +97,20 @@ class Phonebook(Task):
         place = match.int().argmax(dim=-1)[..., None].expand(-1, -1, self.digits)
         return listed[..., 3:-1].gather(1, place).flatten(1)
 
-    @property
-    def floors(self) -> Mapping[str, Solver]:
-        return {"most-frequent": self._most_frequent, "digits-so-far": self._digits_so_far}
+    def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent digit of the list at the same place of a number."""
+        return self._lines(inputs, cell)[0][..., 3:-1].mode(dim=1).values.repeat(1, self.queries)
 
-    def _most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The most frequent digit of the list at that place in a number."""
-        listed, _ = self._lines(inputs, cell)
-        return listed[..., 3:-1].mode(dim=1).values.repeat(1, self.queries)
-
-    def _digits_so_far(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The next digit of the first entry not asked before whose number begins with the digits shown."""
+    def floor_digits_so_far(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the next digit of the first entry not yet queried whose number begins with the digits shown."""
         listed, asked = (lines[..., 3:-1] for lines in self._lines(inputs, cell))
         same = (asked[:, :, None] == listed[:, None]).int().cumprod(dim=-1)
         before = same[..., -1].cumsum(dim=1) - same[..., -1]
         fits = torch.cat([torch.ones_like(same[..., :1]), same[..., :-1]], dim=-1) * (before == 0)[..., None]
         return listed.gather(1, fits.argmax(dim=2)).flatten(1)
 
-    def state_bits(self, cell: Cell) -> float:
-        return cell.load * self.digits * math.log2(10)
-
-    def answers(self, cell: Cell) -> Answers:
-        return Answers(cell.load * self.digits, 10)
+    def contents(self, cell: Cell) -> ContextContents:
+        return ContextContents(cell.load * self.digits, 10)
 
     def group_label(self, group: int) -> str:
         return f"digit {group + 1}"
-
-    def spell(self, token: int) -> str:
-        if token >= self.first_digit:
-            return str(token - self.first_digit)
-        if token >= RESERVED:
-            name = token - RESERVED
-            return f"a{name}" if name < self.names else f"b{name - self.names}"
-        return {COLON: ":", SEMICOLON: ";"}.get(token) or super().spell(token)

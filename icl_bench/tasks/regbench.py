@@ -1,72 +1,60 @@
 """RegBench: strings of a random automaton, each to be continued."""
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import (
-    PAD,
-    RESERVED,
-    SEP,
-    TASKS,
-    Batch,
-    Cell,
-    Extra,
-    Many,
-    Solver,
-    Task,
-    check_loads,
-    distinct_ranks,
-    octave,
-    octave_label,
-)
+from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_at_most
+from icl_bench.tasks.sampling import distinct_ranks, octave
+from icl_bench.tasks.vocabulary import PAD, RESERVED, SEP, Alphabet, Vocabulary, letters
 
 FEWEST = 4
-"""Least number of states of an automaton, and of letters."""
+"""Smallest maximum number of states of an automaton, and smallest number of letters."""
 
 
 class Automata(NamedTuple):
-    """One automaton for each row; state 0 is where strings begin."""
+    """One automaton for each row; strings begin in state 0."""
 
     degree: Tensor
-    """Exits of each state, [N, Q]."""
+    """Number of exits of each state, [N, states]."""
     letters: Tensor
-    """The letter of each exit, [N, Q, E]; those from `degree` on are not used."""
+    """Letter of each exit, [N, states, exits]; entries from `degree` on are unused."""
     ends: Tensor
-    """The state that each exit leads to, [N, Q, E]."""
+    """State to which each exit leads, [N, states, exits]."""
 
 
 @TASKS.register("regbench")
 class Regbench(Task):
     """Continue strings of an automaton that is new in every example, with any letter that it allows.
 
-    A random automaton has up to `states` states, each with one to `exits` exits, each exit with a letter of its own and
-    leading to another state. A string is a walk from its first state, at every step through a uniformly drawn exit.
-    The input is `| string | string ...`; scored are the last `queries` letters, by default the second half, since the
-    first strings of an automaton cannot be known; each is to be named at the token before it. The model is trained on
-    the letter that comes; an answer is right where the automaton allows it. So states must be told apart by what was
-    read since the bar, across strings. The latest letters often do, which the floors `bigram` and `trigram` measure:
-    read the excess over these.
+    A random automaton has up to `states` states. Each state has one to `exits` exits; each exit has a letter of its own
+    and leads to another state. A string is a walk from state 0 that takes a uniformly drawn exit at every step. The
+    input is `| string | string ...`. The last `queries` letters are scored, by default the second half, since the first
+    strings of an automaton cannot be known; a model names each letter at the token before it. It is trained on the
+    letter that comes, but an answer is right if the automaton allows it. So the model must tell states apart by what it
+    read since the last bar, and use all strings. The latest one or two letters often suffice, as the floors `bigram`
+    and `trigram` measure: compare accuracy with these.
 
-    The automaton is written behind the strings, an exit a token, state by state. Every scored position lies before it,
-    so no causal model sees it when asked; the oracle reads it, since strings alone do not determine an automaton.
+    The automaton is written after the strings, one token for each exit, state by state. Every scored position comes
+    earlier, so no causal model sees the automaton when it is asked; the oracle reads it, because the strings alone do
+    not determine an automaton.
 
-    Repeats: an automaton of which few states can be reached comes again. Among a million with up to 4 states are 10 %
-    of those of the test, with up to 8 states 6 %; their strings differ, and it is these that must be continued.
+    Repeats: an automaton with few reachable states can occur twice. Of the automata in the test examples, 10 % also
+    occur among a million training examples with up to 4 states, and 6 % with up to 8 states; their strings differ, and
+    it is the strings that must be continued.
 
     Full size: `regbench:states=12,alphabet=18,strings=15,symbols=25,queries=375`, all letters scored, as published;
     beyond it, `regbench:states=12,alphabet=18,strings=15,symbols=25,extrapolate=40`.
 
-    Source: Akyürek et al., "In-context language learning: architectures and algorithms" (arXiv 2401.12973). There the
-    automata are minimised, the lengths of strings independent (here a uniform division of their sum), and training
-    has a fixed set of 1,000 to 40,000 automata. Chance: the share of the alphabet that a state allows; see the floors.
-
-    Budget: 1500 steps at 5e-3 on `regbench:states=4`, with softmax.
+    Source: Akyürek et al., "In-context language learning: architectures and algorithms" (arXiv 2401.12973). There, the
+    automata are minimised, the lengths of strings are independent (here, a uniform division of their sum), and training
+    has a fixed set of 1,000 to 40,000 automata. Chance: the fraction of the alphabet that a state allows; see the
+    floors.
 
     >>> task = Regbench(states=(4,), strings=(3,), symbols=4)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -76,74 +64,52 @@ class Regbench(Task):
     ([[7, 8, 9, 11, 12, 13]], 'k k k h c k')
     """
 
+    axes = (Axis("states", lowest=FEWEST), Axis("strings", extrapolated=True))
     load_name = "states"
-    many_right = True
+    budget = TrainingBudget(steps=1500, lr=5e-3, params="states=4")
+    picture = "states=4,strings=5,symbols=4"
+    group_unit = "position"
+    several_correct = True
 
-    states: Many = (4, 8)
-    """Largest numbers of states; with `strings` they span the grid of cells. The number is uniform from 4 on."""
-    strings: Many = (8,)
+    states: IntegerList = (4, 8)
+    """Largest numbers of states; the number is uniform from 4 on. Each is combined with every number of strings."""
+    strings: IntegerList = (8,)
     """Numbers of strings."""
-    extrapolate: Extra = ()
-    """Numbers of strings evaluated besides, not trained."""
+    extrapolate: OptionalIntegers = ()
+    """Numbers of strings that are evaluated but not trained."""
     symbols: int = Field(default=12, ge=2)
-    """Letters of a string in the mean; their sum is fixed."""
+    """Mean number of letters of a string; their sum is fixed."""
     alphabet: int = Field(default=12, ge=4)
-    """Number of letters; an automaton uses a subset, its size uniform from 4 on."""
+    """Number of letters; an automaton uses a subset, whose size is uniform from 4 on."""
     exits: int = Field(default=3, ge=1, le=4)
-    """Most exits of a state; the number is uniform from 1 on."""
+    """Largest number of exits of a state; the number is uniform from 1 on."""
     queries: int | None = Field(default=None, ge=1)
-    """Scored letters, the last ones; half of them by default."""
+    """Number of scored letters, the last ones; half of the letters by default."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "Regbench":
-        check_loads("states", self.states, lowest=FEWEST)
-        check_loads("strings", (*self.strings, *self.extrapolate))
+    def check(self) -> None:
         fewest = min((*self.strings, *self.extrapolate)) * self.symbols
-        if self.queries is not None and self.queries > fewest:
-            raise ValueError(f"queries must be at most strings * symbols = {fewest}; got {self.queries}; lower queries")
-        return self
+        check_at_most("queries", self.queries or 0, "strings * symbols", fewest)
 
     @property
-    def first_exit(self) -> int:
-        """The token of an exit to state 0 with letter 0; letters come before."""
-        return RESERVED + self.alphabet
+    def words(self) -> Vocabulary:
+        names, count = letters(self.alphabet), self.alphabet
+        exits = Alphabet(max(self.states) * count, lambda code: f"{names.spell(code % count)}>{code // count}")
+        return Vocabulary({"letters": names, "exits": exits})
 
-    @property
-    def vocabulary(self) -> int:
-        return self.first_exit + max(self.states) * self.alphabet
-
-    @property
-    def eval_cells(self) -> tuple[Cell, ...]:
-        return tuple(self._cell(*sizes) for sizes in self._grid.values())
-
-    @property
-    def _grid(self) -> Mapping[str, tuple[int, int]]:
-        """States and strings of each cell, by its label."""
-        return {
-            f"states={states},strings={strings}": (states, strings)
-            for strings in (*self.strings, *self.extrapolate)
-            for states in self.states
-        }
-
-    def _cell(self, states: int, strings: int) -> Cell:
-        return Cell(
-            label=f"states={states},strings={strings}",
-            length=strings * (self.symbols + 1) + states * self.exits,
-            load=states,
-            scored=self.queries or (strings * self.symbols + 1) // 2,
-            share=1.0 if strings in self.strings else 0.0,
-        )
+    def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
+        states, strings = sizes
+        length = strings * (self.symbols + 1) + states * self.exits
+        return ExampleShape(length, load=states, scored=self.queries or (strings * self.symbols + 1) // 2)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         automata = self.automata(keys, cell.load)
         begins = self._begins(keys, cell)
-        letters = self._walk(keys, automata, begins)
-        inputs = torch.cat([letters, self._written(automata)], dim=1)
-        positions = self._asked(begins, cell) - 1
+        inputs = torch.cat([self._walk(keys, automata, begins), self._written(automata)], dim=1)
+        positions = self._places(begins)[:, -cell.scored :] - 1
         return Batch(inputs, positions, inputs.gather(1, positions + 1), octave(positions + 1))
 
     def automata(self, keys: Tensor, states: int) -> Automata:
-        """The automata of these examples, with `states` states at most: keys [N]."""
+        """Draw an automaton of at most `states` states for each example: keys [N]."""
         count = FEWEST + random.integers(keys, "states", 1, states - FEWEST + 1)
         size = FEWEST + random.integers(keys, "size", 1, self.alphabet - FEWEST + 1)
         used = random.permutation(keys, "alphabet", self.alphabet)
@@ -155,15 +121,14 @@ class Regbench(Task):
         return Automata(degree, letters, ends + (ends >= own))
 
     def _begins(self, keys: Tensor, cell: Cell) -> Tensor:
-        """Which letters begin a string, 1 or 0: [N, strings * symbols], a uniform division into strings."""
-        strings = self._grid[cell.label][1]
-        total = strings * self.symbols
+        """Draw a uniform division into strings: 1 for a letter that begins one, else 0, [N, strings * symbols]."""
+        total = cell.sizes[1] * self.symbols
         begins = torch.zeros(len(keys), total, dtype=torch.int64, device=keys.device)
         begins[:, 0] = 1
-        return begins.scatter_(1, 1 + random.distinct(keys, "begins", strings - 1, total - 1), 1)
+        return begins.scatter_(1, 1 + random.distinct(keys, "begins", cell.sizes[1] - 1, total - 1), 1)
 
     def _walk(self, keys: Tensor, automata: Automata, begins: Tensor) -> Tensor:
-        """The strings, each behind a bar: [N, strings * (symbols + 1)]."""
+        """Write the strings, each after a bar: [N, strings * (symbols + 1)]."""
         rows, total = begins.shape
         faces = math.lcm(*range(1, self.exits + 1))
         exits = torch.arange(faces, device=keys.device) * automata.degree[..., None] // faces
@@ -175,33 +140,29 @@ class Regbench(Task):
             visited.append(torch.addcmul(choices[:, t : t + 1], state, 1 - begins[:, t : t + 1], value=faces))
             state = table.gather(1, visited[-1])
         letters = automata.letters.gather(2, exits).flatten(1).gather(1, torch.cat(visited, dim=1))
-        width = total + int(total // self.symbols)
-        bars = torch.full((rows, width), SEP, device=keys.device)
+        bars = torch.full((rows, total + int(total // self.symbols)), SEP, device=keys.device)
         return bars.scatter_(1, self._places(begins), letters + RESERVED)
 
     def _places(self, begins: Tensor) -> Tensor:
-        """The position of each letter: as many bars lie before it as strings have begun."""
+        """Return the position of each letter; before it stand as many bars as strings have begun."""
         return torch.arange(begins.shape[1], device=begins.device) + begins.cumsum(dim=1)
 
-    def _asked(self, begins: Tensor, cell: Cell) -> Tensor:
-        return self._places(begins)[:, -cell.scored :]
-
     def _written(self, automata: Automata) -> Tensor:
-        """The exits as tokens, padding where a state has fewer: [N, Q * E]."""
-        tokens = self.first_exit + automata.ends * self.alphabet + automata.letters
+        """Write the exits as tokens, with padding for states that have fewer: [N, states * exits]."""
+        tokens = self.words.first("exits") + automata.ends * self.alphabet + automata.letters
         there = torch.arange(self.exits, device=tokens.device) < automata.degree[..., None]
         return torch.where(there, tokens, PAD).flatten(1)
 
     def _steps(self, inputs: Tensor, cell: Cell) -> Tensor:
-        """Where each letter leads from each state, -1 where it is not allowed: [N, Q, alphabet]."""
-        written = inputs[:, -cell.load * self.exits :].unflatten(1, (cell.load, self.exits)) - self.first_exit
+        """Return the state that each letter leads to from each state, -1 if not allowed: [N, states, alphabet]."""
+        written = inputs[:, -cell.load * self.exits :].unflatten(1, (cell.load, self.exits)) - self.words.first("exits")
         there = written >= 0
         steps = torch.full((len(inputs), cell.load, self.alphabet + 1), -1, device=inputs.device)
         letters = torch.where(there, written % self.alphabet, self.alphabet)
         return steps.scatter_(2, letters, written // self.alphabet)[..., :-1]
 
     def _states(self, inputs: Tensor, steps: Tensor, cell: Cell) -> Tensor:
-        """The state after each token of the strings: [N, strings * (symbols + 1)]."""
+        """Return the state after each token of the strings: [N, strings * (symbols + 1)]."""
         body = inputs[:, : cell.length - cell.load * self.exits]
         state, states = torch.zeros_like(body[:, :1]), []
         for tokens in body.split(1, dim=1):
@@ -211,12 +172,12 @@ class Regbench(Task):
         return torch.cat(states, dim=1)
 
     def _allowed(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Which letters may follow each scored position: [N, S, alphabet]."""
+        """Mark the letters that may follow each scored position: [N, S, alphabet]."""
         steps = self._steps(inputs, cell)
         states = self._states(inputs, steps, cell).gather(1, positions)
         return (steps >= 0).gather(1, states[..., None].expand(-1, -1, self.alphabet))
 
-    def right(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
+    def hits(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
         allowed = self._allowed(batch.inputs, batch.positions, cell)
         letters = answers - RESERVED
         is_letter = (letters >= 0) & (letters < self.alphabet)
@@ -225,29 +186,25 @@ class Regbench(Task):
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         return self._allowed(inputs, positions, cell).int().argmax(dim=-1) + RESERVED
 
-    @property
-    def floors(self) -> Mapping[str, Solver]:
-        return {"unigram": self._unigram, "bigram": self._bigram, "trigram": self._trigram}
-
-    def _unigram(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The most frequent letter so far."""
+    def floor_unigram(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent letter so far."""
         return self._most_frequent(inputs, positions, 1)
 
-    def _bigram(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The most frequent letter after the latest token; where it is new, the most frequent letter."""
+    def floor_bigram(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent letter after the latest token; for a new token, the most frequent letter."""
         return self._most_frequent(inputs, positions, 2)
 
-    def _trigram(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The most frequent letter after the latest two tokens; where they are new, as `bigram`."""
+    def floor_trigram(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent letter after the latest two tokens; for new ones, the letter of `bigram`."""
         return self._most_frequent(inputs, positions, 3)
 
     def _most_frequent(self, inputs: Tensor, positions: Tensor, order: int) -> Tensor:
-        """The letter that followed the latest tokens most often, longer contexts before shorter: [N, S]."""
+        """Return the letter that most often followed the latest tokens, longer contexts before shorter ones: [N, S]."""
         index = torch.arange(inputs.shape[1], device=inputs.device)
-        letters = torch.arange(RESERVED, RESERVED + self.alphabet, device=inputs.device)
-        is_letter = (inputs[..., None] == letters).float()
+        alphabet = torch.arange(RESERVED, RESERVED + self.alphabet, device=inputs.device)
+        is_letter = (inputs[..., None] == alphabet).float()
         merit = torch.zeros(*positions.shape, self.alphabet, dtype=torch.float64, device=inputs.device)
-        # places whose letter counts, having come by the scored position
+        # positions whose letter counts, because it stands no later than the scored position
         same = (index <= positions[..., None]) & (index > 0)
         for back in range(order):
             if back:
@@ -260,18 +217,6 @@ class Regbench(Task):
         return merit.argmax(dim=-1) + RESERVED
 
     def state_bits(self, cell: Cell) -> float:
-        """Bits of the exits of the largest automaton, (exits + 1) / 2 a state: a letter and a state each."""
+        """Return the bits of the exits of the largest automaton: (exits + 1) / 2 a state, a letter and a state each."""
         exits = cell.load * (self.exits + 1) / 2
         return exits * (math.log2(self.alphabet) + math.log2(cell.load))
-
-    def group_label(self, group: int) -> str:
-        return octave_label(group, "position")
-
-    def spell(self, token: int) -> str:
-        code = token - self.first_exit
-        if code >= 0:
-            return f"{self.spell(RESERVED + code % self.alphabet)}>{code // self.alphabet}"
-        letter = token - RESERVED
-        if letter < 0:
-            return super().spell(token)
-        return chr(ord("a") + letter) if self.alphabet <= 26 else f"s{letter}"

@@ -1,7 +1,5 @@
 """Selective copying: repeat the data, leave out the blanks."""
 
-import math
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,44 +7,30 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import (
-    PAD,
-    QUERY,
-    RESERVED,
-    TASKS,
-    Answers,
-    Batch,
-    Cell,
-    Extra,
-    Many,
-    Solver,
-    Task,
-    check_loads,
-    first_true,
-    octave,
-    octave_label,
-)
+from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_length
+from icl_bench.tasks.sampling import first_true, last_positions, octave
+from icl_bench.tasks.vocabulary import PAD, QUERY, RESERVED, Vocabulary, letters
 
 
 @TASKS.register("selective-copy")
 class SelectiveCopy(Task):
-    """Repeat in order the symbols that stand at random places among blanks.
+    """Repeat, in order, the symbols that stand at random places among blanks.
 
-    `symbols` symbols stand at uniform places in a stretch of blanks; then follow as many query marks. Scored are the
-    marks: the target at the i-th is the i-th symbol. Answers are not shown, so the place has to come from counting
-    marks, and which inputs to keep from what they are: `symbols` at a fixed length tests capacity, `length` at fixed
-    symbols tests selection.
+    `symbols` symbols stand at uniform places among blanks; then come as many query marks. The marks are scored: the
+    target at the i-th mark is the i-th symbol. Answers are not shown, so a model must count marks to know the place,
+    and must choose the inputs to keep by what they are. More `symbols` at a fixed length test capacity; a larger
+    `length` at fixed symbols tests selection.
 
-    `variant=mad` is the generator of MAD as its code has it: 14 symbols by default; every blank falls before a symbol
-    drawn uniformly, so that none follows the last one; a single mark, then blanks, stand for the query marks.
+    `variant=mad` is the generator of MAD, as in its code: 14 symbols by default; every blank is put before a uniformly
+    drawn symbol, so that no blank follows the last one; a single mark, and then blanks, take the place of the query
+    marks.
 
     Full size: `selective-copy:length=512,symbols=[8|16|32|64|96|128]` for capacity and
-    `selective-copy:length=[128|256|512|1024],symbols=16,extrapolate=4096` for selection. Mamba's own has 16 symbols of
-    15 kinds in 4096 tokens, MAD's is `selective-copy:variant=mad,length=256,symbols=16`.
+    `selective-copy:length=[128|256|512|1024],symbols=16,extrapolate=4096` for selection. The published task of Mamba
+    has 16 symbols of 15 kinds in 4096 tokens; that of MAD is `selective-copy:variant=mad,length=256,symbols=16`.
 
     Source: Gu and Dao, "Mamba" (arXiv 2312.00752), section 4.1; MAD (arXiv 2403.17844). Chance: 1/alphabet.
-
-    Budget: 1000 steps at 5e-3 on `selective-copy:symbols=4`, with softmax.
 
     >>> task = SelectiveCopy(length=(16,), symbols=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -56,59 +40,45 @@ class SelectiveCopy(Task):
     ([[12, 13, 14, 15]], 'i j a p')
     """
 
+    axes = (Axis("length", extrapolated=True), Axis("symbols"))
     load_name = "symbols"
+    answer_alphabet = "alphabet"
+    budget = TrainingBudget(steps=1000, lr=5e-3, params="symbols=4")
+    picture = "length=20,symbols=5"
 
     variant: Literal["default", "mad"] = "default"
-    """`default`, or `mad` for the published generator."""
-    length: Many = (64,)
-    """Positions in a sequence, T; with `symbols` they span the grid of cells."""
-    symbols: Many = (4, 8, 16)
+    """Generator: `default`, or `mad` for the published one."""
+    length: IntegerList = (64,)
+    """Positions in a sequence, T; every length is combined with every number of symbols."""
+    symbols: IntegerList = (4, 8, 16)
     """Numbers of symbols to repeat."""
-    extrapolate: Extra = ()
-    """Lengths evaluated besides, not trained."""
+    extrapolate: OptionalIntegers = ()
+    """Lengths that are evaluated but not trained."""
     alphabet: int = Field(default=16, ge=2)
     """Number of kinds of symbols; 14 in `mad`."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_variant(cls, data: object) -> object:
-        """Write out what the variant leaves open, so that equal tasks have equal parameters."""
-        if not isinstance(data, dict) or data.get("variant") != "mad":
-            return data
-        return {"alphabet": 14, **data}
+        """Write out the defaults of the variant, so that equal tasks have equal parameters."""
+        return {"alphabet": 14, **data} if isinstance(data, dict) and data.get("variant") == "mad" else data
 
-    @model_validator(mode="after")
-    def _check(self) -> "SelectiveCopy":
-        lengths = (*self.length, *self.extrapolate)
-        check_loads("length", lengths)
-        check_loads("symbols", self.symbols)
-        mark = self._marks
-        if 2 * max(self.symbols) + mark > min(lengths):
-            raise ValueError(
-                f"symbols must be at most {'(length - 1)' if mark else 'length'} / 2 = {(min(lengths) - mark) // 2}, a "
-                f"place and a query each; got {max(self.symbols)}; raise length to {2 * max(self.symbols) + mark} or "
-                f"lower symbols"
-            )
-        return self
+    def check(self) -> None:
+        symbols, shortest = max(self.symbols), min((*self.length, *self.extrapolate))
+        contents = f"{symbols} symbols, each with a place and a query{', and a mark' if self._marks else ''}"
+        check_length(shortest, 2 * symbols + self._marks, contents, "symbols")
 
     @property
     def _marks(self) -> int:
-        """Positions between the data and the scored ones."""
+        """Number of marks between the data and the scored positions."""
         return 1 if self.variant == "mad" else 0
 
     @property
-    def vocabulary(self) -> int:
-        return RESERVED + self.alphabet
+    def words(self) -> Vocabulary:
+        return Vocabulary({"symbols": letters(self.alphabet)})
 
-    @property
-    def eval_cells(self) -> tuple[Cell, ...]:
-        lengths = (*self.length, *self.extrapolate)
-        return tuple(self._cell(length, symbols) for length in lengths for symbols in self.symbols)
-
-    def _cell(self, length: int, symbols: int) -> Cell:
-        share = 1.0 if length in self.length else 0.0
-        label = f"length={length},symbols={symbols}"
-        return Cell(label=label, length=length, load=symbols, scored=symbols, share=share)
+    def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
+        return ExampleShape(length=sizes[0], load=sizes[1], scored=sizes[1])
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         rows, symbols = keys.shape[0], cell.load
@@ -117,11 +87,11 @@ class SelectiveCopy(Task):
         places = self._places(keys, symbols, body)
         inputs = torch.full((rows, cell.length), PAD, device=keys.device).scatter_(1, places, data)
         inputs[:, body : body + self._marks if self._marks else cell.length] = QUERY
-        positions = torch.arange(cell.length - symbols, cell.length, device=keys.device).expand(rows, -1)
+        positions = last_positions(keys, cell.scored, cell.length)
         return Batch(inputs, positions, data, octave(positions - places))
 
     def _places(self, keys: Tensor, symbols: int, body: int) -> Tensor:
-        """Where the symbols stand, in order: [N, symbols]."""
+        """Draw the places of the symbols, in order: [N, symbols]."""
         if self.variant == "default":
             return random.distinct(keys, "places", symbols, body).sort(dim=-1).values
         before = random.integers(keys, "blanks", body - symbols, symbols)
@@ -135,29 +105,10 @@ class SelectiveCopy(Task):
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         return self._data(inputs, cell)
 
-    @property
-    def floors(self) -> Mapping[str, Solver]:
-        return {"most-frequent": self._most_frequent, "latest": self._latest}
-
-    def _most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The most frequent symbol."""
+    def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent symbol."""
         return self._data(inputs, cell).mode(dim=1).values[:, None].expand_as(positions)
 
-    def _latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """The symbol nearest to the queries."""
+    def floor_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the symbol that stands closest to the queries."""
         return self._data(inputs, cell)[:, -1:].expand_as(positions)
-
-    def state_bits(self, cell: Cell) -> float:
-        return cell.load * math.log2(self.alphabet)
-
-    def answers(self, cell: Cell) -> Answers:
-        return Answers(cell.load, self.alphabet)
-
-    def group_label(self, group: int) -> str:
-        return octave_label(group)
-
-    def spell(self, token: int) -> str:
-        letter = token - RESERVED
-        if letter < 0:
-            return super().spell(token)
-        return chr(ord("a") + letter) if self.alphabet <= 26 else f"s{letter}"

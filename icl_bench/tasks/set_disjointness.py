@@ -1,51 +1,40 @@
 """Set disjointness: do two sets have an element in common?"""
 
 import math
-from collections.abc import Mapping
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import (
-    QUERY,
-    RESERVED,
-    SEP,
-    TASKS,
-    Batch,
-    Cell,
-    Many,
-    Solver,
-    Task,
-    check_loads,
-    distinct_ranks,
-)
+from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most
+from icl_bench.tasks.sampling import distinct_ranks
+from icl_bench.tasks.vocabulary import QUERY, RESERVED, SEP, Vocabulary
 
 DISJOINT, MEETING = 5, 6
-"""The two answers."""
+"""Tokens of the two answers."""
 FEW = 24
-"""Elements up to which drawing one by one is quicker, in squares of their number."""
+"""Largest number of elements that are drawn one by one; this takes time in the square of their number."""
 
 
 @TASKS.register("set-disjointness")
 class SetDisjointness(Task):
-    """Tell whether two sets, one given after the other, have an element in common.
+    """Tell whether two sets, given one after the other, have an element in common.
 
     The input is `set | set ?`: `first` different elements, a separator, `second` different elements. In half of the
-    examples the sets are disjoint, in the other half they share exactly one element. Scored is the question mark. The
-    first set has to be kept whole until the second one comes: its size sets the state needed, and swapping `first` and
-    `second` changes that at equal tokens. One bit an example teaches slowly; small sets, trained on along with large
-    ones, start it.
+    examples the sets are disjoint; in the other half they share exactly one element. The question mark is scored. The
+    first set must be kept whole until the second one comes, so its size determines the required state, and exchanging
+    `first` and `second` changes this at an equal number of tokens. One bit for each example is little to learn from;
+    small sets, trained together with large ones, start the learning.
 
-    Repeats: of two sets of two there are some 10^8 rows, a quarter but for order: a million hold 11 % of the test, and
-    the budget about 1 %. Where the first set has eight elements, none comes again.
+    Repeats: with two sets of two elements there are some 10^8 rows, a quarter of that if order is ignored. A million
+    training rows include 11 % of the test rows, and the training budget about 1 %. With eight elements in the first
+    set, none occurs again.
 
-    Full size: `set-disjointness:first=[8|32|128],second=[8|32|128],alphabet=1024`; beyond, `first=256`.
+    Full size: `set-disjointness:first=[8|32|128],second=[8|32|128],alphabet=1024`; beyond it, `first=256`.
 
     Source: Arora et al., "Just read twice" (arXiv 2407.05483). Chance: 1/2.
-
-    Budget: 1500 steps at 3e-3 on `set-disjointness:first=2,second=2`, with softmax.
 
     >>> task = SetDisjointness(first=(3,), second=(4,))
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -55,41 +44,30 @@ class SetDisjointness(Task):
     ([[8]], ['yes'])
     """
 
+    axes = (Axis("first"), Axis("second"))
     load_name = "first"
+    budget = TrainingBudget(steps=1500, lr=3e-3, params="first=2,second=2")
+    picture = "first=4,second=4"
 
-    first: Many = (2, 8)
-    """Sizes of the set that comes first; with `second` they span the grid of cells."""
-    second: Many = (2, 8)
-    """Sizes of the set that comes second."""
+    first: IntegerList = (2, 8)
+    """Sizes of the first set; each is combined with every size of the second set."""
+    second: IntegerList = (2, 8)
+    """Sizes of the second set."""
     alphabet: int = Field(default=128, ge=2)
-    """Number of elements there are."""
+    """Number of elements to draw from."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "SetDisjointness":
-        check_loads("first", self.first)
-        check_loads("second", self.second)
-        least = max(self.first) + max(self.second)
-        if least > self.alphabet:
-            raise ValueError(
-                f"alphabet must hold two disjoint sets, {max(self.first)} + {max(self.second)}; got {self.alphabet}; "
-                f"raise alphabet to {least} or lower first or second"
-            )
-        return self
+    def check(self) -> None:
+        check_at_most("first + second", max(self.first) + max(self.second), "alphabet", self.alphabet)
 
     @property
-    def vocabulary(self) -> int:
-        return RESERVED + self.alphabet
+    def words(self) -> Vocabulary:
+        return Vocabulary({"elements": self.alphabet}, special={DISJOINT: "no", MEETING: "yes"})
 
-    @property
-    def eval_cells(self) -> tuple[Cell, ...]:
-        return tuple(
-            Cell(label=f"first={first},second={second}", length=first + second + 2, load=first, scored=1)
-            for first in self.first
-            for second in self.second
-        )
+    def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
+        return ExampleShape(length=sum(sizes) + 2, load=sizes[0], scored=1)
 
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
-        first, second = cell.load, cell.length - cell.load - 2
+        first, second = cell.sizes
         elements = self._elements(keys, first + second) + RESERVED
         one, other = elements.split([first, second], dim=1)
         meet = random.integers(keys, "meet", 1, 2)
@@ -101,7 +79,7 @@ class SetDisjointness(Task):
         return Batch(inputs, torch.full_like(meet, cell.length - 1), DISJOINT + meet, meet)
 
     def _elements(self, keys: Tensor, count: int) -> Tensor:
-        """Different elements in random order, [N, count]: few of them one by one, without a shuffle of the alphabet."""
+        """Draw different elements in random order, [N, count]; few of them without a shuffle of the alphabet."""
         if count > FEW:
             return random.distinct(keys, "elements", count, self.alphabet)
         return distinct_ranks(random.uniform(keys, "elements", count), self.alphabet)
@@ -111,26 +89,17 @@ class SetDisjointness(Task):
         meet = (one[:, :, None] == other[:, None]).flatten(1).any(dim=1, keepdim=True)
         return DISJOINT + meet.long()
 
-    @property
-    def floors(self) -> Mapping[str, Solver]:
-        return {"disjoint": self._disjoint, "meeting": self._meeting}
-
-    def _disjoint(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Always no."""
+    def floor_disjoint(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Answer no everywhere."""
         return torch.full_like(positions, DISJOINT)
 
-    def _meeting(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Always yes."""
+    def floor_meeting(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Answer yes everywhere."""
         return torch.full_like(positions, MEETING)
 
     def state_bits(self, cell: Cell) -> float:
-        """Bits that name the first set: every one of them asks for another answer to some second set."""
+        """Return the bits that name the first set: for any two first sets, some second set has different answers."""
         return math.log2(math.comb(self.alphabet, cell.load))
 
     def group_label(self, group: int) -> str:
         return "one in common" if group else "disjoint"
-
-    def spell(self, token: int) -> str:
-        if token >= RESERVED:
-            return f"e{token - RESERVED}"
-        return {DISJOINT: "no", MEETING: "yes"}.get(token) or super().spell(token)

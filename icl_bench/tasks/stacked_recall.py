@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from icl_bench.tasks.base import TASKS
+from icl_bench.tasks.base import TASKS, TrainingBudget
 from icl_bench.tasks.vector_recall import VectorRecall
 
 
@@ -12,17 +12,16 @@ from icl_bench.tasks.vector_recall import VectorRecall
 class StackedRecall(VectorRecall):
     """Recall vectors where key and value stand in one position.
 
-    As `vector-recall`, but each pair is one position, which holds both: neither a convolution nor a first layer that
-    moves things is needed to bind them, and one layer can do all. What is measured is the capacity of the memory alone,
-    as in its predicted law: one over the mean of (q·k)^(2p) of random keys, times the width of a value.
+    The task is `vector-recall` with key and value of a pair in the same position, so that nothing needs to bind them:
+    neither a convolution nor a first layer that moves values, and one layer suffices. It measures the capacity of the
+    memory alone, to compare with the predicted law: one over the mean of (q·k)^(2p) of random keys, times the width of
+    a value.
 
     Full size: `stacked-recall:length=512,dims=32,pairs=[4|8|16|32|64],extrapolate=[128|256]`.
 
-    Budget: 250 steps at 1e-2 on `stacked-recall:pairs=4`, with softmax.
-
-    Source: the continuous variant of associative recall of zoology (Arora et al., arXiv 2312.04927), which scores each
-    answer against all of 8192 frozen values by its cross-entropy; here values are drawn anew, and the others of the
-    context are what an answer may be nearer to. Chance: 1/pairs.
+    Source: the continuous variant of associative recall in zoology (Arora et al., arXiv 2312.04927), which scores each
+    answer by its cross-entropy among 8192 fixed values; here values are drawn anew, and an answer is compared with the
+    other values of the context. Chance: 1/pairs.
 
     >>> import torch
     >>> from icl_bench import random
@@ -40,6 +39,8 @@ class StackedRecall(VectorRecall):
     ([[4, 5]], '0.8,0.2,-1.8,… -1.2,1.5,-0.5,…')
     """
 
+    budget = TrainingBudget(steps=250, lr=1e-2, params="pairs=4")
+    picture = "length=8,pairs=4"
     stride: ClassVar[int] = 1
 
     length: int = Field(default=32, ge=2)

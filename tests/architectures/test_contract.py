@@ -1,6 +1,7 @@
 """What every architecture must hold, over the registry and over the factors that they share."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,11 +9,14 @@ from torch import Tensor
 
 from icl_bench.architectures import ARCHITECTURES, Architecture
 from icl_bench.architectures.backbone import Backbone
-from icl_bench.architectures.base import state_tensors
-from icl_bench.architectures.layers import initialise
+from icl_bench.architectures.base import LayerContext
+from icl_bench.architectures.initialisation import initialise
+from icl_bench.architectures.interface import Tokens
+from icl_bench.runs.spec import ModelSpec
 from icl_bench.schema import build, parse_spec
 
 D_MODEL = 12
+MODEL = ModelSpec(d_model=D_MODEL)
 SPECS = [
     "gated-conv",
     "gated-conv:conv=1",
@@ -48,9 +52,18 @@ def architecture(text: str) -> Architecture:
 
 
 def mixer(text: str, members: int = 2):
-    made = architecture(text).build(members, D_MODEL, 1.0, "auto")
+    made = architecture(text).build(members, D_MODEL, LayerContext())
     initialise(made, list(range(members)))
     return made.double()
+
+
+def state_tensors(state: object) -> Iterator[Tensor]:
+    """Return every tensor of a state, through nested tuples."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, tuple):
+        for part in state:
+            yield from state_tensors(part)
 
 
 def inputs(members: int = 2, batch: int = 2, length: int = LENGTH) -> Tensor:
@@ -88,7 +101,7 @@ def test_state_elements_are_what_step_carries(text: str, length: int) -> None:
     layer, x = mixer(text), inputs(length=length)
     _, state = recurrent(layer, x)
     carried = sum(part.numel() for part in state_tensors(state))
-    assert architecture(text).state_elements(D_MODEL, length) * x.shape[0] * x.shape[1] == carried
+    assert architecture(text).state_size(D_MODEL, length).elements * x.shape[0] * x.shape[1] == carried
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -136,8 +149,8 @@ def test_state_grows_by_the_binomial_law(text: str, elements: int) -> None:
 
 
 def test_members_are_independent_and_start_from_their_own_seeds() -> None:
-    pair = Backbone([3, 8], 11, D_MODEL, [architecture("power:p=2")] * 2, 24, True, "auto")
-    alone = Backbone([8], 11, D_MODEL, [architecture("power:p=2")] * 2, 24, True, "auto")
+    pair = Backbone([3, 8], Tokens(11), [architecture("power:p=2")] * 2, MODEL, "auto")
+    alone = Backbone([8], Tokens(11), [architecture("power:p=2")] * 2, MODEL, "auto")
     for both, own in zip(pair.parameters(), alone.parameters(), strict=True):
         assert torch.equal(both[1:], own)
     ids = torch.arange(2 * 3 * 7).view(2, 3, 7) % 11
@@ -148,7 +161,7 @@ def test_members_are_independent_and_start_from_their_own_seeds() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_backbone_steps_to_the_same_logits(tied: bool) -> None:
     layers = [architecture("gated-conv"), architecture("softmax:rope=true,heads=2")]
-    model = Backbone([0, 1], 11, D_MODEL, layers, 24, tied, "auto").double()
+    model = Backbone([0, 1], Tokens(11), layers, MODEL.model_copy(update={"tied": tied}), "auto").double()
     ids = torch.arange(2 * 3 * 7).view(2, 3, 7) * 5 % 11
     positions = torch.arange(7).expand(2, 3, 7)
     whole, state = model(ids, positions), model.initial_state(3)

@@ -1,4 +1,4 @@
-"""A layer of one's own, given by its import path."""
+"""A user's own layer, given by its import path."""
 
 import sys
 
@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.base import StateSize
+from icl_bench.architectures.interface import Tokens
 from icl_bench.architectures.plain import Plain
 from icl_bench.errors import SpecError, UnknownNameError
+from icl_bench.harness.accounting import account
+from icl_bench.runs.spec import ModelSpec
 
+MODEL = ModelSpec(d_model=8, mlp=0)
 SOURCE = '''
 import torch
 
@@ -45,8 +50,8 @@ def mine(tmp_path, monkeypatch):
 
 def test_members_start_from_their_own_seeds_and_stay_apart(mine) -> None:
     layer = Plain(path="my_layers:Shift", params={"scale": 2.0})
-    pair = Backbone([1, 2], 7, 8, [layer], 0, True, "auto")
-    alone = Backbone([2], 7, 8, [layer], 0, True, "auto")
+    pair = Backbone([1, 2], Tokens(7), [layer], MODEL, "auto")
+    alone = Backbone([2], Tokens(7), [layer], MODEL, "auto")
     ids, positions = torch.arange(2 * 3 * 5).view(2, 3, 5) % 7, torch.arange(5).expand(2, 3, 5)
     for both, own in zip(pair.parameters(), alone.parameters(), strict=True):
         assert torch.equal(both[1:], own)
@@ -61,15 +66,15 @@ def test_the_global_random_state_is_left_alone(mine) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    Backbone([1], 7, 8, [Plain(path="my_layers:Shift", params={})], 0, True, "auto")
+    Backbone([1], Tokens(7), [Plain(path="my_layers:Shift", params={})], MODEL, "auto")
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_state_is_counted_where_the_class_tells_it(mine) -> None:
-    assert Plain(path="my_layers:Shift", params={}).state_elements(8, 100) == 8
-    assert not Plain(path="my_layers:Bare", params={}).counts_state(8)
+    assert Plain(path="my_layers:Shift", params={}).state_size(8, 100) == StateSize(cache=8)
+    assert Plain(path="my_layers:Bare", params={}).state_size(8, 100) is None
     with pytest.raises(SpecError, match=r"the state of my_layers:Bare is unknown: it has no method state_elements"):
-        Plain(path="my_layers:Bare", params={}).state_elements(8, 100)
+        account("softmax+my_layers:Bare", 8, 2, 100)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_state_is_counted_where_the_class_tells_it(mine) -> None:
     [
         ("no_such_module:X", {}, UnknownNameError, "module 'no_such_module' cannot be imported"),
         ("my_layers:Missing", {}, UnknownNameError, "module 'my_layers' has no 'Missing'"),
-        ("my_layers:NOT_A_LAYER", {}, SpecError, "is a class of torch.nn.Module"),
+        ("my_layers:NOT_A_LAYER", {}, SpecError, "names a class of torch.nn.Module"),
         ("my_layers:Shift", {"sclae": 1}, SpecError, "unexpected keyword argument 'sclae'"),
     ],
 )

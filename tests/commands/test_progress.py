@@ -7,10 +7,10 @@ from rich.console import Console
 
 from icl_bench.commands import progress
 from icl_bench.commands.progress import LineReporter, LiveReporter, make_reporter
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.runs.events import OneFleet, Progress
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.runs.events import Progress
 
-RUNS = expand(Request("assoc-recall", ["linear"], seeds=range(3)))
+RUNS = expand_request(Request("assoc-recall", ["linear"], seeds=range(3)))
 HALF = Progress(150, 300, [0.5], [0.25], 1000.0, 3.0)
 
 
@@ -30,7 +30,7 @@ def course():
         reporter.planned(3, 1)
         reporter.started(RUNS[:1])
         reporter.started(RUNS[1:2])
-        OneFleet(reporter, RUNS[:1]).progressed(HALF)
+        reporter.progressed(RUNS[:1], HALF)
         reporter.lost(RUNS[:1], "ended by SIGKILL")
         reporter.started(RUNS[:1])
         reporter.finished([Result(RUNS[1])])

@@ -1,4 +1,4 @@
-"""A process killed at any moment: the same command again ends in the store of a process that was left alone."""
+"""A command killed at any moment and given again ends with the store of a command that was never killed."""
 
 import random
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from icl_bench.runs.store import Store
-from icl_bench.runs.store.faults import CRASH_POINTS, VARIABLE
-from icl_bench.runs.store.merge import differing
-from tests.harness.fork_server import Ended, Zygote
+from icl_bench.runs.store.faults import CRASH_POINTS, CRASH_VARIABLE
+from icl_bench.runs.store.merge import first_difference
+from tests.harness.fork_server import Ended, ForkServer
 
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
 TINY = [
@@ -28,37 +28,37 @@ COMMANDS = {
     "merge-published": ["merge", "icl-runs", "--store", "merged"],
     "run-removed": ["runs", "rm", "{id}"],
 }
-"""Commands that reach the points that a sweep does not."""
+"""Commands that reach the crash points which a sweep does not reach."""
 COUNTS = {"file-written": ":2", "step-done": ":3", "metrics-torn": ":2", "metrics-logged": ":3", "run-published": ":3"}
-"""Where the first time is not the hardest."""
+"""Crash points at which a later time is harder than the first."""
 
 
 @pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    started = Zygote()
+def server() -> Iterator[ForkServer]:
+    started = ForkServer()
     yield started
     started.close()
 
 
 @pytest.fixture(scope="module")
-def whole(zygote: Zygote, tmp_path_factory) -> Path:
-    """The store of a sweep that was left alone, and the folder that holds it."""
+def whole(server: ForkServer, tmp_path_factory) -> Path:
+    """The folder of a sweep that was never killed."""
     folder = tmp_path_factory.mktemp("whole")
-    ended = zygote.run(folder, SWEEP)
+    ended = server.run(folder, SWEEP)
     assert ended.status == 0, ended.err
     return folder
 
 
-def sweep(zygote: Zygote, folder: Path, crash: str | None = None) -> Ended:
-    return zygote.run(folder, SWEEP, EVERY_STEP | ({VARIABLE: crash} if crash else {}))
+def sweep(server: ForkServer, folder: Path, crash: str | None = None) -> Ended:
+    return server.run(folder, SWEEP, EVERY_STEP | ({CRASH_VARIABLE: crash} if crash else {}))
 
 
 def assert_equal(found: Path, wanted: Path) -> None:
-    """Record by record, times and host aside; nothing lost, doubled or left over."""
+    """Equal records without times and host; nothing lost, doubled or left over."""
     ours, theirs = Store(found), Store(wanted)
     assert list(ours.ids()) == list(theirs.ids())
     for run_id in theirs.ids():
-        assert differing(ours.load(run_id), theirs.load(run_id)) is None
+        assert first_difference(ours.load(run_id), theirs.load(run_id)) is None
     left = [path for name in ("attempts", "checkpoints") for path in (found / name).glob("*")]
     assert left == []
 
@@ -70,27 +70,27 @@ def test_the_suite_knows_every_crash_point() -> None:
 
 
 @pytest.mark.parametrize("point", [name for name in CRASH_POINTS if name not in COMMANDS])
-def test_a_sweep_killed_at_a_named_point_is_completed(zygote: Zygote, whole: Path, tmp_path, point: str) -> None:
-    killed = sweep(zygote, tmp_path, point + COUNTS.get(point, ""))
+def test_a_sweep_killed_at_a_named_point_is_completed(server: ForkServer, whole: Path, tmp_path, point: str) -> None:
+    killed = sweep(server, tmp_path, point + COUNTS.get(point, ""))
     assert killed.status == -signal.SIGKILL
-    done = sweep(zygote, tmp_path)
+    done = sweep(server, tmp_path)
     assert done.status == 0, done.err
     assert_equal(tmp_path / "icl-runs", whole / "icl-runs")
 
 
 @pytest.mark.parametrize("point", list(COMMANDS))
 def test_a_command_killed_at_a_named_point_can_be_given_again(
-    zygote: Zygote, whole: Path, tmp_path, point: str
+    server: ForkServer, whole: Path, tmp_path, point: str
 ) -> None:
     shutil.copytree(whole / "icl-runs", tmp_path / "icl-runs")
     first = next(Store(tmp_path / "icl-runs").ids())
     command = [part.format(id=first) for part in COMMANDS[point]]
-    killed = zygote.run(tmp_path, command, {VARIABLE: point})
+    killed = server.run(tmp_path, command, {CRASH_VARIABLE: point})
     assert killed.status == -signal.SIGKILL
-    again = zygote.run(tmp_path, command)
+    again = server.run(tmp_path, command)
     if point == "run-removed":
         assert again.status == 2 and "none does" in again.err
-        assert not Store(tmp_path / "icl-runs").has(first) and sweep(zygote, tmp_path).status == 0
+        assert not Store(tmp_path / "icl-runs").has(first) and sweep(server, tmp_path).status == 0
         # Alone, the run differs in rounding from what it was as a member of a fleet.
         assert list(Store(tmp_path / "icl-runs").ids()) == list(Store(whole / "icl-runs").ids())
         return
@@ -99,33 +99,33 @@ def test_a_command_killed_at_a_named_point_can_be_given_again(
 
 
 @pytest.mark.parametrize("moment", range(5))
-def test_a_sweep_killed_at_a_random_moment_is_completed(zygote: Zygote, whole: Path, tmp_path, moment: int) -> None:
+def test_a_sweep_killed_at_a_random_moment_is_completed(server: ForkServer, whole: Path, tmp_path, moment: int) -> None:
     wait = random.Random(moment).uniform(0.01, 0.6)
-    killed = zygote.run(tmp_path, SWEEP, EVERY_STEP, after=wait)
+    killed = server.run(tmp_path, SWEEP, EVERY_STEP, after=wait)
     assert killed.status in (-signal.SIGKILL, 0)
-    done = sweep(zygote, tmp_path)
+    done = sweep(server, tmp_path)
     assert done.status == 0, done.err
     assert_equal(tmp_path / "icl-runs", whole / "icl-runs")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_command_continues(
-    zygote: Zygote, tmp_path, number: signal.Signals, status: int
+    server: ForkServer, tmp_path, number: signal.Signals, status: int
 ) -> None:
     long = ["run", TASK, "--arch", "linear", *TINY, "--set", "train.steps=500"]
     checkpoint = "icl-runs/checkpoints/*/0*"
-    cut = zygote.run(tmp_path, long, {"ICL_BENCH_CHECKPOINT_EVERY": "0.02"}, after=checkpoint, number=number)
+    cut = server.run(tmp_path, long, {"ICL_BENCH_CHECKPOINT_EVERY": "0.02"}, after=checkpoint, number=number)
     assert cut.status == status and cut.err.strip().endswith("the same command continues"), cut.err
     assert len(list((tmp_path / "icl-runs" / "checkpoints").glob("*/0*/sha256"))) in (1, 2)
-    listed = zygote.run(tmp_path, ["runs", "list"])
+    listed = server.run(tmp_path, ["runs", "list"])
     assert "interrupted" in listed.out and "1 of them interrupted" in listed.err
-    done = zygote.run(tmp_path, long)
+    done = server.run(tmp_path, long)
     assert done.status == 0 and "continued from step" in done.err, done.err
     shutil.move(tmp_path / "icl-runs", tmp_path / "paused")
-    assert zygote.run(tmp_path, long).status == 0
+    assert server.run(tmp_path, long).status == 0
     assert_equal(tmp_path / "paused", tmp_path / "icl-runs")
 
 
-def test_an_unknown_crash_point_is_an_error(zygote: Zygote, tmp_path) -> None:
-    ended = sweep(zygote, tmp_path, "step-dome")
+def test_an_unknown_crash_point_is_an_error(server: ForkServer, tmp_path) -> None:
+    ended = sweep(server, tmp_path, "step-dome")
     assert ended.status == 2 and "did you mean 'step-done'?" in ended.err and "Traceback" not in ended.err

@@ -3,14 +3,14 @@
 import pytest
 
 from icl_bench.harness import estimate
-from icl_bench.harness.training.fleet import Machine
-from tests.harness.training.test_fleet import CPU, specs
+from icl_bench.harness.training.trainer import Machine
+from tests.harness.training.small_runs import CPU, specs
 
 
 def test_steps_and_examples_are_multiplied_out(monkeypatch):
     costs = {"refill": 12.0, "update": 3.0, "optimiser": 1.0, "evaluate": 64.0}
     order = iter(["refill", "update", "optimiser"] * 2 + ["evaluate"] * 2)
-    monkeypatch.setattr(estimate, "timed", lambda work, device, captured: costs[next(order)])
+    monkeypatch.setattr(estimate, "measured_seconds", lambda work, device, captured: costs[next(order)])
     run = specs("softmax", extra=("train.batch=32",))[0]
     found = estimate.fleet_seconds([run], Machine(CPU))
     # 12 steps, six a cell, made six at once; a batch of 32 measured by 16. Two validations of 8 examples and a test of

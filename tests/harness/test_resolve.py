@@ -1,13 +1,22 @@
-"""From what a user types to run specifications."""
+"""The resolution of typed text into run specifications."""
 
 import pytest
 
 from icl_bench.errors import IclBenchError
-from icl_bench.harness.resolve import PRESETS, Request, expand, parse_lrs, parse_seeds, split_pattern
+from icl_bench.harness.resolve import (
+    PRESETS,
+    Request,
+    expand_request,
+    label_of_arch,
+    model_of,
+    parse_lrs,
+    parse_seeds,
+    split_pattern,
+)
 
 
 def test_runs_are_the_product_in_order() -> None:
-    runs = expand(Request("copy", ["linear", "softmax"], lrs=[1e-3, 1e-2], seeds=[0, 1]))
+    runs = expand_request(Request("copy", ["linear", "softmax"], lrs=[1e-3, 1e-2], seeds=[0, 1]))
     assert [(run.arch_label, run.train.lr, run.seed) for run in runs][:5] == [
         ("linear", 1e-3, 0),
         ("linear", 1e-3, 1),
@@ -19,25 +28,32 @@ def test_runs_are_the_product_in_order() -> None:
 
 
 def test_the_same_run_asked_for_twice_is_one() -> None:
-    assert len(expand(Request("copy", ["power", "power:p=2", "power:heads=4"]))) == 1
+    assert len(expand_request(Request("copy", ["power", "power:p=2", "power:heads=4"]))) == 1
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_every_preset_resolves(preset: str) -> None:
-    assert expand(Request("assoc-recall", ["softmax"], preset=preset))
+    assert expand_request(Request("assoc-recall", ["softmax"], preset=preset))
 
 
 def test_settings_reach_any_field_and_win_over_the_preset() -> None:
     wishes = ["train.steps=7", "model.layers=3", "evaluation.points=1", "data_seed=5", "train.clip=none"]
-    run = expand(Request("copy", ["gated-conv+softmax"], preset="quick", settings=wishes))[0]
+    run = expand_request(Request("copy", ["gated-conv+softmax"], preset="quick", settings=wishes))[0]
     assert (run.train.steps, run.model.layers, run.evaluation.points, run.data_seed) == (7, 3, 1, 5)
     assert run.train.clip is None
     assert [component.name for component in run.layer_components] == ["gated-conv", "softmax", "gated-conv"]
 
 
 def test_widths_follow_the_model() -> None:
-    run = expand(Request("copy", ["power"], settings=["model.d_model=128"]))[0]
+    run = expand_request(Request("copy", ["power"], settings=["model.d_model=128"]))[0]
     assert run.arch[0].params["d_key"] == 32
+
+
+def test_the_model_and_the_label_of_an_architecture_are_those_of_its_runs() -> None:
+    settings = ["model.d_model=128"]
+    run = expand_request(Request("copy", ["gated-conv+power:d_key=32"], "zoology", settings=settings))[0]
+    assert model_of("zoology", settings) == run.model
+    assert label_of_arch("gated-conv+power:d_key=32", 128) == run.arch_label == "gated-conv+power:p=2"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +65,7 @@ def test_patterns(text: str, parts: list[str]) -> None:
 
 
 def test_learning_rates() -> None:
-    assert parse_lrs("1e-3") == [1e-3] and parse_lrs("1e-3,3e-3") == [1e-3, 3e-3]
+    assert parse_lrs("1e-3") == (1e-3,) and parse_lrs("1e-3,3e-3") == (1e-3, 3e-3)
     grid = parse_lrs("1e-4..1e-1/7")
     assert len(grid) == 7 and grid[2] == pytest.approx(1e-3) and grid[-1] == pytest.approx(0.1)
 
@@ -63,7 +79,7 @@ def test_wrong_learning_rates(text: str) -> None:
 
 
 def test_seeds() -> None:
-    assert parse_seeds("3") == [3] and parse_seeds("0,5") == [0, 5] and parse_seeds("2..4") == [2, 3, 4]
+    assert parse_seeds("3") == (3,) and parse_seeds("0,5") == (0, 5) and parse_seeds("2..4") == (2, 3, 4)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "a", "4..2", "1.5", "0..99999"])
@@ -90,7 +106,7 @@ def test_wrong_seeds(text: str) -> None:
         (Request("copy", ["softmax:rope=true,d_key=3"]), "rope needs an even d_key; got 3"),
         (
             Request("copy", ["power:heads=100"]),
-            "heads must be at most the model width 64; got 100; give d_key and d_value",
+            "heads must be at most the model width 64; got 100; set d_key and d_value",
         ),
         (Request("copy", ["linear"], preset="fast"), "no preset is named 'fast'; .*known: default, quick, zoology"),
         (
@@ -114,7 +130,7 @@ def test_wrong_seeds(text: str) -> None:
 )
 def test_wrong_requests_are_one_line(request_: Request, message: str) -> None:
     with pytest.raises(IclBenchError, match=message) as caught:
-        expand(request_)
+        expand_request(request_)
     assert "\n" not in str(caught.value)
 
 
@@ -128,11 +144,11 @@ def test_wrong_requests_are_one_line(request_: Request, message: str) -> None:
     ],
 )
 def test_labels_say_what_was_typed_beyond_the_defaults(arch: str, label: str) -> None:
-    assert expand(Request("copy", [arch]))[0].arch_label == label
+    assert expand_request(Request("copy", [arch]))[0].arch_label == label
 
 
 def test_a_pattern_longer_than_the_model_is_refused() -> None:
     with pytest.raises(
         IclBenchError, match=r"at most as many parts as there are layers, 2; got 3 in softmax\+linear\+window"
     ):
-        expand(Request("copy", ["softmax+linear+window"]))
+        expand_request(Request("copy", ["softmax+linear+window"]))

@@ -1,7 +1,11 @@
 """Tolerances for kernels, derived from the arithmetic and never tuned."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Forms that are equal on paper differ in float64 by the order of at most 10^4 additions, each of relative error
 # 1.1e-16, and by a division that can amplify cancellation among powers by about 10^3.
@@ -39,3 +43,26 @@ def assert_within_rounding(name: str, actual: Tensor, exact: Tensor, plain: Tens
 def largest(x: Tensor) -> float:
     """The largest absolute entry."""
     return x.detach().abs().max().item() if x.numel() else 0.0
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Standard normal numbers, on the GPU where there is one."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
+
+
+def assert_forms_match_reference(function: Callable[..., object], inputs: Sequence[Tensor], walk: float = 0.0) -> None:
+    """Outputs and gradients of the forms "torch" and "triton" are within rounding of those of "reference" in float64.
+
+    `walk` bounds the terms that are summed into a gradient.
+    """
+    made = {}
+    for impl, dtype in (("triton", None), ("torch", None), ("reference", torch.float64), ("float64", torch.float64)):
+        leaves = [part.detach().to(dtype or part.dtype).requires_grad_() for part in inputs]
+        outs = function(*leaves, impl="torch" if impl == "float64" else impl)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        along = [draw(*out.shape, seed=7 + i).to(inputs[0].dtype).to(out.dtype) for i, out in enumerate(outs)]
+        made[impl] = [*outs, *torch.autograd.grad(outs, leaves, along)]
+    for i, rows in enumerate(zip(made["triton"], made["reference"], made["torch"], strict=True)):
+        assert_within_rounding(f"result {i}", *rows, walk=walk)
+    for i, rows in enumerate(zip(made["float64"], made["reference"], strict=True)):
+        assert_equal_in_float64(f"result {i} in operators of torch", *rows)

@@ -1,4 +1,4 @@
-"""What a user reads when a kernel refuses its arguments: the rule, the value and the way out."""
+"""Messages of operators that refuse their arguments: the rule, the value and the way out."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.attention.api import attention, attention_step, empty_cache
 from icl_bench.kernels.power.api import initial_power_state, power_attention, power_step
-from icl_bench.kernels.power.state import PowerState
+from icl_bench.kernels.power.records import PowerState
 
 Q = torch.ones(2, 5, 4, 3)
 K = torch.ones(2, 5, 2, 3)
@@ -17,14 +17,8 @@ GATE = torch.zeros(2, 5, 2)
 TOKEN = (Q[:, 0], K[:, 0], V[:, 0], GATE[:, 0])
 
 TENSORS = {
-    "rank of q": (
-        (Q[0], K, V, None),
-        "q must have 4 axes [N, T, H, K]; got shape [5, 4, 3]: reshape it",
-    ),
-    "rank of v": (
-        (Q, K, V[..., 0], None),
-        "v must have 4 axes [N, T, G, V]; got shape [2, 5, 2]: reshape it",
-    ),
+    "rank of q": ((Q[0], K, V, None), "q must have 4 axes [N, T, H, K]; got shape [5, 4, 3]: reshape it"),
+    "rank of v": ((Q, K, V[..., 0], None), "v must have 4 axes [N, T, G, V]; got shape [2, 5, 2]: reshape it"),
     "shape of k": (
         (Q, K[:, :4], V, None),
         "k must be [N, T, G, K] = [2, 5, 2, 3]; got [2, 4, 2, 3]: reshape it to fit",
@@ -37,10 +31,7 @@ TENSORS = {
         (Q[:, :, :3], K, V, None),
         "H must be a multiple of G to share keys evenly; got H = 3, G = 2: change one of them",
     ),
-    "widths": (
-        (Q, K, V[..., :0], None),
-        "K and V must be at least 1; got K = 3, V = 0: use wider heads",
-    ),
+    "widths": ((Q, K, V[..., :0], None), "K and V must be at least 1; got K = 3, V = 0: use wider heads"),
     "no token": (
         (Q[:, :0], K[:, :0], V[:, :0], None),
         "T must be at least 1; got q of shape [2, 0, 4, 3]: pass one token or more",
@@ -143,7 +134,7 @@ def refuses(message, error=ArgumentError):
 
 
 @pytest.mark.parametrize("given, message", TENSORS.values(), ids=TENSORS)
-def test_both_doors_refuse_unfit_tensors(given, message):
+def test_both_operators_refuse_tensors_that_do_not_fit(given, message):
     with refuses(message):
         power_attention(*given, p=2)
     with refuses(message):

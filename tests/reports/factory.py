@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from icl_bench.errors import SpecError
+from icl_bench.reports.analysis import Section, analyse
+from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.record import (
     CellScore,
     GroupScore,
@@ -162,3 +164,26 @@ def comparison(seeds: int = 5) -> list[RunRecord]:
         for arch, (state, means) in plan.items()
         for seed in range(seeds)
     ]
+
+
+def sections_of(records: Sequence[RunRecord]) -> tuple[Section, ...]:
+    """The sections of a report on these records."""
+    return analyse(FinishedRuns.of(records))
+
+
+def section_of(records: Sequence[RunRecord]) -> Section:
+    """The only section of a report on these records."""
+    (section,) = sections_of(records)
+    return section
+
+
+def with_cells(run: RunRecord, **fields: Any) -> RunRecord:
+    """A record whose cells have other values."""
+    cells = tuple(cell.model_copy(update=fields) for cell in run.result.cells)
+    return run.model_copy(update={"result": run.result.model_copy(update={"cells": cells})})
+
+
+def several(arch: str, accuracy: float, spread: float = 0.01, **fields: Any) -> list[RunRecord]:
+    """Five seeds of an architecture about an accuracy."""
+    values = {seed: accuracy + noise(seed, spread) for seed in range(5)}
+    return [make_record(arch, seed, accuracies=(value,) * 3, **fields) for seed, value in values.items()]

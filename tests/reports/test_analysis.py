@@ -1,27 +1,25 @@
-"""How runs become entries: which rate is chosen by what, which seeds measure, what is kept apart."""
+"""Runs become entries: the choice of a learning rate, the seeds that measure, and the settings that are kept apart."""
 
 import random
 from collections.abc import Sequence
 
 import pytest
 
-from icl_bench.reports.analysis import Entry, Section, analyse
+from icl_bench.reports.analysis import Section, analyse
+from icl_bench.reports.context import NO_STUDY
 from icl_bench.reports.document import compose
+from icl_bench.reports.entry import Entry
 from icl_bench.reports.naming import family_of
-from icl_bench.runs.outline import Outline, outlines
+from icl_bench.reports.recall import recalls
+from icl_bench.runs.declarations import CONVENTIONAL_SIZES, ArchitectureDeclaration, CapacityLaw
+from icl_bench.runs.outline import FinishedRuns, MeasuredRun
 from icl_bench.runs.record import RunRecord
-from tests.reports.factory import comparison, make_record
+from tests.reports.factory import comparison, make_record, section_of, sections_of
 
 
 def only(records: Sequence[RunRecord]) -> Entry:
-    (section,) = analyse(records)
-    (entry,) = section.entries
+    (entry,) = section_of(records).entries
     return entry
-
-
-def section_of(records: Sequence[RunRecord]) -> Section:
-    (section,) = analyse(records)
-    return section
 
 
 def test_the_rate_is_chosen_on_validation_and_never_on_test() -> None:
@@ -62,7 +60,7 @@ def test_a_diverged_run_counts_as_zero_and_other_failures_do_not_count() -> None
     entry = only(records)
     assert entry.accuracies == {(0, 0): 1.0, (1, 1): 0.0}
     assert entry.in_cell("pairs=8") == {(0, 0): 1.0, (1, 1): 0.0}
-    assert (entry.solved, len(entry.failed), entry.bimodal) == (1, 3, True)
+    assert (entry.solved_seeds, len(entry.failed), entry.bimodal) == (1, 3, True)
 
 
 def test_a_rate_at_which_every_seed_diverged_is_not_chosen() -> None:
@@ -96,15 +94,14 @@ def test_records_are_read_of_the_runs_that_measure_alone() -> None:
     sweep = [make_record(seed=seed, lr=lr, validation=lr) for seed in range(4) for lr in (1e-3, 1e-2, 3e-2)]
     fresh = [make_record(seed=seed, lr=3e-2) for seed in (8, 9)]
     failed = make_record(seed=5, lr=1e-3, status="error")
+    runs = FinishedRuns.of([*sweep, *fresh, failed])
     read: list[str] = []
 
-    def counted(run: Outline) -> RunRecord:
-        read.append(run.id)
-        return run.record
+    def counted(run_id: str) -> MeasuredRun:
+        read.append(run_id)
+        return runs.load(run_id)
 
-    runs = [run._replace(read=lambda _, run=run: counted(run)) for run in outlines([*sweep, *fresh, failed])]
-    (section,) = analyse(runs)
-    compose([section], [[]], [], "command")
+    compose(analyse(runs._replace(load=counted)), lambda i, figure: None, [], "command", NO_STUDY)
     example = sweep[0]  # sizes are read from the first that ended well
     assert set(read) == {record.result.id for record in (*fresh, failed, example)}
 
@@ -118,8 +115,8 @@ def shape(sections: Sequence[Section]) -> list[tuple[str, str, list[str]]]:
 def test_sections_are_tasks_and_order_does_not_matter() -> None:
     records = [*comparison(2), make_record(task="copy"), make_record(task="copy", lr=1e-2)]
     shuffled = random.Random(0).sample(records, len(records))
-    assert shape(analyse(records)) == shape(analyse(shuffled))
-    assert [section.task for section in analyse(records)] == ["assoc-recall", "copy"]
+    assert shape(sections_of(records)) == shape(sections_of(shuffled))
+    assert [section.task for section in sections_of(records)] == ["assoc-recall", "copy"]
 
 
 @pytest.mark.parametrize(
@@ -135,16 +132,38 @@ def test_sections_are_tasks_and_order_does_not_matter() -> None:
     ],
 )
 def test_a_family_is_the_label_without_sizes(label: str, family: str) -> None:
-    assert family_of(label) == family
+    part = ArchitectureDeclaration(name="", size_parameters=CONVENTIONAL_SIZES)
+    assert family_of(label, [part] * (1 + label.count("+"))) == family
 
 
 def test_what_all_architectures_share_is_named_once() -> None:
     archs = ("power:p=2,heads=1,d_key=8,conv=2", "power:p=2,heads=1,d_key=9,conv=2", "window:w=4,heads=1,conv=2")
     section = section_of([make_record(arch) for arch in archs])
     assert [entry.label for entry in section.entries] == ["power:p=2,d_key=8", "power:p=2,d_key=9", "window:w=4"]
-    assert section.common == ("conv=2", "heads=1")
+    assert section.common_parameters == ("conv=2", "heads=1")
     derived = section_of([make_record("linear:conv=4,d_key=8"), make_record("softmax")])  # all have conv=4
     assert [entry.label for entry in derived.entries] == ["linear:d_key=8", "softmax"]
     hybrids = section_of([make_record("gated-conv+window:w=4,conv=0"), make_record("gated-conv+softmax:conv=0")])
     assert [entry.label for entry in hybrids.entries] == ["gated-conv+softmax", "gated-conv+window:w=4"]
-    assert section_of([make_record(archs[0])]).common == ()  # a lone architecture keeps its name
+    assert section_of([make_record(archs[0])]).common_parameters == ()  # a lone architecture keeps its name
+
+
+def test_an_unknown_mixer_is_named_by_its_declaration() -> None:
+    declared = ArchitectureDeclaration(name="ssm", size_parameters=("d_state", "expand"), shown=("order",))
+    archs = ("ssm:order=2,d_state=8,expand=2", "ssm:order=2,d_state=16,expand=2", "ssm:order=2,d_state=16,expand=4")
+    section = section_of([with_declaration(make_record(arch), declared) for arch in archs])
+    assert [entry.label for entry in section.entries] == list(archs)
+    assert section.families == ("ssm:order=2",)
+
+
+def test_an_unknown_mixer_has_the_capacity_that_it_declares() -> None:
+    law = CapacityLaw(degree=2, key_width=16, key_heads=4, value_width=16)
+    known, other = ArchitectureDeclaration(name="ssm", law=law), ArchitectureDeclaration(name="ssm")
+    runs = [with_declaration(make_record("ssm:d_state=8"), one) for one in (known, other)]
+    predicted = [recalls(section_of([run]))[0].predicted for run in runs]
+    assert predicted[0] == recalls(section_of([make_record("power:p=2")]))[0].predicted and predicted[1] is None
+
+
+def with_declaration(run: RunRecord, declared: ArchitectureDeclaration) -> RunRecord:
+    """A record whose architecture declares this."""
+    return run.model_copy(update={"result": run.result.model_copy(update={"declarations": (declared,)})})

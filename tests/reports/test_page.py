@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.reports.page import write_page
+from icl_bench.reports.report import write_report
+from icl_bench.runs.outline import FinishedRuns
 from tests.reports.factory import comparison, make_record
 
 BROWSER = next(
@@ -66,7 +67,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile = make_record(HOSTILE, task=HOSTILE, command=HOSTILE, device=HOSTILE)
     sizes = [make_record(f"window:w={w}", task="sizes", accuracies=(1.0, w / 64, 0.1), state=w) for w in (16, 32)]
     records = [*comparison(2), *sizes, make_record("power:p=2", 7, status="diverged", detail=HOSTILE), hostile]
-    return write_page(records, [RecordError(HOSTILE)], tmp_path_factory.mktemp("page") / "report.html", COMMAND)
+    return write_report(
+        FinishedRuns.of(records), [RecordError(HOSTILE)], tmp_path_factory.mktemp("page") / "report.html", COMMAND
+    )
 
 
 def test_the_page_needs_nothing_else(page: Path) -> None:
@@ -97,15 +100,15 @@ def test_the_data_are_the_runs(page: Path) -> None:
 
 def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
     pages = [tmp_path / name for name in ("a.html", "b.html")]
-    write_page(comparison(1), [], pages[0], COMMAND)
-    write_page(comparison(1)[::-1], [], pages[1], COMMAND)
+    write_report(FinishedRuns.of(comparison(1)), [], pages[0], COMMAND)
+    write_report(FinishedRuns.of(comparison(1)[::-1]), [], pages[1], COMMAND)
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
 def test_a_page_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="a report must be written where there is room and permission"):
-        write_page([make_record()], [], tmp_path / "file" / "report.html", COMMAND)
+        write_report(FinishedRuns.of([make_record()]), [], tmp_path / "file" / "report.html", COMMAND)
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")

@@ -13,8 +13,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from icl_bench.errors import RecordError, StoreError
-from icl_bench.reports.page import write_page
 from icl_bench.reports.report import write_report
+from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.index import Index
 from tests.reports.factory import comparison, make_record
@@ -39,17 +39,16 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_record(HOSTILE, task=f"task {HOSTILE}", loads=(4,), accuracies=(0.9,), command="run '```'", state=None),
     ]
     folder = tmp_path_factory.mktemp("report")
-    return write_report(
-        records, [RecordError("a record must be JSON; runs/ab: <b>bad</b>")], folder / "report.md", COMMAND
-    )
+    problems = [RecordError("a record must be JSON; runs/ab: <b>bad</b>")]
+    return write_report(FinishedRuns.of(records), problems, folder / "report.md", COMMAND)
 
 
 def test_equal_records_give_equal_bytes_in_any_order(tmp_path: Path) -> None:
     records = comparison(2)
-    write_report(records, [], tmp_path / "a" / "report.md", COMMAND)
+    write_report(FinishedRuns.of(records), [], tmp_path / "a" / "report.md", COMMAND)
     random.Random(0).shuffle(records)
-    write_report(records, [], tmp_path / "b" / "report.md", COMMAND)
-    write_report(records, [], tmp_path / "b" / "report.md", COMMAND)
+    write_report(FinishedRuns.of(records), [], tmp_path / "b" / "report.md", COMMAND)
+    write_report(FinishedRuns.of(records), [], tmp_path / "b" / "report.md", COMMAND)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert sorted(files_of(tmp_path / "a")) == [
         "report.md",
@@ -67,11 +66,12 @@ def test_an_index_gives_the_report_that_the_folders_give(tmp_path: Path) -> None
         finished(store, spec(seed), accuracy=seed / 4)
     failed = store.begin(spec(7), MANIFEST.model_copy(update={"started": "2026-01-02T00:00:00+00:00"}))
     failed.commit(result(spec(7)).model_copy(update={"status": "error", "detail": "x", "cells": ()}))
-    for name, runs in (("folders", store.read_all()[0]), ("index", Index(store).outlines()[0])):
+    folders = FinishedRuns.of(store.load(run_id) for run_id in store.ids())
+    for name, runs in (("folders", folders), ("index", Index(store).runs()[0])):
         write_report(runs, [], tmp_path / name / "report.md", COMMAND)
-        write_page(runs, [], tmp_path / name / "report.html", COMMAND)
+        write_report(runs, [], tmp_path / name / "report.html", COMMAND)
     assert files_of(tmp_path / "folders") == files_of(tmp_path / "index")
-    assert len({id(run.environment) for run in Index(store).outlines()[0]}) == 1
+    assert len({id(run.environment) for run in Index(store).runs()[0].outlines}) == 1
 
 
 def test_figures_are_xml_opaque_and_linked(troubled: Path) -> None:
@@ -107,18 +107,19 @@ def test_failures_are_named_with_class_id_and_line(troubled: Path) -> None:
 
 def test_mixed_devices_are_warned_of(troubled: Path) -> None:
     text = troubled.read_text()
-    assert "**Warning:** runs differ in device" in text
+    assert "**Warning:** the runs differ in device" in text
     assert "| device | `Other GPU (1); Test CPU (15)` |" in text
 
 
 def test_different_data_of_one_seed_are_warned_of(tmp_path: Path) -> None:
     runs = [make_record("linear"), make_record("softmax")]
     told = [one.model_copy(update={"result": one.result.model_copy(update={"first_batch": "a"})}) for one in runs]
-    same = write_report(told, [], tmp_path / "same.md", COMMAND).read_text()
+    same = write_report(FinishedRuns.of(told), [], tmp_path / "same.md", COMMAND).read_text()
     other = told[1].result.model_copy(update={"first_batch": "b"})
-    mixed = write_report([told[0], told[1].model_copy(update={"result": other})], [], tmp_path / "m.md", COMMAND)
-    assert "did not see the same first batch" not in same
-    assert "**Warning:** runs of one task and data seed did not see the same first batch." in mixed.read_text()
+    unequal = FinishedRuns.of([told[0], told[1].model_copy(update={"result": other})])
+    mixed = write_report(unequal, [], tmp_path / "m.md", COMMAND)
+    assert "began training on different examples" not in same
+    assert "**Warning:** runs of the same task and data seed began training on different examples." in mixed.read_text()
 
 
 def test_hostile_names_do_not_act(troubled: Path) -> None:
@@ -153,15 +154,16 @@ def test_the_rows_of_a_table_have_as_many_columns_as_its_head(troubled: Path) ->
 
 
 def test_an_empty_store_still_reports(tmp_path: Path) -> None:
-    text = write_report([], [RecordError("a record must be readable; runs/ab")], tmp_path / "r.md", COMMAND).read_text()
+    problems = [RecordError("a record must be readable; runs/ab")]
+    text = write_report(FinishedRuns.of([]), problems, tmp_path / "r.md", COMMAND).read_text()
     assert "0 runs, 0 failed, 1 record unreadable." in text
     assert not (tmp_path / "r_files").exists()
 
 
 def test_only_failed_runs_still_report(tmp_path: Path) -> None:
     records = [make_record(status="diverged"), make_record("linear", status="error")]
-    text = write_report(records, [], tmp_path / "r.md", COMMAND).read_text()
-    assert "Found: nothing; no run ended with a score." in text
+    text = write_report(FinishedRuns.of(records), [], tmp_path / "r.md", COMMAND).read_text()
+    assert "Result: none; no run ended with a score." in text
     assert [path.name for path in (tmp_path / "r_files").iterdir()] == ["runs.csv"]
 
 
@@ -178,11 +180,17 @@ def test_every_run_has_its_rows(troubled: Path) -> None:
 def test_a_report_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"a report must be written .* choose another file with -o"):
-        write_report([make_record()], [], tmp_path / "file" / "report.md", COMMAND)
+        write_report(FinishedRuns.of([make_record()]), [], tmp_path / "file" / "report.md", COMMAND)
 
 
 def test_the_terminal_needs_neither_matplotlib_nor_torch() -> None:
-    imports = "import sys, icl_bench.commands.tables, icl_bench.reports.report"
-    script = f"{imports}; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert {"torch", "matplotlib"} & loaded_by("icl_bench.commands.tables") == set()
+    assert {"torch", "matplotlib"} & loaded_by("icl_bench.reports.report") == {"matplotlib"}
+
+
+def loaded_by(module: str) -> set[str]:
+    """The modules that are loaded once this one is."""
+    script = f"import sys, {module}; print(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )

@@ -26,7 +26,7 @@ from icl_bench.reports.statistics import (
 )
 
 LOADS = [4, 8, 16, 32, 64]
-GRID = 2**fits.STEP - 1
+GRID = 2**fits.FIT_STEP - 1
 """Relative spacing of the loads that a fit can find."""
 
 
@@ -62,7 +62,7 @@ def test_paired_difference_by_hand() -> None:
     found = paired_difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert (found.mean, found.pairs) == (2.0, 3)
     assert found.p == pytest.approx(0.0741799, abs=1e-6)  # t = 2 sqrt(3), two degrees of freedom
-    assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
+    assert found.interval.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
 
 
 def test_pairing_removes_what_seeds_share() -> None:

@@ -1,9 +1,9 @@
-"""Finished runs without training, for tests of what keeps them."""
+"""Finished runs without training, for tests of the store and of all that reads it."""
 
 from pathlib import Path
 
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.runs.record import CellScore, Manifest, MetricPoint, RunResult, WorkReport
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.runs.record import CellScore, Manifest, MetricPoint, RunRecord, RunResult, WorkReport
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
@@ -12,16 +12,16 @@ MANIFEST = Manifest(
     started="2026-01-01T00:00:00+00:00",
 )  # fmt: skip
 POINT = MetricPoint(step=5, train_loss=1.5, train_accuracy=0.25, accuracy=0.5, by_cell={"pairs=2": 0.5})
-BASE = expand(Request("assoc-recall", ["linear"]))[0]
+BASE = expand_request(Request("assoc-recall", ["linear"]))[0]
 
 
 def spec(seed: int = 0) -> RunSpec:
-    """A run of that seed."""
+    """Return a specification with this seed."""
     return BASE.model_copy(update={"seed": seed, "data_seed": seed})
 
 
 def result(run: RunSpec, accuracy: float = 0.5) -> RunResult:
-    """What came out of it."""
+    """Return a result of the run with this accuracy."""
     cell = CellScore(
         label="pairs=2", load=2, length=16, accuracy=accuracy, exact_match=0.2, loss=1.0, floor=0.5,
         floor_solver="any-value", state_bits=12.0, scored=2, groups={},
@@ -34,8 +34,21 @@ def result(run: RunSpec, accuracy: float = 0.5) -> RunResult:
 
 
 def finished(store: Store, run: RunSpec, accuracy: float = 0.5) -> Path:
-    """Put a finished run into a store; returns its folder."""
+    """Put a finished run into a store, and return its folder."""
     writer = store.begin(run, MANIFEST)
     writer.log(POINT)
     writer.commit(result(run, accuracy))
     return store.path(run.id)
+
+
+def filled(root: Path, *seeds: int, accuracy: float = 0.5) -> Store:
+    """Return a store that holds a finished run of each seed."""
+    store = Store(root)
+    for seed in seeds:
+        finished(store, spec(seed), accuracy)
+    return store
+
+
+def read_all(store: Store) -> list[RunRecord]:
+    """Read every finished run of a store, in the order of ids; raise RecordError if one is damaged."""
+    return [store.load(run_id) for run_id in store.ids()]

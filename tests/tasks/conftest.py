@@ -25,19 +25,19 @@ def keys_of(task: Task, split: str, count: int) -> Tensor:
 
 @pytest.fixture(scope="session")
 def make() -> Make:
-    """A task from its spec."""
+    """Make a task from its spec."""
     return make_task
 
 
 @pytest.fixture(scope="session")
 def rows() -> Rows:
-    """Row keys of a task: rows(task, split, count)."""
+    """Return row keys of a task: rows(task, split, count)."""
     return keys_of
 
 
 @pytest.fixture(scope="session")
 def draw() -> Draw:
-    """A task, one of its cells (the only one by default) and examples of it: draw(spec, count, label=None)."""
+    """Return a task, one of its cells (by default the first) and examples: draw(spec, count, label=None)."""
 
     def drawn(text: str, count: int, label: str | None = None) -> tuple[Task, Cell, Batch]:
         task = make_task(text)

@@ -6,7 +6,7 @@ from icl_bench.errors import SpecError
 from icl_bench.tasks.base import measured_floors
 
 SIGNIFICANCE = 1e-4
-"""Of a fixed sample, so a test either always holds or never."""
+"""Significance of a test on a fixed sample, which either always passes or always fails."""
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ SIGNIFICANCE = 1e-4
     [
         (
             "pairs=17",
-            "pairs must be at most length / 4 = 16, two tokens a pair and two a query; got 17; raise length to 68",
+            "length must hold 17 pairs and queries of two tokens each; got 64; raise length to 68 or lower pairs",
         ),
         ("length=63", "length must be even; got 63; try 64"),
         ("vocab=60,pairs=15", "got vocab=60, which leaves 14 keys for 15 pairs; raise vocab to 62 or lower pairs"),
@@ -50,7 +50,7 @@ def test_rule_by_reading(draw):
 
 
 def test_gaps_are_those_of_uniform_slots(draw):
-    """Median gap 79 at 16 pairs in 160 tokens (numpy simulation of the same law)."""
+    """The median gap is 79 at 16 pairs in 160 tokens, by a numpy simulation of the same law."""
     _, _, batch = draw("assoc-recall:length=160,pairs=16", 4000)
     gaps = batch.positions - 2 * torch.arange(16)
     assert abs(float(gaps.double().median()) - 79) <= 1
@@ -73,7 +73,7 @@ def test_order_of_queries_says_nothing_by_default(draw):
     [(64, 4, 0.0625, 19, 0.11), (256, 16, 0.0625, 73, 0.21), (256, 64, 0.25, 128, 0.53), (1024, 256, 0.25, 512, 0.54)],
 )
 def test_zoology_statistics_are_the_published_ones(draw, length, pairs, scored, distance, correlation):
-    """Statistics of zoology's own generator: rounded as they were recorded, plus five standard errors."""
+    """Statistics of zoology's own generator, within their rounding and five standard errors."""
     rows = 40_000 // pairs
     _, _, batch = draw(f"assoc-recall:variant=zoology,length={length},pairs={pairs}", rows)
     assert batch.positions.shape[1] / length == scored
@@ -86,7 +86,7 @@ def test_zoology_statistics_are_the_published_ones(draw, length, pairs, scored, 
 
 
 def test_zoology_slots_follow_the_weights(draw):
-    """First key: p_i as i^-0.99. Second key, drawn without replacement: sum over i of p_i p_j / (1 - p_i)."""
+    """The first key has p_i ~ i^-0.99; the second, drawn without replacement, the sum over i of p_i p_j / (1 - p_i)."""
     _, _, batch = draw("assoc-recall:variant=zoology,length=64,pairs=4", 20_000)
     slots = (batch.positions - 8) // 2
     weights = torch.arange(1, 29, dtype=torch.float64) ** -0.99
@@ -99,7 +99,7 @@ def test_zoology_slots_follow_the_weights(draw):
 
 
 def test_zoology_tokens_are_uniform(draw):
-    """Keys, labels, and what stands outside queries, in a small vocabulary; fillers are any token at all."""
+    """In a small vocabulary, keys, values and fillers are uniform; fillers are any token."""
     _, _, batch = draw("assoc-recall:variant=zoology,length=64,pairs=4,vocab=32", 8000)
     filler = torch.ones_like(batch.inputs, dtype=torch.bool).scatter(1, batch.positions, False)
     filler[:, :8] = False
@@ -125,7 +125,7 @@ def test_zoology_alphabets(draw):
 
 
 def test_zoology_fillers(draw):
-    """Random fillers take any token, blank ones none but 0; both stand wherever no query does."""
+    """Random fillers are any token, padding is 0; both fill every position without a query."""
     for filler, low, high in (("random", 0, 8191), ("pad", 0, 0)):
         _, _, batch = draw(f"assoc-recall:variant=zoology,length=64,pairs=4,filler={filler}", 4000)
         free = torch.ones_like(batch.inputs, dtype=torch.bool).scatter(1, batch.positions, False)
@@ -136,7 +136,7 @@ def test_zoology_fillers(draw):
 
 def test_zoology_mix_is_the_published_one(make):
     task = make("assoc-recall:variant=zoology")
-    trained = {(cell.length, cell.load): cell.share for cell in task.train_cells}
+    trained = {(cell.length, cell.load): cell.weight for cell in task.train_cells}
     assert trained == {(64, 4): 100, (128, 8): 20, (256, 16): 20, (256, 32): 20, (256, 64): 20}
     tested = [(cell.length, cell.load) for cell in task.eval_cells]
     assert tested == [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
@@ -144,6 +144,6 @@ def test_zoology_mix_is_the_published_one(make):
 
 
 def test_position_leaks_in_zoology(draw):
-    """A solver that sees positions alone reaches up to 2.47/pairs there, by simulation; reading in order, near 2."""
+    """By simulation, a solver that sees only positions reaches 2.47/pairs; reading in order reaches about 2/pairs."""
     task, cell, batch = draw("assoc-recall:variant=zoology,length=256,pairs=64", 2000)
     assert 1.5 / 64 < measured_floors(task, cell, batch)["query-order"] < 2.47 / 64

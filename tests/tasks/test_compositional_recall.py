@@ -11,9 +11,12 @@ from icl_bench.tasks.base import measured_floors
         ("length=64", "length must be a multiple of 3; got 64; try 66"),
         (
             "pairs=16",
-            "pairs must be at most length / 6 = 11, three tokens each in context and query; got 16; raise length to 96",
+            "length must hold 16 pairs and queries of three tokens each; got 66; raise length to 96 or lower pairs",
         ),
-        ("length=600,pairs=100,keys=9", "got keys=9 for pairs=100; raise keys to 10"),
+        (
+            "length=600,pairs=100,keys=9",
+            "√pairs must be at most keys; got √pairs = 10 with keys = 9; lower √pairs or raise keys",
+        ),
         ("pairs=1", "pairs must be at least 4; got 1"),
         ("pairs=[4|4]", "pairs must differ from each other"),
     ],
@@ -40,7 +43,7 @@ def test_rule_by_reading(draw):
 
 @pytest.mark.parametrize("pairs", [4, 16])
 def test_one_key_is_right_once_in_the_root(draw, pairs):
-    """Up to repeated values, and five standard errors of that many independent queries."""
+    """Floors are exact up to repeated values and five standard errors of that many independent queries."""
     rows = 2000
     task, cell, batch = draw(f"compositional-recall:length=96,pairs={pairs},values=4096", rows)
     floors = measured_floors(task, cell, batch)

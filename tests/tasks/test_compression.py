@@ -5,7 +5,7 @@ from scipy import stats
 from icl_bench.errors import SpecError
 
 SIGNIFICANCE = 1e-4
-"""Of a fixed sample, so a test either always holds or never."""
+"""Significance of a test on a fixed sample, which either always passes or always fails."""
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_rule_by_reading(draw):
 
 
 def test_symbols_and_places_follow_the_published_law(draw):
-    """MAD: symbols uniform with repetition, at every place and so as labels; the order of places is ours, uniform."""
+    """As in MAD, symbols and so targets are uniform with repetition; unlike there, places are in uniform order."""
     _, _, batch = draw("compression:symbols=31", 4000)
     for tokens in (batch.inputs[:, :31], batch.targets, batch.inputs[:, 0], batch.inputs[:, 30]):
         counts = torch.bincount((tokens - 16).flatten(), minlength=15).numpy()

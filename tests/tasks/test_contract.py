@@ -1,4 +1,4 @@
-"""What every task must hold, for each of its cells."""
+"""The contract of a task, tested for every task and each of its cells."""
 
 import doctest
 import hashlib
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from icl_bench.architectures import ARCHITECTURES
 from icl_bench.schema import build, parse_spec
 from icl_bench.tasks import TASKS, Batch, Cell, ContinuousTask, Task
 from icl_bench.tasks.base import measured_floors
@@ -42,7 +43,7 @@ MORE = (
     "linear-regression:dims=[2|3],points=8,noise=0.5,extrapolate=20",
     "vector-recall:length=40,pairs=[2|6],dims=5,extrapolate=12",
 )
-"""Specs besides the defaults, where a parameter changes the code path."""
+"""Specs, in addition to the defaults, whose parameters change the code path."""
 SPECS = (*TASKS, *MORE)
 HELD_OUT = 500
 
@@ -64,7 +65,7 @@ def equal(one: Batch, other: Batch) -> bool:
 
 
 def digest(task: Task, rows) -> str:
-    """SHA-256 of the first four rows of every cell, as little-endian int64 and float32."""
+    """Return the SHA-256 of the first four rows of every cell, as little-endian int64 and float32."""
     content = hashlib.sha256()
     for cell in cells_of(task):
         for tensor in task.sample(rows(task, "train", 4), cell):
@@ -73,14 +74,14 @@ def digest(task: Task, rows) -> str:
 
 
 def constant(task: Task, targets: Tensor) -> Tensor:
-    """The best answer that is always the same: the most frequent token, or the mean vector."""
+    """Return the best constant answer: the most frequent token, or the mean vector."""
     if isinstance(task, ContinuousTask):
         return targets.double().mean(dim=(0, 1)).expand_as(targets)
     return targets.flatten().mode().values.expand_as(targets)
 
 
 def by_position(task: Task, seen: Batch, asked: Batch, cell: Cell) -> Tensor:
-    """The best answer that depends on the position alone: at each, the most frequent token or the mean vector there."""
+    """Return the best answer by position alone: the most frequent token, or the mean vector, at each position."""
     if isinstance(task, ContinuousTask):
         sums = torch.zeros(cell.length, task.width_out, dtype=torch.float64)
         sums.index_add_(0, seen.positions.flatten(), seen.targets.double().flatten(0, 1))
@@ -124,8 +125,8 @@ class TestBatch:
         batch = task.sample(rows(task, "test", HELD_OUT), cell)
         answers = task.oracle(batch.inputs, batch.positions, cell)
         if not isinstance(task, ContinuousTask) or task.criterion == "nearest":
-            assert (task.right(answers, batch, cell) == 1).all()
-            assert task.many_right or torch.equal(answers, batch.targets)
+            assert (task.hits(answers, batch, cell) == 1).all()
+            assert task.several_correct or torch.equal(answers, batch.targets)
             return
         # what is not known yet cannot be right, but no trivial solver errs less, by five sigma
         error = task.grade(answers, batch.targets.double()).errors.mean(dim=1)
@@ -142,16 +143,16 @@ class TestBatch:
         assert not torch.equal(whole.inputs[3], whole.inputs[4])
 
     def test_floors_lie_below_the_oracle_and_above_blind_guesses(self, text, cell, rows):
-        """The best floor may fall short of a guess from nothing, or from the position alone, by five sigma at most."""
+        """The best floor is at most five sigma below the best constant guess and the best guess by position."""
         task = task_of(text)
         seen = task.sample(rows(task, "train", HELD_OUT), cell)
         batch = task.sample(rows(task, "test", HELD_OUT), cell)
         measured = measured_floors(task, cell, batch)
         assert all(0 <= value < 1 for value in measured.values()), measured
         best = task.floors[max(measured, key=lambda name: measured[name])]
-        by_floor = task.right(best(batch.inputs, batch.positions, cell), batch, cell).mean(dim=1)
+        by_floor = task.hits(best(batch.inputs, batch.positions, cell), batch, cell).mean(dim=1)
         for guess in (constant(task, seen.targets), by_position(task, seen, batch, cell)):
-            surplus = task.right(guess, batch, cell).mean(dim=1) - by_floor
+            surplus = task.hits(guess, batch, cell).mean(dim=1) - by_floor
             # the count of rows bounds the noise of a share from below, where all rows happen to be equal
             error = max(float(surplus.std()) / HELD_OUT**0.5, 0.5 / HELD_OUT)
             assert float(surplus.mean()) <= 5 * error, (measured, float(surplus.mean()))
@@ -172,7 +173,7 @@ class TestDevice:
         assert equal(batch, task.sample(keys, cell))
 
     def test_sampling_can_be_captured_in_a_graph(self, text, cell, rows):
-        """What a graph replays for other keys is what these keys give."""
+        """A replayed graph gives the same examples for other keys as a direct call."""
         task = task_of(text)
         keys = rows(task, "test", 16)
         static = keys[:8].cuda()
@@ -191,14 +192,14 @@ class TestDevice:
 @pytest.mark.parametrize("text", SPECS)
 class TestTask:
     def test_golden_digest(self, text, rows):
-        """Data changed: raise `data_version` of the task and write the new digest."""
+        """If this fails, the data has changed: raise `data_version` of the task and write the new digest."""
         task = task_of(text)
         assert json.loads(GOLDEN.read_text()).get(text) == digest(task, rows)
 
     def test_no_test_row_occurs_in_training(self, text, rows):
-        """In the cell of the smallest load, where chance would repeat a row first.
+        """The cell of the smallest load is tested, where rows would repeat first.
 
-        A docstring says "Repeats:" where that has too few rows; then in the cell of the largest load.
+        If the docstring says "Repeats:", that cell has too few rows, and the cell of the largest load is tested.
         """
         task = task_of(text)
         pick = max if "Repeats:" in str(task.__doc__) else min
@@ -214,7 +215,7 @@ class TestTask:
         for cells in (task.train_cells, task.eval_cells):
             assert len({cell.label for cell in cells}) == len(cells) > 0
         assert all(task.cell(cell.label).length == cell.length for cell in cells_of(task))
-        assert sum(cell.share for cell in task.train_cells) > 0
+        assert sum(cell.weight for cell in task.train_cells) > 0
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -236,14 +237,20 @@ class TestName:
         assert all(task_of(setting).eval_cells for setting in settings)
         assert settings or name == "assoc-recall"
 
-    def test_docstring_states_a_budget_for_its_smallest_cell(self, name):
-        text = " ".join(str(TASKS[name].__doc__).split())
-        stated = re.search(r"Budget: [\d,]+ steps at [\d.e-]+ on `([^`]+)`, with ", text)
-        assert stated, f"{name} states no budget"
-        small, whole = task_of(stated[1]), TASKS[name]()
+    def test_budget_is_for_the_smallest_cell(self, name):
+        cls = TASKS[name]
+        small, whole = task_of(f"{name}:{cls.budget.params}"), cls()
         assert [(cell.load, cell.length) for cell in small.train_cells] == [
             (whole.train_cells[0].load, whole.train_cells[0].length)
         ]
+        assert cls.budget.steps > 0 and cls.budget.lr > 0 and cls.budget.arch in ARCHITECTURES
+
+    def test_example_of_the_picture_can_be_made(self, name):
+        small = TASKS[name].picture
+        assert task_of(f"{name}:{small}" if small else name).eval_cells
+
+    def test_first_line_fits_a_listing(self, name):
+        assert len(TASKS.summary(name)) < 110 and TASKS.summary(name).endswith(".")
 
     def test_docstring_names_source_and_chance(self, name):
         text = TASKS[name].__doc__ or ""

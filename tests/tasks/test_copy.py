@@ -4,16 +4,20 @@ import pytest
 import torch
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import BOS, EOS, SEP, measured_floors
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.vocabulary import BOS, EOS, SEP
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("distinct_symbols=true,symbols=27", "distinct_symbols needs a letter for each symbol; got alphabet=26 for 27"),
+        (
+            "distinct_symbols=true,symbols=27",
+            "distinct symbols must be at most alphabet; got distinct symbols = 27 with alphabet = 26",
+        ),
         ("distinct_symbols=true,extrapolate=40,symbols=8", "raise alphabet to 40"),
         ("symbols=0", "symbols must be at least 1; got 0"),
-        ("symbols=[8|16],extrapolate=16", "symbols must differ from each other; got [8, 16, 16]"),
+        ("symbols=[8|16],extrapolate=16", "symbols and extrapolate must differ from each other; got [8, 16, 16]"),
         ("symbols=[]", "symbols"),
         ("alphabet=1", "alphabet"),
     ],
@@ -40,7 +44,7 @@ def test_distinct_symbols_occur_once(draw):
 
 
 def test_bag_floor_of_distinct_symbols_is_the_harmonic_number(draw):
-    """One of the i letters that remain, for i = n..1, and the end mark: (1 + 1/2 + ... + 1/n + 1)/(n + 1)."""
+    """With i = n..1 letters left, and the end mark known, the floor is (1 + 1/2 + ... + 1/n + 1)/(n + 1)."""
     rows = 4000
     task, cell, batch = draw("copy:distinct_symbols=true,symbols=8", rows)
     expected = (sum(1 / i for i in range(1, 9)) + 1) / 9
@@ -51,7 +55,7 @@ def test_bag_floor_of_distinct_symbols_is_the_harmonic_number(draw):
 def test_extrapolation_is_evaluated_not_trained(make):
     task = make("copy:symbols=[4|8],extrapolate=32")
     assert [cell.load for cell in task.train_cells] == [4, 8]
-    assert [(cell.load, cell.share) for cell in task.eval_cells] == [(4, 1.0), (8, 1.0), (32, 0.0)]
+    assert [(cell.load, cell.weight) for cell in task.eval_cells] == [(4, 1.0), (8, 1.0), (32, 0.0)]
 
 
 def test_state_bits(make):

@@ -8,7 +8,7 @@ from icl_bench.tasks.base import measured_floors
     ("spec", "message"),
     [
         ("length=63", "length must be even; got 63; try 64"),
-        ("extrapolate=0.8", "ignore must differ from each other; got [0.8, 0.8]"),
+        ("extrapolate=0.8", "ignore and extrapolate must differ from each other; got [0.8, 0.8]"),
         ("ignore=1", "ignore"),
         ("ignore=[]", "ignore"),
     ],
@@ -38,7 +38,7 @@ def test_rule_by_reading(draw, ignore):
 
 
 def test_latest_bit_is_right_by_chance_where_it_was_ignored(draw):
-    """With 11 reads, 11 writes and 40 to ignore in 62 places, a read follows one to ignore in about 40/62 of cases."""
+    """Of 62 instructions, 40 are ignored, so a read follows an ignored bit in about 40/62 of the cases."""
     task, cell, batch = draw("flip-flop:length=128,ignore=0.65", 4000)
     share = measured_floors(task, cell, batch)["latest-bit"]
     assert abs(share - (1 - 40 / 62 / 2)) < 0.02
@@ -47,7 +47,7 @@ def test_latest_bit_is_right_by_chance_where_it_was_ignored(draw):
 def test_extrapolation_is_evaluated_not_trained(make):
     task = make("flip-flop:ignore=0.5,extrapolate=[0.1|0.95]")
     assert [cell.label for cell in task.train_cells] == ["ignore=0.5"]
-    assert [(cell.label, cell.share) for cell in task.eval_cells] == [
+    assert [(cell.label, cell.weight) for cell in task.eval_cells] == [
         ("ignore=0.5", 1.0),
         ("ignore=0.1", 0.0),
         ("ignore=0.95", 0.0),

@@ -3,15 +3,19 @@ import torch
 from scipy import stats
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import SEP, measured_floors
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.vocabulary import SEP
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("pairs=22", "length must hold 22 pairs and 22 queries; got 64; raise length to 67 or lower pairs"),
-        ("queries=3", "queries must be at most pairs; got queries=3 for pairs=2; lower queries"),
-        ("keys=4", "keys must leave a distinct one for each pair; got keys=4 for pairs=8; raise keys to 8"),
+        (
+            "queries=3",
+            "queries must be at most pairs; got queries = 3 with pairs = 2; lower queries or raise pairs to 3",
+        ),
+        ("keys=4", "pairs must be at most keys; got pairs = 8 with keys = 4; lower pairs or raise keys to 8"),
         ("length=[64|64]", "length must differ from each other"),
         ("extrapolate=8", "length must hold 4 pairs and 4 queries; got 8"),
         ("pairs=0", "pairs must be at least 1"),
@@ -38,7 +42,7 @@ def test_rule_by_reading(draw):
 
 
 def test_pairs_stand_at_uniform_places(draw):
-    """Each of the 9 ways to put a block of two in ten places, and, for two blocks in eight, each of the 21 pairs."""
+    """All 9 ways to put one pair in ten positions are equally likely, and all 15 ways to put two pairs in eight."""
     _, _, batch = draw("haystack-recall:length=12,pairs=1", 9000)
     places = (batch.inputs[:, :10] >= 32).int().argmax(dim=1)
     assert stats.chisquare(torch.bincount(places, minlength=9).numpy()).pvalue > 1e-4
@@ -58,4 +62,4 @@ def test_any_value_is_right_once_in_pairs(draw):
 def test_extrapolation_is_evaluated_not_trained(make):
     task = make("haystack-recall:pairs=[2|4],extrapolate=128")
     assert {cell.length for cell in task.train_cells} == {64}
-    assert [(cell.length, cell.load, cell.share) for cell in task.eval_cells][2:] == [(128, 2, 0.0), (128, 4, 0.0)]
+    assert [(cell.length, cell.load, cell.weight) for cell in task.eval_cells][2:] == [(128, 2, 0.0), (128, 4, 0.0)]

@@ -9,7 +9,7 @@ from icl_bench.tasks.base import measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("keys=9", "keys must be at most alphabet^motif = 8; got 9; raise alphabet or motif, or lower keys"),
+        ("keys=9", "keys must be at most alphabet^motif; got keys = 9 with alphabet^motif = 8; lower keys or raise"),
         (
             "length=16",
             "keys must be below the number of pairs, 8 in length=16, so that some come back; got 8; raise length",
@@ -55,7 +55,7 @@ def test_noise_takes_its_part(draw):
 
 
 def test_stream_follows_the_published_law(draw):
-    """MAD without noise: keys and values uniform with repetition, so a key comes back after a geometric gap."""
+    """As in MAD without noise, keys and values are uniform with repetition, so the gap between returns is geometric."""
     _, _, batch = draw("in-context-recall:length=128,keys=8", 4000)
     keys, values = batch.inputs[:, 0::2] - 32, batch.inputs[:, 1::2] - 40
     for tokens in (keys[:, 0], keys[:, 63], values[:, 0], values[:, 63], batch.targets[:, -1] - 40):
@@ -69,10 +69,10 @@ def test_stream_follows_the_published_law(draw):
 
 @pytest.mark.parametrize(("keys", "floor"), [(8, 0.32), (16, 0.19), (32, 0.12), (64, 0.068)])
 def test_mode_floors_are_those_of_the_simulation(draw, keys, floor):
-    """MAD's vocabularies of 16, 32 and 64 at length 128: half are keys.
+    """MAD has vocabularies of 16, 32 and 64 at length 128, half of which are keys.
 
-    Its vocabulary of 128 has as many keys as that length has pairs, so that no number of returns is certain. Of a numpy
-    simulation of its own rule, .084 at length 128, the twin at length 256 has .068.
+    Its vocabulary of 128 has as many keys as a sequence of that length has pairs, so no number of returns is certain.
+    A numpy simulation of its rule gives .084 at length 128, and .068 at length 256, which is tested here.
     """
     length = 128 if keys < 64 else 256
     task, cell, batch = draw(f"in-context-recall:length={length},keys={keys},alphabet={keys}", 1000)

@@ -1,14 +1,18 @@
 import pytest
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import PAD, SEP, measured_floors
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.vocabulary import PAD, SEP
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("contexts=17", "names must leave a token for each context; got names=16 for contexts=17; raise names to 17"),
-        ("pairs=20", "keys must leave a token for each pair; got keys=16 for pairs=20; raise keys to 20"),
+        (
+            "contexts=17",
+            "contexts must be at most names; got contexts = 17 with names = 16; lower contexts or raise names",
+        ),
+        ("pairs=20", "pairs must be at most keys; got pairs = 20 with keys = 16; lower pairs or raise keys to 20"),
         ("contexts=0", "contexts must be at least 1; got 0"),
         ("pairs=[2|2]", "pairs must differ from each other"),
         ("show_answers=maybe", "show_answers"),
@@ -47,7 +51,7 @@ def test_rule_by_reading(draw, shown):
 
 @pytest.mark.parametrize(("count", "floor"), [(5, 0.30), (8, 0.26), (16, 0.19)])
 def test_floors_are_those_of_the_simulation(draw, count, floor):
-    """The most frequent of `count` values from 16, of a key or of a context."""
+    """The floor is the frequency of the most frequent of `count` values from 16, for a key or a context."""
     for contexts, pairs, name in ((count, 5, "key"), (5, count, "context")):
         task, cell, batch = draw(f"joint-recall:contexts={contexts},pairs={pairs}", 500)
         assert abs(measured_floors(task, cell, batch)[name] - floor) < 0.02

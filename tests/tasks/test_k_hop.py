@@ -10,8 +10,8 @@ from icl_bench.tasks.k_hop import MISSING, MISSING_GROUP
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("symbols=8,hops=8", "hops must be below the number of symbols, 8; got 8; raise symbols or lower hops"),
-        ("symbols=8,hops=1,extrapolate=9", "got 9"),
+        ("symbols=8,hops=8", "hops + 1 must be at most symbols; got hops + 1 = 9 with symbols = 8; lower"),
+        ("symbols=8,hops=1,extrapolate=9", "got hops + 1 = 10"),
         ("hops=-1", "hops must be at least 0; got -1"),
         ("hops=[1|1]", "hops must differ from each other; got [1, 1]"),
         ("alphabet=2", "alphabet"),
@@ -44,9 +44,9 @@ def test_rule_by_reading(draw, hops):
 
 @pytest.mark.parametrize(("hops", "floor"), [(4, 0.25), (8, 0.25), (12, 0.37), (16, 0.49)])
 def test_majority_floors_are_those_of_the_simulation(draw, hops, floor):
-    """The better of the most frequent symbol and `~`, at 100 symbols; current and previous symbol reach more.
+    """A simulation gives the better of the most frequent symbol and `~` at 100 symbols.
 
-    Without hops the simulation has .28, by the mode of the whole sequence, which no causal solver knows.
+    For zero hops it gives .28, by the mode of the whole sequence, which no causal solver knows.
     """
     task, cell, batch = draw(f"k-hop:symbols=100,hops={hops}", 1000)
     floors = measured_floors(task, cell, batch)
@@ -54,7 +54,7 @@ def test_majority_floors_are_those_of_the_simulation(draw, hops, floor):
 
 
 def test_symbols_are_uniform(draw):
-    """Of each position, among the alphabet; the standard error of a share over 8000 rows, five times."""
+    """Every symbol is equally frequent at every position, within five standard errors over 8000 rows."""
     _, _, batch = draw("k-hop:symbols=20,hops=1,alphabet=5", 8000)
     for symbol in range(5):
         shares = (batch.inputs[:, 1:] == 16 + symbol).double().mean(dim=0)

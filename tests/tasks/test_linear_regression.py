@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import REAL_BITS, measured_floors
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.continuous import REAL_BITS
 
 
 @pytest.mark.parametrize(
@@ -13,12 +14,9 @@ from icl_bench.tasks.base import REAL_BITS, measured_floors
         ("dims=1", "dims must be at least 2; got 1; raise dims"),
         ("dims=[4|4]", "dims must differ from each other; got [4, 4]; drop the repeated one"),
         ("points=1", "points"),
-        ("extrapolate=24", "extrapolate must differ from points; got 24 in both; drop it"),
+        ("extrapolate=24", "points and extrapolate must differ from each other; got [24, 24]; drop the repeated one"),
         ("noise=-0.1", "noise"),
-        (
-            "variant=garg",
-            "dims must be one number with variant=garg, whose errors have one scale; got [2, 4, 8]; choose",
-        ),
+        ("variant=garg", "variant=garg takes one value of dims, not a list; got [2, 4, 8]; choose one"),
     ],
 )
 def test_bad_parameters_are_refused(make, spec, message):
@@ -30,7 +28,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 @pytest.mark.parametrize("variant", ["default", "garg"])
 def test_rule_by_solving_for_the_weights(draw, variant):
-    """The first points determine w, and all others follow from it."""
+    """The first points determine w, and w determines the targets of all others."""
     dims = 5
     _, _, batch = draw(f"linear-regression:variant={variant},dims={dims},points=12", 50)
     width = dims + (variant == "default")
@@ -50,7 +48,7 @@ def test_rule_by_solving_for_the_weights(draw, variant):
 
 @pytest.mark.parametrize(("variant", "variance"), [("default", 1.0), ("garg", 3.0)])
 def test_y_has_the_variance_that_errors_are_divided_by(draw, variant, variance):
-    """The squares of w·x have a mean of s·dims, s the variance of w, over n rows to about 3/sqrt(n) of it."""
+    """The mean of (w·x)^2 is s·dims, where s is the variance of w, within about 3/sqrt(n) of it over n rows."""
     task, _, batch = draw(f"linear-regression:variant={variant},dims=3,points=2", 20_000)
     assert task.variance == variance
     assert float(batch.targets.double().square().mean()) == pytest.approx(variance, rel=5 * 3 / math.sqrt(20_000))
@@ -86,7 +84,7 @@ def test_oracle_with_noise_is_ridge_regression(draw):
 
 
 def test_error_of_the_oracle_falls_as_it_must(draw):
-    """1 - i/dims after i < dims points, the share of w outside their span, then 0 (arXiv 2208.01066, section 3)."""
+    """The error is 1 - i/dims after i < dims points, the part of w outside their span, then 0 (arXiv 2208.01066)."""
     task, cell, batch = draw("linear-regression:dims=8,points=24", 20_000)
     errors = task.grade(task.oracle(batch.inputs, batch.positions, cell), batch.targets.double()).errors
     expected = torch.tensor([max(0.0, 1 - i / 8) for i in range(1, 24)], dtype=torch.float64)

@@ -9,11 +9,8 @@ from icl_bench.tasks.base import measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("order=7", "alphabet^order must be at most 4096 contexts; got 4^7; lower one of them"),
-        (
-            "queries=63",
-            "queries must leave a context before the first: at most length - order = 62; got 63; lower queries",
-        ),
+        ("order=7", "alphabet^order must be at most 4096; got 4^7; lower one of them"),
+        ("queries=63", "order + queries must be at most length; got order + queries = 65 with length = 64; lower"),
         ("order=0", "order must be at least 1; got 0"),
         ("order=[1|1]", "order must differ from each other"),
         ("alphabet=1", "alphabet"),
@@ -40,7 +37,7 @@ def test_rule_by_counting(draw, order):
 
 
 def test_rows_are_dirichlet(draw):
-    """A transition probability under Dirichlet(1) of two symbols is uniform: counts of one in n tries are too."""
+    """Under Dirichlet(1) of two symbols a transition probability is uniform, so the count of one symbol in n is too."""
     _, _, batch = draw("markov-icl:length=400,order=1,alphabet=2,queries=1", 2000)
     symbols = batch.inputs - 16
     after_first = symbols[:, :-1] == 0

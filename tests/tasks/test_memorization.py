@@ -3,10 +3,10 @@ import torch
 from scipy import stats
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import QUERY
+from icl_bench.tasks.vocabulary import QUERY
 
 SIGNIFICANCE = 1e-4
-"""Of a fixed sample, so a test either always holds or never."""
+"""Significance of a test on a fixed sample, which either always passes or always fails."""
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 
 def test_the_dictionary_is_one_and_one_to_one(draw):
-    """The same for every example, split and cell; other seeds give others."""
+    """The dictionary is the same for every example, split and cell; another seed gives another one."""
     known: dict[int, int] = {}
     for label in ("keys=32", "keys=127"):
         _, _, batch = draw("memorization", 200, label)
@@ -39,10 +39,10 @@ def test_the_dictionary_is_one_and_one_to_one(draw):
 
 
 def test_keys_and_labels_follow_the_published_law(draw):
-    """MAD: keys uniform with repetition at even positions, the inserted mark at odd ones, so values are uniform too."""
+    """As in MAD, even positions have keys, uniform with repetition, and odd ones marks; so values are uniform too."""
     task, _, batch = draw("memorization:keys=127", 4000)
     assert (batch.inputs[:, 1::2] == QUERY).all()
-    for tokens, first in ((batch.inputs[:, 0::2], 16), (batch.targets, task.first_value)):
+    for tokens, first in ((batch.inputs[:, 0::2], 16), (batch.targets, task.words.first("values"))):
         counts = torch.bincount((tokens - first).flatten(), minlength=127).numpy()
         assert stats.chisquare(counts).pvalue > SIGNIFICANCE
     again = (batch.inputs[:, 0:-2:2] == batch.inputs[:, 2::2]).double().mean()

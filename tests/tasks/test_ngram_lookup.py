@@ -10,10 +10,10 @@ from icl_bench.tasks.base import measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("symbols=6", "symbols must hold an n-gram and its answer, 3 + 4; got 6; raise symbols to 7"),
+        ("symbols=6", "ngram + answer must be at most symbols; got ngram + answer = 7 with symbols = 6; lower"),
         (
             "alphabet=2",
-            "alphabet^ngram must reach the number of symbols, so that some n-gram occurs once; got 2^3 for 48",
+            "symbols must be at most alphabet^ngram; got symbols = 48 with alphabet^ngram = 8; lower",
         ),
         ("symbols=[16|16]", "symbols must differ from each other"),
         ("side=middle", "side"),
@@ -49,7 +49,7 @@ def test_both_sides_have_the_same_examples(draw):
 
 
 def test_where_every_ngram_repeats_the_latest_counts(draw):
-    """One letter of two in eight symbols: hardly ever alone."""
+    """With two letters in eight symbols, hardly any n-gram occurs once."""
     task, cell, batch = draw("ngram-lookup:symbols=8,alphabet=8,ngram=1,answer=1", 2000)
     assert torch.equal(task.oracle(batch.inputs, batch.positions, cell), batch.targets)
 

@@ -1,14 +1,15 @@
 import pytest
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import SEP, measured_floors
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.vocabulary import SEP
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("updates=24", "length must hold 8 pairs, 24 updates and the queries; got 64; raise length to 73 or lower"),
-        ("keys=4", "keys must leave a distinct one for each pair; got keys=4 for pairs=8; raise keys to 8"),
+        ("keys=4", "pairs must be at most keys; got pairs = 8 with keys = 4; lower pairs or raise keys to 8"),
         ("updates=0", "updates must be at least 1; got 0"),
         ("values=1", "values"),
         ("pairs=[4|4]", "pairs must differ from each other"),
@@ -44,7 +45,7 @@ def test_rule_by_reading(draw):
 
 @pytest.mark.parametrize(("updates", "first", "any_of_key"), [(8, 0.59, 0.78), (16, 0.36, 0.63), (48, 0.045, 0.31)])
 def test_floors_are_those_of_the_simulation(draw, updates, first, any_of_key):
-    """At 16 pairs; the first is (1 - 1/16)^updates."""
+    """At 16 pairs, the first value is still right with probability (1 - 1/16)^updates."""
     spec = f"overwrite-recall:length=160,pairs=16,updates={updates},keys=1024,values=4096"
     floors = measured_floors(*draw(spec, 2000))
     assert abs(floors["first-value"] - first) < 0.02

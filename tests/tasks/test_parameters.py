@@ -1,4 +1,4 @@
-"""Any parameters: either refused in one line when the task is made, or examples that the oracle answers."""
+"""Any parameters are either refused in one line when the task is made, or give examples that the oracle answers."""
 
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,11 +14,11 @@ from icl_bench.tasks import TASKS, ContinuousTask
 NUMBERS = st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 24, 33, 64])
 PARTS = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0, 1.5])
 LARGEST = 1 << 20
-"""Sequences longer than this are made in no test."""
+"""Longest sequence that a test makes."""
 
 
 def values_of(field: FieldInfo) -> st.SearchStrategy[Any]:
-    """Values that a parameter may be given, impossible ones among them."""
+    """Return a strategy for values of a parameter, impossible ones included."""
     kinds = [field.annotation, *get_args(field.annotation)]
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     words += [word for word in get_args(field.annotation) if isinstance(word, str)]
@@ -52,6 +52,6 @@ def test_parameters_are_refused_or_answered(name, rows, data) -> None:
         batch = task.sample(rows(task, "test", 2), cell)
         assert batch.positions.shape == (2, cell.scored)
         answers = task.oracle(batch.inputs, batch.positions, cell)
-        assert isinstance(task, ContinuousTask) or (task.right(answers, batch, cell) == 1).all()
+        assert isinstance(task, ContinuousTask) or (task.hits(answers, batch, cell) == 1).all()
         for solve in task.floors.values():
             assert solve(batch.inputs, batch.positions, cell).shape == batch.targets.shape

@@ -7,10 +7,10 @@ from icl_bench.tasks.base import measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("entries=1", "queries must be at most entries; got queries=2 for entries=1; lower queries"),
+        ("entries=1", "queries must be at most entries; got queries = 2 with entries = 1; lower queries or raise"),
         (
             "entries=10,names=3",
-            "names^2 must reach the number of entries; got names=3 for entries=10; raise names to 4",
+            "entries must be at most names^2; got entries = 10 with names^2 = 9; lower entries or raise names^2 to 10",
         ),
         ("entries=[3|3]", "entries must differ from each other"),
         ("digits=0", "digits"),
@@ -40,7 +40,7 @@ def test_rule_by_reading(draw):
 
 
 def test_digits_shown_give_the_entry_away_but_for_the_first(draw):
-    """First digits: that of one entry in four, or else equal by chance. Later ones: few entries share all digits."""
+    """The first digit is right for one entry in four, or by chance; later ones because few entries agree so far."""
     task, cell, batch = draw("phonebook:entries=4,digits=6,queries=1", 4000)
     right = (task.floors["digits-so-far"](batch.inputs, batch.positions, cell) == batch.targets).double().mean(dim=0)
     expected = 1 / 4 + 3 / 4 / 10
@@ -49,7 +49,7 @@ def test_digits_shown_give_the_entry_away_but_for_the_first(draw):
 
 
 def test_entries_asked_before_are_left_out(draw):
-    """With every entry asked, the last one is known."""
+    """If every entry is queried, the last one is known."""
     task, cell, batch = draw("phonebook:entries=2,digits=6,queries=2", 500)
     right = task.floors["digits-so-far"](batch.inputs, batch.positions, cell) == batch.targets
     assert right[:, 6:].all()

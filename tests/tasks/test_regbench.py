@@ -3,10 +3,11 @@ import torch
 from scipy import stats
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import SEP, Batch
+from icl_bench.tasks.base import Batch
+from icl_bench.tasks.vocabulary import SEP
 
 SIGNIFICANCE = 1e-4
-"""Of a fixed sample, so a test either always holds or never."""
+"""Significance of a test on a fixed sample, which either always passes or always fails."""
 PUBLISHED = "regbench:states=12,alphabet=18,strings=15,symbols=25,queries=375"
 
 
@@ -15,8 +16,11 @@ PUBLISHED = "regbench:states=12,alphabet=18,strings=15,symbols=25,queries=375"
     [
         ("states=3", "states must be at least 4; got 3; raise states"),
         ("strings=[8|8]", "strings must differ from each other"),
-        ("strings=4,extrapolate=4", "strings must differ from each other"),
-        ("strings=2,symbols=5,queries=11", "queries must be at most strings * symbols = 10; got 11; lower queries"),
+        ("strings=4,extrapolate=4", "strings and extrapolate must differ from each other"),
+        (
+            "strings=2,symbols=5,queries=11",
+            "queries must be at most strings * symbols; got queries = 11 with strings * symbols = 10; lower queries",
+        ),
         ("alphabet=3", "alphabet"),
         ("exits=5", "exits"),
     ],
@@ -29,7 +33,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 
 def test_strings_are_walks_of_the_automaton_written_behind_them(draw):
-    """Read as a person would: exits `a>3` state by state, then every letter followed from the bar on."""
+    """The exits `a>3` are read state by state; then every letter is followed from the bar on."""
     task, cell, batch = draw("regbench:states=6,strings=5,symbols=7,queries=35", 50)
     for row in range(50):
         words = [task.spell(token) for token in batch.inputs[row].tolist()]
@@ -47,18 +51,18 @@ def test_strings_are_walks_of_the_automaton_written_behind_them(draw):
         assert [task.spell(token) for token in batch.targets[row].tolist()] == [body[place + 1] for place in positions]
         for letter in range(12):
             own = Batch(*(part[row : row + 1] for part in batch))
-            right = task.right(torch.full_like(own.targets, 16 + letter), own, cell)[0].bool().tolist()
+            right = task.hits(torch.full_like(own.targets, 16 + letter), own, cell)[0].bool().tolist()
             assert right == [task.spell(16 + letter) in allowed[place] for place in positions]
 
 
 def test_an_answer_that_is_no_letter_is_wrong(draw):
     task, cell, batch = draw("regbench", 4, "states=4,strings=8")
-    for token in (0, SEP, 15, task.first_exit, task.vocabulary - 1):
-        assert not task.right(torch.full_like(batch.targets, token), batch, cell).any()
+    for token in (0, SEP, 15, task.words.first("exits"), task.vocabulary - 1):
+        assert not task.hits(torch.full_like(batch.targets, token), batch, cell).any()
 
 
 def test_automata_follow_the_published_law(make, rows):
-    """Sizes uniform, 1 to 3 exits, letters and ends uniform, no exit back to its own state."""
+    """Sizes, numbers of exits, letters and ends are uniform; no exit leads back to its own state."""
     task = make(PUBLISHED)
     automata = task.automata(rows(task, "test", 20_000), 12)
     index = torch.arange(12)
@@ -77,7 +81,7 @@ def test_automata_follow_the_published_law(make, rows):
 
 
 def test_exits_and_lengths_are_uniform(make, rows):
-    """At a state with two exits, half each; of a string's first letter, one in `strings * symbols` begins one."""
+    """Two exits of a state are equally likely, and letters after the first begin a string equally often."""
     task = make(PUBLISHED)
     keys = rows(task, "test", 4000)
     automata = task.automata(keys, 12)
@@ -95,14 +99,14 @@ def test_exits_and_lengths_are_uniform(make, rows):
     ("name", "whole", "half"), [("unigram", 0.47, 0.48), ("bigram", 0.81, 0.83), ("trigram", 0.91, 0.94)]
 )
 def test_floors_are_those_of_the_simulation(draw, name, whole, half):
-    """There contexts do not reach past a bar, which numbers in place of the bars, no two alike, bring about here.
+    """Contexts of the simulation end at a bar; here, a different number in place of each bar has this effect.
 
-    Both have 300 automata, among which the unigram's accuracy varies by .185: .045 are three standard errors.
+    Both use 300 automata, among which the accuracy of the unigram varies by .185: .045 is three standard errors.
     """
     task, cell, batch = draw(PUBLISHED, 300)
     unlike = -1 - torch.arange(cell.length)
     inputs = torch.where(batch.inputs == SEP, unlike, batch.inputs)
-    right = task.right(task.floors[name](inputs, batch.positions, cell), batch, cell)
+    right = task.hits(task.floors[name](inputs, batch.positions, cell), batch, cell)
     error = 0.045 if name == "unigram" else 0.02
     assert abs(float(right.mean()) - whole) < error
     assert abs(float(right[:, cell.scored // 2 :].mean()) - half) < error

@@ -3,22 +3,23 @@ import torch
 from scipy import stats
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import PAD, QUERY, measured_floors
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.vocabulary import PAD, QUERY
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("symbols=33", "symbols must be at most length / 2 = 32, a place and a query each; got 33; raise length to 66"),
+        ("symbols=33", "length must hold 33 symbols, each with a place and a query; got 64; raise length to 66"),
         ("extrapolate=16,symbols=9", "raise length to 18"),
         ("length=[64|64]", "length must differ from each other"),
         ("symbols=0", "symbols must be at least 1"),
         ("alphabet=1", "alphabet"),
         (
             "variant=mad,length=33,symbols=17",
-            "symbols must be at most (length - 1) / 2 = 16, a place and a query each; ",
+            "length must hold 17 symbols, each with a place and a query, and a mark; got 33; ",
         ),
-        ("variant=mad,length=32,symbols=16", "got 16; raise length to 33 or lower symbols"),
+        ("variant=mad,length=32,symbols=16", "got 32; raise length to 33 or lower symbols"),
         ("variant=zoology", "variant"),
     ],
 )
@@ -38,7 +39,7 @@ def test_rule_by_reading(draw):
 
 
 def test_places_are_uniform(draw):
-    """Each of the 15 ways to put two symbols in six places."""
+    """All 15 ways to put two symbols in six places are equally likely."""
     _, _, batch = draw("selective-copy:length=8,symbols=2", 9000)
     occupied = ((batch.inputs[:, :6] != PAD).long() * 2 ** torch.arange(6)).sum(dim=1)
     counts = occupied.unique(return_counts=True)[1]
@@ -47,7 +48,7 @@ def test_places_are_uniform(draw):
 
 
 def test_mad_follows_the_published_law(draw):
-    """14 symbols, uniform; 223 blanks, each before one of 16 symbols: the first stands at a binomial place."""
+    """14 kinds are uniform; 223 blanks each stand before one of 16 symbols, so the first place is binomial."""
     task, cell, batch = draw("selective-copy:variant=mad,length=256,symbols=16", 4000)
     assert task.vocabulary == 16 + 14
     assert (batch.inputs[:, 239] == QUERY).all()
@@ -68,7 +69,7 @@ def test_mad_follows_the_published_law(draw):
 
 
 def test_floor_nears_chance_with_many_kinds(draw):
-    """Naming one symbol of 16 is right there, and elsewhere by chance; the most frequent one a little more often."""
+    """One symbol of 16 is right at its place, and elsewhere by chance; the most frequent one a little more often."""
     task, cell, batch = draw("selective-copy:symbols=16,alphabet=4096", 500)
     floors = measured_floors(task, cell, batch)
     assert 1 / 16 <= floors["latest"] < 1 / 16 + 0.002

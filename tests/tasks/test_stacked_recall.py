@@ -28,7 +28,7 @@ def test_rule_by_looking_up(draw):
 
 
 def test_one_layer_without_a_convolution_can_do_it(draw):
-    """Attention sharp enough, with the queries as they are, reads the right value: nothing has to be moved."""
+    """Sharp attention on the raw inputs reads the right value, so nothing has to be moved."""
     _, _, batch = draw("stacked-recall:pairs=16", 200)
     names, values = batch.inputs[:, :16, :16], batch.inputs[:, :16, 16:]
     asked = batch.inputs[:, -16:, :16]

@@ -12,7 +12,7 @@ from icl_bench.tasks.state_tracking import ORDER, multiplication
     [
         ("group=s4", "group"),
         ("symbols=0", "symbols must be at least 1; got 0"),
-        ("symbols=64,extrapolate=64", "symbols must differ from each other; got [64, 64]"),
+        ("symbols=64,extrapolate=64", "symbols and extrapolate must differ from each other; got [64, 64]"),
     ],
 )
 def test_bad_parameters_are_refused(make, spec, message):
@@ -24,7 +24,7 @@ def test_bad_parameters_are_refused(make, spec, message):
 
 @pytest.mark.parametrize("group", ORDER)
 def test_tables_are_groups(group):
-    """Neutral element 0, every row and column a permutation, and the associative law."""
+    """Element 0 is neutral, every row and column is a permutation, and the product is associative."""
     table = torch.tensor(multiplication(group))
     order = ORDER[group]
     assert table.shape == (order, order)
@@ -45,7 +45,7 @@ def test_which_groups_commute(group, commutes):
 
 
 def test_a5_and_s5_are_not_solvable():
-    """Commutators generate all of A5, from either; a solvable group would lose elements."""
+    """Commutators of A5 and of S5 generate all of A5; those of a solvable group generate a smaller group."""
     for group in ("a5", "s5"):
         table = torch.tensor(multiplication(group))
         inverse = (table == 0).int().argmax(dim=1)

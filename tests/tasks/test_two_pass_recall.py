@@ -8,13 +8,10 @@ from icl_bench.tasks.base import measured_floors
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (
-            "pairs=11",
-            "pairs must be at most length / 6 = 10, two tokens a pass and two a query; got 11; raise length to 66",
-        ),
-        ("passes=1,pairs=17", "pairs must be at most length / 4 = 16"),
+        ("pairs=11", "length must hold 2 times 11 pairs, and queries of two tokens each; got 64; raise length to 66"),
+        ("passes=1,pairs=17", "length must hold 1 times 17 pairs, and queries of two tokens each; got 64; raise"),
         ("length=63", "length must be even; got 63; try 64"),
-        ("keys=4", "keys must leave a distinct one for each pair; got keys=4 for pairs=8; raise keys to 8"),
+        ("keys=4", "pairs must be at most keys; got pairs = 8 with keys = 4; lower pairs or raise keys to 8"),
         ("passes=0", "passes"),
     ],
 )

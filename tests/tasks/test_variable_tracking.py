@@ -1,14 +1,18 @@
 import pytest
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import SEP, measured_floors
+from icl_bench.tasks.base import measured_floors
+from icl_bench.tasks.vocabulary import SEP
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 16 queries at chains=8,hops=1, 81; got 64"),
-        ("length=512,chains=16,hops=4", "variables must name each of 80 statements at chains=16,hops=4; got 16; raise"),
+        ("chains=8,hops=1", "length must hold 16 statements of 4 tokens and 16 queries at chains=8,hops=1; got 64"),
+        (
+            "length=512,chains=16,hops=4",
+            "chains * (hops + 1) must be at most variables; got chains * (hops + 1) = 80 with variables = 16",
+        ),
         ("chains=0", "chains must be at least 1; got 0"),
         ("hops=0", "hops must be at least 1; got 0"),
         ("hops=[1|1]", "hops must differ from each other"),
@@ -52,7 +56,7 @@ def test_rule_by_reading(draw, ask):
 
 @pytest.mark.parametrize(("chains", "hops", "floor"), [(4, 1, 0.43), (4, 2, 0.28), (4, 4, 0.25), (8, 4, 0.126)])
 def test_latest_literal_floor_is_that_of_the_simulation(draw, chains, hops, floor):
-    """With so many literals that two chains hardly share one."""
+    """There are so many literals that two chains hardly ever share one."""
     task, cell, batch = draw(
         f"variable-tracking:length=256,chains={chains},hops={hops},variables=64,values=8192,ask=last", 3000
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icl_bench.errors import SpecError
-from icl_bench.tasks.base import REAL_BITS, nearest_target
+from icl_bench.tasks.continuous import REAL_BITS, nearest_target
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_rule_by_looking_up(draw):
 
 
 def test_vectors_are_uniform_on_the_sphere(draw):
-    """Of radius sqrt(dims); components have mean 0 and variance 1, those of a vector no correlation."""
+    """Vectors have length sqrt(dims); components have mean 0 and variance 1, and do not correlate."""
     _, _, batch = draw("vector-recall:length=12,pairs=4,dims=8", 4000)
     for vectors in (batch.inputs[:, :8:2, :8], batch.inputs[:, 1:8:2, 8:]):
         flat = vectors.double().flatten(0, 1)

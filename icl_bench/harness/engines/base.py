@@ -1,50 +1,101 @@
-"""What every engine promises, and the one function that uses it: what is finished in the store is not done again."""
+"""The interface of engines, their registry, and the functions that start the engine which a user has typed."""
 
+import importlib.util
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from icl_bench.harness.training.fleet import pack
+from icl_bench.errors import EngineError, SpecError
+from icl_bench.registry import Registry
 from icl_bench.runs.events import Reporter
-from icl_bench.runs.record import RunRecord, RunResult
+from icl_bench.runs.record import RunResult
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
+from icl_bench.schema import Frozen, build, parse_spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from icl_bench.harness.training.trainer import Machine
 
 FLEET_SIZE = {"cpu": 1, "cuda": 32}
-"""Members trained together: a GPU is idle while one tiny model trains, a processor is not."""
+"""Members trained together by device type: one tiny model leaves a GPU idle, but not a processor."""
 
 
 class Engine(Protocol):
-    """Something that runs fleets."""
+    """A running engine, which carries fleets to their results."""
 
     def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Run the fleets and yield each result once, when it is committed, in whatever order they end.
+        """Run the fleets; yield each result once, after its commit, in the order in which the fleets end.
 
-        A worker that is lost is replaced and its fleet done again; what a run itself does wrong is its result.
+        The engine replaces a lost worker and runs its fleet again. A fault of a run itself is the result of that run.
 
         Raises:
-            IclBenchError: where no worker can be had, or a run asks for something that the user must change.
-            OSError: where the store can no longer be written.
+            IclBenchError: if no worker can be started, or if a run asks for something that the user must change.
+            OSError: if the store can no longer be written.
         """
 
     def close(self) -> None:
-        """Let the workers go; the engine may be used again, and then hires new ones."""
+        """End the workers, if the engine has any; the next call of `submit` starts new ones."""
+        return
 
 
-def run_all(
-    specs: Sequence[RunSpec], store: Store, engine: Engine, fleet_size: int, reporter: Reporter
-) -> list[RunRecord]:
-    """Finish every run that is not finished yet, and read all of them back in the order asked for.
+class EngineConfig(Frozen):
+    """Base of all engines. The fields are the options of the engine, as in `local:workers=4,timeout=600`."""
 
-    Raises:
-        StoreError: where the store cannot be written or a record in it cannot be read.
-    """
-    store.check_writable()
-    missing = [spec for spec in specs if not store.has(spec.id)]
-    reporter.planned(len(specs), len(specs) - len(missing))
-    try:
-        for _ in engine.submit(pack(missing, fleet_size), store, reporter):
-            pass
-        store.clear_up()  # lost workers leave checkpoints of fleets whose members were then done alone
-    finally:
-        reporter.closed()
-    return [store.load(spec.id) for spec in specs]
+    package: ClassVar[str | None] = None
+    """Package that the engine needs; the extra with the name of the engine installs it."""
+    program: ClassVar[str | None] = None
+    """Program that the engine needs on the path."""
+    elsewhere: ClassVar[bool] = False
+    """Run fleets on other machines, so that a device which this machine lacks can be asked for."""
+
+    @abstractmethod
+    def start(self, machine: "Machine") -> Engine:
+        """Return an engine that runs fleets on `machine`; raise EngineError if something that it needs is missing."""
+
+
+ENGINES: Registry[type[EngineConfig]] = Registry("engine")
+
+
+def engine_config(text: str) -> EngineConfig:
+    """Return the engine that `name:key=value,...` describes; raise UnknownNameError or SpecError if there is none."""
+    spec = parse_spec(text)
+    engine = ENGINES[spec.name]
+    for key in spec.params:
+        owners = [name for name in ENGINES if key in ENGINES[name].model_fields]
+        if owners and key not in engine.model_fields:
+            raise SpecError(
+                f"--engine {spec.name} has no option {key!r}; got {text!r}; leave it out, or choose an engine that has "
+                f"it: {', '.join(owners)}"
+            )
+    return build(engine, spec.params, f"--engine {spec.name}")
+
+
+def make_engine(text: str, machine: "Machine") -> Engine:
+    """Start the engine that `text` describes; raise IclBenchError if there is none, or if it lacks something."""
+    config = engine_config(text)
+    name = parse_spec(text).name
+    if missing := missing_package(name):
+        raise EngineError(f"--engine {name} needs {missing}, which is not installed; {install_command(name)}")
+    return config.start(machine)
+
+
+def device_for(text: str, device: str) -> "torch.device":
+    """Return the device that `--device` names, checked here unless the engine runs elsewhere; raise IclBenchError."""
+    import torch
+
+    from icl_bench.harness.environment import pick_device
+
+    return torch.device("cuda") if engine_config(text).elsewhere and device == "cuda" else pick_device(device)
+
+
+def missing_package(name: str) -> str | None:
+    """Return the package that the engine of this name needs and that is not installed, or None."""
+    package = ENGINES[name].package
+    return package if package and importlib.util.find_spec(package) is None else None
+
+
+def install_command(name: str) -> str:
+    """Return the command that installs the package of an engine."""
+    return f"pip install 'icl-bench[{name}]'"

@@ -1,8 +1,8 @@
-"""Worker processes of this machine, one a core or several a GPU, under a supervisor.
+"""Run fleets in worker processes of this machine, one a core or several a GPU, under a supervisor.
 
-Each worker has a connection of its own, so that one that is killed in the middle of a word breaks nothing that others
-share. Processes are forked from a server that was started afresh and has loaded torch but used none of it: a worker
-that replaces a lost one is there at once, and CUDA, which cannot be forked, is first touched in the worker.
+Each worker has a connection of its own, so that a worker killed in the middle of a message breaks nothing that others
+share. Processes are forked from a server that was started afresh and has imported torch but never used it: a worker
+that replaces a lost one starts at once, and CUDA, which does not survive a fork, is first used inside the worker.
 """
 
 import contextlib
@@ -16,123 +16,109 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from pydantic import Field
 
-from icl_bench.harness.engines.messages import Gone, Message, Order
-from icl_bench.harness.engines.queue import FleetQueue
-from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor, Worker
-from icl_bench.harness.engines.worker import Setup, serve
-from icl_bench.harness.training.fleet import Machine
-from icl_bench.runs.events import Reporter
-from icl_bench.runs.record import RunResult
-from icl_bench.runs.spec import RunSpec
-from icl_bench.runs.store import Store
+from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
+from icl_bench.harness.engines.messages import Limits, Message, Order, Worker, WorkerLost, WorkerPool, WorkerSetup
+
+if TYPE_CHECKING:
+    from icl_bench.harness.training.trainer import Machine
 
 PRELOADED = ("icl_bench.harness.engines.worker", "typer")
-"""Loaded once, in the server: all that a worker needs, and what the console script imports."""
-STUCK = 10
-"""Seconds after which a read or a write in the middle of a message fails: its worker has stopped."""
+"""Modules that the server imports once: all that a worker needs, and what the console script imports."""
+STUCK_SECONDS = 10
+"""Seconds after which a read or a write in the middle of a message fails, because the worker is stopped."""
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+@ENGINES.register("local")
+class Local(EngineConfig):
+    """Run fleets in worker processes of this machine."""
 
+    workers: int | None = Field(default=None, ge=1)
+    """Number of worker processes; by default one for each core, or one for each GPU."""
+    timeout: float | None = Field(default=None, ge=0.1)
+    """Seconds after which a fleet is ended and recorded as `timeout`; by default none."""
 
-def gpus() -> list[str]:
-    """GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        [name for name in visible.split(",") if name] if visible else [str(i) for i in range(torch.cuda.device_count())]
-    )
+    def start(self, machine: "Machine") -> Engine:
+        """Return the running engine; it starts its workers with the first fleets."""
+        from icl_bench.harness.engines.supervisor import Supervisor
+        from icl_bench.harness.environment import usable_cores, visible_gpus
 
-
-class LocalEngine:
-    """Long-lived workers of this machine.
-
-    Args:
-        machine: Where and how fleets run.
-        workers: Number of workers; by default one a core, or one a GPU.
-        limits: Time limits.
-    """
-
-    def __init__(self, machine: Machine, workers: int | None = None, limits: Limits = DEFAULT_LIMITS) -> None:
         on_gpu = machine.device.type == "cuda"
-        size = workers or (len(gpus()) if on_gpu else cores())
-        threads = max(1, cores() // size) if on_gpu else 1
-        self.supervisor = Supervisor(LocalCrew(machine, threads), size, machine, limits)
-
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Run the fleets on the workers."""
-        yield from self.supervisor.carry_out(FleetQueue(fleets), store, reporter)
-
-    def close(self) -> None:
-        """End the workers."""
-        self.supervisor.close()
+        size = self.workers or (len(visible_gpus()) if on_gpu else usable_cores())
+        threads = max(1, usable_cores() // size) if on_gpu else 1
+        return Supervisor(ProcessPool(machine, threads), size, machine, Limits(fleet=self.timeout))
 
 
-class LocalCrew:
-    """Hires processes of this machine, and deals the GPUs out to them."""
+class ProcessPool(WorkerPool):
+    """Start worker processes on this machine and spread them evenly over its GPUs."""
 
-    def __init__(self, machine: Machine, threads: int) -> None:
+    def __init__(self, machine: "Machine", threads: int) -> None:
+        from icl_bench.harness.environment import visible_gpus
+
         self.machine, self.threads = machine, threads
-        self.gpus = gpus() if machine.device.type == "cuda" else []
-        self.hired: list[LocalWorker] = []
+        self.gpus = visible_gpus() if machine.device.type == "cuda" else []
+        self.started: list[ProcessWorker] = []
 
-    def hire(self) -> "LocalWorker":
+    def start(self) -> "ProcessWorker":
         """Start a process."""
-        setup = Setup(self.machine, self.threads, Path.cwd(), dict(os.environ), self.least_used_gpu())
-        worker = LocalWorker(setup)
-        self.hired = [other for other in self.hired if not other.connection.closed] + [worker]
+        setup = WorkerSetup(self.machine, self.threads, Path.cwd(), dict(os.environ), self.least_used_gpu())
+        worker = ProcessWorker(setup)
+        self.started = [other for other in self.started if not other.connection.closed] + [worker]
         return worker
 
     def least_used_gpu(self) -> str | None:
-        """The GPU with the fewest workers."""
-        used = [worker.gpu for worker in self.hired if not worker.connection.closed]
+        """Return the GPU with the fewest workers; None on a machine without GPUs."""
+        used = [worker.gpu for worker in self.started if not worker.connection.closed]
         return min(self.gpus, key=used.count, default=None)
 
     def listen(self, workers: Sequence[Worker], seconds: float) -> Iterator[tuple[Worker, Message]]:
-        """What the workers say; the end of a connection is the end of its worker."""
-        local = {worker.connection: worker for worker in self.hired if worker in workers}
-        for ready in wait(list(local), seconds):
+        """Yield messages of these workers; the end of a connection means that its worker is lost."""
+        by_connection = {worker.connection: worker for worker in self.started if worker in workers}
+        for ready in wait(list(by_connection), seconds):
             assert isinstance(ready, Connection)
-            worker = local[ready]
+            worker = by_connection[ready]
             yield from ((worker, message) for message in worker.messages())
 
 
-class LocalWorker:
-    """A worker process, and this side of its connection."""
+class ProcessWorker:
+    """A worker process and the supervisor's end of its connection."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: WorkerSetup) -> None:
+        from icl_bench.harness.engines.worker import worker_main
+        from icl_bench.harness.environment import environment_variable
+
         self.gpu = setup.gpu
-        self.connection, theirs = connected()
-        with theirs:
-            self.process = start_method().Process(target=serve, args=(theirs, setup), daemon=True)
-            with one_thread():
+        ours, other = socket.socketpair()
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STUCK_SECONDS, 0))
+        self.connection = Connection(ours.detach())
+        with Connection(other.detach()) as theirs:
+            self.process = start_method().Process(target=worker_main, args=(theirs, setup), daemon=True)
+            with environment_variable("OMP_NUM_THREADS", "1"):  # so that libraries start no threads on import
                 self.process.start()
 
     def messages(self) -> Iterator[Message]:
-        """All that it has said and nobody has heard."""
+        """Yield all messages that have arrived."""
         try:
             while not self.connection.closed and self.connection.poll():
                 yield self.connection.recv()
         except (EOFError, OSError):
-            yield Gone(self.ending())
+            yield WorkerLost(self.ending())
 
     def ending(self) -> str:
-        """How the process ended; one that only closed its connection, or stopped in a word, is ended."""
+        """Describe the end of the process; a process that is still there closed its connection, or stopped in it."""
         self.process.join(1.0)
         status = self.process.exitcode
         if status is None:
             return "it stopped talking"
         return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
 
-    def give(self, order: Order) -> None:
-        """Send it a fleet."""
-        with contextlib.suppress(
-            OSError
-        ):  # it is gone, which is heard from `messages`, or stopped, which silence tells
+    def assign(self, order: Order) -> None:
+        """Send a fleet; an error here is seen later, by `messages` or by the missing heartbeats."""
+        with contextlib.suppress(OSError):
             self.connection.send(order)
 
     def ask_to_end(self) -> None:
@@ -140,38 +126,16 @@ class LocalWorker:
         self.process.terminate()
 
     def kill(self) -> None:
-        """Send SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until the process is gone."""
         self.connection.close()
         self.process.kill()
         self.process.join()
 
 
-def connected() -> tuple[Connection, Connection]:
-    """Both ends of a connection; the first never waits for long in the middle of a message."""
-    ours, theirs = socket.socketpair()
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STUCK, 0))
-    return Connection(ours.detach()), Connection(theirs.detach())
-
-
 def start_method() -> ForkServerContext | SpawnContext:
-    """How processes are made: forked from a clean server where that is safe, else afresh."""
+    """Return the way to start processes: forked from a clean server on Linux, else spawned."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """While inside, a process that is started gets libraries that make no threads of their own when they are loaded."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before

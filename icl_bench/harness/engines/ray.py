@@ -1,11 +1,10 @@
-"""Ray actors as workers, on one machine or many: for private networks only, since Ray asks nobody who they are.
+"""Run fleets in Ray actors, on one machine or many: for private networks only, since Ray checks nobody's identity.
 
-Actors live as long as the engine and are given one fleet at a time: a Ray task that asks for a GPU would get a fresh
-process, and load torch and CUDA anew, for each fleet. Ray itself retries nothing here; the supervisor does, by the same
-rule as for local processes.
+Actors live as long as the engine and receive one fleet at a time: a Ray task that asks for a GPU would get a new
+process for each fleet, and load torch and CUDA each time. Ray itself retries nothing here; the supervisor does, by the
+same rule as for local processes.
 """
 
-import importlib.util
 import math
 import os
 import signal
@@ -15,72 +14,60 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
 
 from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
-from icl_bench.harness.engines.messages import Beat, Finished, Gone, Message, Order, Raised, Ready, Told
-from icl_bench.harness.engines.queue import FleetQueue
-from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor, Worker
-from icl_bench.harness.engines.worker import BEAT_EVERY, Setup, carry_out, prepare
-from icl_bench.harness.training.fleet import Machine
-from icl_bench.runs.events import Progress, Reporter
-from icl_bench.runs.record import RunResult
-from icl_bench.runs.spec import RunSpec
-from icl_bench.runs.store import Store
+from icl_bench.harness.engines import messages
+from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
+from icl_bench.runs.events import Progress
+
+if TYPE_CHECKING:
+    from icl_bench.harness.training.trainer import Machine
 
 CALLS_AT_ONCE = 3
-"""A fleet, a question how far it is, and a request to end."""
-REACHED_WITHIN = 10.0
-"""Seconds for a cluster to take a connection."""
-PASSED_ON = "ICL_BENCH_"
-"""Environment variables of this prefix go with the actors."""
+"""Calls that an actor serves at once: a fleet, a question about its progress, and a request to end."""
+CONNECT_SECONDS = 10.0
+"""Seconds for a cluster to accept a connection."""
+ENVIRONMENT_PREFIX = "ICL_BENCH_"
+"""Environment variables with this prefix are set in the actors too."""
 
 
-class RayEngine:
-    """Long-lived Ray actors. The store must lie where all machines see it under the same path.
+@ENGINES.register("ray")
+class Ray(EngineConfig):
+    """Run fleets in Ray actors, on this machine or many; all of them see the store under the same path."""
 
-    Args:
-        machine: Where and how fleets run.
-        workers: Number of actors; by default one a core of the cluster, or one a GPU.
-        limits: Time limits.
-        address: A cluster, as `ray.init` takes it; none to start Ray on this machine.
+    package: ClassVar[str | None] = "ray"
+    elsewhere: ClassVar[bool] = True
 
-    Raises:
-        EngineError: where Ray is not installed, or its cluster lacks what is asked for.
-    """
+    workers: int | None = Field(default=None, ge=1)
+    """Number of actors; by default one for each core of the cluster, or one for each GPU."""
+    timeout: float | None = Field(default=None, ge=0.1)
+    """Seconds after which a fleet is ended and recorded as `timeout`; by default none."""
+    address: str | None = None
+    """Ray cluster: `auto`, or `"host:port"` in double quotes; by default Ray is started on this machine."""
 
-    def __init__(
-        self,
-        machine: Machine,
-        workers: int | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        address: str | None = None,
-    ) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise EngineError("--engine ray needs Ray; it is not installed; pip install 'icl-bench[ray]'")
-        self.owner = connect(address)
-        on_gpu = machine.device.type == "cuda"
-        there = available("GPU" if on_gpu else "CPU")
-        size = workers or there
-        self.supervisor = Supervisor(RayCrew(machine, gpu_share(there, size) if on_gpu else 0.0), size, machine, limits)
+    def start(self, machine: "Machine") -> Engine:
+        """Join or start a cluster and return the running engine; raises EngineError if the cluster lacks something."""
+        from icl_bench.harness.engines.supervisor import Supervisor
 
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Run the fleets on the actors."""
-        yield from self.supervisor.carry_out(FleetQueue(fleets), store, reporter)
-
-    def close(self) -> None:
-        """End the actors, and Ray where this engine started it."""
+        is_owner = connect_to_cluster(self.address)
         import ray
 
-        self.supervisor.close()
-        if self.owner:
-            ray.shutdown()
+        resource = "GPU" if machine.device.type == "cuda" else "CPU"
+        found = int(ray.cluster_resources().get(resource, 0))
+        if not found:
+            raise EngineError(f"the Ray cluster must have a {resource}; it has none; choose another --device")
+        size = self.workers or found
+        pool = ActorPool(machine, gpu_share(found, size) if resource == "GPU" else 0.0, is_owner)
+        return Supervisor(pool, size, machine, messages.Limits(fleet=self.timeout))
 
 
-def connect(address: str | None) -> bool:
-    """Start Ray, or join a cluster; whether it was not there before. Raises EngineError."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
+def connect_to_cluster(address: str | None) -> bool:
+    """Connect to a Ray cluster, or start one; return True if no connection existed before. Raises EngineError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics leave the machine
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -94,38 +81,28 @@ def connect(address: str | None) -> bool:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise unreachable(address, error) from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which would save nothing
+        signal.signal(signal.SIGTERM, handler)  # Ray installs its own handler, which would save nothing
     return True
 
 
 def check_reachable(address: str) -> None:
-    """Refuse an address where nobody listens, for which Ray itself would wait for minutes; raises EngineError."""
+    """Refuse an address that accepts no connection, on which Ray would wait for minutes; raises EngineError."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return  # a word such as `auto`: Ray looks for a cluster on this machine
     try:
-        socket.create_connection((host, int(port)), REACHED_WITHIN).close()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise unreachable(address, error) from None
 
 
 def unreachable(address: str | None, error: Exception) -> EngineError:
-    """What is said of a cluster that does not answer."""
-    return EngineError(f"--ray-address names a Ray cluster that can be reached; {address}: {error}; check it")
-
-
-def available(resource: str) -> int:
-    """How many of a resource the cluster has; raises EngineError where it has none."""
-    import ray
-
-    found = int(ray.cluster_resources().get(resource, 0))
-    if not found:
-        raise EngineError(f"the Ray cluster must have a {resource}; it has none; choose another --device")
-    return found
+    """Return the error about a cluster that does not answer."""
+    return EngineError(f"--engine ray needs a Ray cluster that can be reached; {address}: {error}; check its address")
 
 
 def gpu_share(gpus: int, workers: int) -> float:
-    """The share of a GPU that each worker asks for, so that all of them fit.
+    """Return the share of a GPU that each worker reserves, so that all workers fit.
 
     >>> [gpu_share(8, 8), gpu_share(1, 4), gpu_share(2, 3), gpu_share(4, 2)]
     [1.0, 0.25, 0.5, 1.0]
@@ -134,83 +111,96 @@ def gpu_share(gpus: int, workers: int) -> float:
 
 
 class FleetActor:
-    """What runs in a Ray actor."""
+    """The object that lives in a Ray actor and runs fleets."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: messages.WorkerSetup) -> None:
+        from icl_bench.harness.engines.worker import prepare
+
         self.setup = setup
         self.latest: Progress | None = None
         prepare(setup)
 
-    def is_ready(self) -> Ready:
-        """Answers once the actor has started."""
-        return Ready()
+    def is_ready(self) -> messages.Ready:
+        """Answer once the actor has started."""
+        return messages.Ready()
 
-    def carry_out(self, order: Order) -> Finished | Raised | Gone:
+    def execute_order(self, order: messages.Order) -> messages.Finished | messages.FleetError | messages.WorkerLost:
         """Run a fleet."""
+        from icl_bench.harness.engines.worker import execute_order
+
         try:
-            return carry_out(order, self.setup.machine, self)
+            return execute_order(order, self.setup.machine, self.progressed)
         except interruption.Interrupted:
-            return Gone("asked to end")
+            return messages.WorkerLost("asked to end")
 
     def progressed(self, progress: Progress) -> None:
-        """Keep how far the fleet is until someone asks."""
+        """Keep the progress of the fleet until the pool asks for it."""
         self.latest = progress
 
-    def how_far(self) -> Told | Beat:
-        """How far the fleet is, once; then only that the actor is there."""
+    def latest_progress(self) -> messages.ProgressReport | messages.Heartbeat:
+        """Return the progress since the last question, or a heartbeat if there is none."""
         latest, self.latest = self.latest, None
-        return Told(latest) if latest else Beat()
+        return messages.ProgressReport(latest) if latest else messages.Heartbeat()
 
     def end(self) -> None:
-        """Have the fleet finish its step and save."""
+        """Make the fleet finish its step and save."""
         with suppress(interruption.Interrupted):
             interruption.CURRENT.receive(signal.SIGTERM, None)
 
 
-class RayCrew:
-    """Hires actors."""
+class ActorPool:
+    """Start Ray actors; `is_owner` says that this process started Ray, so that closing the pool ends Ray too."""
 
-    def __init__(self, machine: Machine, gpu_share: float) -> None:
-        self.machine, self.gpu_share = machine, gpu_share
+    def __init__(self, machine: "Machine", gpu_share: float, is_owner: bool) -> None:
+        self.machine, self.gpu_share, self.is_owner = machine, gpu_share, is_owner
 
-    def hire(self) -> "RayWorker":
-        """Start an actor; Ray decides where."""
-        passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        return RayWorker(Setup(self.machine, 1, Path.cwd(), passed), self.gpu_share)
+    def start(self) -> "ActorWorker":
+        """Start an actor; Ray decides on which machine."""
+        passed = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
+        return ActorWorker(messages.WorkerSetup(self.machine, 1, Path.cwd(), passed), self.gpu_share)
 
-    def listen(self, workers: Sequence[Worker], seconds: float) -> Iterator[tuple[Worker, Message]]:
-        """The first answer of an actor to what it was given or asked."""
+    def listen(
+        self, workers: Sequence[messages.Worker], seconds: float
+    ) -> Iterator[tuple[messages.Worker, messages.Message]]:
+        """Yield the first answer of an actor to a call that is not yet answered."""
         import ray
 
-        asked = {ref: worker for worker in workers if isinstance(worker, RayWorker) for ref in worker.questions()}
-        if not asked:
+        calls = {ref: worker for worker in workers if isinstance(worker, ActorWorker) for ref in worker.open_calls()}
+        if not calls:
             time.sleep(seconds)
             return
-        answered, _ = ray.wait(list(asked), num_returns=1, timeout=seconds)
+        answered, _ = ray.wait(list(calls), num_returns=1, timeout=seconds)
         for ref in answered:
-            yield asked[ref], asked[ref].answer(ref)
+            yield calls[ref], calls[ref].answer(ref)
+
+    def close(self) -> None:
+        """End Ray if this process started it."""
+        import ray
+
+        if self.is_owner:
+            ray.shutdown()
 
 
-class RayWorker:
-    """An actor, what it was given, and what it was last asked."""
+class ActorWorker:
+    """An actor, its current task, and the last question about its progress."""
 
-    def __init__(self, setup: Setup, gpu_share: float) -> None:
+    def __init__(self, setup: messages.WorkerSetup, gpu_share: float) -> None:
         import ray
 
         kind: Any = ray.remote(FleetActor)
         self.actor = kind.options(num_cpus=1, num_gpus=gpu_share, max_concurrency=CALLS_AT_ONCE).remote(setup)
         self.task: Any = self.actor.is_ready.remote()
         self.question: Any = None
-        self.asked = time.monotonic()
+        self.asked_at = time.monotonic()
 
-    def questions(self) -> list[Any]:
-        """All that it has to answer; how far it is, it is asked every second."""
-        if self.question is None and time.monotonic() - self.asked > BEAT_EVERY:
-            self.question, self.asked = self.actor.how_far.remote(), time.monotonic()
+    def open_calls(self) -> list[Any]:
+        """Return the calls without an answer; ask for the progress once a second."""
+        if self.question is None and time.monotonic() - self.asked_at > messages.HEARTBEAT_SECONDS:
+            self.question, self.asked_at = self.actor.latest_progress.remote(), time.monotonic()
         return [ref for ref in (self.task, self.question) if ref is not None]
 
-    def answer(self, ref: Any) -> Message:
-        """What it answered, or that it is gone."""
+    def answer(self, ref: Any) -> messages.Message:
+        """Return the answer to a call, or the message that the actor is lost."""
         import ray
 
         if ref is self.task:
@@ -218,23 +208,24 @@ class RayWorker:
         else:
             self.question = None
         try:
-            message: Message = ray.get(ref)
+            message: messages.Message = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
-            return Raised(EngineError(f"a Ray actor must understand what it is given; {error}; are versions equal?"))
+            text = f"a Ray actor must understand its calls; {error}; are all versions equal?"
+            return messages.FleetError(EngineError(text))
         except ray.exceptions.RayError as error:
-            return Gone(f"its Ray actor died: {str(error).strip().splitlines()[0]}")
+            return messages.WorkerLost(f"its Ray actor died: {str(error).strip().splitlines()[0]}")
         return message
 
-    def give(self, order: Order) -> None:
-        """Call it with a fleet."""
-        self.task = self.actor.carry_out.remote(order)
+    def assign(self, order: messages.Order) -> None:
+        """Call the actor with a fleet."""
+        self.task = self.actor.execute_order.remote(order)
 
     def ask_to_end(self) -> None:
-        """Have it finish its step and save."""
+        """Make the actor finish its step and save."""
         self.actor.end.remote()
 
     def kill(self) -> None:
-        """End its process."""
+        """End the process of the actor."""
         import ray
 
         ray.kill(self.actor)

@@ -1,11 +1,11 @@
-"""SLURM jobs that share the fleets of a submission through leases in the store.
+"""Run fleets in SLURM jobs that share the fleets of a submission through leases in the store.
 
-N jobs are submitted, not one a run: a job lives as long as there is work, with workers of its own under a supervisor.
-The process that submitted them watches the store, and submits again where all jobs ended and work is left. Jobs that
-are told to end, because their time is over or others need the node, finish their step, save and give their leases back.
+N jobs are submitted, not one for each run: a job lives as long as fleets are left, and has workers of its own under a
+supervisor. The process that submitted the jobs watches the store, and submits again if all jobs have ended and fleets
+are left. A job that is told to end, because its time is over or others need the node, finishes its step, saves and
+releases its leases.
 """
 
-import importlib.util
 import json
 import os
 import secrets
@@ -14,166 +14,197 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, model_validator
 
 from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
-from icl_bench.harness.engines.leases import EXPIRY, LeaseQueue, Leases, fleet_name
-from icl_bench.harness.engines.local import LocalCrew, cores
-from icl_bench.harness.engines.supervisor import DEFAULT_LIMITS, Limits, Supervisor
-from icl_bench.harness.training.fleet import Machine
+from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
+from icl_bench.harness.engines.leases import EXPIRY, Leases, lease_name
+from icl_bench.harness.engines.messages import Limits
+from icl_bench.harness.engines.queues import LeaseQueue
 from icl_bench.registry import load_plugins
-from icl_bench.runs.events import Progress, Reporter
+from icl_bench.runs.events import Reporter, SilentReporter
 from icl_bench.runs.record import RunResult
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
-POLL = 1.0
-"""Seconds between looks at the store."""
-MINUTES = 24 * 60
-"""Time limit of a job where none is given."""
+if TYPE_CHECKING:
+    from icl_bench.harness.training.trainer import Machine
+
+STORE_POLL_SECONDS = 1.0
+"""Seconds between two looks at the store."""
+DEFAULT_MINUTES = 24 * 60
+"""Time limit of a job in minutes if none is given."""
 MOST_IDLE_ROUNDS = 3
-"""Submissions in a row whose jobs all end without a finished fleet."""
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-"""Signals that end a job: SLURM sends the last ahead of its time limit, as submitit asks it to."""
+"""Rounds of jobs in a row that may end without a finished fleet."""
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""Signals that end a job: submitit has SLURM send the last one before the time limit."""
 
 
-class Share(NamedTuple):
-    """What the jobs of a submission have in common."""
+@ENGINES.register("slurm")
+class Slurm(EngineConfig):
+    """Run fleets in SLURM jobs that share the store; further options are parameters of submitit, without its prefix."""
 
-    fleets: Path
-    """The file that lists the fleets."""
-    root: Path
-    """The store."""
-    folder: Path
-    """Current folder, where a layer of one's own may lie."""
-    machine: Machine
-    workers: int
-    """Workers of each job."""
-    limits: Limits
-    expiry: float
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, bool | int | float | str]
 
+    package: ClassVar[str | None] = "submitit"
+    program: ClassVar[str | None] = "sbatch"
+    elsewhere: ClassVar[bool] = True
 
-class SlurmEngine:
-    """Jobs of a SLURM cluster.
+    workers: int = Field(ge=1)
+    """Number of jobs."""
+    timeout: float | None = Field(default=None, ge=0.1)
+    """Seconds after which a fleet is ended and recorded as `timeout`; by default none."""
+    partition: str | None = None
+    """Partition of the jobs."""
+    time: int = Field(default=DEFAULT_MINUTES, ge=1)
+    """Time limit of each job in minutes."""
+    cpus_per_task: int = Field(default=1, ge=1)
+    """Cores of each job, and its worker processes on a CPU."""
+    gpus_per_node: int | None = Field(default=None, ge=0)
+    """GPUs of each job; by default one if the device is `cuda`."""
+    cluster: Literal["slurm", "local"] = "slurm"
+    """`local` starts the jobs as processes of this machine, to try things out."""
 
-    Args:
-        machine: Where and how fleets run.
-        workers: Number of jobs.
-        limits: Time limits.
-        settings: Parameters of submitit without its prefix, as partition, time, gpus_per_node; `cluster=local` starts
-            the jobs as processes of this machine, to try things out.
-        expiry: Seconds after which the lease of a job that vanished is passed on.
+    @model_validator(mode="before")
+    @classmethod
+    def _check_workers_are_given(cls, given: Mapping[str, object]) -> Mapping[str, object]:
+        if "workers" not in given:
+            raise ValueError("the number of jobs must be given; got none; write slurm:workers=8")
+        return given
 
-    Raises:
-        EngineError: where submitit is not installed, or there is no SLURM.
-    """
-
-    def __init__(
-        self,
-        machine: Machine,
-        workers: int,
-        limits: Limits = DEFAULT_LIMITS,
-        settings: Mapping[str, str | int] | None = None,
-        expiry: float = EXPIRY,
-    ) -> None:
-        if importlib.util.find_spec("submitit") is None:
-            raise EngineError("--engine slurm needs submitit; it is not installed; pip install 'icl-bench[slurm]'")
-        self.settings = dict(settings or {})
-        self.cluster = self.settings.pop("cluster", "slurm")
+    def start(self, machine: "Machine") -> "SlurmEngine":
+        """Return the running engine; raises EngineError if this machine cannot submit jobs."""
         if self.cluster == "slurm" and shutil.which("sbatch") is None:
             raise EngineError(
-                "--engine slurm needs sbatch on the path; found none; go to a login node, or try --slurm cluster=local"
+                "--engine slurm needs sbatch on the path; found none; use a login node, or try slurm:cluster=local"
             )
-        self.machine, self.workers, self.limits, self.expiry = machine, workers, limits, expiry
+        return SlurmEngine(self, machine, Limits(fleet=self.timeout))
+
+    def job_parameters(self, on_gpu: bool) -> dict[str, Any]:
+        """Return the parameters of each job as submitit names them: those of SLURM alone have a prefix."""
+        gpus = int(on_gpu) if self.gpus_per_node is None else self.gpus_per_node
+        passed = {"partition": self.partition, **self.__pydantic_extra__}.items()
+        own = {key if key == "mem_gb" else f"slurm_{key}": value for key, value in passed}
+        return {"timeout_min": self.time, "cpus_per_task": self.cpus_per_task, "gpus_per_node": gpus, **own}
+
+
+class SlurmEngine(Engine):
+    """The running engine: submit jobs, which end by themselves, and watch the store.
+
+    `limits` are those of the supervisor in each job; the lease of a vanished job is passed on after `expiry` seconds.
+    """
+
+    def __init__(self, config: Slurm, machine: "Machine", limits: Limits, expiry: float = EXPIRY) -> None:
+        self.config, self.machine, self.limits, self.expiry = config, machine, limits, expiry
 
     def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Submit jobs and pass on what appears in the store."""
-        watch = Watch(fleets, store, reporter)
+        """Submit jobs and yield the results that appear in the store."""
+        watcher = SubmissionWatcher(fleets, store, reporter)
         jobs: list[Any] = []
         with interruption.deferred():
             try:
-                while watch.left:
-                    if all(job.done() for job in jobs):  # asked before the store is read: what they did last is seen
-                        yield from watch.news()
-                        watch.next_round(jobs)
-                        jobs = self.send(list(watch.left.values()), store) if watch.left else jobs
-                    interruption.check()
-                    time.sleep(max(POLL, 1e-3 * len(watch.left)))
-                    yield from watch.news()
+                while watcher.left:
+                    if all(job.done() for job in jobs):  # checked before the store is read, to see their last results
+                        yield from watcher.new_results()
+                        watcher.check_round(jobs)
+                        jobs = self.send(list(watcher.left.values()), store) if watcher.left else jobs
+                    interruption.raise_if_interrupted()
+                    time.sleep(max(STORE_POLL_SECONDS, 1e-3 * len(watcher.left)))
+                    yield from watcher.new_results()
             finally:
-                end(jobs, 0.0 if watch.left else self.limits.grace, self.limits.grace)
+                end_jobs(jobs, 0.0 if watcher.left else self.limits.grace, self.limits.grace)
 
     def send(self, fleets: Sequence[Sequence[RunSpec]], store: Store) -> list[Any]:
-        """Submit the jobs."""
+        """Submit the jobs and return them."""
         import submitit
 
         folder = store.root.resolve() / "slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
         (folder / "fleets.json").write_text(json.dumps([[spec.labelled() for spec in fleet] for fleet in fleets]))
         on_gpu = self.machine.device.type == "cuda"
-        given = {"timeout_min": self.settings.get("time", MINUTES), "cpus_per_task": 1, "gpus_per_node": int(on_gpu)}
-        given |= {key: value for key, value in self.settings.items() if key != "time"}
-        executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=str(self.cluster))
+        executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=self.config.cluster)
         try:
-            executor.update_parameters(name="icl-bench", **{prefixed(key): value for key, value in given.items()})
+            executor.update_parameters(name="icl-bench", **self.config.job_parameters(on_gpu))
         except (NameError, ValueError, AssertionError) as error:
-            raise EngineError(f"--slurm takes parameters of submitit; {' '.join(str(error).split())}") from None
-        workers = 1 if on_gpu else int(given["cpus_per_task"])
-        share = Share(
-            folder / "fleets.json", store.root.resolve(), Path.cwd(), self.machine, workers, self.limits, self.expiry
-        )
-        count = min(self.workers, len(fleets))
+            reason = " ".join(str(error).split())
+            raise EngineError(f"further options of --engine slurm are parameters of submitit; {reason}") from None
+        common = (folder / "fleets.json", store.root.resolve(), Path.cwd())
+        count = min(self.config.workers, len(fleets))
         with executor.batch():
-            return [executor.submit(attend, share, i * len(fleets) // count) for i in range(count)]
+            return [executor.submit(self.run_job, *common, i * len(fleets) // count) for i in range(count)]
 
-    def close(self) -> None:
-        """Jobs end by themselves."""
+    def run_job(self, listed: Path, root: Path, folder: Path, start: int) -> IclBenchError | None:
+        """Run free fleets inside a job until none is left; return the error, if any, that the user must correct.
+
+        The file `listed` lists the fleets, and the search for a free one begins at index `start`. The store has the
+        folder `root`. The folder of the submitting process, `folder`, may hold layers of the user.
+        """
+        from icl_bench.harness.engines.local import ProcessPool
+        from icl_bench.harness.engines.supervisor import Supervisor
+        from icl_bench.harness.environment import usable_cores
+
+        interruption.listen(END_SIGNALS)
+        os.chdir(folder)
+        load_plugins()
+        fleets = [[RunSpec.model_validate(one) for one in fleet] for fleet in json.loads(listed.read_text())]
+        on_gpu = self.machine.device.type == "cuda"
+        workers, threads = (1, usable_cores()) if on_gpu else (self.config.cpus_per_task, 1)
+        supervisor = Supervisor(ProcessPool(self.machine, threads), workers, self.machine, self.limits)
+        store, leases = Store(root), Leases(root, self.expiry)
+        try:
+            for _ in supervisor.run_queue(LeaseQueue(fleets, store, leases, start), store, SilentReporter()):
+                pass
+        except interruption.Interrupted:
+            return None  # the other jobs or the next round run what is left
+        except IclBenchError as error:
+            return error
+        finally:
+            supervisor.close()
+        return None
 
 
-def prefixed(key: str) -> str:
-    """A parameter as submitit names it: those that only SLURM knows have a prefix."""
-    return key if key in ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb") else f"slurm_{key}"
-
-
-def end(jobs: Sequence[Any], patience: float, grace: float) -> None:
-    """Wait for jobs that have nothing left to do; cancel those that go on, and let them save."""
-    if wait_for(jobs, patience):
+def end_jobs(jobs: Sequence[Any], patience: float, grace: float) -> None:
+    """Wait `patience` seconds for the jobs to end, then cancel the others and wait `grace` seconds while they save."""
+    if have_ended(jobs, patience):
         return
     for job in jobs:
         if not job.done():
             job.cancel(check=False)
-    wait_for(jobs, grace)
+    have_ended(jobs, grace)
 
 
-def wait_for(jobs: Sequence[Any], seconds: float) -> bool:
-    """Whether the jobs end within so many seconds."""
+def have_ended(jobs: Sequence[Any], seconds: float) -> bool:
+    """Wait until all jobs have ended, at most `seconds`; return True if they have."""
     until = time.monotonic() + seconds
     while not all(job.done() for job in jobs):
         if time.monotonic() >= until:
             return False
-        time.sleep(POLL / 5)
+        time.sleep(STORE_POLL_SECONDS / 5)
     return True
 
 
-class Watch:
-    """What the store tells of a submission."""
+class SubmissionWatcher:
+    """Follow a submission in the store: which fleets have started and which are finished."""
 
     def __init__(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> None:
-        self.left = {fleet_name(fleet): fleet for fleet in fleets}
+        self.left = {lease_name(fleet): fleet for fleet in fleets}
         self.store, self.reporter = store, reporter
         self.leases = Leases(store.root)
-        self.begun: set[str] = set()
-        self.at_round = len(self.left)
+        self.started: set[str] = set()
+        self.left_at_round = len(self.left)
         self.idle_rounds = 0
 
-    def news(self) -> Iterator[RunResult]:
-        """Report fleets that were taken or finished since the last look."""
-        taken = self.leases.generations()
+    def new_results(self) -> Iterator[RunResult]:
+        """Report the fleets that started or finished since the last call, and yield the results of the latter."""
+        leased = self.leases.generations()
         for name, fleet in list(self.left.items()):
             done = all(self.store.has(spec.id) for spec in fleet)
-            if (done or name in taken) and name not in self.begun:
-                self.begun.add(name)
+            if (done or name in leased) and name not in self.started:
+                self.started.add(name)
                 self.reporter.started(fleet)
             if done:
                 del self.left[name]
@@ -182,67 +213,17 @@ class Watch:
                 self.reporter.finished(results)
                 yield from results
 
-    def next_round(self, jobs: Sequence[Any]) -> None:
-        """Look at how the jobs of a round ended.
-
-        Raises:
-            IclBenchError: what a job met that the user must change.
-            EngineError: where several rounds finished nothing.
-        """
+    def check_round(self, jobs: Sequence[Any]) -> None:
+        """Raise the error of a job that the user must correct, or EngineError after rounds that finished no fleet."""
         problems = [job.exception() or job.result() for job in jobs]
         for problem in problems:
             if isinstance(problem, IclBenchError):
                 raise problem
-        self.idle_rounds = 0 if len(self.left) < self.at_round or not jobs else self.idle_rounds + 1
-        self.at_round = len(self.left)
+        self.idle_rounds = 0 if len(self.left) < self.left_at_round or not jobs else self.idle_rounds + 1
+        self.left_at_round = len(self.left)
         if self.idle_rounds >= MOST_IDLE_ROUNDS:
             reason = next((str(problem).strip().splitlines()[-1] for problem in problems if problem), "no reason given")
             raise EngineError(
-                f"jobs must finish runs; {self.idle_rounds} rounds of them ended without; {reason}; see their logs in "
+                f"jobs must finish runs; {self.idle_rounds} rounds of jobs ended without; {reason}; see their logs in "
                 f"{self.store.root / 'slurm'}"
             )
-
-
-class Silent:
-    """Says nothing: whoever submitted the jobs watches the store."""
-
-    def planned(self, runs: int, done: int) -> None:
-        """Not told."""
-
-    def started(self, specs: Sequence[RunSpec]) -> None:
-        """Not told."""
-
-    def progressed(self, specs: Sequence[RunSpec], progress: Progress) -> None:
-        """Not told."""
-
-    def lost(self, specs: Sequence[RunSpec], reason: str) -> None:
-        """Not told."""
-
-    def finished(self, results: Sequence[RunResult]) -> None:
-        """Not told."""
-
-    def closed(self) -> None:
-        """Not told."""
-
-
-def attend(share: Share, start: int) -> IclBenchError | None:
-    """A job: takes fleets that nobody has in hand until none is left; returns what the user must change."""
-    interruption.listen(ENDINGS)
-    os.chdir(share.folder)
-    load_plugins()
-    plains = json.loads(share.fleets.read_text())
-    fleets = [[RunSpec.model_validate(one) for one in fleet] for fleet in plains]
-    store = Store(share.root)
-    crew = LocalCrew(share.machine, 1 if share.machine.device.type == "cpu" else max(1, cores() // share.workers))
-    supervisor = Supervisor(crew, share.workers, share.machine, share.limits)
-    queue = LeaseQueue(fleets, store, Leases(share.root, share.expiry), start)
-    try:
-        for _ in supervisor.carry_out(queue, store, Silent()):
-            pass
-    except interruption.Interrupted:
-        return None  # what is left is for the other jobs, or for the next round
-    except IclBenchError as error:
-        return error
-    finally:
-        supervisor.close()
-    return None

@@ -1,338 +1,289 @@
-"""A supervisor: gives fleets to workers, replaces those that are lost, and gives up what ends too many of them.
+"""Give fleets to workers, replace lost workers, and give up the fleets that end too many of them.
 
-It knows nothing of processes or networks: a crew hires workers and hears what they say. Nothing is shared between
-workers, each has at most one fleet in hand, and nothing here waits without a limit.
+A supervisor knows neither processes nor networks: a pool starts the workers and passes on their messages. Workers share
+nothing, each has at most one fleet, and every wait here has a limit.
 """
 
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import torch
 
 from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
-from icl_bench.harness.engines.messages import Beat, Finished, Gone, Message, Order, Raised, Ready, Told
-from icl_bench.harness.engines.queue import Item, Queue
-from icl_bench.harness.engines.worker import GRACE
+from icl_bench.harness.engines import messages
+from icl_bench.harness.engines.queues import FleetQueue, Item
 from icl_bench.harness.environment import make_manifest
-from icl_bench.harness.training.fleet import Machine, failed
+from icl_bench.harness.training.results import failed_result
+from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.events import Reporter
-from icl_bench.runs.record import Manifest, RunResult, Status
+from icl_bench.runs.record import RunResult, Status
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.attempt import finish_moves
 
 TICK = 0.5
-"""Seconds for which nothing may be heard before time limits are looked at."""
+"""Seconds to wait for messages before the time limits are checked."""
 MOST_LOSSES = 3
-"""Workers that a fleet may cost before it is given up, where it is the fleets that end workers."""
+"""Workers that a fleet may lose before it is given up, if the fleets themselves end workers."""
 MOST_UNDESERVED_LOSSES = 10
-"""The same where it is not: where at least three fleets that had cost workers ended well all the same."""
+"""The same limit if something else ends workers: if three fleets that lost workers have ended well all the same."""
 MOST_FAILED_STARTS = 10
 """Workers in a row that may end before they are ready."""
 
 
-class Worker(Protocol):
-    """A worker as its supervisor sees it."""
-
-    def give(self, order: Order) -> None:
-        """Give it a fleet; it must have none."""
-
-    def ask_to_end(self) -> None:
-        """Ask it to finish its step, save and end."""
-
-    def kill(self) -> None:
-        """End it at once, and clear away what is left of it."""
-
-
-class Crew(Protocol):
-    """How workers are had."""
-
-    def hire(self) -> Worker:
-        """Start a worker; it says when it is ready."""
-
-    def listen(self, workers: Sequence[Worker], seconds: float) -> Iterator[tuple[Worker, Message]]:
-        """What the workers say, waiting at most so long for the first word; `Gone` is the last word of a worker."""
-
-
-class Limits(NamedTuple):
-    """Seconds that a supervisor waits."""
-
-    fleet: float | None = None
-    """For a fleet to end; none for ever."""
-    silence: float = 60.0
-    """For a sign of life."""
-    start: float = 600.0
-    """For the first worker to be ready."""
-    grace: float = GRACE
-    """For workers to finish their step and save, when all is to stop."""
-
-
-DEFAULT_LIMITS = Limits()
-
-
 @dataclass
 class Usage:
-    """Where the time of the workers went, in seconds summed over workers."""
+    """The use of the workers' time, in seconds summed over workers."""
 
     start: float = 0.0
-    """From the first submission to the first worker ready; not summed."""
+    """Seconds from the first submission to the first worker ready; not a sum."""
     present: float = 0.0
-    """Ready, with or without a fleet, while there was something to do."""
+    """Time in which workers were ready, with or without a fleet, while fleets were left."""
     busy: float = 0.0
-    """In fleets that ended, as the workers saw it."""
+    """Time in fleets that ended, measured by the workers."""
     trips: float = 0.0
-    """From handing a fleet over to hearing of its end."""
+    """Time from the assignment of a fleet to the message that it ended."""
     fleets: int = 0
-    """Fleets that ended."""
+    """Number of fleets that ended."""
     lost: int = 0
-    """Workers that ended without being asked to."""
+    """Number of workers that ended although nobody asked them to."""
 
     @property
     def overhead(self) -> float:
-        """Seconds that a fleet spends on its way, from hand to hand, beyond its own time; 0 before one has ended."""
+        """Mean seconds between assignment and end of a fleet beyond its own time; 0 before a fleet has ended."""
         return (self.trips - self.busy) / self.fleets if self.fleets else 0.0
 
 
 @dataclass(eq=False)
-class Post:
-    """A worker and what it has in hand."""
+class WorkerSlot:
+    """A worker and its fleet."""
 
-    worker: Worker
-    heard: float
+    worker: messages.Worker
+    last_heard: float
+    """Time of the last message, on the clock of the submission."""
     ready: bool = False
     item: Item | None = None
-    since: float = 0.0
+    assigned_at: float = 0.0
+    """Time at which the fleet was assigned, on the same clock."""
 
 
 @dataclass
 class Supervisor:
-    """Workers of one engine, kept from one submission to the next."""
+    """An engine: up to `size` workers, kept from one submission to the next."""
 
-    crew: Crew
+    pool: messages.WorkerPool
     size: int
     machine: Machine
-    limits: Limits
+    limits: messages.Limits
     usage: Usage = field(default_factory=Usage)
-    posts: list[Post] = field(default_factory=list)
+    slots: list[WorkerSlot] = field(default_factory=list)
 
-    def carry_out(self, queue: Queue, store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Work until the queue is finished; however it ends, no worker is left with a fleet in hand."""
-        shift = Shift(self, queue, store, reporter)
+    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Run the fleets on the workers and yield their results."""
+        return self.run_queue(FleetQueue(fleets), store, reporter)
+
+    def run_queue(self, queue: FleetQueue, store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Run the fleets of a queue and yield their results; afterwards no worker has a fleet, even after an error."""
+        submission = Submission(self, queue, store, reporter)
         with interruption.deferred():
             try:
-                yield from shift.work()
+                yield from submission.run()
             except BaseException:
-                shift.break_off()
+                submission.stop_workers()
                 raise
             finally:
                 queue.close()
 
     def close(self) -> None:
-        """Let the workers go."""
-        for post in self.posts:
-            post.worker.kill()
-        self.posts.clear()
+        """End the workers and close the pool."""
+        for slot in self.slots:
+            slot.worker.kill()
+        self.slots.clear()
+        self.pool.close()
 
 
-class Shift:
-    """One submission: from the first fleet handed out to the last result."""
+class Submission:
+    """The work on one queue, from the first fleet assigned to the last result."""
 
-    def __init__(self, supervisor: Supervisor, queue: Queue, store: Store, reporter: Reporter) -> None:
-        self.crew, self.size, self.machine = supervisor.crew, supervisor.size, supervisor.machine
-        self.limits, self.usage, self.posts = supervisor.limits, supervisor.usage, supervisor.posts
+    def __init__(self, supervisor: Supervisor, queue: FleetQueue, store: Store, reporter: Reporter) -> None:
+        self.pool, self.size, self.machine = supervisor.pool, supervisor.size, supervisor.machine
+        self.limits, self.usage, self.slots = supervisor.limits, supervisor.usage, supervisor.slots
         self.queue, self.store, self.reporter = queue, store, reporter
-        self.clock = 0.0
-        self.began = self.last = time.monotonic()
-        self.staffed = 0.0
-        self.survivors = 0
+        self.clock = 0.0  # seconds, without the time in which this process was stopped or asleep
+        self.began = self.last_tick = time.monotonic()
+        self.last_ready = 0.0
+        self.survivors = 0  # fleets that lost workers and ended well
         self.failed_starts = 0
 
-    def work(self) -> Iterator[RunResult]:
-        """Hire, hand out, hear, look at the clock; until nothing is left."""
-        for post in self.posts:
-            post.heard = 0.0
+    def run(self) -> Iterator[RunResult]:
+        """Start workers, assign fleets, receive messages and check time limits, until no fleet is left."""
+        for slot in self.slots:
+            slot.last_heard = 0.0
         while self.queue.left():
-            interruption.check()
-            yield from self.staff()
-            yield from self.hear()
-            self.pass_time()
+            interruption.raise_if_interrupted()
+            yield from self.fill_slots()
+            yield from self.receive()
+            self.advance_clock()
             yield from self.enforce_limits()
             self.queue.keep()
 
-    def staff(self) -> Iterator[RunResult]:
-        """Hire as many workers as there is work and room for, and give each idle one a fleet."""
-        while len(self.posts) < min(self.size, self.queue.left()):
-            self.posts.append(Post(self.crew.hire(), self.clock))
-        for post in self.posts:
-            if post.ready and post.item is None:
+    def fill_slots(self) -> Iterator[RunResult]:
+        """Start a worker for each fleet that is left, up to the size of the pool, and give each idle worker a fleet."""
+        while len(self.slots) < min(self.size, self.queue.left()):
+            self.slots.append(WorkerSlot(self.pool.start(), self.clock))
+        for slot in self.slots:
+            if slot.ready and slot.item is None:
                 item = self.queue.take()
                 if item is None:
                     return
-                yield from self.hand_out(post, item)
+                yield from self.assign(slot, item)
 
-    def hand_out(self, post: Post, item: Item) -> Iterator[RunResult]:
-        """Give a worker a fleet, unless that has cost too many workers elsewhere."""
+    def assign(self, slot: WorkerSlot, item: Item) -> Iterator[RunResult]:
+        """Give a worker a fleet, or give the fleet up if it has lost too many workers in other processes."""
         self.reporter.started(item.specs)
-        post.since = self.clock
+        slot.assigned_at = self.clock
         if item.losses >= self.most_losses():
             self.queue.settle(item)
-            yield from self.give_up(item.specs, "crashed", f"lost {item.losses} workers, here or elsewhere", post)
+            yield from self.give_up(item.specs, "crashed", f"lost {item.losses} workers, here or elsewhere", slot)
             return
-        post.item = item
-        post.worker.give(Order(item.specs, self.store.root.resolve()))
+        slot.item = item
+        slot.worker.assign(messages.Order(item.specs, self.store.root.resolve()))
 
-    def hear(self) -> Iterator[RunResult]:
-        """Hear what the workers say."""
-        posts = {post.worker: post for post in self.posts}
-        for worker, message in self.crew.listen(list(posts), TICK):
-            self.pass_time()
-            posts[worker].heard = self.clock
-            yield from self.answer(posts[worker], message)
+    def receive(self) -> Iterator[RunResult]:
+        """Receive messages and act on each."""
+        slots = {slot.worker: slot for slot in self.slots}
+        for worker, message in self.pool.listen(list(slots), TICK):
+            self.advance_clock()
+            slots[worker].last_heard = self.clock
+            yield from self.handle(slots[worker], message)
 
-    def answer(self, post: Post, message: Message) -> Iterator[RunResult]:
-        """Do what a message asks for."""
+    def handle(self, slot: WorkerSlot, message: messages.Message) -> Iterator[RunResult]:
+        """Act on a message."""
         match message:
-            case Beat():
+            case messages.Heartbeat():
                 pass
-            case Ready():
-                self.welcome(post)
-            case Told(progress):
-                if post.item:
-                    self.reporter.progressed(post.item.specs, progress)
-            case Finished():
-                yield from self.finish(post, message)
-            case Raised(error):
+            case messages.Ready():
+                slot.ready = True
+                self.failed_starts = 0
+                self.usage.start = self.usage.start or time.monotonic() - self.began
+            case messages.ProgressReport(progress):
+                if slot.item:
+                    self.reporter.progressed(slot.item.specs, progress)
+            case messages.Finished():
+                yield from self.finish(slot, message)
+            case messages.FleetError(error):
                 raise error
-            case Gone(reason):
-                yield from self.lose(post, "crashed", reason)
+            case messages.WorkerLost(reason):
+                yield from self.replace(slot, "crashed", reason)
 
-    def welcome(self, post: Post) -> None:
-        """Note that a worker is ready."""
-        post.ready = True
-        self.failed_starts = 0
-        self.usage.start = self.usage.start or time.monotonic() - self.began
-
-    def finish(self, post: Post, done: Finished) -> Iterator[RunResult]:
-        """Take the results of a fleet."""
+    def finish(self, slot: WorkerSlot, done: messages.Finished) -> Iterator[RunResult]:
+        """Take the results of a fleet, and end the worker if it cannot be used again."""
         self.usage.fleets += 1
         self.usage.busy += done.seconds
-        self.usage.trips += self.clock - post.since
-        if post.item:
-            self.survivors += post.item.losses > 0
-            self.queue.settle(post.item)
-        post.item = None
-        if done.spoiled:
-            self.dismiss(post)
+        self.usage.trips += self.clock - slot.assigned_at
+        if slot.item:
+            self.survivors += slot.item.losses > 0
+            self.queue.settle(slot.item)
+        slot.item = None
+        if done.unusable:
+            self.stop(slot)
         self.reporter.finished(done.results)
         yield from done.results
 
-    def lose(self, post: Post, status: Status, reason: str) -> Iterator[RunResult]:
-        """Let a worker go that ended or fell silent; its fleet is done again, unless it cost too many workers."""
-        self.dismiss(post)
+    def replace(self, slot: WorkerSlot, status: Status, reason: str) -> Iterator[RunResult]:
+        """Remove a lost worker; queue its fleet again or give it up; raise EngineError after too many failed starts."""
+        self.stop(slot)
         self.usage.lost += 1
-        if not post.ready:
-            self.count_failed_start(reason)
-        if post.item is None:
-            return
-        rest = yield from self.salvage(post.item, reason)
-        losses, limit = post.item.losses + 1, self.most_losses()
-        self.queue.settle(post.item, post.item.after_loss(rest, limit) if rest and losses < limit else ())
-        if losses >= limit:
-            yield from self.give_up(rest, status, f"lost {losses} workers, the last: {reason}", post)
-
-    def most_losses(self) -> int:
-        """Workers that a fleet may cost: more where it seems that someone else ends them."""
-        return MOST_UNDESERVED_LOSSES if self.survivors >= MOST_LOSSES else MOST_LOSSES
-
-    def count_failed_start(self, reason: str) -> None:
-        """Note that a worker ended before it was ready; raises EngineError where no other has been ready for long."""
-        self.failed_starts += 1
-        if self.failed_starts >= MOST_FAILED_STARTS:
+        self.failed_starts += not slot.ready
+        if not slot.ready and self.failed_starts >= MOST_FAILED_STARTS:
             raise EngineError(
                 f"workers must start; {self.failed_starts} in a row did not, the last: {reason}; see what they wrote "
                 "above, or use --engine inline"
             )
+        if slot.item is None:
+            return
+        rest = yield from self.salvage(slot.item, reason)
+        losses, limit = slot.item.losses + 1, self.most_losses()
+        self.queue.settle(slot.item, slot.item.after_loss(rest, limit) if rest and losses < limit else ())
+        if losses >= limit:
+            yield from self.give_up(rest, status, f"lost {losses} workers, the last: {reason}", slot)
+
+    def most_losses(self) -> int:
+        """Return the number of workers that a fleet may lose: more if it seems that something else ends workers."""
+        return MOST_UNDESERVED_LOSSES if self.survivors >= MOST_LOSSES else MOST_LOSSES
 
     def salvage(self, item: Item, reason: str) -> Generator[RunResult, None, list[RunSpec]]:
-        """Take the runs of a lost fleet that are committed; returns the others."""
+        """Yield the committed results of a lost fleet; return the runs that have none."""
         self.reporter.lost(item.specs, reason)
         finish_moves(self.store.root)
         rest = [spec for spec in item.specs if not self.store.has(spec.id)]
-        yield from self.tell([self.store.load(spec.id).result for spec in item.specs if spec not in rest])
+        yield from self.report([self.store.load(spec.id).result for spec in item.specs if spec not in rest])
         return rest
 
-    def give_up(self, specs: Sequence[RunSpec], status: Status, detail: str, post: Post) -> Iterator[RunResult]:
-        """Record for each run that it cannot be carried out here."""
-        results = []
-        for spec in specs:
-            result = failed(spec, status, detail, time.perf_counter() - (self.clock - post.since))
-            results.append(self.store.begin(spec, self.manifest(len(specs))).commit(result))
-        yield from self.tell(results)
+    def give_up(self, specs: Sequence[RunSpec], status: Status, detail: str, slot: WorkerSlot) -> Iterator[RunResult]:
+        """Commit for each run the result that it could not be carried out."""
+        device = self.machine.device
+        is_here = device.type == "cpu" or torch.cuda.is_available()
+        manifest = make_manifest(device if is_here else torch.device("cpu"), self.machine.impl, len(specs))
+        if not is_here:
+            manifest = manifest.model_copy(update={"device": "a GPU elsewhere"})
+        seconds = self.clock - slot.assigned_at
+        failed = [(spec, failed_result(spec, status, detail, seconds)) for spec in specs]
+        yield from self.report([self.store.begin(spec, manifest).commit(result) for spec, result in failed])
 
-    def manifest(self, members: int) -> Manifest:
-        """The manifest of runs that are given up; the GPU may be one that this machine lacks."""
-        device, impl = self.machine.device, self.machine.impl
-        if device.type == "cpu" or torch.cuda.is_available():
-            return make_manifest(device, impl, members)
-        return make_manifest(torch.device("cpu"), impl, members).model_copy(update={"device": "a GPU elsewhere"})
-
-    def tell(self, results: Sequence[RunResult]) -> Iterator[RunResult]:
-        """Report results and pass them on."""
+    def report(self, results: Sequence[RunResult]) -> Iterator[RunResult]:
+        """Report results and yield them."""
         if results:
             self.reporter.finished(results)
         yield from results
 
-    def pass_time(self) -> None:
-        """Move the clock, which stands still while this process is stopped or asleep."""
+    def advance_clock(self) -> None:
+        """Advance the clock by at most two ticks, so that time in which this process is asleep does not count."""
         now = time.monotonic()
-        step, self.last = min(now - self.last, 2 * TICK), now
+        step, self.last_tick = min(now - self.last_tick, 2 * TICK), now
         self.clock += step
-        self.usage.present += step * sum(post.ready for post in self.posts)
+        self.usage.present += step * sum(slot.ready for slot in self.slots)
 
     def enforce_limits(self) -> Iterator[RunResult]:
-        """End workers that take too long or say nothing."""
-        if any(post.ready for post in self.posts):
-            self.staffed = self.clock
-        elif self.clock - self.staffed > self.limits.start:
+        """End workers whose fleet takes too long or that are silent; raises EngineError if none is ready in time."""
+        if any(slot.ready for slot in self.slots):
+            self.last_ready = self.clock
+        elif self.clock - self.last_ready > self.limits.start:
             raise EngineError(
-                f"a worker must be ready within {self.limits.start:.0f} s; none was; ask for fewer --workers, or look "
-                "at what keeps them waiting"
+                f"a worker must be ready within {self.limits.start:.0f} s; none was; ask for fewer workers, or look "
+                "for what delays them"
             )
-        for post in [post for post in self.posts if post.ready]:
-            if post.item and self.limits.fleet is not None and self.clock - post.since > self.limits.fleet:
-                yield from self.time_out(post, post.item, self.limits.fleet)
-            elif self.clock - post.heard > self.limits.silence:
-                yield from self.lose(post, "timeout", f"no sign of life for {self.limits.silence:g} s")
+        for slot in [slot for slot in self.slots if slot.ready]:
+            if slot.item and self.limits.fleet is not None and self.clock - slot.assigned_at > self.limits.fleet:
+                self.stop(slot)
+                rest = yield from self.salvage(slot.item, f"ended after {self.limits.fleet:g} s")
+                self.queue.settle(slot.item)  # for good: a second try would take as long
+                detail = f"not done after {self.limits.fleet:g} s, the timeout of the engine"
+                yield from self.give_up(rest, "timeout", detail, slot)
+            elif self.clock - slot.last_heard > self.limits.silence:
+                yield from self.replace(slot, "timeout", f"no sign of life for {self.limits.silence:g} s")
 
-    def time_out(self, post: Post, item: Item, limit: float) -> Iterator[RunResult]:
-        """End a worker whose fleet takes too long; the fleet would take as long again, so that this is its result."""
-        self.dismiss(post)
-        rest = yield from self.salvage(item, f"ended after {limit:g} s")
-        self.queue.settle(item)
-        yield from self.give_up(rest, "timeout", f"not done after {limit:g} s, the limit of --timeout", post)
+    def stop(self, slot: WorkerSlot) -> None:
+        """End a worker and remove its slot."""
+        self.slots.remove(slot)
+        slot.worker.kill()
 
-    def dismiss(self, post: Post) -> None:
-        """End a worker."""
-        self.posts.remove(post)
-        post.worker.kill()
-
-    def break_off(self) -> None:
-        """Let workers finish their step and save, for as long as the limit allows; then let all of them go."""
-        busy = {post.worker: post for post in self.posts if post.item}
+    def stop_workers(self) -> None:
+        """Let workers finish their step and save within the grace time; then end all of them."""
+        busy = {slot.worker: slot for slot in self.slots if slot.item}
         for worker in busy:
             worker.ask_to_end()
         end = time.monotonic() + self.limits.grace
         while busy and time.monotonic() < end:
-            for worker, message in self.crew.listen(list(busy), TICK):
-                if isinstance(message, Finished):
+            for worker, message in self.pool.listen(list(busy), TICK):
+                if isinstance(message, messages.Finished):
                     self.reporter.finished(message.results)
-                if isinstance(message, Finished | Raised | Gone):
+                if isinstance(message, messages.Finished | messages.FleetError | messages.WorkerLost):
                     busy.pop(worker)
-        for post in self.posts:
-            if post.item:
-                self.queue.settle(post.item, [post.item])
-            post.worker.kill()
-        self.posts.clear()
+        for slot in self.slots:
+            if slot.item:
+                self.queue.settle(slot.item, [slot.item])
+            slot.worker.kill()
+        self.slots.clear()

@@ -1,1 +1,1 @@
-"""Studies: the file that describes one, and the protocol that carries it out."""
+"""Studies: architectures of matched size, tuned and then measured on fresh seeds."""

@@ -1,273 +1,109 @@
-"""Studies: architectures matched in size, learning rates chosen on validation, fresh seeds measured.
+"""The protocol of a study: match sizes, choose learning rates on validation accuracy, measure fresh seeds.
 
-A study is a YAML file. It is expanded in two phases: `tune` runs a grid of learning rates on its own seeds and extends
-it until the best rate is interior; `measure` runs fresh seeds at the chosen rate. All runs are ordinary ones, found in
-the store by their identity, so that a study grows without redoing what is done.
+A study runs in two phases. Tuning trains a grid of learning rates on seeds of its own, and extends the grid until the
+best rate is an interior point. Measuring trains fresh seeds at the chosen rate. All runs are ordinary runs, found in
+the store by their ids, so that a study can grow without repeating a finished run.
 """
 
 import math
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
-from pydantic import Field, field_validator
-
-from icl_bench.errors import SpecError, StateBudgetError, UnknownNameError
-from icl_bench.harness.engines.base import Engine, run_all
-from icl_bench.harness.matching import Budget, Cut, Match, Quantity, Shape, match, parse_state
-from icl_bench.harness.resolve import Request, expand, make_task, parse_lrs, parse_seeds, split_pattern
-from icl_bench.registry import named_plugins
-from icl_bench.runs.events import Reporter
-from icl_bench.runs.rates import choose_rate, has_score, rate_score, validation_accuracy
+from icl_bench.errors import StateBudgetError
+from icl_bench.harness.executor import Executor
+from icl_bench.harness.matching import Budget, Match, Shape, match
+from icl_bench.harness.resolve import Request, expand_request, make_task, model_of, task_component
+from icl_bench.harness.study.file import Study
+from icl_bench.runs.rates import SCORED, choose_rate, rate_score, validation_accuracy
 from icl_bench.runs.record import RunRecord
-from icl_bench.runs.spec import Precision, RunSpec
+from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
-from icl_bench.schema import DOTTED, Frozen, build, nearest
 
 MOST_EXTENSIONS = 4
-"""Points by which a grid of learning rates may grow on either side."""
-MOST_BYTES = 1 << 16
-
-
-class MatchSpec(Frozen):
-    """What architectures are matched in."""
-
-    by: Quantity = "state"
-    """`state` elements, mixer `params`, or forward `flops` a token."""
-    cut: Cut = "width"
-    """`width`: widths are free; `degree`: the power alone is."""
-
-
-class Published(Frozen):
-    """A result that others published, drawn beside the measured ones."""
-
-    label: str
-    """What was measured."""
-    bytes: int = Field(ge=1)
-    """State as they count it."""
-    accuracy: float = Field(ge=0, le=1)
-    """Mean over the evaluated cells."""
-    source: str
-    """Where it stands."""
-    arch: str | None = None
-    """The architecture of the study that stands for it, as typed there."""
-
-
-class Study(Frozen):
-    """A study as its file says it."""
-
-    name: str
-    """Its name."""
-    question: str
-    """What it asks, in a sentence."""
-    hypotheses: tuple[str, ...] = ()
-    """What was expected, written down before it ran."""
-    conclusions: tuple[str, ...] = ()
-    """What its author concluded when it first ran: where, when, and what was not as expected."""
-    tasks: tuple[str, ...] = Field(min_length=1)
-    """Tasks, as typed on the command line."""
-    archs: tuple[str, ...] = Field(min_length=1)
-    """Architectures, as typed on the command line."""
-    sizes: tuple[str, ...] = ()
-    """Targets to match, as `16384` or `64KiB`; none to take the architectures as they are."""
-    match: MatchSpec = MatchSpec()
-    """What the sizes count."""
-    lr: str = "1e-4..1e-1/7"
-    """Grid of learning rates to tune over, as for --lr."""
-    tune_seeds: str = "1000"
-    """Seeds of the tuning runs."""
-    seeds: str = "0..4"
-    """Fresh seeds of the measuring runs."""
-    preset: str = "default"
-    """Settings, as for --preset."""
-    settings: tuple[str, ...] = ()
-    """Fields on top, as for --set."""
-    precision: Precision = "float32"
-    """Arithmetic."""
-    published: tuple[Published, ...] = ()
-    """Results to draw beside those measured."""
-
-    @field_validator("sizes", mode="before")
-    @classmethod
-    def _sizes_are_text(cls, value: object) -> object:
-        return tuple(str(size) for size in value) if isinstance(value, list | tuple) else value
+"""Largest number of points by which a grid of learning rates may grow on each side."""
 
 
 class Contender(NamedTuple):
-    """One architecture at one size on one task."""
+    """An architecture at one size on one task."""
 
     task: str
     arch: str
-    size: str | None
+    """Architecture as typed, with the matched dimensions written out."""
+    size: int | None
+    """Size to match; none if the architecture stays as typed."""
     matched: Match | None
 
 
-class Outcome(NamedTuple):
-    """What a study found."""
+class StudyOutcome(NamedTuple):
+    """The records that a finished study returns."""
 
     measured: list[RunRecord]
-    """Runs on fresh seeds at the chosen rates."""
+    """Runs on fresh seeds at the chosen learning rates."""
     tuning: list[RunRecord]
-    """Runs of the grid."""
+    """Runs of the grid of learning rates."""
     left_out: list[str]
-    """Contenders that could not be made, and why."""
+    """Reasons why some contenders could not be made, a message each."""
 
 
-class UniqueLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, in which a repeated key is an error."""
+class StudyPlan(NamedTuple):
+    """The runs of a study before its grids are extended."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases, which can blow a small file up."""
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse repeated keys, of which YAML would silently keep the last."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    runs: int
+    done: int
+    """Number of tuning runs that the store holds already."""
+    left_out: list[str]
+    """Reasons why some contenders could not be made, a message each."""
+    contenders: list[Contender]
+    left: list[list[RunSpec]]
+    """Unfinished runs of the two phases; measuring runs are listed at the first rate of the grid."""
 
 
-def load_study(source: str) -> Study:
-    """A study file, or a packaged study by name.
-
-    Raises:
-        SpecError: where the file cannot be read or says something impossible.
-        UnknownNameError: where no study has that name.
-    """
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
-        packaged = packaged_studies()
-        if source not in packaged:
-            hint = nearest(source, packaged)
-            raise UnknownNameError(f"no study is named {source!r}; {hint}known: {', '.join(packaged)}, or a .yaml file")
-        return parse_study(packaged[source], source)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"a study is a YAML file that can be read; {source}: {error}; check the path") from None
-    return parse_study(text, source)
-
-
-def packaged_studies() -> dict[str, str]:
-    """Text of each study that comes with the package, by name."""
-    folder = resources.files("icl_bench").joinpath("studies")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
-    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
-
-
-def parse_study(text: str, source: str) -> Study:
-    """Read the text of a study.
-
-    Raises:
-        SpecError: where it is no YAML mapping with the fields of a study.
-    """
-    if len(text.encode()) > MOST_BYTES:
-        raise SpecError(f"a study file has at most {MOST_BYTES} bytes; {source} has {len(text.encode())}; split it")
-    try:
-        plain = yaml.load(text, UniqueLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        problem = " ".join(str(error).split())
-        raise SpecError(f"a study is plain YAML without tags or aliases; {source}: {problem}; mend the file") from None
-    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
-        raise SpecError(f"a study is a YAML mapping; {source} is not; write name:, question:, tasks:, archs:")
-    study = build(Study, plain, source)
-    refuse_code(study, source)
-    return study
-
-
-def refuse_code(study: Study, source: str) -> None:
-    """Refuse layers of one's own whose module was not named with --plugin; raises SpecError.
-
-    A layer typed on the command line is the user's own word; a file may come from anyone.
-    """
-    for text in (*study.tasks, *study.archs):
-        for part in split_pattern(text):
-            dotted = DOTTED.fullmatch(part)
-            module = part.partition(":")[0]
-            if dotted and module not in named_plugins():
-                raise SpecError(
-                    f"a study file runs no code of its own; {source} names {part!r:.80}; allow that module with "
-                    f"`icl-bench --plugin {module:.60} sweep ...`"
-                )
-
-
-def contenders(study: Study) -> tuple[list[Contender], list[str]]:
-    """Every architecture at every size on every task, and those that cannot be made, with the reason."""
+def make_contenders(study: Study) -> tuple[list[Contender], list[str]]:
+    """Match every architecture to every size on every task; also return why some of them cannot be matched."""
     found, left_out = [], []
+    model = model_of(study.preset, study.settings)
     for task in study.tasks:
-        shape = shape_of(study, task)
+        length = max(cell.length for cell in make_task(task_component(task)).eval_cells)
+        shape = Shape(model.d_model, model.layers, length)
         for size in study.sizes or (None,):
             for arch in study.archs:
+                if size is None:
+                    found.append(Contender(task, arch, None, None))
+                    continue
                 try:
-                    found.append(contender(study, task, arch, size, shape))
+                    matched = match(arch, Budget(size, study.match.by, study.match.cut), shape)
+                    found.append(Contender(task, matched.arch, size, matched))
                 except StateBudgetError as error:
                     left_out.append(str(error))
     return found, left_out
 
 
-def contender(study: Study, task: str, arch: str, size: str | None, shape: Shape) -> Contender:
-    """One architecture, matched where there is a size to match; raises StateBudgetError."""
-    if size is None:
-        return Contender(task, arch, None, None)
-    matched = match(arch, Budget(parse_state(size), study.match.by, study.match.cut), shape)
-    return Contender(task, matched.arch, size, matched)
+def runs_of(study: Study, contender: Contender, lrs: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
+    """Return the run specifications of one contender at these learning rates and seeds."""
+    archs = [contender.arch]
+    return expand_request(Request(contender.task, archs, study.preset, lrs, seeds, study.precision, study.settings))
 
 
-def shape_of(study: Study, task: str) -> Shape:
-    """Model width, layers and longest evaluated length of a study on a task."""
-    request = Request(task, ["gated-conv"], study.preset, settings=study.settings)
-    spec = expand(request)[0]
-    length = max(cell.length for cell in make_task(spec.task).eval_cells)
-    return Shape(spec.model.d_model, spec.model.layers, length)
+def run_study(study: Study, executor: Executor) -> StudyOutcome:
+    """Tune the learning rates of all contenders, then measure each contender at its best rate."""
+    contenders, left_out = make_contenders(study)
+    tuning = tune(study, contenders, executor) if len(study.lr) > 1 else {}
+    chosen = {each: best_rate(tuning[each]) if tuning else study.lr[0] for each in contenders}
+    measuring = [spec for each in contenders for spec in runs_of(study, each, [chosen[each]], study.seeds)]
+    measured = executor.finish(measuring) if measuring else []
+    return StudyOutcome(measured, [record for records in tuning.values() for record in records], left_out)
 
 
-def label_in(study: Study, arch: str | None) -> str | None:
-    """How the records of a study name an architecture of it."""
-    return (
-        expand(Request(study.tasks[0], [arch], study.preset, settings=study.settings))[0].arch_label if arch else None
-    )
-
-
-def runs_of(study: Study, entrant: Contender, lrs: Sequence[float], seeds: str) -> list[RunSpec]:
-    """Runs of one contender."""
-    request = Request(
-        entrant.task, [entrant.arch], study.preset, lrs, parse_seeds(seeds), study.precision, study.settings
-    )
-    return expand(request)
-
-
-def run_study(study: Study, store: Store, engine: Engine, fleet_size: int, reporter: Reporter) -> Outcome:
-    """Tune, extend, measure.
-
-    Raises:
-        IclBenchError: where the study asks for something impossible.
-    """
-    entrants, left_out = contenders(study)
-    tuning = tune(study, entrants, store, engine, fleet_size, reporter) if len(parse_lrs(study.lr)) > 1 else {}
-    chosen = {entrant: best_rate(tuning[entrant]) if tuning else parse_lrs(study.lr)[0] for entrant in entrants}
-    measuring = [spec for entrant in entrants for spec in runs_of(study, entrant, [chosen[entrant]], study.seeds)]
-    measured = run_all(measuring, store, engine, fleet_size, reporter) if measuring else []
-    return Outcome(measured, [record for records in tuning.values() for record in records], left_out)
-
-
-def tune(
-    study: Study, entrants: Sequence[Contender], store: Store, engine: Engine, fleet_size: int, reporter: Reporter
-) -> dict[Contender, list[RunRecord]]:
-    """Runs of the grid of each contender, extended until its best rate is interior."""
-    grids = {entrant: parse_lrs(study.lr) for entrant in entrants}
+def tune(study: Study, contenders: Sequence[Contender], executor: Executor) -> dict[Contender, list[RunRecord]]:
+    """Train each contender on its grid of learning rates, and extend the grid until the best rate is interior."""
+    grids = dict.fromkeys(contenders, study.lr)
     tuning: dict[Contender, list[RunRecord]] = {}
-    for _ in range(2 * MOST_EXTENSIONS + 1 if entrants else 0):
-        wanted = {entrant: runs_of(study, entrant, grids[entrant], study.tune_seeds) for entrant in entrants}
-        flat = [spec for specs in wanted.values() for spec in specs]
-        by_id = {record.result.id: record for record in run_all(flat, store, engine, fleet_size, reporter)}
-        tuning = {entrant: [by_id[spec.id] for spec in specs] for entrant, specs in wanted.items()}
-        grown = {entrant: extended(grids[entrant], tuning[entrant], parse_lrs(study.lr)) for entrant in entrants}
+    for _ in range(2 * MOST_EXTENSIONS + 1 if contenders else 0):
+        wanted = {each: runs_of(study, each, grids[each], study.tune_seeds) for each in contenders}
+        records = executor.finish([spec for specs in wanted.values() for spec in specs])
+        by_id = {record.result.id: record for record in records}
+        tuning = {each: [by_id[spec.id] for spec in specs] for each, specs in wanted.items()}
+        grown = {each: extend_grid(grids[each], best_rate(tuning[each]), study.lr) for each in contenders}
         if grown == grids:
             break
         grids = grown
@@ -275,45 +111,35 @@ def tune(
 
 
 def best_rate(records: Sequence[RunRecord]) -> float:
-    """The rate chosen from the tuning runs of one contender."""
+    """Choose the learning rate of one contender from the records of its tuning runs."""
     rates: dict[float, list[float]] = {record.result.lr: [] for record in records}
     for record in records:
-        if has_score(record):
+        if record.result.status in SCORED:
             rates[record.result.lr].append(validation_accuracy(record))
     return choose_rate({rate: rate_score(accuracies) for rate, accuracies in rates.items()})
 
 
-def extended(grid: Sequence[float], records: Sequence[RunRecord], first: Sequence[float]) -> list[float]:
-    """The grid, with a point more on the side where the best rate is the last, as long as it may grow."""
-    ordered = sorted(grid)
+def extend_grid(grid: tuple[float, ...], best: float, first: Sequence[float]) -> tuple[float, ...]:
+    """Add a learning rate beyond the best one if that is the lowest or highest of the grid and growth is allowed.
+
+    The grid before any extension, `first`, sets the ratio of neighbouring rates and the limits of growth.
+    """
+    ordered = tuple(sorted(grid))
     if len(ordered) < 2 or len(ordered) >= len(first) + 2 * MOST_EXTENSIONS:
-        return list(grid)
-    best = best_rate(records)
+        return grid
     ratio = math.exp(math.log(max(first) / min(first)) / (len(first) - 1))
     if best == ordered[0] and best > min(first) / ratio ** (MOST_EXTENSIONS - 0.5):
-        return [float(f"{best / ratio:.6g}"), *ordered]
+        return (float(f"{best / ratio:.6g}"), *ordered)
     if best == ordered[-1] and best < max(first) * ratio ** (MOST_EXTENSIONS - 0.5):
-        return [*ordered, float(f"{best * ratio:.6g}")]
-    return list(grid)
+        return (*ordered, float(f"{best * ratio:.6g}"))
+    return grid
 
 
-class Plan(NamedTuple):
-    """How much a study is, before extensions."""
-
-    runs: int
-    done: int
-    left_out: list[str]
-    entrants: list[Contender]
-    left: list[list[RunSpec]]
-    """Runs that are not done: those that tune, and those that measure, at the first rate."""
-
-
-def plan(study: Study, store: Store) -> Plan:
-    """Count the runs of a study, as far as they are known before tuning: a measuring run is counted at any rate."""
-    entrants, left_out = contenders(study)
-    rates = parse_lrs(study.lr) if len(parse_lrs(study.lr)) > 1 else []
-    grid = [spec for entrant in entrants if rates for spec in runs_of(study, entrant, rates, study.tune_seeds)]
-    first = parse_lrs(study.lr)[:1]
-    measuring = [spec for entrant in entrants for spec in runs_of(study, entrant, first, study.seeds)]
+def plan_study(study: Study, store: Store) -> StudyPlan:
+    """Count the runs of a study before tuning; the measuring runs are counted at the first learning rate."""
+    contenders, left_out = make_contenders(study)
+    rates = study.lr if len(study.lr) > 1 else ()
+    grid = [spec for each in contenders if rates for spec in runs_of(study, each, rates, study.tune_seeds)]
+    measuring = [spec for each in contenders for spec in runs_of(study, each, study.lr[:1], study.seeds)]
     left = [[spec for spec in runs if not store.has(spec.id)] for runs in (grid, measuring)]
-    return Plan(len(grid) + len(measuring), len(grid) - len(left[0]), left_out, entrants, left)
+    return StudyPlan(len(grid) + len(measuring), len(grid) - len(left[0]), left_out, contenders, left)

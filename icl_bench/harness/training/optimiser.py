@@ -1,4 +1,7 @@
-"""AdamW over a fleet: every parameter is [M, ...], every member has its own rate, decay, clipping and fate."""
+"""AdamW over a fleet, and the rule by which a loss that explodes counts as diverged.
+
+Parameters are [M, ...]; each member has its own learning rate, decay and clipping.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,22 +9,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from icl_bench.architectures.layers import decays
 from icl_bench.kernels.fleet.adamw import adamw_step
-from icl_bench.kernels.fleet.layout import Fleet, Layout, Slots
+from icl_bench.kernels.fleet.layout import MemberState, OptimiserBuffers, ParameterLayout
+from icl_bench.kernels.fleet.monitored_means import LossLimit, monitored_means
 from icl_bench.runs.spec import TrainSpec
+
+LOSS_LIMIT = LossLimit(factor=10.0, margin=10.0, patience=50)
+"""A loss has exploded once it is above factor x its first value + margin for `patience` steps in a row."""
+
+
+class DivergenceMonitor:
+    """Sums and history of the losses of a fleet of M members, on the device; each step writes them in place."""
+
+    def __init__(self, members: int, device: torch.device) -> None:
+        self.sums = torch.zeros(2, members, device=device, dtype=torch.float64)
+        """Sums of mean losses and of mean hits over the steps, [2, M]."""
+        self.history = torch.zeros(2, members, device=device)
+        """First mean loss (-1 before the first step) and steps in a row above the limit, [2, M]."""
+        self.history[0] = -1.0
+
+    def mean_losses(self, losses: Tensor, hits: Tensor) -> Tensor:
+        """Average losses and hits [M, B S] into the sums; return the mean losses [M], infinite if exploded."""
+        return monitored_means(losses, hits, self.sums, self.history, LOSS_LIMIT)
 
 
 class FleetAdamW:
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), a warm-up and a cosine.
 
-    Parameters, gradients and moments lie in flat buffers; the parameters become views of theirs. Works on device
-    tensors throughout, the step counter included, so that a step can be captured in a graph. A member whose loss or
-    gradient is not finite is never updated again; the others do not notice.
+    Parameters, gradients and moments lie in flat buffers, of which the parameters become views. A step works on device
+    tensors alone, the step counter included, so that a CUDA graph can hold it. A member whose loss or gradient is not
+    finite is never updated again; the other members are not affected.
 
     Args:
         parameters: [M, ...] float32 each.
-        specs: How each member is trained; rates and decays may differ.
-        working: A type that matrices are rounded to for the forward pass, once a step; None to use them as they are.
+        specs: Training of each member; learning rates and decays may differ.
+        working: Type that matrices are rounded to for the forward pass, once a step; None to use them as they are.
     """
 
     def __init__(
@@ -31,68 +54,59 @@ class FleetAdamW:
         self.shared = specs[0]
         device = self.parameters[0].device
         self.shapes = [parameter.shape for parameter in self.parameters]
-        self.layout = Layout(len(specs), tuple(shape[1:].numel() for shape in self.shapes))
+        exempt = tuple(i for i, parameter in enumerate(self.parameters) if not decays(parameter))
+        self.layout = ParameterLayout(len(specs), tuple(shape[1:].numel() for shape in self.shapes), exempt)
         flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
         copy = None if working is None else flat.to(working)
         gradients = torch.zeros_like(flat if copy is None else copy)
-        self.slots = Slots(flat, gradients, torch.zeros_like(flat), torch.zeros_like(flat), copy)
+        self.buffers = OptimiserBuffers(flat, gradients, torch.zeros_like(flat), torch.zeros_like(flat), copy)
         for parameter, view in zip(self.parameters, self.views(flat), strict=True):
             parameter.data = view
         self.tiles = self.layout.tiles().to(device)
-        self.state = Fleet(
+        self.state = MemberState(
             losses=torch.zeros(len(specs), device=device),
             steps=torch.zeros((), device=device, dtype=torch.int64),
             table=schedule_table(self.shared).to(device),
             peak=torch.tensor([spec.lr for spec in specs], device=device),
             decay=torch.tensor([spec.weight_decay for spec in specs], device=device),
-            alive=torch.ones(len(specs), device=device, dtype=torch.bool),
-            died_at=torch.zeros(len(specs), device=device, dtype=torch.int64),
+            active=torch.ones(len(specs), device=device, dtype=torch.bool),
+            diverged_at=torch.zeros(len(specs), device=device, dtype=torch.int64),
         )
-        self.working = self.working_copies()
+        self.working: list[Tensor] = list(self.parameters)
+        """Parameters as the forward pass uses them: rounded copies of matrices, vectors as they are."""
+        if copy is not None:
+            copies = [view.detach().requires_grad_() for view in self.views(copy)]
+            self.working = [own if own.dim() > 2 else full for own, full in zip(copies, self.parameters, strict=True)]
         self.ones = torch.ones_like(self.state.losses)
-        self.gradients, self.means = self.views(gradients), self.views(self.slots.means)
+        self.gradients, self.means = self.views(gradients), self.views(self.buffers.means)
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """A flat buffer as tensors of the shapes of the parameters."""
+        """View a flat buffer as tensors of the shapes of the parameters."""
         return self.layout.views(flat, self.shapes)
 
-    def working_copies(self) -> list[Tensor]:
-        """What the forward pass uses for each parameter: a rounded copy of a matrix, a vector as it is."""
-        if self.slots.working is None:
-            return list(self.parameters)
-        copies = [view.detach().requires_grad_() for view in self.views(self.slots.working)]
-        return [copy if copy.dim() > 2 else own for copy, own in zip(copies, self.parameters, strict=True)]
-
-    @property
-    def died_at(self) -> Tensor:
-        """Step at which a member's loss or gradient was first not finite, [M]; 0 where it never was."""
-        return self.state.died_at
-
     def differentiate(self, losses: Tensor) -> None:
-        """Fill the gradients, from the losses [M]."""
+        """Write the gradients of the losses [M] into their buffer."""
         found = torch.autograd.grad(losses, self.working, self.ones, materialize_grads=True)
-        # Copied in one launch for each type that there is.
+        # One launch for each type of gradient.
         for kind in {gradient.dtype for gradient in found}:
-            pairs = [(view, own) for view, own in zip(self.gradients, found, strict=True) if own.dtype == kind]
-            torch._foreach_copy_([view for view, _ in pairs], [own for _, own in pairs])
+            pairs = [(view, new) for view, new in zip(self.gradients, found, strict=True) if new.dtype == kind]
+            torch._foreach_copy_([view for view, _ in pairs], [new for _, new in pairs])
 
     @torch.no_grad()
     def step(self, losses: Tensor) -> None:
-        """Update from the gradients in place; losses [M] tell which members are still finite."""
-        spec = self.shared
+        """Update the parameters from the gradients, in place; a member whose loss [M] is not finite stays as it is."""
+        spec, state = self.shared, self.state._replace(losses=losses)
         adamw_step(
-            self.slots,
-            self.state._replace(losses=losses),
-            self.layout,
-            tiles=self.tiles,
-            beta1=spec.beta1,
-            beta2=spec.beta2,
-            clip=spec.clip,
+            self.buffers, state, self.layout, tiles=self.tiles, beta1=spec.beta1, beta2=spec.beta2, clip=spec.clip
         )
 
 
 def schedule_table(spec: TrainSpec) -> Tensor:
-    """By step, from 0: the learning rate relative to its peak, a linear rise, then half a cosine; 1 - beta^step."""
+    """Return the schedule by step, from 0: [steps + 1, 3].
+
+    The columns are the learning rate relative to its peak, a linear rise and then half a cosine, and the bias
+    corrections 1 - beta1^step and 1 - beta2^step.
+    """
     steps = torch.arange(spec.steps + 1, dtype=torch.float64)
     rise = max(1.0, spec.warmup * spec.steps)
     along = ((steps - rise) / max(1.0, spec.steps - rise)).clamp(0.0, 1.0)

@@ -1,254 +1,217 @@
-"""One fleet on a device: M runs of the same shape, one step at a time."""
+"""A fleet on a device: M runs of the same shape, trained one step at a time.
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+A training step, in order:
+
+1. `Trainer.step` picks the cell whose turn it is; the order of the cells is known from the start.
+2. `BatchQueue.refill`, on the first step and then every `steps` steps of a cell, makes the examples of the next steps:
+   `random.row_keys` of seed and index, then `Task.sample`.
+3. `BatchQueue.take` serves the batch of this step: inputs [M, B, T], positions [M, B, S], targets [M, B, S].
+4. `WorkingModel.scores` runs `Backbone.scores` in the run's precision: embedding, layers, the last norm at the scored
+   positions.
+5. `Interface.score` gives losses and hits [M, B, S]: the cross-entropy of tokens, the squared error of vectors.
+6. `DivergenceMonitor.mean_losses` averages them for each member, [M], adds the means to its sums, and makes a loss
+   that has exploded infinite.
+7. `FleetAdamW.differentiate` writes the gradients of all members into one flat buffer.
+8. `FleetAdamW.step` clips each member's gradient, marks members whose loss or gradient is not finite as diverged,
+   updates the others, and rounds their parameters to the working copies of the next step.
+9. `TrainingLoop` (loop.py) reads the sums now and then. Nothing before this point waits for the device, so that 2 and
+   3 to 8 are two CUDA graphs a cell.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from icl_bench.architectures.backbone import Backbone, VectorBackbone, Vectors
+from icl_bench.architectures.backbone import Backbone
+from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
-from icl_bench.harness.training.data import Feed, Split, cell_order, training_set_size
-from icl_bench.harness.training.divergence import make_watch, mean_losses
-from icl_bench.harness.training.evaluate import CellOutcome, batches, best_floors, evaluate, evaluate_controls
-from icl_bench.harness.training.generate import FreeRunning, is_recurrent, run_freely
-from icl_bench.harness.training.graphs import StepGraphs
-from icl_bench.harness.training.members import Part, copy_members
-from icl_bench.harness.training.optimiser import FleetAdamW
-from icl_bench.harness.training.precision import WorkingModel, working_dtype
-from icl_bench.harness.training.supply import Supply, steps_at_once
+from icl_bench.harness.training import batches
+from icl_bench.harness.training.evaluate import best_floors, evaluate, evaluate_controls, evaluation_pieces
+from icl_bench.harness.training.generate import FreeRunning, run_freely
+from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetAdamW
+from icl_bench.harness.training.precision import WorkingModel
+from icl_bench.harness.training.results import cell_scores
 from icl_bench.kernels.backends import has_triton
-from icl_bench.kernels.fleet.layout import Layout
+from icl_bench.runs.record import CellScore
 from icl_bench.runs.spec import RunSpec
-from icl_bench.tasks import Batch, ContinuousTask
+from icl_bench.tasks import Batch, Cell
 
-Value = TypeVar("Value")
+WARM_STEPS = 2
+"""Eager steps of a cell before its capture, in which libraries and kernels initialise."""
+
+
+class Machine(NamedTuple):
+    """The device of a fleet and its kernels; nothing here changes a run's numbers beyond rounding."""
+
+    device: torch.device
+    impl: str = "auto"
+    """Kernel implementation, `auto` for the best on the device."""
+    graphs: bool = True
+    """Capture training steps on a CUDA device in graphs."""
+
+
+class StepGraphs:
+    """Run work on a cell by replaying its graph; the first steps of a cell run eagerly and count like any other.
+
+    If the device is None, everything runs eagerly.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device = device
+        self.warm_steps: dict[int, int] = {}
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.stream = None if device is None else torch.cuda.Stream(device)
+
+    def run(self, work: Callable[[int], None], cell: int) -> None:
+        """Do the work on the cell of this index; the work is the same in every call and never waits for the device."""
+        if self.stream is None:
+            work(cell)
+            return
+        warm_steps = self.warm_steps.get(cell, 0)
+        if warm_steps < WARM_STEPS:
+            self.warm_steps[cell] = warm_steps + 1
+            # Eagerly, on the stream that will capture the work, in order with the current stream.
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.stream):
+                work(cell)
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            return
+        if cell not in self.graphs:
+            self.graphs[cell] = self.capture(work, cell)
+        self.graphs[cell].replay()
+
+    def capture(self, work: Callable[[int], None], cell: int) -> torch.cuda.CUDAGraph:
+        """Record the work without running it; all graphs share one memory pool, since no two run at once."""
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+            work(cell)
+        return graph
 
 
 class Trainer:
-    """A fleet and everything its steps need.
+    """The models, the optimiser and the batches of a fixed set of members, which are runs of one fleet key."""
 
-    Members whose training has diverged are never updated again. Once they are half of those in the work, the work goes
-    on without them; what is told of a fleet has all its members in their order all the same.
-
-    Args:
-        specs: Runs of one fleet key.
-        device: Where to train.
-        impl: Kernel implementation, `auto` for the best there.
-        graphs: Whether steps on a CUDA device are captured in graphs.
-    """
-
-    def __init__(self, specs: Sequence[RunSpec], device: torch.device, impl: str, graphs: bool = True) -> None:
-        first = specs[0]
-        assert all(spec.fleet_key() == first.fleet_key() for spec in specs)
-        self.specs, self.spec, self.device, self.impl = list(specs), first, device, impl
-        self.captured = graphs and device.type == "cuda"
-        self.task = make_task(first.task)
+    def __init__(self, specs: Sequence[RunSpec], machine: Machine) -> None:
+        self.specs, self.spec, self.machine, self.device = list(specs), specs[0], machine, machine.device
+        assert all(spec.fleet_key() == self.spec.fleet_key() for spec in specs)
+        self.task = make_task(self.spec.task)
         self.cells = self.task.train_cells
-        self.order = cell_order(self.cells, first.train.steps)
-        self.done = 0
-        self.left: dict[str, Tensor] = {}
-        self.means = [[0.0] * len(self.specs), [0.0] * len(self.specs)]
-        self.accuracies: dict[str, list[float]] = {}
-        self.assemble(list(range(len(self.specs))))
+        self.cell_of_step = batches.cell_order(self.cells, self.spec.train.steps)
+        self.done = 0  # steps
 
-    def assemble(self, present: list[int]) -> None:
-        """Set up these members at their start, and their graphs."""
-        self.present, self.at_work = present, [self.specs[member] for member in present]
-        self.model = self.make_model(self.impl).to(self.device)
-        self.optimiser = FleetAdamW(
-            list(self.model.parameters()), [spec.train for spec in self.at_work], working_dtype(self.spec.precision)
-        )
-        self.working = WorkingModel(self.model, self.optimiser.working, self.spec.precision)
-        self.train_feeds = [self.feed(cell.label, "train") for cell in self.cells]
-        self.watch = make_watch(len(present), self.device)
-        self.supplies = [self.supply(which) for which in range(len(self.cells))]
-        self.validation: list[tuple[Feed, list[Batch]]] = []
-        self.updates = StepGraphs(self.update, self.device) if self.captured else None
-        self.refills = StepGraphs(self.refill, self.device) if self.captured else None
+        self.layers = [make_arch(component) for component in self.spec.layer_components]
+        seeds = [spec.seed for spec in specs]
+        self.model = Backbone(seeds, self.task.interface, self.layers, self.spec.model, machine.impl).to(self.device)
+        trained = list(self.model.parameters())
+        rounded = torch.bfloat16 if self.spec.precision == "bfloat16" else None
+        self.optimiser = FleetAdamW(trained, [spec.train for spec in specs], rounded)
+        self.working_model = WorkingModel(self.model, self.optimiser.working, self.spec.precision)
+        self.monitor = DivergenceMonitor(len(specs), self.device)
+        self.queues = [self.make_queue(cell) for cell in range(len(self.cells))]
+        self.validation: list[tuple[batches.ExampleStream, list[Batch]]] = []
+        self.captured = machine.graphs and self.device.type == "cuda"
+        self.refill_graphs = StepGraphs(self.device if self.captured else None)
+        self.update_graphs = StepGraphs(self.device if self.captured else None)
 
-    def make_model(self, impl: str) -> Backbone:
-        """The models with their first parameters, on the CPU."""
-        spec, seeds = self.spec, [spec.seed for spec in self.at_work]
-        width = spec.model.d_model
-        layers = [make_arch(component) for component in spec.layer_components]
-        if isinstance(self.task, ContinuousTask):
-            vectors = Vectors(self.task.width_in, self.task.width_out, self.task.grade)
-            return VectorBackbone(seeds, vectors, width, layers, round(spec.model.mlp * width), impl)
-        model = spec.model
-        return Backbone(
-            seeds,
-            self.task.vocabulary,
-            width,
-            layers,
-            round(model.mlp * width),
-            model.tied,
-            impl,
-            model.embedding_scale,
+    def make_stream(self, label: str, split: batches.Split) -> batches.ExampleStream:
+        """Make the stream of examples of the cell of this label and a split."""
+        return batches.ExampleStream(
+            self.task, self.task.cell(label), split, [spec.data_seed for spec in self.specs], self.device
         )
 
-    def feed(self, label: str, split: Split) -> Feed:
-        """Examples of a cell and split."""
-        return Feed(self.task, self.task.cell(label), split, [spec.data_seed for spec in self.at_work], self.device)
-
-    def supply(self, which: int) -> Supply:
-        """Training batches of the cell of that index."""
-        cell, train, members = self.cells[which], self.spec.train, len(self.present)
-        size = training_set_size(self.cells, cell, train.examples)
-        steps = steps_at_once(members * train.batch * cell.length, self.order.count(which))
-        sort = has_triton(self.watch.sums) and not isinstance(self.task, ContinuousTask)
-        return Supply(self.train_feeds[which], train.batch, members, size, steps, sort)
+    def make_queue(self, index: int) -> batches.BatchQueue:
+        """Make the queue of training batches of the cell of this index."""
+        cell, train = self.cells[index], self.spec.train
+        size = batches.training_set_size(self.cells, cell, train.examples)
+        steps = batches.steps_per_refill(len(self.specs) * train.batch * cell.length, self.cell_of_step.count(index))
+        sort = has_triton(self.monitor.sums) and self.task.interface.sorts_tokens
+        return batches.BatchQueue(self.make_stream(cell.label, "train"), train.batch, size, steps, sort)
 
     def step(self) -> None:
-        """One update of every member, on the cell whose turn it is; never waits for the device."""
-        which = self.order[self.done]
+        """Update every member once, on the cell whose turn it is; never waits for the device."""
+        cell = self.cell_of_step[self.done]
         self.done += 1
-        if self.supplies[which].due():
-            self.run(self.refill, self.refills, which)
-        self.run(self.update, self.updates, which)
+        if self.queues[cell].count_step():
+            self.run_refill(cell)
+        self.run_update(cell)
 
-    def run(self, work: Callable[[int], None], graphs: StepGraphs | None, which: int) -> None:
-        """Do the work on the cell of that index, by its graph where there are graphs."""
-        if graphs is None:
-            work(which)
-        else:
-            graphs.run(which)
+    def run_refill(self, cell: int) -> None:
+        """Make the next batches of a cell, by its graph on a CUDA device."""
+        self.refill_graphs.run(lambda index: self.queues[index].refill(), cell)
 
-    def refill(self, which: int) -> None:
-        """Make the next batches of the cell of that index."""
-        self.supplies[which].refill()
+    def run_update(self, cell: int) -> None:
+        """Update every member on the next batch of a cell, by its graph on a CUDA device."""
+        self.update_graphs.run(self.update, cell)
 
-    def update(self, which: int) -> None:
-        """One update on the cell of that index; device tensors throughout, so that a graph can hold it."""
-        scores = self.working.scores(*self.supplies[which].take())
-        losses = mean_losses(scores.losses.flatten(1), scores.hits.flatten(1), self.watch)
-        self.optimiser.differentiate(losses)
-        self.optimiser.step(losses.detach())
+    def update(self, cell: int) -> None:
+        """Update every member on the next batch of a cell; on device tensors alone, so that a graph can hold it."""
+        batch = self.queues[cell].take()  # inputs [M, B, T], positions [M, B, S], targets [M, B, S]
+        losses, hits = self.working_model.scores(*batch)  # [M, B, S]
+        mean = self.monitor.mean_losses(losses.flatten(1), hits.flatten(1))  # [M]
+        self.optimiser.differentiate(mean)
+        self.optimiser.step(mean.detach())
 
     @property
-    def layout(self) -> Layout:
-        """How the parameters of all members would lie."""
-        return self.optimiser.layout._replace(members=len(self.specs))
-
-    @property
-    def died_at(self) -> list[int]:
-        """By member: the step at which its training was found to have diverged; 0 where it never was."""
-        left = self.left["died_at"].tolist() if self.left else [0] * len(self.specs)
-        return self.spread(self.optimiser.died_at.tolist(), left)
-
-    def spread(self, own: Sequence[Value], others: Sequence[Value]) -> list[Value]:
-        """What is said of the members at work, in its place among what is said of all."""
-        whole = list(others)
-        for member, value in zip(self.present, own, strict=True):
-            whole[member] = value
-        return whole
-
-    def drop_dead(self) -> None:
-        """Go on without the members that have diverged, once they are half of those at work; waits for the device."""
-        died = self.optimiser.died_at.tolist()
-        alive = [member for member, step in zip(self.present, died, strict=True) if not step]
-        if alive and 2 * len(alive) <= len(self.present):
-            self.left = {name: tensor.cpu() for name, tensor in self.state().items()}
-            self.updates = self.refills = None
-            self.assemble(alive)
-            self.go_to(self.done, self.left)
-
-    @torch.no_grad()
-    def go_to(self, step: int, kept: Mapping[str, Tensor]) -> None:
-        """Take the members at work from their start to where all members were after that step."""
-        self.done = step
-        copy_members(Part(kept, self.layout, self.present), self.part())
-        for which, supply in enumerate(self.supplies):
-            supply.skip(self.order[:step].count(which))
-
-    def part(self) -> Part:
-        """What steps change, of the members at work."""
-        slots, fleet = self.optimiser.slots, self.optimiser.state
-        kept = {"parameters": slots.parameters, "means": slots.means, "squares": slots.squares}
-        kept |= {"sums": self.watch.sums, "course": self.watch.course}
-        kept |= {"steps": fleet.steps, "alive": fleet.alive, "died_at": fleet.died_at}
-        kept |= {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
-        kept |= {} if slots.working is None else {"working": slots.working}
-        return Part(kept, self.optimiser.layout, range(len(self.present)))
-
-    @torch.no_grad()
-    def state(self) -> dict[str, Tensor]:
-        """Everything that steps change, of all members; batches follow from the number of steps."""
-        part = self.part()
-        if not self.left:
-            return dict(part.tensors)
-        whole = {name: tensor.clone() for name, tensor in self.left.items()}
-        copy_members(part, Part(whole, self.layout, self.present))
-        return whole
-
-    def restore(self, step: int, kept: Mapping[str, Tensor]) -> None:
-        """Go to where a fleet of these members was after that step, from before its first step."""
-        self.go_to(step, kept)
-        self.drop_dead()
-
-    def totals(self) -> Tensor:
-        """Sums of mean loss and accuracy over the steps since the last `take_means`, on the CPU, [2, M]."""
-        whole = torch.full((2, len(self.specs)), torch.nan, dtype=torch.float64)
-        whole[:, self.present] = self.watch.sums.cpu()
-        return whole
+    def diverged_at(self) -> list[int]:
+        """Step at which each member was found to have diverged, 0 for active members; waits for the device."""
+        steps: list[int] = self.optimiser.state.diverged_at.tolist()
+        return steps
 
     def take_means(self, steps: int) -> tuple[list[float], list[float]]:
-        """Mean loss and accuracy of each member over the last `steps` steps; starts anew.
-
-        Of a member that was dropped before, they are the last that there are.
-        """
-        own = (self.watch.sums / max(1, steps)).tolist()
-        self.means = [self.spread(new, old) for new, old in zip(own, self.means, strict=True)]
-        self.watch.sums.zero_()
-        return self.means[0], self.means[1]
+        """Return the mean loss and accuracy of each member over the last `steps` steps, and reset their sums."""
+        losses, accuracies = (self.monitor.sums / max(1, steps)).tolist()
+        self.monitor.sums.zero_()
+        return losses, accuracies
 
     def validate(self) -> dict[str, list[float]]:
-        """Validation accuracy by cell and member; the examples are made once and kept. Then drops the dead, if many.
-
-        Of a member that was dropped before, it is the last measured: it is no longer updated.
-        """
-        count, members = self.spec.evaluation.validation, len(self.present)
+        """Return the validation accuracy of each member by label of cell; the examples are made once and kept."""
         if not self.validation:
-            feeds = [self.feed(cell.label, "val") for cell in self.task.eval_cells]
-            self.validation = [(feed, list(batches(feed, count, members))) for feed in feeds]
-        for feed, kept in self.validation:
-            label, own = feed.cell.label, evaluate(self.working, feed, kept).accuracy
-            self.accuracies[label] = self.spread(own, self.accuracies.get(label, [0.0] * len(self.specs)))
-        self.drop_dead()
-        return dict(self.accuracies)
+            streams = [self.make_stream(cell.label, "val") for cell in self.task.eval_cells]
+            count = self.spec.evaluation.validation
+            self.validation = [(stream, list(evaluation_pieces(stream, count))) for stream in streams]
+        return {
+            stream.cell.label: evaluate(self.working_model, stream, pieces).accuracy
+            for stream, pieces in self.validation
+        }
 
-    def test(self) -> tuple[dict[str, CellOutcome], dict[str, list[tuple[str, float]]]]:
-        """Test scores, free-running ones among them where answers are shown, and floors, by cell.
+    def test(self) -> list[tuple[CellScore, ...]]:
+        """Return the test scores of each member, one for each evaluated cell; none for a member that has diverged."""
+        active = [member for member, step in enumerate(self.diverged_at) if not step]
+        by_cell = [self.test_cell(cell, active) for cell in self.task.eval_cells]
+        scores = dict(zip(active, zip(*by_cell, strict=True), strict=True))
+        return [scores.get(member, ()) for member in range(len(self.specs))]
 
-        What they say of a dropped member is another's: of one that has diverged, no test score is kept.
-        """
-        spec, scores, floors = self.spec.evaluation, {}, {}
-        for cell in self.task.eval_cells:
-            feed = self.feed(cell.label, "test")
-            outcome = evaluate(self.working, feed, batches(feed, spec.examples, len(self.present)))
-            scores[cell.label] = CellOutcome(
-                accuracy=self.fill(outcome.accuracy),
-                exact_match=self.fill(outcome.exact_match),
-                loss=self.fill(outcome.loss),
-                oracle_error=self.fill(outcome.oracle_error),
-                groups=self.fill(outcome.groups),
-                free=self.run_freely(feed),
-                controls={
-                    name: self.fill(own) for name, own in evaluate_controls(self.working, feed, spec.examples).items()
-                },
-            )
-            floors[cell.label] = self.fill(best_floors(self.feed(cell.label, "val"), feed, spec))
-        return scores, floors
+    def test_cell(self, cell: Cell, members: Sequence[int]) -> list[CellScore]:
+        """Return the test scores of these members on one cell."""
+        evaluation, stream = self.spec.evaluation, self.make_stream(cell.label, "test")
+        counts = evaluate(self.working_model, stream, evaluation_pieces(stream, evaluation.examples))
+        free = self.run_freely(stream)
+        controls = evaluate_controls(self.working_model, stream, evaluation.examples)
+        floors = best_floors(self.make_stream(cell.label, "val"), stream, evaluation)
+        return cell_scores(stream, counts, floors, free, controls, members)
 
-    def fill(self, own: Sequence[Value]) -> list[Value]:
-        """What is said of the members at work; of the others, what is said of the first of these."""
-        return self.spread(own, [own[0]] * len(self.specs))
-
-    def run_freely(self, feed: Feed) -> FreeRunning | None:
-        """Scores where members read their own answers; none where none is shown, or a layer has no recurrent form."""
-        if not (self.task.generative and is_recurrent(self.model)):
+    def run_freely(self, stream: batches.ExampleStream) -> FreeRunning | None:
+        """Score members that read their own answers; None if the task shows none or a layer has no recurrent form."""
+        if not (self.task.generative and self.model.recurrent):
             return None
-        layers = [make_arch(component) for component in self.spec.layer_components]
-        state = sum(layer.state_elements(self.spec.model.d_model, feed.cell.length) for layer in layers)
-        own = run_freely(self.working, feed, self.spec.evaluation.examples, len(self.present), state)
-        return FreeRunning(self.fill(own.accuracy), self.fill(own.exact_match))
+        state = Footprint(self.layers, self.spec.model.d_model, stream.cell.length).state
+        return run_freely(self.working_model, stream, self.spec.evaluation.examples, state.elements if state else 0)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that steps change, by their names in a checkpoint; batches follow from the steps done."""
+        buffers, members = self.optimiser.buffers, self.optimiser.state
+        state = {"parameters": buffers.parameters, "means": buffers.means, "squares": buffers.squares}
+        state |= {"sums": self.monitor.sums, "course": self.monitor.history}
+        state |= {"steps": members.steps, "alive": members.active, "died_at": members.diverged_at}
+        state |= {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
+        state |= {} if buffers.working is None else {"working": buffers.working}
+        return state
+
+    def skip_to(self, step: int) -> None:
+        """Continue with the batches that follow `step` steps; the trainer must be at its start."""
+        self.done = step
+        for index, queue in enumerate(self.queues):
+            queue.skip_to(self.cell_of_step[:step].count(index))

@@ -1,4 +1,4 @@
-"""Softmax attention in plain torch: all T x T scores, or for a window of w keys blocks of b queries by b + w - 1 keys.
+"""Softmax attention in operators of torch: all T x T scores, or blocks of b queries by b + w - 1 keys for a window w.
 
 A block of b queries that starts at position s sees the keys from s - w + 1 to s + b - 1, so query i of the block sees
 the keys i <= j < i + w of those, and the cost is linear in T. Both forms go through one masked softmax.
@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from icl_bench.kernels.arguments import accumulation_dtype
+from icl_bench.kernels.attention.records import AttentionInputs, AttentionOptions
 from icl_bench.kernels.matrices import ELEMENT_COST, factor_dtype, fold_heads, matrix_product
 
 
@@ -20,8 +21,8 @@ class _MaskedSoftmax(torch.autograd.Function):
 
     Only the weights A are kept at the size of the scores. The gradient of c_t is the row sum less the column sum of
     ds = A (do v^T - do.o). On paper rows of ds sum to zero; but o is made of the weights as they are rounded for the
-    product, and what is then left of the rows is in the columns as well. A gate's gradient adds c's up over the later
-    tokens, so rows must be there to cancel it: without them it errs by 2 to 5 percent in bfloat16.
+    product, and the remainder of the rows is in the columns as well. The gradient of a gate sums that of c over the
+    later tokens, so that the rows must be kept to cancel it: without them it errs by 2 to 5 percent in bfloat16.
     """
 
     @staticmethod
@@ -56,36 +57,24 @@ class _MaskedSoftmax(torch.autograd.Function):
 
 
 def _gate_sums_gradient(grad_scores: Tensor, queries: int) -> Tensor:
-    """The gradient [B, J] of c in float64 from ds [B, R I, J]; the queries are at the last I of the J positions."""
+    """Return the gradient [B, J] of c in float64 from ds [B, R I, J]; queries are at the last I of the J positions."""
     out = grad_scores.sum(dim=1).double().neg_()
     out[:, -queries:] += grad_scores.sum(dim=2).view(len(out), -1, queries).sum(dim=1)
     return out
 
 
-def attention_torch(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float) -> Tensor:
-    """Attention in plain torch: the cheaper of the two forms by `form_costs`.
-
-    Args:
-        q: [N, T, H, K].
-        k: [N, T, G, K].
-        v: [N, T, G, V].
-        log_g: [N, T, G] or None.
-        window: How many keys each query sees, itself included; None for all.
-        scale: Factor on q.k.
-
-    Returns:
-        [N, T, H, V] in the type of v.
-    """
-    t = q.shape[1]
-    if window is None or window >= t:
-        return attention_by_blocks(q, k, v, log_g, window=t, scale=scale, block=t)
-    block = default_block(t, q.shape[3], v.shape[3], window)
-    whole, blocks = form_costs(t, q.shape[3], v.shape[3], window, block)
-    return attention_by_blocks(q, k, v, log_g, window=window, scale=scale, block=t if whole <= blocks else block)
+def attention_torch(inputs: AttentionInputs, options: AttentionOptions) -> Tensor:
+    """Return attention [N, T, H, V] in the type of v, by the cheaper of the two forms by `attention_form_costs`."""
+    t, key, value = inputs.q.shape[1], inputs.q.shape[3], inputs.v.shape[3]
+    if options.window is None or options.window >= t:
+        return attention_by_blocks(inputs, options._replace(window=t), t)
+    block = default_block(t, key, value, options.window)
+    whole, blocks = attention_form_costs(t, key, value, options.window, block)
+    return attention_by_blocks(inputs, options, t if whole <= blocks else block)
 
 
-def form_costs(t: int, key_width: int, value_width: int, window: int, block: int) -> tuple[int, int]:
-    """The cost of all T x T scores and of blocks of b queries for one head, in multiply-adds.
+def attention_form_costs(t: int, key_width: int, value_width: int, window: int, block: int) -> tuple[int, int]:
+    """Return the cost of all T x T scores and of blocks of b queries for one head, in multiply-adds.
 
     An element that goes through memory is charged e = 32 multiply-adds. A score costs a = K + V + e, and each block
     pads and copies its b + w - 1 keys and values:
@@ -99,29 +88,30 @@ def form_costs(t: int, key_width: int, value_width: int, window: int, block: int
 
 
 def default_block(t: int, key_width: int, value_width: int, window: int) -> int:
-    """The block of least cost by `form_costs` among the multiples of 16 up to 256."""
-    return min(range(16, 257, 16), key=lambda block: form_costs(t, key_width, value_width, window, block)[1])
+    """Return the block of least cost by `attention_form_costs` among the multiples of 16 up to 256."""
+    return min(range(16, 257, 16), key=lambda block: attention_form_costs(t, key_width, value_width, window, block)[1])
 
 
-def attention_by_blocks(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, window: int, scale: float, block: int
-) -> Tensor:
-    """Attention over blocks of queries, each with the keys that its window reaches; one block of T holds all scores."""
+def attention_by_blocks(inputs: AttentionInputs, options: AttentionOptions, block: int) -> Tensor:
+    """Return attention over blocks of queries, each with the keys that its window reaches; one block of T is whole."""
+    q, k, v, log_g = inputs
+    window = options.window or q.shape[1]
     n, t, heads, _ = q.shape
     groups, dtype = k.shape[2], accumulation_dtype(q.dtype)
     back = 0 if block == t else window - 1  # keys before the block
     count = -(-t // block)
     rows = _query_blocks(q, count, block, groups)
     keys, values = (_key_blocks(x, count, block, back) for x in (k, v))
-    c = None if log_g is None else _gate_sums(log_g, count, block, back)
+    # Sums of gates within each block, in float64.
+    c = None if log_g is None else _key_blocks(log_g.double()[..., None], count, block, back).squeeze(-1).cumsum(dim=1)
     mask = _band(count, block, back, window, q.device, dtype)
-    out: Tensor = _MaskedSoftmax.apply(rows, keys, values, c, mask, scale)
+    out: Tensor = _MaskedSoftmax.apply(rows, keys, values, c, mask, options.scale)
     out = out.view(n, groups, count, heads // groups, block, -1).permute(0, 2, 4, 1, 3, 5)
     return out.reshape(n, count * block, heads, -1)[:, :t].to(v.dtype)
 
 
 def _query_blocks(q: Tensor, count: int, block: int, groups: int) -> Tensor:
-    """[N, T, H, K] -> [N*G*count, R*block, K]."""
+    """Cut queries into blocks: [N, T, H, K] -> [N*G*count, R*block, K]."""
     n, t, heads, width = q.shape
     padded = q if count * block == t else pad(q, (0, 0, 0, 0, 0, count * block - t))
     blocks = padded.reshape(n, count, block, groups, heads // groups, width).permute(0, 3, 1, 4, 2, 5)
@@ -129,20 +119,15 @@ def _query_blocks(q: Tensor, count: int, block: int, groups: int) -> Tensor:
 
 
 def _key_blocks(x: Tensor, count: int, block: int, back: int) -> Tensor:
-    """[N, T, G, K] -> [N*G*count, back + block, K], each block with the `back` positions before it, zeros outside."""
+    """Cut [N, T, G, K] into blocks with `back` positions before each, zeros outside: [N*G*count, back + block, K]."""
     if block == x.shape[1] and back == 0:
         return fold_heads(x, x.shape[2])
     padded = pad(x, (0, 0, 0, 0, back, count * block - x.shape[1]))
     return padded.unfold(1, back + block, block).permute(0, 2, 1, 4, 3).flatten(0, 2)
 
 
-def _gate_sums(log_g: Tensor, count: int, block: int, back: int) -> Tensor:
-    """[N, T, G] -> [N*G*count, back + block] inclusive sums in float64; so are those of their gradient from the end."""
-    return _key_blocks(log_g.double()[..., None], count, block, back).squeeze(-1).cumsum(dim=1)
-
-
 def _band(count: int, block: int, back: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """0 where a query sees a key and -inf elsewhere: [count, block, back + block]."""
+    """Return 0 where a query sees a key and -inf elsewhere: [count, block, back + block]."""
     i = torch.arange(block, device=device)[:, None]
     j = torch.arange(-back, block, device=device)
     start = torch.arange(0, count * block, block, device=device)[:, None, None]

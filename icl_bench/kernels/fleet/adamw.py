@@ -3,64 +3,109 @@
     g' = g min(1, clip / |g|),   m = b1 m + (1 - b1) g',   v = b2 v + (1 - b2) g'^2
     p = p - lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay p)
 
-with |g| over all parameters of a member. A member whose loss or |g| is not finite is never updated again.
+with |g| over all parameters of a member, and decay 0 for the blocks that are exempt. A member whose loss or |g| is not
+finite is never updated again.
 """
 
-from typing import Literal, get_args
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.arguments import check_choice, check_shape
-from icl_bench.kernels.backends import check_triton, has_triton
-from icl_bench.kernels.fleet.adamw_reference import adamw_torch
-from icl_bench.kernels.fleet.layout import Fleet, Layout, Slots
-
-Impl = Literal["auto", "torch", "triton"]
+from icl_bench.kernels.arguments import check_shape
+from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.layout import AdamWOptions, MemberState, OptimiserBuffers, ParameterLayout
 
 
 def adamw_step(
-    slots: Slots,
-    fleet: Fleet,
-    layout: Layout,
+    buffers: OptimiserBuffers,
+    members: MemberState,
+    layout: ParameterLayout,
     *,
     tiles: Tensor | None = None,
     beta1: float,
     beta2: float,
     clip: float | None = None,
     eps: float = 1e-8,
-    impl: Impl = "auto",
+    impl: FleetImpl = "auto",
 ) -> None:
-    """One update in place, without waiting for the device.
+    """Update all members in place, without waiting for the device.
 
-    Args:
-        slots: Parameters, gradients and moments.
-        fleet: Losses, step counter, rates and fates; steps, alive and died_at are written.
-        layout: Where each parameter lies in the slots.
-        tiles: `layout.tiles()` on the device, for "triton"; made there where it is not given.
-        beta1: Decay of the mean gradient.
-        beta2: Decay of the mean squared gradient.
-        clip: Largest norm of a member's gradient; None for no clipping.
-        eps: Added to the root of the mean square.
-        impl: "torch" (any device), "triton" (two launches, on CUDA), or "auto": Triton where it can run.
-
-    Raises:
-        ArgumentError: A buffer does not fit the layout.
-        KernelUnavailableError: The implementation asked for cannot run here.
+    Of `members`, steps, active and diverged_at are written. `beta1` and `beta2` are the decays b1 of the mean gradient
+    and b2 of the mean square, `clip` is the largest norm of a member's gradient, None for no clipping. "triton" makes
+    two launches, and reads `tiles`, which are `layout.tiles()` on the device; it makes them where they are not given.
     """
-    check_choice("impl", impl, get_args(Impl))
-    for name, part in zip(Slots._fields, slots, strict=True):
+    for name, part in zip(OptimiserBuffers._fields, buffers, strict=True):
         if part is not None:
             check_shape(name, part, (layout.elements,), "[elements]")
             if not part.is_contiguous():
                 raise ArgumentError(f"{name} must be contiguous; got strides {part.stride()}: use one flat buffer")
-    for name in ("losses", "peak", "decay", "alive", "died_at"):
-        check_shape(name, getattr(fleet, name), (layout.members,), "[M]")
-    if impl == "triton" or (impl == "auto" and has_triton(slots.parameters)):
-        check_triton(slots.parameters)
+    for name in ("losses", "peak", "decay", "active", "diverged_at"):
+        check_shape(name, getattr(members, name), (layout.members,), "[M]")
+    options = AdamWOptions(beta1, beta2, clip, eps)
+    if takes_triton(impl, buffers.parameters):
         from icl_bench.kernels.fleet.triton.adamw import adamw_triton
 
-        tiles = layout.tiles().to(slots.parameters.device) if tiles is None else tiles
-        adamw_triton(slots, fleet, layout, tiles, beta1, beta2, clip, eps)
-    else:
-        adamw_torch(slots, fleet, layout, beta1, beta2, clip, eps)
+        tiles = layout.tiles().to(buffers.parameters.device) if tiles is None else tiles
+        adamw_triton(buffers, members, layout, tiles, options)
+        return
+    (adamw_reference if impl == "reference" else adamw_torch)(buffers, members, layout, options)
+    if buffers.working is not None:
+        buffers.working.copy_(buffers.parameters)
+
+
+def adamw_reference(
+    buffers: OptimiserBuffers, members: MemberState, layout: ParameterLayout, options: AdamWOptions
+) -> None:
+    """Update by the definition: one member after the other, computed in float64, kept in the type of the buffers."""
+    step = int(members.steps.add_(1))
+    schedule, bias1, bias2 = members.table[min(step, len(members.table) - 1)].double()
+    blocks = list(zip(*(layout.rows(part) for part in buffers[:4]), strict=True))
+    for m in range(layout.members):
+        norm = torch.cat([gradient[m].double() for _, gradient, _, _ in blocks]).norm()
+        if members.active[m] and not (members.losses[m].isfinite() and norm.isfinite()):
+            members.active[m] = False
+            members.diverged_at[m] = step
+        if not members.active[m]:
+            continue
+        factor = 1.0 if options.clip is None else (options.clip / norm).clamp(max=1.0)
+        for i, block in enumerate(blocks):
+            decay = 0.0 if i in layout.exempt else members.decay[m]
+            parameter, gradient, mean, square = (part[m].double() for part in block)
+            mean = options.beta1 * mean + (1 - options.beta1) * gradient * factor
+            square = options.beta2 * square + (1 - options.beta2) * (gradient * factor).square()
+            change = mean / bias1 / ((square / bias2).sqrt() + options.eps) + decay * parameter
+            parameter = parameter - members.peak[m] * schedule * change
+            for part, new in zip((block[0], *block[2:]), (parameter, mean, square), strict=True):
+                part[m] = new
+
+
+def adamw_torch(
+    buffers: OptimiserBuffers, members: MemberState, layout: ParameterLayout, options: AdamWOptions
+) -> None:
+    """Update in operators of torch: in place, block by block, with few passes over memory."""
+    beta1, beta2, clip, eps = options
+    members.steps.add_(1)
+    parameters, gradients, means, squares = (layout.blocks(part) for part in buffers[:4] if part is not None)
+    # One after the other: torch adds the rows of a matrix in an order that depends on the number of columns.
+    norms = reduce(torch.add, [gradient.float().square().sum(1) for gradient in gradients]).sqrt()
+    finite = torch.isfinite(members.losses) & torch.isfinite(norms)
+    members.diverged_at.copy_(torch.where(members.active & ~finite, members.steps, members.diverged_at))
+    members.active.logical_and_(finite)
+    factor = torch.ones_like(norms) if clip is None else (clip / norms).clamp(max=1.0)
+    factor = torch.where(members.active, factor, 0.0)[:, None]
+    schedule, bias1, bias2 = members.table[members.steps.clamp(max=len(members.table) - 1)].unbind()
+    rate = (members.peak * schedule * members.active)[:, None]
+    kept = 1 - rate * members.decay[:, None]
+    step, spread, stopped = rate * bias2.sqrt() / bias1, eps * bias2.sqrt(), ~members.active[:, None]
+    for i, (parameter, gradient, mean, square) in enumerate(zip(parameters, gradients, means, squares, strict=True)):
+        # The gradient of a diverged member is not finite, and 0 times that is not 0.
+        scaled = gradient.float().mul(factor).masked_fill_(stopped, 0.0)
+        mean.lerp_(scaled, 1 - beta1)
+        square.mul_(beta2).addcmul_(scaled, scaled, value=1 - beta2)
+        # mean / bias1 / (sqrt(square / bias2) + eps), with the factors of the biases taken out of the pass.
+        change = torch.div(mean, square.sqrt().add_(spread), out=scaled)
+        if i not in layout.exempt:
+            parameter.mul_(kept)
+        parameter.sub_(change.mul_(step))

@@ -1,46 +1,36 @@
-"""Embedding by member: out_mbt = weight_m[ids_mbt]; its gradient adds up the rows of each word in a fixed order."""
-
-from typing import Literal, get_args
+"""Embedding by member: out_mbt = weight_m[ids_mbt]; the gradient adds up the rows of each token in a fixed order."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.errors import ArgumentError
-from icl_bench.kernels.arguments import check_choice
-from icl_bench.kernels.backends import check_triton, has_triton
-from icl_bench.kernels.fleet.places import Places
-
-Impl = Literal["auto", "torch", "triton"]
+from icl_bench.kernels.arguments import check_pair
+from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.occurrences import TokenOccurrences
 
 
-def embed(ids: Tensor, weight: Tensor, places: Places | None = None, *, impl: Impl = "auto") -> Tensor:
-    """Look up rows.
+def embed(
+    ids: Tensor, weight: Tensor, occurrences: TokenOccurrences | None = None, *, impl: FleetImpl = "auto"
+) -> Tensor:
+    """Look up the row of each token in the table of its member.
 
-    Args:
-        ids: [M, ...] int64, from 0 to W - 1.
-        weight: [M, W, C].
-        places: `find_places(ids, W)`, for the gradient of "triton"; found there where it is not given.
-        impl: "torch" (any device and type), "triton" (one launch each way, CUDA, not float64), or "auto".
-
-    Returns:
-        [M, ..., C] in the type of the table.
-
-    Raises:
-        ArgumentError: A shape does not fit.
-        KernelUnavailableError: The implementation asked for cannot run here.
+    ids [M, ...] int64, from 0 to O - 1, weight [M, O, C] -> [M, ..., C] in the type of the table. The gradient of
+    "triton" needs `find_occurrences(ids, O)`, and makes it where it is not given.
     """
-    check_choice("impl", impl, get_args(Impl))
-    if weight.ndim != 3 or ids.shape[0] != weight.shape[0]:
-        raise ArgumentError(
-            f"ids must be [M, ...] and weight [M, W, C]; got {list(ids.shape)} and {list(weight.shape)}: reshape them"
-        )
-    if impl == "triton":
-        check_triton(weight)
-    if impl == "triton" or (impl == "auto" and has_triton(weight) and weight.dtype != torch.float64):
-        from icl_bench.kernels.fleet.triton.embedding import embed_triton
+    fit = weight.ndim == 3 and ids.shape[0] == weight.shape[0]
+    check_pair(fit, "ids must be [M, ...] and weight [M, O, C]", ids, weight)
+    if takes_triton(impl, weight):
+        from icl_bench.kernels.fleet.triton.embedding import FusedEmbedding
 
-        return embed_triton(ids, weight, places)
+        rows: Tensor = FusedEmbedding.apply(ids, weight, *(occurrences or (None, None)))
+        return rows
+    if impl == "reference":
+        return embed_reference(ids, weight).to(weight.dtype)
     members, words, width = weight.shape
     offsets = torch.arange(members, device=ids.device).view(-1, *[1] * (ids.ndim - 1)) * words
     return functional.embedding(ids + offsets, weight.reshape(members * words, width))
+
+
+def embed_reference(ids: Tensor, weight: Tensor) -> Tensor:
+    """Look up by the definition, in float64: ids [M, ...], weight [M, O, C] -> [M, ..., C]."""
+    return torch.stack([table[rows] for rows, table in zip(ids, weight.double(), strict=True)])

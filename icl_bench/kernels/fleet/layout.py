@@ -1,4 +1,4 @@
-"""How the parameters of a fleet lie in one buffer, and what AdamW keeps of them."""
+"""The layout of a fleet's parameters in one flat buffer, and the records that an update of AdamW reads and writes."""
 
 import math
 from typing import NamedTuple
@@ -6,59 +6,67 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 4096
-"""Elements that one program of the fused form updates."""
+ADAMW_TILE = 4096
+"""Elements that one program of the Triton form updates."""
 
 
-class Layout(NamedTuple):
-    """Parameters one after the other, each a block [M, size]."""
+class ParameterLayout(NamedTuple):
+    """Parameters of M members one after the other, each a block [M, size]."""
 
     members: int
     sizes: tuple[int, ...]
     """Elements of one member in each block."""
+    exempt: tuple[int, ...] = ()
+    """Indices of the blocks to which no weight decay applies."""
 
     @property
     def elements(self) -> int:
-        """Elements in all."""
+        """Number of elements in all."""
         return self.members * sum(self.sizes)
 
     def blocks(self, flat: Tensor) -> list[Tensor]:
-        """Views [M, size]; a single one for a lone member, whose blocks touch."""
-        if self.members == 1:
-            return [flat.view(1, -1)]
-        return self.rows(flat)
+        """Return views [M, size]; a single one for a lone member, whose blocks touch, where all of them decay."""
+        return [flat.view(1, -1)] if self.members == 1 and not self.exempt else self.rows(flat)
 
     def rows(self, flat: Tensor) -> list[Tensor]:
-        """Views [M, size]."""
+        """Return a view [M, size] of each parameter."""
         parts = flat.split([self.members * size for size in self.sizes])
         return [part.view(self.members, -1) for part in parts]
 
     def views(self, flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-        """Views of the shapes of the parameters, [M, ...]."""
-        parts = flat.split([self.members * size for size in self.sizes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        """Return views of the shapes of the parameters, [M, ...]."""
+        return [part.view(shape) for part, shape in zip(self.rows(flat), shapes, strict=True)]
 
     def tiles(self) -> Tensor:
-        """By tile: the start of its block, the size of that block, and its start in a member's part; int64."""
+        """Return the tiles, [tiles, 4]: start and size of the block, start in a member's part, 1 where it decays."""
         rows, start = [], 0
-        for size in self.sizes:
-            rows += [(start, size, inner) for inner in range(0, size, TILE)]
+        for i, size in enumerate(self.sizes):
+            rows += [(start, size, inner, int(i not in self.exempt)) for inner in range(0, size, ADAMW_TILE)]
             start += self.members * size
         return torch.tensor(rows, dtype=torch.int64)
 
     @property
     def alignment(self) -> int:
-        """A power of two, at most 16, that divides the address of every tile."""
+        """Power of two, at most 16, that divides the address of every tile."""
         return math.gcd(16, *self.sizes)
 
 
-class Slots(NamedTuple):
-    """Flat buffers of `Layout.elements` elements."""
+class AdamWOptions(NamedTuple):
+    """The numbers of an update that all members share, as `adamw_step` takes them."""
+
+    beta1: float
+    beta2: float
+    clip: float | None
+    eps: float
+
+
+class OptimiserBuffers(NamedTuple):
+    """Flat buffers of `ParameterLayout.elements` elements."""
 
     parameters: Tensor
-    """float32."""
+    """Parameters, float32."""
     gradients: Tensor
-    """In the type of the working copy, or of the parameters where there is none."""
+    """Gradients, in the type of the working copy, or of the parameters where there is none."""
     means: Tensor
     """Mean gradient, float32."""
     squares: Tensor
@@ -67,20 +75,20 @@ class Slots(NamedTuple):
     """The parameters rounded to the type that the model computes in; written with every step."""
 
 
-class Fleet(NamedTuple):
-    """What differs by member and by step, on the device."""
+class MemberState(NamedTuple):
+    """The values of an update that differ by member or by step, on the device."""
 
     losses: Tensor
-    """[M]; a member whose loss is not finite dies."""
+    """Losses, [M]; a member whose loss is not finite has diverged."""
     steps: Tensor
-    """Updates so far, a scalar int64; counted up by one."""
+    """Number of updates so far, a scalar int64; counted up by one."""
     table: Tensor
-    """[steps + 1, 3] float32: learning rate relative to its peak, and the bias corrections 1 - beta^step, by step."""
+    """Learning rate relative to its peak, and bias corrections 1 - beta^step, for each step: [steps + 1, 3] float32."""
     peak: Tensor
     """Peak learning rates, [M]."""
     decay: Tensor
     """Decoupled weight decays, [M]."""
-    alive: Tensor
+    active: Tensor
     """Members that are updated, [M] bool."""
-    died_at: Tensor
-    """Step of a member's death, [M] int64; 0 before it."""
+    diverged_at: Tensor
+    """Step at which a member diverged, [M] int64; 0 before it."""

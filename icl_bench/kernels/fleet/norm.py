@@ -3,66 +3,55 @@
 y = x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis, in float32
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-from icl_bench.kernels.arguments import check_choice, check_shape
-from icl_bench.kernels.backends import check_triton, has_triton
-from icl_bench.kernels.fleet.norm_reference import rms_norm_torch
-
-Impl = Literal["auto", "torch", "triton"]
+from icl_bench.kernels.arguments import check_shape
+from icl_bench.kernels.backends import FleetImpl, takes_triton
 
 
-def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, impl: Impl = "auto") -> Tensor:
-    """Norm of the last axis.
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto") -> Tensor:
+    """Normalise the last axis of x [M, ..., C], times weight [M, C] of any type; round once, to the type of x."""
+    check_shape("weight", weight, (x.shape[0], x.shape[-1]), "[M, C]")
+    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.norm import FusedNorm
 
-    Args:
-        x: [M, ..., C].
-        weight: [M, C], in any type; the product is rounded once, to the type of x.
-        eps: Added to the mean square.
-        impl: "torch" (any device and type), "triton" (one launch each way, CUDA, not float64), or "auto".
-
-    Returns:
-        [M, ..., C] in the type of x.
-
-    Raises:
-        ArgumentError: A shape does not fit.
-        KernelUnavailableError: The implementation asked for cannot run here.
-    """
-    rows, fused = _prepare(x, weight, impl)
-    if fused:
-        from icl_bench.kernels.fleet.triton.norm import rms_norm_triton
-
-        return rms_norm_triton(rows, weight, eps).view(x.shape)
-    return rms_norm_torch(rows, weight, eps).view(x.shape)
+        normed: Tensor = FusedNorm.apply(rows, None, weight, eps, False)
+        return normed.view(x.shape)
+    return _normalise(rows, weight, eps, impl).view(x.shape)
 
 
 def add_rms_norm(
-    x: Tensor, y: Tensor | None, weight: Tensor, *, eps: float = 1e-6, impl: Impl = "auto"
+    x: Tensor, y: Tensor | None, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """The sum x + y and its norm; arguments and errors as for `rms_norm`, y like x or None for 0.
+    """Return the sum x + y and its norm; arguments as for `rms_norm`, y like x or None for 0.
 
-    Both outputs may be used: the gradient that comes through the sum joins that of the norm in the same launch.
+    Both outputs may be used: the gradient of the sum is added to that of the norm in the same launch.
     """
+    check_shape("weight", weight, (x.shape[0], x.shape[-1]), "[M, C]")
     if y is not None:
         check_shape("y", y, tuple(x.shape), "[M, ..., C]")
-    rows, fused = _prepare(x, weight, impl)
-    if fused:
-        from icl_bench.kernels.fleet.triton.norm import add_rms_norm_triton
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.norm import FusedNorm
 
-        added, normed = add_rms_norm_triton(rows, None if y is None else y.reshape(rows.shape), weight, eps)
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        added, normed = FusedNorm.apply(rows, None if y is None else y.reshape(rows.shape), weight, eps, True)
         return added.view(x.shape), normed.view(x.shape)
     total = x if y is None else x + y
-    return total, rms_norm_torch(total.flatten(1, -2), weight, eps).view(x.shape)
+    return total, _normalise(total.flatten(1, -2), weight, eps, impl).view(x.shape)
 
 
-def _prepare(x: Tensor, weight: Tensor, impl: Impl) -> tuple[Tensor, bool]:
-    """The rows [M, N, C], and whether Triton takes them."""
-    check_choice("impl", impl, get_args(Impl))
-    check_shape("weight", weight, (x.shape[0], x.shape[-1]), "[M, C]")
-    if impl == "triton":
-        check_triton(x)
-    fused = impl == "triton" or (impl == "auto" and has_triton(x) and x.dtype != torch.float64)
-    return x.reshape(x.shape[0], -1, x.shape[-1]), fused
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise by the definition, in float64: x [M, N, C], weight [M, C]."""
+    wide = x.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()[:, None]
+
+
+def _normalise(x: Tensor, weight: Tensor, eps: float, impl: FleetImpl) -> Tensor:
+    """Return the norm of rows [M, N, C] in the type of x: by the definition, or in operators of torch in float32."""
+    if impl == "reference":
+        return rms_norm_reference(x, weight, eps).to(x.dtype)
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (scaled * weight[:, None]).to(x.dtype)

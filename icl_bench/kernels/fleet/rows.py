@@ -1,42 +1,27 @@
-"""Rows of sequences at positions: out_mbs = x_mb[positions_mbs]; a row taken twice adds up its gradients."""
-
-from typing import Literal, get_args
+"""Rows of sequences at positions: out_mbs = x_mb[positions_mbs]; gradients of a row that is taken twice are added."""
 
 import torch
 from torch import Tensor
 
-from icl_bench.errors import ArgumentError
-from icl_bench.kernels.arguments import check_choice
-from icl_bench.kernels.backends import check_triton, has_triton
-
-Impl = Literal["auto", "torch", "triton"]
+from icl_bench.kernels.arguments import check_pair
+from icl_bench.kernels.backends import FleetImpl, takes_triton
 
 
-def take_rows(x: Tensor, positions: Tensor, *, impl: Impl = "auto") -> Tensor:
-    """Look up rows.
+def take_rows(x: Tensor, positions: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
+    """Take rows of x [M, B, T, C] at positions [M, B, S] int64, 0 to T - 1 in any order: [M, B, S, C], typed as x."""
+    fit = x.ndim == 4 and positions.ndim == 3 and x.shape[:2] == positions.shape[:2]
+    check_pair(fit, "x must be [M, B, T, C] and positions [M, B, S]", x, positions)
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.rows import FusedTakeRows
 
-    Args:
-        x: [M, B, T, C].
-        positions: [M, B, S] int64, from 0 to T - 1, in any order.
-        impl: "torch" (any device and type), "triton" (one launch each way, CUDA, not float64), or "auto".
-
-    Returns:
-        [M, B, S, C] in the type of x.
-
-    Raises:
-        ArgumentError: A shape does not fit.
-        KernelUnavailableError: The implementation asked for cannot run here.
-    """
-    check_choice("impl", impl, get_args(Impl))
-    if x.ndim != 4 or positions.ndim != 3 or x.shape[:2] != positions.shape[:2]:
-        raise ArgumentError(
-            f"x must be [M, B, T, C] and positions [M, B, S]; got {list(x.shape)} and {list(positions.shape)}: "
-            "reshape them"
-        )
-    if impl == "triton":
-        check_triton(x)
-    if impl == "triton" or (impl == "auto" and has_triton(x) and x.dtype != torch.float64):
-        from icl_bench.kernels.fleet.triton.rows import take_rows_triton
-
-        return take_rows_triton(x, positions)
+        taken: Tensor = FusedTakeRows.apply(x, positions)
+        return taken
+    if impl == "reference":
+        return take_rows_reference(x, positions).to(x.dtype)
     return x.gather(2, positions[..., None].expand(*positions.shape, x.shape[-1]))
+
+
+def take_rows_reference(x: Tensor, positions: Tensor) -> Tensor:
+    """Take rows by the definition, in float64: x [M, B, T, C], positions [M, B, S] -> [M, B, S, C]."""
+    pairs = zip(x.double().flatten(0, 1), positions.flatten(0, 1), strict=True)
+    return torch.stack([sequence[chosen] for sequence, chosen in pairs]).view(*positions.shape, -1)

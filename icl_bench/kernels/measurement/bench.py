@@ -1,43 +1,188 @@
-"""Operators timed beside their peers, all in one run."""
+"""Times of operators beside their peers, all in one run.
 
+On CUDA the subjects (this library, PyTorch, each package) run in processes of their own, one at a time, after their
+kernels were compiled in parallel: a peer that hangs, dies or spoils its CUDA context takes no other subject with it.
+"""
+
+import contextlib
+import multiprocessing
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
 import torch
 
-from icl_bench.kernels.measurement.cases import cases
-from icl_bench.kernels.measurement.measure import Row, carry_out
-from icl_bench.kernels.measurement.processes import measure_in_processes
+from icl_bench.kernels.measurement import contenders, measure
+from icl_bench.kernels.measurement.cases import CasePart, timed_cases
+from icl_bench.kernels.measurement.contenders import PEERS, Subject
+from icl_bench.kernels.measurement.measure import TimedRow, TimingTask, blank_row
+from icl_bench.kernels.measurement.operators import operator_name
+from icl_bench.kernels.measurement.problems import make_inputs
+
+SPAWN = multiprocessing.get_context("spawn")
+COMPILING_SHARE = 0.33
+"""Largest share of the time for compilation."""
+SILENCE = 6.0
+"""Seconds beyond its deadline after which a silent process is ended."""
+TIME_SHARES: tuple[tuple[CasePart, Subject, float], ...] = (
+    ("table", "ours", 0.2),
+    ("table", "torch", 0.2),
+    ("table", "fla", 0.1),
+    ("table", "retention", 0.35),
+    ("crossover", "ours", 0.25),
+    ("crossover", "torch", 0.25),
+    ("table", "plain", 0.2),
+)
+"""The order of measuring, and the largest share of the time for each."""
+COMPILED = ("auto", "triton", "flex")
+"""Contenders that compile kernels, beside the packages."""
+COMPILERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 2, "retention": 6}
+"""Processes that compile for each subject with kernels to compile, on 16 cores."""
 
 
-def bench(
+def bench_operators(
     device: torch.device,
     op: str | None = None,
     quick: bool = False,
     seconds: float = 360.0,
     tell: Callable[[str], None] = lambda line: None,
-) -> list[Row]:
-    """Time everything of `cases.cases` within about that many seconds; what comes later is out of time.
+) -> list[TimedRow]:
+    """Return a row for each contender of `timed_cases`, with times or with a note that gives the reason for none.
 
-    Args:
-        device: Where. On CUDA the subjects (this library, PyTorch, each package) run in processes of their own, one at
-            a time, after their kernels were compiled in parallel.
-        op: "power" or "attention"; None for both.
-        quick: Smaller sizes and fewer lengths.
-        seconds: The time for all, but for the few after which a process that does not answer is ended.
-        tell: Called with a line when a contender is done.
-
-    Returns:
-        A row for each contender of each case, with times or with a note why there are none.
-
-    Raises:
-        ArgumentError: There is no operator of that name.
+    All takes about `seconds` seconds, and a few more where a process does not answer; what comes later is out of time.
+    `tell` is called with a line when a contender is done.
     """
-    made = cases(device, op, quick)
+    tasks = [(case, name) for case in timed_cases(device, op, quick) for name in case.contenders]
     if device.type == "cuda":
-        return measure_in_processes(made, device, seconds, tell)
-    rows: list[Row] = []
-    for row in carry_out([(c, name) for c in made for name in c.contenders], device, time.monotonic() + seconds):
+        return measure_in_processes(tasks, device, seconds, tell)
+    rows = []
+    for row in measure.measure_tasks(tasks, device, time.monotonic() + seconds):
         tell(f"{row.case}: {row.contender} {row.note}".rstrip())
         rows.append(row)
     return rows
+
+
+class MeasuringProcess(NamedTuple):
+    """A process that measures the tasks that it is sent."""
+
+    process: BaseProcess
+    pipe: Connection
+
+
+def measure_in_processes(
+    tasks: Sequence[TimingTask], device: torch.device, seconds: float, tell: Callable[[str], None]
+) -> list[TimedRow]:
+    """Return the row of each task, in their order: compile all, then measure subject by subject."""
+    begun = time.monotonic()
+    present: dict[Subject, list[TimingTask]] = {}
+    for task in tasks:
+        if contenders.installed(task[1]):
+            present.setdefault(contenders.subject_of(task[1]), []).append(task)
+    running: dict[Subject, MeasuringProcess] = {}
+    rows = {task: blank_row(*task, note="not installed") for task in tasks if not contenders.installed(task[1])}
+    try:
+        for subject in present:
+            near, far = SPAWN.Pipe()
+            process = SPAWN.Process(target=serve_tasks, args=(far, subject, device))
+            process.start()
+            far.close()
+            running[subject] = MeasuringProcess(process, near)
+        _compile(present, device, begun + COMPILING_SHARE * seconds)
+        tell(f"compiled in {time.monotonic() - begun:.0f} s")
+        for part, subject, cap in TIME_SHARES:
+            asked = [task for task in present.get(subject, []) if task[0].part == part]
+            deadline = min(begun + seconds, time.monotonic() + cap * seconds)
+            for task, row in zip(asked, _ask(running[subject], asked, deadline) if asked else (), strict=True):
+                tell(f"{row.case}: {row.contender} {row.note}".rstrip())
+                rows[task] = row
+    finally:
+        for child in running.values():
+            _end(child.process)
+    return [rows[task] for task in tasks]
+
+
+def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> None:
+    """Send rows for each list of tasks that comes through the pipe, until it is closed."""
+    torch.empty(1, device=device)
+    with contextlib.suppress(EOFError):
+        while True:
+            tasks, seconds = pipe.recv()
+            _import_peer(subject, tasks, device)
+            for row in measure.measure_tasks(tasks, device, time.monotonic() + seconds):
+                pipe.send(row)
+
+
+def compile_share(subject: Subject, tasks: Sequence[TimingTask], device: torch.device, share: int, shares: int) -> None:
+    """Run a share of the tasks once, or, of a package that autotunes, all tasks with a share of the configurations."""
+    torch.set_num_threads(1)
+    _import_peer(subject, tasks, device)
+    if subject in PEERS:
+        contenders.keep_share(subject, share, shares)
+    for case, name in tasks if subject in PEERS else _share(tasks, share, shares):
+        problem = case.problem._replace(n=min(case.problem.n, 2))  # one sequence may compile to other code
+        with contextlib.suppress(Exception):  # what cannot run says so when it is measured
+            run = contenders.contender_run(name, problem, device)
+            for call in measure.timed_passes(run, make_inputs(problem, device)):
+                call()
+        measure.free_memory(device)
+
+
+def _share(tasks: Sequence[TimingTask], share: int, shares: int) -> list[TimingTask]:
+    """Return a share of the tasks that compile kernels; those that compile to the same kernels stay together."""
+    kinds: dict[tuple[str, int, str], list[TimingTask]] = {}
+    for case, name in tasks:
+        if name in COMPILED:
+            kinds.setdefault((operator_name(case.problem), case.problem.key, name), []).append((case, name))
+    return [task for group in list(kinds.values())[share::shares] for task in group]
+
+
+def _import_peer(subject: Subject, tasks: Sequence[TimingTask], device: torch.device) -> None:
+    if subject in PEERS:
+        contenders.contender_run(subject, tasks[0][0].problem, device)
+        contenders.shorten_autotuning(subject)
+
+
+def _compile(present: dict[Subject, list[TimingTask]], device: torch.device, deadline: float) -> None:
+    scale = min(1.0, (os.cpu_count() or 1) / 16)
+    workers = []
+    try:
+        for subject in [name for name in COMPILERS if name in present]:
+            shares = max(1, round(scale * COMPILERS[subject]))
+            for share in range(shares):
+                worker = SPAWN.Process(target=compile_share, args=(subject, present[subject], device, share, shares))
+                worker.start()
+                workers.append(worker)
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for worker in workers:
+            _end(worker)
+
+
+def _ask(child: MeasuringProcess, tasks: Sequence[TimingTask], deadline: float) -> Iterator[TimedRow]:
+    """Yield the rows of the tasks; once the process is dead or silent beyond its deadline, rows that say so."""
+    note = ""
+    try:
+        child.pipe.send((list(tasks), deadline - time.monotonic()))
+    except OSError:
+        note = "its process had died"
+    for task in tasks:
+        row: TimedRow | None = None
+        try:
+            if not note and child.pipe.poll(max(0.0, deadline + SILENCE - time.monotonic())):
+                row = child.pipe.recv()
+            elif not note:
+                _end(child.process)
+                note = "out of time"
+        except (EOFError, ConnectionResetError):
+            note = "its process died"
+        yield row or blank_row(*task, note=note)
+
+
+def _end(process: BaseProcess) -> None:
+    if process.is_alive():
+        process.kill()
+    process.join()

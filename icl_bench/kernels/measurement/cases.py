@@ -1,52 +1,43 @@
-"""What is timed: the table's cases, and a sweep over lengths that shows where power attention overtakes softmax."""
+"""Cases that are timed: those of the table, and a sweep over lengths on which power attention overtakes softmax."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
 
-from icl_bench.errors import ArgumentError
+from icl_bench.kernels.measurement.operators import known_operators, operator_name
 from icl_bench.kernels.measurement.problems import Problem
 
-Part = Literal["table", "crossover"]
+CasePart = Literal["table", "crossover"]
 
-TOKENS = 65_536
-HEADS = 12
+TABLE_TOKENS = 65_536
+TABLE_HEADS = 12
 SWEEP_WIDTHS = (32, 64, 128)
 SWEEP_LENGTHS = (4096, 16_384, 1024, 65_536, 8192, 32_768, 2048)
-"""Lengths of the sweep, in an order that brackets a crossover early should time run out."""
-QUICK_LENGTHS = (4096, 16_384, 1024)
+"""Lengths of the sweep, in an order that brackets a crossover early if time runs out; a quick sweep takes the first."""
 CPU_LENGTHS = (256, 1024, 128, 512)
 CPU_TOKENS = 1024
 
 
 class Case(NamedTuple):
-    """A problem, and who is timed on it."""
+    """A problem, and the contenders that are timed on it."""
 
     title: str
-    part: Part
+    part: CasePart
     problem: Problem
     contenders: tuple[str, ...]
 
 
-def cases(device: torch.device, op: str | None = None, quick: bool = False) -> list[Case]:
-    """What is timed on a device: the table, then the sweep over lengths.
-
-    Raises:
-        ArgumentError: There is no operator of that name.
-    """
-    if op not in (None, "power", "attention"):
-        raise ArgumentError(f"--op is one of power, attention; got {op!r}: choose one of them")
-    if device.type == "cpu":
-        made = [*_small_table(quick), *_sweep(CPU_LENGTHS[: 2 if quick else 4], CPU_TOKENS, 1, torch.float32, quick)]
-    else:
-        lengths = QUICK_LENGTHS if quick else SWEEP_LENGTHS
-        made = [*_table(TOKENS // 8 if quick else TOKENS), *_sweep(lengths, TOKENS, HEADS, torch.bfloat16, quick)]
-    return [case for case in made if op in (None, case.problem.op)]
+def timed_cases(device: torch.device, op: str | None = None, quick: bool = False) -> list[Case]:
+    """Return the cases of a device, of one operator or all: the table, then the sweep over lengths."""
+    operators, cpu = known_operators(op), device.type == "cpu"
+    table = _small_table(quick) if cpu else _table(TABLE_TOKENS // 8 if quick else TABLE_TOKENS)
+    return [case for case in (*table, *_sweep(cpu, quick)) if case.problem.op in operators]
 
 
 def _table(tokens: int) -> Iterator[Case]:
-    plain = Problem(op="power", dtype=torch.bfloat16, t=tokens, heads=HEADS, groups=HEADS, states=False)
+    plain = Problem(op="power", dtype=torch.bfloat16, t=tokens, heads=TABLE_HEADS, groups=TABLE_HEADS, states=False)
     sdpa = ("sdpa flash", "sdpa cudnn", "sdpa efficient")
     n = max(1, tokens // 16_384)
     softmax = plain._replace(op="attention", n=n, t=min(tokens, 16_384))
@@ -73,20 +64,20 @@ def _small_table(quick: bool) -> Iterator[Case]:
     yield _case(plain._replace(n=16, t=64), "auto", "quadratic", "chunked", "sdpa flash")
 
 
-def _sweep(lengths: Sequence[int], tokens: int, heads: int, dtype: torch.dtype, quick: bool) -> Iterator[Case]:
-    backends = ("sdpa flash", "sdpa cudnn") if heads > 1 else ("sdpa flash",)
-    for t in lengths:
-        for width in SWEEP_WIDTHS[:2] if quick or heads == 1 else SWEEP_WIDTHS:
-            base = Problem(
-                "power", t, dtype, n=tokens // t, heads=heads, groups=heads, key=width, value=width, states=False
-            )
-            for p in (1, 2):
-                yield Case(f"crossover d={width}, T={t:,}", "crossover", base._replace(p=p), ("auto",))
-            softmax = base._replace(op="attention")
-            yield Case(f"crossover d={width}, T={t:,}", "crossover", softmax, backends)
+def _sweep(cpu: bool, quick: bool) -> Iterator[Case]:
+    lengths, tokens, heads, dtype = SWEEP_LENGTHS[: 3 if quick else None], TABLE_TOKENS, TABLE_HEADS, torch.bfloat16
+    if cpu:
+        lengths, tokens, heads, dtype = CPU_LENGTHS[: 2 if quick else None], CPU_TOKENS, 1, torch.float32
+    for t, width in itertools.product(lengths, SWEEP_WIDTHS[:2] if quick or cpu else SWEEP_WIDTHS):
+        title = f"crossover d={width}, T={t:,}"
+        base = Problem("power", t, dtype, tokens // t, heads, heads, width, width, states=False)
+        for p in (1, 2):
+            yield Case(title, "crossover", base._replace(p=p), ("auto",))
+        softmax = ("sdpa flash",) if cpu else ("sdpa flash", "sdpa cudnn")
+        yield Case(title, "crossover", base._replace(op="attention"), softmax)
 
 
 def _case(problem: Problem, *contenders: str) -> Case:
     window = f" {problem.window:,}" if problem.window else ""
     shape = f"N={problem.n:,}, T={problem.t:,}, H={problem.heads}, d={problem.key}"
-    return Case(f"{problem.name}{window}: {shape}", "table", problem, contenders)
+    return Case(f"{operator_name(problem)}{window}: {shape}", "table", problem, contenders)

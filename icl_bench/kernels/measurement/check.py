@@ -1,8 +1,9 @@
-"""Every form of every operator against its definition in float64: outputs, final states and all gradients.
+"""Checks of every form of every operator against float64: outputs, final states and all gradients.
 
 Gates and output gradients are random at every position, lengths are odd, and memory that nobody has written is NaN.
 """
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -11,65 +12,54 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.attention import api as attention_api
 from icl_bench.kernels.backends import check_triton, has_triton
-from icl_bench.kernels.measurement.oracle import (
-    BOUNDS,
-    EPS,
-    exact_outputs,
-    gradients,
-    leaves_of,
-    natural_size,
-    relative_error,
-)
-from icl_bench.kernels.measurement.problems import (
-    FEW_LENGTHS,
-    LENGTHS,
-    Inputs,
-    Op,
-    Problem,
-    attention_problems,
-    make_inputs,
-    power_problems,
-)
-from icl_bench.kernels.power import api as power_api
-from icl_bench.kernels.power.state import PowerState
+from icl_bench.kernels.measurement.operators import OPERATORS, exact_outputs, known_operators, operator_name, run_form
+from icl_bench.kernels.measurement.problems import FEW_LENGTHS, LENGTHS, Inputs, Problem, make_inputs
 
-IMPLS: dict[Op, tuple[str, ...]] = {"power": get_args(power_api.Impl), "attention": get_args(attention_api.Impl)}
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in BOUNDS}
+# The allowed errors, in the root mean square and relative to the exact result. A rounding to a type errs in the mean
+# square by about a quarter of its eps; outputs and gradients are sums of products of a few rounded factors. In float32,
+# with IEEE products, the rounding of scores and sums dominates.
+BOUNDS = {
+    torch.bfloat16: {"outputs": 5e-3, "gradients": 1e-2},
+    torch.float16: {"outputs": 2e-3, "gradients": 5e-3},
+    torch.float32: {"outputs": 1e-5, "gradients": 1e-5},
+    torch.float64: {"outputs": 1e-9, "gradients": 1e-9},
+}
+CHECKED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in BOUNDS}
 INTERPRETED = (torch.float32, torch.float16)
 """Types that Triton's interpreter multiplies right: its products of bfloat16 are wrong."""
 GRADIENTS = ("dq", "dk", "dv", "dlog_g", "ds", "dz")
 MEMORY_OF_A_PROCESS = 6 * 2**30
-"""What a process may need on a GPU: scores in float64 of the longest sequence, and their gradients."""
+"""Bytes that a process may need on a GPU: scores in float64 of the longest sequence, and their gradients."""
 INTERPRETED_LENGTH = 65
-"""The longest sequence in the interpreter, which takes seconds for what a GPU does in microseconds."""
+"""The longest sequence in the interpreter, which takes seconds for the work of microseconds on a GPU."""
 
-Run = Callable[[Problem, str, Inputs], list[Tensor]]
+FormRun = Callable[[Problem, str, Inputs], list[Tensor]]
 """An operator in a form by name: inputs to outputs."""
 
 
-class Error(NamedTuple):
+class ResultError(NamedTuple):
     """The error of one output or gradient."""
 
     name: str
+    what: str
     error: float
     bound: float
 
     @property
     def ok(self) -> bool:
-        """Whether it is within its bound; NaN never is."""
+        """The error is within its bound; NaN never is."""
         return self.error <= self.bound
 
 
 class Finding(NamedTuple):
-    """The worst of an operator in one form and type, over all its problems."""
+    """The largest error of an operator in one form and type, over all its problems."""
 
     op: str
     impl: str
@@ -77,23 +67,37 @@ class Finding(NamedTuple):
     what: str
     """outputs or gradients."""
     error: float | None
-    """Relative root mean square; None where it is not finite or nothing came."""
+    """Relative root mean square; None where it is not finite or there is no result."""
     bound: float
     ok: bool
     worst: str
-    """Which output or gradient, on which problem; or what was raised."""
+    """The output or gradient and the problem with that error; or the exception."""
     problems: int
 
 
-class Job(NamedTuple):
+class CheckJob(NamedTuple):
     """The problems of one operator in one form and type."""
 
     impl: str
     problems: tuple[Problem, ...]
     device: str
 
+    def findings(self, kinds: "dict[str, tuple[float, str]]", problems: int) -> list[Finding]:
+        """Return a finding for outputs and one for gradients, from the largest error of each and its place."""
+        first, made = self.problems[0], []
+        names = operator_name(first), self.impl, dtype_name(first.dtype)
+        for what, bound in BOUNDS[first.dtype].items():
+            error, worst = kinds[what]
+            shown = error if math.isfinite(error) else None
+            made.append(Finding(*names, what, shown, bound, error <= bound, worst, problems))
+        return made
 
-def check(
+    def failed(self, reason: str, problems: int) -> list[Finding]:
+        """Return findings without an error, which are no pass."""
+        return self.findings(dict.fromkeys(("outputs", "gradients"), (math.inf, reason)), problems)
+
+
+def check_operators(
     device: torch.device,
     op: str | None = None,
     impls: Sequence[str] = (),
@@ -101,141 +105,138 @@ def check(
     quick: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> list[Finding]:
-    """Check operators on a device; on CUDA in several processes, as most of the time goes into compiling kernels.
+    """Return two findings for each operator, form and type: outputs and gradients.
 
-    Args:
-        device: Where.
-        op: "power" or "attention"; None for both.
-        impls: Forms by name; all that can run there by default.
-        dtypes: Types by name; all by default (in Triton's interpreter float32 and float16).
-        quick: Few lengths; a CPU always has few.
-        tell: Called with a line when a form of an operator is done.
-
-    Returns:
-        Two findings for each operator, form and type: outputs and gradients.
+    Without names these are all operators, all forms that can run on the device, and all types (in Triton's interpreter
+    float32 and float16). `quick` checks few lengths, as a CPU always does. On CUDA the checks run in several processes,
+    as most of the time goes into compiling kernels. `tell` is called with a line when a form of an operator is done.
 
     Raises:
         ArgumentError: There is no operator, form or type of that name, or the interpreter is asked for a wrong type.
         KernelUnavailableError: A form asked for by name cannot run there.
     """
-    jobs = plan(device, op, impls, dtypes, quick)
+    jobs = plan_checks(device, op, impls, dtypes, quick)
     findings: list[Finding] = []
-    for job, found in zip(jobs, _carry_out(jobs, device), strict=True):
+    for job, found in zip(jobs, _run_jobs(jobs, device), strict=True):
         tell(f"{found[0].op}, {job.impl}, {found[0].dtype}: {len(job.problems)} problems")
         findings += found
     return findings
 
 
-def plan(device: torch.device, op: str | None, impls: Sequence[str], dtypes: Sequence[str], quick: bool) -> list[Job]:
-    """What is to be checked; arguments and errors as for `check`."""
-    ops: tuple[Op, ...] = get_args(Op) if op is None else (_known_op(op),)
-    for name, known, option in [(i, {i for o in ops for i in IMPLS[o]}, "impl") for i in impls] + [
-        (d, set(DTYPES), "dtype") for d in dtypes
-    ]:
-        if name not in known:
-            raise ArgumentError(f"--{option} is one of {', '.join(sorted(known))}; got {name!r}: choose one of them")
+def plan_checks(
+    device: torch.device, op: str | None, impls: Sequence[str], dtypes: Sequence[str], quick: bool
+) -> list[CheckJob]:
+    """Return the jobs of a check; arguments and errors as for `check_operators`."""
+    operators = [OPERATORS[name] for name in known_operators(op)]
+    _check_names("impl", impls, {impl for entry in operators for impl in entry.impls})
+    _check_names("dtype", dtypes, set(CHECKED_DTYPES))
     if "triton" in impls:
         check_triton(torch.empty(0, device=device))
-        wrong = [name for name in dtypes if device.type == "cpu" and DTYPES[name] not in INTERPRETED]
+        wrong = [name for name in dtypes if device.type == "cpu" and CHECKED_DTYPES[name] not in INTERPRETED]
         if wrong:
             raise ArgumentError(
                 f"Triton's interpreter is right in float32 and float16; got --dtype {wrong[0]}: choose one of these, "
                 "or use --device cuda"
             )
     lengths = FEW_LENGTHS if quick or device.type == "cpu" else LENGTHS
-    jobs: list[Job] = []
-    for one in ops:
-        for dtype in [DTYPES[name] for name in dtypes] or list(BOUNDS):
-            made = power_problems(dtype, lengths) if one == "power" else attention_problems(dtype, lengths)
-            groups: dict[str, list[Problem]] = {}
-            for problem in made:
-                groups.setdefault(problem.name, []).append(problem)
-            for impl in [impl for impl in impls or _able(one, device) if impl in IMPLS[one]]:
-                kept = [[x for x in group if _serves(impl, x, device)] for group in groups.values()]
-                jobs += [Job(impl, tuple(group), str(device)) for group in kept if group]
-    return jobs
+    jobs: dict[tuple[torch.dtype, str, str], list[Problem]] = {}
+    kinds = [CHECKED_DTYPES[name] for name in dtypes] or list(BOUNDS)
+    for entry, dtype in itertools.product(operators, kinds):
+        # "auto" is one of the other forms, and "reference" the definition itself.
+        for impl in impls or [impl for impl in entry.impls if impl not in ("auto", "reference")]:
+            for problem in entry.problems(dtype, lengths):
+                if impl in entry.impls and _serves(impl, problem, device):
+                    jobs.setdefault((dtype, impl, operator_name(problem)), []).append(problem)
+    return [CheckJob(impl, tuple(problems), str(device)) for (_, impl, _), problems in jobs.items()]
 
 
-def check_job(job: Job, run: Run | None = None) -> list[Finding]:
-    """Check the problems of a job and keep the worst; `run` is another operator than that of the job's name."""
-    device = torch.device(job.device)
-    worst: dict[str, tuple[float, str]] = {}
-    first = job.problems[0]
-    bound = BOUNDS[first.dtype]
+def check_job(job: CheckJob, run: FormRun | None = None) -> list[Finding]:
+    """Check the problems of a job and keep the largest errors; `run` replaces the operator of the job."""
+    found: dict[str, list[tuple[float, str]]] = {"outputs": [], "gradients": []}
     for problem in job.problems:
         try:
-            errors = examine(problem, job.impl, device, run or run_form)
+            errors = form_errors(problem, job.impl, torch.device(job.device), run or run_form)
         except Exception as error:  # whatever a kernel raises is a finding, and the others are still checked
             line = (str(error).strip().splitlines() or [""])[0]
-            return [
-                Finding(problem.name, job.impl, _name(problem.dtype), what, None, limit, False,
-                        f"{type(error).__name__} at {problem.sizes}: {line}"[:200], len(job.problems))
-                for what, limit in zip(bound._fields, bound, strict=True)
-            ]  # fmt: skip
+            return job.failed(f"{type(error).__name__} at {problem.sizes}: {line}"[:200], len(job.problems))
         for one in errors:
-            what = "gradients" if one.name in GRADIENTS else "outputs"
             size = math.inf if math.isnan(one.error) else one.error
-            if what not in worst or size > worst[what][0]:
-                worst[what] = (size, f"{one.name} at {problem.sizes}")
-    return [
-        Finding(first.name, job.impl, _name(first.dtype), what, *_judge(*worst[what], limit), len(job.problems))
-        for what, limit in zip(bound._fields, bound, strict=True)
-    ]
+            found[one.what].append((size, f"{one.name} at {problem.sizes}"))
+    return job.findings({what: max(errors, key=lambda x: x[0]) for what, errors in found.items()}, len(job.problems))
 
 
-def examine(
-    problem: Problem, impl: str, device: torch.device, run: Run, rows: Tensor | None = None, poison: bool = True
-) -> list[Error]:
-    """The error of every output and gradient of a form, with NaN in fresh memory where `poison` is set.
+def form_errors(
+    problem: Problem, impl: str, device: torch.device, run: FormRun, rows: Tensor | None = None, poison: bool = True
+) -> list[ResultError]:
+    """Return the error of every output and gradient of a form, with NaN in fresh memory where `poison` is set.
 
     Where `rows` are given, outputs count at those queries alone, and output gradients are zero elsewhere.
-
-    Raises:
-        KernelUnavailableError: The form cannot run the problem.
     """
     inputs = make_inputs(problem, device)
-    rows_or_all = torch.arange(problem.t, device=device) if rows is None else rows
+    rows = torch.arange(problem.t, device=device) if rows is None else rows
     exact_leaves = leaves_of(inputs, torch.float64)
-    exact = exact_outputs(problem, exact_leaves, rows_or_all)
+    exact = exact_outputs(problem, exact_leaves, rows)
     generator = torch.Generator(device).manual_seed(1)
     along = [torch.randn(y.shape, generator=generator, device=device) for y in exact]
     along[0] = along[0].to(problem.dtype)
-    wanted = [*exact, *gradients(exact, exact_leaves, along)]
-    if rows is not None:
-        along[0] = _spread(along[0], rows, problem.t)
+    wanted = [*exact, *input_gradients(exact, exact_leaves, along)]
+    along[0] = along[0].new_zeros(problem.n, problem.t, *along[0].shape[2:]).index_copy(1, rows, along[0])
     leaves = leaves_of(inputs)
     with poisoned_memory() if poison else nullcontext():
         outputs = run(problem, impl, leaves)
-        pulled = gradients(outputs, leaves, along)
-    found = [outputs[0][:, rows_or_all], *outputs[1:], *pulled]
+        gradients = input_gradients(outputs, leaves, along)
+    found = [outputs[0][:, rows], *outputs[1:], *gradients]
     names = ["y", "s", "z"][: len(exact)]
     names += [name for name, x in zip(GRADIENTS, inputs, strict=True) if x is not None]
-    bound = BOUNDS[problem.dtype]
-    return [
-        Error(
-            name, relative_error(a, b, natural_size(problem, name)),
-            bound.gradients if name in GRADIENTS else bound.outputs,
-        )
-        for name, a, b in zip(names, found, wanted, strict=True)
-    ]  # fmt: skip
+    errors = []
+    for name, result, target in zip(names, found, wanted, strict=True):
+        what = "gradients" if name in GRADIENTS else "outputs"
+        error = relative_error(result, target, natural_size(problem, name))
+        errors.append(ResultError(name, what, error, BOUNDS[problem.dtype][what]))
+    return errors
 
 
-def run_form(problem: Problem, impl: str, inputs: Inputs) -> list[Tensor]:
-    """This library's operator in a form by name."""
-    q, k, v, log_g, s, z = inputs
-    if problem.op == "attention":
-        return [attention_api.attention(q, k, v, log_g, window=problem.window, impl=impl)]  # type: ignore[arg-type]
-    start = None if s is None else PowerState(s, z)
-    options = {"p": problem.p, "normalize": problem.normalize, "eps": EPS, "chunk": problem.chunk, "impl": impl}
-    if not problem.states:
-        return [power_api.power_attention(q, k, v, log_g, initial_state=start, **options)]  # type: ignore[arg-type]
-    y, state = power_api.power_attention_with_state(q, k, v, log_g, initial_state=start, **options)  # type: ignore[arg-type]
-    return [y, state.s] if state.z is None else [y, state.s, state.z]
+def leaves_of(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
+    """Return copies of the inputs that gradients can be taken of, converted to `dtype` where one is given."""
+    return Inputs._make(None if x is None else x.detach().to(dtype or x.dtype).clone().requires_grad_() for x in inputs)
+
+
+def input_gradients(outputs: list[Tensor], leaves: Inputs, along: list[Tensor]) -> list[Tensor]:
+    """Return the gradient of every input for output gradients `along`; zeros where nothing depends on an input."""
+    converted = [a.to(y.dtype) for a, y in zip(along, outputs, strict=True)]
+    return list(torch.autograd.grad(outputs, [x for x in leaves if x is not None], converted, materialize_grads=True))
+
+
+def relative_error(found: Tensor, exact: Tensor, natural: float) -> float:
+    """Return the root-mean-square error relative to that of the exact result, or to `natural` where that is larger.
+
+    The error is NaN, which is within no bound, where `found` holds NaN or has another shape.
+    """
+    if found.shape != exact.shape:
+        return math.nan
+    size, error = max(root_mean_square(exact), natural), root_mean_square(found.double() - exact)
+    return error / size if size > 0 else error
+
+
+def natural_size(problem: Problem, name: str) -> float:
+    """Return the size of the terms that cancel in a gradient where every query sees one key; else 0.
+
+    Inputs are standard normal: the terms of dq and dk are of order 1, those of a gate sums of V products over T.
+    """
+    one_key = min(problem.t, problem.window or problem.t) == 1 and not problem.initial
+    if not one_key or name not in ("dq", "dk", "dlog_g"):
+        return 0.0
+    return math.sqrt(problem.value * problem.t) if name == "dlog_g" else 1.0
+
+
+def root_mean_square(x: Tensor) -> float:
+    """Return the root mean square of all entries."""
+    return x.detach().double().square().mean().sqrt().item()
 
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fill what `torch.empty` and its kin return with NaN, so that what is read before it is written is seen."""
+    """Fill new memory of `torch.empty` and its kin with NaN, so that a read before a write shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     with warnings.catch_warnings():
@@ -249,7 +250,12 @@ def poisoned_memory() -> Iterator[None]:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-def _carry_out(jobs: list[Job], device: torch.device) -> Iterator[list[Finding]]:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a type without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _run_jobs(jobs: list[CheckJob], device: torch.device) -> Iterator[list[Finding]]:
     if device.type == "cpu":
         yield from map(check_job, jobs)
         return
@@ -260,53 +266,19 @@ def _carry_out(jobs: list[Job], device: torch.device) -> Iterator[list[Finding]]
             try:
                 yield future.result()
             except BrokenProcessPool:
-                yield _lost(job)
+                yield job.failed("its process died", 0)
 
 
-def _lost(job: Job) -> list[Finding]:
-    """What is known of a job whose process died: nothing, which is no pass."""
-    first = job.problems[0]
-    bound = BOUNDS[first.dtype]
-    return [
-        Finding(first.name, job.impl, _name(first.dtype), what, None, limit, False, "its process died", 0)
-        for what, limit in zip(bound._fields, bound, strict=True)
-    ]
-
-
-def _able(op: Op, device: torch.device) -> list[str]:
-    """The forms that can run on a device by themselves; `auto` is one of these, `reference` the definition itself."""
-    triton = has_triton(torch.empty(0, device=device)) or os.environ.get("TRITON_INTERPRET") == "1"
-    return [impl for impl in IMPLS[op] if impl not in ("auto", "reference") and (impl != "triton" or triton)]
+def _check_names(option: str, names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ArgumentError(f"--{option} is one of {', '.join(sorted(known))}; got {name!r}: choose one of them")
 
 
 def _serves(impl: str, problem: Problem, device: torch.device) -> bool:
-    """Whether a form has that problem at all."""
-    if impl == "sdpa":
-        return not problem.gated
     if impl != "triton":
-        return True
-    if device.type == "cpu":
-        return problem.dtype in INTERPRETED and problem.t <= INTERPRETED_LENGTH
-    return problem.dtype != torch.float64
-
-
-def _judge(error: float, where: str, bound: float) -> tuple[float | None, float, bool, str]:
-    return (error if math.isfinite(error) else None), bound, error <= bound, where
-
-
-def _spread(x: Tensor, rows: Tensor, t: int) -> Tensor:
-    """[N, R, H, V] -> [N, T, H, V], zero but at the rows."""
-    out = x.new_zeros(x.shape[0], t, *x.shape[2:])
-    out[:, rows] = x
-    return out
-
-
-def _known_op(name: str) -> Op:
-    for op in get_args(Op):
-        if op == name:
-            return op  # type: ignore[no-any-return]
-    raise ArgumentError(f"--op is one of {', '.join(get_args(Op))}; got {name!r}: choose one of them")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        return impl != "sdpa" or not problem.gated
+    if device.type != "cpu":
+        return has_triton(torch.empty(0, device=device)) and problem.dtype != torch.float64
+    interpreter = os.environ.get("TRITON_INTERPRET") == "1"
+    return interpreter and problem.dtype in INTERPRETED and problem.t <= INTERPRETED_LENGTH

@@ -1,4 +1,4 @@
-"""What is timed side by side: this library's forms, PyTorch's attention by backend, and other packages' kernels."""
+"""Contenders that are timed side by side: forms of this library, backends of PyTorch, kernels of other packages."""
 
 import functools
 import importlib
@@ -12,64 +12,50 @@ import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
-from icl_bench.kernels.measurement.check import run_form
+from icl_bench.kernels.measurement.operators import run_form
 from icl_bench.kernels.measurement.problems import Inputs, Problem
 
 Subject = Literal["ours", "plain", "torch", "fla", "retention"]
-Operator = Callable[[Inputs], Tensor]
+ContenderRun = Callable[[Inputs], Tensor]
 """Inputs to y [N, T, H, V]."""
 
-PACKAGES = {"fla": "fla-core", "retention": "retention"}
-"""Distributions of the peers that may be missing."""
+PEERS = {"fla": "fla-core", "retention": "retention"}
+"""Distributions of the other packages, which may be missing."""
 BACKENDS = {
     "sdpa flash": "FLASH_ATTENTION",
     "sdpa cudnn": "CUDNN_ATTENTION",
     "sdpa efficient": "EFFICIENT_ATTENTION",
     "sdpa math": "MATH",
 }
-RETENTION_CHUNK = 1024
-"""The chunk of retention's own benchmarks."""
-FLEX_BLOCK = 128
 PLAIN = ("quadratic", "chunked", "torch")
-"""Forms of this library in operators of PyTorch: slow at the sizes of the table."""
+"""Forms of this library in operators of torch: slow at the sizes of the table."""
 
 
 def subject_of(name: str) -> Subject:
-    """Whose a contender is."""
+    """Return the owner of a contender."""
     if name in PLAIN:
         return "plain"
     if name.startswith(("sdpa ", "flex")):
         return "torch"
-    if name == "retention":
-        return "retention"
-    return "fla" if name.startswith("fla") else "ours"
+    return "retention" if name == "retention" else "fla" if name.startswith("fla") else "ours"
 
 
 def installed(name: str) -> bool:
-    """Whether what a contender needs is there."""
+    """Return whether the package of a contender is installed."""
     subject = subject_of(name)
-    return subject not in PACKAGES or importlib.util.find_spec(subject) is not None
+    return subject not in PEERS or importlib.util.find_spec(subject) is not None
 
 
 def peer_versions() -> dict[str, str]:
-    """Versions of the other packages, "none" where one is not installed."""
-    found = {}
-    for package in PACKAGES.values():
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "none"
-    return found
+    """Return the versions of the other packages, "none" where one is not installed."""
+    found = {name: importlib.metadata.distributions(name=name) for name in PEERS.values()}
+    return {name: next((one.version for one in each), "none") for name, each in found.items()}
 
 
-def operator(name: str, problem: Problem, device: torch.device) -> Operator:
-    """The contender of that name, ready for a problem.
-
-    Raises:
-        KernelUnavailableError: Its package is not installed.
-    """
+def contender_run(name: str, problem: Problem, device: torch.device) -> ContenderRun:
+    """Return the contender of that name, ready for a problem; its package must be installed."""
     if not installed(name):
-        package = PACKAGES[subject_of(name)]
+        package = PEERS[subject_of(name)]
         raise KernelUnavailableError(f"{name} needs the package {package}, which is not installed: install it")
     if name in BACKENDS:
         return functools.partial(_sdpa, BACKENDS[name])
@@ -80,20 +66,16 @@ def operator(name: str, problem: Problem, device: torch.device) -> Operator:
         normalize = name == "fla"
         return lambda inputs: linear(inputs.q, inputs.k, inputs.v, normalize=normalize)[0]
     if name == "retention":
-        return _retention(problem)
+        retain = importlib.import_module("retention").power_retention
+        chunk = 1024 if problem.t > 1024 else None  # as in the benchmarks of retention itself
+        options = {"deg": problem.p, "scale": problem.key**-0.5, "chunk_size": chunk}
+        return lambda inputs: retain(inputs.q, inputs.k, inputs.v, inputs.log_g, **options)
     return lambda inputs: run_form(problem, name, inputs)[0]
 
 
 def same_function(name: str, problem: Problem) -> bool:
-    """Whether a contender computes what the problem asks, so that its error means something."""
+    """Return whether a contender computes the function of the problem, so that its error means something."""
     return problem.op == "attention" or not (subject_of(name) == "torch" or name == "fla unnormalised")
-
-
-def _retention(problem: Problem) -> Operator:
-    retain = importlib.import_module("retention").power_retention
-    chunk = RETENTION_CHUNK if problem.t > RETENTION_CHUNK else None
-    options = {"deg": problem.p, "scale": problem.key**-0.5, "chunk_size": chunk}
-    return lambda inputs: retain(inputs.q, inputs.k, inputs.v, inputs.log_g, **options)
 
 
 def _sdpa(backend: str, inputs: Inputs) -> Tensor:
@@ -101,37 +83,32 @@ def _sdpa(backend: str, inputs: Inputs) -> Tensor:
     from torch.nn.functional import scaled_dot_product_attention
 
     with sdpa_kernel(getattr(SDPBackend, backend)):
-        q, k, v = (x.transpose(1, 2) for x in inputs[:3] if x is not None)
+        q, k, v = (x.transpose(1, 2) for x in inputs[:3])
         return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
-def _flex(problem: Problem, device: torch.device) -> Operator:
+def _flex(problem: Problem, device: torch.device) -> ContenderRun:
     from torch.nn.attention.flex_attention import flex_attention
 
     assert problem.window is not None
     mask = window_mask(problem.t, problem.window, device)
     compiled: Any = torch.compile(flex_attention, dynamic=False)
-
-    def call(inputs: Inputs) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in inputs[:3] if x is not None)
-        out: Tensor = compiled(q, k, v, block_mask=mask)
-        return out.transpose(1, 2)
-
-    return call
+    return lambda inputs: compiled(*(x.transpose(1, 2) for x in inputs[:3]), block_mask=mask).transpose(1, 2)
 
 
-def window_mask(t: int, window: int, device: torch.device, block: int = FLEX_BLOCK) -> Any:
-    """FlexAttention's mask of a causal window, made from distances of blocks: never T x T entries.
+def window_mask(t: int, window: int, device: torch.device) -> Any:
+    """Return FlexAttention's mask of a causal window, made from distances of blocks, without T x T entries.
 
-    Between blocks d apart positions are (d - 1) block + 1 to (d + 1) block - 1 apart, and in one block 0 to block - 1.
+    Positions of blocks d apart are (d - 1) block + 1 to (d + 1) block - 1 apart, and those of one block 0 to block - 1.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     def sees(_n: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (i >= j) & (i - j < window)
 
-    places = torch.arange(-(-t // block), device=device)
-    apart = places[:, None] - places
+    block = 128  # as FlexAttention's own masks
+    index = torch.arange(-(-t // block), device=device)
+    apart = index[:, None] - index
     nearest, farthest = ((apart - 1) * block + 1).clamp(min=0), (apart + 1) * block - 1
     full = (apart > 0) & (farthest < window)
     counts, blocks = _listed((apart >= 0) & (nearest < window) & ~full)
@@ -139,13 +116,13 @@ def window_mask(t: int, window: int, device: torch.device, block: int = FLEX_BLO
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of each row are chosen, and all blocks with the chosen ones first: [1, 1, rows (, blocks)]."""
+    """Return the number of chosen blocks of each row, and all blocks, chosen ones first: [1, 1, rows (, blocks)]."""
     order = chosen.int().argsort(stable=True, dim=-1, descending=True)
     return chosen.sum(-1).int()[None, None], order.int()[None, None]
 
 
 def autotuners(package: str) -> list[Any]:
-    """The Triton autotuners of an imported package."""
+    """Return the Triton autotuners of an imported package."""
     from triton.runtime import KernelInterface
     from triton.runtime.autotuner import Autotuner
 
@@ -162,14 +139,14 @@ def autotuners(package: str) -> list[Any]:
 def keep_share(package: str, share: int, shares: int) -> None:
     """Leave every `shares`-th configuration to a package's autotuners, so that processes share the compilation.
 
-    What an autotuner chooses among fewer is never used: Triton files choices by the configurations they are from.
+    The choice of an autotuner among fewer configurations is never used: Triton files choices by all of them.
     """
     for tuner in autotuners(package):
         tuner.configs = tuner.configs[share::shares] or tuner.configs[:1]
 
 
-def hasten(package: str) -> None:
-    """Autotune with 20 ms a configuration, not 100: there are hundreds."""
+def shorten_autotuning(package: str) -> None:
+    """Autotune with 20 ms for each configuration in place of 100: there are hundreds."""
     from triton.testing import do_bench
 
     for tuner in autotuners(package):

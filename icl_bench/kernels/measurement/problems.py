@@ -1,17 +1,14 @@
-"""Problems that operators are checked and timed on: sizes, options, random inputs and gradients."""
+"""Problems that operators are checked and timed on, and random inputs for them."""
 
-import itertools
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from icl_bench.kernels.arguments import accumulation_dtype
-from icl_bench.kernels.power.api import Normalize
+from icl_bench.kernels.power.records import Normalize
 
-Op = Literal["power", "attention"]
 LENGTHS = (1, 7, 63, 64, 65, 100, 1000, 4097)
 FEW_LENGTHS = (1, 7, 65, 100)
 """Lengths for a quick check, and for a CPU."""
@@ -20,9 +17,10 @@ PAST = 9
 
 
 class Problem(NamedTuple):
-    """One problem of an operator, in the axis letters of `shapes`."""
+    """One problem of an operator: sizes by their axis letters, and options."""
 
-    op: Op
+    op: str
+    """Name of the operator, a key of `operators.OPERATORS`."""
     t: int
     dtype: torch.dtype
     n: int = 1
@@ -36,35 +34,23 @@ class Problem(NamedTuple):
     window: int | None = None
     chunk: int | None = None
     initial: bool = False
+    """Begin with a state."""
     states: bool = True
-    """Whether the final state of power attention is asked for."""
+    """Compare the final state of power attention too."""
     size: float = 1.0
     """Standard deviation of queries and keys."""
 
     @property
-    def name(self) -> str:
-        """The operator and the options that make it another one."""
-        gated = " gated" if self.gated else ""
-        if self.op == "power":
-            return f"power p={self.p}{' unnormalised' * (self.normalize == 'none')}{gated}"
-        return f"{'softmax' if self.window is None else 'window'}{gated}"
-
-    @property
     def sizes(self) -> str:
-        """What else there is to say about it."""
+        """Sizes and further options, as a text."""
         parts = [f"T={self.t}", f"K={self.key}", f"V={self.value}", f"H={self.heads}", f"G={self.groups}"]
         parts += [f"window={self.window}"] * (self.window is not None) + [f"chunk={self.chunk}"] * bool(self.chunk)
         parts += ["initial state"] * self.initial + [f"size={self.size:g}"] * (self.size != 1)
         return " ".join(parts)
 
-    @property
-    def one_key(self) -> bool:
-        """Whether every query sees one key only, so that weights are constant and most gradients vanish."""
-        return min(self.t, self.window or self.t) == 1 and not self.initial
-
 
 class Inputs(NamedTuple):
-    """What an operator reads; None where it has no such input."""
+    """Tensors that an operator reads; None where it has no such input."""
 
     q: Tensor
     k: Tensor
@@ -75,10 +61,10 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(problem: Problem, device: torch.device) -> Inputs:
-    """Standard normal queries, keys and values, and another gate at every position; the same at every call.
+    """Draw standard normal queries, keys and values, and a different gate at every position; the same at every call.
 
     Gates of long sequences are weaker, so that old tokens still count. With p = 1 and a normaliser queries and keys are
-    their absolute values, as a feature map has it.
+    their absolute values, as after a feature map.
     """
     generator = torch.Generator(device).manual_seed(1000 * problem.t + problem.key)
 
@@ -103,9 +89,9 @@ def make_inputs(problem: Problem, device: torch.device) -> Inputs:
 
 
 def expand_tuples(x: Tensor, p: int) -> Tensor:
-    """phi(x)_t = sqrt(p! / prod_k hist_k(t)!) x_i1 ... x_ip, straight from its definition: [..., K] -> [..., D].
+    """Return phi(x)_t = sqrt(p! / prod_k hist_k(t)!) x_i1 ... x_ip by its definition: [..., K] -> [..., D].
 
-    The factor's square grows index by index: by i / (how often that index came so far) at the i-th.
+    The factor's square grows index by index: at index i by i / (number of times that index came so far).
     """
     columns = torch.combinations(torch.arange(x.shape[-1]), p, with_replacement=True)
     out, run, square = torch.ones_like(x[..., :1]), torch.ones(len(columns)), torch.ones(len(columns))
@@ -115,36 +101,3 @@ def expand_tuples(x: Tensor, p: int) -> Tensor:
         square = square * (i + 1) / run
         out = out * x.index_select(-1, columns[:, i].to(x.device))
     return out * square.double().sqrt().to(x)
-
-
-def power_problems(dtype: torch.dtype, lengths: tuple[int, ...]) -> Iterator[Problem]:
-    """What power attention is checked on."""
-    longest = lengths[-2:]
-    for t, gated, p in itertools.product(lengths, (False, True), (1, 2)):
-        base = Problem("power", t, dtype, gated=gated, p=p)
-        yield base
-        if t > 64:
-            yield base._replace(chunk=64)
-        if t in longest:
-            yield base._replace(chunk=64, initial=True, heads=4, groups=2, key=24, value=40)
-    for t, gated in itertools.product((7, *longest), (False, True)):
-        for p, normalize in ((3, "none"), (4, "sum")):
-            odd = Problem("power", t, dtype, key=16, value=16, gated=gated, p=p, normalize=normalize)  # type: ignore[arg-type]
-            yield odd
-            yield odd._replace(chunk=64)
-    yield Problem("power", 100, dtype, normalize="none", chunk=64, key=32, value=16)
-    # without the state: its gradients of such keys leave the range of float16 themselves
-    yield Problem("power", 100, dtype, key=16, value=16, p=4, size=30.0, states=False)
-
-
-def attention_problems(dtype: torch.dtype, lengths: tuple[int, ...]) -> Iterator[Problem]:
-    """What softmax and window attention are checked on."""
-    for t, gated in itertools.product(lengths, (False, True)):
-        base = Problem("attention", t, dtype, gated=gated)
-        yield base
-        yield base._replace(window=50)
-        if t in (100, 1000):
-            yield base._replace(window=1)
-            yield base._replace(heads=6, groups=2, key=24, value=40)
-        if t > 1056:
-            yield base._replace(window=1056)

@@ -1,4 +1,4 @@
-"""How long a call takes: on CUDA by events around graph replays, elsewhere by the clock."""
+"""The time of a call: on CUDA by events around graph replays, elsewhere by the clock."""
 
 import statistics
 import time
@@ -9,10 +9,9 @@ import torch
 
 Call = Callable[[], object]
 
-FEWEST, MOST = 5, 50
-"""Repeats of a timed call."""
-CACHE = 2**26
-"""Elements of int32 that are written before each call on CUDA, so that no input is left in the cache: 256 MiB."""
+FEWEST_REPEATS, MOST_REPEATS = 5, 50
+CACHE_ELEMENTS = 2**26
+"""Elements of int32 that are written before each call on CUDA, so that no input stays in the cache: 256 MiB."""
 
 
 class Times(NamedTuple):
@@ -26,25 +25,23 @@ class Times(NamedTuple):
     """graph (events around replays of a captured graph), events (around the call itself) or clock."""
 
 
-def time_call(
-    call: Call, device: torch.device, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> Times:
-    """Time a call for about that many seconds, after it has run to warm up.
+def time_call(call: Call, device: torch.device, seconds: float) -> Times:
+    """Time a call for about `seconds` seconds, after a call that warms up.
 
-    A call that cannot be captured is timed as it is, on a device kept busy so that launches run ahead.
+    A call that cannot be captured is timed by its launches, on a device kept busy so that launches run ahead.
     """
-    return _on_cuda(call, seconds) if device.type == "cuda" else _by_clock(call, seconds, clock)
+    return _on_cuda(call, seconds) if device.type == "cuda" else _by_clock(call, seconds)
 
 
-def summarise(milliseconds: list[float], method: str) -> Times:
-    """Median and the 20th and 80th percentile, by the nearest rank."""
+def summarise_times(milliseconds: list[float], method: str) -> Times:
+    """Return the median and the 20th and 80th percentile, by the nearest rank."""
     ranked = sorted(milliseconds)
     last = len(ranked) - 1
     return Times(statistics.median(ranked), ranked[round(0.2 * last)], ranked[round(0.8 * last)], len(ranked), method)
 
 
 def peak_mebibytes(call: Call) -> float:
-    """The most device memory that a call holds beyond what was there before it, in MiB."""
+    """Return the largest device memory that a call holds beyond the memory held before it, in MiB."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -53,22 +50,22 @@ def peak_mebibytes(call: Call) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _by_clock(call: Call, seconds: float, clock: Callable[[], float]) -> Times:
+def _by_clock(call: Call, seconds: float) -> Times:
     call()
     taken: list[float] = []
-    while len(taken) < FEWEST or (sum(taken) < seconds * 1000 and len(taken) < MOST):
-        begin = clock()
+    while len(taken) < FEWEST_REPEATS or (sum(taken) < seconds * 1000 and len(taken) < MOST_REPEATS):
+        begin = time.perf_counter()
         call()
-        taken.append((clock() - begin) * 1000)
-    return summarise(taken, "clock")
+        taken.append((time.perf_counter() - begin) * 1000)
+    return summarise_times(taken, "clock")
 
 
 def _on_cuda(call: Call, seconds: float) -> Times:
     replay, method = _captured(call)
-    scratch = torch.empty(CACHE, dtype=torch.int32, device="cuda")
+    scratch = torch.empty(CACHE_ELEMENTS, dtype=torch.int32, device="cuda")
     first = _intervals(replay, scratch, 2)[-1]
-    repeats = int(min(MOST, max(FEWEST, seconds * 1000 / max(first, 1e-3))))
-    return summarise(_intervals(replay, scratch, repeats), method)
+    repeats = int(min(MOST_REPEATS, max(FEWEST_REPEATS, seconds * 1000 / max(first, 1e-3))))
+    return summarise_times(_intervals(replay, scratch, repeats), method)
 
 
 def _intervals(call: Call, scratch: torch.Tensor, repeats: int) -> list[float]:
@@ -85,7 +82,7 @@ def _intervals(call: Call, scratch: torch.Tensor, repeats: int) -> list[float]:
 
 
 def _captured(call: Call) -> tuple[Call, str]:
-    """The replay of a graph of the call; the call itself where it cannot be captured."""
+    """Return the replay of a graph of the call; the call itself where it cannot be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -98,7 +95,7 @@ def _captured(call: Call) -> tuple[Call, str]:
         # The outer context gives the stream back where a failed capture does not.
         with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
             call()
-    except RuntimeError:  # what synchronises or copies to the host cannot be captured
+    except RuntimeError:  # a call that synchronises or copies to the host cannot be captured
         torch.cuda.synchronize()
         return call, "events"
     return graph.replay, "graph"

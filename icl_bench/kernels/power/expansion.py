@@ -32,7 +32,7 @@ class Basis(NamedTuple):
 
 
 def expanded_width(key_width: int, p: int) -> int:
-    """D = C(K + p - 1, p), the number of non-decreasing p-tuples of K indices.
+    """Return D = C(K + p - 1, p), the number of non-decreasing p-tuples of K indices.
 
     >>> expanded_width(64, 2)
     2080
@@ -41,20 +41,20 @@ def expanded_width(key_width: int, p: int) -> int:
 
 
 def expand(x: Tensor, p: int) -> Tensor:
-    """phi(x): [..., K] -> [..., D], differentiable; plain and unfused, for states and tests rather than for speed."""
+    """Expand x [..., K] to phi(x) [..., D], differentiable; plain and unfused, for states and tests, not for speed."""
     basis = power_basis(x.shape[-1], p, x.device)
     columns = basis_tuples(x.shape[-1], p).to(x.device)
     return x[..., columns].prod(dim=-1) * basis.weight.squeeze(-1).to(x.dtype)
 
 
 def basis_tuples(key_width: int, p: int) -> Tensor:
-    """The non-decreasing p-tuples of range(K) in lexicographic order, [D, p]."""
+    """Return the non-decreasing p-tuples of range(K) in lexicographic order, [D, p]."""
     tuples = list(itertools.combinations_with_replacement(range(key_width), p))
     return torch.tensor(tuples, dtype=torch.int64).view(len(tuples), p)
 
 
 def power_basis(key_width: int, p: int, device: torch.device) -> Basis:
-    """The tables of degree p, made once a device."""
+    """Return the tables of degree p, made once a device."""
     basis: Basis = _constant_basis(key_width, p, device)
     return basis
 
@@ -78,21 +78,21 @@ def _make_basis(key_width: int, p: int) -> Basis:
     multiplicity = (joined == places[:, None]).sum(dim=1).view(key_width, -1, 1)
     return Basis(
         first=tuples[:, 0].contiguous(),
-        rest=_rank(tuples[:, 1:], shorter, key_width),
+        rest=tuple_places(tuples[:, 1:], shorter, key_width),
         weight=_weights(tuples)[:, None],
-        join=_rank(joined, tuples, key_width),
+        join=tuple_places(joined, tuples, key_width),
         multiplicity=multiplicity.to(torch.float64),
     )
 
 
-def _rank(tuples: Tensor, basis: Tensor, key_width: int) -> Tensor:
-    """Where each row of `tuples` stands in the lexicographically ordered `basis`."""
+def tuple_places(tuples: Tensor, basis: Tensor, key_width: int) -> Tensor:
+    """Return the place of each row of `tuples` in the lexicographically ordered `basis`."""
     digits = key_width ** torch.arange(basis.shape[1] - 1, -1, -1)
     return torch.searchsorted((basis * digits).sum(dim=1), (tuples * digits).sum(dim=1))
 
 
 def _weights(tuples: Tensor) -> Tensor:
-    """sqrt(p! / prod hist!): the product of each index's place in its run of equals is prod hist!."""
+    """Return sqrt(p! / prod hist!): the product of the place of each index in its run of equals is prod hist!."""
     run = torch.ones(len(tuples), dtype=torch.float64)
     product = run.clone()
     for j in range(1, tuples.shape[1]):
@@ -102,7 +102,7 @@ def _weights(tuples: Tensor) -> Tensor:
 
 
 def _monomials(x: Tensor, p: int) -> Tensor:
-    """m(x): [B, K, T] -> [B, D, T]; time last, so that a gather copies whole rows."""
+    """Return the monomials m(x) [B, D, T] of x [B, K, T]; time is last, so that a gather copies whole rows."""
     out = x
     for degree in range(2, p + 1):
         basis = power_basis(x.shape[1], degree, x.device)
@@ -111,7 +111,7 @@ def _monomials(x: Tensor, p: int) -> Tensor:
 
 
 def _monomials_backward(x: Tensor, grad: Tensor, p: int) -> Tensor:
-    """The gradient of `_monomials` at x [B, K, T] for grad [B, D, T]: [B, K, T]."""
+    """Return the gradient [B, K, T] of `_monomials` at x [B, K, T] for grad [B, D, T]."""
     if p == 1:
         return grad
     basis = power_basis(x.shape[1], p, x.device)
@@ -163,12 +163,12 @@ class _WriteState(torch.autograd.Function):
 
 
 def read_state(x: Tensor, state: Tensor, p: int) -> Tensor:
-    """phi(x) S for x [B, T, K] and S [B, D, V]: [B, T, V], in the type of the state."""
+    """Return phi(x) S [B, T, V] for x [B, T, K] and S [B, D, V], in the type of the state."""
     out: Tensor = _ReadState.apply(x, state, p)
     return out
 
 
 def write_state(x: Tensor, v: Tensor, p: int) -> Tensor:
-    """sum_t phi(x_t) v_t^T for x [B, T, K] and v [B, T, V]: [B, D, V], accumulated in float32 (float64 for float64)."""
+    """Return sum_t phi(x_t) v_t^T [B, D, V] for x [B, T, K], v [B, T, V], summed in float32 (float64 for float64)."""
     out: Tensor = _WriteState.apply(x, v.to(accumulation_dtype(v.dtype)), p)
     return out

@@ -10,40 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.kernels.power.state import PowerState
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
 
-WIDEST = 128
+WIDEST_KEY = 128
 """Key channels of a block."""
 
 
-def key_width_fits(key_width: int, p: int, normalize: str) -> bool:
-    """Whether the Triton form takes keys of this width, in blocks or whole."""
-    return key_width <= WIDEST or (p == 1 and normalize == "none")
+def key_width_fits(key_width: int, options: PowerOptions) -> bool:
+    """Return whether the Triton form takes keys of this width, in blocks or whole."""
+    return key_width <= WIDEST_KEY or (options.p == 1 and options.normalize == "none")
 
 
-def block_count(key_width: int) -> int:
-    """Blocks that a key is cut into."""
-    return -(-key_width // WIDEST)
+def split_keys(inputs: PowerInputs) -> PowerInputs:
+    """Return inputs of the same sums over more heads: H B and G B heads of K' = ceil(K / B) key channels.
 
-
-def split_keys(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, state: PowerState | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, PowerState | None]:
-    """The same sums over more heads.
-
-    Args:
-        q: Queries [N, T, H, K].
-        k: Keys [N, T, G, K].
-        v: Values [N, T, G, V].
-        log_g: [N, T, G] or None.
-        state: Sums s [N, G, K, V] before the first token, without a normaliser; or None.
-
-    Returns:
-        q [N, T, H B, K'], k [N, T, G B, K'], v [N, T, G B, V], log_g [N, T, G B] and s [N, G B, K', V], for
-        K' = ceil(K / B); channels that fill the last block up are zeros.
+    Channels that fill the last block up are zeros. The state, if there is one, has no normaliser.
     """
+    q, k, v, log_g, state = inputs
     n, t, groups, key_width = k.shape
-    blocks, repeat = block_count(key_width), q.shape[2] // groups
+    blocks, repeat = -(-key_width // WIDEST_KEY), q.shape[2] // groups
     width = -(-key_width // blocks)
     missing = (0, blocks * width - key_width)
     queries = functional.pad(q, missing).view(n, t, groups, repeat, blocks, width).transpose(3, 4)
@@ -53,13 +38,13 @@ def split_keys(
     if state is not None:
         padded = functional.pad(state.s, (0, 0, *missing))
         sums = PowerState(padded.reshape(n, groups * blocks, width, v.shape[3]), None)
-    return queries.reshape(n, t, -1, width), keys, v.repeat_interleave(blocks, dim=2), gates, sums
+    return PowerInputs(queries.reshape(n, t, -1, width), keys, v.repeat_interleave(blocks, dim=2), gates, sums)
 
 
 def join_keys(y: Tensor, state: PowerState | None, groups: int, key_width: int) -> tuple[Tensor, PowerState | None]:
     """Add up outputs [N, T, H B, V] to [N, T, H, V], and put sums [N, G B, K', V] together to [N, G, K, V]."""
     n, t, _, value_width = y.shape
-    parts = y.view(n, t, groups, block_count(key_width), -1, value_width)
+    parts = y.view(n, t, groups, -(-key_width // WIDEST_KEY), -1, value_width)
     total = parts.sum(3, dtype=torch.float32).flatten(2, 3).to(y.dtype)
     if state is None:
         return total, None

@@ -13,7 +13,7 @@ SLAB = 32
 
 
 def integer_power(x: Tensor, p: int) -> Tensor:
-    """x^p for p >= 1 by squaring and multiplying; signs stay right and no logarithm is taken."""
+    """Return x^p for p >= 1 by squaring and multiplying; signs stay right and no logarithm is taken."""
     out: Tensor | None = None
     while p > 1:
         if p % 2 == 1:
@@ -89,9 +89,9 @@ class _CausalPower(torch.autograd.Function):
 
 
 def _decay(c: Tensor, dtype: torch.dtype) -> Tensor:
-    """e^(c_i - c_j) for j <= i and 0 elsewhere: c [B, T] in float64 -> [B, T, T] in a type that may be narrower.
+    """Return e^(c_i - c_j) for j <= i and 0 elsewhere, [B, T, T] in a type that may be narrower than c [B, T], float64.
 
-    What c is rounded by grows with T, and would be the error of every decay. So the difference is that of the heads,
+    The rounding error of c grows with T, and would be the error of every decay. So the difference is that of the heads,
     which errs relative to itself (and not at all within a factor of 2), and that of the tails.
     """
     head = c.to(dtype)
@@ -104,7 +104,7 @@ def _decay(c: Tensor, dtype: torch.dtype) -> Tensor:
 def _scores_gradient(
     p: int, grad: Tensor, grad_total: Tensor | None, v: Tensor, scores: Tensor, decay: Tensor | None
 ) -> Tensor:
-    """(dn v^T + dd) s^(p-1) decay, which is ds / p: the factor p is cheaper on dq and dk."""
+    """Return (dn v^T + dd) s^(p-1) decay, which is ds / p: the factor p is cheaper on dq and dk."""
     out = matrix_product(grad, v.mT)
     if grad_total is not None:
         out.add_(grad_total)
@@ -119,9 +119,9 @@ def _scores_gradient(
 
 
 def _gate_sums_gradient(grad_scores: Tensor, scores: Tensor) -> Tensor:
-    """The gradient [B, T] of c in float64: with ds / p [B, R*T, T] and the scores [B, R, T, T], ds s / p is dA A.
+    """Return the gradient [B, T] of c in float64: dA A is ds s / p, of ds / p [B, R*T, T] and scores s [B, R, T, T].
 
-    It goes by slabs of queries, as the products of all of them in float64 would take twice the memory of the scores.
+    It is summed by slabs of queries: all products at once, in float64, would take twice the memory of the scores.
     """
     t = scores.shape[3]
     grad_scores = grad_scores.view_as(scores)
@@ -138,21 +138,12 @@ def _gate_sums_gradient(grad_scores: Tensor, scores: Tensor) -> Tensor:
 def causal_power(
     q: Tensor, k: Tensor, v: Tensor, c: Tensor | None, read: Tensor | None, *, p: int, factor: float, eps: float | None
 ) -> Tensor:
-    """y_i = sum_{j<=i} A_ij v_j / (sum_{j<=i} A_ij + eps) for A_ij = factor e^(c_i - c_j) (q_i.k_j)^p.
+    """Return y_i = sum_{j<=i} A_ij v_j / (sum_{j<=i} A_ij + eps), for A_ij = factor e^(c_i - c_j) (q_i.k_j)^p.
 
-    Args:
-        q: [B, R*T, K], R query heads to a key-value head, head by head.
-        k: [B, T, K].
-        v: [B, T, V].
-        c: [B, T] inclusive sums of the log gates in float64, or None.
-        read: [B, R*T, V + 1], what an earlier state adds to the two sums before the factor, or None; [B, R*T, V]
-            where eps is None.
-        p: The power, at least 1.
-        factor: The scale of q.k to the power p.
-        eps: Added to the sum of the weights; None not to divide by it.
-
-    Returns:
-        [B, R*T, V] in float32 (float64 for float64).
+    Queries are [B, R*T, K], R query heads to a key-value head, head by head; keys [B, T, K] and values [B, T, V]; c,
+    [B, T] or None, is the inclusive sums of the log gates in float64. `read` is the part of an earlier state in the two
+    sums before the factor, [B, R*T, V + 1], or None. The factor is the scale of q.k to the power p. With eps None there
+    is no division, and `read` is [B, R*T, V]. The result is [B, R*T, V] in float32 (float64 for float64).
     """
     out: Tensor = _CausalPower.apply(q, k, v, c, read, p, factor, eps)
     return out

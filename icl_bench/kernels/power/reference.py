@@ -6,24 +6,20 @@ import math
 import torch
 from torch import Tensor
 
+from icl_bench.kernels.arguments import accumulation_dtype
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
+
 
 def power_attention_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    p: int,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    initial_s: Tensor | None,
-    initial_z: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    inputs: PowerInputs, options: PowerOptions, keep_state: bool
+) -> tuple[Tensor, PowerState]:
     """A_ij = e^(c_i - c_j) (scale q_i.k_j)^p for j <= i; y_i = sum_j A_ij v_j / (sum_j A_ij + eps), or not divided.
 
-    arXiv 2507.04239, eq. 7, with c the inclusive sums of log_g. An initial state adds e^(c_i) scale^p phi(q_i) S.
-    Returns y [N, T, H, V], S [N, G, D, V] and z [N, G, D], all in float64.
+    arXiv 2507.04239, eq. 7, with c the inclusive sums of log_g. An initial state adds e^(c_i) scale^p phi(q_i) S. The
+    last state comes with y [N, T, H, V] whether it is wanted or not.
     """
+    q, k, v, log_g, initial = inputs
+    p, scale, out_type = options.p, options.scale, v.dtype
     shared = q.shape[2] // k.shape[2]
     q, k, v = q.double(), k.double(), v.double()
     gate = torch.zeros(k.shape[:3], dtype=torch.float64, device=q.device) if log_g is None else log_g.double()
@@ -38,16 +34,19 @@ def power_attention_reference(
     to_last = (c[:, -1:] - c).exp()  # [N, T, G]
     s = torch.einsum("ntg,ntgd,ntgv->ngdv", to_last, expand_reference(k, p), v)
     z = torch.einsum("ntg,ntgd->ngd", to_last, expand_reference(k, p))
-    if initial_s is not None:
+    if initial is not None:
         reach = c.exp().repeat_interleave(shared, dim=2)[..., None] * scale**p * expand_reference(q, p)
-        old_s = initial_s.double()
+        old_s = initial.s.double()
         out = out + torch.einsum("nthd,nhdv->nthv", reach, old_s.repeat_interleave(shared, dim=1))
         s = s + c[:, -1, :, None, None].exp() * old_s
-        if initial_z is not None:
-            old_z = initial_z.double()
+        if initial.z is not None:
+            old_z = initial.z.double()
             total = total + torch.einsum("nthd,nhd->nth", reach, old_z.repeat_interleave(shared, dim=1))
             z = z + c[:, -1, :, None].exp() * old_z
-    return out / (total[..., None] + eps) if normalize else out, s, z
+    kind = accumulation_dtype(out_type)
+    if options.normalize == "none":
+        return out.to(out_type), PowerState(s.to(kind), None)
+    return (out / (total[..., None] + options.eps)).to(out_type), PowerState(s.to(kind), z.to(kind))
 
 
 def expand_reference(x: Tensor, p: int) -> Tensor:

@@ -1,1 +1,1 @@
-"""Parts that the Triton kernels of several operators share."""
+"""Triton code that several operators share."""

@@ -1,5 +1,3 @@
-"""The store of runs: folders that appear whole, their checkpoints, and an index."""
+"""The store of runs: one folder per finished run, checkpoints of unfinished fleets, and an index."""
 
-from icl_bench.runs.store.store import Store
-
-__all__ = ["Store"]
+from icl_bench.runs.store.store import Store as Store

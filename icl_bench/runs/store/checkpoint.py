@@ -1,11 +1,11 @@
-"""Checkpoints: the state of a fleet in progress, so that hours of training survive a power cut.
+"""Checkpoints: the saved state of a fleet in progress, from which training continues after an interruption.
 
-    checkpoints/<fleet>/fleet.json            the runs of the fleet
+    checkpoints/<fleet>/fleet.json            ids of the runs of the fleet
     checkpoints/<fleet>/<step>/tensors.safetensors  state.json  sha256
 
-A state appears whole, by a rename; the one before it is kept, and serves where the newest is damaged. Both go when the
-fleet is committed. `fleet.json` is the first to come and the first to go: a folder without it is a removal that was cut
-short, and whoever opens the store clears it away. Nothing is pickled. Nothing here needs torch: tensors are bytes.
+A checkpoint appears whole, by a rename. The previous one is kept and replaces a damaged newest one. Both are deleted
+when the fleet is committed. `fleet.json` is written first and deleted first: a folder without it is an interrupted
+removal, which the next process that opens the store completes. Nothing is pickled; tensors are bytes in this module.
 """
 
 import logging
@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,82 +21,67 @@ import icl_bench
 from icl_bench.errors import RecordError, SpecError
 from icl_bench.runs.record import MetricPoint
 from icl_bench.runs.spec import ID_LENGTH, RunSpec
+from icl_bench.runs.store import files
 from icl_bench.runs.store.faults import reach
-from icl_bench.runs.store.files import (
-    move_folder,
-    parse_object,
-    read_bytes,
-    remove_folder,
-    replace_file,
-    sha256,
-    sync_folder,
-    validate,
-    write_file,
-    writing,
-)
 from icl_bench.schema import Frozen, canonical_json, content_hash
 
-LAYOUT = 1
-"""Version of what a checkpoint holds."""
-VARIABLE = "ICL_BENCH_CHECKPOINT_EVERY"
-EVERY = 60.0
-"""Seconds of training between checkpoints, so that shorter runs have none."""
-KEPT = 2
-STEP = re.compile(r"\d{9}")
-NAME = "fleet.json"
+CHECKPOINT_LAYOUT = 1
+"""Version of the layout of checkpoints."""
+INTERVAL_VARIABLE = "ICL_BENCH_CHECKPOINT_EVERY"
+DEFAULT_INTERVAL = 60.0
+"""Seconds of training between checkpoints; shorter runs have no checkpoint."""
+CHECKPOINTS_KEPT = 2
+"""Number of checkpoints kept for each fleet."""
+STEP_FOLDER = re.compile(r"\d{9}")
+FLEET_FILE = "fleet.json"
 TENSORS, STATE, DIGESTS = "tensors.safetensors", "state.json", "sha256"
 
 LOG = logging.getLogger("icl_bench")
 
 
 class Origin(Frozen):
-    """What must be equal for a fleet to continue from a checkpoint as if it had never stopped."""
+    """The conditions that must be equal for a fleet to continue from a checkpoint with unchanged numbers."""
 
-    layout: int = LAYOUT
-    """Version of what a checkpoint holds."""
+    layout: int = CHECKPOINT_LAYOUT
+    """Version of the layout of checkpoints."""
     runs: tuple[str, ...]
     """Digests of the specifications of the members, in order."""
     versions: dict[str, str]
-    """Of icl-bench and torch."""
+    """Versions of icl-bench and torch."""
     device: str
-    """cpu or cuda."""
+    """Type of the device, `cpu` or `cuda`."""
 
 
 class FleetState(Frozen):
-    """Where a fleet is, tensors aside."""
+    """The state of a fleet in training, except for its tensors."""
 
     origin: Origin
-    """What made it."""
+    """Conditions under which the checkpoint was made."""
     step: int
-    """Updates made."""
+    """Number of updates done."""
     seconds: float
-    """Wall time so far, over all parts of the run."""
+    """Wall time so far in seconds, including the time before interruptions."""
     training: float
-    """Of these, seconds of training."""
+    """Share of that time spent on training, in seconds."""
     solved_at: tuple[int | None, ...]
-    """By member: the first validated step with an accuracy of at least 0.99."""
+    """First validated step with an accuracy of at least 0.99, by member."""
     metrics: tuple[tuple[MetricPoint, ...], ...]
-    """By member: validations so far."""
+    """Validations so far, by member."""
 
 
 class Saved(NamedTuple):
-    """A checkpoint as read back."""
+    """A checkpoint, as read back."""
 
     state: FleetState
     tensors: bytes
-    """In the safetensors format."""
+    """Tensors in the safetensors format."""
 
 
 class Checkpoints:
-    """The checkpoints of one fleet.
+    """The checkpoints of one fleet, whose members are `specs`, in order.
 
-    Args:
-        root: The store.
-        specs: The members, in order.
-        torch_version: Version of torch.
-        device: cpu or cuda.
-        every: Seconds between checkpoints; from ICL_BENCH_CHECKPOINT_EVERY, or 60, where it is not given.
-        clock: Seconds since some moment.
+    `every` is the number of seconds between checkpoints, by default that of `checkpoint_interval`; `clock` returns
+    seconds from a fixed moment.
     """
 
     def __init__(
@@ -112,144 +97,131 @@ class Checkpoints:
         versions = {"icl-bench": icl_bench.__version__, "torch": torch_version}
         self.origin = Origin(runs=tuple(spec.digest for spec in specs), versions=versions, device=device)
         self.folder = root / "checkpoints" / content_hash(list(self.origin.runs), "icl-bench/checkpoint/v1")[:ID_LENGTH]
-        self.every, self.clock = asked_interval() if every is None else every, clock
+        self.every, self.clock = checkpoint_interval() if every is None else every, clock
         self.last = clock()
 
     def due(self) -> bool:
-        """Whether enough time has passed since the last checkpoint, or the start."""
+        """Return whether enough time has passed since the last checkpoint or the start."""
         return self.clock() - self.last >= self.every
 
     def save(self, state: FleetState, tensors: bytes) -> None:
-        """Make a checkpoint durable, then drop all but the newest two.
+        """Write a checkpoint and delete all but the newest two; raise StoreError if the store cannot be written.
 
-        Two processes may have the same fleet in hand. The one that ends it first removes its checkpoints; the other
-        goes on without.
-
-        Raises:
-            StoreError: where the store cannot be written.
+        Two processes may train the same fleet. The first to finish deletes the checkpoints; the other one continues
+        without checkpoints.
         """
         temporary = self.folder / f".new-{secrets.token_hex(4)}"
-        files = {TENSORS: tensors, STATE: canonical_json(state.model_dump(mode="json")).encode()}
-        files[DIGESTS] = "".join(f"{sha256(data)}  {name}\n" for name, data in files.items()).encode()
-        with writing(self.folder):
+        contents = {TENSORS: tensors, STATE: canonical_json(state.model_dump(mode="json")).encode()}
+        contents[DIGESTS] = digests_of(contents)
+        with files.writing(self.folder):
             try:
                 self.name_runs()
                 temporary.mkdir()
-                for name, data in files.items():
-                    write_file(temporary / name, data)
-                sync_folder(temporary)
+                for name, data in contents.items():
+                    files.write_file(temporary / name, data)
+                files.sync_folder(temporary)
                 reach("checkpoint-written")
-                move_folder(temporary, self.folder / f"{state.step:09d}")
+                files.move_folder(temporary, self.folder / f"{state.step:09d}")
                 reach("checkpoint-published")
                 self.prune()
             except FileNotFoundError:
                 LOG.warning("checkpoint not kept: another process removed %s", self.folder)
             finally:
-                remove_folder(temporary)
+                files.remove_folder(temporary)
         reach("checkpoint-pruned")
         self.last = self.clock()
 
     def name_runs(self) -> None:
-        """Make the folder, and write down which runs the fleet has."""
+        """Create the folder of the fleet, and the file that names its runs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         reach("checkpoint-begun")
-        if not (self.folder / NAME).is_file():
-            replace_file(self.folder / NAME, canonical_json({"runs": self.ids}).encode())
+        if not (self.folder / FLEET_FILE).is_file():
+            files.replace_file(self.folder / FLEET_FILE, canonical_json({"runs": self.ids}).encode())
 
     def steps(self) -> list[Path]:
-        """Folders of checkpoints, newest first."""
+        """Return the folders of the checkpoints, newest first."""
         if not self.folder.is_dir():
             return []
-        return sorted((path for path in self.folder.iterdir() if STEP.fullmatch(path.name)), reverse=True)
+        return sorted((path for path in self.folder.iterdir() if STEP_FOLDER.fullmatch(path.name)), reverse=True)
 
     def prune(self) -> None:
-        """Drop all but the newest two, and what killed processes left half written."""
-        kept = set(self.steps()[:KEPT])
+        """Delete all but the newest two checkpoints, and incomplete ones that killed processes left."""
+        kept = set(self.steps()[:CHECKPOINTS_KEPT])
         for path in self.folder.iterdir():
             if path.is_dir() and path not in kept:
-                remove_folder(path)
+                files.remove_folder(path)
 
     def load(self) -> Saved | None:
-        """The newest checkpoint that is whole and of this fleet; what is passed over is said in a line."""
+        """Return the newest checkpoint that is undamaged and fits this fleet; log a warning for each one skipped."""
         for path in self.steps():
             try:
                 saved = read_checkpoint(path)
             except RecordError as error:
-                LOG.warning("checkpoint passed over: %s", error)
+                LOG.warning("checkpoint skipped: %s", error)
                 continue
-            difference = differing(saved.state.origin, self.origin)
-            if difference is None:
+            found = saved.state.origin
+            if found == self.origin:
                 return saved
-            LOG.warning("checkpoint passed over: %s is of another %s; the fleet starts anew", path, difference)
+            field = next(name for name in Origin.model_fields if getattr(found, name) != getattr(self.origin, name))
+            difference = {"runs": "fleet", "versions": "version"}.get(field, field)
+            LOG.warning("checkpoint skipped: %s has another %s; the fleet starts from the beginning", path, difference)
         return None
 
     def remove(self) -> None:
-        """Drop all checkpoints of the fleet.
-
-        Raises:
-            StoreError: where the store cannot be written.
-        """
-        with writing(self.folder):
-            (self.folder / NAME).unlink(missing_ok=True)
+        """Delete all checkpoints of the fleet; raise StoreError if the store cannot be written."""
+        with files.writing(self.folder):
+            (self.folder / FLEET_FILE).unlink(missing_ok=True)
         reach("checkpoint-unnamed")
-        remove_folder(self.folder)
+        files.remove_folder(self.folder)
         reach("checkpoint-removed")
 
 
 def read_checkpoint(path: Path) -> Saved:
-    """Read a checkpoint and check every byte of it.
-
-    Raises:
-        RecordError: where it is damaged.
-    """
-    files = {name: read_bytes(path / name, most=None) for name in (TENSORS, STATE)}
-    digests = "".join(f"{sha256(data)}  {name}\n" for name, data in files.items()).encode()
-    if read_bytes(path / DIGESTS) != digests:
-        raise RecordError(f"a checkpoint never changes; {path} did; an older one is taken, or the fleet starts anew")
-    plain = parse_object(files[STATE], path / STATE)
-    return Saved(validate(FleetState, plain, path / STATE), files[TENSORS])
+    """Read a checkpoint and compare every byte with its digest; raise RecordError if the checkpoint is damaged."""
+    contents = {name: files.read_bytes(path / name, most=None) for name in (TENSORS, STATE)}
+    if files.read_bytes(path / DIGESTS) != digests_of(contents):
+        raise RecordError(
+            f"a checkpoint never changes; {path} did; an older one is used, or the fleet starts from the beginning"
+        )
+    plain = files.parse_object(contents[STATE], path / STATE)
+    return Saved(files.validate(FleetState, plain, path / STATE), contents[TENSORS])
 
 
-def differing(found: Origin, wanted: Origin) -> str | None:
-    """The first thing in which two origins differ."""
-    for name in Origin.model_fields:
-        if getattr(found, name) != getattr(wanted, name):
-            return {"runs": "fleet", "versions": "version", "layout": "layout"}.get(name, name)
-    return None
+def digests_of(contents: Mapping[str, bytes]) -> bytes:
+    """Return the text of the file of digests, one line per file, as `sha256sum` writes it."""
+    return "".join(f"{files.sha256(data)}  {name}\n" for name, data in contents.items()).encode()
 
 
-def asked_interval() -> float:
-    """Seconds between checkpoints.
-
-    Raises:
-        SpecError: where ICL_BENCH_CHECKPOINT_EVERY is no number of seconds.
-    """
-    text = os.environ.get(VARIABLE)
+def checkpoint_interval() -> float:
+    """Return the seconds between checkpoints: ICL_BENCH_CHECKPOINT_EVERY, or the default."""
+    text = os.environ.get(INTERVAL_VARIABLE)
     if text is None:
-        return EVERY
+        return DEFAULT_INTERVAL
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
-        raise SpecError(f"{VARIABLE} is a number of seconds; got {text!r}; write {EVERY:.0f}, or unset it")
+        raise SpecError(
+            f"{INTERVAL_VARIABLE} is a number of seconds; got {text!r}; write {DEFAULT_INTERVAL:.0f}, or unset it"
+        )
     return float(text)
 
 
 def fleets(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folder and run ids of every fleet that has checkpoints; a folder that says nothing of its runs has none."""
-    for path in sorted((root / "checkpoints").glob(f"*/{NAME}")):
+    """Yield the folder and the run ids of every fleet with checkpoints; damaged files name no runs."""
+    for path in sorted((root / "checkpoints").glob(f"*/{FLEET_FILE}")):
         try:
-            named = parse_object(read_bytes(path), path).get("runs")
+            named = files.parse_object(files.read_bytes(path), path).get("runs")
         except RecordError:
-            named = None  # damaged: no fleet is kept from its checkpoints, only from being listed
+            named = None  # damaged: the fleet still finds its checkpoints, it is only not listed
         yield path.parent, [str(run_id) for run_id in named] if isinstance(named, list) else []
 
 
 def clear_checkpoints(root: Path, finished: Callable[[str], bool]) -> None:
-    """Remove checkpoints of fleets whose runs are all finished, and folders that name no fleet.
+    """Delete checkpoints of fleets whose runs are all finished, and folders that name no fleet.
 
-    A process was killed before it could do so, or the runs were finished in other fleets.
+    They remain if a process was killed before it deleted them, or if other fleets finished the runs.
     """
     for folder in (root / "checkpoints").glob("*"):
-        if not (folder / NAME).exists():
-            remove_folder(folder)
+        if not (folder / FLEET_FILE).exists():
+            files.remove_folder(folder)
     for folder, run_ids in fleets(root):
         if run_ids and all(re.fullmatch(r"[0-9a-f]{16}", run_id) and finished(run_id) for run_id in run_ids):
-            remove_folder(folder)
+            files.remove_folder(folder)

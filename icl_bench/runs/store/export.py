@@ -1,4 +1,4 @@
-"""Finished runs as one table, a row for each run and cell, for other tools: CSV, or Parquet by pyarrow."""
+"""Export of finished runs as one table with a row for each run and cell: CSV, or Parquet with pyarrow."""
 
 import csv
 import importlib.util
@@ -7,27 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from icl_bench.errors import SpecError
-from icl_bench.runs.record import CellScore, RunRecord
+from icl_bench.runs.outline import MeasuredRun
 from icl_bench.runs.store.files import replace_file, writing
 
-Cell = str | int | float | None
+ExportValue = str | int | float | None
 
-RUN_COLUMNS = ("id", "task", "arch", "seed", "data_seed", "lr", "weight_decay", "status", "detail", "params")
-STATE_COLUMNS = ("state_elements", "state_bytes", "weight_flops", "state_flops")
-END_COLUMNS = ("steps", "seconds", "solved_at", "device")
-CELL_COLUMNS = ("cell", "load", "length", "accuracy", "exact_match", "loss", "floor", "floor_solver", "state_bits")
-COLUMNS = (*RUN_COLUMNS, *STATE_COLUMNS, *END_COLUMNS, *CELL_COLUMNS)
+EXPORT_COLUMNS = (
+    *("id", "task", "arch", "seed", "data_seed", "lr", "weight_decay", "status", "detail", "params"),
+    *("state_elements", "state_bytes", "weight_flops", "state_flops", "steps", "seconds", "solved_at", "device"),
+    *("cell", "load", "length", "accuracy", "exact_match", "loss", "floor", "floor_solver", "state_bits"),
+)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""Characters that a spreadsheet takes for the beginning of a formula."""
 
 
-def export(records: Iterable[RunRecord], path: Path) -> int:
-    """Write the table, whole or not at all; returns the number of its rows.
-
-    Raises:
-        SpecError: where the name ends in neither .csv nor .parquet, or pyarrow is not there for the latter.
-        StoreError: where the file cannot be written.
-    """
+def export_records(records: Iterable[MeasuredRun], path: Path) -> int:
+    """Write a .csv or .parquet file, completely or not at all, and return the number of its rows."""
     if path.suffix not in WRITERS:
         raise SpecError(f"an export is a .csv or .parquet file; got {path}; choose one of these endings")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -41,51 +36,40 @@ def export(records: Iterable[RunRecord], path: Path) -> int:
     return len(rows)
 
 
-def rows_of(record: RunRecord) -> Iterator[tuple[Cell, ...]]:
-    """A row for each cell of a run; one with empty cells where it did not end well."""
-    head = run_cells(record)
-    for cell in record.result.cells or (None,):
-        yield (*head, *score_cells(cell))
-
-
-def run_cells(record: RunRecord) -> tuple[Cell, ...]:
-    """What a row says of its run."""
+def rows_of(record: MeasuredRun) -> Iterator[tuple[ExportValue, ...]]:
+    """Yield a row for each cell of a run; a run without scores has one row with empty values."""
     result, spec = record.result, record.spec
-    state = (result.state.elements, result.state.bytes) if result.state else (None, None)
-    head = (result.id, result.task, result.arch, result.seed, spec["data_seed"], result.lr)
-    rest = (spec["train"]["weight_decay"], result.status, result.detail, result.params, *state)
-    work = (result.work.weights, result.work.state, result.steps, result.seconds, result.solved_at)
-    return (*head, *rest, *work, record.manifest.device)
+    run = {
+        **vars(result),
+        "data_seed": spec["data_seed"],
+        "weight_decay": spec["train"]["weight_decay"],
+        "state_elements": result.state and result.state.elements,
+        "state_bytes": result.state and result.state.bytes,
+        "weight_flops": result.work.weights,
+        "state_flops": result.work.state,
+        "device": record.manifest.device,
+    }
+    for cell in result.cells or (None,):
+        values = {**run, **vars(cell), "cell": cell.label} if cell else run
+        yield tuple(values.get(name) for name in EXPORT_COLUMNS)
 
 
-def score_cells(cell: CellScore | None) -> tuple[Cell, ...]:
-    """What a row says of its cell."""
-    if cell is None:
-        return (None,) * len(CELL_COLUMNS)
-    scores = (cell.accuracy, cell.exact_match, cell.loss, cell.floor, cell.floor_solver, cell.state_bits)
-    return (cell.label, cell.load, cell.length, *scores)
-
-
-def as_csv(rows: Sequence[Sequence[Cell]]) -> bytes:
-    """Comma-separated values, with a quote before text that a spreadsheet would take for a formula."""
+def as_csv(rows: Sequence[Sequence[ExportValue]]) -> bytes:
+    """Return the rows as CSV, with a quote before text that a spreadsheet would take for a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([harmless(cell) for cell in row] for row in rows)
+    writer.writerow(EXPORT_COLUMNS)
+    for row in rows:
+        writer.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row)
     return text.getvalue().encode()
 
 
-def harmless(cell: Cell) -> Cell:
-    """A cell that no spreadsheet runs."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
-
-
-def as_parquet(rows: Sequence[Sequence[Cell]]) -> bytes:
-    """Parquet."""
+def as_parquet(rows: Sequence[Sequence[ExportValue]]) -> bytes:
+    """Return the rows in the Parquet format."""
     import pyarrow
     from pyarrow import parquet
 
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(EXPORT_COLUMNS)}
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.table(columns), sink)
     return bytes(sink.getvalue())

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and reading them back without trust. Nothing here needs torch."""
+"""Files that are written completely or not at all, and that are read back without trusting their content."""
 
 import errno
 import hashlib
@@ -10,42 +10,37 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.runs.record import SCHEMA
 from icl_bench.runs.store.faults import reach
-from icl_bench.schema import Frozen
+from icl_bench.schema import FrozenT
 
-MOST_BYTES = 1 << 26
-"""Larger records are refused."""
+LARGEST_RECORD = 1 << 26
+"""Largest size of a record that is read, in bytes."""
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+"""Flags for writing a file that does not exist yet."""
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""A link is refused, and a pipe does not block."""
-
-FrozenT = TypeVar("FrozenT", bound=Frozen)
+"""Flags for reading: a symbolic link is refused, and a pipe does not block."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says on writing into one line.
-
-    Raises:
-        StoreError: where a file cannot be written: no room, no permission, a fault of the disk.
-    """
+    """Turn an operating system error on writing `path` into a StoreError with a message of one line."""
     try:
         yield
     except OSError as error:
         raise StoreError(
-            f"the store needs room and permission to write; {path}: {error.strerror or error}; mend that and run the "
-            "same command again: what is finished is kept"
+            f"the store needs disk space and permission to write; {path}: {error.strerror or error}; correct that and "
+            "run the same command again: finished runs are kept"
         ) from None
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file and make it durable; nothing of it stays where that fails."""
+    """Write a new file and wait until it is on the disk; delete it if that fails."""
     handle = os.open(path, NEW, 0o644)
     try:
         write_all(handle, data)
@@ -58,22 +53,26 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def write_all(handle: int, data: bytes) -> None:
-    """Write all of it: one call may write a part."""
+    """Write all of the data, since one system call may write only a part."""
     while data:
         data = data[os.write(handle, data) :]
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file over an older one, whole or not at all."""
+    """Replace the content of a file, completely or not at all."""
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     write_file(temporary, data)
     reach("file-written")
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Wait until the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -82,14 +81,14 @@ def sync_folder(path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder that another process may be removing too, or may already have removed."""
+    """Delete a folder, which another process may be deleting or may have deleted."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def move_folder(source: Path, target: Path) -> bool:
-    """Rename a folder to a place that is free or empty; whether this process was the one to fill it.
+    """Rename a folder to a path that is free or an empty folder; return whether this process moved it there.
 
-    A rename over the network may be carried out and yet reported as failed: what counts is what is there.
+    A network file system may carry out a rename and still report a failure, so the result on the disk decides.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -103,20 +102,12 @@ def move_folder(source: Path, target: Path) -> bool:
 
 
 def sha256(data: bytes) -> str:
-    """SHA-256 in hexadecimal digits."""
+    """Return the SHA-256 of the data in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(path: Path, most: int | None = MOST_BYTES) -> bytes:
-    """The content of a stored file, which is no link.
-
-    Args:
-        path: The file.
-        most: The most bytes it may have; None for any number.
-
-    Raises:
-        RecordError: where it cannot be read, is a link or no file, or is too large.
-    """
+def read_bytes(path: Path, most: int | None = LARGEST_RECORD) -> bytes:
+    """Read a regular file (no link) of at most `most` bytes, None for any size; raise RecordError if it is none."""
     try:
         handle = os.open(path, READ)
     except OSError as error:
@@ -132,12 +123,12 @@ def read_bytes(path: Path, most: int | None = MOST_BYTES) -> bytes:
 
 
 def unreadable(path: Path, reason: str) -> RecordError:
-    """What is said of a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return RecordError(f"a record must be readable; {path}: {reason}; restore it or delete {path.parent}")
 
 
 def parse_model(model: type[FrozenT], data: bytes, path: Path) -> FrozenT:
-    """Read a record from its text; raises RecordError."""
+    """Parse a record from its JSON text; raise RecordError if that fails."""
     try:
         record = model.model_validate_json(data)
     except ValidationError:
@@ -149,7 +140,7 @@ def parse_model(model: type[FrozenT], data: bytes, path: Path) -> FrozenT:
 
 
 def check_version(version: object, path: Path) -> None:
-    """Refuse a record of another version; raises RecordError."""
+    """Raise RecordError for a record of another version."""
     if version != SCHEMA:
         raise RecordError(
             f"records are read in version {SCHEMA}; {path} has version {version!r:.40}; use the icl-bench that wrote it"
@@ -157,7 +148,7 @@ def check_version(version: object, path: Path) -> None:
 
 
 def validate(model: type[FrozenT], plain: dict[str, Any], path: Path) -> FrozenT:
-    """A record from plain data; raises RecordError."""
+    """Build a record from parsed JSON; raise RecordError if a field is wrong."""
     try:
         return model.model_validate(plain)
     except ValidationError as error:
@@ -170,11 +161,11 @@ def validate(model: type[FrozenT], plain: dict[str, Any], path: Path) -> FrozenT
 
 
 def parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises RecordError."""
+    """Parse a JSON object; raise RecordError for anything else."""
     try:
         plain = json.loads(data)
         if b"\\ud" in data.lower():
-            json.dumps(plain, ensure_ascii=False).encode()  # half a surrogate pair is no text, and cannot be written
+            json.dumps(plain, ensure_ascii=False).encode()  # half a surrogate pair cannot be written as text
     except (ValueError, RecursionError) as error:
         raise RecordError(f"a record must be JSON; {path}: {error}; restore it or delete {path.parent}") from None
     if not isinstance(plain, dict):
@@ -183,5 +174,5 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def one_line(text: str) -> str:
-    """Text of a stranger as a message shows it: on one line, of bounded length."""
+    """Return untrusted text as one line of at most 200 ASCII characters, for an error message."""
     return ascii(text)[1:-1][:200]

@@ -1,7 +1,8 @@
-"""The index: what reports and listings need of every finished run, in one file, so that 100,000 runs are read at once.
+"""The index: the values that reports and listings need of every finished run, in one file, to read 100,000 at once.
 
-It is a cache of the folders. A missing, damaged or outdated one is made again, and deleting it changes nothing. It is
-replaced whole and never written in place: no lock is taken, and a reader keeps the file that it opened.
+It is a cache of the folders. A missing, damaged or outdated index is made again, and deleting it changes nothing. It is
+replaced whole and never written in place: no lock is taken, and a reader keeps the file that it opened. Each row has a
+check sum.
 """
 
 import gc
@@ -11,138 +12,122 @@ import os
 import secrets
 import shutil
 import sqlite3
+import struct
 import weakref
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from icl_bench.errors import RecordError
-from icl_bench.runs.outline import Outline
-from icl_bench.runs.record import Manifest, MetricPoint, RunRecord, RunResult
+from icl_bench.runs.outline import PARSERS, FinishedRuns, MeasuredRun, Outline, measured, seeds_of, shared_texts
+from icl_bench.runs.rates import validation_accuracy
+from icl_bench.runs.record import SCHEMA, Manifest, RunRecord, RunResult
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.faults import reach
-from icl_bench.runs.store.files import parse_model, read_bytes, sha256
-from icl_bench.runs.store.rows import (
-    DamagedError,
-    Detail,
-    Row,
-    Summary,
-    fill,
-    fingerprint,
-    read_detail,
-    read_outlines,
-    read_summaries,
-    row_of,
-)
+from icl_bench.schema import content_hash
 
-NAME = "index.sqlite"
-T = TypeVar("T")
-
-
-class Metrics(Sequence[MetricPoint]):
-    """The validations of a run: steps and accuracies are at hand; the rest is read from the store when asked for."""
-
-    def __init__(self, store: Store, run_id: str, curve: str, digest: str) -> None:
-        self.store, self.run_id, self.digest = store, run_id, digest
-        self.curve: tuple[tuple[int, float], ...] = tuple((step, accuracy) for step, accuracy in json.loads(curve))
-        """Step and accuracy of each validation."""
-
-    @cached_property
-    def points(self) -> tuple[MetricPoint, ...]:
-        """All of them; raises RecordError."""
-        path = self.store.path(self.run_id) / "metrics.jsonl"
-        data = read_bytes(path)
-        if sha256(data) != self.digest:
-            raise RecordError(f"a stored file never changes; {path} did; run `icl-bench runs verify`")
-        return tuple(parse_model(MetricPoint, line, path) for line in data.splitlines())
-
-    @overload
-    def __getitem__(self, place: int) -> MetricPoint: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[MetricPoint, ...]: ...
-    def __getitem__(self, place: int | slice) -> MetricPoint | tuple[MetricPoint, ...]:
-        return self.points[place]
-
-    def __len__(self) -> int:
-        return len(self.curve)
-
-    def __iter__(self) -> Iterator[MetricPoint]:
-        return iter(self.points)
+INDEX_NAME = "index.sqlite"
+INDEX_VERSION = 5
+"""Version of the tables; a change makes every index anew."""
+TABLES = """
+CREATE TABLE runs (
+    key INTEGER PRIMARY KEY, id TEXT UNIQUE, stamp TEXT, task TEXT, arch TEXT, seed INTEGER, lr REAL, status TEXT,
+    accuracy REAL, started TEXT, seconds REAL, check_sum INTEGER
+);
+CREATE TABLE outlines (
+    key INTEGER PRIMARY KEY, setting INTEGER, environment INTEGER, evaluation INTEGER, seed INTEGER, data_seed INTEGER,
+    lr REAL, validation REAL, id TEXT, status TEXT, first_batch TEXT, check_sum INTEGER
+);
+CREATE TABLE details (key INTEGER PRIMARY KEY, id TEXT, started TEXT, curve TEXT, result TEXT, check_sum INTEGER);
+CREATE TABLE texts (key INTEGER PRIMARY KEY, kind TEXT, text TEXT, check_sum INTEGER);
+CREATE TABLE about (fingerprint TEXT);
+"""
+BATCH = 5000
+"""Number of rows inserted together, so that rows of one table lie side by side and are read from a disk at once."""
+NUMBERS = struct.Struct("<6q2d")
+"""Binary form of the numeric columns of an outline, from its key to its validation accuracy."""
+ReadT = TypeVar("ReadT")
 
 
-class Shelf:
-    """Reads whole records: from an index that is open, or from the folders of the store where a row is damaged."""
+class Summary(NamedTuple):
+    """A finished run in a listing."""
+
+    id: str
+    task: str
+    arch: str
+    seed: int
+    lr: float
+    status: str
+    accuracy: float
+    """Mean test accuracy over cells."""
+    started: str
+    """UTC time, ISO 8601."""
+    seconds: float | None
+    """Wall time of the fleet that the run was a member of."""
+
+
+class DamagedError(Exception):
+    """The index cannot be used and must be made again."""
+
+
+class IndexRow(NamedTuple):
+    """The columns of a run in the tables of the index."""
+
+    summary: tuple[Any, ...]
+    """Columns of `runs` after the key."""
+    texts: dict[str, str]
+    """Texts by kind; `outlines` refers to them by key."""
+    outline: tuple[Any, ...]
+    """Columns of `outlines` after the keys."""
+    detail: tuple[Any, ...]
+    """Columns of `details` after key and id."""
+
+
+class IndexReader:
+    """Load runs from an open index, or from the folders of the store where a row is damaged."""
 
     def __init__(self, index: "Index", base: sqlite3.Connection) -> None:
         self.index, self.base = index, base
-        self.taken: dict[str, RunRecord] = {}
         weakref.finalize(self, base.close)
+        self.outlines = read_outlines(base)
+        self.loaded: dict[str, MeasuredRun] = {}
 
-    def read(self, outline: Outline) -> RunRecord:
-        """The record of a run; raises RecordError."""
-        if outline.id not in self.taken:
+    def load(self, run_id: str) -> MeasuredRun:
+        """Load the run with this id, once; raises RecordError."""
+        if run_id not in self.loaded:
             try:
-                self.taken[outline.id] = self.record_of(outline, read_detail(self.base, outline))
+                self.loaded[run_id] = read_measured(self.base, self.outlines[run_id])
             except (DamagedError, sqlite3.Error):
-                with suppress(OSError):  # so that it is made again
+                with suppress(OSError):  # so that the next command makes the index again
                     self.index.path.unlink()
-                self.taken[outline.id] = self.index.store.load(outline.id)
-        return self.taken[outline.id]
-
-    def record_of(self, outline: Outline, detail: Detail) -> RunRecord:
-        """One run; built without validation where its parts are valid, since there may be very many."""
-        try:
-            result = RunResult.model_validate_json(detail.result)
-            metrics = Metrics(self.index.store, outline.id, detail.curve, result.files["metrics.jsonl"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedError from error
-        return RunRecord.model_construct(
-            spec=outline.setting.spec_of(outline.seeds, outline.lr),
-            manifest=Manifest.model_construct(**vars(outline.environment), started=detail.started),
-            result=result,
-            metrics=metrics,
-        )
+                self.loaded[run_id] = measured(self.index.store.load(run_id))
+        return self.loaded[run_id]
 
 
 class Index:
-    """The index of a store.
-
-    Args:
-        store: The store; where its folder cannot be written, the index serves this object alone.
-    """
+    """The index of a store; where the folder of the store cannot be written, the index serves this object alone."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.path = store.root / NAME
+        self.path = store.root / INDEX_NAME
         self.kept = True
-        """Whether the index could be written."""
+        """True if the index could be written."""
 
     def summaries(self) -> tuple[list[Summary], list[RecordError]]:
-        """A line for each finished run, in the order of ids, and what keeps others from being read."""
+        """Return a line for each finished run, in the order of ids, and the errors that keep others from being read."""
+        return self.query(read_summaries)
 
-        def read(base: sqlite3.Connection) -> list[Summary]:
-            with closing(base):
-                return read_summaries(base)
-
-        return self.query(read)
-
-    def outlines(self) -> tuple[list[Outline], list[RecordError]]:
-        """Every finished run in outline, in no order, and what keeps others from being read."""
+    def runs(self) -> tuple[FinishedRuns, list[RecordError]]:
+        """Return every finished run, and the errors that keep others from being read."""
         with uncollected():
-            return self.query(lambda base: read_outlines(base, Shelf(self, base).read))
+            reader, problems = self.query(lambda base: IndexReader(self, base))
+            return FinishedRuns(list(reader.outlines.values()), reader.load), problems
 
-    def records(self) -> tuple[list[RunRecord], list[RecordError]]:
-        """Every finished run, in the order of ids, and what keeps others from being read."""
-        found, problems = self.outlines()
-        with uncollected():
-            return [outline.record for outline in sorted(found, key=attrgetter("id"))], problems
-
-    def query(self, read: Callable[[sqlite3.Connection], list[T]]) -> tuple[list[T], list[RecordError]]:
-        """Bring the index up to date and read from it; a damaged one is made again, once."""
+    def query(self, read: Callable[[sqlite3.Connection], ReadT]) -> tuple[ReadT, list[RecordError]]:
+        """Bring the index up to date and read from it; make a damaged index again, once."""
         base, problems = self.refreshed()
         try:
             return read(base), problems
@@ -152,7 +137,7 @@ class Index:
         return read(base), problems
 
     def refreshed(self) -> tuple[sqlite3.Connection, list[RecordError]]:
-        """The index, up to date, and the errors that keep runs out of it."""
+        """Open the index, up to date, and return the errors that keep runs out of it."""
         there, known = stamps(self.store), self.known()
         if there == known:
             return connect(self.path), []
@@ -172,8 +157,8 @@ class Index:
         problems = []
         return self.in_memory(self.rows(new, there, problems), dropped, fresh=known is None), problems
 
-    def rows(self, new: Iterable[str], there: Mapping[str, str], problems: list[RecordError]) -> Iterator[Row]:
-        """Rows of runs read from their folders; appends to `problems` what keeps others from being read."""
+    def rows(self, new: Iterable[str], there: Mapping[str, str], problems: list[RecordError]) -> Iterator[IndexRow]:
+        """Read runs from their folders as rows; append to `problems` the errors that keep others from being read."""
         for run_id in new:
             try:
                 yield row_of(self.store.load(run_id), there[run_id])
@@ -181,7 +166,7 @@ class Index:
                 problems.append(error)
 
     def known(self) -> dict[str, str] | None:
-        """Stamp of every indexed run; None where there is no index of this version that can be read."""
+        """Return the stamp of every indexed run, or None without a readable index of this version."""
         if not self.path.is_file() or self.path.is_symlink():
             return None
         try:
@@ -192,9 +177,9 @@ class Index:
         except (sqlite3.Error, TypeError):
             return None
 
-    def rewritten(self, rows: Iterable[Row], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
-        """Write the index anew, from the old one and these rows."""
-        temporary = self.store.root / f".{NAME}-{secrets.token_hex(4)}"
+    def rewritten(self, rows: Iterable[IndexRow], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
+        """Write the index anew, from the old one and these rows, and open it."""
+        temporary = self.store.root / f".{INDEX_NAME}-{secrets.token_hex(4)}"
         try:
             if not fresh:
                 shutil.copyfile(self.path, temporary)
@@ -207,8 +192,8 @@ class Index:
         reach("index-published")
         return connect(self.path)
 
-    def in_memory(self, rows: Iterable[Row], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
-        """The same for this process alone, where the folder cannot be written."""
+    def in_memory(self, rows: Iterable[IndexRow], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
+        """Make the index in memory, for this process alone, where the folder cannot be written."""
         base = sqlite3.connect(":memory:", isolation_level=None)
         if not fresh:
             with closing(connect(self.path)) as old:
@@ -219,7 +204,7 @@ class Index:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Make many objects without the collector looking through all of them again and again."""
+    """Suspend garbage collection while many objects are made, and exclude these objects from later collections."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -231,12 +216,12 @@ def uncollected() -> Iterator[None]:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open an index to read; it is never written in place, so nothing is locked."""
+    """Open an index to read, without a lock: an index is never written in place."""
     return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True)
 
 
 def stamps(store: Store) -> dict[str, str]:
-    """For each run that is there, what changes when its result is written anew."""
+    """Return a stamp for each run in the folders, which changes when its result is written anew."""
     found = {}
     for run_id, path in store.folders():
         try:
@@ -245,3 +230,116 @@ def stamps(store: Store) -> dict[str, str]:
             continue
         found[run_id] = f"{about.st_mtime_ns}-{about.st_size}-{about.st_ino}"
     return found
+
+
+def row_of(record: RunRecord, stamp: str) -> IndexRow:
+    """Convert a record to columns; `stamp` tells whether the run's folder has changed since."""
+    result = record.result
+    summary = (result.id, stamp, result.task, result.arch, result.seed, result.lr, result.status, result.accuracy)
+    curve = json.dumps([(point.step, point.accuracy) for point in record.metrics], separators=(",", ":"))
+    return IndexRow(
+        (*summary, record.manifest.started, result.seconds),
+        shared_texts(record),
+        (*seeds_of(record), result.lr, validation_accuracy(record), result.id, result.status, result.first_batch),
+        (record.manifest.started, curve, result.model_dump_json(exclude_defaults=True)),
+    )
+
+
+def fill(base: sqlite3.Connection, rows: Iterable[IndexRow], dropped: Sequence[str], fresh: bool) -> None:
+    """Delete the runs with the ids `dropped`, then insert rows; make the tables first where the file is fresh."""
+    base.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + (TABLES if fresh else ""))
+    base.execute("BEGIN")
+    if fresh:
+        base.execute("INSERT INTO about VALUES (?)", (fingerprint(),))
+    for run_id in dropped:
+        for table in ("outlines", "details"):
+            base.execute(f"DELETE FROM {table} WHERE key = (SELECT key FROM runs WHERE id = ?)", (run_id,))
+        base.execute("DELETE FROM runs WHERE id = ?", (run_id,))
+    keys = {(kind, text): key for key, kind, text, _ in base.execute("SELECT * FROM texts")}
+    numbered = enumerate(rows, *base.execute("SELECT coalesce(max(key), 0) + 1 FROM runs").fetchone())
+    while batch := list(itertools.islice(numbered, BATCH)):
+        texts = [[key_of(base, keys, text) for text in row.texts.items()] for _, row in batch]
+        insert(base, "runs", [(key, *row.summary) for key, row in batch])
+        insert(base, "outlines", [(key, *keyed, *row.outline) for (key, row), keyed in zip(batch, texts, strict=True)])
+        insert(base, "details", [(key, row.summary[0], *row.detail) for key, row in batch])
+    base.execute("COMMIT")
+
+
+def insert(base: sqlite3.Connection, table: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Insert one or more rows into the named table, each followed by its check sum."""
+    check_sum = outline_sum if table == "outlines" else row_sum
+    places = ", ".join("?" * (len(rows[0]) + 1))
+    base.executemany(f"INSERT INTO {table} VALUES ({places})", [(*row, check_sum(row)) for row in rows])
+
+
+def key_of(base: sqlite3.Connection, keys: dict[tuple[str, str], int], text: tuple[str, str]) -> int:
+    """Return the key of a text with its kind; insert a text that is new."""
+    if text not in keys:
+        keys[text] = len(keys) + 1
+        insert(base, "texts", [(keys[text], *text)])
+    return keys[text]
+
+
+def read_summaries(base: sqlite3.Connection) -> list[Summary]:
+    """Read a line for each run, by id, and close `base`; raise DamagedError if a row is not as it was written."""
+    with closing(base):
+        rows = base.execute("SELECT * FROM runs ORDER BY id")
+        return [Summary(row[1], *row[3:]) for *row, own in rows if intact(row, own)]
+
+
+def read_outlines(base: sqlite3.Connection) -> dict[str, Outline]:
+    """Read the outline of every run, by id; raise DamagedError if a row is not as it was written."""
+    texts = [row for *row, own in base.execute("SELECT * FROM texts") if intact(row, own)]
+    try:
+        shared = {key: PARSERS[kind](text) for key, kind, text in texts}
+        rows = base.execute("SELECT * FROM outlines").fetchall()
+        if any(outline_sum(row) != row[-1] for row in rows):
+            raise DamagedError
+        return {
+            rest[2]: Outline(shared[setting], shared[environment], shared[evaluation], (seed, data_seed), *rest)
+            for _, setting, environment, evaluation, seed, data_seed, *rest, _ in rows
+        }
+    except (KeyError, TypeError, ValueError, struct.error) as error:
+        raise DamagedError from error
+
+
+def read_measured(base: sqlite3.Connection, outline: Outline) -> MeasuredRun:
+    """Read a whole run without validating its parts again; raise DamagedError if a row is not as it was written."""
+    query = "SELECT details.* FROM runs JOIN details ON details.key = runs.key WHERE runs.id = ?"
+    row = base.execute(query, (outline.id,)).fetchone()
+    if row is None or row[1] != outline.id or not intact(row[:-1], row[-1]):
+        raise DamagedError
+    _, _, started, curve, result, _ = row
+    try:
+        return MeasuredRun(
+            spec=outline.setting.spec_of(outline.seeds, outline.lr),
+            manifest=Manifest.model_construct(**vars(outline.environment), started=started),
+            result=RunResult.model_validate_json(result),
+            curve=tuple((step, accuracy) for step, accuracy in json.loads(curve)),
+        )
+    except (TypeError, ValueError) as error:
+        raise DamagedError from error
+
+
+def row_sum(values: Sequence[Any]) -> int:
+    """Return the check sum of a row, whose last value may be long."""
+    *head, last = values
+    return zlib.crc32(str(last).encode(), zlib.crc32(repr(head).encode()))
+
+
+def outline_sum(row: Sequence[Any]) -> int:
+    """Return the check sum of a row of `outlines`; faster than `row_sum`, since a report checks every outline."""
+    return zlib.crc32(f"{row[8]} {row[9]} {row[10]}".encode(), zlib.crc32(NUMBERS.pack(*row[:8])))
+
+
+def intact(values: Sequence[Any], check_sum: int) -> bool:
+    """Return True for a row that is as it was written; raise DamagedError for any other."""
+    if row_sum(values) != check_sum:
+        raise DamagedError
+    return True
+
+
+def fingerprint() -> str:
+    """Return a hash that changes with the layout of the tables and with the fields of results and manifests."""
+    models = [RunResult.model_json_schema(), Manifest.model_json_schema()]
+    return content_hash([INDEX_VERSION, SCHEMA, *models], "icl-bench/index")

@@ -1,40 +1,37 @@
-"""Stores of several machines put together: runs that are not there are copied, whole; nothing is overwritten."""
+"""The merging of stores: missing runs are copied completely, and nothing is overwritten."""
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.runs.record import RunRecord
-from icl_bench.runs.store.attempt import HOST, clear_attempts, publish
+from icl_bench.runs.store.attempt import COMPANIONS, HOST, clear_attempts, publish
 from icl_bench.runs.store.faults import reach
 from icl_bench.runs.store.files import read_bytes, remove_folder, sync_folder, write_file, writing
-from icl_bench.runs.store.store import FILES, Store
+from icl_bench.runs.store.store import Store
 
-OWN_FIELDS = frozenset({"seconds", "examples_per_second", "files", "check"})
-"""Fields of a result that tell of its machine: two runs of one specification may differ in them."""
+IGNORED_FIELDS = frozenset({"seconds", "examples_per_second", "files", "check", "declarations"})
+"""Fields of a result that depend on the machine or the version, and may differ between runs of one specification."""
 
 
 class Merged(NamedTuple):
-    """What a merge did."""
+    """The outcome of a merge."""
 
     copied: int
+    """Number of runs copied."""
     present: int
-    """Runs that both stores have, with equal numbers."""
+    """Number of runs that both stores hold with equal results."""
     conflicts: list[str]
-    """Runs that both have with other numbers; the target keeps its own."""
+    """Messages on runs that both stores hold with different results; the target keeps its own."""
     problems: list[RecordError]
-    """What cannot be read, and is not copied."""
+    """Errors of runs that cannot be read and are not copied."""
 
 
-def merge(sources: Sequence[Path], target: Store) -> Merged:
-    """Copy the finished runs of stores into another.
-
-    Raises:
-        StoreError: where a source is no store, or the target cannot be written; what was copied by then stays.
-    """
+def merge_stores(sources: Sequence[Path], target: Store) -> Merged:
+    """Copy the finished runs of several stores into another one; after a StoreError, runs copied before it stay."""
     for source in sources:
         check_source(source, target)
     target.check_writable()
@@ -45,10 +42,10 @@ def merge(sources: Sequence[Path], target: Store) -> Merged:
             try:
                 record = theirs.load(run_id)
                 if not target.has(run_id):
-                    copy(theirs, target, run_id)
+                    copy_run(theirs, target, run_id)
                     copied += 1
                     continue
-                difference = differing(record, target.load(run_id))
+                difference = first_difference(record, target.load(run_id))
             except RecordError as error:
                 problems.append(error)
                 continue
@@ -60,20 +57,22 @@ def merge(sources: Sequence[Path], target: Store) -> Merged:
 
 
 def check_source(source: Path, target: Store) -> None:
-    """Refuse to merge what is no store; raises StoreError."""
+    """Raise StoreError if a source is no store or is the target itself."""
     if not (source / "runs").is_dir():
-        raise StoreError(f"a merge takes stores, folders with a folder runs; got {source}; check the path")
+        raise StoreError(
+            f"a source of a merge is a store, a folder that contains a folder runs; got {source}; check the path"
+        )
     if source.resolve() == target.root.resolve():
-        raise StoreError(f"a merge takes other stores than its target; got {source} twice; leave it out")
+        raise StoreError(f"the sources of a merge differ from its target; got {source} twice; leave it out")
 
 
-def copy(source: Store, target: Store, run_id: str) -> None:
-    """Copy one run: to a folder of its own, read back there, then moved to its place."""
+def copy_run(source: Store, target: Store, run_id: str) -> None:
+    """Copy one run to a new folder, move that to the place of the run, and read the run back."""
     attempt = target.root / "attempts" / f"{run_id}-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
     with writing(attempt):
         attempt.mkdir(parents=True)
         try:
-            for name in sorted(FILES | {"result.json"}):
+            for name in (*COMPANIONS, "result.json"):
                 write_file(attempt / name, read_bytes(source.path(run_id) / name))
             sync_folder(attempt)
             reach("merge-copied")
@@ -84,16 +83,11 @@ def copy(source: Store, target: Store, run_id: str) -> None:
     target.load(run_id)
 
 
-def differing(theirs: RunRecord, ours: RunRecord) -> str | None:
-    """The first part in which two runs of one specification differ, times and host aside."""
+def first_difference(theirs: RunRecord, ours: RunRecord) -> str | None:
+    """Return the first part in which two runs of one specification differ except for `IGNORED_FIELDS`, or None."""
     if theirs.result.digest != ours.result.digest:
         return "the specification"
     if theirs.metrics != ours.metrics:
         return "metrics.jsonl"
-    mine, other = own_numbers(ours), own_numbers(theirs)
+    mine, other = (record.result.model_dump(exclude=set(IGNORED_FIELDS)) for record in (ours, theirs))
     return next((name for name in mine if mine[name] != other[name]), None)
-
-
-def own_numbers(record: RunRecord) -> Mapping[str, Any]:
-    """A result without what tells of its machine."""
-    return record.result.model_dump(exclude=set(OWN_FIELDS))

@@ -1,4 +1,4 @@
-"""What every engine promises, for each of them: the same records, whatever happens to the workers."""
+"""The contract of every registered engine: the same records, whatever happens to the workers."""
 
 import json
 import os
@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.harness.engines.base import Engine, run_all
+from icl_bench.harness.engines import ENGINES, Engine, Slurm
+from icl_bench.harness.engines.base import make_engine
 from icl_bench.harness.engines.inline import InlineEngine
-from icl_bench.harness.engines.local import LocalEngine
-from icl_bench.harness.engines.supervisor import Limits
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.fleet import Machine, pack
+from icl_bench.harness.engines.messages import Limits
+from icl_bench.harness.engines.slurm import SlurmEngine
+from icl_bench.harness.engines.supervisor import Supervisor
+from icl_bench.harness.executor import Executor
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.fleet import pack
+from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
@@ -67,13 +71,11 @@ class Slow(Sound):
         return super().forward(x)
 """
 MACHINE = Machine(torch.device("cpu"))
-LIMITS = Limits(fleet=8.0)
-ENGINES = ["inline", "local", "ray", "slurm"]
-SUPERVISED = ["local", "ray", "slurm"]
+SUPERVISED = [name for name in ENGINES if name != "inline"]
 
 
 class Notes:
-    """Keeps what it is told."""
+    """Keeps the events."""
 
     def __init__(self) -> None:
         self.under_way: set[str] = set()
@@ -114,7 +116,7 @@ def ray_cluster():
 
 @pytest.fixture
 def engine(request, monkeypatch, tmp_path):
-    """An engine of that name with two workers at work in a folder of its own, and short limits."""
+    """An engine of that name with two workers and short limits, in a folder of its own."""
     (tmp_path / "strange.py").write_text(LAYERS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -132,23 +134,17 @@ def engine(request, monkeypatch, tmp_path):
 
 
 def make(name: str) -> Engine:
-    if name == "ray":
-        from icl_bench.harness.engines.ray import RayEngine
-
-        return RayEngine(MACHINE, 2, LIMITS)
     if name == "slurm":
-        from icl_bench.harness.engines.slurm import SlurmEngine
-
-        return SlurmEngine(MACHINE, 2, LIMITS, {"cluster": "local"}, expiry=3.0)
-    return LocalEngine(MACHINE, 2, LIMITS) if name == "local" else InlineEngine(MACHINE)
+        return SlurmEngine(Slurm(workers=2, cluster="local"), MACHINE, Limits(fleet=8.0), expiry=3.0)
+    return make_engine(name if name == "inline" else f"{name}:workers=2,timeout=8", MACHINE)
 
 
 def runs(*layers: str, seeds=(0,)) -> list[RunSpec]:
-    return expand(Request(TASK, [f"strange:{layer}" for layer in layers], seeds=seeds, settings=TINY))
+    return expand_request(Request(TASK, [f"strange:{layer}" for layer in layers], seeds=seeds, settings=TINY))
 
 
 def comparable(record: RunRecord) -> dict[str, object]:
-    """A record without times and places."""
+    """A record as JSON, without times and places."""
     document = record.model_dump(mode="json")
     for changing in ("seconds", "examples_per_second", "files", "check"):
         document["result"].pop(changing)
@@ -158,7 +154,7 @@ def comparable(record: RunRecord) -> dict[str, object]:
 
 
 def some_worker(store: Path) -> int | None:
-    """Process of a worker that has a run in hand, or of the job that has its lease."""
+    """Process of a worker that runs a fleet, or of the job that holds its lease."""
     for lease in (store / "leases").glob("*.*"):
         return int(json.loads(lease.read_text())["process"]) if lease.stat().st_size else None
     for attempt in (store / "attempts").glob("*-*-*-*"):
@@ -167,14 +163,14 @@ def some_worker(store: Path) -> int | None:
 
 
 def kill_one(store: Path, over: threading.Event) -> None:
-    """Kill the first worker that has a run in hand, at the start of that run."""
+    """Kill the first worker that runs a fleet, at the start of that fleet."""
     while not over.wait(1e-3):
         if (worker := some_worker(store)) is not None:
             os.kill(worker, signal.SIGKILL)
             return
 
 
-@pytest.mark.parametrize("engine", ENGINES, indirect=True)
+@pytest.mark.parametrize("engine", list(ENGINES), indirect=True)
 def test_records_are_those_of_one_process_though_a_worker_is_killed(engine, tmp_path) -> None:
     specs, store, notes = runs("Slow", "Broken", seeds=range(4)), Store(tmp_path / "store"), Notes()
     over = threading.Event()
@@ -187,19 +183,19 @@ def test_records_are_those_of_one_process_though_a_worker_is_killed(engine, tmp_
     assert sorted(notes.finished_runs) == sorted(store.ids()) == sorted(spec.id for spec in specs)
     assert notes.under_way == set() and [run.result.status for run in records] == ["ok"] * 4 + ["error"] * 4
     assert "this layer is broken" in str(records[4].result.detail)
-    alone = run_all(specs, Store(tmp_path / "alone"), InlineEngine(MACHINE), 1, Notes())
+    alone = Executor(Store(tmp_path / "alone"), InlineEngine(MACHINE), 1, Notes()).finish(specs)
     assert [comparable(run) for run in records] == [comparable(run) for run in alone]
     assert some_worker(store.root) is None
-    if hasattr(engine, "supervisor"):
-        usage = engine.supervisor.usage
+    if isinstance(engine, Supervisor):
+        usage = engine.usage
         assert usage.lost == len(notes.losses) == 1 and usage.fleets == 8 and 0 < usage.busy <= usage.trips
 
 
 @pytest.mark.parametrize("engine", ["inline", "local"], indirect=True)
 def test_the_same_again_does_what_is_left(engine, tmp_path) -> None:
     specs, store, notes = runs("Sound", seeds=range(4)), Store(tmp_path / "store"), Notes()
-    first = run_all(specs[:2], store, engine, 1, Notes())
-    records = run_all(specs, store, engine, 2, notes)
+    first = Executor(store, engine, 1, Notes()).finish(specs[:2])
+    records = Executor(store, engine, 2, notes).finish(specs)
     assert notes.plan == (4, 2) and notes.is_closed and records[:2] == first
     assert sorted(notes.finished_runs) == sorted(spec.id for spec in specs[2:])
 
@@ -207,7 +203,7 @@ def test_the_same_again_does_what_is_left(engine, tmp_path) -> None:
 @pytest.mark.parametrize("engine", SUPERVISED, indirect=True)
 def test_every_fault_of_a_run_is_its_result_and_harms_no_other(engine, tmp_path) -> None:
     specs, notes = runs("Deadly", "DeadlyOnce", "Endless", "Sound"), Notes()
-    deadly, once, endless, sound = run_all(specs, Store(tmp_path / "store"), engine, 1, notes)
+    deadly, once, endless, sound = Executor(Store(tmp_path / "store"), engine, 1, notes).finish(specs)
     assert deadly.result.status == "crashed" and str(deadly.result.detail).startswith("lost 3 workers, the last: ")
     assert (tmp_path / "deaths").read_text() == "xxx"
     assert endless.result.status == "timeout" and "not done after 8 s" in str(endless.result.detail)
@@ -217,8 +213,8 @@ def test_every_fault_of_a_run_is_its_result_and_harms_no_other(engine, tmp_path)
 
 @pytest.mark.parametrize("engine", ["inline", "local"], indirect=True)
 def test_what_the_user_must_change_is_raised(engine, tmp_path, monkeypatch) -> None:
-    holder = engine.supervisor.crew if hasattr(engine, "supervisor") else engine
+    holder = engine.pool if isinstance(engine, Supervisor) else engine
     monkeypatch.setattr(holder, "machine", Machine(torch.device("cpu"), impl="sdpa"))
-    specs = expand(Request(TASK, ["power:p=2"], settings=TINY))
+    specs = expand_request(Request(TASK, ["power:p=2"], settings=TINY))
     with pytest.raises(ArgumentError, match="impl must be one of"):
-        run_all(specs, Store(tmp_path / "store"), engine, 1, Notes())
+        Executor(Store(tmp_path / "store"), engine, 1, Notes()).finish(specs)

@@ -5,33 +5,23 @@ import math
 import pytest
 import torch
 
-from icl_bench.architectures.backbone import Scores
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.data import Feed
-from icl_bench.harness.training.evaluate import batches, best_floors, evaluate
-from icl_bench.harness.training.fleet import cell_scores
-from icl_bench.harness.training.supply import Supply
-from icl_bench.harness.training.train import train_fleet
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.architectures.interface import Scores
+from icl_bench.harness.training.batches import ExampleStream
+from icl_bench.harness.training.evaluate import best_floors, evaluate, evaluation_pieces
+from icl_bench.harness.training.loop import TrainingLoop
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import EvalSpec, RunSpec
 from icl_bench.tasks import LinearRegression, VectorRecall
-from icl_bench.tasks.base import nearest_target
+from icl_bench.tasks.continuous import nearest_target
+from tests.harness.training import small_runs
+from tests.harness.training.small_runs import CPU
 
-CPU = torch.device("cpu")
-SMALL = (
-    "model.d_model=16",
-    "train.steps=12",
-    "train.batch=8",
-    "evaluation.examples=16",
-    "evaluation.validation=8",
-    "evaluation.points=2",
-)
 REGRESSION = "linear-regression:dims=[2|3],points=6"
 RECALL = "vector-recall:length=12,pairs=[2|4],dims=4"
 
 
 def specs(task: str, arch: str = "power:p=2", seeds=(0,), lrs=(), precision="float32") -> list[RunSpec]:
-    return expand(Request(task, [arch], lrs=lrs, seeds=seeds, precision=precision, settings=SMALL))
+    return small_runs.specs(arch, seeds, lrs, task=task, precision=precision)
 
 
 class Answering:
@@ -49,11 +39,11 @@ class Answering:
 @pytest.mark.parametrize("arch", ["power:p=2", "gated-conv+softmax"])
 def test_a_member_of_four_equals_the_run_alone(task: str, arch: str) -> None:
     runs = [specs(task, arch, seeds=[seed], lrs=[1e-3 * (1 + seed)])[0] for seed in range(4)]
-    fleet, alone = Trainer(runs, CPU, "auto"), Trainer([runs[2]], CPU, "auto")
+    fleet, alone = Trainer(runs, Machine(CPU)), Trainer([runs[2]], Machine(CPU))
     for both, own in zip(fleet.model.parameters(), alone.model.parameters(), strict=True):
         assert torch.equal(both[2:3], own)
     index = torch.arange(8)
-    for both, own in zip(fleet.train_feeds[0].batch(index), alone.train_feeds[0].batch(index), strict=True):
+    for both, own in zip(fleet.queues[0].stream.batch(index), alone.queues[0].stream.batch(index), strict=True):
         assert torch.equal(both[2:3], own)
     for _ in range(12):
         fleet.step()
@@ -63,20 +53,20 @@ def test_a_member_of_four_equals_the_run_alone(task: str, arch: str) -> None:
 
 def test_a_member_that_diverges_leaves_the_others_alone() -> None:
     runs = [specs(REGRESSION, seeds=[seed])[0] for seed in range(3)]
-    clean, hit = Trainer(runs, CPU, "auto"), Trainer(runs, CPU, "auto")
+    clean, hit = Trainer(runs, Machine(CPU)), Trainer(runs, Machine(CPU))
     with torch.no_grad():
         hit.model.embedding.weight[1] = math.inf
     for _ in range(4):
         clean.step()
         hit.step()
-    assert hit.optimiser.died_at.tolist() == [0, 1, 0]
+    assert hit.diverged_at == [0, 1, 0]
     for broken, whole in zip(hit.model.parameters(), clean.model.parameters(), strict=True):
         assert torch.equal(broken[0], whole[0]) and torch.equal(broken[2], whole[2])
 
 
 @pytest.mark.parametrize("arch", ["power:p=2", "softmax:rope=true", "window:w=3"])
 def test_step_equals_the_parallel_form(arch: str) -> None:
-    model = Trainer(specs(RECALL, arch, seeds=(0, 1)), CPU, "auto").model.double()
+    model = Trainer(specs(RECALL, arch, seeds=(0, 1)), Machine(CPU)).model.double()
     inputs = torch.randn(2, 3, 10, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = model(inputs, torch.arange(10).expand(2, 3, -1))
     state = model.initial_state(3)
@@ -88,37 +78,23 @@ def test_step_equals_the_parallel_form(arch: str) -> None:
 
 def test_an_input_of_another_length_is_another_input() -> None:
     """The norm that follows the projection leaves the length of a vector in place, for the bias stands beside it."""
-    model = Trainer(specs(REGRESSION), CPU, "auto").model
+    model = Trainer(specs(REGRESSION), Machine(CPU)).model
     one = torch.zeros(1, 1, 2, 4)
     one[..., 0, 3], one[..., 1, 3] = 0.5, 2.0
     embedded = model.blocks[0].mixer_norm(model.embedding(one)).detach()
     assert float((embedded[..., 0, :] - embedded[..., 1, :]).abs().max()) > 0.1
 
 
-@pytest.mark.parametrize(("size", "steps"), [(None, 3), (10, 4)])
-def test_batches_are_those_of_their_indices(size, steps) -> None:
-    task = LinearRegression(dims=(2, 3), points=5)
-    feed = Feed(task, task.train_cells[0], "train", (0, 1), CPU)
-    supply = Supply(feed, 4, 2, size, steps)
-    for step in range(7):
-        if supply.due():
-            supply.refill()
-        index = torch.arange(4 * step, 4 * step + 4)
-        wanted = feed.batch(index if size is None else index % size)
-        for found, right in zip(supply.take()[:3], wanted[:3], strict=True):
-            assert found.dtype == right.dtype and torch.equal(found, right)
-
-
 @pytest.mark.parametrize("task", [LinearRegression(dims=(4,), noise=0.5), VectorRecall()])
 def test_the_oracle_has_all_and_answering_0_has_nothing(task) -> None:
     cell = task.eval_cells[0]
-    feed = Feed(task, cell, "test", (0, 1), CPU)
+    stream = ExampleStream(task, cell, "test", (0, 1), CPU)
     oracle = Answering(task, lambda inputs, positions: task.oracle(inputs, positions, cell).double())
-    best = evaluate(oracle, feed, batches(feed, 64, 2))
+    best = evaluate(oracle, stream, evaluation_pieces(stream, 64))
     assert best.accuracy == pytest.approx([1, 1]) and best.exact_match == [1, 1] and best.loss == best.oracle_error
-    assert all(value == pytest.approx(1) for groups in best.groups for value, _ in groups.values())
+    assert all(score.accuracy == pytest.approx(1) for groups in best.groups(task) for score in groups.values())
     zero = Answering(task, lambda inputs, positions: task.floors["zero"](inputs, positions, cell).double())
-    none = evaluate(zero, feed, batches(feed, 64, 2))
+    none = evaluate(zero, stream, evaluation_pieces(stream, 64))
     chance = 0 if task.criterion == "explained" else 1 / cell.load
     assert max(none.accuracy) <= chance + 1e-9
     assert max(none.exact_match) < 0.1  # of a few examples with much noise, the oracle knows nothing either
@@ -128,26 +104,28 @@ def test_the_oracle_has_all_and_answering_0_has_nothing(task) -> None:
 
 def test_worse_than_answering_0_is_not_below_0() -> None:
     task = LinearRegression(dims=(4,))
-    feed = Feed(task, task.eval_cells[0], "test", (0,), CPU)
+    stream = ExampleStream(task, task.eval_cells[0], "test", (0,), CPU)
     loud = Answering(task, lambda inputs, positions: 9.0 + torch.zeros(*positions.shape, 1))
-    outcome = evaluate(loud, feed, batches(feed, 16, 1))
+    outcome = evaluate(loud, stream, evaluation_pieces(stream, 16))
     assert outcome.accuracy == [0] and outcome.loss[0] > 40
-    floor = best_floors(Feed(task, task.eval_cells[0], "val", (0,), CPU), feed, EvalSpec(examples=16, validation=16))
+    floor = best_floors(
+        ExampleStream(task, task.eval_cells[0], "val", (0,), CPU), stream, EvalSpec(examples=16, validation=16)
+    )
     assert floor[0][0] == "correlation" and 0 < floor[0][1] < 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_errors_are_recorded(precision: str) -> None:
-    trainer = Trainer(specs(REGRESSION, precision=precision), CPU, "auto")
-    scores = train_fleet(trainer, lambda progress: None, lambda member, point: None)
-    for cell in cell_scores(scores, 0, trainer.task):
+    trainer = Trainer(specs(REGRESSION, precision=precision), Machine(CPU))
+    scores = TrainingLoop(trainer, lambda progress: None, lambda member, point: None).run()
+    for cell in scores.members[0].cells:
         assert cell.error == cell.loss > cell.oracle_error > 0 and 0 <= cell.accuracy < 1
     assert trainer.take_means(1) == ([0.0], [0.0])
 
 
 def test_hits_are_judged_in_float32() -> None:
-    trainer = Trainer(specs("vector-recall:length=192,pairs=64,dims=4", precision="bfloat16"), CPU, "auto")
-    batch = trainer.train_feeds[0].batch(torch.arange(8))
+    trainer = Trainer(specs("vector-recall:length=192,pairs=64,dims=4", precision="bfloat16"), Machine(CPU))
+    batch = trainer.queues[0].stream.batch(torch.arange(8))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         answers = trainer.model(batch.inputs, batch.positions)
         scores = trainer.model.scores(batch.inputs, batch.positions, batch.targets)
@@ -155,6 +133,6 @@ def test_hits_are_judged_in_float32() -> None:
 
 
 def test_tokens_have_no_error() -> None:
-    trainer = Trainer(specs("assoc-recall:length=16,pairs=2,vocab=64"), CPU, "auto")
-    scores = train_fleet(trainer, lambda progress: None, lambda member, point: None)
-    assert [cell.error for cell in cell_scores(scores, 0, trainer.task)] == [None]
+    trainer = Trainer(specs("assoc-recall:length=16,pairs=2,vocab=64"), Machine(CPU))
+    scores = TrainingLoop(trainer, lambda progress: None, lambda member, point: None).run()
+    assert [cell.error for cell in scores.members[0].cells] == [None]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from icl_bench.architectures.backbone import Scores
+from icl_bench.architectures.interface import Scores
 from icl_bench.harness.resolve import make_task, task_component
-from icl_bench.harness.training.data import Feed, Split
+from icl_bench.harness.training.batches import ExampleStream, Split
 from icl_bench.harness.training.evaluate import best_floors, evaluate_controls
 from icl_bench.runs.spec import EvalSpec
 from icl_bench.tasks import Batch, Cell
@@ -29,31 +29,31 @@ class Guesses(AssocRecall):
         return answers
 
 
-def feeds(seeds: list[int]) -> tuple[Feed, Feed]:
+def streams(seeds: list[int]) -> tuple[ExampleStream, ExampleStream]:
     task = Guesses(length=16, pairs=(2,), vocab=64)
-    made = {split: feed(task, split, seeds) for split in ("val", "test")}
+    made = {split: stream_of(task, split, seeds) for split in ("val", "test")}
     return made["val"], made["test"]
 
 
-def feed(task: AssocRecall, split: Split, seeds: list[int]) -> Feed:
+def stream_of(task: AssocRecall, split: Split, seeds: list[int]) -> ExampleStream:
     plain = make_task(task_component("assoc-recall:length=16,pairs=2,vocab=64"))
-    found = Feed(plain, plain.eval_cells[0], split, seeds, torch.device("cpu"))
+    found = ExampleStream(plain, plain.eval_cells[0], split, seeds, torch.device("cpu"))
     found.task = task
     return found
 
 
 def test_a_floor_is_chosen_on_validation_and_measured_on_test() -> None:
-    (found,) = best_floors(*feeds([0]), SPEC)
+    (found,) = best_floors(*streams([0]), SPEC)
     assert found == ("lucky", 0.5)  # right on all 100 of validation, on 100 of 200 of the test
 
 
 def test_members_of_one_data_seed_share_their_floor() -> None:
     task = make_task(task_component("assoc-recall:length=64,pairs=8"))
     splits: tuple[Split, Split] = ("val", "test")
-    val, test = (Feed(task, task.eval_cells[0], split, [3, 4, 3], torch.device("cpu")) for split in splits)
+    val, test = (ExampleStream(task, task.eval_cells[0], split, [3, 4, 3], torch.device("cpu")) for split in splits)
     first, other, again = best_floors(val, test, SPEC)
     assert first == again != other
-    alone = [Feed(task, task.eval_cells[0], split, [4], torch.device("cpu")) for split in splits]
+    alone = [ExampleStream(task, task.eval_cells[0], split, [4], torch.device("cpu")) for split in splits]
     assert best_floors(*alone, SPEC) == [other]
 
 
@@ -73,8 +73,8 @@ class Reader:
 def test_a_model_that_recalls_passes_its_controls(text: str) -> None:
     task = make_task(task_component(text))
     assert isinstance(task, AssocRecall)
-    feed = Feed(task, task.eval_cells[0], "test", [0, 1, 0], torch.device("cpu"))
-    found = evaluate_controls(Reader(task, feed.cell), feed, 64)  # type: ignore[arg-type]
+    stream = ExampleStream(task, task.eval_cells[0], "test", [0, 1, 0], torch.device("cpu"))
+    found = evaluate_controls(Reader(task, stream.cell), stream, 64)  # type: ignore[arg-type]
     assert found["rebound"] == [1.0] * 3
     assert max(found["no keys"]) < 3 / 16  # without keys the oracle names the first value: right once in 16
     assert found.get("refilled", [1.0] * 3) == [1.0] * 3
@@ -84,7 +84,7 @@ def test_a_model_that_recalls_passes_its_controls(text: str) -> None:
 def test_rebinding_moves_every_answer() -> None:
     task = make_task(task_component("assoc-recall:vocab=2000"))
     cell = task.eval_cells[0]
-    batch = Feed(task, cell, "test", [0], torch.device("cpu")).batch(torch.arange(32))
+    batch = ExampleStream(task, cell, "test", [0], torch.device("cpu")).batch(torch.arange(32))
     flat = Batch(*(part[0] for part in batch))
     changed = task.controls(flat, cell)
     moved = (changed["rebound"].targets != flat.targets).double().mean()

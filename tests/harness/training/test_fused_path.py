@@ -9,8 +9,8 @@ if not torch.cuda.is_available():
     # Read when the kernels are defined: it must be set before anything imports them.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.kernels.fleet import adamw as adamw
 from icl_bench.kernels.fleet import convolution as convolution
 from icl_bench.kernels.fleet import cross_entropy as cross_entropy
@@ -24,8 +24,8 @@ STEPS = 3
 
 def trained(arch: str, tied: bool) -> tuple[list[torch.Tensor], list[float]]:
     settings = ["model.d_model=16", f"model.tied={str(tied).lower()}", "train.batch=4", f"train.steps={STEPS}"]
-    runs = expand(Request("assoc-recall:length=16,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
-    trainer = Trainer(runs, torch.device("cpu"), "auto")
+    runs = expand_request(Request("assoc-recall:length=16,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
+    trainer = Trainer(runs, Machine(torch.device("cpu")))
     for _ in range(STEPS):
         trainer.step()
     return [parameter.detach().clone() for parameter in trainer.model.parameters()], trainer.take_means(STEPS)[0]
@@ -35,7 +35,7 @@ def trained(arch: str, tied: bool) -> tuple[list[torch.Tensor], list[float]]:
 def test_fused_and_plain_steps_agree(arch, tied, monkeypatch):
     plain, plain_losses = trained(arch, tied)
     for module in (adamw, convolution, embedding, gated_unit, norm):
-        monkeypatch.setattr(module, "has_triton", lambda x: True)
+        monkeypatch.setattr(module, "takes_triton", lambda impl, x: True)
     monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
     from icl_bench.kernels.fleet.triton.cross_entropy import cross_entropy_triton
 

@@ -6,12 +6,13 @@ from torch import Tensor
 
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.interface import Tokens
 from icl_bench.harness.resolve import arch_components, make_arch, make_task, task_component
-from icl_bench.harness.training.data import Feed
+from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.evaluate import evaluate
-from icl_bench.harness.training.generate import MOST_EXAMPLES, generate, is_recurrent, run_freely
+from icl_bench.harness.training.generate import MOST_EXAMPLES, generate, run_freely
 from icl_bench.harness.training.precision import WorkingModel
-from icl_bench.runs.spec import Precision
+from icl_bench.runs.spec import ModelSpec, Precision
 from icl_bench.schema import parse_spec
 from icl_bench.tasks import TASKS, Batch, Task
 
@@ -27,14 +28,14 @@ COPIES = ["copy:symbols=5,alphabet=3", "phonebook:entries=3", "ngram-lookup:symb
 def model_of(arch: str, task: Task, precision: Precision = "float32", members: int = 2) -> WorkingModel:
     """An untrained fleet; float64 parameters for float32, so that a rounding decides no answer."""
     layers = [make_arch(component) for component in arch_components(arch, D_MODEL)] * 2
-    model = Backbone(list(range(members)), task.vocabulary, D_MODEL, layers[:2], 2 * D_MODEL, False, "auto")
+    model = Backbone(list(range(members)), task.interface, layers[:2], ModelSpec(d_model=D_MODEL, tied=False), "auto")
     kind = torch.float64 if precision == "float32" else torch.bfloat16
     return WorkingModel(model, [parameter.to(kind) for parameter in model.parameters()], precision)
 
 
-def feed_of(text: str) -> Feed:
+def stream_of(text: str) -> ExampleStream:
     task = make_task(task_component(text))
-    return Feed(task, task.eval_cells[0], "test", [0, 1], torch.device("cpu"))
+    return ExampleStream(task, task.eval_cells[0], "test", [0, 1], torch.device("cpu"))
 
 
 def rerun(model: WorkingModel, inputs: Tensor, positions: Tensor) -> Tensor:
@@ -42,8 +43,7 @@ def rerun(model: WorkingModel, inputs: Tensor, positions: Tensor) -> Tensor:
     tokens, answers = inputs.clone(), []
     for t in positions.tolist():
         at = torch.full_like(tokens[:, :, :1], t)
-        state = {name.removeprefix("model."): value for name, value in model.working.items()}
-        logits = torch.func.functional_call(model.scorer.model, state, (tokens, at))
+        logits = model.call(model.model, tokens, at)
         answers.append(logits[:, :, 0].argmax(-1))
         if t + 1 < tokens.shape[2]:
             tokens[:, :, t + 1] = answers[-1]
@@ -60,18 +60,18 @@ def test_the_tasks_that_show_each_answer_next_say_so() -> None:
 
 @pytest.mark.parametrize("text", COPIES)
 def test_an_answer_is_the_next_input(text: str) -> None:
-    feed = feed_of(text)
-    batch = feed.batch(torch.arange(50))
-    inside = batch.positions < feed.cell.length - 1
-    following = batch.inputs.gather(2, (batch.positions + 1).clamp(max=feed.cell.length - 1))
+    stream = stream_of(text)
+    batch = stream.batch(torch.arange(50))
+    inside = batch.positions < stream.cell.length - 1
+    following = batch.inputs.gather(2, (batch.positions + 1).clamp(max=stream.cell.length - 1))
     assert torch.equal(following[inside], batch.targets[inside])
 
 
 @pytest.mark.parametrize("arch", SPECS)
 def test_steps_answer_as_the_parallel_form_does(arch: str) -> None:
-    feed = feed_of(TASK)
-    model = model_of(arch, feed.task)
-    batch = feed.batch(torch.arange(8))
+    stream = stream_of(TASK)
+    model = model_of(arch, stream.task)
+    batch = stream.batch(torch.arange(8))
     answers = generate(model, batch.inputs, batch.positions)
     assert torch.equal(answers, rerun(model, batch.inputs, batch.positions[0, 0]))
     assert answers.unique().numel() > 3  # a model that always says the same would prove little
@@ -79,22 +79,22 @@ def test_steps_answer_as_the_parallel_form_does(arch: str) -> None:
 
 @pytest.mark.parametrize("text", COPIES)
 def test_the_shown_answers_are_never_read(text: str) -> None:
-    feed = feed_of(text)
-    model, batch = model_of("power:p=2", feed.task), feed.batch(torch.arange(4))
-    shown = (batch.positions + 1).clamp(max=feed.cell.length - 1)
+    stream = stream_of(text)
+    model, batch = model_of("power:p=2", stream.task), stream.batch(torch.arange(4))
+    shown = (batch.positions + 1).clamp(max=stream.cell.length - 1)
     last = batch.inputs[:, :, -1:].clone()
     hidden = batch.inputs.scatter(2, shown, 0)
-    if int(batch.positions.max()) < feed.cell.length - 1 and int(shown.max()) < feed.cell.length - 1:
+    if int(batch.positions.max()) < stream.cell.length - 1 and int(shown.max()) < stream.cell.length - 1:
         hidden[:, :, -1:] = last
     assert torch.equal(generate(model, hidden, batch.positions), generate(model, batch.inputs, batch.positions))
 
 
-class Own(Feed):
+class Own(ExampleStream):
     """Examples whose right answers are those that a model gives when it runs freely."""
 
-    def __init__(self, feed: Feed, model: WorkingModel) -> None:
-        self.task, self.cell, self.streams, self.rows = feed.task, feed.cell, feed.streams, feed.rows
-        self.source, self.model = feed, model
+    def __init__(self, stream: ExampleStream, model: WorkingModel) -> None:
+        self.task, self.cell, self.members, self.device = stream.task, stream.cell, stream.members, stream.device
+        self.source, self.model = stream, model
 
     def batch(self, index: Tensor) -> Batch:
         drawn = self.source.batch(index)
@@ -105,11 +105,11 @@ class Own(Feed):
 
 @pytest.mark.parametrize("text", COPIES)
 def test_a_model_that_is_perfect_when_shown_is_perfect_when_free(text: str) -> None:
-    feed = feed_of(text)
-    model = model_of("power:p=2", feed.task)
-    own = Own(feed, model)
+    stream = stream_of(text)
+    model = model_of("power:p=2", stream.task)
+    own = Own(stream, model)
     shown = evaluate(model, own, [own.batch(torch.arange(20))])
-    free = run_freely(model, own, 20, 2, 100)
+    free = run_freely(model, own, 20, 100)
     assert shown.accuracy == shown.exact_match == [1.0, 1.0]
     assert free.accuracy == free.exact_match == [1.0, 1.0]
 
@@ -127,19 +127,19 @@ def test_one_slip_is_read_back() -> None:
 
 
 def test_pieces_do_not_change_the_scores() -> None:
-    feed = feed_of(TASK)
-    model = model_of("linear", feed.task)
-    assert run_freely(model, feed, 9, 2, 1) == run_freely(model, feed, 9, 2, 1 << 22)
-    assert run_freely(model, feed, MOST_EXAMPLES + 5, 2, 1) == run_freely(model, feed, MOST_EXAMPLES, 2, 1)
+    stream = stream_of(TASK)
+    model = model_of("linear", stream.task)
+    assert run_freely(model, stream, 9, 1) == run_freely(model, stream, 9, 1 << 22)
+    assert run_freely(model, stream, MOST_EXAMPLES + 5, 1) == run_freely(model, stream, MOST_EXAMPLES, 1)
 
 
 def test_bfloat16_keeps_sums_in_float32_and_copies_in_bfloat16() -> None:
-    feed = feed_of(TASK)
-    batch = feed.batch(torch.arange(2))
+    stream = stream_of(TASK)
+    batch = stream.batch(torch.arange(2))
     for arch, kind in (("power:p=2", torch.float32), ("softmax", torch.bfloat16)):
-        model = model_of(arch, feed.task, "bfloat16")
+        model = model_of(arch, stream.task, "bfloat16")
         _, state = model.step(batch.inputs[:, :, 0], None, 0)
-        assert state[0].memory[0].dtype == kind
+        assert state[0].core[0].dtype == kind
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_bfloat16_keeps_sums_in_float32_and_copies_in_bfloat16() -> None:
 )
 def test_a_layer_of_ones_own_has_no_recurrent_form(arch: str, recurrent: bool) -> None:
     layers = [make_arch(component) for component in arch_components(f"softmax+{arch}", D_MODEL)]
-    assert is_recurrent(Backbone([0], 40, D_MODEL, layers, 0, True, "auto")) == recurrent
+    assert Backbone([0], Tokens(40), layers, ModelSpec(d_model=D_MODEL, mlp=0), "auto").recurrent == recurrent

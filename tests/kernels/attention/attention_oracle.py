@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from icl_bench.kernels.attention.api import attention
-from icl_bench.kernels.attention.reference import attention_reference
 
 # Relative root mean square. Each rounding to a type errs by at most eps / 2, in the mean square by about eps / 4 of the
 # value; an output sums weights rounded once and is rounded once, a gradient sums products of two such factors and feels
@@ -27,11 +26,10 @@ def make_case(t, *, n=1, h=2, g=2, k=16, v=16, gated=False, dtype=torch.float32,
 def assert_within_bounds(case: list[Tensor], *, window=None, scale=None) -> None:
     """The Triton attention and its gradients stay within their type's bounds of the float64 definition."""
     q, k, v, do, *gate = case
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
     leaves = [x.detach().requires_grad_() for x in (q, k, v, *gate)]
     exact = [x.detach().double().requires_grad_() for x in (q, k, v, *gate)]
     out = attention(*leaves, window=window, scale=scale, impl="triton")
-    want = attention_reference(*exact[:3], exact[3] if gate else None, window, factor)
+    want = attention(*exact, window=window, scale=scale, impl="reference")
     assert out.dtype == v.dtype and out.shape == want.shape
     forward, backward = BOUNDS[q.dtype]
     check("out", out, want, forward, rms(do))

@@ -1,3 +1,5 @@
+"""Softmax attention in operators of torch, its step and its cache against the definition in float64."""
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,7 +7,8 @@ from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 
 from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.attention.api import attention, attention_step, empty_cache
-from icl_bench.kernels.attention.blocked import attention_by_blocks, default_block, form_costs
+from icl_bench.kernels.attention.blocked import attention_by_blocks, attention_form_costs, default_block
+from icl_bench.kernels.attention.records import AttentionInputs, AttentionOptions
 from tests.kernels.attention.attention_oracle import BOUNDS, check, make_case
 from tests.kernels.numerics import assert_equal_in_float64, assert_within_rounding, largest
 
@@ -35,12 +38,12 @@ def step_through(inputs, window, cache):
 
 
 def torch_forms(window, t):
-    """Every plain form by name: the door's choice, all scores at once, and blocks of several widths."""
+    """Forms in operators of torch by name: the one that "torch" takes, all scores at once, blocks of several widths."""
 
     def by_blocks(block):
-        def run(q, k, v, log_g=None):
-            scale = q.shape[-1] ** -0.5
-            return attention_by_blocks(q, k, v, log_g, window=window or t, scale=scale, block=block)
+        def run(*inputs):
+            options = AttentionOptions(window or t, inputs[0].shape[-1] ** -0.5)
+            return attention_by_blocks(AttentionInputs(*inputs), options, block)
 
         return run
 
@@ -91,7 +94,9 @@ def test_gradients_are_those_of_the_definition(gated, window):
 @pytest.mark.parametrize("block", [3, 7])
 def test_gradients_agree_with_finite_differences(block):
     leaves = [x.requires_grad_() for x in make_inputs(7, gated=True, n=1, key_width=2, value_width=1)]
-    assert torch.autograd.gradcheck(lambda *x: attention_by_blocks(*x, window=3, scale=0.7, block=block), leaves)
+    assert torch.autograd.gradcheck(
+        lambda *x: attention_by_blocks(AttentionInputs(*x), AttentionOptions(3, 0.7), block), leaves
+    )
 
 
 def test_agrees_with_torch():
@@ -198,13 +203,13 @@ def test_gate_gradients_in_bfloat16_cancel_what_rounded_weights_lose(window, mon
 def test_auto_takes_the_cheaper_form():
     for t, blocked in ((32, False), (600, True)):
         block = default_block(t, 3, 2, 16)
-        whole, blocks = form_costs(t, 3, 2, 16, block)
+        whole, blocks = attention_form_costs(t, 3, 2, 16, block)
         assert (blocks < whole) == blocked
         inputs = make_inputs(t, gated=True)
         chosen = (
             torch_forms(16, t)["whole"](*inputs)
             if not blocked
-            else attention_by_blocks(*inputs, window=16, scale=3**-0.5, block=block)
+            else attention_by_blocks(AttentionInputs(*inputs), AttentionOptions(16, 3**-0.5), block)
         )
         assert torch.equal(attention(*inputs, window=16, impl="torch"), chosen)
 

@@ -12,7 +12,7 @@ if DEVICE == "cpu":
 
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
 from icl_bench.kernels.attention.api import attention  # noqa: E402
-from icl_bench.kernels.attention.triton.table import ONE_TILE, TILES, one_tile  # noqa: E402
+from icl_bench.kernels.attention.triton.table import SHORT_TILES, TILES, Tile, short_tile  # noqa: E402
 from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case, poison  # noqa: E402
 
 GATES = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
@@ -115,8 +115,8 @@ def test_statistics_are_written_wherever_key_gradients_read_them(size, width):
         assert 128 % forward.queries == 128 % query.queries == 0
 
 
-@pytest.mark.parametrize("size, width", ONE_TILE, ids=str)
-def test_one_tile_takes_the_smallest_block(size, width):
-    blocks = sorted(ONE_TILE[size, width])
-    assert one_tile(size, width, width, 1) == (blocks[0], ONE_TILE[size, width][blocks[0]])
-    assert one_tile(size, width, width, blocks[-1] + 1) is None
+@pytest.mark.parametrize("size, width", SHORT_TILES, ids=str)
+def test_short_sequences_take_the_smallest_block(size, width):
+    blocks = sorted(SHORT_TILES[size, width])
+    assert short_tile(size, width, width, 1) == Tile(blocks[0], blocks[0], SHORT_TILES[size, width][blocks[0]], 1)
+    assert short_tile(size, width, width, blocks[-1] + 1) is None

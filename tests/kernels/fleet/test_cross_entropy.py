@@ -11,7 +11,6 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError  # noqa: E402
-from icl_bench.harness.training import divergence as means  # noqa: E402
 from icl_bench.kernels.fleet.cross_entropy import cross_entropy  # noqa: E402
 
 IMPLS = pytest.mark.parametrize("impl", ["torch", "triton"])
@@ -128,35 +127,3 @@ def test_refuses_what_does_not_fit():
         cross_entropy(x, weight.double(), targets)
     with pytest.raises(KernelUnavailableError, match="widths up to 256"):
         cross_entropy(*(part.repeat(1, 1, 20) for part in (x, weight)), targets, impl="triton")
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_means_are_counted_and_differentiated(fused, monkeypatch):
-    monkeypatch.setattr(means, "has_triton", lambda x: fused)
-    generator = torch.Generator().manual_seed(0)
-    losses, hits = torch.rand(2, 3, 5000, generator=generator).to(DEVICE)
-    watch = means.make_watch(3, torch.device(DEVICE))
-    sums = watch.sums.add_(1)
-    losses.requires_grad_()
-    found = means.mean_losses(losses, hits, watch)
-    (gradient,) = torch.autograd.grad(found, losses, torch.tensor([1.0, 2.0, 4.0], device=DEVICE))
-    exact = torch.stack([losses.detach(), hits]).double().mean(2)
-    # A sum of 5,000 numbers below 1 by blocks or pairs: well under a hundred roundings, each of half an eps.
-    torch.testing.assert_close(found.double(), exact[0], rtol=50 * torch.finfo(torch.float32).eps, atol=0)
-    torch.testing.assert_close(sums - 1, exact, rtol=50 * torch.finfo(torch.float32).eps, atol=0)
-    assert torch.equal(gradient, torch.tensor([1.0, 2.0, 4.0], device=DEVICE)[:, None].expand(3, 5000) / 5000)
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_loss_that_stays_too_high_becomes_infinite(fused, monkeypatch):
-    monkeypatch.setattr(means, "has_triton", lambda x: fused)
-    watch = means.make_watch(3, torch.device(DEVICE))
-    found = []
-    for step in range(means.PATIENCE + 3):
-        # The limit is 10 x 2 + 10: the first stays below it, the second above it, the third comes back for one step.
-        now = [29.0, 31.0, 29.0 if step == means.PATIENCE else 31.0] if step else [2.0, 2.0, 2.0]
-        losses = torch.tensor(now, device=DEVICE)[:, None].repeat(1, 4)
-        found.append(means.mean_losses(losses, torch.zeros_like(losses), watch).isinf().tolist())
-    assert [step for step, ended in enumerate(found) if ended[1]] == [means.PATIENCE + i for i in range(3)]
-    assert not any(ended[0] or ended[2] for ended in found)
-    assert watch.sums.isfinite().all()

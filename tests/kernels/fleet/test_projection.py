@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.fleet import projection as api
-from icl_bench.kernels.fleet.projection import parts, project
+from icl_bench.kernels.fleet import projection
+from icl_bench.kernels.fleet.projection import project, row_parts
 
 CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_gradients_are_those_of_the_product(count, monkeypatch):
-    monkeypatch.setattr(api, "parts", lambda *_: count)
+    monkeypatch.setattr(projection, "row_parts", lambda *_: count)
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 16, 5), (3, 5, 7)]
     leaves = [torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
@@ -21,13 +21,13 @@ def test_gradients_are_those_of_the_product(count, monkeypatch):
 
 
 def test_parts_fill_a_device_and_divide_the_rows():
-    assert parts(32, 16384, 128, 128, CUDA) == 8
-    assert parts(1, 16384, 128, 128, CUDA) == 64
-    assert parts(1, 16384, 128, 384, CUDA) == 64
-    assert parts(300, 16384, 128, 128, CUDA) == 1
-    assert parts(1, 16383, 128, 128, CUDA) == 1
-    assert parts(1, 96 * 64, 128, 128, CUDA) == 32
-    assert parts(1, 16384, 128, 128, torch.device("cpu")) == 1
+    assert row_parts(32, 16384, 128, 128, CUDA) == 8
+    assert row_parts(1, 16384, 128, 128, CUDA) == 64
+    assert row_parts(1, 16384, 128, 384, CUDA) == 64
+    assert row_parts(300, 16384, 128, 128, CUDA) == 1
+    assert row_parts(1, 16383, 128, 128, CUDA) == 1
+    assert row_parts(1, 96 * 64, 128, 128, CUDA) == 32
+    assert row_parts(1, 16384, 128, 128, torch.device("cpu")) == 1
 
 
 def test_shapes_are_checked():

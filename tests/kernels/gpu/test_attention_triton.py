@@ -4,13 +4,10 @@ import pytest
 import torch
 
 from icl_bench.kernels.attention.api import attention
-from icl_bench.kernels.attention.triton.table import MIDDLE, ONE_TILE, SHORT, TILES
+from icl_bench.kernels.attention.triton.table import MIDDLE_REACH, SHORT_REACH, SHORT_TILES, TILES
 from tests.kernels.attention.attention_oracle import BOUNDS, assert_within_bounds, make_case, poison
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 GATES = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 TYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
@@ -38,7 +35,7 @@ def test_a_window_of_many_tiles(gated):
 
 @GATES
 @pytest.mark.parametrize("window", [None, 50], ids="window-{}".format)
-@pytest.mark.parametrize("t", [SHORT - 57, SHORT + 57, MIDDLE + 57], ids="T{}".format)
+@pytest.mark.parametrize("t", [SHORT_REACH - 57, SHORT_REACH + 57, MIDDLE_REACH + 57], ids="T{}".format)
 @pytest.mark.parametrize("size, width", sorted({key[1:] for key in TILES}), ids=str)
 def test_every_entry_of_the_table(size, width, t, window, gated):
     case = make_case(t, k=min(width, 128), v=width, gated=gated, dtype=TYPE_OF[size], device="cuda")
@@ -46,8 +43,10 @@ def test_every_entry_of_the_table(size, width, t, window, gated):
 
 
 @GATES
-@pytest.mark.parametrize("size, width, block", [(*key, block) for key, blocks in ONE_TILE.items() for block in blocks])
-def test_every_one_tile_entry(size, width, block, gated):
+@pytest.mark.parametrize(
+    "size, width, block", [(*key, block) for key, blocks in SHORT_TILES.items() for block in blocks]
+)
+def test_every_short_tile(size, width, block, gated):
     for t in (block, block - 5):
         case = make_case(t, n=3, k=width, v=width, gated=gated, dtype=TYPE_OF[size], device="cuda")
         assert_within_bounds(case)

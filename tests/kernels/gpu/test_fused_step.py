@@ -9,10 +9,7 @@ from icl_bench.kernels.fleet.embedding import embed
 from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 EPS = torch.finfo(torch.bfloat16).eps
 
 

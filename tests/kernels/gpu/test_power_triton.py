@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from icl_bench.kernels.power.api import initial_power_state, power_step
+from icl_bench.kernels.power.api import initial_power_state, power_attention_with_state, power_step
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 from icl_bench.kernels.power.triton.step import power_step_triton
 from tests.kernels.power.power_oracle import Case, poison
@@ -12,6 +13,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 LENGTHS = [1, 7, 63, 64, 65, 100, 1000, 4097]
 WIDTHS = [(16, 16), (16, 32), (16, 64), (32, 32), (64, 32), (64, 128), (128, 16), (128, 128), (24, 40), (100, 8)]
+OPTIONS = PowerOptions(p=2, scale=0.125, normalize="sum", eps=1e-6, chunk=128)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,9 @@ def test_more_sequences_than_a_grid_has_rows(t):
 
     def run(rows):
         part = [x[rows] for x in leaves]
-        y = power_attention_triton(*part, log_g[rows], 2, 0.25, "sum", 1e-6, None, 128, keep_state=False)[0]
+        y = power_attention_triton(
+            PowerInputs(*part, log_g[rows], None), OPTIONS._replace(scale=0.25), keep_state=False
+        )[0]
         return y, *torch.autograd.grad(y, part, torch.ones_like(y))
 
     halves = zip(run(slice(16_500)), run(slice(16_500, None)), strict=True)
@@ -123,7 +127,7 @@ def test_a_captured_graph_replays_the_same_results():
     dy = torch.randn(1, 300, 2, 64, device="cuda", dtype=torch.bfloat16)
 
     def step():
-        y, _ = power_attention_triton(*leaves, 2, 0.125, "sum", 1e-6, None, 128, keep_state=False)
+        y, _ = power_attention_triton(PowerInputs(*leaves, None), OPTIONS, keep_state=False)
         return y.detach(), *torch.autograd.grad(y, leaves, dy)
 
     stream = torch.cuda.Stream()
@@ -149,7 +153,7 @@ def test_compiled_functions_keep_whole_graphs(monkeypatch):
     q, k, v, log_g, _, _ = (None if x is None else x.requires_grad_() for x in Case(t=300, chunk=128).inputs)
 
     def loss(q, k, v, log_g):
-        return power_attention_triton(q, k, v, log_g, 2, 0.125, "sum", 1e-6, None, 128, keep_state=False)[0].sum()
+        return power_attention_triton(PowerInputs(q, k, v, log_g, None), OPTIONS, keep_state=False)[0].sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     exact = torch.autograd.grad(loss(q, k, v, log_g), (q, k, v, log_g))
@@ -176,3 +180,28 @@ def test_steps_are_the_recurrence(p, key):
         y, s, z = power_step_triton(q[:, t], k[:, t], v[:, t], log_g[:, t], s, z, p, case.scale, 1e-6)
         torch.testing.assert_close(y, exact[0][:, t].float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(s, exact[1].float(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("p, normalize, chunk", [(1, "sum", 128), (2, "sum", 128), (2, "sum", 300), (3, "none", 128)])
+def test_a_device_that_is_not_the_current_one(p, normalize, chunk):
+    case = Case(t=300, key=16, value=32, p=p, normalize=normalize, chunk=chunk, initial=True, keep=True)
+    with torch.cuda.device(0):
+        exact = case.triton()
+        case.inputs = [None if x is None else x.to("cuda:1") for x in case.inputs]
+        found = case.triton()
+        assert torch.cuda.current_device() == 0
+    for a, b in zip(found, exact, strict=True):
+        assert a.device == torch.device("cuda:1")
+        assert torch.equal(a.cpu(), b.cpu())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_step_on_a_device_that_is_not_the_current_one():
+    q, k, v = (torch.rand(3, 2, 8, device="cuda:1") for _ in range(3))
+    state = initial_power_state(3, 2, 8, 8, p=2, normalize="sum", device="cuda:1", dtype=torch.float32)
+    with torch.cuda.device(0):
+        found, new = power_step(q, k, v, None, state, p=2, impl="triton")
+    y, after = power_attention_with_state(*(x[:, None] for x in (q, k, v)), p=2, impl="quadratic")
+    torch.testing.assert_close(found, y[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new, after, rtol=1e-5, atol=1e-5)

@@ -11,14 +11,15 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from icl_bench import cli
+from icl_bench.commands.kernel_tables import bench_tables, speed_curves
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.measurement import contenders, measure, processes
-from icl_bench.kernels.measurement.cases import Case, cases
-from icl_bench.kernels.measurement.measure import Row, blank, carry_out
+from icl_bench.kernels.measurement import bench, contenders, measure
+from icl_bench.kernels.measurement.cases import Case, timed_cases
+from icl_bench.kernels.measurement.measure import TimedRow, blank_row, measure_contender, measure_tasks
+from icl_bench.kernels.measurement.operators import operator_name
 from icl_bench.kernels.measurement.problems import Problem
-from icl_bench.kernels.measurement.timing import Times, summarise, time_call
-from icl_bench.reports.crossover import Curve, crossing, crossover_figure, curves
-from icl_bench.reports.kernels import bench_tables
+from icl_bench.kernels.measurement.timing import Times, summarise_times, time_call
+from icl_bench.reports.crossover import SpeedCurve, crossing, crossover_figure
 from tests.kernels.measurement.test_check import command  # noqa: F401  the fixture
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ PROBLEM = Problem("power", 32, torch.float32, groups=2, key=8, value=8, states=F
 CASE = Case("a case", "table", PROBLEM, ("quadratic", "sdpa flash"))
 
 
-def fake_timer(call, device, seconds):
+def fake_time(call, device, seconds):
     call()
     return Times(2.0, 1.0, 3.0, 5, "clock")
 
@@ -36,12 +37,13 @@ def printed(rows):
 
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
-        console.print(bench_tables(rows, curves(rows)))
+        console.print(bench_tables(rows, speed_curves(rows)))
     return capture.get()
 
 
-def test_a_form_that_passes_is_timed_with_its_errors():
-    row = measure.measure(CASE, "quadratic", CPU, 0.1, fake_timer)
+def test_a_form_that_passes_is_timed_with_its_errors(monkeypatch):
+    monkeypatch.setattr(measure, "time_call", fake_time)
+    row = measure_contender(CASE, "quadratic", CPU, 0.1)
     assert row.forward.median == 2.0 and row.both.p80 == 3.0 and row.ours and row.note == ""
     assert 0 < row.output_error < 1e-5 and 0 < row.gradient_error < 1e-5
 
@@ -53,7 +55,8 @@ def test_a_form_that_fails_its_check_is_never_timed(monkeypatch):
     def refuse(*_):
         raise AssertionError("timed")
 
-    row = measure.measure(CASE, "quadratic", CPU, 0.1, refuse)
+    monkeypatch.setattr(measure, "time_call", refuse)
+    row = measure_contender(CASE, "quadratic", CPU, 0.1)
     assert row.forward is None and row.both is None and row.broken and "y 0.01 over 1e-05" in row.note
     assert "check failed" in printed([row])
 
@@ -62,21 +65,22 @@ def test_a_peer_that_raises_or_is_absent_is_a_row(monkeypatch):
     def broken(*_):
         raise RuntimeError("no such shape\nand more")
 
-    monkeypatch.setattr(measure, "operator", lambda *_: broken)
-    assert measure.measure(CASE, "sdpa flash", CPU, 0.1, fake_timer).note == "RuntimeError: no such shape"
+    monkeypatch.setattr(measure, "contender_run", lambda *_: broken)
+    assert measure_contender(CASE, "sdpa flash", CPU, 0.1).note == "RuntimeError: no such shape"
     monkeypatch.setattr(measure, "installed", lambda name: False)
-    assert measure.measure(CASE, "retention", CPU, 0.1, fake_timer).note == "not installed"
+    assert measure_contender(CASE, "retention", CPU, 0.1).note == "not installed"
 
 
-def test_what_comes_after_the_deadline_is_out_of_time():
-    rows = list(carry_out([(CASE, "quadratic")], CPU, time.monotonic() - 1, fake_timer))
+def test_tasks_after_the_deadline_are_out_of_time():
+    rows = list(measure_tasks([(CASE, "quadratic")], CPU, time.monotonic() - 1))
     assert [row.note for row in rows] == ["out of time"]
 
 
-def test_percentiles_and_the_clock():
-    assert summarise([5.0, 1.0, 2.0, 4.0, 3.0], "clock")[:3] == (3.0, 2.0, 4.0)
+def test_percentiles_and_the_clock(monkeypatch):
+    assert summarise_times([5.0, 1.0, 2.0, 4.0, 3.0], "clock")[:3] == (3.0, 2.0, 4.0)
     ticks = iter(i * 0.25 for i in range(1000))
-    times = time_call(lambda: None, CPU, 2.0, lambda: next(ticks))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    times = time_call(lambda: None, CPU, 2.0)
     assert times.median == 250.0 and times.repeats == 8
 
 
@@ -88,25 +92,25 @@ def test_the_mask_of_blocks_is_the_one_made_from_all_pairs(t, window):
     assert torch.equal(found.full_kv_num_blocks, wanted.full_kv_num_blocks)
 
 
-def test_the_table_holds_what_was_asked():
-    made = cases(torch.device("cuda"))
+def test_the_table_holds_all_operators_lengths_and_peers():
+    made = timed_cases(torch.device("cuda"))
     table = [case for case in made if case.part == "table"]
-    assert {case.problem.name for case in table} == {
+    assert {operator_name(case.problem) for case in table} == {
         "power p=2", "power p=2 gated", "power p=1", "power p=1 gated", "window", "softmax",
     }  # fmt: skip
-    assert {case.problem.t for case in table if case.problem.name == "power p=2"} == {65_536, 131_072, 256}
+    assert {case.problem.t for case in table if operator_name(case.problem) == "power p=2"} == {65_536, 131_072, 256}
     names = {name for case in table for name in case.contenders}
     peers = {name for name in names if contenders.subject_of(name) not in ("ours", "plain")}
     assert peers == {"sdpa flash", "sdpa cudnn", "sdpa efficient", "flex", "fla", "fla unnormalised", "retention"}
     # Plain forms may take as long as all else: they are measured last, and in a process of their own.
-    assert {subject for _, subject, _ in processes.CAPS[:-1]} == {"ours", "torch", "fla", "retention"}
+    assert {subject for _, subject, _ in bench.TIME_SHARES[:-1]} == {"ours", "torch", "fla", "retention"}
     assert {case.problem.key for case in made if case.part == "crossover"} == {32, 64, 128}
     with pytest.raises(ArgumentError, match="--op is one of"):
-        cases(CPU, "norm")
+        timed_cases(CPU, "norm")
 
 
 def test_every_title_tells_its_case():
-    titles = [case.title for case in cases(torch.device("cuda")) if case.part == "table"]
+    titles = [case.title for case in timed_cases(torch.device("cuda")) if case.part == "table"]
     assert len(set(titles)) == len(titles)
 
 
@@ -126,24 +130,23 @@ class Silent:
 
 
 def test_a_silent_process_is_ended_and_a_dead_one_leaves_rows(monkeypatch):
-    monkeypatch.setattr(processes, "GRACE", 0.0)
+    monkeypatch.setattr(bench, "SILENCE", 0.0)
     tasks = [(CASE, "quadratic"), (CASE, "sdpa flash")]
     near, far = multiprocessing.Pipe()
-    child = processes.Subprocess(Silent(), near)
-    rows = list(processes._ask(child, tasks, time.monotonic()))
+    child = bench.MeasuringProcess(Silent(), near)
+    rows = list(bench._ask(child, tasks, time.monotonic()))
     assert [row.note for row in rows] == ["out of time"] * 2 and not child.process.alive
     far.close()
-    rows = list(processes._ask(child, tasks, time.monotonic() + 5))
+    rows = list(bench._ask(child, tasks, time.monotonic() + 5))
     assert all("died" in row.note for row in rows) and len(rows) == 2
-    assert list(processes._ask(None, [], 0.0)) == []
 
 
 def test_a_measuring_process_answers_every_task():
     near, far = multiprocessing.Pipe()
-    server = threading.Thread(target=processes.serve, args=(far, "ours", CPU))
+    server = threading.Thread(target=bench.serve_tasks, args=(far, "ours", CPU))
     server.start()
     tasks = [(CASE, "quadratic"), (CASE, "chunked")]
-    rows = list(processes._ask(processes.Subprocess(Silent(), near), tasks, time.monotonic() + 60))
+    rows = list(bench._ask(bench.MeasuringProcess(Silent(), near), tasks, time.monotonic() + 60))
     near.close()
     server.join()
     assert [row.contender for row in rows] == ["power quadratic", "power chunked"] and all(row.both for row in rows)
@@ -151,18 +154,18 @@ def test_a_measuring_process_answers_every_task():
 
 def test_subjects_are_measured_in_processes():
     told = []
-    case = CASE._replace(contenders=("quadratic", "sdpa flash", "retention"))
-    rows = processes.measure_in_processes([case], CPU, 60.0, told.append)
+    tasks = [(CASE, name) for name in ("quadratic", "sdpa flash", "retention")]
+    rows = bench.measure_in_processes(tasks, CPU, 60.0, told.append)
     assert [row.contender for row in rows] == ["power quadratic", "sdpa flash", "retention"]
     assert rows[0].both.method == rows[1].forward.method == "clock" and rows[2].note == "not installed"
     assert told[0].startswith("compiled in") and multiprocessing.active_children() == []
 
 
 def test_shares_of_compilation_cover_everything_once():
-    tasks = [(case, name) for case in cases(torch.device("cuda")) for name in case.contenders]
-    shared = [task for i in range(7) for task in processes._share(tasks, i, 7)]
-    assert len(shared) == len(set(shared)) and set(shared) == {x for x in tasks if x[1] in processes.COMPILED}
-    first = [{(c.problem.name, c.problem.key) for c, _ in processes._share(tasks, i, 7)} for i in range(7)]
+    tasks = [(case, name) for case in timed_cases(torch.device("cuda")) for name in case.contenders]
+    shared = [task for i in range(7) for task in bench._share(tasks, i, 7)]
+    assert len(shared) == len(set(shared)) and set(shared) == {x for x in tasks if x[1] in bench.COMPILED}
+    first = [{(operator_name(c.problem), c.problem.key) for c, _ in bench._share(tasks, i, 7)} for i in range(7)]
     assert all(first)
 
 
@@ -171,13 +174,13 @@ def swept(t, power, softmax, width=64):
     rows = []
     for one, name, ms in ((problem, "auto", power), (problem._replace(op="attention"), "sdpa flash", softmax)):
         times = Times(ms, ms, ms, 5, "graph")
-        rows.append(blank(Case("", "crossover", one, ()), name)._replace(forward=times, both=times))
+        rows.append(blank_row(Case("", "crossover", one, ()), name)._replace(forward=times, both=times))
     return rows
 
 
 def test_the_crossover_is_where_the_ratio_passes_one_for_good():
     rows = [*swept(1024, 1.0, 2.0), *swept(2048, 4.0, 2.0), *swept(8192, 2.0, 4.0)]
-    forward, both = curves(rows)
+    forward, both = speed_curves(rows)
     assert forward.points == ((1024, 2.0), (2048, 0.5), (8192, 2.0)) and both.direction == "both"
     assert crossing(forward.points).length == pytest.approx(4096)
     text = printed(rows)
@@ -186,12 +189,15 @@ def test_the_crossover_is_where_the_ratio_passes_one_for_good():
 
 def test_a_length_that_one_side_has_no_time_for_is_left_out():
     rows = swept(1024, 1.0, 2.0)
-    assert curves([row._replace(forward=None, both=None) if row.ours else row for row in rows]) == []
+    assert speed_curves([row._replace(forward=None, both=None) if row.ours else row for row in rows]) == []
 
 
 def test_the_figure_has_a_panel_for_each_width_and_the_same_bytes():
     drawn = [
-        Curve(d, p, way, ((1024, 0.5), (4096, 2.0))) for d in (32, 64) for p in (1, 2) for way in ("forward", "both")
+        SpeedCurve(d, p, way, ((1024, 0.5), (4096, 2.0)))
+        for d in (32, 64)
+        for p in (1, 2)
+        for way in ("forward", "both")
     ]
     picture = crossover_figure(drawn)
     assert picture == crossover_figure(drawn)
@@ -200,10 +206,10 @@ def test_the_figure_has_a_panel_for_each_width_and_the_same_bytes():
 
 
 def test_ratios_are_to_the_best_peer_and_memory_to_half_the_length():
-    def row(name, ms, t=100, peak=None) -> Row:
+    def row(name, ms, t=100, peak=None) -> TimedRow:
         case = Case("a case", "table", PROBLEM._replace(t=t), ())
         times = Times(ms, ms, ms, 5, "graph")
-        return blank(case, name)._replace(forward=times, both=times, peak_mib=peak)
+        return blank_row(case, name)._replace(forward=times, both=times, peak_mib=peak)
 
     text = printed([row("auto", 2.0, peak=10.0), row("sdpa flash", 5.0), row("sdpa cudnn", 3.0)])
     assert "1.50" in text and "2.50" not in text
@@ -212,15 +218,13 @@ def test_ratios_are_to_the_best_peer_and_memory_to_half_the_length():
 
 @pytest.fixture
 def tiny(monkeypatch):
-    from icl_bench.kernels.measurement import bench
-
     softmax = PROBLEM._replace(op="attention")
     made = [
         CASE,
         *(Case("", "crossover", PROBLEM._replace(t=t), ("auto",)) for t in (16, 32)),
         *(Case("", "crossover", softmax._replace(t=t), ("sdpa flash",)) for t in (16, 32)),
     ]
-    monkeypatch.setattr(bench, "cases", lambda *_: made)
+    monkeypatch.setattr(bench, "timed_cases", lambda *_: made)
 
 
 def test_the_command_prints_rows_with_their_origin_and_draws(command, tiny, tmp_path):  # noqa: F811

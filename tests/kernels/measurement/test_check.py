@@ -16,20 +16,12 @@ from icl_bench import cli
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.measurement import check as checking
-from icl_bench.kernels.measurement.check import Job, check_job, examine, plan, run_form
-from icl_bench.kernels.measurement.oracle import exact_outputs, relative_error
-from icl_bench.kernels.measurement.problems import (
-    LENGTHS,
-    Inputs,
-    Problem,
-    attention_problems,
-    expand_tuples,
-    make_inputs,
-    power_problems,
-)
+from icl_bench.kernels.measurement.check import CheckJob, check_job, form_errors, plan_checks, relative_error
+from icl_bench.kernels.measurement.operators import OPERATORS, exact_outputs, operator_name, run_form
+from icl_bench.kernels.measurement.problems import LENGTHS, Inputs, Problem, expand_tuples, make_inputs
 from icl_bench.kernels.power.api import power_attention_with_state
+from icl_bench.kernels.power.records import PowerState
 from icl_bench.kernels.power.reference import expand_reference
-from icl_bench.kernels.power.state import PowerState
 from tests.kernels.numerics import assert_equal_in_float64
 
 CPU = torch.device("cpu")
@@ -52,7 +44,7 @@ def test_the_expansion_is_the_references(key, p):
         Problem("attention", 9, F64, heads=4, groups=2, key=4, value=5, gated=True),
         Problem("attention", 9, F64, key=4, value=5, window=3),
     ],
-    ids=lambda problem: problem.name,
+    ids=operator_name,
 )
 def test_the_definition_is_the_references(problem):
     inputs = make_inputs(problem, CPU)
@@ -77,19 +69,19 @@ def test_gates_differ_at_every_position_and_inputs_repeat():
     assert torch.equal(first.q, second.q) and first.log_g.unique().numel() == first.log_g.numel()
 
 
-def test_all_that_is_asked_for_is_planned():
-    for make in (power_problems, attention_problems):
-        problems = list(make(torch.bfloat16, LENGTHS))
+def test_problems_cover_all_lengths_gates_and_powers():
+    for operator in OPERATORS.values():
+        problems = list(operator.problems(torch.bfloat16, LENGTHS))
         assert {problem.t for problem in problems} == set(LENGTHS)
         for t in LENGTHS:
             assert {problem.gated for problem in problems if problem.t == t} == {False, True}
-    powers = list(power_problems(torch.bfloat16, LENGTHS))
+    powers = list(OPERATORS["power"].problems(torch.bfloat16, LENGTHS))
     assert {problem.p for problem in powers} == {1, 2, 3, 4} and any(problem.initial for problem in powers)
 
 
 @pytest.mark.parametrize("impl", ["quadratic", "chunked", "triton"])
 def test_a_right_operator_passes(impl):
-    outputs, gradients = check_job(Job(impl, (SMALL._replace(initial=True), SMALL._replace(t=1)), "cpu"))
+    outputs, gradients = check_job(CheckJob(impl, (SMALL._replace(initial=True), SMALL._replace(t=1)), "cpu"))
     assert outputs.ok and gradients.ok and outputs.problems == 2
     assert 0 < outputs.error <= outputs.bound == 1e-5
     assert gradients.worst.startswith("d")
@@ -120,12 +112,11 @@ def wrong_shape(problem, impl, inputs):
 
 
 @pytest.mark.parametrize(
-    "run, outputs, gradients",
-    [(wrong_gate, False, False), (wrong_gradient, True, False), (unwritten, False, False)],
+    "run, outputs, gradients", [(wrong_gate, False, False), (wrong_gradient, True, False), (unwritten, False, False)]
 )
 def test_a_wrong_operator_is_caught(run, outputs, gradients):
     problem = SMALL._replace(states=run is not wrong_gate)
-    found = check_job(Job("quadratic", (problem,), "cpu"), run)
+    found = check_job(CheckJob("quadratic", (problem,), "cpu"), run)
     if run is unwritten:
         assert found[0].error is None and not found[0].ok and found[0].worst.startswith("y")
         return
@@ -133,18 +124,18 @@ def test_a_wrong_operator_is_caught(run, outputs, gradients):
 
 
 def test_a_raised_error_is_a_finding():
-    for finding in check_job(Job("quadratic", (SMALL,), "cpu"), wrong_shape):
+    for finding in check_job(CheckJob("quadratic", (SMALL,), "cpu"), wrong_shape):
         assert not finding.ok and finding.error is None and "T=20" in finding.worst
 
 
 def test_a_lost_process_is_no_pass():
-    lost = checking._lost(Job("quadratic", (SMALL,), "cpu"))
+    lost = CheckJob("quadratic", (SMALL,), "cpu").failed("its process died", 0)
     assert [x.what for x in lost] == ["outputs", "gradients"] and not any(x.ok for x in lost)
 
 
 def test_few_queries_give_the_gradients_of_all_keys():
     rows = torch.tensor([5, 19])
-    for error in examine(SMALL._replace(states=False), "chunked", CPU, run_form, rows):
+    for error in form_errors(SMALL._replace(states=False), "chunked", CPU, run_form, rows):
         assert error.ok, error
 
 
@@ -161,15 +152,15 @@ def test_memory_is_poisoned_inside_and_settings_come_back():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_what_cannot_run_is_refused(monkeypatch):
+def test_forms_and_types_that_cannot_run_are_refused(monkeypatch):
     with pytest.raises(ArgumentError, match="interpreter is right in float32 and float16"):
-        plan(CPU, None, ["triton"], ["bfloat16"], False)
+        plan_checks(CPU, None, ["triton"], ["bfloat16"], False)
     with pytest.raises(ArgumentError, match="--impl is one of"):
-        plan(CPU, "power", ["sdpa"], [], False)
+        plan_checks(CPU, "power", ["sdpa"], [], False)
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(KernelUnavailableError, match="set TRITON_INTERPRET=1"):
-        plan(CPU, None, ["triton"], [], False)
-    assert {job.impl for job in plan(CPU, None, [], [], False)} == {"quadratic", "chunked", "torch", "sdpa"}
+        plan_checks(CPU, None, ["triton"], [], False)
+    assert {job.impl for job in plan_checks(CPU, None, [], [], False)} == {"quadratic", "chunked", "torch", "sdpa"}
 
 
 @pytest.fixture

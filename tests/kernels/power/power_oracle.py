@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.power.expansion import expand
-from icl_bench.kernels.power.state import PowerState
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 
 # Root-mean-square errors relative to float64: outputs, and each gradient.
@@ -70,9 +70,8 @@ class Case:
     def triton(self) -> list[Tensor]:
         q, k, v, log_g, s, z = leaves = [_leaf(x) for x in self.inputs]
         start = None if s is None else PowerState(s, z)
-        y, state = power_attention_triton(
-            q, k, v, log_g, self.p, self.scale, self.normalize, 1e-6, start, self.chunk, self.keep
-        )  # fmt: skip
+        options = PowerOptions(self.p, self.scale, self.normalize, 1e-6, self.chunk)
+        y, state = power_attention_triton(PowerInputs(q, k, v, log_g, start), options, self.keep)
         return self._with_gradients([y, *(state or (None, None))], leaves)
 
     def _with_gradients(self, outputs, leaves) -> list[Tensor]:

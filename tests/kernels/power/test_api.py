@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.power.api import (
-    PowerState,
     initial_power_state,
     power_attention,
     power_attention_with_state,
     power_step,
 )
-from icl_bench.kernels.power.chunked import default_chunk, form_costs
+from icl_bench.kernels.power.chunked import cheapest_chunk, power_form_costs
 from icl_bench.kernels.power.expansion import expand, expanded_width, read_state, write_state
+from icl_bench.kernels.power.records import PowerState
 from icl_bench.kernels.power.reference import expand_reference
 from tests.kernels.numerics import assert_equal_in_float64, assert_within_rounding, largest
 
@@ -298,7 +298,7 @@ def test_types_of_outputs_and_states(dtype):
 
 
 def test_auto_takes_the_cheaper_form():
-    assert form_costs(64, 16, 16, 2, 64)[0] < form_costs(64, 16, 16, 2, 64)[1]
+    assert power_form_costs(64, 16, 16, 2, 64)[0] < power_form_costs(64, 16, 16, 2, 64)[1]
     short, long = make_inputs(2, 48, gated=True), make_inputs(2, 3000, gated=True, n=1, groups=1, heads=1)
     for inputs, impl in ((short, "quadratic"), (long, "chunked")):
         chosen, other = (power_attention(*inputs, p=2, impl=form) for form in (impl, "auto"))
@@ -306,8 +306,8 @@ def test_auto_takes_the_cheaper_form():
 
 
 @pytest.mark.parametrize("key_width, p", [(4, 1), (16, 2), (64, 2), (32, 4)])
-def test_default_chunk_is_a_power_of_two_in_range(key_width, p):
-    chunk = default_chunk(key_width, key_width, p)
+def test_cheapest_chunk_is_a_power_of_two_in_range(key_width, p):
+    chunk = cheapest_chunk(key_width, key_width, p)
     assert 64 <= chunk <= 1024
     assert chunk.bit_count() == 1
 

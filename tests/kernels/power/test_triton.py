@@ -18,9 +18,10 @@ if DEVICE == "cpu":
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
 from icl_bench.kernels.power.api import initial_power_state, power_step  # noqa: E402
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
-from icl_bench.kernels.power.triton import table as config  # noqa: E402
-from icl_bench.kernels.power.triton.basis import from_tiles, tile_layout, to_tiles  # noqa: E402
-from icl_bench.kernels.power.triton.ops import default_chunk, power_attention_triton  # noqa: E402
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions  # noqa: E402
+from icl_bench.kernels.power.triton import table  # noqa: E402
+from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles  # noqa: E402
+from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton  # noqa: E402
 from icl_bench.kernels.power.triton.step import power_step_triton  # noqa: E402
 from icl_bench.kernels.power.triton.tiles import rounded  # noqa: E402
 from tests.kernels.power.power_oracle import Case, poison  # noqa: E402
@@ -54,18 +55,20 @@ def test_chunks_match_the_definition(t, gated, p):
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 def test_long_rows_match_the_definition(gated, p):
-    t = config.SHORT + 14  # few enough that the decay of rows that are not there is finite too
+    t = table.SHORT_CHUNK + 14  # few enough that the decay of rows that are not there is finite too
     Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
 
 
 def test_pipelined_steps_through_a_state_take_two_key_channels():
-    for (kernel, form, width), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
+    for (kernel, form, width), blocks in [
+        entry for entries in table.LAUNCH_TABLES.values() for entry in entries.items()
+    ]:
         if kernel in ("query_gradient", "key_gradient") and form == "tiles" and blocks.state_stages > 1:
             assert blocks.depth >= 2 * width, (kernel, width, blocks)
 
 
 def test_blocks_meet_every_pair_once():
-    for (kernel, form, _), blocks in [entry for table in config.TABLES.values() for entry in table.items()]:
+    for (kernel, form, _), blocks in [entry for entries in table.LAUNCH_TABLES.values() for entry in entries.items()]:
         if kernel in (
             "forward",
             "gated_forward",
@@ -162,8 +165,10 @@ def test_operators_keep_their_contract():
 def test_operators_go_through_compilation_without_a_break():
     q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1))
 
+    options = PowerOptions(2, 0.25, "sum", 1e-6, 32)
+
     def run(q, k, v):
-        return power_attention_triton(q, k, v, None, 2, 0.25, "sum", 1e-6, None, 32, keep_state=False)[0].sum()
+        return power_attention_triton(PowerInputs(q, k, v, None, None), options, keep_state=False)[0].sum()
 
     exact = torch.autograd.grad(run(q, k, v), (q, k, v))
     found = torch.autograd.grad(torch.compile(run, backend="aot_eager", fullgraph=True)(q, k, v), (q, k, v))
@@ -177,12 +182,12 @@ def test_results_repeat_bit_for_bit():
         assert torch.equal(first, second)
 
 
-def test_default_chunk_is_the_sequence_while_it_is_short():
-    assert default_chunk(256, 64, 2) == 256
-    assert default_chunk(65_536, 64, 2) < 65_536
-    lengths = [max(t for t in range(256, 65_536, 256) if default_chunk(t, k, 2) == t) for k in (16, 32, 64, 128)]
+def test_measured_chunk_is_the_sequence_while_it_is_short():
+    assert measured_chunk(256, 64, 2) == 256
+    assert measured_chunk(65_536, 64, 2) < 65_536
+    lengths = [max(t for t in range(256, 65_536, 256) if measured_chunk(t, k, 2) == t) for k in (16, 32, 64, 128)]
     assert lengths == sorted(lengths)  # a larger state pays later
-    assert default_chunk(65_536, 128, 4) == 65_536  # no state is affordable
+    assert measured_chunk(65_536, 128, 4) == 65_536  # no state is affordable
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
@@ -197,7 +202,7 @@ def test_wide_keys_of_linear_attention_are_cut_into_blocks(gated):
 def test_what_cannot_run_is_refused(width, dtype):
     x = torch.zeros(1, 4, 1, width, dtype=dtype, device=DEVICE)
     with pytest.raises(KernelUnavailableError, match="impl='triton' needs"):
-        power_attention_triton(x, x, x, None, 2, 1.0, "sum", 1e-6, None, None)
+        power_attention_triton(PowerInputs(x, x, x, None, None), PowerOptions(2, 1.0, "sum", 1e-6, None))
 
 
 @pytest.mark.parametrize("p, normalize", [(1, "sum"), (2, "sum"), (3, "none")])

@@ -1,4 +1,4 @@
-"""A fleet that was cut continues bit for bit; checkpoints that are damaged or of others are passed over."""
+"""Checkpoints: an interrupted fleet continues bit for bit, and unsuitable checkpoints are skipped."""
 
 import logging
 from collections.abc import Callable
@@ -11,13 +11,14 @@ import torch
 from icl_bench.errors import SpecError, StoreError
 from icl_bench.harness import interruption
 from icl_bench.harness.interruption import Interrupted, Interruption, deferred
-from icl_bench.harness.resolve import Request, expand
-from icl_bench.harness.training.train import FleetScores, train_fleet
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.loop import TrainingLoop
+from icl_bench.harness.training.results import FleetScores
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.record import MetricPoint
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import checkpoint, files
-from icl_bench.runs.store.checkpoint import Checkpoints, asked_interval, clear_checkpoints, read_checkpoint
+from icl_bench.runs.store.checkpoint import Checkpoints, checkpoint_interval, clear_checkpoints, read_checkpoint
 
 CPU = torch.device("cpu")
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
@@ -28,7 +29,7 @@ SMALL = (
 
 
 class CutError(BaseException):
-    """Stands for a process that is gone."""
+    """The end of a killed process."""
 
 
 class Trained(NamedTuple):
@@ -38,7 +39,7 @@ class Trained(NamedTuple):
 
 
 def specs(seeds=(0, 1), lrs=(), arch="power:p=2", extra=()) -> list[RunSpec]:
-    return expand(Request(TASK, [arch], seeds=seeds, lrs=lrs, settings=(*SMALL, *extra)))
+    return expand_request(Request(TASK, [arch], seeds=seeds, lrs=lrs, settings=(*SMALL, *extra)))
 
 
 def kept(root: Path, runs: list[RunSpec], every: float = 0.0, version: str = torch.__version__) -> Checkpoints:
@@ -46,20 +47,19 @@ def kept(root: Path, runs: list[RunSpec], every: float = 0.0, version: str = tor
 
 
 def train(runs: list[RunSpec], checkpoints: Checkpoints | None, cut_at: int | None = None) -> Trained:
-    """Train to the end, or until the report of a step raises."""
+    """Train to the end, or until the reporter raises an exception."""
 
     def report(progress) -> None:
         if progress.step == cut_at:
             raise CutError
 
-    trainer, logged = Trainer(runs, CPU, "auto"), {member: [] for member in range(len(runs))}
-    scores = train_fleet(trainer, report, lambda member, point: logged[member].append(point), 0.0, checkpoints)
-    return Trained(scores, logged, trainer.state())
+    trainer, logged = Trainer(runs, Machine(CPU)), {member: [] for member in range(len(runs))}
+    loop = TrainingLoop(trainer, report, lambda member, point: logged[member].append(point), 0.0, checkpoints)
+    return Trained(loop.run(), logged, loop.roster.state(loop.trainer))
 
 
 def assert_same(one: Trained, other: Trained) -> None:
-    assert one.scores.cells == other.scores.cells and one.scores.solved_at == other.scores.solved_at
-    assert one.scores.died_at == other.scores.died_at and one.logged == other.logged
+    assert one.scores.members == other.scores.members and one.logged == other.logged
     assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
 
 
@@ -88,15 +88,12 @@ def test_bfloat16_and_a_fixed_training_set_continue_too(tmp_path, cut_at: int) -
 def test_members_that_were_dropped_stay_as_they_were(tmp_path) -> None:
     runs = specs(seeds=(0,), lrs=(1e-3, 1e30, 1e31))
     whole = train(runs, None)
-    assert [bool(step) for step in whole.scores.died_at] == [False, True, True]
+    assert [bool(member.diverged_at) for member in whole.scores.members] == [False, True, True]
     for cut_at in (6, 11):
         with pytest.raises(CutError):
             train(runs, kept(tmp_path, runs), cut_at)
         resumed = train(runs, kept(tmp_path, runs))
-        assert resumed.scores.died_at == whole.scores.died_at and resumed.logged == whole.logged
-        assert [outcome.accuracy[0] for outcome in resumed.scores.cells.values()] == [
-            outcome.accuracy[0] for outcome in whole.scores.cells.values()
-        ]
+        assert resumed.scores.members == whole.scores.members and resumed.logged == whole.logged
         kept(tmp_path, runs).remove()
 
 
@@ -122,7 +119,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     with caplog.at_level(logging.WARNING):
         assert_same(train(runs, kept(tmp_path, runs)), whole)
     said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith("checkpoint passed over: ") and said[1] == "continued from step 9 of 12"
+    assert said[0].startswith("checkpoint skipped: ") and said[1] == "continued from step 9 of 12"
     assert all("\n" not in line for line in said)
 
 
@@ -143,7 +140,7 @@ def test_a_checkpoint_of_another_version_is_said_and_not_used(tmp_path, caplog) 
         train(runs, kept(tmp_path, runs, version="1.0"), 11)
     with caplog.at_level(logging.WARNING):
         assert_same(train(runs, kept(tmp_path, runs)), train(runs, None))
-    assert "is of another version; the fleet starts anew" in caplog.text
+    assert "has another version; the fleet starts from the beginning" in caplog.text
 
 
 def test_another_fleet_has_checkpoints_of_its_own(tmp_path) -> None:
@@ -179,9 +176,9 @@ def state_of(checkpoints: Checkpoints) -> checkpoint.FleetState:
 
 @pytest.mark.parametrize("text", ["", "soon", "-1", "1e3", "nan", "1" * 20])
 def test_the_interval_is_a_number_of_seconds(monkeypatch, text: str) -> None:
-    monkeypatch.setenv(checkpoint.VARIABLE, text)
+    monkeypatch.setenv(checkpoint.INTERVAL_VARIABLE, text)
     with pytest.raises(SpecError, match="ICL_BENCH_CHECKPOINT_EVERY is a number of seconds; got"):
-        asked_interval()
+        checkpoint_interval()
 
 
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeypatch) -> None:
@@ -191,7 +188,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeyp
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_file", full)
+    monkeypatch.setattr(files, "write_file", full)
     with pytest.raises(StoreError, match="No space left on device"):
         checkpoints.save(state_of(checkpoints).model_copy(update={"step": 4}), b"two")
     assert [path.name for path in checkpoints.steps()] == ["000000003"]
@@ -221,8 +218,8 @@ def test_a_fleet_goes_on_though_another_process_removes_its_checkpoints(tmp_path
 
     for step in (3, 4):
         with monkeypatch.context() as patched:
-            for module, function in ((files, "write_file"), (checkpoint, "write_file"), (checkpoint, "move_folder")):
-                patched.setattr(module, function, remove_before(getattr(module, function)))
+            for function in ("write_file", "move_folder"):
+                patched.setattr(files, function, remove_before(getattr(files, function)))
             ours.save(state_of(ours).model_copy(update={"step": step}), b"tensors")
     assert "checkpoint not kept: another process removed" in caplog.text
     ours.save(state_of(ours).model_copy(update={"step": 5}), b"tensors")
@@ -234,7 +231,7 @@ def test_a_fleet_goes_on_though_another_process_removes_its_checkpoints(tmp_path
 
 @pytest.fixture
 def fresh(monkeypatch) -> Interruption:
-    """A process that was not asked to stop."""
+    """Make the process one that was not asked to stop."""
     current = Interruption()
     monkeypatch.setattr(interruption, "CURRENT", current)
     return current
@@ -243,16 +240,16 @@ def fresh(monkeypatch) -> Interruption:
 def test_a_signal_lets_the_step_end_and_saves(tmp_path, fresh: Interruption) -> None:
     runs = specs()
     whole = train(runs, None)
-    trainer = Trainer(runs, CPU, "auto")
+    trainer = Trainer(runs, Machine(CPU))
 
     def report(progress) -> None:
         if progress.step == 6:
             fresh.receive(15, None)
 
     with pytest.raises(Interrupted) as caught, deferred():
-        train_fleet(trainer, report, lambda member, point: None, 0.0, kept(tmp_path, runs, every=60.0))
+        TrainingLoop(trainer, report, lambda member, point: None, 0.0, kept(tmp_path, runs, every=60.0)).run()
     assert caught.value.status == 143 and trainer.done == 6
-    fresh.noted = None
+    fresh.received = None
     assert [path.name for path in kept(tmp_path, runs).steps()] == ["000000006"]
     assert_same(train(runs, kept(tmp_path, runs)), whole)
 

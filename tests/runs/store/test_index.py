@@ -1,16 +1,18 @@
-"""The index is a cache: whatever happens to it, what is read is what the folders hold."""
+"""The index is a cache: whatever happens to it, runs are read as the folders contain them."""
 
 import errno
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from icl_bench.errors import RecordError
-from icl_bench.runs.store import Store, rows
+from icl_bench.runs.outline import FinishedRuns
+from icl_bench.runs.store import Store
 from icl_bench.runs.store import index as index_module
-from icl_bench.runs.store.index import NAME, Index
+from icl_bench.runs.store.index import INDEX_NAME, Index
 from tests.runs.records import finished, result, spec
 
 
@@ -22,14 +24,22 @@ def store(tmp_path) -> Store:
     return made
 
 
+def plain(runs: FinishedRuns) -> list[dict]:
+    """Return the runs as plain data, in the order of ids."""
+    whole = [run._asdict() for run in runs.load_all()]
+    return [{**run, **{name: run[name].model_dump(mode="json") for name in ("manifest", "result")}} for run in whole]
+
+
 def from_folders(store: Store) -> list[dict]:
-    return [record.model_dump(mode="json") for record in store.read_all()[0]]
+    records = []
+    for run_id in store.ids():
+        with suppress(RecordError):
+            records.append(store.load(run_id))
+    return plain(FinishedRuns.of(records))
 
 
 def from_index(store: Store) -> list[dict]:
-    records, _ = Index(store).records()
-    plain = [record.model_copy(update={"metrics": tuple(record.metrics)}) for record in records]
-    return [record.model_dump(mode="json") for record in plain]
+    return plain(Index(store).runs()[0])
 
 
 def test_it_holds_what_the_folders_hold(store: Store) -> None:
@@ -39,16 +49,11 @@ def test_it_holds_what_the_folders_hold(store: Store) -> None:
     assert sorted((row.seed, row.accuracy) for row in rows) == [(seed, seed / 8) for seed in range(5)]
 
 
-def test_steps_and_accuracies_are_at_hand_and_the_rest_on_demand(store: Store, monkeypatch) -> None:
-    records, _ = Index(store).records()
-    monkeypatch.setattr(index_module, "read_bytes", lambda path: pytest.fail("read a file"))
-    assert records[0].metrics.curve == ((5, 0.5),) and bool(records[0].metrics) and len(records[0].metrics) == 1
-    monkeypatch.undo()
-    assert records[0].metrics[-1].train_loss == 1.5 and records[0].metrics[0].step == 5
-    path = store.path(records[1].result.id) / "metrics.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.6"))
-    with pytest.raises(RecordError, match="a stored file never changes"):
-        list(records[1].metrics)
+def test_runs_are_loaded_without_their_folders(store: Store, monkeypatch) -> None:
+    runs, _ = Index(store).runs()
+    monkeypatch.setattr(Store, "load", lambda self, run_id: pytest.fail("read a folder"))
+    assert [run.curve for run in runs.load_all()] == [((5, 0.5),)] * 5
+    assert runs.load(spec(1).id) is runs.load(spec(1).id)
 
 
 def test_new_removed_and_rewritten_runs_are_noticed(store: Store) -> None:
@@ -58,25 +63,25 @@ def test_new_removed_and_rewritten_runs_are_noticed(store: Store) -> None:
     changed = store.path(spec(1).id) / "result.json"
     content = changed.read_bytes()
     changed.write_bytes(content[:-2])
-    assert from_index(store) == from_folders(store) and len(Index(store).records()[1]) == 1
+    assert from_index(store) == from_folders(store) and len(Index(store).runs()[1]) == 1
     changed.write_bytes(content)
-    assert from_index(store) == from_folders(store) and Index(store).records()[1] == []
+    assert from_index(store) == from_folders(store) and Index(store).runs()[1] == []
     assert len(Index(store).summaries()[0]) == 5
 
 
 @pytest.mark.parametrize("what", ["deleted", "empty", "text", "cut", "other layout", "link"])
 def test_a_missing_or_damaged_index_is_made_again(store: Store, monkeypatch, what: str, tmp_path_factory) -> None:
     Index(store).summaries()
-    path = store.root / NAME
+    path = store.root / INDEX_NAME
     if what == "deleted":
         path.unlink()
     elif what == "link":
-        elsewhere = tmp_path_factory.mktemp("elsewhere") / NAME
+        elsewhere = tmp_path_factory.mktemp("elsewhere") / INDEX_NAME
         path.rename(elsewhere)
         path.symlink_to(elsewhere)
         before = elsewhere.read_bytes()
     elif what == "other layout":
-        monkeypatch.setattr(rows, "LAYOUT", 99)
+        monkeypatch.setattr(index_module, "INDEX_VERSION", 99)
     else:
         path.write_bytes({"empty": b"", "text": b"x" * 5000, "cut": path.read_bytes()[:5000]}[what])
     finished(store, spec(9))
@@ -88,7 +93,7 @@ def test_a_missing_or_damaged_index_is_made_again(store: Store, monkeypatch, wha
 
 def test_a_flipped_bit_in_the_index_changes_nothing(store: Store) -> None:
     Index(store).summaries()
-    path = store.root / NAME
+    path = store.root / INDEX_NAME
     content = path.read_bytes()
     for text in (b"assoc-recall", b'"accuracy":0.', b'"precision"', b'"device":"d"', b'"any-value"', b"2026-01-01"):
         place = content.rfind(text)
@@ -101,15 +106,14 @@ def test_a_flipped_bit_in_the_index_changes_nothing(store: Store) -> None:
 
 def test_a_damaged_detail_is_read_from_its_folder_and_the_index_made_again(store: Store) -> None:
     whole = from_folders(store)
-    outlined, _ = Index(store).outlines()
-    path = store.root / NAME
+    outlined = Index(store).runs()[0].outlines
+    path = store.root / INDEX_NAME
     content = path.read_bytes()
     place = content.rfind(b'"exact_match"')
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-    damaged, _ = Index(store).outlines()
-    assert sorted(run[5:] for run in damaged) == sorted(run[5:] for run in outlined)
-    records = sorted((run.record for run in damaged), key=lambda record: record.result.id)
-    assert [record.result.model_dump(mode="json") for record in records] == [record["result"] for record in whole]
+    damaged, _ = Index(store).runs()
+    assert sorted(run[3:] for run in damaged.outlines) == sorted(run[3:] for run in outlined)
+    assert plain(damaged) == whole
     assert not path.exists() and from_index(store) == whole and path.exists()
 
 
@@ -128,31 +132,30 @@ def test_where_it_cannot_be_written_the_runs_are_read_all_the_same(store: Store,
             sqlite3, "connect", lambda path, **named: refused() if str(path).startswith("/") else real(path, **named)
         )
     index = Index(store)
-    assert len(index.records()[0]) == 6 and not index.kept
+    assert len(index.runs()[0].outlines) == 6 and not index.kept
     assert len(Index(store).summaries()[0]) == 6
     monkeypatch.undo()
-    assert sorted(path.name for path in store.root.glob("*index*")) == [NAME]
+    assert sorted(path.name for path in store.root.glob("*index*")) == [INDEX_NAME]
 
 
 def test_a_reader_keeps_the_file_that_it_opened(store: Store) -> None:
     Index(store).summaries()
-    base = index_module.connect(store.root / NAME)
+    base = index_module.connect(store.root / INDEX_NAME)
     finished(store, spec(8))
     Index(store).summaries()
-    assert len(rows.read_summaries(base)) == 5
+    assert len(index_module.read_summaries(base)) == 5
 
 
 def test_an_unreadable_run_does_not_rewrite_it_every_time(store: Store) -> None:
     (store.path(spec(0).id) / "result.json").write_bytes(b"{")
     Index(store).summaries()
-    before = (store.root / NAME).stat().st_ino
-    assert len(Index(store).summaries()[1]) == 1 and (store.root / NAME).stat().st_ino == before
+    before = (store.root / INDEX_NAME).stat().st_ino
+    assert len(Index(store).summaries()[1]) == 1 and (store.root / INDEX_NAME).stat().st_ino == before
 
 
 def test_runs_without_validations_and_that_failed(tmp_path) -> None:
     store = Store(tmp_path)
     writer = store.begin(spec(0), finished(store, spec(1)) and store.load(spec(1).id).manifest)
     writer.commit(result(spec(0)).model_copy(update={"status": "error", "detail": "x\ny", "cells": ()}))
-    records, _ = Index(store).records()
-    failed = next(record for record in records if record.result.status == "error")
-    assert not failed.metrics and len(failed.metrics) == 0 and failed.result.detail == "x\ny"
+    failed = Index(store).runs()[0].load(spec(0).id)
+    assert failed.curve == () and failed.result.detail == "x\ny"

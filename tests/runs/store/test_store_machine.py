@@ -11,31 +11,31 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from icl_bench.runs.store import Store, attempt, checkpoint, index, merge, store
+from icl_bench.runs.store import Store, attempt, checkpoint, files, index, merge, store
 from icl_bench.runs.store.attempt import attempts, commit_fleet
 from icl_bench.runs.store.checkpoint import Checkpoints, FleetState
 from icl_bench.runs.store.faults import CRASH_POINTS
-from icl_bench.runs.store.index import NAME, Index
+from icl_bench.runs.store.index import INDEX_NAME, Index
 from icl_bench.runs.store.listing import unfinished
-from icl_bench.runs.store.merge import merge as merge_stores
-from icl_bench.runs.store.verify import verify as verify_store
-from tests.runs.records import MANIFEST, POINT, result, spec
+from icl_bench.runs.store.merge import merge_stores
+from icl_bench.runs.store.verify import verify_store
+from tests.runs.records import MANIFEST, POINT, read_all, result, spec
 
 SEEDS = st.lists(st.integers(0, 7), min_size=1, max_size=3, unique=True)
 WHICH = st.sampled_from(["a", "b"])
 INDEXED = (b'"accuracy":0.', b"assoc-recall", b"linear", b"step", b"")
-"""What damage to the index may hit."""
+"""Damage that the index must survive."""
 IN_TRAINING = {"step-done", "validated", "trained", "tested"}
 COMMITTING = st.sampled_from(["run-published", "fleet-sealed", "result-written", "fleet-published"])
 STORE_POINTS = st.sampled_from([name for name in CRASH_POINTS if name not in IN_TRAINING])
 
 
 class CutError(BaseException):
-    """Stands for a process that is gone: nothing is cleared up after it."""
+    """The end of a killed process, after which nothing is cleaned up."""
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Two stores, each beside the dictionary that says what it should hold: accuracy by seed."""
+    """Two stores, each beside a dictionary of its expected content: accuracy by seed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
     def train(self, name: str, seeds: list[int]) -> None:
-        """What a command does: open, skip what is done, save a state, commit the fleet."""
+        """Do what a command does: open the store, skip finished runs, save a checkpoint, commit the fleet."""
         self.tries += 1
         made = self.stores[name]
         made.check_writable()
@@ -94,7 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=WHICH, seeds=SEEDS, point=STORE_POINTS, count=st.integers(1, 3))
     def crash(self, name: str, seeds: list[int], point: str, count: int) -> None:
-        """A fleet is there whole or not at all, once the next process has opened the store."""
+        """Check that a fleet is there completely or not at all, once the next process has opened the store."""
         before = dict(self.model[name])
         with cut_at(point, count):
             self.train(name, seeds)
@@ -106,14 +106,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=WHICH, seeds=SEEDS, point=STORE_POINTS, count=st.integers(1, 3))
     def resume(self, name: str, seeds: list[int], point: str, count: int) -> None:
-        """A crash, then the same again, with nothing in between."""
+        """Crash, then run the same command again, with nothing in between."""
         with cut_at(point, count):
             self.train(name, seeds)
         self.run(name, seeds)
 
     @rule(name=WHICH, point=STORE_POINTS, count=st.integers(1, 3))
     def merge(self, name: str, point: str, count: int) -> None:
-        """Into one store from the other: cut at first, then whole."""
+        """Merge one store into the other: interrupted at first, then completely."""
         other = "b" if name == "a" else "a"
         with cut_at(point, count):
             merge_stores([self.stores[other].root], self.stores[name])
@@ -128,12 +128,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=WHICH)
     def delete_index(self, name: str) -> None:
-        (self.stores[name].root / NAME).unlink(missing_ok=True)
+        (self.stores[name].root / INDEX_NAME).unlink(missing_ok=True)
 
     @rule(name=WHICH, text=st.sampled_from(INDEXED), bit=st.integers(0, 7))
     def damage_index(self, name: str, text: bytes, bit: int) -> None:
         self.read_through_the_index(name)
-        path = self.stores[name].root / NAME
+        path = self.stores[name].root / INDEX_NAME
         content = bytearray(path.read_bytes())
         content[(content.rfind(text) + len(text)) % len(content)] ^= 1 << bit
         path.write_bytes(content)
@@ -146,10 +146,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=WHICH)
     def read_through_the_index(self, name: str) -> None:
-        records, problems = Index(self.stores[name]).records()
+        runs, problems = Index(self.stores[name]).runs()
         assert problems == []
-        assert {record.result.seed: record.result.accuracy for record in records} == self.model[name]
-        assert all(record.metrics[-1] == POINT for record in records)
+        assert {run.result.seed: run.result.accuracy for run in runs.load_all()} == self.model[name]
+        assert all(run.curve[-1] == (POINT.step, POINT.accuracy) for run in runs.load_all())
         rows, _ = Index(self.stores[name]).summaries()
         assert {row.seed: row.accuracy for row in rows} == self.model[name] and len(rows) == len(self.model[name])
 
@@ -161,19 +161,17 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_there_is_whole(self) -> None:
         for name, made in self.stores.items():
-            records, problems = made.read_all()
-            assert problems == []
-            assert {record.result.seed: record.result.accuracy for record in records} == self.model[name]
+            assert {record.result.seed: record.result.accuracy for record in read_all(made)} == self.model[name]
 
 
 def accuracy(seed: int) -> float:
-    """What a run of that seed reaches."""
+    """Return the accuracy of the run with this seed."""
     return seed / 8
 
 
 @contextlib.contextmanager
 def cut_at(point: str, count: int):
-    """Cut what is inside off at a crash point, with nothing cleared up afterwards."""
+    """End the code inside at a crash point, without cleaning up."""
     left = [count]
 
     def reach(name: str) -> None:
@@ -184,8 +182,8 @@ def cut_at(point: str, count: int):
     with contextlib.ExitStack() as patched:
         for module in (attempt, checkpoint, index, merge, store):
             patched.enter_context(mock.patch.object(module, "reach", reach))
-        # What a killed process cannot do any more: the clearing up of its `finally` clauses.
-        for module in (checkpoint, merge):
+        # A killed process does not run its `finally` clauses, which delete folders.
+        for module in (files, merge):
             real = module.remove_folder
             alive = mock.Mock(side_effect=lambda path, real=real: real(path) if left[0] > 0 else None)
             patched.enter_context(mock.patch.object(module, "remove_folder", alive))

@@ -1,8 +1,9 @@
 """Triton backward pass of softmax and sliding-window attention.
 
-Two kernels: `query_gradient_kernel` walks the keys of a block of queries (and leaves delta = sum(dO * O) behind), then
-`key_value_gradient_kernel` walks the queries of a block of keys. No atomics, so the gradients are the same bits every
-time. A sequence of one tile takes `one_tile_gradient_kernel`, which does both and reads everything once.
+Two kernels: `attention_query_gradient_kernel` walks the keys of a block of queries and writes delta = sum(dO * O), then
+`attention_key_value_gradient_kernel` walks the queries of a block of keys. No atomics, so the gradients are the same
+bits every time. A sequence of one tile takes `attention_short_gradient_kernel`, which makes all gradients and reads
+everything once.
 
 With P = exp2(S - lse): dV = P^T dO, dP = dO V^T, dS = P (dP - delta), dQ = scale dS K, dK = scale dS^T Q, and the
 gate's cumulated logarithm gets the row sums of dS less its column sums (arXiv 2307.08691, algorithm 2).
@@ -15,6 +16,8 @@ import triton.language as tl
 from icl_bench.kernels.attention.triton.tiles import (
     BLOCK,
     SIZES,
+    contiguous_head,
+    gates_of_head,
     key_tiles,
     load_rows,
     padded_length,
@@ -23,55 +26,51 @@ from icl_bench.kernels.attention.triton.tiles import (
     score_sums,
     store_rows,
     visible,
+    walk_to,
 )
+from icl_bench.kernels.triton.common import at_head
 
 
 @triton.jit
-def _query_tiles(
-    dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, gate_ptr, base_ptr, reference,
-    k_stride_t, v_stride_t, start, first, before, gap, count, T, window, scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+def _add_key_tiles(
+    dq, dgate, queries, do, lse, delta, own_gates, k, v, gates, reference, start, walk, T, window, scale,
+    MASKED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Add to a query tile's gradient what key tiles give, counted as in the forward pass."""
+    """Add to the gradient of a tile of queries the part of the key tiles of a walk."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[:, None]
     j = tl.arange(0, BLOCK_N)[None, :]
-    for step in range(0, count):
-        tile = first + step * BLOCK_N
-        if MASKED:
-            tile += tl.where(step < before, 0, gap)
-        if GATED:
-            others = relative_gates(gate_ptr, base_ptr, reference, tile, BLOCK_N)
-        k = load_rows(k_ptr, k_stride_t, tile, T, BLOCK_N, K, BLOCK_K, MASKED)
-        v = load_rows(v_ptr, v_stride_t, tile, T, BLOCK_N, V, BLOCK_V, MASKED)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+    for step in range(0, walk.count):
+        tile = walk_to(walk, step, BLOCK_N, MASKED)
+        if C.GATED:
+            others = relative_gates(gates, reference, tile, BLOCK_N)
+        keys = load_rows(k, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED)
+        values = load_rows(v, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED)
+        s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
+        dp = tl.dot(do, tl.trans(values), input_precision=C.PRECISION)
         exponent = s * scale - lse[:, None]
-        if GATED:
-            if EXACT:
-                exponent += (gates[:, None] - others[None, :]).to(tl.float32)
+        if C.GATED:
+            if C.EXACT:
+                exponent += (own_gates[:, None] - others[None, :]).to(tl.float32)
             else:
                 exponent -= others.to(tl.float32)[None, :]
         if MASKED:
-            exponent = tl.where(visible(i + (start - tile), j, window, WINDOWED), exponent, float("-inf"))
+            exponent = tl.where(visible(i + (start - tile), j, window, C.WINDOWED), exponent, float("-inf"))
         ds = tl.exp2(exponent) * (dp - delta[:, None])
-        if GATED:
-            dgate += score_sums(ds, EXACT)
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+        if C.GATED:
+            dgate += score_sums(ds, C.EXACT)
+        dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision=C.PRECISION)
     return dq, dgate
 
 
 @triton.jit(do_not_specialize=SIZES)
-def query_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, gate_ptr, base_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, dgate_ptr,
-    q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
-    T, H, G, window, scale, score_scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK_M queries of one head. Writes dq [N, T, H, K], delta and the gate's row sums [N, H, T]."""
+def attention_query_gradient_kernel(
+    q, k, v, gates, o, do, lse, delta, dq, dgate, T, H, G, window, scale, score_scale, C: tl.constexpr
+):
+    """Write dq [N, T, H, K], delta and the row sums of the gates [N, H, T] of BLOCK_M queries of one head."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    BLOCK_K: tl.constexpr = C.BLOCK_K
     blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
     start = (blocks - 1 - pid % blocks) * BLOCK_M
@@ -79,103 +78,92 @@ def query_gradient_kernel(
     n = head // H
     h = head % H
     g = h // (H // G)
-    q_ptr += n * q_stride_n + h * q_stride_h
-    k_ptr += n * k_stride_n + g * k_stride_h
-    v_ptr += n * v_stride_n + g * v_stride_h
-    gate_ptr += (n * G + g) * padded_length(T)
-    base_ptr += (n * G + g) * (padded_length(T) // BLOCK)
-    values = (n * T * H + h) * V
+    q, k, v = at_head(q, n, h), at_head(k, n, g), at_head(v, n, g)
+    gates = gates_of_head(gates, n, g, T, G)
 
     i = start + tl.arange(0, BLOCK_M)
-    q = load_rows(q_ptr, q_stride_t, start, T, BLOCK_M, K, BLOCK_K, True)
-    do = load_rows(do_ptr + values, H * V, start, T, BLOCK_M, V, BLOCK_V, True)
-    o = load_rows(o_ptr + values, H * V, start, T, BLOCK_M, V, BLOCK_V, True)
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    queries = load_rows(q, start, T, C.K, BLOCK_M, BLOCK_K, False)
+    gradient = load_rows(contiguous_head(do, n, h, T, H, C.V), start, T, C.V, BLOCK_M, C.BLOCK_V, False)
+    output = load_rows(contiguous_head(o, n, h, T, H, C.V), start, T, C.V, BLOCK_M, C.BLOCK_V, False)
+    deltas = tl.sum(output.to(tl.float32) * gradient.to(tl.float32), 1)
     rows = head * padded_length(T)
-    tl.store(delta_ptr + rows + i, delta)
-    lse = tl.load(lse_ptr + rows + i)
+    tl.store(delta + rows + i, deltas)
+    sums = tl.load(lse + rows + i)
     reference = 0.0
-    gates = tl.zeros((BLOCK_M,), tl.float32)
-    if GATED:
-        reference = tl.load(base_ptr + start // BLOCK)
-        gates = tl.load(gate_ptr + start + tl.arange(0, BLOCK_M))
-        if not EXACT:
+    own_gates = tl.zeros((BLOCK_M,), tl.float32)
+    if C.GATED:
+        reference = tl.load(gates.base + start // BLOCK)
+        own_gates = tl.load(gates.local + start + tl.arange(0, BLOCK_M))
+        if not C.EXACT:
             # A row's own gate is common to the row: fold it into what is subtracted from the row anyway.
-            lse -= gates.to(tl.float32)
+            sums -= own_gates.to(tl.float32)
 
-    dq = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    dgate = tl.zeros((BLOCK_M,), tl.float64 if EXACT else tl.float32)
-    first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
-    dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
-        start, whole, 0, 0, (end - whole) // BLOCK_N, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, EXACT, PRECISION,
+    total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    gate_total = tl.zeros((BLOCK_M,), tl.float64 if C.EXACT else tl.float32)
+    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED)
+    total, gate_total = _add_key_tiles(
+        total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, gates, reference, start, whole, T, window,
+        score_scale, False, C,
     )  # fmt: skip
-    dq, dgate = _query_tiles(
-        dq, dgate, q, do, lse, delta, gates, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
-        start, first, before, gap, masked, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, EXACT, PRECISION,
+    total, gate_total = _add_key_tiles(
+        total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, gates, reference, start, masked, T, window,
+        score_scale, True, C,
     )  # fmt: skip
-    store_rows(dq_ptr + (n * T * H + h) * K, H * K, start, T, dq * scale, BLOCK_M, K, BLOCK_K)
-    if GATED:
-        tl.store(dgate_ptr + head * T + i, dgate, mask=i < T)
+    store_rows(contiguous_head(dq, n, h, T, H, C.K), total * scale, start, T, C.K, BLOCK_M, BLOCK_K)
+    if C.GATED:
+        tl.store(dgate + head * T + i, gate_total, mask=i < T)
 
 
 @triton.jit
-def _key_tiles(
-    dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, gate_ptr, base_ptr, reference,
-    q_stride_t, do_stride_t, start, first, before, gap, count, T, window, scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+def _add_query_tiles(
+    dk, dv, dgate, keys, values, own_gates, q, do, lse, delta, gates, reference, start, walk, T, window, scale,
+    MASKED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Add to the gradients of a tile of keys and values what query tiles give, counted as in the forward pass."""
+    """Add to the gradients of a tile of keys and values the part of the query tiles of a walk."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[None, :]
     j = tl.arange(0, BLOCK_N)[:, None]
-    for step in range(0, count):
-        tile = first + step * BLOCK_M
-        if MASKED:
-            tile += tl.where(step < before, 0, gap)
-        if GATED:
-            others = relative_gates(gate_ptr, base_ptr, reference, tile, BLOCK_M)
-        q = load_rows(q_ptr, q_stride_t, tile, T, BLOCK_M, K, BLOCK_K, MASKED)
-        st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-        lse = tl.load(lse_ptr + tile + tl.arange(0, BLOCK_M))
-        if GATED:
-            if EXACT:
-                exponent = st * scale - lse[None, :] + (others[None, :] - gates[:, None]).to(tl.float32)
+    for step in range(0, walk.count):
+        tile = walk_to(walk, step, BLOCK_M, MASKED)
+        if C.GATED:
+            others = relative_gates(gates, reference, tile, BLOCK_M)
+        queries = load_rows(q, tile, T, C.K, BLOCK_M, C.BLOCK_K, not MASKED)
+        st = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
+        sums = tl.load(lse + tile + tl.arange(0, BLOCK_M))
+        if C.GATED:
+            if C.EXACT:
+                exponent = st * scale - sums[None, :] + (others[None, :] - own_gates[:, None]).to(tl.float32)
             else:
-                exponent = st * scale - (lse - others.to(tl.float32))[None, :] - gates.to(tl.float32)[:, None]
+                exponent = st * scale - (sums - others.to(tl.float32))[None, :] - own_gates.to(tl.float32)[:, None]
         else:
-            exponent = st * scale - lse[None, :]
+            exponent = st * scale - sums[None, :]
         if MASKED:
-            exponent = tl.where(visible(i, j + (start - tile), window, WINDOWED), exponent, float("-inf"))
+            exponent = tl.where(visible(i, j + (start - tile), window, C.WINDOWED), exponent, float("-inf"))
         pt = tl.exp2(exponent)
-        do = load_rows(do_ptr, do_stride_t, tile, T, BLOCK_M, V, BLOCK_V, MASKED)
-        dv = tl.dot(pt.to(do.dtype), do, dv, input_precision=PRECISION)
-        dpt = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-        delta = tl.load(delta_ptr + tile + tl.arange(0, BLOCK_M))
-        dst = pt * (dpt - delta[None, :])
-        if GATED:
-            dgate -= score_sums(dst, EXACT)
-        dk = tl.dot(dst.to(q.dtype), q, dk, input_precision=PRECISION)
+        gradient = load_rows(do, tile, T, C.V, BLOCK_M, C.BLOCK_V, not MASKED)
+        dv = tl.dot(pt.to(gradient.dtype), gradient, dv, input_precision=C.PRECISION)
+        dpt = tl.dot(values, tl.trans(gradient), input_precision=C.PRECISION)
+        deltas = tl.load(delta + tile + tl.arange(0, BLOCK_M))
+        dst = pt * (dpt - deltas[None, :])
+        if C.GATED:
+            dgate -= score_sums(dst, C.EXACT)
+        dk = tl.dot(dst.to(queries.dtype), queries, dk, input_precision=C.PRECISION)
     return dk, dv, dgate
 
 
 @triton.jit(do_not_specialize=SIZES)
-def key_value_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, gate_ptr, base_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, dgate_ptr,
-    q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
-    T, H, G, window, scale, score_scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK_N keys as one query head reads them.
+def attention_key_value_gradient_kernel(
+    q, k, v, gates, do, lse, delta, dk, dv, dgate, T, H, G, window, scale, score_scale, C: tl.constexpr
+):
+    """Write the gradients of BLOCK_N keys and values as one query head reads them.
 
-    Writes that head's part of dk [N, T, H, K] and dv [N, T, H, V], and of the gate's column sums, negated, [N, H, T]. A
-    loop over the heads that share a key would keep 65 more registers alive, and halve the programs in flight.
+    That head's part of dk [N, T, H, K] and dv [N, T, H, V], and of the gates' column sums, negated, [N, H, T]. A loop
+    over the heads that share a key would keep 65 more registers alive, and halve the programs in flight.
     """
+    BLOCK_N: tl.constexpr = C.BLOCK_N
+    BLOCK_K: tl.constexpr = C.BLOCK_K
+    BLOCK_V: tl.constexpr = C.BLOCK_V
     blocks = tl.cdiv(T, BLOCK_N)
     pid = tl.program_id(0)
     start = (pid % blocks) * BLOCK_N
@@ -183,89 +171,81 @@ def key_value_gradient_kernel(
     n = head // H
     h = head % H
     g = h // (H // G)
-    q_ptr += n * q_stride_n + h * q_stride_h
-    do_ptr += (n * T * H + h) * V
-    lse_ptr += head * padded_length(T)
-    delta_ptr += head * padded_length(T)
-    gate_ptr += (n * G + g) * padded_length(T)
-    base_ptr += (n * G + g) * (padded_length(T) // BLOCK)
+    q, do = at_head(q, n, h), contiguous_head(do, n, h, T, H, C.V)
+    lse += head * padded_length(T)
+    delta += head * padded_length(T)
+    gates = gates_of_head(gates, n, g, T, G)
     reference = 0.0
-    gates = tl.zeros((BLOCK_N,), tl.float32)
-    if GATED:
-        reference = tl.load(base_ptr + start // BLOCK)
-        gates = tl.load(gate_ptr + start + tl.arange(0, BLOCK_N))
+    own_gates = tl.zeros((BLOCK_N,), tl.float32)
+    if C.GATED:
+        reference = tl.load(gates.base + start // BLOCK)
+        own_gates = tl.load(gates.local + start + tl.arange(0, BLOCK_N))
 
-    k = load_rows(k_ptr + n * k_stride_n + g * k_stride_h, k_stride_t, start, T, BLOCK_N, K, BLOCK_K, True)
-    v = load_rows(v_ptr + n * v_stride_n + g * v_stride_h, v_stride_t, start, T, BLOCK_N, V, BLOCK_V, True)
-    dk = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    dv = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
-    dgate = tl.zeros((BLOCK_N,), tl.float64 if EXACT else tl.float32)
-    first, before, gap, masked, whole, end = query_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
-    dk, dv, dgate = _key_tiles(
-        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, gate_ptr, base_ptr, reference, q_stride_t, H * V,
-        start, whole, 0, 0, (end - whole) // BLOCK_M, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, EXACT, PRECISION,
+    keys = load_rows(at_head(k, n, g), start, T, C.K, BLOCK_N, BLOCK_K, False)
+    values = load_rows(at_head(v, n, g), start, T, C.V, BLOCK_N, BLOCK_V, False)
+    key_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    value_total = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+    gate_total = tl.zeros((BLOCK_N,), tl.float64 if C.EXACT else tl.float32)
+    masked, whole = query_tiles(start, T, window, C.BLOCK_M, BLOCK_N, C.WINDOWED)
+    key_total, value_total, gate_total = _add_query_tiles(
+        key_total, value_total, gate_total, keys, values, own_gates, q, do, lse, delta, gates, reference, start, whole,
+        T, window, score_scale, False, C,
     )  # fmt: skip
-    dk, dv, dgate = _key_tiles(
-        dk, dv, dgate, k, v, gates, q_ptr, do_ptr, lse_ptr, delta_ptr, gate_ptr, base_ptr, reference, q_stride_t, H * V,
-        start, first, before, gap, masked, T, window, score_scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, EXACT, PRECISION,
+    key_total, value_total, gate_total = _add_query_tiles(
+        key_total, value_total, gate_total, keys, values, own_gates, q, do, lse, delta, gates, reference, start, masked,
+        T, window, score_scale, True, C,
     )  # fmt: skip
-    store_rows(dk_ptr + (n * T * H + h) * K, H * K, start, T, dk * scale, BLOCK_N, K, BLOCK_K)
-    store_rows(dv_ptr + (n * T * H + h) * V, H * V, start, T, dv, BLOCK_N, V, BLOCK_V)
-    if GATED:
+    store_rows(contiguous_head(dk, n, h, T, H, C.K), key_total * scale, start, T, C.K, BLOCK_N, BLOCK_K)
+    store_rows(contiguous_head(dv, n, h, T, H, C.V), value_total, start, T, C.V, BLOCK_N, BLOCK_V)
+    if C.GATED:
         j = start + tl.arange(0, BLOCK_N)
-        tl.store(dgate_ptr + head * T + j, dgate, mask=j < T)
+        tl.store(dgate + head * T + j, gate_total, mask=j < T)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def one_tile_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, gate_ptr, o_ptr, do_ptr, lse_ptr, dq_ptr, dk_ptr, dv_ptr, dgate_q_ptr, dgate_k_ptr,
-    q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
-    T, H, G, window, scale, score_scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr,
-    WINDOWED: tl.constexpr, GATED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One program: a whole sequence (T <= BLOCK_T) of one query head. Writes what the other two kernels write."""
+def attention_short_gradient_kernel(
+    q, k, v, gates, o, do, lse, dq, dk, dv, dgate_q, dgate_k, T, H, G, window, scale, score_scale, C: tl.constexpr
+):
+    """Write what the other two kernels write, for a whole sequence (T <= BLOCK_M) of one query head."""
+    BLOCK_T: tl.constexpr = C.BLOCK_M
     head = tl.program_id(0).to(tl.int64)
     n = head // H
     h = head % H
     g = h // (H // G)
     t = tl.arange(0, BLOCK_T)
-    gates = tl.zeros((BLOCK_T,), tl.float32)
-    if GATED:
-        gates = tl.load(gate_ptr + (n * G + g) * padded_length(T) + t)
-    values = (n * T * H + h) * V
-    k = load_rows(k_ptr + n * k_stride_n + g * k_stride_h, k_stride_t, 0, T, BLOCK_T, K, BLOCK_K, True)
-    v = load_rows(v_ptr + n * v_stride_n + g * v_stride_h, v_stride_t, 0, T, BLOCK_T, V, BLOCK_V, True)
-    q = load_rows(q_ptr + n * q_stride_n + h * q_stride_h, q_stride_t, 0, T, BLOCK_T, K, BLOCK_K, True)
-    do = load_rows(do_ptr + values, H * V, 0, T, BLOCK_T, V, BLOCK_V, True)
-    o = load_rows(o_ptr + values, H * V, 0, T, BLOCK_T, V, BLOCK_V, True)
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    lse = tl.load(lse_ptr + head * padded_length(T) + t)
+    own_gates = tl.zeros((BLOCK_T,), tl.float32)
+    if C.GATED:
+        own_gates = tl.load(gates_of_head(gates, n, g, T, G).local + t)
+    keys = load_rows(at_head(k, n, g), 0, T, C.K, BLOCK_T, C.BLOCK_K, False)
+    values = load_rows(at_head(v, n, g), 0, T, C.V, BLOCK_T, C.BLOCK_V, False)
+    queries = load_rows(at_head(q, n, h), 0, T, C.K, BLOCK_T, C.BLOCK_K, False)
+    gradient = load_rows(contiguous_head(do, n, h, T, H, C.V), 0, T, C.V, BLOCK_T, C.BLOCK_V, False)
+    output = load_rows(contiguous_head(o, n, h, T, H, C.V), 0, T, C.V, BLOCK_T, C.BLOCK_V, False)
+    deltas = tl.sum(output.to(tl.float32) * gradient.to(tl.float32), 1)
+    sums = tl.load(lse + head * padded_length(T) + t)
 
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    exponent = s * score_scale - lse[:, None]
-    if GATED:
-        exponent += (gates[:, None] - gates[None, :]).to(tl.float32)
-    exponent = tl.where(visible(t[:, None], t[None, :], window, WINDOWED), exponent, float("-inf"))
-    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-    ds = tl.exp2(exponent) * (dp - delta[:, None])
-    dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-    store_rows(dq_ptr + (n * T * H + h) * K, H * K, 0, T, dq * scale, BLOCK_T, K, BLOCK_K)
+    s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
+    exponent = s * score_scale - sums[:, None]
+    if C.GATED:
+        exponent += (own_gates[:, None] - own_gates[None, :]).to(tl.float32)
+    exponent = tl.where(visible(t[:, None], t[None, :], window, C.WINDOWED), exponent, float("-inf"))
+    dp = tl.dot(gradient, tl.trans(values), input_precision=C.PRECISION)
+    ds = tl.exp2(exponent) * (dp - deltas[:, None])
+    total = tl.dot(ds.to(keys.dtype), keys, input_precision=C.PRECISION)
+    store_rows(contiguous_head(dq, n, h, T, H, C.K), total * scale, 0, T, C.K, BLOCK_T, C.BLOCK_K)
 
-    st = tl.dot(k, tl.trans(q), input_precision=PRECISION)
-    exponent = st * score_scale - lse[None, :]
-    if GATED:
-        exponent += (gates[None, :] - gates[:, None]).to(tl.float32)
-    exponent = tl.where(visible(t[None, :], t[:, None], window, WINDOWED), exponent, float("-inf"))
+    st = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
+    exponent = st * score_scale - sums[None, :]
+    if C.GATED:
+        exponent += (own_gates[None, :] - own_gates[:, None]).to(tl.float32)
+    exponent = tl.where(visible(t[None, :], t[:, None], window, C.WINDOWED), exponent, float("-inf"))
     pt = tl.exp2(exponent)
-    dv = tl.dot(pt.to(do.dtype), do, input_precision=PRECISION)
-    dpt = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-    dst = pt * (dpt - delta[None, :])
-    dk = tl.dot(dst.to(q.dtype), q, input_precision=PRECISION)
-    store_rows(dk_ptr + (n * T * H + h) * K, H * K, 0, T, dk * scale, BLOCK_T, K, BLOCK_K)
-    store_rows(dv_ptr + (n * T * H + h) * V, H * V, 0, T, dv, BLOCK_T, V, BLOCK_V)
-    if GATED:
-        tl.store(dgate_q_ptr + head * T + t, score_sums(ds, EXACT), mask=t < T)
-        tl.store(dgate_k_ptr + head * T + t, -score_sums(dst, EXACT), mask=t < T)
+    value_total = tl.dot(pt.to(gradient.dtype), gradient, input_precision=C.PRECISION)
+    dpt = tl.dot(values, tl.trans(gradient), input_precision=C.PRECISION)
+    dst = pt * (dpt - deltas[None, :])
+    key_total = tl.dot(dst.to(queries.dtype), queries, input_precision=C.PRECISION)
+    store_rows(contiguous_head(dk, n, h, T, H, C.K), key_total * scale, 0, T, C.K, BLOCK_T, C.BLOCK_K)
+    store_rows(contiguous_head(dv, n, h, T, H, C.V), value_total, 0, T, C.V, BLOCK_T, C.BLOCK_V)
+    if C.GATED:
+        tl.store(dgate_q + head * T + t, score_sums(ds, C.EXACT), mask=t < T)
+        tl.store(dgate_k + head * T + t, -score_sums(dst, C.EXACT), mask=t < T)

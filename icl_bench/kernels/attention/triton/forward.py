@@ -1,7 +1,4 @@
-"""Triton forward pass of softmax and sliding-window attention: one tile loop with an online softmax.
-
-The running maximum and sum follow FlashAttention-2 (arXiv 2307.08691, algorithm 1).
-"""
+"""Triton forward pass of attention: a loop over key tiles with an online softmax (arXiv 2307.08691, algorithm 1)."""
 
 import triton
 import triton.language as tl
@@ -10,41 +7,40 @@ from icl_bench.kernels.attention.triton.tiles import (
     BLOCK,
     NO_SCORE,
     SIZES,
+    contiguous_head,
+    gates_of_head,
     key_tiles,
     load_rows,
     padded_length,
     relative_gates,
     store_rows,
     visible,
+    walk_to,
 )
-from icl_bench.kernels.triton.loops import part_sums
+from icl_bench.kernels.triton.common import at_head, part_sums
 
 
 @triton.jit
 def _attend(
-    acc, top, total, q, k_ptr, v_ptr, gate_ptr, base_ptr, reference,
-    k_stride_t, v_stride_t, start, first, before, gap, count, T, window, scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Attend to `count` key tiles, from key `first` on, with a gap after the first `before` tiles."""
+    acc, top, total, q, k, v, gates, reference, start, walk, T, window, scale, MASKED: tl.constexpr, C: tl.constexpr
+):
+    """Attend to the key tiles of a walk."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[:, None]
     j = tl.arange(0, BLOCK_N)[None, :]
-    for step in range(0, count):
-        tile = first + step * BLOCK_N
-        if MASKED:
-            tile += tl.where(step < before, 0, gap)
-        if GATED:
-            gates = relative_gates(gate_ptr, base_ptr, reference, tile, BLOCK_N)
-        k = load_rows(k_ptr, k_stride_t, tile, T, BLOCK_N, K, BLOCK_K, MASKED)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if MASKED or GATED:
+    for step in range(0, walk.count):
+        tile = walk_to(walk, step, BLOCK_N, MASKED)
+        if C.GATED:
+            others = relative_gates(gates, reference, tile, BLOCK_N)
+        keys = load_rows(k, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED)
+        s = tl.dot(q, tl.trans(keys), input_precision=C.PRECISION)
+        if MASKED or C.GATED:
             s = s * scale
-            if GATED:
-                s -= gates.to(tl.float32)[None, :]
+            if C.GATED:
+                s -= others.to(tl.float32)[None, :]
             if MASKED:
-                s = tl.where(visible(i + (start - tile), j, window, WINDOWED), s, float("-inf"))
+                s = tl.where(visible(i + (start - tile), j, window, C.WINDOWED), s, float("-inf"))
             raised = tl.maximum(top, tl.max(s, 1))
             p = tl.exp2(s - raised[:, None])
         else:
@@ -54,22 +50,17 @@ def _attend(
         shrink = tl.exp2(top - raised)
         total = total * shrink[:, None] + part_sums(p, BLOCK_M, BLOCK_N)
         acc = acc * shrink[:, None]
-        v = load_rows(v_ptr, v_stride_t, tile, T, BLOCK_N, V, BLOCK_V, MASKED)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        values = load_rows(v, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED)
+        acc = tl.dot(p.to(values.dtype), values, acc, input_precision=C.PRECISION)
         top = raised
     return acc, top, total
 
 
 @triton.jit(do_not_specialize=SIZES)
-def forward_kernel(
-    q_ptr, k_ptr, v_ptr, gate_ptr, base_ptr, o_ptr, lse_ptr,
-    q_stride_n, q_stride_t, q_stride_h, k_stride_n, k_stride_t, k_stride_h, v_stride_n, v_stride_t, v_stride_h,
-    T, H, G, window, scale,
-    K: tl.constexpr, V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOWED: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK_M queries of one head. Writes o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T]."""
+def attention_forward_kernel(q, k, v, gates, o, lse, T, H, G, window, scale, C: tl.constexpr):
+    """Write o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T] of BLOCK_M queries of one head."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    BLOCK_V: tl.constexpr = C.BLOCK_V
     blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
     # The longest rows of a head start first, so that the last programs to run are short ones.
@@ -78,37 +69,30 @@ def forward_kernel(
     n = head // H
     h = head % H
     g = h // (H // G)
-    q_ptr += n * q_stride_n + h * q_stride_h
-    k_ptr += n * k_stride_n + g * k_stride_h
-    v_ptr += n * v_stride_n + g * v_stride_h
-    gate_ptr += (n * G + g) * padded_length(T)
-    base_ptr += (n * G + g) * (padded_length(T) // BLOCK)
+    q, k, v = at_head(q, n, h), at_head(k, n, g), at_head(v, n, g)
+    gates = gates_of_head(gates, n, g, T, G)
     reference = 0.0
-    if GATED:
-        reference = tl.load(base_ptr + start // BLOCK)
+    if C.GATED:
+        reference = tl.load(gates.base + start // BLOCK)
 
-    q = load_rows(q_ptr, q_stride_t, start, T, BLOCK_M, K, BLOCK_K, True)
+    queries = load_rows(q, start, T, C.K, BLOCK_M, C.BLOCK_K, False)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     top = tl.full((BLOCK_M,), NO_SCORE, tl.float32)
     total = tl.zeros((BLOCK_M, 8), tl.float32)
-    first, before, gap, masked, whole, end = key_tiles(start, T, window, BLOCK_M, BLOCK_N, WINDOWED)
+    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED)
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
-        start, whole, 0, 0, (end - whole) // BLOCK_N, T, window, scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, False, WINDOWED, GATED, PRECISION,
-    )  # fmt: skip
+        acc, top, total, queries, k, v, gates, reference, start, whole, T, window, scale, False, C
+    )
     acc, top, total = _attend(
-        acc, top, total, q, k_ptr, v_ptr, gate_ptr, base_ptr, reference, k_stride_t, v_stride_t,
-        start, first, before, gap, masked, T, window, scale,
-        K, V, BLOCK_K, BLOCK_V, BLOCK_M, BLOCK_N, True, WINDOWED, GATED, PRECISION,
-    )  # fmt: skip
+        acc, top, total, queries, k, v, gates, reference, start, masked, T, window, scale, True, C
+    )
 
     total = tl.sum(total, 1)
-    store_rows(o_ptr + (n * T * H + h) * V, H * V, start, T, acc * (1.0 / total)[:, None], BLOCK_M, V, BLOCK_V)
-    lse = top + tl.log2(total)
-    if GATED:
+    store_rows(contiguous_head(o, n, h, T, H, C.V), acc * (1.0 / total)[:, None], start, T, C.V, BLOCK_M, BLOCK_V)
+    sums = top + tl.log2(total)
+    if C.GATED:
         # exp(Gc_i) is common to a row and cancels in its softmax; the log-sum-exp is that of the whole score.
-        lse += tl.load(gate_ptr + start + tl.arange(0, BLOCK_M)).to(tl.float32)
+        sums += tl.load(gates.local + start + tl.arange(0, BLOCK_M)).to(tl.float32)
     i = start + tl.arange(0, BLOCK_M)
     # Rows past the end get no weight from an infinite log-sum-exp.
-    tl.store(lse_ptr + head * padded_length(T) + i, tl.where(i < T, lse, float("inf")))
+    tl.store(lse + head * padded_length(T) + i, tl.where(i < T, sums, float("inf")))

@@ -1,193 +1,159 @@
-"""Launches of the attention kernels: shapes, strides and outputs, with the configuration given."""
+"""Launches of the attention kernels with the tile given; the caller makes the device of the tensors current."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from icl_bench.kernels.attention.triton.backward import (
-    key_value_gradient_kernel,
-    one_tile_gradient_kernel,
-    query_gradient_kernel,
+    attention_key_value_gradient_kernel,
+    attention_query_gradient_kernel,
+    attention_short_gradient_kernel,
 )
-from icl_bench.kernels.attention.triton.forward import forward_kernel
-from icl_bench.kernels.attention.triton.table import Tile, block_width
+from icl_bench.kernels.attention.triton.forward import attention_forward_kernel
+from icl_bench.kernels.attention.triton.table import Tile
+from icl_bench.kernels.attention.triton.tiles import AttentionConstants, Gates
+from icl_bench.kernels.triton.common import padded, view_of
 
 LOG2E = 1.4426950408889634
-# The kernels' BLOCK.
-BLOCK = 128
+STATISTICS_BLOCK = 128
+"""The kernels' BLOCK."""
 
 
-class Gates(NamedTuple):
-    """Log gates cumulated in blocks of 128 positions, base 2: within a block, and at its start."""
-
-    local: Tensor
-    """[N, G, padded T], float64 beside float32 inputs, else float32."""
-    base: Tensor
-    """[N, G, padded T / 128] float64."""
-
-
-class Gradients(NamedTuple):
-    """dq, dk and dv, and the gradient of the gates gates [N, H, T], empty without a gate."""
+class AttentionCall(NamedTuple):
+    """The inputs and options of a call (`AttentionInputs`, `AttentionOptions`), with unit strides in the last axis."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    gates: Tensor
+    gates: Gates | None
+    window: int | None
+    scale: float
+
+    @property
+    def reach(self) -> int:
+        """Largest number of keys that a query sees."""
+        return self.q.shape[1] if self.window is None else self.window
+
+    @property
+    def exact(self) -> bool:
+        """Handle gates in float64 in the backward pass: beside float32 products it costs little."""
+        return self.q.dtype == torch.float32
+
+    def pointers(self, unread: Tensor) -> tuple[Any, ...]:
+        """Return views of q, k, v, and the gates; without gates a tensor that the kernels do not read through them."""
+        return view_of(self.q), view_of(self.k), view_of(self.v), self.gates or Gates(unread, unread)
+
+    def numbers(self) -> tuple[float, ...]:
+        """Return T, H, G, the window, the scale, and the scale of scores in base 2."""
+        return self.q.shape[1], self.q.shape[2], self.k.shape[2], self.reach, self.scale, self.scale * LOG2E
+
+    def grid(self, block: int) -> tuple[int]:
+        """Return the grid of one program for each block of each query head."""
+        return (self.q.shape[0] * self.q.shape[2] * -(-self.q.shape[1] // block),)
+
+    def empty_sums(self) -> Tensor:
+        """Return an empty tensor for sums over the scores' gradient, [N, H, T]; [N, H, 0] without gates."""
+        n, t, h, _ = self.q.shape
+        kind = torch.float64 if self.exact else torch.float32
+        return torch.empty(n, h, 0 if self.gates is None else t, device=self.q.device, dtype=kind)
+
+    def empty_parts(self) -> tuple[Tensor, Tensor]:
+        """Return empty tensors for dk and dv of each query head: float32 where heads that share a key are summed."""
+        n, t, h, _ = self.q.shape
+        kind = self.q.dtype if h == self.k.shape[2] else torch.float32
+        dk, dv = (torch.empty(n, t, h, x.shape[-1], device=x.device, dtype=kind) for x in (self.k, self.v))
+        return dk, dv
+
+    def options(self, tile: Tile, exact: bool) -> dict[str, Any]:
+        """Return the constants and the launch options of a kernel."""
+        key, value = self.q.shape[-1], self.v.shape[-1]
+        constants = AttentionConstants(
+            K=key,
+            V=value,
+            BLOCK_K=padded(key, 16),
+            BLOCK_V=padded(value, 16),
+            BLOCK_M=tile.queries,
+            BLOCK_N=tile.keys,
+            WINDOWED=self.window is not None,
+            GATED=self.gates is not None,
+            EXACT=exact,
+            PRECISION="ieee",  # Triton's own default for float32 is tf32, whose products have 10 bits
+        )
+        # Triton 3.10 turns multiply-adds off unless they are asked for.
+        return {"C": constants, "enable_fp_fusion": True, **tile.launch_options()}
+
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+"""dq, dk, dv, and the gradient of the cumulated gates [N, H, T], empty without a gate."""
 
 
 def cumulate(log_g: Tensor, dtype: torch.dtype) -> Gates:
-    """Inclusive sums over T of log_g [N, T, G], for inputs of `dtype`.
-
-    In float64: a float32 sum over thousands of tokens loses the digits in which neighbours differ.
-    """
+    """Sum log_g [N, T, G] inclusively over T, in float64: float32 would lose the digits in which neighbours differ."""
     t = log_g.shape[1]
     sums = log_g.transpose(1, 2).to(torch.float64, memory_format=torch.contiguous_format).cumsum(-1) * LOG2E
-    blocks = torch.nn.functional.pad(sums, (0, padded_length(t) - t)).unflatten(-1, (-1, BLOCK))
+    blocks = torch.nn.functional.pad(sums, (0, statistics_length(t) - t)).unflatten(-1, (-1, STATISTICS_BLOCK))
     base = blocks[..., 0].contiguous()
     local = (blocks - base[..., None]).flatten(-2)
     return Gates(local if dtype == torch.float32 else local.float(), base)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, gates: Gates | None, window: int | None, scale: float, tile: Tile
-) -> tuple[Tensor, Tensor]:
+def statistics_length(t: int) -> int:
+    """Return the row length of statistics and gates, as the kernels' `padded_length` does."""
+    return -(-t // STATISTICS_BLOCK) * STATISTICS_BLOCK
+
+
+def launch_forward(call: AttentionCall, tile: Tile) -> tuple[Tensor, Tensor]:
     """Return o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T]."""
-    n, t, h, _ = q.shape
-    o = torch.empty(n, t, h, v.shape[-1], device=q.device, dtype=v.dtype)
-    lse = torch.empty(n, h, padded_length(t), device=q.device, dtype=torch.float32)
-    with _on(q):
-        forward_kernel[_grid(q, tile.queries)](
-            q, k, v, *_or_unread(gates, lse), o, lse, *_sizes(q, k, v, window), scale * LOG2E,
-            **_constants(q, v, gates, window, tile),
-        )  # fmt: skip
+    n, t, h, _ = call.q.shape
+    o = torch.empty(n, t, h, call.v.shape[-1], device=call.q.device, dtype=call.v.dtype)
+    lse = torch.empty(n, h, statistics_length(t), device=call.q.device, dtype=torch.float32)
+    attention_forward_kernel[call.grid(tile.queries)](
+        *call.pointers(lse), o, lse, *call.numbers()[:4], call.scale * LOG2E, **call.options(tile, exact=False)
+    )
     return o, lse
 
 
-def backward(
-    q: Tensor, k: Tensor, v: Tensor, gates: Gates | None, o: Tensor, lse: Tensor, do: Tensor,
-    window: int | None, scale: float, query: Tile, key_value: Tile,
-) -> Gradients:  # fmt: skip
+def launch_backward(call: AttentionCall, o: Tensor, lse: Tensor, do: Tensor, query: Tile, key_value: Tile) -> Gradients:
     """Return the gradients, by one kernel for the queries and one for the keys and values. `do` is contiguous."""
-    dq, delta, rows = query_gradient(q, k, v, gates, o, lse, do, window, scale, query)
-    dk, dv, columns = key_value_gradient(q, k, v, gates, lse, delta, do, window, scale, key_value)
-    return Gradients(dq, _sum_heads(dk, k), _sum_heads(dv, v), rows + columns)
+    dq, delta, rows = launch_query_gradient(call, o, lse, do, query)
+    dk, dv, columns = launch_key_value_gradient(call, lse, delta, do, key_value)
+    return dq, _sum_heads(dk, call.k), _sum_heads(dv, call.v), rows + columns
 
 
-def query_gradient(
-    q: Tensor, k: Tensor, v: Tensor, gates: Gates | None, o: Tensor, lse: Tensor, do: Tensor,
-    window: int | None, scale: float, tile: Tile,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dq, delta = sum(do * o) by row [N, H, padded T], and the gates' row sums [N, H, T]."""
-    dq = torch.empty(q.shape, device=q.device, dtype=q.dtype)
-    delta = torch.empty_like(lse)
-    rows = _empty_sums(q, gates)
-    with _on(q):
-        query_gradient_kernel[_grid(q, tile.queries)](
-            q, k, v, *_or_unread(gates, lse), o, do, lse, delta, dq, rows, *_sizes(q, k, v, window),
-            scale, scale * LOG2E, EXACT=_exact(q), **_constants(q, v, gates, window, tile),
-        )  # fmt: skip
+def launch_query_gradient(
+    call: AttentionCall, o: Tensor, lse: Tensor, do: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dq, delta = sum(do * o) of each row [N, H, padded T], and the gates' row sums [N, H, T]."""
+    dq = torch.empty(call.q.shape, device=call.q.device, dtype=call.q.dtype)
+    delta, rows = torch.empty_like(lse), call.empty_sums()
+    attention_query_gradient_kernel[call.grid(tile.queries)](
+        *call.pointers(lse), o, do, lse, delta, dq, rows, *call.numbers(), **call.options(tile, call.exact)
+    )
     return dq, delta, rows
 
 
-def key_value_gradient(
-    q: Tensor, k: Tensor, v: Tensor, gates: Gates | None, lse: Tensor, delta: Tensor, do: Tensor,
-    window: int | None, scale: float, tile: Tile,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def launch_key_value_gradient(
+    call: AttentionCall, lse: Tensor, delta: Tensor, do: Tensor, tile: Tile
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return each query head's part of dk [N, T, H, K] and dv [N, T, H, V], and of the gates' column sums [N, H, T]."""
-    dk, dv = _empty_parts(q, k, v)
-    columns = _empty_sums(q, gates)
-    with _on(q):
-        key_value_gradient_kernel[_grid(q, tile.keys)](
-            q, k, v, *_or_unread(gates, lse), do, lse, delta, dk, dv, columns, *_sizes(q, k, v, window),
-            scale, scale * LOG2E, EXACT=_exact(q), **_constants(q, v, gates, window, tile),
-        )  # fmt: skip
+    (dk, dv), columns = call.empty_parts(), call.empty_sums()
+    attention_key_value_gradient_kernel[call.grid(tile.keys)](
+        *call.pointers(lse), do, lse, delta, dk, dv, columns, *call.numbers(), **call.options(tile, call.exact)
+    )
     return dk, dv, columns
 
 
-def backward_one_tile(
-    q: Tensor, k: Tensor, v: Tensor, gates: Gates | None, o: Tensor, lse: Tensor, do: Tensor,
-    window: int | None, scale: float, block: int, warps: int,
-) -> Gradients:  # fmt: skip
-    """Return the gradients of sequences of at most `block` tokens, by one program a head."""
-    dq = torch.empty(q.shape, device=q.device, dtype=q.dtype)
-    dk, dv = _empty_parts(q, k, v)
-    rows, columns = _empty_sums(q, gates), _empty_sums(q, gates)
-    constants = _constants(q, v, gates, window, Tile(block, block, warps, 1))
-    del constants["BLOCK_M"], constants["BLOCK_N"]
-    with _on(q):
-        one_tile_gradient_kernel[_grid(q, block)](
-            q, k, v, _or_unread(gates, lse).local, o, do, lse, dq, dk, dv, rows, columns,
-            *_sizes(q, k, v, window), scale, scale * LOG2E, BLOCK_T=block, EXACT=_exact(q), **constants,
-        )  # fmt: skip
-    return Gradients(dq, _sum_heads(dk, k), _sum_heads(dv, v), rows + columns)
-
-
-def padded_length(t: int) -> int:
-    """Row length of the per-query statistics, as the kernels compute it."""
-    return -(-t // BLOCK) * BLOCK
-
-
-def _empty_parts(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """dk and dv of each query head, in float32 where heads that share a key will be summed."""
-    n, t, h, _ = q.shape
-    kind = q.dtype if h == k.shape[2] else torch.float32
-    dk, dv = (torch.empty(n, t, h, x.shape[-1], device=q.device, dtype=kind) for x in (k, v))
-    return dk, dv
-
-
-def _empty_sums(q: Tensor, gates: Gates | None) -> Tensor:
-    n, t, h, _ = q.shape
-    kind = torch.float64 if _exact(q) else torch.float32
-    return torch.empty(n, h, 0 if gates is None else t, device=q.device, dtype=kind)
-
-
-def _exact(q: Tensor) -> bool:
-    """Whether the backward pass handles gates in float64: beside float32 products it costs little."""
-    return q.dtype == torch.float32
+def launch_short_backward(call: AttentionCall, o: Tensor, lse: Tensor, do: Tensor, tile: Tile) -> Gradients:
+    """Return the gradients of sequences of at most `tile.queries` tokens, by one program for each head."""
+    dq = torch.empty(call.q.shape, device=call.q.device, dtype=call.q.dtype)
+    (dk, dv), rows, columns = call.empty_parts(), call.empty_sums(), call.empty_sums()
+    attention_short_gradient_kernel[call.grid(tile.queries)](
+        *call.pointers(lse), o, do, lse, dq, dk, dv, rows, columns, *call.numbers(), **call.options(tile, call.exact)
+    )
+    return dq, _sum_heads(dk, call.k), _sum_heads(dv, call.v), rows + columns
 
 
 def _sum_heads(part: Tensor, shared: Tensor) -> Tensor:
-    """The gradient of keys or values that several query heads read: the sum of the heads' parts."""
+    """Return the gradient of keys or values that several query heads read: the sum of the heads' parts."""
     return part if part.shape == shared.shape else part.unflatten(2, (shared.shape[2], -1)).sum(3).to(shared.dtype)
-
-
-def _grid(q: Tensor, block: int) -> tuple[int]:
-    return (q.shape[0] * q.shape[2] * -(-q.shape[1] // block),)
-
-
-def _or_unread(gates: Gates | None, lse: Tensor) -> Gates:
-    """Pointers must point somewhere: without a gate to a tensor that the kernels do not read through them."""
-    return Gates(lse, lse) if gates is None else gates
-
-
-def _sizes(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> tuple[int, ...]:
-    strides = [s for x in (q, k, v) for s in x.stride()[:3]]
-    return (*strides, q.shape[1], q.shape[2], k.shape[2], q.shape[1] if window is None else window)
-
-
-def _constants(q: Tensor, v: Tensor, gates: Gates | None, window: int | None, tile: Tile) -> dict[str, Any]:
-    key, value = q.shape[-1], v.shape[-1]
-    return {
-        "K": key,
-        "V": value,
-        "BLOCK_K": block_width(key),
-        "BLOCK_V": block_width(value),
-        "BLOCK_M": tile.queries,
-        "BLOCK_N": tile.keys,
-        "WINDOWED": window is not None,
-        "GATED": gates is not None,
-        # Triton's own default for float32 is tf32, whose products have 10 bits.
-        "PRECISION": "ieee",
-        "num_warps": tile.warps,
-        "num_stages": tile.stages,
-        "maxnreg": tile.registers,
-        # Triton 3.10 turns multiply-adds off unless they are asked for.
-        "enable_fp_fusion": True,
-    }
-
-
-def _on(x: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

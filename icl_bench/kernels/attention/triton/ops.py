@@ -1,4 +1,4 @@
-"""Softmax and sliding-window attention in Triton, as torch operators: differentiable, traceable, capturable."""
+"""Softmax and sliding-window attention in Triton, as operators of torch: differentiable, traceable, capturable."""
 
 from typing import Any
 
@@ -6,65 +6,54 @@ import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
-from icl_bench.kernels.attention.triton import launch as triton_launch
-from icl_bench.kernels.attention.triton.table import WIDEST, one_tile, tile
+from icl_bench.kernels.attention.records import WIDEST_KEY, WIDEST_VALUE, AttentionInputs, AttentionOptions
+from icl_bench.kernels.attention.triton import launch
+from icl_bench.kernels.attention.triton.table import short_tile, tile_of
+from icl_bench.kernels.attention.triton.tiles import Gates
+from icl_bench.kernels.backends import launch_on
 
-WIDEST_KEY = 128
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ATTENTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FORWARD_SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, Tensor? log_g, int? window, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+BACKWARD_SCHEMA = (
+    "(Tensor q, Tensor k, Tensor v, Tensor local, Tensor base, Tensor o, Tensor lse, Tensor do, bool gated, "
+    "int? window, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
-def attention_triton(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float) -> Tensor:
-    """Causal attention over all keys so far, or the last `window` of them, in one kernel forward and two backward.
+def attention_triton(inputs: AttentionInputs, options: AttentionOptions) -> Tensor:
+    """Return attention [N, T, H, V] in the type of v, by one kernel forward and two backward.
 
-    Args:
-        q: Queries [N, T, H, K], K <= 128, in float32, bfloat16 or float16; strided views are read
-            in place where the last stride is 1.
-        k: Keys [N, T, G, K], H a multiple of G.
-        v: Values [N, T, G, V], V <= 256.
-        log_g: Logarithms of the gates [N, T, G], or None.
-        window: How many keys a query sees, itself included; None for all.
-        scale: Factor on q.k, positive.
-
-    Returns:
-        [N, T, H, V] in the type of v.
-
-    Raises:
-        KernelUnavailableError: The widths or types are none that the kernels take.
+    Strided views are read in place where the last stride is 1. Raise KernelUnavailableError for widths or types that
+    the kernels do not take.
     """
-    _check(q, k, v)
-    if window is not None and window >= q.shape[1]:
-        window = None
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    o: Tensor = _forward(q, k, v, log_g, window, scale)[0]
-    return o
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    if q.dtype not in DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
+    q, k, v, log_g = inputs
+    if q.dtype not in ATTENTION_DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
         raise KernelUnavailableError(
             "impl='triton' needs q, k and v of one type, float32, bfloat16 or float16; "
             f"got {q.dtype}, {k.dtype}, {v.dtype}: cast them, or use impl='torch'"
         )
-    if q.shape[-1] > WIDEST_KEY or v.shape[-1] > WIDEST:
+    if q.shape[-1] > WIDEST_KEY or v.shape[-1] > WIDEST_VALUE:
         raise KernelUnavailableError(
-            f"impl='triton' takes key widths up to {WIDEST_KEY} and value widths up to {WIDEST}; "
+            f"impl='triton' takes key widths up to {WIDEST_KEY} and value widths up to {WIDEST_VALUE}; "
             f"got K={q.shape[-1]}, V={v.shape[-1]}: use more heads, or impl='torch'"
         )
+    window = options.window if options.hides(q.shape[1]) else None
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    o: Tensor = _forward(q, k, v, log_g, window, options.scale)[0]
+    return o
 
 
-@torch.library.custom_op(
-    "icl_bench::attention_forward",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor? log_g, int? window, float scale) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("icl_bench::attention_forward", mutates_args=(), schema=FORWARD_SCHEMA)
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return o, the base-2 log-sum-exp [N, H, padded T], and the gates as the kernels read them (empty without)."""
-    gates = None if log_g is None else triton_launch.cumulate(log_g, q.dtype)
-    chosen = tile("forward", q.element_size(), q.shape[-1], v.shape[-1], _reach(q, window))
-    o, lse = triton_launch.forward(q, k, v, gates, window, scale, chosen)
+    gates = None if log_g is None else launch.cumulate(log_g, q.dtype)
+    call = launch.AttentionCall(q, k, v, gates, window, scale)
+    with launch_on(q):
+        o, lse = launch.launch_forward(call, tile_of("forward", q.element_size(), q.shape[-1], v.shape[-1], call.reach))
     return o, lse, *(gates or (_nothing(q), _nothing(q)))
 
 
@@ -74,42 +63,31 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, t, h, _ = q.shape
     o = torch.empty(n, t, h, v.shape[-1], device=q.device, dtype=v.dtype)
-    lse = torch.empty(n, h, triton_launch.padded_length(t), device=q.device, dtype=torch.float32)
+    length, g = launch.statistics_length(t), k.shape[2]
+    lse = torch.empty(n, h, length, device=q.device, dtype=torch.float32)
     if log_g is None:
         return o, lse, _nothing(q), _nothing(q)
-    blocks = lse.shape[-1] // triton_launch.BLOCK
-    local = torch.float64 if q.dtype == torch.float32 else torch.float32
-    g = k.shape[2]
-    return (
-        o,
-        lse,
-        torch.empty(n, g, lse.shape[-1], device=q.device, dtype=local),
-        torch.empty(n, g, blocks, device=q.device, dtype=torch.float64),
-    )
+    kind = torch.float64 if q.dtype == torch.float32 else torch.float32
+    local = torch.empty(n, g, length, device=q.device, dtype=kind)
+    return o, lse, local, torch.empty(n, g, length // launch.STATISTICS_BLOCK, device=q.device, dtype=torch.float64)
 
 
-@torch.library.custom_op(
-    "icl_bench::attention_backward",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor local, Tensor base, Tensor o, Tensor lse, Tensor do, bool gated, "
-    "int? window, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("icl_bench::attention_backward", mutates_args=(), schema=BACKWARD_SCHEMA)
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, local: Tensor, base: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
     window: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dq, dk, dv and dlog_g [N, T, G] (empty without a gate)."""
-    size, key, value, t = q.element_size(), q.shape[-1], v.shape[-1], q.shape[1]
-    gates = triton_launch.Gates(local, base) if gated else None
-    saved = (q, k, v, gates, o, lse, do.contiguous(), window, scale)
-    single = one_tile(size, key, value, t)
-    if single is not None:
-        made = triton_launch.backward_one_tile(*saved, *single)
-    else:
-        reach = _reach(q, window)
-        tiles = (tile("query", size, key, value, reach), tile("key_value", size, key, value, reach))
-        made = triton_launch.backward(*saved, *tiles)
-    return made.q, made.k, made.v, _gate_gradient(made.gates, k.shape[2]) if gated else _nothing(q)
+    sizes = q.element_size(), q.shape[-1], v.shape[-1]
+    call = launch.AttentionCall(q, k, v, Gates(local, base) if gated else None, window, scale)
+    whole = short_tile(*sizes, q.shape[1])
+    with launch_on(q):
+        if whole is not None:
+            dq, dk, dv, cumulated = launch.launch_short_backward(call, o, lse, do.contiguous(), whole)
+        else:
+            query, key_value = (tile_of(side, *sizes, call.reach) for side in ("query", "key_value"))
+            dq, dk, dv, cumulated = launch.launch_backward(call, o, lse, do.contiguous(), query, key_value)
+    return dq, dk, dv, _gate_gradient(cumulated, k.shape[2]) if gated else _nothing(q)
 
 
 @_backward.register_fake
@@ -117,22 +95,16 @@ def _backward_fake(
     q: Tensor, k: Tensor, v: Tensor, local: Tensor, base: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
     window: int | None, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    made = [torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (q, k, v)]
-    n, t, g, _ = k.shape
-    gates = torch.empty(n, t, g, device=q.device, dtype=torch.float32) if gated else _nothing(q)
-    return made[0], made[1], made[2], gates
+    dq, dk, dv = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (q, k, v))
+    gates = torch.empty(k.shape[:3], device=q.device, dtype=torch.float32) if gated else _nothing(q)
+    return dq, dk, dv, gates
 
 
 def _gate_gradient(cumulated: Tensor, g: int) -> Tensor:
-    """Gate t decays the keys before t for queries from t on: sum the cumulated gates' gradient from t on."""
+    """Sum the gradient of the cumulated gates from t on: gate t decays the keys before t for queries from t on."""
     shared = cumulated.unflatten(1, (g, -1)).sum(2, dtype=torch.float64)
     after: Tensor = shared.flip(-1).cumsum(-1).flip(-1).float()
     return after.transpose(1, 2).contiguous()
-
-
-def _reach(q: Tensor, window: int | None) -> int:
-    """How many keys a query can see."""
-    return q.shape[1] if window is None else window
 
 
 def _nothing(q: Tensor) -> Tensor:

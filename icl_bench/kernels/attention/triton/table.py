@@ -1,27 +1,36 @@
-"""Launch configurations of the attention kernels: a fixed table, one entry a pass, element size, width and length.
+"""Tiles of the attention kernels: a fixed table with an entry for each pass, element size, width and length.
 
-Tuned on one H200 by `benchmarks/attention_kernels.py`; nothing is chosen while a program runs, so the same call always
-runs the same code. Every entry is compiled and tested.
+The tiles were measured on one H200 by `benchmarks/attention_kernels.py`; none is chosen while a program runs, so that
+the same call always runs the same code. Every entry is compiled and tested.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from icl_bench.kernels.triton.common import padded
 
 Pass = Literal["forward", "query", "key_value"]
 
 
 class Tile(NamedTuple):
-    """The shape of a program: queries and keys a tile, warps, stages of its software pipeline, registers a thread."""
+    """The numbers of queries and keys of a tile, and the options that its program is compiled with."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    """Stages of the software pipeline."""
     registers: int | None = None
+    """Registers of a thread; None to leave them to the compiler."""
+
+    def launch_options(self) -> dict[str, Any]:
+        """Return the options of a launch that Triton knows."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
 
-# Up to how many keys a query sees: beyond the last, tiles are as large as the long row's.
-SHORT = 512
-MIDDLE = 2048
+SHORT_REACH = 512
+"""Number of keys that a query sees, up to which a row's first tile is taken."""
+MIDDLE_REACH = 2048
+"""The same for the second tile; beyond it the third is taken."""
 
 # {(pass, bytes an element, the wider of both block widths): (short, middle, long)}
 TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile, Tile]] = {
@@ -52,33 +61,29 @@ TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile, Tile]] = {
 }
 
 # {(bytes an element, width): {block: warps}} of the gradients that one program makes for a whole sequence
-ONE_TILE: dict[tuple[int, int], dict[int, int]] = {
+SHORT_TILES: dict[tuple[int, int], dict[int, int]] = {
     (2, 32): {64: 4},
     (2, 64): {64: 4},
     (4, 32): {32: 4},
     (4, 64): {32: 4},
 }
 
-WIDEST = 256
-
-
-def block_width(width: int) -> int:
-    """The power of two, at least 16, that a key or value width is padded to on chip."""
-    return max(16, 1 << (width - 1).bit_length())
-
 
 def width_class(k: int, v: int) -> int:
-    """The table's width for key width k and value width v."""
-    return max(32, block_width(k), block_width(v))
+    """Return the table's width for key width k and value width v."""
+    return padded(max(k, v), 32)
 
 
-def tile(direction: Pass, element_size: int, k: int, v: int, reach: int) -> Tile:
-    """The entry for a pass in which a query sees up to `reach` keys."""
+def tile_of(direction: Pass, element_size: int, k: int, v: int, reach: int) -> Tile:
+    """Return the entry for a pass in which a query sees up to `reach` keys."""
     short, middle, long = TILES[direction, element_size, width_class(k, v)]
-    return short if reach <= SHORT else middle if reach <= MIDDLE else long
+    return short if reach <= SHORT_REACH else middle if reach <= MIDDLE_REACH else long
 
 
-def one_tile(element_size: int, k: int, v: int, t: int) -> tuple[int, int] | None:
-    """Block and warps of the one-tile gradient, or None where the sequence is too long or too wide for it."""
-    fitting = [entry for entry in ONE_TILE.get((element_size, width_class(k, v)), {}).items() if t <= entry[0]]
-    return min(fitting, default=None)
+def short_tile(element_size: int, k: int, v: int, t: int) -> Tile | None:
+    """Return the tile of `launch_short_backward`, or None where the sequence is too long or too wide for it."""
+    fitting = [entry for entry in SHORT_TILES.get((element_size, width_class(k, v)), {}).items() if t <= entry[0]]
+    if not fitting:
+        return None
+    block, warps = min(fitting)
+    return Tile(block, block, warps, 1)

@@ -1,1 +1,1 @@
-"""Triton forms of the operators of a training step."""
+"""The Triton forms of the fleet operators."""

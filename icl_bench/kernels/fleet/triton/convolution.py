@@ -1,4 +1,4 @@
-"""Short convolutions in Triton: neighbours are read from the cache, and the gate and the residual are fused."""
+"""Short convolutions in Triton: earlier tokens are read from the cache, and the gate and the residual are fused."""
 
 from typing import Any
 
@@ -9,25 +9,19 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.projection import weight_gradient
-from icl_bench.kernels.triton.parts import add_parts
+from icl_bench.kernels.triton.common import add_parts, split_rows, tile_shape
 
-TILE = 2048
-"""Elements of a tile."""
-PROGRAMS = 2048
-"""Programs of the backward pass, over all members, about; each leaves a row of partial sums."""
-MOST_PARTS = 512
-"""Programs of a member at most: their partial sums are added in one tile."""
 TAPS = 4
-"""Taps whose gradients a program sums up."""
+"""Taps whose gradients a program sums."""
 
 
 @triton.jit
-def _past(x, place, times, kept, width, taps, member, columns, LENGTH: tl.constexpr):
-    """sum_j taps_j x_(t-j)."""
-    total = tl.zeros(kept.shape, tl.float32)
+def _convolve(x, offsets, times, mask, width, taps, member, columns, LENGTH: tl.constexpr):
+    """Return sum_j taps_j x_(t-j) of a tile."""
+    total = tl.zeros(mask.shape, tl.float32)
     for j in tl.static_range(LENGTH):
-        seen = kept & (times >= j)[:, None]
-        value = tl.load(x + place - j * width, mask=seen, other=0.0).to(tl.float32)
+        seen = mask & (times >= j)[:, None]
+        value = tl.load(x + offsets - j * width, mask=seen, other=0.0).to(tl.float32)
         tap = tl.load(taps + (member * LENGTH + j) * width + columns, mask=columns < width, other=0.0).to(tl.float32)
         total += value * tap[None, :]
     return total
@@ -38,17 +32,17 @@ def convolution_kernel(
     x, taps, gate, out, count, length, width,
     LENGTH: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Rows of all sequences of a member, count = B T. Grid (rows, columns, M)."""
+    """Convolve rows of all sequences of a member, count = B T. Grid (rows, columns, M)."""
     member = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    kept = (rows < count)[:, None] & (columns < width)[None, :]
-    place = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
-    mixed = _past(x, place, rows % length, kept, width, taps, member, columns, LENGTH)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
+    mixed = _convolve(x, offsets, rows % length, mask, width, taps, member, columns, LENGTH)
     if GATED:
-        mixed *= tl.load(gate + place, mask=kept, other=0.0).to(tl.float32)
-        mixed += tl.load(x + place, mask=kept, other=0.0).to(tl.float32)
-    tl.store(out + place, mixed.to(out.dtype.element_ty), mask=kept)
+        mixed *= tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32)
+        mixed += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + offsets, mixed.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -56,10 +50,10 @@ def convolution_gradient_kernel(
     x, taps, gate, gradient, dx, dgate, partial, count, length, width, each, FIRST: tl.constexpr,
     LENGTH: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dx and dgate of `each` rows, and their part of the gradient of four taps. Grid (parts, columns, M).
+    """Write dx and dgate of `each` rows, and their part of the gradient of four taps. Grid (parts, columns, M).
 
-    Sums of taps are kept by element and added up over rows once, at the end. Where there are more than four taps,
-    further launches with FIRST > 0 make the sums of the others alone.
+    The gradient of a tap is summed by element, and over rows once, at the end. Where there are more than four taps,
+    further launches with FIRST > 0 write the gradients of the other taps alone.
     """
     part, member = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -68,19 +62,19 @@ def convolution_gradient_kernel(
     for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
         rows = start + tl.arange(0, BLOCK_R)
         times = rows % length
-        kept = (rows < count)[:, None] & (columns < width)[None, :]
-        place = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
-        pull = tl.load(gradient + place, mask=kept, other=0.0).to(tl.float32)
-        own = pull
+        mask = (rows < count)[:, None] & (columns < width)[None, :]
+        offsets = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
+        upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
+        own = upstream
         if GATED:
-            own = pull * tl.load(gate + place, mask=kept, other=0.0).to(tl.float32)
+            own = upstream * tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32)
         mixed = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         result = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
         for j in tl.static_range(LENGTH):
             tap = tl.load(taps + (member * LENGTH + j) * width + columns, mask=columns < width, other=0.0)
             tap = tap.to(tl.float32)[None, :]
             if (FIRST == 0) | ((j >= FIRST) & (j < FIRST + 4)):
-                value = tl.load(x + place - j * width, mask=kept & (times >= j)[:, None], other=0.0).to(tl.float32)
+                value = tl.load(x + offsets - j * width, mask=mask & (times >= j)[:, None], other=0.0).to(tl.float32)
                 if j == FIRST:
                     sums0 += own * value
                 elif j == FIRST + 1:
@@ -94,83 +88,66 @@ def convolution_gradient_kernel(
                 if j == 0:
                     after = own
                 else:
-                    later = kept & (times + j < length)[:, None]
-                    after = tl.load(gradient + place + j * width, mask=later, other=0.0).to(tl.float32)
+                    later = mask & (times + j < length)[:, None]
+                    after = tl.load(gradient + offsets + j * width, mask=later, other=0.0).to(tl.float32)
                     if GATED:
-                        after *= tl.load(gate + place + j * width, mask=later, other=0.0).to(tl.float32)
+                        after *= tl.load(gate + offsets + j * width, mask=later, other=0.0).to(tl.float32)
                 result += after * tap
         if FIRST == 0:
             if GATED:
-                tl.store(dgate + place, (mixed * pull).to(dgate.dtype.element_ty), mask=kept)
-                result += pull
-            tl.store(dx + place, result.to(dx.dtype.element_ty), mask=kept)
-    spot = partial + ((member * tl.num_programs(0) + part) * LENGTH + FIRST) * width + columns
-    tl.store(spot, tl.sum(sums0, 0), mask=columns < width)
+                tl.store(dgate + offsets, (mixed * upstream).to(dgate.dtype.element_ty), mask=mask)
+                result += upstream
+            tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=mask)
+    pointers = partial + ((member * tl.num_programs(0) + part) * LENGTH + FIRST) * width + columns
+    tl.store(pointers, tl.sum(sums0, 0), mask=columns < width)
     if LENGTH > FIRST + 1:
-        tl.store(spot + width, tl.sum(sums1, 0), mask=columns < width)
+        tl.store(pointers + width, tl.sum(sums1, 0), mask=columns < width)
     if LENGTH > FIRST + 2:
-        tl.store(spot + 2 * width, tl.sum(sums2, 0), mask=columns < width)
+        tl.store(pointers + 2 * width, tl.sum(sums2, 0), mask=columns < width)
     if LENGTH > FIRST + 3:
-        tl.store(spot + 3 * width, tl.sum(sums3, 0), mask=columns < width)
+        tl.store(pointers + 3 * width, tl.sum(sums3, 0), mask=columns < width)
 
 
-def convolve_triton(x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
-    """`api.short_convolution` in one launch each way, and one that adds up the gradient of the taps."""
-    out: Tensor = Convolution.apply(x, taps, gate)
-    return out
-
-
-def gated_convolution_triton(x: Tensor, taps: Tensor, weight: Tensor) -> Tensor:
-    """`api.gated_convolution`."""
-    out: Tensor = GatedConvolution.apply(x, taps, weight)
-    return out
-
-
-class Convolution(torch.autograd.Function):
-    """The convolution, times the gate plus x where there is a gate."""
+class FusedConvolution(torch.autograd.Function):
+    """`short_convolution` in one launch each way, and one that adds up the gradient of the taps."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
-        """One launch."""
-        x, taps = x.contiguous(), taps.contiguous()
-        gate = None if gate is None else gate.contiguous()
+        x, taps, gate = x.contiguous(), taps.contiguous(), None if gate is None else gate.contiguous()
         ctx.save_for_backward(x, taps, gate)
-        return launch_forward(x, taps, gate)
+        return launch_convolution(x, taps, gate)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """One launch for four taps, and the sum of the parts."""
         x, taps, gate = ctx.saved_tensors
-        return launch_backward(x, taps, gate, gradient.contiguous())
+        return launch_convolution_gradient(x, taps, gate, gradient.contiguous())
 
 
-class GatedConvolution(torch.autograd.Function):
-    """conv(x) * (x W) + x: the two gradients of x are added by the matrix product that makes one of them."""
+class FusedGatedConvolution(torch.autograd.Function):
+    """conv(x) * (x W) + x in one product and one launch; the product that makes one gradient of x adds the other."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: Tensor, weight: Tensor) -> Tensor:
-        """A product and a launch."""
         x, taps = x.contiguous(), taps.contiguous()
         gate = torch.bmm(x.flatten(1, 2), weight).view(x.shape)
         ctx.save_for_backward(x, taps, gate, weight)
-        return launch_forward(x, taps, gate)
+        return launch_convolution(x, taps, gate)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Two products, one launch for four taps, and the sum of the parts."""
         x, taps, gate, weight = ctx.saved_tensors
-        dx, dtaps, dgate = launch_backward(x, taps, gate, gradient.contiguous())
+        dx, dtaps, dgate = launch_convolution_gradient(x, taps, gate, gradient.contiguous())
         assert dgate is not None
         rows = dgate.flatten(1, 2)
         dx.flatten(1, 2).baddbmm_(rows, weight.transpose(1, 2))
         return dx, dtaps, weight_gradient(x.flatten(1, 2), rows)
 
 
-def launch_forward(x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
-    """The convolution, gated or not."""
+def launch_convolution(x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
+    """Launch the convolution, with or without a gate."""
     members, batch, time, width = x.shape
     out = torch.empty_like(x)
-    block_r, block_c = blocks(width)
+    block_r, block_c = tile_shape(width, 128)
     with launch_on(x):
         convolution_kernel[(-(-batch * time // block_r), -(-width // block_c), members)](
             x, taps, x if gate is None else gate, out, batch * time, time, width,
@@ -179,16 +156,14 @@ def launch_forward(x: Tensor, taps: Tensor, gate: Tensor | None) -> Tensor:
     return out
 
 
-def launch_backward(
+def launch_convolution_gradient(
     x: Tensor, taps: Tensor, gate: Tensor | None, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x, of the taps and of the gate."""
+    """Launch the gradients of x, of the taps and of the gate."""
     members, batch, time, width = x.shape
     count, length = batch * time, taps.shape[1]
-    block_r, block_c = blocks(width)
-    tiles = -(-count // block_r)
-    each = -(-tiles // max(1, min(tiles, MOST_PARTS, PROGRAMS // members))) * block_r
-    parts = -(-count // each)
+    block_r, block_c = tile_shape(width, 128)
+    parts, each = split_rows(count, block_r, members)
     dx = torch.empty_like(x)
     dgate = None if gate is None else torch.empty_like(gate)
     partial = x.new_empty(members, parts, length, width, dtype=torch.float32)
@@ -200,9 +175,3 @@ def launch_backward(
                 BLOCK_C=block_c, num_warps=4,
             )  # fmt: skip
     return dx, add_parts(partial, taps.dtype), dgate
-
-
-def blocks(width: int) -> tuple[int, int]:
-    """Rows and columns of a tile."""
-    columns = min(128, 1 << (width - 1).bit_length())
-    return TILE // columns, columns

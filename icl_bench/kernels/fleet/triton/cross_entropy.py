@@ -1,32 +1,34 @@
-"""Cross-entropy in Triton: the forward kernel carries dloss / dx along, so that the backward makes logits once more.
+"""Cross-entropy in Triton: the forward kernel computes dloss / dx too, so that the backward pass makes logits once.
 
-Forward: two products a tile (logits, and the mean word under the softmax, as attention would with the words as keys and
-values). Backward: two products a tile for the words' gradient. Nothing is added atomically.
+Forward: two products a tile (logits, and the mean row of the vocabulary under the softmax, as attention would with that
+table as keys and values). Backward: two products a tile for the gradient of the table. Nothing is added atomically.
+
+Logits are in base 2: multiplied by log2(e). The target's own logit stays out of the sums: the sum of the others is then
+exact in relative terms even where the target has almost all of the probability, and the gradient (the share of the
+other tokens) does not come from a difference.
 """
 
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.fleet.triton.cross_entropy_kernels import (
-    finish_kernel,
-    means_kernel,
-    others_kernel,
-    scale_kernel,
-    weight_gradient_kernel,
-)
+from icl_bench.kernels.triton.common import padded
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WIDEST = 256
-FULL = 128
-"""Programs that fill a device, about; twice as many hide each other's waits."""
+TO_BASE_2 = tl.constexpr(1.4426950408889634)
+FROM_BASE_2 = tl.constexpr(0.6931471805599453)
+ENTROPY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST_ROW = 256
+FULL_DEVICE = 128
+"""Programs that fill a device, about; twice as many hide the waits of one another."""
 
 
-class Tile(NamedTuple):
-    """Shape of a program: the stationary side, the side it walks along, warps and pipeline depth."""
+class EntropyTile(NamedTuple):
+    """The shape of a program: its own rows or tokens, those of each turn of its loop, warps and pipeline depth."""
 
     stationary: int
     moving: int
@@ -34,128 +36,266 @@ class Tile(NamedTuple):
     stages: int
 
 
-def cross_entropy_triton(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """`api.cross_entropy` for rows of up to 256 columns in float32, bfloat16 or float16.
+@triton.jit
+def _load_table(weight, words, end, width, stride_word, stride_column, BLOCK_C: tl.constexpr):
+    """Load rows of the table of a member, [words, BLOCK_C]; zeros outside."""
+    columns = tl.arange(0, BLOCK_C)
+    mask = (words < end)[:, None] & (columns < width)[None, :]
+    return tl.load(weight + words[:, None] * stride_word + columns[None, :] * stride_column, mask=mask, other=0.0)
 
-    Raises:
-        KernelUnavailableError: The width or type is none that the kernels take.
+
+@triton.jit
+def _load_rows(x, member, rows, count, width, BLOCK_C: tl.constexpr):
+    """Load rows of a member, [rows, BLOCK_C]; zeros outside."""
+    columns = tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    start = x + member.to(tl.int64) * count * width
+    return tl.load(start + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def entropy_parts_kernel(
+    x, weight, targets, tops, sums, mixes, count, words, width, each, stride_member, stride_word, stride_column,
+    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
+):  # fmt: skip
+    """Reduce `each` tokens but the target: largest logit, sum of 2^(logit - largest), and the mix of their rows.
+
+    Grid (rows, parts of the vocabulary, M). The mix, whose weights are the terms of the sum, serves the gradient alone.
     """
-    if x.dtype not in DTYPES or x.shape[-1] > WIDEST:
+    part, member = tl.program_id(1), tl.program_id(2)
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    own = member.to(tl.int64) * count + rows
+    a = _load_rows(x, member, rows, count, width, BLOCK_C)
+    target = tl.load(targets + own, mask=rows < count, other=-1).to(tl.int32)
+    weight += member.to(tl.int64) * stride_member
+    first = part * each
+    last = tl.minimum(first + each, words)
+    top = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    mix = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(first, last, BLOCK_W):
+        tokens = start + tl.arange(0, BLOCK_W)
+        b = _load_table(weight, tokens, last, width, stride_word, stride_column, BLOCK_C)
+        logits = tl.dot(a, tl.trans(b), input_precision="ieee")
+        out = (tokens[None, :] == target[:, None]) | (tokens >= last)[None, :]
+        logits = tl.where(out, float("-inf"), logits)
+        above = tl.maximum(top, tl.max(logits, 1))
+        # The scale to base 2 goes into the subtraction, as one fused multiplication and addition.
+        base = tl.where(above == float("-inf"), 0.0, above) * TO_BASE_2
+        shares = tl.exp2(logits * TO_BASE_2 - base[:, None])
+        shrink = tl.exp2(top * TO_BASE_2 - base)
+        total = total * shrink + tl.sum(shares, 1)
+        if GRADIENT:
+            mix = mix * shrink[:, None]
+            mix = tl.dot(shares.to(b.dtype), b, mix, input_precision="ieee")
+        top = above
+    offsets = (part.to(tl.int64) * tl.num_programs(2) + member) * count + rows
+    tl.store(tops + offsets, top * TO_BASE_2, mask=rows < count)
+    tl.store(sums + offsets, total, mask=rows < count)
+    if GRADIENT:
+        columns = tl.arange(0, BLOCK_C)
+        mask = (rows < count)[:, None] & (columns < width)[None, :]
+        tl.store(mixes + offsets[:, None] * width + columns[None, :], mix, mask=mask)
+
+
+@triton.jit
+def entropy_kernel(
+    x, weight, targets, tops, sums, mixes, losses, hits, wholes, shares, directions, count, width, parts,
+    stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
+):  # fmt: skip
+    """Join the parts with the logit of the target. Grid (rows, M).
+
+    Writes loss, hit, log-sum-exp, the share of the other tokens, and dloss / dx.
+    """
+    member = tl.program_id(1)
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = tl.arange(0, BLOCK_C)
+    own = member.to(tl.int64) * count + rows
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    target = tl.load(targets + own, mask=rows < count, other=0)
+    a = tl.load(x + own[:, None] * width + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    right = weight + member.to(tl.int64) * stride_member + target[:, None] * stride_word
+    b = tl.load(right + columns[None, :] * stride_column, mask=mask, other=0.0).to(tl.float32)
+    logit = tl.sum(a * b, 1) * TO_BASE_2
+    top = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    for part in range(parts):
+        offsets = (part * tl.num_programs(1) + member).to(tl.int64) * count + rows
+        top = tl.maximum(top, tl.load(tops + offsets, mask=rows < count, other=0.0))
+    base = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    mix = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for part in range(parts):
+        offsets = (part * tl.num_programs(1) + member).to(tl.int64) * count + rows
+        factor = tl.exp2(tl.load(tops + offsets, mask=rows < count, other=0.0) - base)
+        total += tl.load(sums + offsets, mask=rows < count, other=0.0) * factor
+        if GRADIENT:
+            own_mix = tl.load(mixes + offsets[:, None] * width + columns[None, :], mask=mask, other=0.0)
+            mix += own_mix * factor[:, None]
+    some = tl.where(total == 0.0, 1.0, total)
+    gap = tl.where(total == 0.0, float("-inf"), base + tl.log2(some)) - logit
+    softplus = tl.maximum(gap, 0.0) + tl.log2(1.0 + tl.exp2(-tl.abs(gap)))
+    tl.store(losses + own, softplus * FROM_BASE_2, mask=rows < count)
+    tl.store(hits + own, (logit > top).to(tl.float32), mask=rows < count)
+    if GRADIENT:
+        share = 1.0 / (1.0 + tl.exp2(-gap))
+        tl.store(wholes + own, logit + softplus, mask=rows < count)
+        tl.store(shares + own, share, mask=rows < count)
+        direction = (mix / some[:, None] - b) * share[:, None]
+        pointers = directions + own[:, None] * width + columns[None, :]
+        tl.store(pointers, direction.to(directions.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def entropy_row_gradient_kernel(
+    directions, gradients, dx, count, width, stride_gradient_member, stride_gradient_row,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write dx: the directions times the gradients of their losses. Grid (rows, M)."""
+    member = tl.program_id(1)
+    rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
+    gradient = tl.load(
+        gradients + member * stride_gradient_member + rows * stride_gradient_row, mask=rows < count, other=0.0
+    )
+    value = tl.load(directions + offsets, mask=mask, other=0.0).to(tl.float32) * gradient.to(tl.float32)[:, None]
+    tl.store(dx + offsets, value.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def entropy_table_gradient_kernel(
+    x, weight, targets, wholes, shares, gradients, out, count, words, width, stride_member, stride_word, stride_column,
+    out_member, out_word, out_column, stride_gradient_member, stride_gradient_row,
+    EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of a tile of the table over all rows, whose logits are computed again. Grid (tokens, M).
+
+    EVEN says that the losses of a member have one gradient, by which the sum is multiplied.
+    """
+    member = tl.program_id(1)
+    tokens = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
+    weight += member.to(tl.int64) * stride_member
+    b = _load_table(weight, tokens, words, width, stride_word, stride_column, BLOCK_C)
+    total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
+    begin = member.to(tl.int64) * count
+    for start in range(0, count, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        a = _load_rows(x, member, rows, count, width, BLOCK_C)
+        target = tl.load(targets + begin + rows, mask=rows < count, other=-1).to(tl.int32)
+        whole = tl.load(wholes + begin + rows, mask=rows < count, other=0.0)
+        share = tl.load(shares + begin + rows, mask=rows < count, other=0.0)
+        logits = tl.dot(b, tl.trans(a), input_precision="ieee") * TO_BASE_2
+        factors = tl.exp2(logits - whole[None, :])
+        factors = tl.where(tokens[:, None] == target[None, :], -share[None, :], factors)
+        # Rows past the end are zeros: a finite factor adds nothing.
+        if not EVEN:
+            upstream = tl.load(
+                gradients + member * stride_gradient_member + rows * stride_gradient_row, mask=rows < count, other=0.0
+            )
+            factors *= upstream.to(tl.float32)[None, :]
+        total = tl.dot(factors.to(a.dtype), a, total, input_precision="ieee")
+    if EVEN:
+        total *= tl.load(gradients + member * stride_gradient_member).to(tl.float32)
+    columns = tl.arange(0, BLOCK_C)
+    mask = (tokens < words)[:, None] & (columns < width)[None, :]
+    pointers = out + member.to(tl.int64) * out_member + tokens[:, None] * out_word + columns[None, :] * out_column
+    tl.store(pointers, total.to(out.dtype.element_ty), mask=mask)
+
+
+def cross_entropy_triton(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Run `cross_entropy` on up to 256 columns of float32, bfloat16 or float16; else raise KernelUnavailableError."""
+    if x.dtype not in ENTROPY_DTYPES or x.shape[-1] > WIDEST_ROW:
         raise KernelUnavailableError(
-            f"impl='triton' takes float32, bfloat16 and float16, and widths up to {WIDEST}; "
+            f"impl='triton' takes float32, bfloat16 and float16, and widths up to {WIDEST_ROW}; "
             f"got {x.dtype} and C={x.shape[-1]}: use impl='torch'"
         )
-    result: tuple[Tensor, Tensor] = TritonCrossEntropy.apply(x, weight, targets)
+    result: tuple[Tensor, Tensor] = _FusedCrossEntropy.apply(x, weight, targets)
     return result
 
 
-class TritonCrossEntropy(torch.autograd.Function):
+class _FusedCrossEntropy(torch.autograd.Function):
     """Losses and hits, [M, R] float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Launch the forward kernels."""
-        made = forward(x.contiguous(), weight, targets.contiguous(), any(ctx.needs_input_grad))
-        if made.directions is not None:
-            ctx.save_for_backward(x, weight, targets, made.wholes, made.shares, made.directions)
-        ctx.mark_non_differentiable(made.hits)
+        result = launch_entropy(x.contiguous(), weight, targets.contiguous(), any(ctx.needs_input_grad))
+        if result.directions is not None:
+            ctx.save_for_backward(x, weight, targets, result.wholes, result.shares, result.directions)
+        ctx.mark_non_differentiable(result.hits)
         ctx.set_materialize_grads(False)
-        return made.losses, made.hits
+        return result.losses, result.hits
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _hits: None) -> tuple[Tensor | None, ...]:
-        """From the gradient of the losses, read where it lies: a mean's is one number a member."""
         x, weight, targets, wholes, shares, directions = ctx.saved_tensors
-        dweight = weight_gradient(x.contiguous(), weight, targets.contiguous(), wholes, shares, gradient)
-        return scale(directions, gradient), dweight, None
+        dweight = launch_table_gradient(x.contiguous(), weight, targets.contiguous(), wholes, shares, gradient)
+        members, count, width = directions.shape
+        dx = torch.empty_like(directions)
+        with launch_on(directions):
+            entropy_row_gradient_kernel[(-(-count // 32), members)](
+                directions, gradient, dx, count, width, *gradient.stride(), BLOCK_R=32, BLOCK_C=padded(width, 16)
+            )
+        return dx, dweight, None
 
 
-class Made(NamedTuple):
-    """What the forward kernels make, [M, R] each but for the directions, [M, R, C]."""
+class ForwardResult(NamedTuple):
+    """The results of the forward kernels, [M, R] each but for the directions, [M, R, C]."""
 
     losses: Tensor
     hits: Tensor
-    wholes: Tensor | None
-    """Log-sum-exp, base 2."""
-    shares: Tensor | None
-    """Probability of all words but the target."""
-    directions: Tensor | None
+    wholes: Tensor | None = None
+    """Log-sum-exp of a row, base 2."""
+    shares: Tensor | None = None
+    """Probability of all tokens but the target."""
+    directions: Tensor | None = None
     """Gradient of the loss of a row with respect to that row, in the type of x."""
 
 
-def forward(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> Made:
-    """Walk along the vocabulary for every tile of rows; few rows share it out over several programs."""
+def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> ForwardResult:
+    """Launch the forward kernels; where there are few rows, several programs share the vocabulary."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile = choose(x.dtype, width)
-    block_c = columns_block(width)
+    tile = entropy_tile(x.dtype, width)
+    block_c = padded(width, 16)
     row_tiles = -(-count // tile.stationary)
     word_tiles = -(-words // tile.moving)
-    parts = max(1, min(word_tiles, 16, 2 * FULL // (row_tiles * members)))
+    parts = max(1, min(word_tiles, 16, 2 * FULL_DEVICE // (row_tiles * members)))
     each = -(-word_tiles // parts) * tile.moving
     tops, sums = x.new_empty(2, parts, members, count, dtype=torch.float32)
     mixes = x.new_empty(parts, members, count, width, dtype=torch.float32) if gradient else tops
     rows = x.new_empty(4, members, count, dtype=torch.float32)
     directions = torch.empty_like(x) if gradient else tops
     with launch_on(x):
-        others_kernel[(row_tiles, parts, members)](
+        entropy_parts_kernel[(row_tiles, parts, members)](
             x, weight, targets, tops, sums, mixes, count, words, width, each, *weight.stride(),
             BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient, num_warps=tile.warps,
             num_stages=tile.stages,
         )  # fmt: skip
-        finish_kernel[(-(-count // 32), members)](
+        entropy_kernel[(-(-count // 32), members)](
             x, weight, targets, tops, sums, mixes, *rows, directions, count, width, parts, *weight.stride(),
             BLOCK_R=32, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
         )  # fmt: skip
-    return Made(rows[0], rows[1], rows[2], rows[3], directions) if gradient else Made(rows[0], rows[1], *[None] * 3)
+    losses, hits, wholes, shares = rows
+    return ForwardResult(losses, hits, wholes, shares, directions) if gradient else ForwardResult(losses, hits)
 
 
-def scale(directions: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of the rows."""
-    members, count, width = directions.shape
-    dx = torch.empty_like(directions)
-    with launch_on(directions):
-        scale_kernel[(-(-count // 32), members)](
-            directions, gradient, dx, count, width, *gradient.stride(), BLOCK_R=32, BLOCK_C=columns_block(width)
-        )
-    return dx
-
-
-def weight_gradient(
+def launch_table_gradient(
     x: Tensor, weight: Tensor, targets: Tensor, wholes: Tensor, shares: Tensor, gradient: Tensor
 ) -> Tensor:
-    """The gradient of the words, laid out like them."""
+    """Launch the gradient of the table, with the strides of the table."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile = choose(x.dtype, width)
+    tile = entropy_tile(x.dtype, width)
     out = torch.empty_like(weight)
     with launch_on(x):
-        weight_gradient_kernel[(-(-words // tile.stationary), members)](
+        entropy_table_gradient_kernel[(-(-words // tile.stationary), members)](
             x, weight, targets, wholes, shares, gradient, out, count, words, width, *weight.stride(), *out.stride(),
             *gradient.stride(), EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary,
-            BLOCK_C=columns_block(width), num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_C=padded(width, 16), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
 
 
-def mean_losses_triton(
-    losses: Tensor, hits: Tensor, sums: Tensor, course: Tensor, limits: tuple[float, float, int]
-) -> Tensor:
-    """`means.mean_losses`, the forward half, for contiguous sums and course."""
-    members, count = losses.shape
-    means = losses.new_empty(members)
-    with launch_on(losses):
-        means_kernel[(members,)](
-            losses.contiguous(), hits.contiguous(), means, sums, course, count, *limits, BLOCK=4096, num_warps=8
-        )
-    return means
-
-
-def columns_block(width: int) -> int:
-    """The columns of a tile: a power of two, at least what a matrix product takes."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-def choose(dtype: torch.dtype, width: int) -> Tile:
-    """The tile for a model width; of nine at width 128 in bfloat16 on an H200 within 13 % of the fastest."""
+def entropy_tile(dtype: torch.dtype, width: int) -> EntropyTile:
+    """Return the tile for a width: of nine at width 128 in bfloat16 on an H200, within 13 % of the fastest."""
     if dtype == torch.float32:
-        return Tile(32, 32, 4, 2)
-    return Tile(64, 64, 4, 2 if width > 128 else 3)
+        return EntropyTile(32, 32, 4, 2)
+    return EntropyTile(64, 64, 4, 2 if width > 128 else 3)

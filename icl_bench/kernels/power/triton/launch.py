@@ -1,19 +1,48 @@
-"""Launches of the power kernels over tokens, on plain tensors; those over states are in `triton_state_launch`."""
+"""Launches of the kernels of power attention on plain tensors; the caller makes the device of the tensors current."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from icl_bench.kernels.power.expansion import expand
-from icl_bench.kernels.power.triton import table as config
-from icl_bench.kernels.power.triton.factors import expansion_gradient, factor_gradient_kernel
-from icl_bench.kernels.power.triton.facts import row_statistics_kernel
-from icl_bench.kernels.power.triton.forward import forward_kernel
-from icl_bench.kernels.power.triton.gates import gate_gradient_kernel, gate_sums_kernel
-from icl_bench.kernels.power.triton.key_gradient import key_gradient_kernel
-from icl_bench.kernels.power.triton.problem import Problem, TokenFactors, strides
-from icl_bench.kernels.power.triton.query_gradient import query_gradient_kernel
+from icl_bench.kernels.power.triton import table
+from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
+from icl_bench.kernels.power.triton.forward import power_forward_kernel
+from icl_bench.kernels.power.triton.problem import PowerProblem, TokenWeights, kernel_constants
+from icl_bench.kernels.power.triton.state import (
+    SumConstants,
+    power_linear_sums_kernel,
+    power_scan_kernel,
+    power_tiled_sums_kernel,
+)
+from icl_bench.kernels.power.triton.state_gradient import expansion_gradient, power_factor_gradient_kernel
+from icl_bench.kernels.power.triton.tokens import (
+    power_gate_gradient_kernel,
+    power_gate_sums_kernel,
+    power_query_stats_kernel,
+)
+from icl_bench.kernels.triton.common import View, padded, view_of
+
+
+class ChunkStates(NamedTuple):
+    """States of all chunks, and the final state and products that come with them."""
+
+    before: Tensor
+    """[N*G, C, elements]: before each chunk, or after it where made in reverse."""
+    final: Tensor | None
+    """[N*G, elements] float32, after the last chunk in order."""
+    dots: Tensor | None
+    """[N*G, C]: with gates, products of `prefix` with these states, decayed over the chunk."""
+
+
+class QueryStatistics(NamedTuple):
+    """Numbers of each query that the backward pass needs, float32."""
+
+    stats: Tensor
+    """[N, H, T, 4]: 1 / (den + eps), dy.y, the sum of log gates (if any), and padding."""
+    weights: TokenWeights
+    """Weights of each query in the gradient of the state that it reads."""
 
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -21,14 +50,14 @@ def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     n, t, groups = log_g.shape
     out = torch.empty(n, groups, t, device=log_g.device)
     decay = torch.empty_like(out)
-    gate_sums_kernel[(-(-t // chunk) * n * groups,)](
-        log_g, out, decay, *log_g.stride(), t, chunk, groups, BLOCK=config.GATE_BLOCK
-    )  # fmt: skip
+    power_gate_sums_kernel[(-(-t // chunk) * n * groups,)](
+        View(log_g, *log_g.stride()), out, decay, t, chunk, groups, BLOCK=table.GATE_BLOCK
+    )
     return out, decay
 
 
-def factors(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor vectors u and w of keys or queries; for p <= 2 both are the vector itself."""
+def factor_vectors(problem: PowerProblem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factor vectors u and w of keys or queries; for p <= 2 both are the vector itself."""
     layout = problem.layout
     if layout.p <= 2:
         return x, x
@@ -37,150 +66,180 @@ def factors(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     return u, u if layout.symmetric else expand(x.float(), layout.p - layout.left).to(kind)
 
 
-def _constants(problem: Problem, blocks: config.Blocks, gated: bool) -> dict[str, Any]:
-    """What the kernels over tokens are compiled for, and how many warps run them."""
-    layout = problem.layout
-    return {
-        "P": layout.p,
-        "K": layout.key_width,
-        "V": problem.v,
-        "K_BLOCK": config.padded(layout.key_width),
-        "V_BLOCK": config.padded(problem.v),
-        "BLOCK_M": blocks.m,
-        "BLOCK_N": blocks.n,
-        "DEPTH": blocks.depth,
-        "LINEAR": layout.linear,
-        "SHORT": problem.short,
-        "WHOLE": problem.whole(blocks),
-        "GATED": gated,
-        "SUM": problem.normalize,
-        "SCALE": layout.p > 2,
-        "DOT": config.dot_type(problem.arithmetic),
-        "PRECISION": config.precision(problem.arithmetic),
-        "STATE_STAGES": blocks.state_stages,
-        "STAGES": blocks.stages,
-        "num_warps": blocks.warps,
-    }
+def chunk_states(
+    problem: PowerProblem, u: Tensor, w: Tensor, x: Tensor, weights: TokenWeights | None, gates: Tensor | None,
+    initial: Tensor | None, *, reverse: bool, want_final: bool, prefix: Tensor | None = None,
+) -> ChunkStates:  # fmt: skip
+    """Return the states before the chunks, of keys with values x; or after them, of queries with output gradients x.
+
+    The expanded rows have left factors u [N, T, H, U] and right factors w [N, T, H, W]; x is [N, T, H, V]; `weights`
+    are those of tokens, None for 1; `gates` are sums of log gates [N, G, T]. The state `initial` that enters,
+    [N*G, elements] float32, is zero for None. `reverse` goes from the last chunk to the first, and `want_final` makes
+    the state after all chunks too. `prefix` is, with gates, the states before each chunk, whose products with their
+    gradients are wanted.
+    """
+    kind = table.state_type(problem.arithmetic)
+    sums = torch.empty(problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=kind)
+    # The last chunk in order counts for the final state alone.
+    summed = problem.chunks if want_final else problem.chunks - 1
+    if summed > 0:
+        _sum_chunks(problem, sums, problem.chunks - summed if reverse else 0, summed, u, w, x, weights)
+    return _scan(problem, sums, gates, initial, reverse, want_final, prefix)
 
 
-def attend(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
+def _sum_chunks(
+    problem: PowerProblem, out: Tensor, first: int, summed: int, u: Tensor, w: Tensor, x: Tensor,
+    weights: TokenWeights | None,
+) -> None:  # fmt: skip
+    """Write the sums of `summed` chunks from the first on into states."""
+    layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
+    width = x.shape[3]
+    u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
+    programs = (-(-layout.u // u_block) if layout.linear else layout.tiles) * -(-width // x_block)
+    if problem.normalize and not layout.linear:
+        programs += -(-layout.u // u_block) * -(-layout.w // w_block)
+    constants = SumConstants(
+        U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
+        REPEAT=u.shape[2] // problem.groups, SYMMETRIC=layout.symmetric, TILES=layout.tiles, BLOCKS=programs,
+        WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n, DOT=table.dot_type(problem.arithmetic),
+        PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
+    )  # fmt: skip
+    grid = (programs * summed * problem.n * problem.groups,)
+    tensors = (view_of(x), *(weights or (x, x)), out)
+    sizes = (problem.t, problem.chunk, problem.groups, first, summed, problem.elements)
+    if layout.linear:
+        power_linear_sums_kernel[grid](view_of(u), *tensors, *sizes, C=constants, num_warps=blocks.warps)
+    else:
+        power_tiled_sums_kernel[grid](
+            view_of(u), view_of(w), *tensors, *sizes, problem.expanded, C=constants, num_warps=blocks.warps
+        )
+
+
+def _scan(
+    problem: PowerProblem, sums: Tensor, gates: Tensor | None, initial: Tensor | None, reverse: bool, want_final: bool,
+    prefix: Tensor | None,
+) -> ChunkStates:  # fmt: skip
+    """Turn sums of chunks into states, in place; the sums of the last chunk in order matter with want_final alone."""
+    row, chunks, elements = sums.shape
+    final = torch.empty(row, elements, device=sums.device) if want_final else None
+    blocks = -(-problem.used // table.SCAN_BLOCK)
+    dots = None if prefix is None else torch.empty(row, blocks, chunks, device=sums.device)
+    power_scan_kernel[(blocks * row,)](
+        sums, *(sums if y is None else y for y in (gates, initial, final, prefix, dots)),
+        problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, 256 * problem.v,
+        GATED=gates is not None, INITIAL=initial is not None, FINAL=want_final, REVERSE=reverse,
+        DOTS=prefix is not None, TRIANGLE=problem.layout.symmetric,
+        BLOCK=table.SCAN_BLOCK, STAGES=table.SCAN_STAGES, num_warps=4,
+    )  # fmt: skip
+    return ChunkStates(sums, final, None if dots is None else dots.sum(1))
+
+
+def power_outputs(
+    problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
     low_rows: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y [N, T, H, V], what its type has lost of its first `low_rows` rows, and the sums of weights [N, H, T]."""
-    layout = problem.layout
-    u, w = factors(problem, q) if states is not None else (q, q)
+    """Return y [N, T, H, V], the bits that its type loses of its first `low_rows` rows, and weight sums [N, H, T]."""
+    u, w = factor_vectors(problem, q) if states is not None else (q, q)
     y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     y_low = torch.empty(problem.n, low_rows, problem.heads, problem.v, device=q.device, dtype=v.dtype)
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
-    blocks = problem.blocks("forward", tiled=states is not None, gated=gates is not None)
-    forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        q, k, v, u, w, gates if gates is not None else q, states if states is not None else q, y, y_low, den,
-        *strides(q, k, v, u, w, y),
-        problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
-        problem.elements, problem.expanded, low_rows, problem.scale_in, problem.state_factor, problem.scale_out,
-        problem.eps, U=u.shape[3], W=w.shape[3], WIDE=min(config.padded(u.shape[3]), 64), STATE=states is not None,
-        INITIAL=initial, SYMMETRIC=layout.symmetric, LOW=low_rows > 0, **_constants(problem, blocks, gates is not None),
+    gated, stateful = gates is not None, states is not None
+    blocks = problem.blocks("forward", tiled=stateful, gated=gated)
+    power_forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
+        *map(view_of, (q, k, v, u, w)), q if gates is None else gates,
+        problem.state_view(q if states is None else states), view_of(y), y_low, den,
+        problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, low_rows,
+        problem.scale_in, problem.state_factor, problem.scale_out, problem.eps, LOW=low_rows > 0,
+        C=kernel_constants(problem, blocks, gated, stateful, initial), num_warps=blocks.warps,
     )  # fmt: skip
     return y, y_low, den
 
 
-class RowStatistics(NamedTuple):
-    """What the backward pass knows of each query, float32."""
-
-    facts: Tensor
-    """[N, H, T, 4]: 1 / (den + eps), dy.y, the sum of log gates (if any), and nothing."""
-    factors: TokenFactors
-    """What the query counts by in the gradient of the state it reads."""
-
-
-def row_statistics(
-    problem: Problem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
-) -> RowStatistics:
-    """Both, before the state's gradient is summed."""
-    found = RowStatistics(den.new_empty(*den.shape, 4), TokenFactors(torch.empty_like(den), torch.empty_like(den)))
-    rows = config.STATISTICS_ROWS
-    row_statistics_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
-        y, y_low, dy, den, gates if gates is not None else den, found.facts, *found.factors, *strides(y, dy),
-        problem.t, problem.heads, problem.heads // problem.groups, y_low.shape[1], problem.eps,
-        V=problem.v, V_BLOCK=min(config.padded(problem.v), 128), BLOCK=rows, SUM=problem.normalize,
+def query_statistics(
+    problem: PowerProblem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
+) -> QueryStatistics:
+    """Return the statistics and weights of all queries, before the gradient of the state is summed."""
+    found = QueryStatistics(den.new_empty(*den.shape, 4), TokenWeights(torch.empty_like(den), torch.empty_like(den)))
+    rows = table.STATISTICS_ROWS
+    power_query_stats_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
+        view_of(y), view_of(dy), y_low, den, den if gates is None else gates, found.stats, *found.weights,
+        problem.t, problem.heads, problem.repeat, y_low.shape[1], problem.eps,
+        V=problem.v, V_BLOCK=padded(problem.v, 16, 128), BLOCK=rows, SUM=problem.normalize,
         LOW=y_low.numel() > 0, GATED=gates is not None,
     )  # fmt: skip
     return found
 
 
 def query_gradient(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
-    facts: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool,
+    problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
+    stats: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """dq and, with gates, R [2, N, H, T] (state, chunk); and the facts of the rows, made here where there are none."""
-    layout = problem.layout
-    make_facts = facts is None
-    facts = den.new_empty(*den.shape, 4) if facts is None else facts
+    """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none."""
+    make_stats, gated = stats is None, gates is not None
+    stats = den.new_empty(*den.shape, 4) if stats is None else stats
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = problem.blocks("query_gradient", tiled=states is not None)
-    query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        q, k, v, y, y_low, dy, den, facts, gates if gates is not None else q, states if states is not None else q, dq,
-        row_sums if row_sums is not None else dq, *strides(q, k, v, y, dy, dq),
-        problem.t, problem.chunk, problem.chunks, problem.heads, problem.heads // problem.groups,
-        problem.elements, problem.expanded, y_low.shape[1], problem.scale_in, problem.scale_out, problem.eps,
-        STATE=states is not None and layout.p <= 2, INITIAL=initial, MAKE_FACTS=make_facts, LOW=y_low.numel() > 0,
-        **_constants(problem, blocks, gates is not None),
+    state = states is not None and problem.layout.p <= 2
+    power_query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
+        *map(view_of, (q, k, v, y)), y_low, view_of(dy), den, stats, q if gates is None else gates,
+        problem.state_view(q if states is None else states), view_of(dq), dq if row_sums is None else row_sums,
+        problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, y_low.shape[1],
+        problem.scale_in, problem.scale_out, problem.eps, MAKE_STATS=make_stats, LOW=y_low.numel() > 0,
+        C=kernel_constants(problem, blocks, gated, state, initial), num_warps=blocks.warps,
     )  # fmt: skip
-    return dq, row_sums, facts
+    return dq, row_sums, stats
 
 
 def key_gradient(
-    problem: Problem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, facts: Tensor, gates: Tensor | None,
+    problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, stats: Tensor, gates: Tensor | None,
     states: Tensor | None, final: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk."""
-    layout = problem.layout
-    u, w = factors(problem, k) if states is not None else (k, k)
+    """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk."""
+    u, w = factor_vectors(problem, k) if states is not None else (k, k)
     dk = torch.empty_like(k, memory_format=torch.contiguous_format)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
-    form = problem.form("key_gradient", tiled=states is not None)
-    split = layout.p <= 2 and config.splits_keys(form, problem.arithmetic, problem.width)
+    gated, stateful, contract = gates is not None, states is not None, problem.layout.p <= 2
+    form = problem.form("key_gradient", tiled=stateful)
+    split = contract and table.splits_keys(form, problem.arithmetic, problem.width)
     for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
-        blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=states is not None)
-        key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-            q, k, v, u, w, dy, facts, gates if gates is not None else q, states if states is not None else q, dk, dv,
-            column_sums if column_sums is not None else dk, *strides(q, k, v, u, w, dy, dk, dv),
-            problem.t, problem.chunk, problem.chunks, problem.groups, problem.elements, problem.expanded,
+        blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful)
+        power_key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
+            *map(view_of, (q, k, v, u, w, dy)), stats, q if gates is None else gates,
+            problem.state_view(q if states is None else states), view_of(dk), view_of(dv),
+            dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups,
             problem.scale_in, problem.state_factor, problem.scale_out,
-            U=u.shape[3], W=w.shape[3], REPEAT=problem.heads // problem.groups, STATE=states is not None, FINAL=final,
-            SYMMETRIC=layout.symmetric, CONTRACT=layout.p <= 2, OF_KEYS=of_keys, OF_VALUES=of_values,
-            **_constants(problem, blocks, gates is not None),
+            REPEAT=problem.repeat, CONTRACT=contract, OF_KEYS=of_keys, OF_VALUES=of_values,
+            C=kernel_constants(problem, blocks, gated, stateful, final), num_warps=blocks.warps,
         )  # fmt: skip
     return dk, dv, column_sums
 
 
-def gate_gradient(problem: Problem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:
+def gate_gradient(problem: PowerProblem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:
     """d log_g [N, T, G] from R [2, N, H, T], C [2, N, G, T] and products of states with their gradients [N*G, C]."""
     out = torch.empty(problem.n, problem.t, problem.groups, device=row_sums.device)
-    gate_gradient_kernel[(problem.chunks * problem.n * problem.groups,)](
+    power_gate_gradient_kernel[(problem.chunks * problem.n * problem.groups,)](
         row_sums, column_sums, dots if dots is not None else out, out,
-        problem.t, problem.chunk, problem.groups, problem.heads // problem.groups, problem.scale**problem.layout.p,
-        DOTS=dots is not None, BLOCK=config.GATE_BLOCK,
+        problem.t, problem.chunk, problem.groups, problem.repeat, problem.scale**problem.layout.p,
+        DOTS=dots is not None, BLOCK=table.GATE_BLOCK,
     )  # fmt: skip
     return out
 
 
 def add_factor_gradients(
-    problem: Problem, x: Tensor, dx: Tensor, sums: Tensor | None, values: Tensor, facts: Tensor | None,
+    problem: PowerProblem, x: Tensor, dx: Tensor, sums: Tensor | None, values: Tensor, stats: Tensor | None,
     gates: Tensor | None, states: Tensor, edge: bool,
 ) -> Tensor:  # fmt: skip
-    """dx with the state's part for p >= 3, which also fills the state's R or C; x is the query or the key."""
+    """Add the state's part for p >= 3 to dx, and fill the state's R or C; x is the query or the key."""
     layout = problem.layout
-    u, w = factors(problem, x)
+    u, w = factor_vectors(problem, x)
     if layout.symmetric:
-        both = _factor_gradient(problem, u, values, facts, gates, states, edge, "both")
+        both = _factor_gradient(problem, u, values, stats, gates, states, edge, "both")
         added = expansion_gradient(x, both, layout.left)
     else:
-        left = _factor_gradient(problem, w, values, facts, gates, states, edge, "left")
-        right = _factor_gradient(problem, u, values, facts, gates, states, edge, "right")
+        left = _factor_gradient(problem, w, values, stats, gates, states, edge, "left")
+        right = _factor_gradient(problem, u, values, stats, gates, states, edge, "right")
         added = expansion_gradient(x, left, layout.left) + expansion_gradient(x, right, layout.p - layout.left)
     if sums is not None:
         # The state's part is homogeneous of degree p in x, so that x.dx is p times its sum of dA A.
@@ -189,22 +248,21 @@ def add_factor_gradients(
 
 
 def _factor_gradient(
-    problem: Problem, y: Tensor, values: Tensor, facts: Tensor | None, gates: Tensor | None,
+    problem: PowerProblem, y: Tensor, values: Tensor, stats: Tensor | None, gates: Tensor | None,
     states: Tensor, edge: bool, side: str,
 ) -> Tensor:  # fmt: skip
     layout = problem.layout
     n, t, heads, _ = y.shape
     width = layout.w if side == "right" else layout.u
     out = torch.empty(n, heads, t, width, device=y.device)
-    block, columns = config.FACTOR_ROWS, min(64, config.padded(width))
-    factor_gradient_kernel[(-(-t // block) * n * heads, -(-width // columns))](
-        y, values, facts if facts is not None else out, gates if gates is not None else out, states, out,
-        *strides(y, values),
-        t, problem.chunk, problem.chunks, heads, heads // problem.groups, problem.elements, problem.expanded,
-        problem.scale**layout.p,
-        U=layout.u, W=layout.w, V=problem.v, V_BLOCK=config.padded(problem.v), SIDE=side,
-        OF_KEYS=facts is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
+    block, columns = table.FACTOR_ROWS, padded(width, 16, 64)
+    power_factor_gradient_kernel[(-(-t // block) * n * heads, -(-width // columns))](
+        view_of(y), view_of(values), out if stats is None else stats, out if gates is None else gates,
+        problem.state_view(states), out,
+        t, problem.chunk, problem.chunks, heads, heads // problem.groups, problem.scale**layout.p,
+        U=layout.u, W=layout.w, V=problem.v, V_BLOCK=padded(problem.v, 16), SIDE=side,
+        OF_KEYS=stats is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
         BLOCK=block, COLUMNS=columns, DEPTH=problem.blocks("query_gradient", tiled=True).depth,
-        DOT=config.dot_type(problem.arithmetic), PRECISION=config.precision(problem.arithmetic), num_warps=4,
+        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)

@@ -1,11 +1,10 @@
-"""Power attention in Triton: the entry points, and the custom operators behind them.
+"""Power attention in Triton: the entry point, and the custom operators behind it.
 
-Forward: sums of each chunk (`triton_state`), their scan (`triton_scan`), then one kernel that reads the state and adds
-the causal scores of the own chunk (`triton_forward`). Backward: the same two state kernels on queries and output
-gradients, backwards in time, then one kernel for dq (`triton_query_gradient`) and one or two for dk and dv
-(`triton_key_gradient`). One chunk that covers the sequence is the quadratic form. Expanded keys and queries exist in
-registers only (for p >= 3 their factors of about half the degree are in memory). No kernel adds atomically: results
-repeat bit for bit.
+Forward: sums of each chunk and their scan (`state`), then one kernel that reads the state and adds the causal scores of
+the own chunk (`forward`). Backward: the same two state kernels on queries and output gradients, backwards in time, then
+one kernel for dq and one or two for dk and dv (`backward`). One chunk that covers the sequence is the quadratic form.
+Expanded keys and queries exist in registers only (for p >= 3 their factors of about half the degree are in memory). No
+kernel adds atomically: results repeat bit for bit.
 """
 
 from typing import Any
@@ -14,94 +13,24 @@ import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.power import key_blocks
 from icl_bench.kernels.power.expansion import expanded_width
-from icl_bench.kernels.power.state import PowerState
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
 from icl_bench.kernels.power.triton import launch as launch
-from icl_bench.kernels.power.triton import table as config
-from icl_bench.kernels.power.triton.basis import from_normaliser, from_tiles, tile_layout, to_normaliser, to_tiles
-from icl_bench.kernels.power.triton.problem import Problem, TokenFactors
-from icl_bench.kernels.power.triton.state_launch import chunk_states
+from icl_bench.kernels.power.triton import table
+from icl_bench.kernels.power.triton.layout import from_normaliser, from_tiles, tile_layout, to_normaliser, to_tiles
+from icl_bench.kernels.power.triton.problem import PowerProblem, TokenWeights, make_problem
+from icl_bench.kernels.triton.common import padded
 
 MAX_VALUE_WIDTH = 128
-
-
-def power_attention_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_g: Tensor | None,
-    p: int,
-    scale: float,
-    normalize: str,
-    eps: float,
-    initial_state: PowerState | None,
-    chunk: int | None,
-    keep_state: bool = True,
-) -> tuple[Tensor, PowerState | None]:
-    """`api.power_attention_with_state` on CUDA (or in Triton's interpreter); arguments are checked there.
-
-    Args:
-        q: [N, T, H, K], K up to 128, or any with p = 1 and without a normaliser.
-        k: [N, T, G, K].
-        v: [N, T, G, V].
-        log_g: [N, T, G] or None.
-        p: The power.
-        scale: Factor on q.k.
-        normalize: "sum" or "none".
-        eps: Added to the sum of the weights.
-        initial_state: The state before the first token, or None for zeros.
-        chunk: Tokens to a chunk, rounded up to whole blocks; None for the choice of `default_chunk`.
-        keep_state: Whether the state after the last token is wanted; without it the last sums are not made.
-
-    Returns:
-        y [N, T, H, V] in the type of v, and the state or None.
-
-    Raises:
-        KernelUnavailableError: The type or the key width is not supported.
-    """
-    _check(q, k, v, p, normalize)
-    if q.shape[3] > key_blocks.WIDEST:
-        cut = key_blocks.split_keys(q, k, v, log_g, initial_state)
-        y, state = power_attention_triton(*cut[:4], p, scale, normalize, eps, cut[4], chunk, keep_state)
-        return key_blocks.join_keys(y, state, k.shape[2], k.shape[3])
-    if v.shape[3] > MAX_VALUE_WIDTH:
-        return _by_value_blocks(q, k, v, log_g, p, scale, normalize, eps, initial_state, chunk, keep_state)
-    s, z = (None, None) if initial_state is None else initial_state
-    size = _chunk(q, p, chunk)
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, s, z))
-    y, _, _, _, _, s, z = power_forward(
-        q, k, v, log_g, s, z, p, scale, normalize == "sum", eps, size, keep_state, differentiable
-    )  # fmt: skip
-    if not keep_state:
-        return y, None
-    return y, PowerState(s, z if normalize == "sum" else None)
-
-
-def default_chunk(t: int, key_width: int, p: int) -> int:
-    """The chunk of a sequence of length t: t itself (the quadratic form) where that is the cheaper, as measured.
-
-    By their operations the forms would cost the same at twice the rows of the state, for values as wide as keys. On an
-    H100, forward and backward in bfloat16, they do at 18.7, 5.5, 2.65 and 1.2 thousand tokens for p = 2 and widths of
-    128, 64, 32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32.
-    """
-    rows = tile_layout(key_width, p).expanded
-    kept = (LINEAR_TOKENS if p == 1 else STATE_TOKENS)[min(128, config.padded(key_width))]
-    if t <= 2 * rows + kept or rows > MAX_EXPANDED:
-        return t
-    chunk = 256
-    while chunk < 2048 and chunk * chunk < 250 * rows:
-        chunk *= 2
-    return chunk
-
+"""Value channels of the widest values that are not cut into blocks."""
 
 STATE_TOKENS = {16: 700, 32: 1100, 64: 400, 128: 300}
 """Tokens beyond twice the rows of the state at which both forms cost the same, by the padded width of keys."""
 
 LINEAR_TOKENS = {16: 530, 32: 585, 64: 690, 128: 1175}
 """The same for p = 1; the first is an estimate."""
-
 
 FEW_KEYS = 64
 """Rows with at least as many keys are as exact with y in 16 bits."""
@@ -110,40 +39,78 @@ MAX_EXPANDED = 150_000
 """Rows of the widest state that is used; beyond them the quadratic form serves every length."""
 
 
-def _chunk(q: Tensor, p: int, chunk: int | None) -> int:
+def power_attention_triton(
+    inputs: PowerInputs, options: PowerOptions, keep_state: bool = True
+) -> tuple[Tensor, PowerState | None]:
+    """Return y and the state of power attention on CUDA, or in Triton's interpreter.
+
+    Keys are up to 128 wide, or of any width with p = 1 and without a normaliser. Chunks are rounded up to whole blocks.
+    Raise KernelUnavailableError for another type or key width.
+    """
+    q, k, v, log_g, state = inputs
+    _check_support(inputs, options)
+    if q.shape[3] > key_blocks.WIDEST_KEY:
+        y, state = power_attention_triton(key_blocks.split_keys(inputs), options, keep_state)
+        return key_blocks.join_keys(y, state, k.shape[2], k.shape[3])
+    if v.shape[3] > MAX_VALUE_WIDTH:
+        return _by_value_blocks(inputs, options, keep_state)
+    s, z = (None, None) if state is None else state
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, s, z))
+    normalize = options.normalize == "sum"
+    y, _, _, _, _, s, z = power_forward(
+        q, k, v, log_g, s, z, options.p, options.scale, normalize, options.eps, _whole_chunk(q, options), keep_state,
+        differentiable,
+    )  # fmt: skip
+    return y, PowerState(s, z if normalize else None) if keep_state else None
+
+
+def measured_chunk(t: int, key_width: int, p: int) -> int:
+    """Return the chunk for a sequence of length t: t itself (the quadratic form) where that is cheaper, as measured.
+
+    By their operations the forms would cost the same at twice the rows of the state, for values as wide as keys. On an
+    H100, forward and backward in bfloat16, they do at 18.7, 5.5, 2.65 and 1.2 thousand tokens for p = 2 and widths of
+    128, 64, 32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32.
+    """
+    rows = tile_layout(key_width, p).expanded
+    kept = (LINEAR_TOKENS if p == 1 else STATE_TOKENS)[padded(key_width, 16, 128)]
+    if t <= 2 * rows + kept or rows > MAX_EXPANDED:
+        return t
+    chunk = 256
+    while chunk < 2048 and chunk * chunk < 250 * rows:
+        chunk *= 2
+    return chunk
+
+
+def _whole_chunk(q: Tensor, options: PowerOptions) -> int:
+    """Return the chunk of a call, rounded up to whole blocks of rows, and at most the sequence."""
     t = q.shape[1]
-    if chunk is None:
-        chunk = default_chunk(t, q.shape[3], p)
-    unit = config.chunk_unit(q.dtype)
-    chunk = -(-chunk // unit) * unit
-    return min(chunk, t)
+    chunk = options.chunk or measured_chunk(t, q.shape[3], options.p)
+    unit = table.chunk_unit(q.dtype)
+    return min(-(-chunk // unit) * unit, t)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, p: int, normalize: str) -> None:
-    if q.dtype not in config.ARITHMETIC or k.dtype != q.dtype or v.dtype != q.dtype:
+def _check_support(inputs: PowerInputs, options: PowerOptions) -> None:
+    q, k, v = inputs[:3]
+    if q.dtype not in table.ARITHMETIC or k.dtype != q.dtype or v.dtype != q.dtype:
         raise KernelUnavailableError(
             "impl='triton' needs q, k and v in one of bfloat16, float16, float32; "
             f"got {q.dtype}, {k.dtype}, {v.dtype}: cast them, or use impl='chunked'"
         )
-    if not key_blocks.key_width_fits(q.shape[3], p, normalize):
+    if not key_blocks.key_width_fits(q.shape[3], options):
         raise KernelUnavailableError(
-            f"impl='triton' needs a key width of at most {key_blocks.WIDEST}, but for p=1 with normalize='none'; "
+            f"impl='triton' needs a key width of at most {key_blocks.WIDEST_KEY}, but for p=1 with normalize='none'; "
             f"got {q.shape[3]}: use impl='chunked'"
         )
 
 
-def _by_value_blocks(
-    q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, p: int, scale: float, normalize: str, eps: float,
-    initial_state: PowerState | None, chunk: int | None, keep_state: bool,
-) -> tuple[Tensor, PowerState | None]:  # fmt: skip
-    """Wide values in blocks: outputs and states are separate in the value channels."""
+def _by_value_blocks(inputs: PowerInputs, options: PowerOptions, keep_state: bool) -> tuple[Tensor, PowerState | None]:
+    """Cut wide values into blocks: outputs and states are separate in the value channels."""
     outputs, states = [], []
-    for first in range(0, v.shape[3], MAX_VALUE_WIDTH):
+    for first in range(0, inputs.v.shape[3], MAX_VALUE_WIDTH):
         part = slice(first, first + MAX_VALUE_WIDTH)
-        start = None if initial_state is None else PowerState(initial_state.s[..., part], initial_state.z)
-        y, state = power_attention_triton(
-            q, k, v[..., part], log_g, p, scale, normalize, eps, start, chunk, keep_state
-        )  # fmt: skip
+        start = None if inputs.state is None else PowerState(inputs.state.s[..., part], inputs.state.z)
+        y, state = power_attention_triton(inputs._replace(v=inputs.v[..., part], state=start), options, keep_state)
         outputs.append(y)
         states.append(state)
     kept = [state for state in states if state is not None]
@@ -151,19 +118,8 @@ def _by_value_blocks(
     return y, PowerState(torch.cat([state.s for state in kept], dim=3), kept[0].z) if kept else None
 
 
-def make_problem(
-    q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int, edge: bool
-) -> Problem:
-    """The sizes of a call; `edge` says that a state enters, or that the last one has a gradient."""
-    n, t, heads, width = q.shape
-    layout = tile_layout(width, p)
-    return Problem(
-        layout, n, t, heads, k.shape[2], v.shape[3], scale, normalize, eps, chunk, q.dtype, edge or chunk < t
-    )
-
-
-def _low_rows(problem: Problem, gated: bool, differentiable: bool) -> int:
-    """How many rows the backward pass needs with more bits of y than its type holds: see `triton_facts`.
+def _low_rows(problem: PowerProblem, gated: bool, differentiable: bool) -> int:
+    """Return how many rows the backward pass needs with more bits of y than its type holds: see `tokens`.
 
     With gates, any row may have few keys; without, the first ones.
     """
@@ -172,8 +128,8 @@ def _low_rows(problem: Problem, gated: bool, differentiable: bool) -> int:
     return problem.t if gated else min(problem.t, FEW_KEYS)
 
 
-def _pack(problem: Problem, s: Tensor | None, z: Tensor | None) -> Tensor | None:
-    """A state in the symmetric basis -> [N*G, elements] float32 as the kernels keep it."""
+def _pack(problem: PowerProblem, s: Tensor | None, z: Tensor | None) -> Tensor | None:
+    """Pack a state in the symmetric basis as [N*G, elements] float32, the form that kernels keep."""
     if s is None:
         return None
     parts = [to_tiles(problem.layout, s.float()).flatten(2)]
@@ -183,8 +139,8 @@ def _pack(problem: Problem, s: Tensor | None, z: Tensor | None) -> Tensor | None
     return torch.cat(parts, dim=2).flatten(0, 1)
 
 
-def _unpack(problem: Problem, packed: Tensor) -> tuple[Tensor, Tensor]:
-    """[N*G, elements] -> s [N, G, D, V] and z [N, G, D] (empty without a normaliser)."""
+def _unpack(problem: PowerProblem, packed: Tensor) -> tuple[Tensor, Tensor]:
+    """Unpack [N*G, elements] to s [N, G, D, V] and z [N, G, D] (empty without a normaliser)."""
     layout = problem.layout
     packed = packed.view(problem.n, problem.groups, -1)
     tiles = packed[..., : problem.expanded].unflatten(2, (layout.expanded, problem.v))
@@ -201,23 +157,27 @@ def power_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, what 16 bits lose of it, sums of weights and of gates, states before each chunk, last s and z; or empty."""
+    """Return y, the part of it that 16 bits lose, sums of weights and of gates, states before chunks, last s and z.
+
+    What a call does not ask for is empty.
+    """
     problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, s is not None)
-    gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
-    start = _pack(problem, s, z)
-    states, final = None, None
-    if problem.chunks > 1 or keep_state:
-        u, w = launch.factors(problem, k)
-        factors = None if decay is None else TokenFactors(decay, decay)
-        states, final, _ = chunk_states(
-            problem, u, w, v, factors, gates, start, reverse=False, want_final=keep_state
-        )  # fmt: skip
-        if problem.chunks == 1 and start is None:
-            states = None
-    elif start is not None:
-        states = start.to(config.state_type(problem.arithmetic))[:, None].contiguous()
-    low_rows = _low_rows(problem, log_g is not None, differentiable)
-    y, y_low, den = launch.attend(problem, q, k, v, gates, states, start is not None, low_rows)
+    with launch_on(q):
+        gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
+        start = _pack(problem, s, z)
+        states, final = None, None
+        if problem.chunks > 1 or keep_state:
+            weights = None if decay is None else TokenWeights(decay, decay)
+            states, final, _ = launch.chunk_states(
+                problem, *launch.factor_vectors(problem, k), v, weights, gates, start, reverse=False,
+                want_final=keep_state,
+            )  # fmt: skip
+            if problem.chunks == 1 and start is None:
+                states = None
+        elif start is not None:
+            states = start.to(table.state_type(problem.arithmetic))[:, None].contiguous()
+        low_rows = _low_rows(problem, log_g is not None, differentiable)
+        y, y_low, den = launch.power_outputs(problem, q, k, v, gates, states, start is not None, low_rows)
     empty = q.new_empty(0, dtype=torch.float32)
     last = (empty, empty.clone()) if final is None else _unpack(problem, final)
     sums = empty.clone() if gates is None else gates
@@ -236,7 +196,7 @@ def _(
     den = q.new_empty(n, heads, t, dtype=torch.float32)
     states, last_s, last_z = q.new_empty(0), den.new_empty(0), den.new_empty(0)
     if problem.chunks > 1 or s is not None:
-        states = q.new_empty(n * groups, problem.chunks, problem.elements, dtype=config.state_type(problem.arithmetic))
+        states = q.new_empty(n * groups, problem.chunks, problem.elements, dtype=table.state_type(problem.arithmetic))
     if keep_state:
         rows = expanded_width(width, p)
         last_s = den.new_empty(n, groups, rows, value_width)
@@ -253,33 +213,31 @@ def power_backward(
     states: Tensor, initial: bool,
     p: int, scale: float, normalize: bool, eps: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk, dv, d log_g (empty without gates), and the gradients of the initial s and z (empty without them)."""
+    """Return dq, dk, dv, d log_g (empty without gates), and gradients of the initial s and z (empty without them)."""
     problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, initial or ds is not None)
     # The kernels carry state gradients without the factor scale^p that reading a state has.
     read_factor = scale**p
-    end = _pack(problem, ds, dz)
-    end = None if end is None else end / read_factor
-    read = states if states.numel() else None
-    facts, after, first, dots = None, None, None, None
-    if problem.chunks > 1 or initial or end is not None:
-        statistics = launch.row_statistics(problem, y, y_low, dy, den, gates)
-        facts = statistics.facts
-        u, w = launch.factors(problem, q)
-        after, first, dots = chunk_states(
-            problem, u, w, dy, statistics.factors, gates, end, reverse=True, want_final=initial,
-            prefix=None if gates is None else read,
-        )  # fmt: skip
-    dq, row_sums, facts = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, facts, gates, read, initial)
-    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, facts, gates, after, end is not None)
-    if p > 2 and read is not None:
-        dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, facts, gates, read, initial)
-    if p > 2 and after is not None:
-        dk = launch.add_factor_gradients(problem, k, dk, column_sums, v, None, gates, after, end is not None)
-    empty = den.new_empty(0)
-    dg = empty
-    if row_sums is not None and column_sums is not None:
-        dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
-    start = (empty.clone(), empty.clone()) if first is None else _unpack(problem, first * read_factor)
+    with launch_on(q):
+        end = _pack(problem, ds, dz)
+        end = None if end is None else end / read_factor
+        read = states if states.numel() else None
+        stats, after, first, dots = None, None, None, None
+        if problem.chunks > 1 or initial or end is not None:
+            stats, weights = launch.query_statistics(problem, y, y_low, dy, den, gates)
+            after, first, dots = launch.chunk_states(
+                problem, *launch.factor_vectors(problem, q), dy, weights, gates, end, reverse=True, want_final=initial,
+                prefix=None if gates is None else read,
+            )  # fmt: skip
+        dq, row_sums, stats = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, stats, gates, read, initial)
+        dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, stats, gates, after, end is not None)
+        if p > 2 and read is not None:
+            dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, stats, gates, read, initial)
+        if p > 2 and after is not None:
+            dk = launch.add_factor_gradients(problem, k, dk, column_sums, v, None, gates, after, end is not None)
+        dg = den.new_empty(0)
+        if row_sums is not None and column_sums is not None:
+            dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
+    start = (den.new_empty(0), den.new_empty(0)) if first is None else _unpack(problem, first * read_factor)
     return dq, dk, dv, dg, *start
 
 
@@ -305,16 +263,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.gate_type = None if log_g is None else log_g.dtype
 
 
-def _differentiate(
-    ctx: Any,
-    dy: Tensor,
-    _low: Tensor,
-    _den: Tensor,
-    _gates: Tensor,
-    _states: Tensor,
-    ds: Tensor | None,
-    dz: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    ds, dz = others[-2:]
     p, scale, normalize, eps, chunk = ctx.options
     if not ctx.keep_state:
         ds, dz = None, None

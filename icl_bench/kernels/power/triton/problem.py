@@ -1,18 +1,64 @@
-"""The sizes and constants of a call of power attention, as its Triton kernels are launched."""
+"""The sizes and constants of a call of power attention, and the records by which its Triton kernels take them."""
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from icl_bench.kernels.power.triton import table as config
-from icl_bench.kernels.power.triton.basis import Layout
+from icl_bench.kernels.power.triton import table
+from icl_bench.kernels.power.triton.layout import StateLayout, tile_layout
+from icl_bench.kernels.power.triton.tiles import StateView
+from icl_bench.kernels.triton.common import padded
 
 
-class Problem(NamedTuple):
+class KernelConstants(NamedTuple):
+    """Constants that the kernels over tokens are compiled for, under the names that kernels use.
+
+    Triton 3.6 takes plain values of this record in expressions; in shapes, and strings as arguments of other functions,
+    it needs them bound first, as in `BLOCK_M: tl.constexpr = C.BLOCK_M`.
+    """
+
+    P: int
+    K: int
+    V: int
+    U: int
+    W: int
+    """U and W: widths of the left factor u and the right factor w of an expanded row."""
+    K_BLOCK: int
+    V_BLOCK: int
+    WIDE: int
+    """Columns of u and w to a step of reading the normaliser."""
+    BLOCK_M: int
+    BLOCK_N: int
+    DEPTH: int
+    """Rows of a state to a step of reading it."""
+    STATE: bool
+    EDGE: bool
+    """Read a state in the outermost chunk too: one that enters, or the gradient of the last."""
+    LINEAR: bool
+    SYMMETRIC: bool
+    """Take u and w as the same vector."""
+    SHORT: bool
+    """Serve rows so short that they wait for memory rather than for products."""
+    WHOLE: bool
+    """Leave out masks, as no block of rows reaches beyond the sequence."""
+    GATED: bool
+    SUM: bool
+    """Use a normaliser."""
+    SCALE: bool
+    """Scale scores before the power."""
+    DOT: Any
+    """Type of the operands of products."""
+    PRECISION: str
+    STATE_STAGES: int
+    STAGES: int
+
+
+class PowerProblem(NamedTuple):
     """The sizes and constants of one call."""
 
-    layout: Layout
+    layout: StateLayout
     n: int
     t: int
     heads: int
@@ -24,12 +70,17 @@ class Problem(NamedTuple):
     chunk: int
     dtype: torch.dtype
     stateful: bool
-    """Whether a state is read: with more than one chunk, or one that enters or receives a gradient."""
+    """Read a state: with more than one chunk, or one that enters or receives a gradient."""
 
     @property
     def arithmetic(self) -> str:
-        """The arithmetic of `triton_config`."""
-        return config.arithmetic(self.dtype, self.layout.p, self.stateful)
+        """The arithmetic, a key of `table.LAUNCH_TABLES`."""
+        return table.arithmetic(self.dtype, self.layout.p, self.stateful)
+
+    @property
+    def repeat(self) -> int:
+        """Query heads to a key-value head, R."""
+        return self.heads // self.groups
 
     @property
     def chunks(self) -> int:
@@ -48,29 +99,25 @@ class Problem(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """The same, padded so that every state starts at a multiple of 16 elements."""
+        """State elements, padded so that every state starts at a multiple of 16 elements."""
         return -(-self.used // 16) * 16
 
     @property
     def short(self) -> bool:
-        """Whether rows are so short that they wait for memory rather than for products; for equal widths alone.
+        """Tell whether rows are so short that they wait for memory rather than for products; for equal widths alone.
 
-        With others, the ptxas of Triton 3.6 compiles what is made for such rows wrong: see `triton_config`.
+        With other widths, the ptxas of Triton 3.6 compiles the form for such rows wrong: see `table`.
         """
-        return self.chunk <= config.SHORT and (self.layout.linear or not self.stateful) and not self.mixed
+        return self.chunk <= table.SHORT_CHUNK and (self.layout.linear or not self.stateful) and not self.mixed
 
     @property
     def mixed(self) -> bool:
-        """Whether keys and values are padded to different widths."""
-        return config.padded(self.layout.key_width) != config.padded(self.v)
-
-    def whole(self, blocks: config.Blocks) -> bool:
-        """Whether no block of rows reaches beyond the sequence."""
-        return self.t % blocks.m == 0 and self.t % blocks.n == 0
+        """Tell whether keys and values are padded to different widths."""
+        return padded(self.layout.key_width, 16) != padded(self.v, 16)
 
     @property
     def width(self) -> int:
-        """What launch configurations go by."""
+        """The width that launch configurations are chosen by."""
         return max(self.layout.key_width, self.v)
 
     @property
@@ -85,29 +132,55 @@ class Problem(NamedTuple):
 
     @property
     def state_factor(self) -> float:
-        """The factor on what is read from a state, before `scale_out`."""
+        """The factor on sums that are read from a state, before `scale_out`."""
         return self.scale**self.layout.p / self.scale_out
 
-    def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> config.Blocks:
-        """The launch configuration; `tiled` where the kernel meets a state in tiles."""
-        return config.blocks(kernel, self.form(kernel, tiled=tiled), self.arithmetic, self.width, gated)
+    def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> table.Blocks:
+        """Return the launch configuration of a kernel; `tiled` says that it meets a state in tiles."""
+        return table.launch_blocks(kernel, self.form(kernel, tiled=tiled), self.arithmetic, self.width, gated)
 
     def form(self, kernel: str, *, tiled: bool) -> str:
-        """The form of `triton_config`."""
+        """Return the form, part of the keys of a launch table."""
         if kernel == "key_gradient" and self.mixed:
             return "mixed"
         if tiled and not self.layout.linear:
             return "tiles"
-        return "rows" if self.chunk <= config.SHORT or kernel == "chunk_sums" else "long"
+        return "rows" if self.chunk <= table.SHORT_CHUNK or kernel == "chunk_sums" else "long"
+
+    def state_view(self, states: Tensor) -> StateView:
+        """Return packed states as kernels take them."""
+        return StateView(states, self.elements, self.expanded)
 
 
-class TokenFactors(NamedTuple):
-    """What each token counts by, float32 [N, H, T]: in the values' part of a state, and in its normaliser."""
+@lru_cache(maxsize=1024)  # a launch is 4 microseconds shorter than with constants made anew
+def kernel_constants(
+    problem: PowerProblem, blocks: table.Blocks, gated: bool, state: bool, edge: bool
+) -> KernelConstants:
+    """Return the constants of a kernel over tokens that has these blocks."""
+    layout = problem.layout
+    return KernelConstants(
+        P=layout.p, K=layout.key_width, V=problem.v, U=layout.u, W=layout.w, K_BLOCK=padded(layout.key_width, 16),
+        V_BLOCK=padded(problem.v, 16), WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m, BLOCK_N=blocks.n,
+        DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
+        SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
+        SUM=problem.normalize, SCALE=layout.p > 2, DOT=table.dot_type(problem.arithmetic),
+        PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
+    )  # fmt: skip
+
+
+def make_problem(
+    q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int, edge: bool
+) -> PowerProblem:
+    """Return the sizes of a call; `edge` says that a state enters, or that the last one has a gradient."""
+    n, t, heads, width = q.shape
+    layout = tile_layout(width, p)
+    return PowerProblem(
+        layout, n, t, heads, k.shape[2], v.shape[3], scale, normalize, eps, chunk, q.dtype, edge or chunk < t
+    )
+
+
+class TokenWeights(NamedTuple):
+    """Weights of each token, float32 [N, H, T]: in the values' part of a state, and in its normaliser."""
 
     value: Tensor
     sum: Tensor
-
-
-def strides(*tensors: Tensor) -> list[int]:
-    """The strides of all but the last axis of each tensor, one after another."""
-    return [stride for x in tensors for stride in x.stride()[:3]]

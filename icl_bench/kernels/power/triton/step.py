@@ -7,15 +7,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.power.expansion import basis_tuples, power_basis
-from icl_bench.kernels.power.triton.table import padded
+from icl_bench.kernels.triton.common import padded
 
-ROWS = 64  # state rows to a program
+STEP_ROWS = 64
+"""State rows to a program."""
 
 
 @triton.jit
 def _monomials(x, index, rows, mask, P: tl.constexpr):
-    """Products of P entries of x, by the table of tuples."""
+    """m_t(x) = product of x_i over the P entries i of tuple t, for a block of tuples."""
     product = tl.full(rows.shape, 1.0, tl.float32)
     for i in tl.static_range(P):
         product *= tl.load(x + tl.load(index + rows * P + i, mask=mask, other=0)).to(tl.float32)
@@ -23,7 +25,7 @@ def _monomials(x, index, rows, mask, P: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["D", "groups"])
-def step_kernel(
+def power_step_kernel(
     q, k, v, log_g, s, z, index, weight, s_out, z_out, sums, totals,
     D, groups,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, REPEAT: tl.constexpr,
@@ -60,7 +62,7 @@ def step_kernel(
 
 @lru_cache(maxsize=64)
 def _tables(key_width: int, p: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The tuples [D, p] of the symmetric basis and their weights [D]."""
+    """Return the tuples [D, p] of the symmetric basis and their weights [D]."""
     with torch.inference_mode(False):
         weight = power_basis(key_width, p, torch.device("cpu")).weight[:, 0].float()
         return basis_tuples(key_width, p).int().to(device), weight.to(device)
@@ -70,34 +72,27 @@ def _tables(key_width: int, p: int, device: torch.device) -> tuple[Tensor, Tenso
 def power_step_triton(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor | None, p: int, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One token: y [N, H, V], s and z (empty where z is None); the normaliser is used where z is given.
+    """Return y [N, H, V], s and z (empty where z is None) after one token; outputs are normalised where z is given.
 
-    Args:
-        q: [N, H, K].
-        k: [N, G, K].
-        v: [N, G, V].
-        log_g: [N, G] or None.
-        s: [N, G, D, V] float32, in the symmetric basis.
-        z: [N, G, D] float32 or None.
-        p: The power.
-        scale: Factor on q.k.
-        eps: Added to the sum of the weights.
+    The token is q [N, H, K], k [N, G, K], v [N, G, V] and log_g [N, G] or None; the state before it is s [N, G, D, V]
+    and z [N, G, D] or None, float32 in the symmetric basis.
     """
     n, heads, key_width = q.shape
     groups, value_width = v.shape[1:]
     q, k, v, s = (x.contiguous() for x in (q, k, v, s))
     index, weight = _tables(key_width, p, q.device)
-    rows, blocks = len(index), -(-len(index) // ROWS)
+    rows, blocks = len(index), -(-len(index) // STEP_ROWS)
     z = None if z is None else z.contiguous()
     s_out, z_out = torch.empty_like(s), s.new_empty(0) if z is None else torch.empty_like(z)
     sums = torch.empty(n, heads, blocks, value_width, device=q.device)
     totals = torch.empty(n, heads, blocks, device=q.device)
-    step_kernel[(blocks * n * groups,)](
-        q, k, v, s if log_g is None else log_g.contiguous(), s, s if z is None else z, index, weight,
-        s_out, z_out, sums, totals, rows, groups,
-        P=p, K=key_width, V=value_width, V_BLOCK=min(128, padded(value_width)), REPEAT=heads // groups,
-        GATED=log_g is not None, SUM=z is not None, BLOCK=ROWS,
-    )  # fmt: skip
+    with launch_on(q):
+        power_step_kernel[(blocks * n * groups,)](
+            q, k, v, s if log_g is None else log_g.contiguous(), s, s if z is None else z, index, weight,
+            s_out, z_out, sums, totals, rows, groups,
+            P=p, K=key_width, V=value_width, V_BLOCK=padded(value_width, 16, 128), REPEAT=heads // groups,
+            GATED=log_g is not None, SUM=z is not None, BLOCK=STEP_ROWS,
+        )  # fmt: skip
     y = sums.sum(2) * scale**p
     if z is not None:
         y = y / (totals.sum(2)[..., None] * scale**p + eps)

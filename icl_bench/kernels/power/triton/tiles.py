@@ -1,4 +1,4 @@
-"""What the Triton kernels of power attention share: tiles, powers, and the order of the expanded state.
+"""Views of tensors, tiles of them, powers, and the order of the expanded state, for the kernels of power attention.
 
 The expanded state of p >= 2 is kept as tiles. The factor vectors u [U] and w [W] (for p = 2 both are the key) are cut
 into pieces of 16, and tile (A, B) holds the 256 products u[16 A + a] w[16 B + b] in the order 16 a + b. When u and w
@@ -6,8 +6,35 @@ are the same vector only tiles with A <= B are kept, in the order B (B + 1) / 2 
 tile with A < B counts twice where a query meets the state (arXiv 2507.04239, section 4.1.1, with 16-wide tiles).
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+from icl_bench.kernels.triton.common import View
+
+
+class StateView(NamedTuple):
+    """Packed states [N*G, chunks, elements], as kernels take them."""
+
+    ptr: Any
+    """The tensor; inside a kernel, a pointer to its first element."""
+    elements: Any
+    """Elements of one state, padding included."""
+    expanded: Any
+    """Elements of one state before its normaliser."""
+
+
+@triton.jit
+def at_group(view, n, g, REPEAT: tl.constexpr):
+    """Return the view that begins at the first of the REPEAT heads of group g of sequence n."""
+    return View(view.ptr + (n * view.n + g * REPEAT * view.h), view.n, view.t, view.h)
+
+
+@triton.jit
+def heads_later(view, r):
+    """Return the view that begins r heads later."""
+    return View(view.ptr + r * view.h, view.n, view.t, view.h)
 
 
 @triton.jit
@@ -28,10 +55,10 @@ def power(x, P: tl.constexpr):
 
 @triton.jit
 def rounded(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
-    """float32 x as a product with operands of this type and precision sees it; float32 still.
+    """Round float32 x as a product with operands of this type and precision does; the result is float32 still.
 
-    To bfloat16 and tf32 by integers: conversions there and back are not packed two by two. Carried into the sign, what
-    is no number would become zero: it stays as it is.
+    Rounding to bfloat16 and tf32 is done on integers, because conversions there and back are not packed two by two.
+    NaN is left as it is: a carry into its sign would turn it into zero.
     """
     bits = x.to(tl.int32, bitcast=True)
     if tl.float16 == TYPE:
@@ -44,69 +71,64 @@ def rounded(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    base, start, stride, end, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr, WHOLE: tl.constexpr
-):
-    """Rows start.. of a matrix with unit column stride, [ROW_BLOCK, COL_BLOCK]; zeros past `end` and past WIDTH.
+def load_tokens(view, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+    """Load the vectors of the tokens start.. of a head, [ROWS, COLUMNS]; zeros past `end` and past WIDTH.
 
-    WHOLE says that all the rows are before `end`: a mask known to be full costs a loop a tenth of its instructions.
+    WHOLE says that all rows are before `end`: leaving out a mask that hides nothing saves a tenth of the instructions
+    of a loop.
     """
-    row = tl.arange(0, ROW_BLOCK)
-    column = tl.arange(0, COL_BLOCK)
-    pointer = base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :]
-    if WHOLE and WIDTH == COL_BLOCK:
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    pointer = view.ptr + tl.cast(start, tl.int64) * view.t + row[:, None] * view.t + column[None, :]
+    if WHOLE and WIDTH == COLUMNS:
         return tl.load(pointer)
     mask = (column < WIDTH)[None, :]
     if not WHOLE:
         mask = (start + row < end)[:, None]
-        if WIDTH < COL_BLOCK:
+        if WIDTH < COLUMNS:
             mask = mask & (column < WIDTH)[None, :]
     return tl.load(pointer, mask=mask, other=0.0)
 
 
 @triton.jit
-def load_columns(
-    base, start, stride, end, first, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr
-):
-    """Columns first.. (a multiple of COL_BLOCK) of rows start.., zeros past `end` and WIDTH, [ROW_BLOCK, COL_BLOCK]."""
-    row = tl.arange(0, ROW_BLOCK)
-    column = first + tl.arange(0, COL_BLOCK)
+def load_columns(view, start, end, first, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load columns first.. (a multiple of COLUMNS) of tokens start.., [ROWS, COLUMNS]; zeros past `end` and WIDTH."""
+    row = tl.arange(0, ROWS)
+    column = first + tl.arange(0, COLUMNS)
     mask = (start + row < end)[:, None]
-    if WIDTH % max(COL_BLOCK, 16) != 0:
+    if WIDTH % max(COLUMNS, 16) != 0:
         mask = mask & (column < WIDTH)[None, :]
     return tl.load(
-        base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :], mask=mask, other=0.0
+        view.ptr + tl.cast(start, tl.int64) * view.t + row[:, None] * view.t + column[None, :], mask=mask, other=0.0
     )
 
 
 @triton.jit
-def load_columns_transposed(
-    base, start, stride, end, first, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr
-):
-    """The same tile the other way round, [COL_BLOCK, ROW_BLOCK]."""
-    row = tl.arange(0, ROW_BLOCK)
-    column = first + tl.arange(0, COL_BLOCK)
+def load_columns_transposed(view, start, end, first, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load the tile of `load_columns` transposed, [COLUMNS, ROWS]."""
+    row = tl.arange(0, ROWS)
+    column = first + tl.arange(0, COLUMNS)
     mask = (start + row < end)[None, :]
-    if WIDTH % max(COL_BLOCK, 16) != 0:
+    if WIDTH % max(COLUMNS, 16) != 0:
         mask = mask & (column < WIDTH)[:, None]
     return tl.load(
-        base + tl.cast(start, tl.int64) * stride + row[None, :] * stride + column[:, None], mask=mask, other=0.0
+        view.ptr + tl.cast(start, tl.int64) * view.t + row[None, :] * view.t + column[:, None], mask=mask, other=0.0
     )
 
 
 @triton.jit
-def store_rows(base, tile, start, stride, end, WIDTH: tl.constexpr, ROW_BLOCK: tl.constexpr, COL_BLOCK: tl.constexpr):
-    """Write a tile to rows start.. of a matrix with unit column stride, within `end` and WIDTH."""
-    row = tl.arange(0, ROW_BLOCK)
-    column = tl.arange(0, COL_BLOCK)
+def store_tokens(view, tile, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store a tile [ROWS, COLUMNS] as the vectors of the tokens start.. of a head, within `end` and WIDTH."""
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
     mask = (start + row < end)[:, None] & (column < WIDTH)[None, :]
-    pointer = base + tl.cast(start, tl.int64) * stride + row[:, None] * stride + column[None, :]
-    tl.store(pointer, tile.to(base.dtype.element_ty), mask=mask)
+    pointer = view.ptr + tl.cast(start, tl.int64) * view.t + row[:, None] * view.t + column[None, :]
+    tl.store(pointer, tile.to(view.ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def load_matrix(base, R: tl.constexpr, C: tl.constexpr, R_BLOCK: tl.constexpr, C_BLOCK: tl.constexpr):
-    """A whole matrix [R, C] with rows side by side, [R_BLOCK, C_BLOCK], zeros around it."""
+    """Load a whole contiguous matrix [R, C] as [R_BLOCK, C_BLOCK], with zeros around it."""
     row = tl.arange(0, R_BLOCK)[:, None]
     column = tl.arange(0, C_BLOCK)[None, :]
     pointer = base + row * C + column
@@ -117,14 +139,14 @@ def load_matrix(base, R: tl.constexpr, C: tl.constexpr, R_BLOCK: tl.constexpr, C
 
 @triton.jit
 def load_vector(base, start, end, BLOCK: tl.constexpr):
-    """Elements start.. of a float32 row, zeros past `end`."""
+    """Load elements start.. of a float32 vector, [BLOCK]; zeros past `end`."""
     index = start + tl.arange(0, BLOCK)
     return tl.load(base + index, mask=index < end, other=0.0)
 
 
 @triton.jit
 def tile_pair(i, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """The tile (A, B) at place i: A <= B in the order B (B + 1) / 2 + A, or all of them in rows of ceil(WIDTH / 16)."""
+    """Return (A, B) of tile i: A <= B in the order B (B + 1) / 2 + A, or all pairs in rows of ceil(WIDTH / 16)."""
     if SYMMETRIC:
         # The small term keeps a rounded square root of a perfect square on the right side of the integer.
         b = ((tl.sqrt(tl.cast(8 * i + 1, tl.float32)) - 1.0) * 0.5 + 1e-3).to(tl.int32)
@@ -137,7 +159,7 @@ def tile_pair(i, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
 
 @triton.jit
 def next_tile(a, b, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """The tile at the place after that of (a, b), in the order of `tile_pair`."""
+    """Return the tile after (a, b), in the order of `tile_pair`."""
     if SYMMETRIC:
         return tl.where(a < b, a + 1, 0), tl.where(a < b, b, b + 1)
     last: tl.constexpr = (WIDTH + 15) // 16 - 1

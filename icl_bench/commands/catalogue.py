@@ -1,0 +1,84 @@
+"""The commands that list and describe what there is: tasks, architectures, plug-ins, examples, sizes, this machine."""
+
+from typing import Annotated
+
+import typer
+
+from icl_bench.commands.options import DEFAULT_STORE, JsonOption, StoreOption, TaskArgument
+from icl_bench.commands.output import print_json, print_listing, stdout_console
+from icl_bench.commands.session import load_plugins_or_warn
+
+
+def tasks(as_json: JsonOption = False) -> None:
+    """List the tasks, one line each."""
+    from icl_bench.tasks import TASKS
+
+    load_plugins_or_warn()
+    print_listing("tasks", [{"name": name, "summary": TASKS.summary(name)} for name in TASKS], as_json)
+
+
+def archs(as_json: JsonOption = False) -> None:
+    """List the architectures, one line each."""
+    from icl_bench.architectures import ARCHITECTURES
+
+    load_plugins_or_warn()
+    rows = [{"name": name, "summary": ARCHITECTURES.summary(name)} for name in ARCHITECTURES]
+    print_listing("archs", rows, as_json)
+
+
+def plugins(as_json: JsonOption = False) -> None:
+    """List the installed plug-ins, with the error of each that did not load."""
+    from icl_bench.registry import load_plugins
+
+    rows = [{"name": p.name, "summary": p.error or f"{p.target} from {p.distribution}"} for p in load_plugins()]
+    print_listing("plugins", rows, as_json)
+
+
+def show(
+    task: TaskArgument,
+    cell: Annotated[str | None, typer.Option(help="Cell of the task, by its label; the first cell by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the example.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Print one example of a task, with the target behind each scored position."""
+    from icl_bench.commands.tables import example_text
+    from icl_bench.harness.example import draw_example
+
+    load_plugins_or_warn()
+    shown = draw_example(task, cell, seed)
+    if as_json:
+        print_json(shown.document())
+    else:
+        stdout_console().print(example_text(shown))
+
+
+def state(
+    specs: Annotated[list[str], typer.Argument(help="Architectures: name or name:key=value,...")],
+    length: Annotated[int, typer.Option(min=1, help="Number of tokens after which the state is counted.")] = 1024,
+    d_model: Annotated[int, typer.Option("--d-model", min=1, help="Model width.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Number of layers.")] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Count state, parameters and operations of architectures, and their weight-state FLOP ratio, without training."""
+    from icl_bench.commands.tables import state_table
+    from icl_bench.harness.accounting import account
+
+    load_plugins_or_warn()
+    rows = [account(spec, d_model, layers, length) for spec in specs]
+    if as_json:
+        print_json({"archs": [row._asdict() for row in rows]})
+    else:
+        stdout_console().print(state_table(rows))
+
+
+def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Check what this machine can run, and name what is missing."""
+    from icl_bench.harness.doctor import check_machine
+
+    load_plugins_or_warn()
+    checks = check_machine(store)
+    if as_json:
+        print_json({"checks": [check._asdict() for check in checks]})
+        return
+    for check in checks:
+        typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")

@@ -1,0 +1,45 @@
+"""The commands that train one request: `quickstart` and `run`."""
+
+from pathlib import Path
+
+from icl_bench.commands import options
+from icl_bench.commands.output import check_report, finish
+from icl_bench.commands.session import execute, load_plugins_or_warn
+
+
+def quickstart(
+    store: options.StoreOption = options.DEFAULT_STORE,
+    report: options.NeededReportOption = Path("report.md"),
+    device: options.DeviceOption = "auto",
+) -> None:
+    """Train four architectures on associative recall in about a minute, and write a report."""
+    from icl_bench.harness.resolve import QUICKSTART
+
+    check_report(report)
+    records = execute(QUICKSTART, options.MachineOptions(device=device), options.OutputOptions(store))
+    finish(records, as_json=False, report=report)
+
+
+@options.grouped
+def run(
+    task: options.TaskArgument,
+    arch: options.ArchOption,
+    *,
+    setting: options.SettingOptions,
+    seeds: options.SeedsOption = "0",
+    lr: options.LrOption = None,
+    machine: options.MachineOptions,
+    output: options.OutputOptions,
+    report: options.ReportOption = None,
+) -> None:
+    """Train and evaluate one or several architectures on a task.
+
+    Example: icl-bench run assoc-recall --arch power:p=2 --arch linear --seeds 0..2
+    """
+    from icl_bench.harness.resolve import Request, parse_lrs, parse_seeds
+
+    load_plugins_or_warn()
+    check_report(report)
+    lrs, settings = parse_lrs(lr) if lr else (), setting.settings or ()
+    request = Request(task, arch, setting.preset, lrs, parse_seeds(seeds), setting.precision, settings)
+    finish(execute(request, machine, output), as_json=output.as_json, report=report)

@@ -1,0 +1,178 @@
+"""The study file: its fields, and the safe reading of YAML that may come from anyone.
+
+The text of learning rates, seeds and sizes is parsed here, once; a `Study` holds numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from icl_bench.architectures.base import Cut
+from icl_bench.errors import SpecError, UnknownNameError
+from icl_bench.harness.matching import Quantity, parse_state
+from icl_bench.harness.resolve import parse_lrs, parse_seeds, split_pattern
+from icl_bench.registry import plugin_modules
+from icl_bench.runs.spec import Precision
+from icl_bench.schema import DOTTED, Frozen, build, nearest
+
+LARGEST_STUDY = 1 << 16
+"""Largest size of a study file, in bytes."""
+
+
+def parsed_by(parse: Callable[[str], Sequence[Any]]) -> BeforeValidator:
+    """Return a validator that parses text and accepts a tuple of parsed values; it refuses everything else."""
+
+    def read(value: object) -> object:
+        if isinstance(value, str):
+            return parse(value)
+        if isinstance(value, tuple):
+            return value
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+
+    return BeforeValidator(read)
+
+
+def parse_sizes(value: object) -> object:
+    """Parse each size of a list; leave any other value to the next validator, which refuses it."""
+    return tuple(parse_state(str(size)) for size in value) if isinstance(value, list | tuple) else value
+
+
+RateGrid = Annotated[tuple[float, ...], parsed_by(parse_lrs)]
+SeedList = Annotated[tuple[int, ...], parsed_by(parse_seeds)]
+
+
+class MatchSpec(Frozen):
+    """The quantity in which architectures are matched, and the parameters that matching may change."""
+
+    by: Quantity = "state"
+    """Matched quantity: `state` elements, mixer `params`, or forward `flops` per token."""
+    cut: Cut = "width"
+    """Free parameters: `width` frees the widths of keys and values, `degree` frees the power p alone."""
+
+
+class Published(Frozen):
+    """A published result, drawn beside the measured ones."""
+
+    label: str
+    """Name of the published model."""
+    bytes: int = Field(ge=1)
+    """State size in bytes, as the source counts it."""
+    accuracy: float = Field(ge=0, le=1)
+    """Mean accuracy over the evaluated cells."""
+    source: str
+    """Place of publication."""
+    arch: str | None = None
+    """Architecture of this study that reproduces the published model, as typed in the study."""
+
+
+class Study(Frozen):
+    """A study, as its file describes it."""
+
+    name: str
+    """Name of the study."""
+    question: str
+    """Question that the study answers, in one sentence."""
+    hypotheses: tuple[str, ...] = ()
+    """Expectations, written down before the study ran."""
+    conclusions: tuple[str, ...] = ()
+    """Conclusions of the author after the first run: place, date, and results that were not expected."""
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Tasks, as typed on the command line."""
+    archs: tuple[str, ...] = Field(min_length=1)
+    """Architectures, as typed on the command line."""
+    sizes: Annotated[tuple[int, ...], BeforeValidator(parse_sizes)] = ()
+    """Sizes to match, given as `16384` or `64KiB`; without any, the architectures stay as typed."""
+    match: MatchSpec = MatchSpec()
+    """Quantity that the sizes count."""
+    lr: RateGrid = parse_lrs("1e-4..1e-1/7")
+    """Learning rates to tune over, given in the grammar of --lr."""
+    tune_seeds: SeedList = (1000,)
+    """Seeds of the tuning runs, given in the grammar of --seeds."""
+    seeds: SeedList = parse_seeds("0..4")
+    """Fresh seeds of the measuring runs, given in the grammar of --seeds."""
+    preset: str = "default"
+    """Preset of settings, as for --preset."""
+    settings: tuple[str, ...] = ()
+    """Fields that override the preset, as for --set."""
+    precision: Precision = "float32"
+    """Arithmetic of the forward and backward pass."""
+    published: tuple[Published, ...] = ()
+    """Published results to draw beside the measured ones."""
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """A safe YAML loader that refuses aliases and repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases, which can expand a small file into a huge one."""
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse repeated keys, of which YAML would silently keep the last."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_study(source: str) -> Study:
+    """Load a study from a YAML file, or a packaged one by its name; raise SpecError or UnknownNameError for others."""
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        packaged = packaged_studies()
+        if source not in packaged:
+            hint = nearest(source, packaged)
+            raise UnknownNameError(f"no study is named {source!r}; {hint}known: {', '.join(packaged)}, or a .yaml file")
+        return parse_study(packaged[source], source)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"a study is a YAML file that can be read; {source}: {error}; check the path") from None
+    return parse_study(text, source)
+
+
+def packaged_studies() -> dict[str, str]:
+    """Return the text of each study that the package contains, by name."""
+    folder = resources.files("icl_bench").joinpath("studies")
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
+    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+
+
+def parse_study(text: str, source: str) -> Study:
+    """Parse the text of a study file, which messages call `source`; raise SpecError if it does not describe a study."""
+    if len(text.encode()) > LARGEST_STUDY:
+        raise SpecError(f"a study file has at most {LARGEST_STUDY} bytes; {source} has {len(text.encode())}; split it")
+    try:
+        plain = yaml.load(text, UniqueKeyLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise SpecError(f"a study is plain YAML without tags or aliases; {source}: {why}; correct the file") from None
+    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
+        raise SpecError(f"a study is a YAML mapping; {source} is not; write name:, question:, tasks:, archs:")
+    study = build(Study, plain, source)
+    refuse_code(study, source)
+    return study
+
+
+def refuse_code(study: Study, source: str) -> None:
+    """Refuse layers from modules that --plugin does not name; raise SpecError.
+
+    A user who types a module on the command line trusts it; a study file may come from anyone.
+    """
+    published = [point.arch for point in study.published if point.arch]
+    for text in (*study.tasks, *study.archs, *published):
+        for part in split_pattern(text):
+            module = part.partition(":")[0]
+            if DOTTED.fullmatch(part) and module not in plugin_modules():
+                raise SpecError(
+                    f"a study file runs no code of its own; {source} names {part!r:.80}; allow that module with "
+                    f"`icl-bench --plugin {module:.60} sweep ...`"
+                )

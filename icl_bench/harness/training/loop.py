@@ -1,0 +1,196 @@
+"""The training of one fleet to its end: steps (see trainer.py), validations and checkpoints, and one test."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from safetensors import torch as safetensors
+
+from icl_bench.harness.interruption import is_interrupted, raise_if_interrupted
+from icl_bench.harness.training.results import FleetScores, MemberScores
+from icl_bench.harness.training.roster import Roster
+from icl_bench.harness.training.trainer import Trainer
+from icl_bench.runs.events import Progress, Report
+from icl_bench.runs.record import SOLVED, MetricPoint
+from icl_bench.runs.store.checkpoint import Checkpoints, FleetState
+from icl_bench.runs.store.faults import reach
+
+LOG = logging.getLogger("icl_bench")
+
+
+class TrainingLoop:
+    """The progress of a fleet in training; holds the only reference to its trainer, which `narrow` replaces.
+
+    Args:
+        trainer: The fleet, before its first step.
+        report: Called with the progress about every `report_every` seconds, and at the end of each span.
+        log: Called with the index of a member and its metrics at each validation.
+        report_every: Seconds between reports.
+        checkpoints: Where states are saved; None to save none.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        report: Report,
+        log: Callable[[int, MetricPoint], None],
+        report_every: float = 0.25,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
+        self.trainer, self.report, self.log, self.checkpoints = trainer, report, log, checkpoints
+        self.spec, self.roster = trainer.spec, Roster(len(trainer.specs))
+        self.solved_at: list[int | None] = [None] * self.roster.size
+        self.metrics: list[list[MetricPoint]] = [[] for _ in range(self.roster.size)]
+        now = time.perf_counter()
+        self.report_every, self.last_report = report_every, now
+        self.started = now  # earlier by the time of previous parts, if the run was interrupted
+        self.training_seconds, self.training_since = 0.0, now
+
+    def run(self) -> FleetScores:
+        """Train from the newest usable checkpoint and test; if a signal asks to stop, save and raise `Interrupted`."""
+        self.resume()
+        for begin, end in validation_spans(self.spec.train.steps, self.spec.evaluation.points):
+            if end > self.trainer.done:
+                self.train(begin, end)
+                self.validate(begin, end)
+                self.save_if_due()
+        reach("trained")
+        cells = self.roster.widen(self.trainer.test(), ())
+        reach("tested")
+        diverged_at = self.roster.diverged_at(self.trainer)
+        examples = self.spec.train.steps * self.spec.train.batch * self.roster.size
+        return FleetScores(
+            members=[MemberScores(*fields) for fields in zip(cells, diverged_at, self.solved_at, strict=True)],
+            params=self.trainer.model.parameters_per_member(),
+            seconds=self.seconds,
+            examples_per_second=examples / self.training_seconds,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, over all parts of the run."""
+        return time.perf_counter() - self.started
+
+    def resume(self) -> None:
+        """Continue from the newest usable checkpoint, if there is one."""
+        saved = self.checkpoints.load() if self.checkpoints else None
+        if saved is None:
+            return
+        tensors = safetensors.load(saved.tensors)
+        if shapes(tensors) != shapes(self.roster.state(self.trainer)):
+            LOG.warning(
+                "checkpoint skipped: it has other tensors than this version saves; the fleet starts from the beginning"
+            )
+            return
+        self.trainer = self.roster.restore(self.trainer, saved.state.step, tensors)
+        LOG.warning("continued from step %d of %d", saved.state.step, self.spec.train.steps)
+        self.started -= saved.state.seconds
+        self.training_seconds = saved.state.training
+        self.solved_at = list(saved.state.solved_at)
+        for member, points in enumerate(saved.state.metrics):
+            for point in points:
+                self.add_point(member, point)
+
+    def add_point(self, member: int, point: MetricPoint) -> None:
+        """Log a validation, and keep it for the next checkpoint."""
+        self.metrics[member].append(point)
+        self.log(member, point)
+
+    def train(self, begin: int, end: int) -> None:
+        """Make the steps of a span that are not done yet."""
+        self.training_since = time.perf_counter()
+        reported_sums, reported_at = torch.zeros(2, len(self.roster.held), dtype=torch.float64), begin
+        for step in range(self.trainer.done + 1, end + 1):
+            self.trainer.step()
+            reach("step-done")
+            if time.perf_counter() - self.last_report >= self.report_every or step == end:
+                sums = self.trainer.monitor.sums.to("cpu", copy=True)  # [2, members held]; waits for the device
+                self.report(self.progress(step, (sums - reported_sums) / (step - reported_at)))
+                self.last_report, reported_sums, reported_at = time.perf_counter(), sums, step
+            if step < end:
+                self.save_if_due()
+        self.count_training_time()
+
+    def progress(self, step: int, means: torch.Tensor) -> Progress:
+        """Return the progress at a step; `means` of loss and accuracy since the last report are [2, members held]."""
+        loss, accuracy = (self.roster.widen(values, float("nan")) for values in means.tolist())
+        seconds = self.training_seconds + time.perf_counter() - self.training_since
+        examples = step * self.spec.train.batch * self.roster.size
+        return Progress(step, self.spec.train.steps, loss, accuracy, examples / seconds, seconds)
+
+    def count_training_time(self) -> None:
+        """Add the time since the last count to the time of training."""
+        now = time.perf_counter()
+        self.training_seconds += now - self.training_since
+        self.training_since = now
+
+    def validate(self, begin: int, end: int) -> None:
+        """Measure all members at the end of a span, then drop diverged members if they are many.
+
+        A dropped member is no longer updated; its last measurement is repeated.
+        """
+        means, by_cell = self.trainer.take_means(end - begin), self.trainer.validate()
+        points: list[MetricPoint | None] = self.roster.widen(list(metric_points(end, means, by_cell)), None)
+        self.trainer = self.roster.narrow(self.trainer)
+        for member, measured in enumerate(points):
+            point = measured or self.repeated_point(member, end, by_cell)
+            if self.solved_at[member] is None and point.accuracy >= SOLVED:
+                self.solved_at[member] = end
+            self.add_point(member, point)
+        self.training_since = time.perf_counter()
+        reach("validated")
+
+    def repeated_point(self, member: int, step: int, labels: Mapping[str, object]) -> MetricPoint:
+        """Return the last metrics of a member again, at a later step; zeros if it was dropped before the first."""
+        if self.metrics[member]:
+            return self.metrics[member][-1].model_copy(update={"step": step})
+        return MetricPoint(
+            step=step, train_loss=0.0, train_accuracy=0.0, accuracy=0.0, by_cell=dict.fromkeys(labels, 0.0)
+        )
+
+    def save_if_due(self) -> None:
+        """Save the state if a checkpoint is due or a signal asked to stop; in the second case, raise `Interrupted`."""
+        if self.checkpoints is not None and (is_interrupted() or self.checkpoints.due()):
+            self.count_training_time()
+            state = FleetState(
+                origin=self.checkpoints.origin,
+                step=self.trainer.done,
+                seconds=self.seconds,
+                training=self.training_seconds,
+                solved_at=tuple(self.solved_at),
+                metrics=tuple(tuple(points) for points in self.metrics),
+            )
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in self.roster.state(self.trainer).items()}
+            self.checkpoints.save(state, safetensors.save(tensors))
+            self.training_since = time.perf_counter()
+        raise_if_interrupted()
+
+
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return the shape and type of each tensor."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def validation_spans(steps: int, count: int) -> Iterator[tuple[int, int]]:
+    """Cut the steps into at most `count` spans (begin, end], as even as whole steps allow."""
+    ends = sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
+    yield from zip([0, *ends], ends, strict=False)
+
+
+def metric_points(
+    step: int, means: tuple[list[float], list[float]], by_cell: Mapping[str, list[float]]
+) -> Iterator[MetricPoint]:
+    """Yield the metrics of each member, from its mean training loss and accuracy and its validation by cell.
+
+    A loss that is not finite is written as 0.
+    """
+    for member, (loss, accuracy) in enumerate(zip(*means, strict=True)):
+        validated = {label: accuracies[member] for label, accuracies in by_cell.items()}
+        yield MetricPoint(
+            step=step,
+            train_loss=loss if loss == loss and abs(loss) != float("inf") else 0.0,
+            train_accuracy=accuracy,
+            accuracy=sum(validated.values()) / len(validated),
+            by_cell=validated,
+        )

@@ -1,0 +1,129 @@
+"""Records of runs: from what a fleet measured, or from the error that ended it, to one result for each member."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from icl_bench.harness.accounting import Footprint
+from icl_bench.harness.resolve import make_arch, make_task
+from icl_bench.harness.training.batches import ExampleStream
+from icl_bench.harness.training.evaluate import CellCounts
+from icl_bench.harness.training.generate import FreeRunning
+from icl_bench.harness.training.optimiser import LOSS_LIMIT
+from icl_bench.runs.record import CellScore, RunResult, StateReport, Status, WorkReport
+from icl_bench.runs.spec import RunSpec
+
+ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class MemberScores(NamedTuple):
+    """Measurements of a member that was trained to the end, or diverged on the way."""
+
+    cells: tuple[CellScore, ...]
+    """Test scores by cell; none if the member was dropped from its fleet."""
+    diverged_at: int
+    """Step at which the member was found to have diverged; 0 if it never was."""
+    solved_at: int | None
+    """First validated step with an accuracy of at least `SOLVED`."""
+
+
+class FleetScores(NamedTuple):
+    """Measurements of a trained fleet."""
+
+    members: list[MemberScores]
+    """Measurements of each member."""
+    params: int
+    """Parameters of one model."""
+    seconds: float
+    """Wall time of training and evaluation, over all parts of a run that was interrupted."""
+    examples_per_second: float
+    """Training examples per second, summed over members."""
+
+
+def cell_scores(
+    stream: ExampleStream,
+    counts: CellCounts,
+    floors: list[tuple[str, float]],
+    free: FreeRunning | None,
+    controls: dict[str, list[float]],
+    members: Sequence[int],
+) -> list[CellScore]:
+    """Return the test scores of these members on one cell, whose test examples `stream` makes.
+
+    `floors` has the best trivial solver and its accuracy by member, `controls` the accuracies by control.
+    """
+    task, cell = stream.task, stream.cell
+    contents, squared_error = task.contents(cell), task.interface.squared_error
+    accuracy, exact_match, loss = counts.accuracy, counts.exact_match, counts.loss
+    oracle_error, groups = counts.oracle_error, counts.groups(task)
+    return [
+        CellScore(
+            label=cell.label,
+            load=cell.load,
+            length=cell.length,
+            accuracy=accuracy[member],
+            exact_match=exact_match[member],
+            loss=loss[member],
+            error=loss[member] if squared_error else None,
+            oracle_error=oracle_error[member] if squared_error else None,
+            floor=floors[member][1],
+            floor_solver=floors[member][0],
+            state_bits=task.state_bits(cell),
+            scored=cell.scored,
+            answers=contents.answers if contents else None,
+            alphabet=contents.alphabet if contents else None,
+            free_running=free.accuracy[member] if free else None,
+            free_running_exact=free.exact_match[member] if free else None,
+            controls={name: accuracies[member] for name, accuracies in controls.items()},
+            groups=groups[member],
+        )
+        for member in members
+    ]
+
+
+def member_result(spec: RunSpec, scores: FleetScores, member: int, first_batch: str) -> RunResult:
+    """Return the result of a member of a trained fleet; `first_batch` is the SHA-256 of its first training batch."""
+    measured = scores.members[member]
+    outcome: dict[str, Any] = {"status": "ok", "steps": spec.train.steps, "cells": measured.cells}
+    if measured.diverged_at:
+        factor, margin, patience = LOSS_LIMIT
+        detail = (
+            f"diverged at step {measured.diverged_at}: loss or gradient not finite, or loss above {factor:g} x its "
+            f"first + {margin:g} for {patience} steps"
+        )
+        outcome = {"status": "diverged", "detail": detail, "steps": measured.diverged_at, "cells": ()}
+    return RunResult(
+        **spec_fields(spec),
+        **outcome,
+        params=scores.params,
+        seconds=round(scores.seconds, 3),
+        examples_per_second=round(scores.examples_per_second, 1),
+        solved_at=measured.solved_at,
+        first_batch=first_batch,
+    )
+
+
+def failed_result(spec: RunSpec, status: Status, detail: str, seconds: float) -> RunResult:
+    """Return the result of a run that an error ended after `seconds`."""
+    timing: dict[str, Any] = {"seconds": round(seconds, 3), "examples_per_second": 0.0}
+    return RunResult(**spec_fields(spec), **timing, status=status, detail=detail, params=0, steps=0, cells=())
+
+
+def spec_fields(spec: RunSpec) -> dict[str, Any]:
+    """Return the fields of a result that follow from the specification; `files` are added as they are committed."""
+    task = make_task(spec.task)
+    length = max(cell.length for cell in task.eval_cells)
+    size = Footprint([make_arch(component) for component in spec.layer_components], spec.model.d_model, length)
+    state, activation = size.state, ACTIVATION_BYTES[spec.precision]
+    return {
+        "id": spec.id,
+        "digest": spec.digest,
+        "task": spec.task.label,
+        "arch": spec.arch_label,
+        "load_name": task.load_name,
+        "seed": spec.seed,
+        "lr": spec.train.lr,
+        "state": state and StateReport(elements=state.elements, bytes=state.bytes(activation), length=length),
+        "work": WorkReport(weights=size.flops.weights, state=size.flops.state),
+        "declarations": tuple(make_arch(component).declaration() for component in spec.arch),
+        "files": {},
+    }

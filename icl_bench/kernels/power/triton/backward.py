@@ -1,0 +1,302 @@
+"""The gradients of queries, and of keys and values, of power attention.
+
+Scores are made again from q and k; for keys, which own the rows there, transposed, so that no accumulator is ever
+transposed. With gates, dA_ij A_ij summed along a row (R_i) and along a column (C_j), both from float32 scores, give the
+gradients of the log gates (`tokens.power_gate_gradient_kernel`).
+"""
+
+import triton
+import triton.language as tl
+
+from icl_bench.kernels.power.triton.forward import read_tiles
+from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
+from icl_bench.kernels.power.triton.tiles import (
+    at_group,
+    heads_later,
+    load_matrix,
+    load_tokens,
+    load_vector,
+    power,
+    store_tokens,
+)
+from icl_bench.kernels.power.triton.tokens import load_query_stats, store_query_stats
+from icl_bench.kernels.triton.common import View, at_head, load_for_columns, part_sums
+
+
+@triton.jit
+def _query_block(
+    acc, total, queries, cotangents, delta, k, v, gates, gate, m0, n0, end, scale_in,
+    BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """acc_i + sum_j ds_ij k_j, and parts of R_i = sum_j ds_ij s_ij, for the rows m0.. and the keys n0...
+
+    With s the score and g its decay, ds_ij = (dy_i.v_j - delta_i) s_ij^(p-1) g_ij. OWN: keys may lie after a row.
+    `gate` is that of each row, or of the first of them before their own block.
+    """
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    keys = load_tokens(k, n0, end, C.K, BLOCK_N, C.K_BLOCK, WHOLE).to(C.DOT)
+    values = load_tokens(v, n0, end, C.V, BLOCK_N, C.V_BLOCK, WHOLE).to(C.DOT)
+    s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
+    if C.SCALE:
+        s *= scale_in
+    ds = tl.dot(cotangents, tl.trans(values), input_precision=C.PRECISION)
+    if C.SUM:
+        ds -= delta[:, None]
+    ds *= power(s, C.P - 1)
+    if C.GATED:
+        gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
+    if OWN:
+        causal = (tl.arange(0, BLOCK_M)[:, None] - tl.arange(0, BLOCK_N)[None, :]) >= n0 - m0
+        if C.GATED:
+            ds *= tl.exp2(tl.where(causal, gate[:, None] - gates[None, :], 0.0))
+        ds = tl.where(causal, ds, 0.0)
+    elif C.GATED:
+        ds *= tl.exp2(gate - gates)[None, :]
+    if C.GATED:
+        total += part_sums(ds * s, BLOCK_M, BLOCK_N)
+    return tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION), total
+
+
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows"])
+def power_query_gradient_kernel(
+    q, k, v, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, T, chunk, chunks, heads, repeat, low_rows,
+    scale_in, scale_out, eps, MAKE_STATS: tl.constexpr, LOW: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """dq_i = p w_i (sum_j ds_ij k_j + the state's part) and, with gates, R_i of the state and of the chunk.
+
+    This is for a block of rows of one head; grid: row blocks times N * H. MAKE_STATS: the kernel also does the work of
+    `power_query_stats_kernel`, where nothing before it needs the statistics. EDGE: a state enters the first chunk.
+    """
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    K_BLOCK: tl.constexpr = C.K_BLOCK
+    blocks = tl.cdiv(T, BLOCK_M)
+    m0 = (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    n = row // heads
+    h = row % heads
+    g = h // repeat
+    groups = heads // repeat
+    c = m0 // chunk
+    c0 = c * chunk
+    end = tl.minimum(T, c0 + chunk)
+    k = at_head(k, n, g)
+    v = at_head(v, n, g)
+    q = at_head(q, n, h)
+    dy = at_head(dy, n, h)
+    queries = load_tokens(q, m0, end, C.K, BLOCK_M, K_BLOCK, C.WHOLE).to(C.DOT)
+    cotangents = load_tokens(dy, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
+    index = m0 + tl.arange(0, BLOCK_M)
+    mask = index < end
+    state_total = tl.zeros([BLOCK_M], tl.float32)
+    start_gate, gate, decay = 0.0, state_total, state_total
+    if C.GATED:
+        gates += (n * groups + g) * T
+        start_gate = tl.load(gates + m0)
+        gate = load_vector(gates, m0, end, BLOCK_M)
+        decay = tl.exp2(gate - start_gate)
+    if MAKE_STATS:
+        weight = tl.full([BLOCK_M], 1.0, tl.float32)
+        delta = tl.zeros([BLOCK_M], tl.float32)
+        if C.SUM:
+            weight = 1.0 / (tl.load(den + row * T + index, mask=mask, other=1.0) + eps)
+            y_rows = View(y.ptr + n * y.n + h * y.h, y.n, y.t, y.h)
+            outputs = load_tokens(y_rows, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(tl.float32)
+            if LOW:
+                low = View(y_low + n * low_rows * y.t + h * y.h, y.n, y.t, y.h)
+                outputs += load_tokens(low, m0, low_rows, C.V, BLOCK_M, C.V_BLOCK, False).to(tl.float32)
+            delta = tl.sum(outputs * cotangents.to(tl.float32), 1)
+        store_query_stats(query_stats, row, T, index, mask, weight, delta, gate)
+    else:
+        weight, delta, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
+    acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
+    sums = tl.zeros([BLOCK_M, 8], tl.float32)
+    if C.SHORT:  # see `power_forward_kernel`
+        OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
+        for i in tl.static_range(C.BLOCK_M // OWN_N):
+            acc, sums = _query_block(
+                acc, sums, queries, cotangents, delta, k, v, gates, gate, m0, m0 + i * OWN_N, end, scale_in,
+                OWN_N, True, C.WHOLE, C,
+            )  # fmt: skip
+    if C.STATE:
+        if (c > 0) | C.EDGE:
+            state = states.ptr + ((n * groups + g) * chunks + c) * states.elements
+            part = gradient_of_state(
+                tl.zeros([BLOCK_M, K_BLOCK], tl.float32), q, cotangents, queries, m0, end, state,
+                states.expanded, delta, BLOCK_M, C,
+            )  # fmt: skip
+            if C.GATED:
+                part *= tl.exp2(gate)[:, None]
+                state_total = tl.sum(part * queries.to(tl.float32), 1)
+            acc += part
+    if m0 > c0:  # a loop of its own accumulators: see `power_forward_kernel`
+        part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
+        part_sum = tl.zeros([BLOCK_M, 8], tl.float32)
+        for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
+            part, part_sum = _query_block(
+                part, part_sum, queries, cotangents, delta, k, v, gates, start_gate, m0, n0, end, scale_in,
+                C.BLOCK_N, False, True, C,
+            )  # fmt: skip
+        if C.GATED:
+            part *= decay[:, None]
+            part_sum *= decay[:, None]
+        acc += part
+        sums += part_sum
+    if not C.SHORT:
+        for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
+            acc, sums = _query_block(
+                acc, sums, queries, cotangents, delta, k, v, gates, gate, m0, n0, end, scale_in,
+                C.BLOCK_N, True, C.WHOLE, C,
+            )  # fmt: skip
+    factor = weight * scale_out
+    if C.GATED:
+        total = tl.sum(sums, 1)
+        tl.store(row_sums + row * T + index, state_total * factor, mask=mask)
+        row_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
+        tl.store(row_sums + row * T + index, total * factor, mask=mask)
+    if C.SCALE:
+        factor *= scale_in
+    acc *= (factor * C.P)[:, None]
+    store_tokens(at_head(dq, n, h), acc, m0, end, C.K, BLOCK_M, K_BLOCK)
+
+
+@triton.jit
+def _key_block(
+    dk, dv, sums, keys, values, q, dy, query_stats, gate, m0, n0, end, scale_in,
+    OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, OWN: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """dk_j + sum_i ds_ij q_i, dv_j + sum_i A_ij dy_i, and parts of C_j = sum_i ds_ij s_ij, for the keys n0...
+
+    The queries are m0..; OWN: they may lie before a key. `gate` is that of each key, or of the last of them after their
+    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij.
+    """
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    BLOCK_N: tl.constexpr = C.BLOCK_N
+    queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
+    cotangents = load_tokens(dy, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
+    weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+    if C.GATED and not OWN:
+        weight *= tl.exp2(row_gate - gate)
+    s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
+    if C.SCALE:
+        s *= scale_in
+    lower = power(s, C.P - 1) * weight[None, :]
+    if OWN:
+        causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
+        if C.GATED:
+            lower *= tl.exp2(tl.where(causal, row_gate[None, :] - gate[:, None], 0.0))
+        lower = tl.where(causal, lower, 0.0)
+    if OF_VALUES:
+        dv = tl.dot((lower * s).to(C.DOT), cotangents, dv, input_precision=C.PRECISION)
+    if OF_KEYS:
+        ds = tl.dot(values, tl.trans(cotangents), input_precision=C.PRECISION)
+        if C.SUM:
+            ds -= delta[None, :]
+        ds *= lower
+        if C.GATED:
+            sums += part_sums(ds * s, BLOCK_N, BLOCK_M)
+        dk = tl.dot(ds.to(C.DOT), queries, dk, input_precision=C.PRECISION)
+    return dk, dv, sums
+
+
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
+def power_key_gradient_kernel(
+    q, k, v, u, w, dy, query_stats, gates, states, dk, dv, column_sums, T, chunk, chunks, groups,
+    scale_in, state_factor, scale_out,
+    REPEAT: tl.constexpr, CONTRACT: tl.constexpr, OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """dk_j = p sum_i ds_ij q_i, dv_j = sum_i A_ij dy_i and, with gates, C_j of the state and of the chunk.
+
+    This is for a block of keys of one key-value head; grid: row blocks times N * G. `states` holds for each chunk the
+    gradient that its end state receives; EDGE: the last one receives one. CONTRACT adds the state's part of dk. OF_KEYS
+    and OF_VALUES say which gradients are made.
+    """
+    BLOCK_N: tl.constexpr = C.BLOCK_N
+    K_BLOCK: tl.constexpr = C.K_BLOCK
+    V_BLOCK: tl.constexpr = C.V_BLOCK
+    blocks = tl.cdiv(T, BLOCK_N)
+    n0 = tl.program_id(0) % blocks * BLOCK_N
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    n = row // groups
+    g = row % groups
+    c = n0 // chunk
+    end = tl.minimum(T, (c + 1) * chunk)
+    k = at_head(k, n, g)
+    v = at_head(v, n, g)
+    q = at_group(q, n, g, REPEAT)
+    dy = at_group(dy, n, g, REPEAT)
+    query_stats += row * REPEAT * T * 4
+    if OF_KEYS:
+        keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
+        values = load_tokens(v, n0, end, C.V, BLOCK_N, V_BLOCK, C.WHOLE).to(C.DOT)
+    dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
+    dv_acc = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
+    sums = tl.zeros([BLOCK_N, 8], tl.float32)
+    state_total = tl.zeros([BLOCK_N], tl.float32)
+    last = tl.minimum(n0 + BLOCK_N, end)
+    last_gate, gate, decay = 0.0, state_total, state_total
+    if C.GATED:
+        gates += row * T
+        last_gate = tl.load(gates + last - 1)
+        gate = tl.load(gates + tl.minimum(n0 + tl.arange(0, BLOCK_N), end - 1))
+        decay = tl.exp2(last_gate - gate)
+    if C.STATE:
+        if (c + 1 < chunks) | C.EDGE:
+            state = states.ptr + (row * chunks + c) * states.elements
+            if OF_VALUES:
+                if C.LINEAR:
+                    block = load_matrix(state, C.K, C.V, K_BLOCK, V_BLOCK).to(C.DOT)
+                    dv_acc = tl.dot(keys, block, dv_acc, input_precision=C.PRECISION)
+                else:
+                    dv_acc = read_tiles(dv_acc, at_head(u, n, g), at_head(w, n, g), n0, end, state, BLOCK_N, C)
+            if CONTRACT and OF_KEYS:
+                ones = tl.full([BLOCK_N], -1.0, tl.float32)
+                dk_acc = gradient_of_state(dk_acc, k, values, keys, n0, end, state, states.expanded, ones, BLOCK_N, C)
+            dv_acc *= state_factor
+            if C.GATED:
+                left = tl.exp2(tl.load(gates + end - 1) - gate)
+                dv_acc *= left[:, None]
+                dk_acc *= left[:, None]
+                if OF_KEYS:
+                    state_total = tl.sum(dk_acc * keys.to(tl.float32), 1)
+    if not OF_KEYS:  # only now, so that the tiles of the state have the shared memory
+        keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
+        values = keys
+    first = n0 if C.SHORT else n0 + BLOCK_N
+    if first < end:  # a loop of its own accumulators: see `power_forward_kernel`
+        for r in range(REPEAT):
+            dk_part = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
+            dv_part = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
+            for m0 in tl.range(first, end, C.BLOCK_M, num_stages=C.STAGES):
+                dk_part, dv_part, sums = _key_block(
+                    dk_part, dv_part, sums, keys, values, heads_later(q, r), heads_later(dy, r),
+                    query_stats + r * T * 4, gate if C.SHORT else last_gate, m0, n0, end, scale_in,
+                    OF_KEYS, OF_VALUES, C.SHORT, C,
+                )  # fmt: skip
+            if C.GATED and not C.SHORT:
+                dk_part *= decay[:, None]
+                dv_part *= decay[:, None]
+            dk_acc += dk_part
+            dv_acc += dv_part
+    if not C.SHORT:
+        if C.GATED:
+            sums *= decay[:, None]
+        for r in range(REPEAT):
+            for m0 in tl.range(n0, last, C.BLOCK_M, num_stages=1):
+                dk_acc, dv_acc, sums = _key_block(
+                    dk_acc, dv_acc, sums, keys, values, heads_later(q, r), heads_later(dy, r),
+                    query_stats + r * T * 4, gate, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
+                )  # fmt: skip
+    index = n0 + tl.arange(0, BLOCK_N)
+    if C.GATED and OF_KEYS:
+        total = tl.sum(sums, 1)
+        tl.store(column_sums + row * T + index, state_total * scale_out, mask=index < end)
+        column_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
+        tl.store(column_sums + row * T + index, total * scale_out, mask=index < end)
+    if OF_KEYS:
+        dk_acc *= C.P * scale_out
+        if C.SCALE:
+            dk_acc *= scale_in
+        store_tokens(at_head(dk, n, g), dk_acc, n0, end, C.K, BLOCK_N, K_BLOCK)
+    if OF_VALUES:
+        dv_acc *= scale_out
+        store_tokens(at_head(dv, n, g), dv_acc, n0, end, C.V, BLOCK_N, V_BLOCK)

@@ -1,0 +1,115 @@
+"""Parts that Triton kernels of several operators share: block sizes, sums and loads of tiles, sums over programs."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icl_bench.kernels.backends import launch_on
+
+FULL_DEVICE_PROGRAMS = 2048
+"""Programs, over all members, of a kernel that leaves one row of partial sums for each program."""
+MOST_PARTS = 512
+"""Largest number of partial sums that `add_parts` adds in one tile."""
+ROW_TILE = 2048
+"""Elements, about, of a tile of rows."""
+SUM_TILE = 8192
+"""Elements of a tile of `add_parts`."""
+
+
+class View(NamedTuple):
+    """A tensor [N, T, H, width] with unit stride in its last axis, and its strides of a sequence, token and head."""
+
+    ptr: Any
+    """The tensor; inside a kernel, a pointer to its first element."""
+    n: Any
+    t: Any
+    h: Any
+
+
+def view_of(x: Tensor) -> View:
+    """Return the view of a tensor [N, T, H, width]."""
+    n, t, h, _ = x.stride()
+    return View(x, n, t, h)
+
+
+@triton.jit
+def at_head(view, n, h):
+    """Return the view that begins at head h of sequence n."""
+    return View(view.ptr + (n * view.n + h * view.h), view.n, view.t, view.h)
+
+
+def padded(size: int, least: int = 1, most: int | None = None) -> int:
+    """Return the smallest power of two that is at least `size` and `least`, or `most` where that is less."""
+    power = max(least, 1 << (size - 1).bit_length())  # triton.next_power_of_2 takes ten times as long
+    return power if most is None else min(power, most)
+
+
+def tile_shape(width: int, most_columns: int | None = None) -> tuple[int, int]:
+    """Return the rows and columns of a tile for arrays of `width` columns."""
+    columns = padded(width, most=most_columns)
+    return max(1, ROW_TILE // columns), columns
+
+
+def split_rows(count: int, block: int, members: int) -> tuple[int, int]:
+    """Return the programs that share the rows of a member, and the rows of each, a multiple of `block`."""
+    tiles = -(-count // block)
+    programs = max(1, min(tiles, MOST_PARTS, FULL_DEVICE_PROGRAMS // members))
+    each = -(-tiles // programs) * block
+    return -(-count // each), each
+
+
+@triton.jit
+def part_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sum every eighth column of a tile, [ROWS, 8]: the sums that threads make without data of other threads."""
+    return tl.sum(tl.reshape(x, [ROWS, COLUMNS // 8, 8]), 1)
+
+
+@triton.jit
+def load_for_columns(base, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """Load elements from `start` on, one for each column of a tile; zeros past `end`, unless WHOLE excludes that case.
+
+    The vector is loaded four times over, as a tile: a pipelined vector of fewer elements than there are threads is
+    copied to shared memory once by every thread that reads it.
+    """
+    index = start + tl.arange(0, BLOCK)
+    pointer = base + index[:, None] + 0 * tl.arange(0, 4)[None, :]
+    tile = tl.load(pointer) if WHOLE else tl.load(pointer, mask=(index < end)[:, None], other=0.0)
+    half, _ = tl.split(tl.reshape(tile, [BLOCK, 2, 2]))
+    vector, _ = tl.split(half)
+    return vector
+
+
+@triton.jit
+def add_parts_kernel(partial, out, parts, width, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sum [M, P, C] to [M, C] in float32. Grid (columns, M)."""
+    member = tl.program_id(1).to(tl.int64)
+    columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for first in range(0, parts, BLOCK_P):
+        part = first + tl.arange(0, BLOCK_P)
+        mask = (part < parts)[:, None] & (columns < width)[None, :]
+        offsets = (member * parts + part)[:, None] * width + columns[None, :]
+        total += tl.load(partial + offsets, mask=mask, other=0.0).to(tl.float32)
+    result = tl.sum(total, 0).to(out.dtype.element_ty)
+    tl.store(out + member * width + columns, result, mask=columns < width)
+
+
+def add_parts(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum the partial results of programs in a fixed order: [M, P, ...] -> [M, ...] of `dtype`, added in float32.
+
+    The sum of torch takes three times as long for few parts.
+    """
+    partial = partial.contiguous()
+    members, parts = partial.shape[:2]
+    out = partial.new_empty(members, *partial.shape[2:], dtype=dtype)
+    width = out[0].numel()
+    block_p = padded(parts, 16, MOST_PARTS)
+    block_c = padded(width, 16, SUM_TILE // block_p)
+    with launch_on(partial):
+        add_parts_kernel[(-(-width // block_c), members)](
+            partial, out, parts, width, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=8
+        )
+    return out

@@ -1,0 +1,40 @@
+"""The study that a report is part of: its question, the expectations, and results that others published."""
+
+from typing import NamedTuple
+
+
+class PublishedResult(NamedTuple):
+    """A result that others published."""
+
+    label: str
+    """The model that was measured."""
+    bytes: int
+    """Size of its state, as its authors count it."""
+    accuracy: float
+    """Mean over the evaluated cells."""
+    source: str
+    """The publication and the place in it."""
+    arch: str | None = None
+    """The architecture that corresponds to it here, as records name it."""
+
+
+class StudyContext(NamedTuple):
+    """The texts of a study that its report quotes; empty for a report on a store."""
+
+    name: str | None = None
+    """Name of the study."""
+    question: str | None = None
+    """Question that the study asks."""
+    hypotheses: tuple[str, ...] = ()
+    """Expectations, written down before the study ran."""
+    conclusions: tuple[str, ...] = ()
+    """Conclusions that the author drew when the study first ran."""
+    left_out: tuple[str, ...] = ()
+    """Architectures that could not be matched in size, each with the nearest size that it reaches."""
+    published: tuple[PublishedResult, ...] = ()
+    """Published results, to compare the measured ones with."""
+    interrupted: int = 0
+    """Number of runs in the store that were interrupted and have no result."""
+
+
+NO_STUDY = StudyContext()

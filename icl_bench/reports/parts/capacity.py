@@ -1,0 +1,105 @@
+"""Capacity: the loads to which an entry recalls, the bits that it recalls, and the prediction of theory."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from icl_bench.reports import canvas
+from icl_bench.reports.analysis import Section
+from icl_bench.reports.blocks import Name, Table, table_of
+from icl_bench.reports.context import StudyContext
+from icl_bench.reports.fits import Load
+from icl_bench.reports.panels import by_state
+from icl_bench.reports.parts.base import Part, SectionFigure
+from icl_bench.reports.recall import Recall, recalls
+from icl_bench.reports.text import NONE, format_integer, format_load, format_number
+
+NOTE = (
+    "K50 and K90: loads at which chance-corrected accuracy, (accuracy - floor) / (1 - floor), falls to 50 % and to 90 "
+    "%. They are those of a logistic function of log2 load, fitted to medians over seeds; their intervals are from a "
+    "bootstrap over seeds; nothing is extrapolated beyond the measured loads. Predicted pairs: number of pairs that "
+    "one layer of Hebbian sums over random keys recalls, (H d_v / (2 ln V) - 1) d (d + 2) ... / (2p - 1)!!; a "
+    "reference, not a bound. Recalled bits: a lower bound, by Fano's inequality from the median accuracy, in the cell "
+    "where it is highest. Upper bound: number of answers that the bits of the state, as it is stored, can distinguish."
+)
+ARROWS = {"above": "^", "below": "v"}
+
+
+def capacity_table(section: Section) -> Table:
+    """Make a row for each entry with K50 and K90 or recalled bits."""
+    return table_of([capacity_row(row) for row in recalls(section) if row.capacity or row.bits is not None])
+
+
+def capacity_row(row: Recall) -> dict[str, str]:
+    """Make the row of an entry."""
+    fit = row.capacity
+    return {
+        "architecture": Name(row.entry.label),
+        "state elements": format_integer(row.entry.state_elements),
+        "K50": format_load(fit.k50) if fit else NONE,
+        "K50, 95 % interval": load_interval(fit.k50) if fit else NONE,
+        "K90": format_load(fit.k90) if fit else NONE,
+        "K90, 95 % interval": load_interval(fit.k90) if fit else NONE,
+        "predicted pairs": format_number(row.predicted),
+        "recalled bits": format_number(row.bits),
+        "bits per element": format_number(row.bits_per_element),
+        "upper bound": format_number(row.bound),
+    }
+
+
+def load_interval(found: Load) -> str:
+    """Format the interval of a load, unless all of it lies beyond the measured loads."""
+    if found.interval is None or (found.side != "within" and found.interval.low == found.interval.high):
+        return NONE
+    return f"[{format_number(found.interval.low)}, {format_number(found.interval.high)}]"
+
+
+def capacity_by_state(section: Section, context: StudyContext) -> Figure | None:
+    """Draw K50 against state elements; return None unless states differ and a K50 lies within the measured loads."""
+    found = [row for row in recalls(section) if row.capacity and row.entry.state_elements]
+    within = any(row.capacity.k50.side == "within" for row in found if row.capacity)
+    if len({row.entry.state_elements for row in found}) < 2 or not within:
+        return None
+    figure, (axes,) = canvas.new_figure(380)
+    for i, family in enumerate(section.families):
+        members = sorted((row for row in found if row.entry.family == family), key=lambda row: by_state(row.entry))
+        draw_capacities(axes, members, canvas.series_style(i))
+    canvas.size_axis(axes, "state elements after the longest sequence")
+    canvas.load_scale(axes, f"K50, {section.load_name}")
+    handles, names = canvas.legend_handles(map(canvas.series_style, range(len(section.families)))), [*section.families]
+    if any(row.predicted for row in found):
+        handles.append(Line2D([], [], color=canvas.GREY, linestyle=":", marker="*", markersize=8))
+        names.append("predicted, random keys")
+    canvas.add_legend(figure, handles, names)
+    return figure
+
+
+def draw_capacities(axes: Axes, rows: Sequence[Recall], style: canvas.SeriesStyle) -> None:
+    """Draw each K50 with its interval, an arrow where it lies beyond the measured loads, and predictions as stars."""
+    points = [(row.entry.state_elements or 0, row.capacity.k50) for row in rows if row.capacity]
+    within = [(state, k50) for state, k50 in points if k50.side == "within"]
+    axes.plot([x for x, _ in within], [k50.value for _, k50 in within], color=style.colour, linestyle=style.dash)
+    for state, k50 in points:
+        if k50.side != "within":
+            axes.add_line(canvas.hollow(state, k50.value, ARROWS[k50.side], 8, style))
+            continue
+        if k50.interval:
+            axes.plot([state, state], list(k50.interval), color=style.colour, linewidth=1.2)
+        axes.plot([state], [k50.value], color=style.colour, marker=style.marker, markersize=6)
+    law = [(row.entry.state_elements or 0, row.predicted) for row in rows if row.predicted]
+    axes.plot([x for x, _ in law], [y for _, y in law], color=style.colour, linestyle=":", marker="*", markersize=8)
+
+
+PART = Part(
+    "Capacity",
+    capacity_table,
+    SectionFigure(
+        "capacity",
+        "K50 against state, with 95 % intervals. Open arrows: beyond the measured loads. Stars: predicted pairs.",
+        capacity_by_state,
+        on_page=lambda context: True,
+    ),
+    NOTE,
+)

@@ -1,0 +1,57 @@
+"""The environment of the runs, and warnings where a mix of environments may have changed numbers."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from icl_bench.reports.blocks import Content, Name, Prose, Table, titled
+from icl_bench.reports.text import enumerate_words
+from icl_bench.runs.outline import Outline
+from icl_bench.runs.record import Environment
+from icl_bench.schema import canonical_json
+
+MIXING = ("icl-bench", "torch", "triton", "device", "threads", "revision", "kernels")
+"""Properties of the environment that may change numbers: the report warns where runs differ in one."""
+
+
+def environment_blocks(runs: Sequence[Outline]) -> list[Content]:
+    """Return warnings and the table of environments."""
+    if not runs:
+        return []
+    counts = environment_counts([run.environment for run in runs])
+    warnings = []
+    if mixed := [key for key, values in counts.items() if key in MIXING and len(values) > 1]:
+        rule = "numbers are equal bit for bit only where these properties are equal"
+        warnings.append(f"the runs differ in {enumerate_words(mixed)}; {rule}.")
+    if differing_data(runs):
+        warnings.append("runs of the same task and data seed began training on different examples.")
+    table = Table(("property", "value"), tuple((key, Name(values_text(found))) for key, found in counts.items()), 2)
+    return titled(2, "Environment", *(Prose(text, warning=True) for text in warnings), table)
+
+
+def environment_counts(environments: Sequence[Environment]) -> dict[str, Counter[str]]:
+    """Count the runs that have each value of each property."""
+    distinct = {id(one): one for one in environments}  # very many runs share few environments
+    packages = sorted({name for one in distinct.values() for name in one.versions})
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for key, number in Counter(map(id, environments)).items():
+        one = distinct[key]
+        values = {name: one.versions.get(name, "none") for name in packages}
+        values |= {"device": one.device, "threads": str(one.threads), "host": one.host}
+        values |= {"revision": one.revision or "none", "kernels": one.impl}
+        for name, value in values.items():
+            counts[name][value] += number
+    return counts
+
+
+def values_text(values: Counter[str]) -> str:
+    """Format the only value, or each value with its number of runs."""
+    listed = "; ".join(f"{value} ({number})" for value, number in sorted(values.items()))
+    return listed if len(values) > 1 else next(iter(values))
+
+
+def differing_data(runs: Sequence[Outline]) -> bool:
+    """Return whether runs of one task, batch size and data seed began with different examples."""
+    known = [(run.first_batch, run.setting, run.seeds[1]) for run in runs if run.first_batch is not None]
+    data = {one: canonical_json([one.spec["task"], one.spec["train"]["batch"]]) for _, one, _ in known}
+    seen: dict[tuple[str, int], str] = {}
+    return any(seen.setdefault((data[setting], seed), digest) != digest for digest, setting, seed in known)

@@ -1,0 +1,84 @@
+"""The sweep of learning rates, and the width of the window of good ones."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from icl_bench.reports.analysis import Section
+from icl_bench.reports.blocks import Name, Table, table_of
+from icl_bench.reports.canvas import SeriesStyle, draw_seeds, hollow, rate_scale
+from icl_bench.reports.context import StudyContext
+from icl_bench.reports.entry import Entry
+from icl_bench.reports.panels import draw_panels
+from icl_bench.reports.parts.base import Part, SectionFigure, quantile_remark
+from icl_bench.reports.statistics import median, rate_window
+from icl_bench.reports.text import format_share
+
+NOTE = (
+    "Validation accuracy: at the chosen rate, median over the seeds of the sweep. Median over rates: of the same "
+    "medians, over the sweep. Window: width in decades of the learning rates that reach 90 % of the best accuracy, "
+    "interpolated between the rates of the sweep; ≥ where the window reaches an end of the sweep."
+)
+
+
+def rate_table(section: Section) -> Table:
+    """Make a row for each entry with a sweep; no rows where none was swept."""
+    rows = [rate_row(entry) for entry in section.entries if len(entry.rates) > 1]
+    for name, accuracy in (("floor", section.mean_floor), ("oracle", 1.0)):
+        score = format_share(accuracy)
+        rows += [{"architecture": Name(name), "validation accuracy": score, "median over rates": score}] if rows else []
+    return table_of(rows)
+
+
+def rate_row(entry: Entry) -> dict[str, str]:
+    """Make the row of an entry."""
+    scores = [max(0.0, rate.score) for rate in entry.rates]
+    window = rate_window([rate.rate for rate in entry.rates], scores)
+    return {
+        "architecture": Name(entry.label),
+        "rates": str(len(scores)),
+        "lowest": f"{entry.rates[0].rate:.3g}",
+        "highest": f"{entry.rates[-1].rate:.3g}",
+        "chosen": f"{entry.rate:.3g}",
+        "validation accuracy": format_share(max(scores)),
+        "median over rates": format_share(median(scores)),
+        "window, decades": f"{'≥ ' if window.open_end else ''}{window.decades:.2f}",
+        "chosen rate lies": "at the edge" if entry.at_edge else "inside",
+    }
+
+
+def learning_rates(section: Section, context: StudyContext) -> Figure | None:
+    """Draw validation accuracy against learning rate; return None where no rates were swept."""
+    if all(len(entry.rates) < 2 for entry in section.entries):
+        return None
+    figure, panels = draw_panels(section, "validation accuracy", draw_sweep)
+    for axes in panels:
+        rate_scale(axes)
+    return figure
+
+
+def draw_sweep(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> None:
+    """Draw a dot for each seed at each rate, a line through the medians, and a ring around the chosen rate."""
+    scores = [max(0.0, rate.score) for rate in entry.rates]
+    rates = [rate.rate for rate in entry.rates]
+    axes.plot(rates, scores, color=style.colour, linestyle=style.dash)
+    draw_seeds(axes, rates, [list(rate.by_seed.values()) for rate in entry.rates], style)
+    axes.add_line(hollow(entry.rate, scores[rates.index(entry.rate)], "o", 11, style))
+
+
+def swept_seeds_remark(section: Section) -> str:
+    """Return the remark that dots are quantiles, for a figure of the sweep."""
+    return quantile_remark([len(rate.by_seed) for entry in section.entries for rate in entry.rates])
+
+
+PART = Part(
+    "Learning rates",
+    rate_table,
+    SectionFigure(
+        "learning-rates",
+        "Validation accuracy by learning rate: a dot for each seed, a line through the medians, a ring around the "
+        "chosen rate.",
+        learning_rates,
+        swept_seeds_remark,
+    ),
+    NOTE,
+)

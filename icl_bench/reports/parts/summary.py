@@ -1,0 +1,89 @@
+"""The main table of a section: size, accuracy or error, and learning rate of each entry."""
+
+import math
+
+from icl_bench.reports.analysis import Section
+from icl_bench.reports.blocks import Name, Notes, Table, table_of
+from icl_bench.reports.entry import ZERO_ERROR, Entry
+from icl_bench.reports.parts.accuracy import oracle_error
+from icl_bench.reports.parts.base import Part
+from icl_bench.reports.statistics import mean_interval, median, wilson
+from icl_bench.reports.text import (
+    NONE,
+    enumerate_words,
+    format_bytes,
+    format_integer,
+    format_interval,
+    format_number,
+    format_share,
+)
+from icl_bench.runs.record import SOLVED
+
+
+def main_table(section: Section) -> Table:
+    """Make a row for each entry, then for the floor and the oracle; errors replace accuracies where there are any."""
+    rows = [main_row(entry, section) for entry in section.entries]
+    exact = {"chance-corrected": format_share(1.0), "exact match": format_share(1.0)}
+    if section.has_errors:
+        errors = [oracle_error(section, cell.label) for cell in section.cells]
+        rows.append({"architecture": Name("answering 0"), "error": format_share(ZERO_ERROR)})
+        rows.append({"architecture": Name("oracle"), "error": format_share(sum(errors) / len(errors)), **exact})
+    else:
+        floor = {"accuracy": format_share(section.mean_floor), "chance-corrected": format_share(0.0)}
+        rows.append({"architecture": Name("floor"), **floor})
+        rows.append({"architecture": Name("oracle"), "accuracy": format_share(1.0), **exact})
+    return table_of(rows)
+
+
+def main_row(entry: Entry, section: Section) -> dict[str, str]:
+    """Make the row of an entry, with its weight-state FLOP ratio (arXiv 2507.04239, section 3.2)."""
+    result, seeds = entry.example.result, len(entry.accuracies)
+    work = result.work
+    corrected = section.corrected_scores(entry)
+    if section.has_errors:
+        interval = mean_interval(list(entry.errors.values()))
+        shown = format_interval(interval.clipped(0.0, math.inf) if interval else None)
+        score = {"error": format_share(entry.error), "95 % interval": shown}
+    else:
+        score = {"accuracy": format_share(entry.accuracy), "95 % interval": format_interval(entry.interval)}
+    return {
+        "architecture": Name(entry.label),
+        **score,
+        "chance-corrected": format_share(median(corrected) if corrected else None),
+        "exact match": format_share(entry.exact_match),
+        "solved seeds": f"{entry.solved_seeds}/{seeds}" if seeds else NONE,
+        "solved, 95 % interval": format_interval(wilson(entry.solved_seeds, seeds) if seeds else None, 2),
+        "state elements": format_integer(entry.state_elements),
+        "state size": format_bytes(entry.state_bytes),
+        "parameters": format_integer(result.params or None),
+        "FLOPs per token": format_number(work.weights + work.state),
+        "weight-state FLOP ratio": format_number(work.weights / work.state if work.state else None),
+        "learning rate": f"{entry.rate:.3g}",
+        "failed runs": f"{len(entry.failed)}/{len(entry.runs)}",
+    }
+
+
+def main_notes(section: Section) -> Notes:
+    """Explain the columns of the main table."""
+    lengths = sorted({found.length for found in section.evaluations if found.length is not None})
+    longest = enumerate_words([f"{length:,}" for length in lengths], "or") if lengths else "the last"
+    common = section.common_parameters
+    oracle = "the best answers that the context allows" if section.has_errors else "right on every scored position"
+    notes = (
+        f"{'Error' if section.has_errors else 'Accuracy'} and exact match: median over seeds of the mean over cells, "
+        "on test examples that are used once.",
+        "95 % interval: of the mean over seeds, by Student's t for fewer than 15 seeds, else by a bootstrap (BCa).",
+        "Chance-corrected: (accuracy - floor) / (1 - floor), mean over cells, median over seeds.",
+        f"Solved seeds: those with an accuracy of at least {SOLVED}; the interval of their proportion is Wilson's.",
+        f"State: all that the layers together carry from token to token, after {longest} tokens.",
+        "FLOPs per token: of the mixers, in the forward pass. Weight-state FLOP ratio: operations on parameters "
+        "divided by operations on the state.",
+        "Learning rate: the one with the best median validation accuracy; test accuracy plays no part in the choice.",
+        *([f"Equal in all architectures: {enumerate_words(common)}."] if common else []),
+        "A diverged run counts as accuracy 0. Runs that failed in another way are left out of the scores.",
+        f"Floor: the best trivial solver, on the same examples. Oracle: {oracle}.",
+    )
+    return Notes(notes)
+
+
+PART = Part("", table=main_table, note=main_notes)

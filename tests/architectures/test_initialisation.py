@@ -1,0 +1,68 @@
+"""Initial values of parameters: their distributions, and their dependence on member and name alone."""
+
+import math
+
+import pytest
+import torch
+
+from icl_bench.architectures.initialisation import (
+    constant,
+    fixed,
+    initialise,
+    inverse_softplus,
+    log_uniform,
+    mapped,
+    normal,
+    orthogonal,
+    uniform_between,
+)  # fmt: skip
+from icl_bench.architectures.layers import Stacked, decays
+
+SHAPE = torch.Size((64, 64))
+
+
+@pytest.mark.parametrize(
+    ("init", "low", "high"),
+    [
+        (uniform_between(1, 16), 1.0, 16.0),
+        (log_uniform(1e-3, 1e-1), 1e-3, 1e-1),
+        (mapped(uniform_between(1, 16), torch.log), 0.0, math.log(16)),
+    ],
+)
+def test_bounded_draws_fill_their_range(init, low: float, high: float) -> None:
+    values = init(0, "layer.bias", SHAPE)
+    assert values.shape == SHAPE and low < values.min() and values.max() < high
+    assert values.min() < low + 0.01 * (high - low) and values.max() > high - 0.01 * (high - low)
+
+
+def test_half_of_a_log_uniform_draw_is_below_the_geometric_mean() -> None:
+    below = (log_uniform(1e-3, 1e-1)(0, "layer.bias", SHAPE) < 1e-2).double().mean()
+    assert below == pytest.approx(0.5, abs=0.05)
+
+
+def test_softplus_undoes_its_inverse() -> None:
+    steps = torch.tensor([1e-4, 1e-2, 1.0, 30.0], dtype=torch.float64)
+    torch.testing.assert_close(torch.nn.functional.softplus(inverse_softplus(steps)), steps, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (3, 8), (5, 5)])
+def test_an_orthogonal_draw_has_orthonormal_rows_or_columns(shape: tuple[int, int]) -> None:
+    matrix = orthogonal(2.0)(0, "layer.weight", torch.Size(shape)) / 2
+    product = matrix.T @ matrix if shape[0] >= shape[1] else matrix @ matrix.T
+    torch.testing.assert_close(product, torch.eye(min(shape), dtype=torch.float64))
+
+
+def test_a_member_starts_alike_in_any_fleet_and_constants_start_alike_in_all() -> None:
+    class Layer(Stacked):
+        def __init__(self, members: int) -> None:
+            super().__init__(members)
+            self.declare("weight", (3, 4), normal(0.5))
+            self.declare("ramp", (4,), fixed(torch.linspace(0, 1, 4)), decay=False)
+            self.declare("bias", (4,), constant(6.0), decay=False)
+
+    pair, alone = Layer(2), Layer(1)
+    initialise(pair, [3, 8])
+    initialise(alone, [8])
+    assert torch.equal(pair.weight[1:], alone.weight) and not torch.equal(pair.weight[0], pair.weight[1])
+    assert torch.equal(pair.ramp[0], torch.linspace(0, 1, 4)) and bool((pair.bias == 6.0).all())
+    assert [name for name, own in pair.named_parameters() if not decays(own)] == ["ramp", "bias"]

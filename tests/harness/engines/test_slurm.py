@@ -1,0 +1,87 @@
+"""SLURM jobs: their parameters, and how their ends are judged."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from icl_bench.errors import EngineError, SpecError
+from icl_bench.harness.engines import Slurm
+from icl_bench.harness.engines.base import make_engine
+from icl_bench.harness.engines.slurm import SubmissionWatcher
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.trainer import Machine
+from icl_bench.runs.events import SilentReporter
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
+
+MACHINE = Machine(torch.device("cpu"))
+
+
+def runs(count: int) -> list[RunSpec]:
+    return expand_request(Request("assoc-recall", ["linear"], seeds=range(count)))
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch) -> Path:
+    """The batch file that was submitted last."""
+    pytest.importorskip("submitit")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, line in {"sbatch": f"cp $1 {tmp_path}/batch; echo Submitted batch job 12", "srun": "true"}.items():
+        (tools / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return tmp_path / "batch"
+
+
+def test_jobs_are_submitted_as_one_array_with_the_parameters_asked_for(tmp_path, sbatch: Path) -> None:
+    engine = make_engine("slurm:workers=2,partition=gpu,time=60,cpus_per_task=4,qos=long,mem_gb=8", MACHINE)
+    assert len(engine.send([[run] for run in runs(3)], Store(tmp_path / "store"))) == 2
+    batch = sbatch.read_text()
+    for option in ("partition=gpu", "time=60", "cpus-per-task=4", "qos=long", "mem=8GB", "array=0-1"):
+        assert f"#SBATCH --{option}" in batch
+
+
+def test_a_parameter_that_submitit_does_not_know_is_refused(tmp_path, sbatch: Path) -> None:
+    engine = make_engine("slurm:workers=2,speed=9", MACHINE)
+    with pytest.raises(EngineError, match=r"further options of --engine slurm are parameters of submitit; .*'speed'"):
+        engine.send([runs(1)], Store(tmp_path / "store"))
+
+
+def test_jobs_ask_for_a_gpu_where_the_device_is_one() -> None:
+    assert Slurm(workers=1).job_parameters(on_gpu=True)["gpus_per_node"] == 1
+    assert Slurm(workers=1).job_parameters(on_gpu=False)["gpus_per_node"] == 0
+    assert Slurm(workers=1, gpus_per_node=2).job_parameters(on_gpu=True)["gpus_per_node"] == 2
+
+
+def test_a_machine_that_cannot_submit_jobs_is_refused(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineError, match="--engine slurm needs sbatch on the path; found none; use a login node"):
+        make_engine("slurm:workers=2", MACHINE)
+
+
+class Job:
+    """A job that ended."""
+
+    def __init__(self, outcome) -> None:
+        self.outcome = outcome
+
+    def exception(self):
+        return self.outcome if isinstance(self.outcome, RuntimeError) else None
+
+    def result(self):
+        return self.outcome
+
+
+def test_what_jobs_met_is_raised_and_idle_rounds_are_counted(tmp_path) -> None:
+    watcher = SubmissionWatcher([runs(1)], Store(tmp_path), SilentReporter())
+    watcher.check_round([])
+    with pytest.raises(SpecError, match="change this"):
+        watcher.check_round([Job(None), Job(SpecError("change this"))])
+    for _ in range(2):
+        watcher.check_round([Job(RuntimeError("the node\nvanished"))])
+    with pytest.raises(EngineError, match="3 rounds of jobs ended without; vanished; see their logs"):
+        watcher.check_round([Job(RuntimeError("the node\nvanished")), Job(None)])

@@ -1,0 +1,93 @@
+"""Study files: parsed once, safely, into numbers."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icl_bench.errors import IclBenchError, SpecError, UnknownNameError
+from icl_bench.harness.study.file import Study, load_study, packaged_studies, parse_study
+
+BASE = "name: x\nquestion: y\ntasks: [copy]\narchs: [linear]\n"
+
+
+def test_text_is_parsed_into_numbers() -> None:
+    study = parse_study(BASE + "lr: 1e-3..1e-1/3\ntune_seeds: 5,6\nseeds: 0..2\nsizes: [512, 16k, 64KiB]", "s.yaml")
+    assert study.lr == (1e-3, 1e-2, 0.1) and study.tune_seeds == (5, 6) and study.seeds == (0, 1, 2)
+    assert study.sizes == (512, 16_000, 16_384)
+
+
+def test_numbers_are_taken_as_they_are() -> None:
+    fields = {"lr": (1e-3, 3e-3), "seeds": (3,), "sizes": (512,)}
+    study = Study(name="x", question="y", tasks=("copy",), archs=("linear",), **fields)
+    assert (study.lr, study.seeds, study.sizes) == tuple(fields.values())
+    assert study.tune_seeds == (1000,) and Study.model_validate(study.model_dump()) == study
+
+
+def test_every_packaged_study_can_be_read() -> None:
+    assert all(load_study(name).name == name for name in packaged_studies())
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("lr: fast", "--lr takes positive rates .*; got 'fast'"),
+        ("lr: 1e-2..1e-3", "a grid of learning rates rises"),
+        ("seeds: 4..2", "--seeds takes 0, 0,1,5 or a range"),
+        ("tune_seeds: x", "--seeds takes 0, 0,1,5 or a range"),
+        ("sizes: [64KB]", "a state is elements, .*; got '64KB'"),
+        ("sizes: 64", "s.yaml: sizes: input should be a valid tuple"),
+        ("lr: [0.1]", "s.yaml: lr: input should be a valid string"),
+    ],
+)
+def test_wrong_grids_seeds_and_sizes_are_named(field: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_study(BASE + field, "s.yaml")
+
+
+def test_no_part_of_a_file_names_code() -> None:
+    published = "published: [{label: a, bytes: 1, accuracy: 1, source: b, arch: 'os.path:Join'}]"
+    for text in (BASE.replace("linear", "'linear+os.path:Join'"), BASE + published):
+        with pytest.raises(SpecError, match=r"a study file runs no code of its own; s\.yaml names 'os.path:Join'"):
+            parse_study(text, "s.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b", "'name' is given twice"),
+        ("a: &x 1\nb: *x", "aliases are not allowed"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("[1, 2]", "a study is a YAML mapping; s.yaml is not"),
+        ("1: x", "a study is a YAML mapping"),
+        ("a: [", "a study is plain YAML without tags or aliases"),
+        ("name: x\nquestion: y\ntasks: [copy]\narchs: []", "s.yaml: archs: .*at least 1 item"),
+        (
+            "name: x\nquestion: y\ntasks: [copy]\narchs: [linear]\nseeds: 3",
+            "s.yaml: seeds: input should be a valid string",
+        ),
+        (
+            "name: x\nquestion: y\ntask: [copy]\narchs: [linear]",
+            "s.yaml has no parameter 'task'; did you mean 'tasks'\\?|tasks",
+        ),
+        ("x: " + "y" * 70_000, "a study file has at most 65536 bytes"),
+    ],
+)
+def test_wrong_study_files_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
+        parse_study(text, "s.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_study_or_an_error(text: str) -> None:
+    try:
+        parse_study(text, "s.yaml")
+    except IclBenchError as error:
+        assert "\n" not in str(error)
+
+
+def test_unknown_studies(tmp_path) -> None:
+    with pytest.raises(UnknownNameError, match=r"no study is named 'power-vs-windw'; did you mean 'power-vs-window'"):
+        load_study("power-vs-windw")
+    with pytest.raises(SpecError, match=r"a study is a YAML file that can be read; .*none.yaml"):
+        load_study(str(tmp_path / "none.yaml"))

@@ -1,0 +1,24 @@
+"""One result for each kind of ending."""
+
+from icl_bench.harness.training.results import failed_result, member_result
+from tests.harness.training.small_runs import specs, trained, with_rate
+
+
+def test_a_member_ends_well_or_diverged() -> None:
+    runs = specs("power:p=2", seeds=(0, 1, 2))
+    runs[1] = with_rate(runs[1], 1e38)
+    scores = trained(runs).scores
+    first, second, _ = (member_result(run, scores, member, "f" * 64) for member, run in enumerate(runs))
+    assert (first.status, first.steps, first.detail, first.first_batch) == ("ok", 12, None, "f" * 64)
+    assert first.cells == scores.members[0].cells and first.params == second.params > 0
+    assert second.status == "diverged" and second.cells == () and second.steps == scores.members[1].diverged_at > 0
+    assert second.detail == (
+        f"diverged at step {second.steps}: loss or gradient not finite, or loss above 10 x its first + 10 for 50 steps"
+    )
+
+
+def test_a_failed_run_knows_its_state_and_work_all_the_same() -> None:
+    (run,) = specs("power:p=2")
+    failed = failed_result(run, "oom", "no room", 1.23456)
+    assert (failed.status, failed.detail, failed.seconds, failed.params) == ("oom", "no room", 1.235, 0)
+    assert failed.state is not None and failed.state.elements > 0 and failed.work.state > 0

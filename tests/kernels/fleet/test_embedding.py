@@ -1,0 +1,34 @@
+"""Embeddings against their definition in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.fleet.embedding import embed  # noqa: E402
+from icl_bench.kernels.fleet.occurrences import find_occurrences  # noqa: E402
+from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+
+
+@TYPES
+@pytest.mark.parametrize(("words", "width"), [(5, 3), (16, 16), (70, 130)])
+@pytest.mark.parametrize("known", [False, True])
+def test_embedding(words, width, known, dtype):
+    ids = torch.randint(words, (2, 5, 17), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids[0, 1:4] = words - 1  # one token far more often than the tile holds
+    occurrences = find_occurrences(ids, words) if known else None
+    run = lambda weight, impl: embed(ids, weight, occurrences, impl=impl)  # noqa: E731
+    assert_forms_match_reference(run, [draw(2, words, width, dtype=dtype)], walk=ids[0].numel() ** 0.5)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ArgumentError, match=r"ids must be \[M, ...\]"):
+        embed(torch.zeros(3, 4, dtype=torch.int64), draw(2, 5, 3))

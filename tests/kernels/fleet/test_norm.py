@@ -1,0 +1,43 @@
+"""RMS norms against their definition in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm  # noqa: E402
+from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+
+
+@TYPES
+@pytest.mark.parametrize("shape", [(2, 3, 5, 12), (1, 1, 1, 1), (2, 70, 2, 64), (1, 3, 130)], ids=str)
+def test_norm(shape, dtype):
+    x, weight = draw(*shape, dtype=dtype), draw(shape[0], shape[-1], seed=1)
+    assert_forms_match_reference(rms_norm, [x, weight], walk=(x.numel() / x.shape[-1]) ** 0.5)
+
+
+@TYPES
+def test_norm_after_a_sum(dtype):
+    x, y = draw(2, 3, 11, 20, dtype=dtype), draw(2, 3, 11, 20, dtype=dtype, seed=1)
+    assert_forms_match_reference(add_rms_norm, [x, y, draw(2, 20, seed=2)], walk=6.0)
+
+
+@TYPES
+def test_norm_and_its_input(dtype):
+    inputs = [draw(2, 3, 11, 20, dtype=dtype), draw(2, 20, seed=2)]
+    assert_forms_match_reference(lambda x, weight, impl: add_rms_norm(x, None, weight, impl=impl), inputs, walk=6.0)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ArgumentError, match="weight must be"):
+        rms_norm(draw(2, 3, 4), draw(2, 3))
+    with pytest.raises(ArgumentError, match="y must be"):
+        add_rms_norm(draw(2, 3, 4), draw(2, 3, 5), draw(2, 4))

@@ -1,0 +1,31 @@
+"""Rows at positions against their definition in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.fleet.rows import take_rows  # noqa: E402
+from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+
+
+@TYPES
+@pytest.mark.parametrize(("time", "taken", "width"), [(7, 3, 12), (1, 1, 3), (130, 70, 20), (66, 5, 130)])
+def test_rows(time, taken, width, dtype):
+    positions = torch.randint(time, (2, 3, taken), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    positions[0, 0] = time - 1  # one row taken by all
+    run = lambda x, impl: take_rows(x, positions, impl=impl)  # noqa: E731
+    assert_forms_match_reference(run, [draw(2, 3, time, width, dtype=dtype)], walk=taken**0.5)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ArgumentError, match=r"positions \[M, B, S\]"):
+        take_rows(draw(1, 2, 3, 4), torch.zeros(2, 2, 3, dtype=torch.int64))

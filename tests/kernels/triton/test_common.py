@@ -1,0 +1,35 @@
+"""Parts that Triton kernels share: block sizes, and sums over programs."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.kernels.triton.common import MOST_PARTS, add_parts, padded, split_rows, tile_shape  # noqa: E402
+from tests.kernels.numerics import assert_within_rounding, draw  # noqa: E402
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5), (1, MOST_PARTS + 3, 3), (3, 20, 4, 70)], ids=str)
+def test_parts_are_added(shape):
+    partial = draw(*shape)
+    found = add_parts(partial, torch.float32)
+    # Partial sums grow to the root of their number, and their roundings add up as a random walk of as many steps.
+    assert_within_rounding("sum", found, partial.double().sum(1), partial.sum(1), walk=shape[1])
+    assert torch.equal(add_parts(partial, torch.float16), found.half())
+
+
+def test_sizes_are_padded_to_powers_of_two_within_limits():
+    assert [padded(size) for size in (1, 2, 3, 64, 65)] == [1, 2, 4, 64, 128]
+    assert [padded(size, 16, 128) for size in (1, 17, 500)] == [16, 32, 128]
+    assert tile_shape(20) == (64, 32) and tile_shape(5000) == (1, 8192) and tile_shape(5000, 128) == (16, 128)
+
+
+@pytest.mark.parametrize("count", [1, 100, 10_000, 10_000_000])
+def test_programs_share_all_rows(count):
+    programs, each = split_rows(count, 16, members=3)
+    assert each % 16 == 0 and (programs - 1) * each < count <= programs * each and programs <= MOST_PARTS

@@ -1,0 +1,30 @@
+"""Recalled bits and predicted capacity."""
+
+import math
+
+import pytest
+
+from icl_bench.reports.recall import recalls
+from tests.reports.factory import make_record, section_of, with_cells
+
+
+def test_recalled_bits_and_prediction_come_from_the_cells() -> None:
+    section = section_of([make_record(accuracies=(1.0, 1.0, 1.0)), make_record("softmax", accuracies=(1.0, 1.0, 1.0))])
+    power, softmax = recalls(section)
+    assert power.bits == pytest.approx(16 * 7.906891)  # log2 240
+    assert power.predicted == pytest.approx((64 / (2 * 5.480639) - 1) * 96, rel=1e-5)
+    assert softmax.predicted is None
+
+
+def test_errors_are_laid_on_the_answers_where_more_is_scored_than_there_are() -> None:
+    run = with_cells(make_record(accuracies=(0.9, 0.9, 0.9)), answers=4, scored=8, alphabet=16)
+    bound = 4 * (4 - (-0.2 * math.log2(0.2) - 0.8 * math.log2(0.8)) - 0.2 * math.log2(15))
+    (found,) = recalls(section_of([run]))
+    assert found.bits == pytest.approx(bound)  # one in ten of eight positions: two in ten of four answers
+    assert found.predicted is None  # the load does not count answers
+    sampled = with_cells(make_record(accuracies=(1.0, 1.0, 1.0)), answers=100, scored=1, alphabet=16)
+    (found,) = recalls(section_of([sampled]))
+    assert found.bits == pytest.approx(400)
+    assert found.bound == pytest.approx(8 * 40_000 / 4)
+    (found,) = recalls(section_of([with_cells(make_record(), answers=None)]))
+    assert (found.bits, found.bound) == (None, None)

@@ -1,0 +1,37 @@
+"""Docstrings say what a thing is or does, in plain words; each public name belongs to one thing."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "icl_bench"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+QUESTION = re.compile(r"(What|How|Where|Whether|Who|Whom|Whose|Which|When|Why)\b")
+FIRST_WORDS = re.compile(r"[^\n]{0,60}")
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    """Iterate over the docstrings of modules, classes, functions, and of attributes, which stand below them."""
+    for node in ast.walk(tree):
+        for inner in getattr(node, "body", []) if isinstance(getattr(node, "body", []), list) else []:
+            if isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant) and type(inner.value.value) is str:
+                yield inner.value.value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_docstring_begins_with_a_question(path: Path) -> None:
+    found = [text for text in docstrings(ast.parse(path.read_text())) if QUESTION.match(text.strip())]
+    assert [FIRST_WORDS.match(text.strip())[0] for text in found] == []
+
+
+def test_a_public_name_is_defined_in_one_module() -> None:
+    modules = defaultdict(set)
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                modules[node.name].add(path.relative_to(PACKAGE).as_posix())
+    assert {name: sorted(found) for name, found in modules.items() if len(found) > 1} == {}
