@@ -1,7 +1,7 @@
 """The options that several commands take, each typed once, and groups of them.
 
-A command names a group as one parameter, `machine: MachineOptions = MachineOptions()`; the decorator `grouped` shows
-the fields of the group to Typer as options of the command and hands the command one record.
+A command names a group as one keyword parameter, `machine: MachineOptions`; the decorator `grouped` shows the fields
+of the group to Typer as options of the command and hands the command one record.
 """
 
 import inspect

@@ -180,7 +180,7 @@ class Trainer:
     def test(self) -> list[tuple[CellScore, ...]]:
         """Return the test scores of each member, one for each evaluated cell; none for a member that has diverged."""
         active = [member for member, step in enumerate(self.diverged_at) if not step]
-        by_cell = [self.test_cell(cell, active) for cell in self.task.eval_cells]
+        by_cell = [self.test_cell(cell, active) for cell in self.task.eval_cells if active]
         scores = dict(zip(active, zip(*by_cell, strict=True), strict=True))
         return [scores.get(member, ()) for member in range(len(self.specs))]
 
