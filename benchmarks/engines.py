@@ -25,10 +25,9 @@ import torch
 from rich.console import Console
 
 from icl_bench.commands.progress import LineReporter
-from icl_bench.harness.engines.base import make_engine
+from icl_bench.harness.engines.base import Executor, make_engine
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.supervisor import Supervisor
-from icl_bench.harness.executor import Executor
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.record import RunRecord

@@ -29,9 +29,8 @@ from icl_bench.cli import app
 from icl_bench.commands.tables import example_text
 from icl_bench.harness.accounting import account
 from icl_bench.harness.engines.base import ENGINES, install_command
-from icl_bench.harness.example import draw_example
 from icl_bench.harness.resolve import PRESETS
-from icl_bench.harness.training.batches import ExampleStream
+from icl_bench.harness.training.batches import ExampleStream, draw_example
 from icl_bench.runs import declarations, record, spec
 from icl_bench.schema import Frozen, canonical_json, format_value
 from icl_bench.tasks import TASKS, Batch, Cell, Task

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from icl_bench.harness.example import Example, draw_example
+from icl_bench.harness.training.batches import Example, draw_example
 from icl_bench.tasks import TASKS
 
 FOLDER = Path(__file__).resolve().parent / "figures" / "tasks"

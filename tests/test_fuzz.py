@@ -113,7 +113,7 @@ def fuzz_specs(command, tmp_path: Path, count: int) -> None:
 
 def fuzz_tasks(command, tmp_path: Path, count: int, monkeypatch) -> None:
     """Try tasks and settings with `run`, up to the point where training would begin."""
-    monkeypatch.setattr("icl_bench.harness.executor.Executor.finish", lambda *arguments, **named: [])
+    monkeypatch.setattr("icl_bench.harness.engines.base.Executor.finish", lambda *arguments, **named: [])
     monkeypatch.setattr("icl_bench.commands.run.finish", lambda *arguments, **named: None)
     for text in bad_texts(TASKS, count, 2):
         if not text.startswith("-"):

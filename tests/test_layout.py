@@ -33,10 +33,11 @@ OWN_GENERATORS = {"icl_bench/kernels/measurement/problems.py", "icl_bench/kernel
 
 SUITES = {
     "architectures/contract", "architectures/new_mixers", "harness/crashes", "harness/engines/contract",
-    "harness/training/continuous", "harness/training/fused_path", "harness/training/gpu", "harness/training/untrained",
-    "kernels/launches", "kernels/gpu/attention_triton", "kernels/gpu/fused_step", "kernels/gpu/plain_forms",
-    "kernels/gpu/power_triton", "reports/parts/figures", "reports/parts/tables", "runs/store/store_machine",
-    "tasks/contract", "tasks/parameters", "docs", "fuzz", "language", "layout", "plugin",
+    "harness/training/continuous", "harness/training/free_running", "harness/training/fused_path",
+    "harness/training/gpu", "harness/training/untrained", "kernels/launches", "kernels/gpu/attention_triton",
+    "kernels/gpu/fused_step", "kernels/gpu/plain_forms", "kernels/gpu/power_triton", "reports/parts/figures",
+    "reports/parts/tables", "runs/store/store_machine", "tasks/contract", "tasks/parameters", "docs", "fuzz",
+    "language", "layout", "plugin",
 }  # fmt: skip
 """Test files for what several modules do together; every other test file has the path of the module that it tests."""
 

@@ -14,7 +14,7 @@ from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Interface, Scores
 from icl_bench.architectures.layers import GatedMLP, RMSNorm
 from icl_bench.errors import SpecError
-from icl_bench.kernels.fleet.occurrences import TokenOccurrences
+from icl_bench.kernels.fleet.embedding import TokenOccurrences
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.runs.spec import ModelSpec
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from icl_bench.architectures.initialisation import normal
 from icl_bench.architectures.layers import Embedding, StackedLinear
 from icl_bench.kernels.fleet.cross_entropy import cross_entropy
-from icl_bench.kernels.fleet.occurrences import TokenOccurrences
+from icl_bench.kernels.fleet.embedding import TokenOccurrences
 
 InputLayer = Embedding | StackedLinear
 """Layer that takes inputs to the model width: a table for tokens, a projection for vectors."""

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from icl_bench.architectures.initialisation import Init, Initialised, constant, normal
 from icl_bench.kernels.fleet.convolution import convolution_step, short_convolution
-from icl_bench.kernels.fleet.embedding import embed
+from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
 from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
-from icl_bench.kernels.fleet.occurrences import TokenOccurrences
 from icl_bench.kernels.fleet.projection import project
 
 INITIAL_TAP_STD = 0.3

@@ -42,7 +42,7 @@ def show(
 ) -> None:
     """Print one example of a task, with the target behind each scored position."""
     from icl_bench.commands.tables import example_text
-    from icl_bench.harness.example import draw_example
+    from icl_bench.harness.training.batches import draw_example
 
     load_plugins_or_warn()
     shown = draw_example(task, cell, seed)

@@ -11,7 +11,7 @@ from icl_bench.commands.output import finish
 from icl_bench.errors import StateBudgetError
 
 if TYPE_CHECKING:
-    from icl_bench.harness.executor import Executor
+    from icl_bench.harness.engines.base import Executor
     from icl_bench.harness.resolve import Request
     from icl_bench.harness.study.file import Study
     from icl_bench.reports.context import StudyContext
@@ -24,9 +24,8 @@ def make_executor(machine: MachineOptions, output: OutputOptions) -> "Executor":
     from rich.console import Console
 
     from icl_bench.commands.progress import make_reporter
-    from icl_bench.harness.engines.base import FLEET_SIZE, device_for, make_engine
+    from icl_bench.harness.engines.base import FLEET_SIZE, Executor, device_for, make_engine
     from icl_bench.harness.environment import check_impl
-    from icl_bench.harness.executor import Executor
     from icl_bench.harness.loggers import LoggingReporter, make_loggers
     from icl_bench.harness.training.trainer import Machine
     from icl_bench.runs.store import Store

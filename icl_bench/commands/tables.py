@@ -15,7 +15,7 @@ from icl_bench.runs.record import RunRecord
 
 if TYPE_CHECKING:  # both load torch
     from icl_bench.harness.accounting import Account
-    from icl_bench.harness.example import Example
+    from icl_bench.harness.training.batches import Example
 
 FIRST = ("lr", "state", "params", "accuracy")
 BAR_LENGTH = 40

@@ -6,19 +6,19 @@ from icl_bench.errors import RecordError
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table, titled
 from icl_bench.reports.context import StudyContext
-from icl_bench.reports.parts import accuracy, capacity, comparisons, controls, failures, learning, rates, state, summary
+from icl_bench.reports.parts import accuracy, capacity, comparisons, controls, learning, rates, state, summary
 from icl_bench.reports.parts.across import across_blocks
 from icl_bench.reports.parts.base import SectionFigure
-from icl_bench.reports.parts.environment import environment_blocks
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.published import published_blocks
+from icl_bench.reports.parts.runs import FAILED_PART, MISSING_PART, environment_blocks
 from icl_bench.reports.text import enumerate_words, format_count, format_failures, plain
 from icl_bench.runs.outline import Outline
 
 PARTS = (
     *(summary.PART, state.PART, capacity.PART, accuracy.ERROR_PART, accuracy.LOAD_PART, controls.OWN_ANSWERS_PART),
     *(comparisons.PART, accuracy.GROUP_PART, rates.PART, learning.PART, controls.CONTROLS_PART),
-    *(failures.FAILED_PART, failures.MISSING_PART),
+    *(FAILED_PART, MISSING_PART),
 )
 """Topics of a section, in order."""
 

@@ -67,7 +67,7 @@ def serve() -> None:
 
     import icl_bench.cli
     import icl_bench.commands.progress
-    import icl_bench.harness.executor  # noqa: F401
+    import icl_bench.harness.engines.base  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""The interface of engines, their registry, and the functions that start the engine which a user has typed."""
+"""The interface of engines, their registry, the functions that start one, and the executor that fills a store."""
 
 import importlib.util
 from abc import abstractmethod
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from icl_bench.harness.training.trainer import Machine
+from dataclasses import dataclass
+
+from icl_bench.runs.record import RunRecord
 
 FLEET_SIZE = {"cpu": 1, "cuda": 32}
 """Members trained together by device type: one tiny model leaves a GPU idle, but not a processor."""
@@ -99,3 +102,29 @@ def missing_package(name: str) -> str | None:
 def install_command(name: str) -> str:
     """Return the command that installs the package of an engine."""
     return f"pip install 'icl-bench[{name}]'"
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A store, an engine that fills it, and a reporter that receives the progress."""
+
+    store: Store
+    engine: Engine
+    fleet_size: int
+    """Number of runs trained together."""
+    reporter: Reporter
+
+    def finish(self, specs: Sequence[RunSpec]) -> list[RunRecord]:
+        """Finish the runs that the store lacks; return all records, in order; raise StoreError if the store fails."""
+        from icl_bench.harness.training.fleet import pack
+
+        self.store.check_writable()
+        missing = [spec for spec in specs if not self.store.has(spec.id)]
+        self.reporter.planned(len(specs), len(specs) - len(missing))
+        try:
+            for _ in self.engine.submit(pack(missing, self.fleet_size), self.store, self.reporter):
+                pass
+            self.store.clear_up()  # a lost worker leaves the checkpoints of a fleet whose members then run alone
+        finally:
+            self.reporter.closed()
+        return [self.store.load(spec.id) for spec in specs]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from icl_bench.errors import StateBudgetError
-from icl_bench.harness.executor import Executor
+from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.matching import Budget, Match, Shape, match
 from icl_bench.harness.resolve import Request, expand_request, make_task, model_of, task_component
 from icl_bench.harness.study.file import Study

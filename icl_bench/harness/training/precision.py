@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.interface import Scores
-from icl_bench.kernels.fleet.occurrences import TokenOccurrences
+from icl_bench.kernels.fleet.embedding import TokenOccurrences
 from icl_bench.runs.spec import Precision
 
 

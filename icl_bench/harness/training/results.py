@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training.batches import ExampleStream
-from icl_bench.harness.training.evaluate import CellCounts
-from icl_bench.harness.training.generate import FreeRunning
+from icl_bench.harness.training.evaluate import CellCounts, FreeRunning
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.runs.record import CellScore, RunResult, StateReport, Status, WorkReport
 from icl_bench.runs.spec import RunSpec

@@ -28,8 +28,14 @@ from icl_bench.architectures.backbone import Backbone
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training import batches
-from icl_bench.harness.training.evaluate import best_floors, evaluate, evaluate_controls, evaluation_pieces
-from icl_bench.harness.training.generate import FreeRunning, run_freely
+from icl_bench.harness.training.evaluate import (
+    FreeRunning,
+    best_floors,
+    evaluate,
+    evaluate_controls,
+    evaluation_pieces,
+    run_freely,
+)
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetAdamW
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.harness.training.results import cell_scores

@@ -12,12 +12,11 @@ import torch
 
 from icl_bench.errors import ArgumentError
 from icl_bench.harness.engines import ENGINES, Engine, Slurm
-from icl_bench.harness.engines.base import make_engine
+from icl_bench.harness.engines.base import Executor, make_engine
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.messages import Limits
 from icl_bench.harness.engines.slurm import SlurmEngine
 from icl_bench.harness.engines.supervisor import Supervisor
-from icl_bench.harness.executor import Executor
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.fleet import pack
 from icl_bench.harness.training.trainer import Machine

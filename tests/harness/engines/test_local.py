@@ -14,11 +14,11 @@ from rich.console import Console
 
 from icl_bench.commands.progress import LineReporter
 from icl_bench.harness.engines import Local
+from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import ProcessPool
 from icl_bench.harness.engines.messages import Limits
 from icl_bench.harness.engines.supervisor import Supervisor
-from icl_bench.harness.executor import Executor
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.trainer import Machine

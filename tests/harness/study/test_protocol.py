@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from icl_bench.commands.progress import LineReporter
+from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.engines.inline import InlineEngine
-from icl_bench.harness.executor import Executor
 from icl_bench.harness.study.file import Study, load_study, packaged_studies, parse_study
 from icl_bench.harness.study.protocol import best_rate, extend_grid, plan_study, run_study
 from icl_bench.harness.training.trainer import Machine

@@ -5,7 +5,7 @@ import torch
 
 from icl_bench.harness.resolve import make_task, task_component
 from icl_bench.harness.training.batches import MOST_STEPS, BatchQueue, ExampleStream, cell_order, steps_per_refill
-from icl_bench.kernels.fleet.occurrences import find_occurrences
+from icl_bench.kernels.fleet.embedding import find_occurrences
 from icl_bench.tasks import AssocRecall, LinearRegression
 
 CPU = torch.device("cpu")

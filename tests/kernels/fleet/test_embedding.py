@@ -11,8 +11,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.embedding import embed  # noqa: E402
-from icl_bench.kernels.fleet.occurrences import find_occurrences  # noqa: E402
+from icl_bench.kernels.fleet.embedding import embed, find_occurrences  # noqa: E402
 from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -32,3 +31,10 @@ def test_embedding(words, width, known, dtype):
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match=r"ids must be \[M, ...\]"):
         embed(torch.zeros(3, 4, dtype=torch.int64), draw(2, 5, 3))
+
+
+def test_each_token_is_listed_in_order():
+    ids = torch.tensor([[[2, 0], [2, 5]], [[1, 1], [0, 1]]])
+    occurrences = find_occurrences(ids, 6)
+    assert occurrences.order.tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
+    assert occurrences.starts.tolist() == [[0, 1, 1, 3, 3, 3, 4], [0, 1, 4, 4, 4, 4, 4]]

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.fleet.occurrences import find_occurrences
 from icl_bench.kernels.triton.common import padded
 
 WORDS = 16
@@ -55,7 +54,7 @@ def embedding_gradient_kernel(
 
 
 class FusedEmbedding(torch.autograd.Function):
-    """`embed` in one launch each way, and a sort where the occurrences are not given."""
+    """`embed` in one launch each way; the gradient needs the occurrences."""
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, weight: Tensor, order: Tensor | None, starts: Tensor | None) -> Tensor:
@@ -75,8 +74,6 @@ class FusedEmbedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ids, order, starts = ctx.saved_tensors
-        if order is None:
-            order, starts = find_occurrences(ids, ctx.words)
         gradient = gradient.contiguous()
         members, width = gradient.shape[0], gradient.shape[-1]
         out = gradient.new_empty(members, ctx.words, width)

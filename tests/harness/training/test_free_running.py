@@ -9,8 +9,7 @@ from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.interface import Tokens
 from icl_bench.harness.resolve import arch_components, make_arch, make_task, task_component
 from icl_bench.harness.training.batches import ExampleStream
-from icl_bench.harness.training.evaluate import evaluate
-from icl_bench.harness.training.generate import MOST_EXAMPLES, generate, run_freely
+from icl_bench.harness.training.evaluate import MOST_EXAMPLES, evaluate, generate, run_freely
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.runs.spec import ModelSpec, Precision
 from icl_bench.schema import parse_spec
