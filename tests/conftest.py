@@ -1,6 +1,41 @@
-"""Settings for all tests: property tests draw the same examples every time."""
+"""Settings for all tests, and a command of `icl-bench` run in the process of a test."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import hypothesis
+import pytest
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=50)
+"""Property tests draw the same examples every time."""
 hypothesis.settings.load_profile("suite")
+
+
+class Outcome(NamedTuple):
+    """The exit status of a command, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Return a function that runs a command in this process and in the folder `tmp_path`."""
+    from icl_bench import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "listen", lambda: None)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return run

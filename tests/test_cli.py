@@ -10,35 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from icl_bench import cli
-
 TINY = [
     "--set", "train.steps=6", "--set", "train.batch=4", "--set", "model.d_model=16", "--set", "evaluation.examples=8",
     "--set", "evaluation.validation=4", "--set", "evaluation.points=2", "--device", "cpu",
 ]  # fmt: skip
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
-
-
-class Outcome:
-    """What a command left."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def test_run_prints_a_table_and_keeps_progress_off_standard_output(command) -> None:

@@ -6,18 +6,17 @@ The short tests try a few hundred inputs of each kind; the slow test tries more 
 import json
 import random
 import string
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from icl_bench import cli
 from icl_bench.runs.spec import RUN_DOMAIN
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.attempt import check_field
 from icl_bench.runs.store.files import sha256
+from tests.conftest import Outcome
 from tests.runs.records import finished, spec
 
 HOSTILE = [
@@ -44,28 +43,13 @@ VALUES = [
 ]  # fmt: skip
 
 
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Return a function that runs a command in this process; any exception but an exit fails the test."""
+def command(command, monkeypatch, tmp_path):
+    """Return a function that runs a command in a folder with nothing beside it."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    monkeypatch.setattr(cli, "listen", lambda: None)
-
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
-
-    return run
+    return command
 
 
 def mangled(text: str, drawn: random.Random) -> str:

@@ -12,7 +12,6 @@ from types import ModuleType
 import pytest
 
 from docs import pages
-from icl_bench import cli
 from icl_bench.registry import PLUGIN_ALLOW_LIST, load_plugins
 from icl_bench.tasks import TASKS
 from tests.tasks import test_contract as contract
@@ -105,18 +104,9 @@ def mirror(tmp_path, monkeypatch) -> ModuleType:
 
 
 @pytest.fixture
-def command(mirror, monkeypatch, capsys, tmp_path):
-    """Run a command in this process: its exit status, and what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_.value.code or 0), captured.out, captured.err
-
-    return run
+def command(mirror, command):
+    """Return a function that runs a command with the plug-in installed."""
+    return command
 
 
 @pytest.mark.parametrize("check", [name for name in vars(contract.TestBatch) if name.startswith("test_")])

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from icl_bench import cli
 from icl_bench.registry import PLUGIN_MODULES
 from icl_bench.runs.store import Store
 from tests.runs.records import MANIFEST, finished, result, spec
@@ -26,27 +25,6 @@ tasks: ["assoc-recall:length=16,pairs=[2|4],vocab=64"]
 archs: ["MODULE:Mix"]
 lr: 1e-3
 """
-
-
-class Outcome:
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "listen", lambda: None)
-
-    def run(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        captured = capsys.readouterr()
-        return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
