@@ -81,6 +81,21 @@ def test_a_member_of_a_fleet_equals_the_run_alone(arch: str) -> None:
         assert fleet.take_means(5)[0][5] == pytest.approx(alone.take_means(5)[0][0], rel=1e-3)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_fleet_trains_on_a_device_that_is_not_the_current_one(arch: str, graphs: bool) -> None:
+    runs = expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=(0, 1)))
+    first, second = (Trainer(runs, Machine(torch.device("cuda", index), graphs=graphs)) for index in range(2))
+    with torch.cuda.device(0):
+        for _ in range(10):
+            first.step()
+            second.step()
+        assert torch.cuda.current_device() == 0
+    for here, there in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert there.device == torch.device("cuda:1") and torch.equal(here.cpu(), there.cpu())
+
+
 def test_one_of_28_that_diverges_leaves_27_exactly_as_they_were() -> None:
     runs = [
         expand_request(Request("assoc-recall", ["gated-conv+power"], settings=SETTINGS, seeds=[s]))[0]
