@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.attention.triton import launch
 from icl_bench.kernels.attention.triton.table import Pass, Tile, tile_of
-from icl_bench.kernels.measurement.contenders import window_mask
+from icl_bench.kernels.measurement.peers import window_mask
 
 PROCESSES = 15
 

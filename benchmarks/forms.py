@@ -7,6 +7,7 @@ Rows are forward milliseconds, and those of a forward and a backward pass.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from typing import Any
 
 import torch
 
-from icl_bench.kernels.measurement.contenders import contender_run
 from icl_bench.kernels.measurement.measure import timed_passes
-from icl_bench.kernels.measurement.problems import Problem, make_inputs
+from icl_bench.kernels.measurement.peers import contender_run
+from icl_bench.kernels.measurement.problem import Problem
+from icl_bench.kernels.measurement.scores import MeasuredAttention, MeasuredPower
 from icl_bench.kernels.measurement.timing import time_call
 
 SECONDS = 0.1
@@ -43,10 +45,11 @@ WINDOWS = (16, 64, 256)
 
 def power(device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield rows by width, p, T and chunk (T itself is the quadratic form); about 65,536 tokens in all, in bfloat16."""
-    plain = Problem("power", 1, torch.bfloat16, heads=HEADS, groups=HEADS, states=False)
+    plain = MeasuredPower(t=1, dtype=torch.bfloat16, heads=HEADS, groups=HEADS, key_heads=HEADS, states=False)
     for (width, p), (lengths, chunks) in CHUNKS.items():
         for t, chunk in itertools.product(lengths, (None, *chunks)):
-            problem = plain._replace(n=max(1, TOKENS // t), t=t, key=width, value=width, p=p, chunk=chunk or t)
+            sizes = {"n": max(1, TOKENS // t), "t": t, "key": width, "value": width}
+            problem = dataclasses.replace(plain.varied(sizes), p=p, chunk=chunk or t)
             yield {"width": width, "p": p, "t": t, "chunk": problem.chunk, **times(problem, "triton", device)}
 
 
@@ -54,9 +57,9 @@ def window(device: torch.device) -> Iterator[dict[str, Any]]:
     """Yield rows by heads, width, T, window and form; 4,096 tokens in all, in float32."""
     for (heads, width), t in itertools.product(WIDTHS, LENGTHS):
         for reach in [*(w for w in WINDOWS if w < t), t]:
-            problem = Problem(
-                "attention", t, torch.float32, CPU_TOKENS // t, heads, heads, key=width, value=width, window=reach
-            )
+            sizes = {"n": CPU_TOKENS // t, "heads": heads, "groups": heads, "key_heads": heads}
+            widths = {"key": width, "value": width, "window": reach}
+            problem = MeasuredAttention(t=t, dtype=torch.float32).varied({**sizes, **widths})
             for form in ("sdpa", "torch"):
                 row = {"heads": heads, "width": width, "t": t, "window": reach, "form": form}
                 yield row | times(problem, form, device)
@@ -64,7 +67,7 @@ def window(device: torch.device) -> Iterator[dict[str, Any]]:
 
 def times(problem: Problem, form: str, device: torch.device) -> dict[str, float]:
     """Return median milliseconds of the forward pass, and of both passes."""
-    forward, both = timed_passes(contender_run(form, problem, device), make_inputs(problem, device))
+    forward, both = timed_passes(contender_run(problem, form, device), problem.inputs(device))
     return {
         "forward": time_call(forward, device, SECONDS).median,
         "both": time_call(both, device, SECONDS).median,

@@ -15,16 +15,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_sequences(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
-    """Refuse anything but q [N, T, H, K], k [N, T, G, K], v [N, T, G, V] and log_g [N, T, G] or None."""
-    _check_tensors(q, k, v, log_g, prefix="N, T")
+def check_sequences(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, shared: bool = False) -> None:
+    """Refuse anything but q [N, T, H, K], k [N, T, G, K], v [N, T, G, V] and log_g [N, T, G] or None.
+
+    `shared` allows k [N, T, J, K] with J heads that divide G, and q with H heads that divide G.
+    """
+    _check_tensors(q, k, v, log_g, prefix="N, T", shared=shared)
     if q.shape[1] < 1:
         raise ArgumentError(f"T must be at least 1; got q of shape {_shape(q)}: pass one token or more")
 
 
-def check_token(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None) -> None:
-    """Refuse anything but one token: q [N, H, K], k [N, G, K], v [N, G, V] and log_g [N, G] or None."""
-    _check_tensors(q, k, v, log_g, prefix="N")
+def check_token(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, *, shared: bool = False) -> None:
+    """Refuse anything but one token: the tensors of `check_sequences` without T."""
+    _check_tensors(q, k, v, log_g, prefix="N", shared=shared)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -60,25 +63,33 @@ def check_pair(fit: bool, rule: str, first: Tensor, second: Tensor) -> None:
         raise ArgumentError(f"{rule}; got {_shape(first)} and {_shape(second)}: reshape them")
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, prefix: str) -> None:
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, prefix: str, shared: bool) -> None:
     rank = len(prefix.split()) + 2
-    for name, tensor, last in (("q", q, "H, K"), ("k", k, "G, K"), ("v", v, "G, V")):
+    key_heads = "J" if shared else "G"
+    for name, tensor, last in (("q", q, "H, K"), ("k", k, f"{key_heads}, K"), ("v", v, "G, V")):
         if tensor.ndim != rank:
             layout = f"[{prefix}, {last}]"
             raise ArgumentError(f"{name} must have {rank} axes {layout}; got shape {_shape(tensor)}: reshape it")
     _check_kinds(q, k, v)
     *leading, heads, key_width = q.shape
-    groups = k.shape[-2]
-    if groups < 1 or heads % groups != 0:
-        raise ArgumentError(
-            f"H must be a multiple of G to share keys evenly; got H = {heads}, G = {groups}: change one of them"
-        )
-    check_shape("k", k, (*leading, groups, key_width), f"[{prefix}, G, K]")
+    keys, groups = k.shape[-2], v.shape[-2] if shared else k.shape[-2]
+    _check_heads(heads, keys, groups, shared)
+    check_shape("k", k, (*leading, keys, key_width), f"[{prefix}, {key_heads}, K]")
     check_shape("v", v, (*leading, groups, v.shape[-1]), f"[{prefix}, G, V]")
     if key_width < 1 or v.shape[-1] < 1:
         raise ArgumentError(f"K and V must be at least 1; got K = {key_width}, V = {v.shape[-1]}: use wider heads")
     if log_g is not None:
         _check_gate(log_g, q, (*leading, groups), f"[{prefix}, G]")
+
+
+def _check_heads(heads: int, keys: int, groups: int, shared: bool) -> None:
+    if shared and (min(keys, groups) < 1 or groups % keys != 0):
+        raise ArgumentError(
+            f"G must be a multiple of J to share keys evenly; got G = {groups}, J = {keys}: change one of them"
+        )
+    if groups < 1 or (heads % groups != 0 and not (shared and groups % heads == 0)):
+        rule = "H must be a multiple of G, or divide it," if shared else "H must be a multiple of G"
+        raise ArgumentError(f"{rule} to share keys evenly; got H = {heads}, G = {groups}: change one of them")
 
 
 def _check_kinds(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -16,9 +16,7 @@ V = torch.ones(2, 5, 2, 6)
 GATE = torch.zeros(2, 5, 2)
 TOKEN = (Q[:, 0], K[:, 0], V[:, 0], GATE[:, 0])
 
-TENSORS = {
-    "rank of q": ((Q[0], K, V, None), "q must have 4 axes [N, T, H, K]; got shape [5, 4, 3]: reshape it"),
-    "rank of v": ((Q, K, V[..., 0], None), "v must have 4 axes [N, T, G, V]; got shape [2, 5, 2]: reshape it"),
+OWN_RULES = {  # attention: power attention lets fewer key heads than value heads be
     "shape of k": (
         (Q, K[:, :4], V, None),
         "k must be [N, T, G, K] = [2, 5, 2, 3]; got [2, 4, 2, 3]: reshape it to fit",
@@ -31,6 +29,28 @@ TENSORS = {
         (Q[:, :, :3], K, V, None),
         "H must be a multiple of G to share keys evenly; got H = 3, G = 2: change one of them",
     ),
+}
+SHARED_RULES = {
+    "shape of k": (
+        (Q, K[:, :4], V, None),
+        "k must be [N, T, J, K] = [2, 5, 2, 3]; got [2, 4, 2, 3]: reshape it to fit",
+    ),
+    "heads of keys": (
+        (Q, K, V[:, :, :1], None),
+        "G must be a multiple of J to share keys evenly; got G = 1, J = 2: change one of them",
+    ),
+    "heads of queries": (
+        (Q[:, :, :3], K, V, None),
+        "H must be a multiple of G, or divide it, to share keys evenly; got H = 3, G = 2: change one of them",
+    ),
+    "no heads": (
+        (Q, K[:, :, :0], V, None),
+        "G must be a multiple of J to share keys evenly; got G = 2, J = 0: change one of them",
+    ),
+}
+TENSORS = {
+    "rank of q": ((Q[0], K, V, None), "q must have 4 axes [N, T, H, K]; got shape [5, 4, 3]: reshape it"),
+    "rank of v": ((Q, K, V[..., 0], None), "v must have 4 axes [N, T, G, V]; got shape [2, 5, 2]: reshape it"),
     "widths": ((Q, K, V[..., :0], None), "K and V must be at least 1; got K = 3, V = 0: use wider heads"),
     "no token": (
         (Q[:, :0], K[:, :0], V[:, :0], None),
@@ -139,6 +159,18 @@ def test_both_operators_refuse_tensors_that_do_not_fit(given, message):
         power_attention(*given, p=2)
     with refuses(message):
         attention(*given)
+
+
+@pytest.mark.parametrize("given, message", OWN_RULES.values(), ids=OWN_RULES)
+def test_attention_refuses_heads_that_do_not_fit(given, message):
+    with refuses(message):
+        attention(*given)
+
+
+@pytest.mark.parametrize("given, message", SHARED_RULES.values(), ids=SHARED_RULES)
+def test_power_refuses_heads_that_do_not_fit(given, message):
+    with refuses(message):
+        power_attention(*given, p=2)
 
 
 @pytest.mark.parametrize("options, message", POWER.values(), ids=POWER)

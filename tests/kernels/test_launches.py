@@ -78,4 +78,4 @@ def test_the_search_sees_launches_behind_functions(tmp_path):
 def test_launches_are_found_in_every_operator():
     texts = {path: path.read_text() for path in SOURCES}
     launching = {path.parent.parent.name for path, text in texts.items() if "_kernel[" in text}
-    assert launching == {"attention", "fleet", "kernels", "power"}
+    assert launching == {"attention", "delta", "fleet", "kernels", "long_convolution", "power", "scan"}

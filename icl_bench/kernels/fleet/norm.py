@@ -1,6 +1,6 @@
-"""RMS norm by member (Zhang and Sennrich, arXiv 1910.07467), alone or after a residual sum.
+"""RMS norm by member (Zhang and Sennrich, arXiv 1910.07467), alone or after a residual sum, and vectors of length 1.
 
-y = x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis, in float32
+y = x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis, in float32        u = x / sqrt(sum(x^2) + 1e-6)
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.records import UNIT_EPS
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto") -> Tensor:
@@ -42,6 +43,25 @@ def add_rms_norm(
     return total, _normalise(total.flatten(1, -2), weight, eps, impl).view(x.shape)
 
 
+def unit_norm(x: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
+    """Divide the last axis of x [M, ..., C] by its length, computed in float32; round once, to the type of x."""
+    width = x.shape[-1]
+    if takes_triton(impl, x):
+        # x / sqrt(sum + eps) is the RMS norm with eps / C and gains of 1 / sqrt(C).
+        gains = x.new_full((x.shape[0], width), width**-0.5, dtype=torch.float32)
+        return rms_norm(x, gains, eps=UNIT_EPS / width, impl="triton")
+    if impl == "reference":
+        return unit_norm_reference(x, UNIT_EPS).to(x.dtype)
+    wide = _widen(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + UNIT_EPS)).to(x.dtype)
+
+
+def unit_norm_reference(x: Tensor, eps: float) -> Tensor:
+    """Divide by the length, in float64: x [..., C]."""
+    wide = x.double()
+    return wide / (wide.square().sum(-1, keepdim=True) + eps).sqrt()
+
+
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise by the definition, in float64: x [M, N, C], weight [M, C]."""
     wide = x.double()
@@ -52,6 +72,10 @@ def _normalise(x: Tensor, weight: Tensor, eps: float, impl: FleetImpl) -> Tensor
     """Return the norm of rows [M, N, C] in the type of x: by the definition, or in operators of torch in float32."""
     if impl == "reference":
         return rms_norm_reference(x, weight, eps).to(x.dtype)
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    wide = _widen(x)
     scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (scaled * weight[:, None]).to(x.dtype)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,4 +1,4 @@
-"""y_m = x_m weight_m, with a weight gradient that is summed over the rows in parts.
+"""y_m = x_m weight_m + bias_m, with a weight gradient that is summed over the rows in parts.
 
 The gradient x^T dy of a small matrix over tens of thousands of rows is one tile of output: a batched product may leave
 it to one multiprocessor for each member, which reads all rows alone. In parts, many multiprocessors share the rows; the
@@ -22,12 +22,17 @@ FEWEST_ROWS = 256
 """Smallest number of rows of a part."""
 
 
-def project(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply rows x [M, N, C_in] by weight [M, C_in, C_out] of their member, in its type: [M, N, C_out]."""
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply rows x [M, N, C_in] by weight [M, C_in, C_out] of their member, in its type: [M, N, C_out].
+
+    A bias [M, C_out] is added in the same product.
+    """
     if x.ndim != 3:
         raise ArgumentError(f"x must be [M, N, C_in]; got {list(x.shape)}: flatten the rows")
     check_shape("weight", weight, (x.shape[0], x.shape[2], weight.shape[-1]), "[M, C_in, C_out]")
-    y: Tensor = _Projection.apply(x.to(weight.dtype), weight)
+    if bias is not None:
+        check_shape("bias", bias, (x.shape[0], weight.shape[-1]), "[M, C_out]")
+    y: Tensor = _Projection.apply(x.to(weight.dtype), weight, bias)
     return y
 
 
@@ -42,14 +47,16 @@ def row_parts(members: int, rows: int, width_in: int, width_out: int, device: to
 
 class _Projection(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.bmm(x, weight)
+        ctx.biased = bias is not None
+        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
-        return torch.bmm(gradient, weight.transpose(1, 2)), weight_gradient(x, gradient)
+        dx = torch.bmm(gradient, weight.transpose(1, 2))
+        return dx, weight_gradient(x, gradient), gradient.sum(1) if ctx.biased else None
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:

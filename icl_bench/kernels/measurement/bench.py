@@ -7,20 +7,21 @@ kernels were compiled in parallel: a peer that hangs, dies or spoils its CUDA co
 import contextlib
 import multiprocessing
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from icl_bench.kernels.measurement import contenders, measure
-from icl_bench.kernels.measurement.cases import CasePart, timed_cases
-from icl_bench.kernels.measurement.contenders import PEERS, Subject
+from icl_bench.kernels.measurement import measure, peers
 from icl_bench.kernels.measurement.measure import TimedRow, TimingTask, blank_row
-from icl_bench.kernels.measurement.operators import operator_name
-from icl_bench.kernels.measurement.problems import make_inputs
+from icl_bench.kernels.measurement.operators import timed_cases
+from icl_bench.kernels.measurement.peers import PACKAGES, ContenderRun, Subject, Tensors
+from icl_bench.kernels.measurement.problem import CasePart
 
 SPAWN = multiprocessing.get_context("spawn")
 COMPILING_SHARE = 0.33
@@ -30,22 +31,26 @@ SILENCE = 6.0
 TIME_SHARES: tuple[tuple[CasePart, Subject, float], ...] = (
     ("table", "ours", 0.2),
     ("table", "torch", 0.2),
-    ("table", "fla", 0.1),
+    ("table", "fla", 0.35),
+    ("table", "mamba_ssm", 0.1),
     ("table", "retention", 0.35),
     ("crossover", "ours", 0.25),
     ("crossover", "torch", 0.25),
     ("table", "plain", 0.2),
+    ("table", "compiled", 0.2),
 )
 """The order of measuring, and the largest share of the time for each."""
 COMPILED = ("auto", "triton", "flex")
-"""Contenders that compile kernels, beside the packages."""
-COMPILERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 2, "retention": 6}
+"""Contenders that compile kernels, beside the packages and compiled forms."""
+CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+"""Variables of the environment that name folders of compiled kernels."""
+COMPILERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 6, "retention": 6, "compiled": 3}
 """Processes that compile for each subject with kernels to compile, on 16 cores."""
 
 
 def bench_operators(
     device: torch.device,
-    op: str | None = None,
+    ops: Sequence[str] = (),
     quick: bool = False,
     seconds: float = 360.0,
     tell: Callable[[str], None] = lambda line: None,
@@ -55,7 +60,7 @@ def bench_operators(
     All takes about `seconds` seconds, and a few more where a process does not answer; what comes later is out of time.
     `tell` is called with a line when a contender is done.
     """
-    tasks = [(case, name) for case in timed_cases(device, op, quick) for name in case.contenders]
+    tasks = [(case, name) for case in timed_cases(device, tuple(ops), quick) for name in case.contenders]
     if device.type == "cuda":
         return measure_in_processes(tasks, device, seconds, tell)
     rows = []
@@ -78,30 +83,47 @@ def measure_in_processes(
     """Return the row of each task, in their order: compile all, then measure subject by subject."""
     begun = time.monotonic()
     present: dict[Subject, list[TimingTask]] = {}
-    for task in tasks:
-        if contenders.installed(task[1]):
-            present.setdefault(contenders.subject_of(task[1]), []).append(task)
+    rows = {task: blank_row(*task, note="not installed") for task in tasks}
+    for case, name in tasks:
+        if peers.installed(case.problem, name):
+            present.setdefault(peers.subject_of(case.problem, name), []).append((case, name))
     running: dict[Subject, MeasuringProcess] = {}
-    rows = {task: blank_row(*task, note="not installed") for task in tasks if not contenders.installed(task[1])}
-    try:
-        for subject in present:
-            near, far = SPAWN.Pipe()
-            process = SPAWN.Process(target=serve_tasks, args=(far, subject, device))
-            process.start()
-            far.close()
-            running[subject] = MeasuringProcess(process, near)
-        _compile(present, device, begun + COMPILING_SHARE * seconds)
-        tell(f"compiled in {time.monotonic() - begun:.0f} s")
-        for part, subject, cap in TIME_SHARES:
-            asked = [task for task in present.get(subject, []) if task[0].part == part]
-            deadline = min(begun + seconds, time.monotonic() + cap * seconds)
-            for task, row in zip(asked, _ask(running[subject], asked, deadline) if asked else (), strict=True):
-                tell(f"{row.case}: {row.contender} {row.note}".rstrip())
-                rows[task] = row
-    finally:
-        for child in running.values():
-            _end(child.process)
+    with _empty_caches():
+        try:
+            for subject in present:
+                near, far = SPAWN.Pipe()
+                process = SPAWN.Process(target=serve_tasks, args=(far, subject, device))
+                process.start()
+                far.close()
+                running[subject] = MeasuringProcess(process, near)
+            compiled = _compile(present, device, begun + COMPILING_SHARE * seconds)
+            tell(f"compiled in {time.monotonic() - begun:.0f} s")
+            for part, subject, cap in TIME_SHARES:
+                asked = [task for task in present.get(subject, []) if task[0].part == part]
+                deadline = min(begun + seconds, time.monotonic() + cap * seconds)
+                for task, row in zip(asked, _ask(running[subject], asked, deadline) if asked else (), strict=True):
+                    tell(f"{row.case}: {row.contender} {row.note}".rstrip())
+                    rows[task] = row._replace(compile_seconds=compiled.get(task))
+        finally:
+            for child in running.values():
+                _end(child.process)
     return [rows[task] for task in tasks]
+
+
+@contextlib.contextmanager
+def _empty_caches() -> Iterator[None]:
+    """Let child processes keep compiled kernels in a new folder, so that compilation is measured from nothing."""
+    before = {name: os.environ.get(name) for name in CACHES}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            os.environ.update({name: str(Path(folder) / name) for name in CACHES})
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> None:
@@ -115,51 +137,80 @@ def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> Non
                 pipe.send(row)
 
 
-def compile_share(subject: Subject, tasks: Sequence[TimingTask], device: torch.device, share: int, shares: int) -> None:
-    """Run a share of the tasks once, or, of a package that autotunes, all tasks with a share of the configurations."""
+def compile_share(
+    pipe: Connection, subject: Subject, tasks: Sequence[TimingTask], device: torch.device, share: int, shares: int
+) -> None:
+    """Run a share of the tasks twice, or, of a package that autotunes, all with a share of the configurations.
+
+    Send the place of each task with the seconds that its first run took beyond its second one.
+    """
     torch.set_num_threads(1)
     _import_peer(subject, tasks, device)
-    if subject in PEERS:
-        contenders.keep_share(subject, share, shares)
-    for case, name in tasks if subject in PEERS else _share(tasks, share, shares):
-        problem = case.problem._replace(n=min(case.problem.n, 2))  # one sequence may compile to other code
+    if subject in PACKAGES:
+        peers.keep_share(subject, share, shares)
+    for case, name in tasks if subject in PACKAGES else _share(tasks, share, shares):
+        problem = case.problem.few()  # one sequence may compile to other code
         with contextlib.suppress(Exception):  # what cannot run says so when it is measured
-            run = contenders.contender_run(name, problem, device)
-            for call in measure.timed_passes(run, make_inputs(problem, device)):
-                call()
+            run, inputs = peers.contender_run(problem, name, device), problem.inputs(device)
+            taken = [_seconds_of_passes(run, inputs, device) for _ in range(2)]
+            if subject not in PACKAGES:
+                pipe.send((tasks.index((case, name)), taken[0] - taken[1]))
         measure.free_memory(device)
+
+
+def _seconds_of_passes(run: ContenderRun, inputs: Tensors, device: torch.device) -> float:
+    begin = time.perf_counter()
+    for call in measure.timed_passes(run, inputs):
+        call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
 def _share(tasks: Sequence[TimingTask], share: int, shares: int) -> list[TimingTask]:
     """Return a share of the tasks that compile kernels; those that compile to the same kernels stay together."""
-    kinds: dict[tuple[str, int, str], list[TimingTask]] = {}
+    kinds: dict[object, list[TimingTask]] = {}
     for case, name in tasks:
-        if name in COMPILED:
-            kinds.setdefault((operator_name(case.problem), case.problem.key, name), []).append((case, name))
+        if name in COMPILED or name.startswith("compiled"):
+            widths = tuple((letter, size) for letter, size in case.problem.sizes.items() if letter in "KVCS")
+            kinds.setdefault((case.problem.name, widths, name), []).append((case, name))
     return [task for group in list(kinds.values())[share::shares] for task in group]
 
 
 def _import_peer(subject: Subject, tasks: Sequence[TimingTask], device: torch.device) -> None:
-    if subject in PEERS:
-        contenders.contender_run(subject, tasks[0][0].problem, device)
-        contenders.shorten_autotuning(subject)
+    if subject in PACKAGES:
+        for case, name in tasks:
+            with contextlib.suppress(Exception):  # what cannot be imported says so when it is measured
+                peers.contender_run(case.problem, name, device)
+        peers.shorten_autotuning(subject)
 
 
-def _compile(present: dict[Subject, list[TimingTask]], device: torch.device, deadline: float) -> None:
+def _compile(
+    present: dict[Subject, list[TimingTask]], device: torch.device, deadline: float
+) -> dict[TimingTask, float]:
+    """Compile in parallel until the deadline; return the seconds of the tasks of which they are known."""
     scale = min(1.0, (os.cpu_count() or 1) / 16)
-    workers = []
+    workers: list[tuple[MeasuringProcess, list[TimingTask]]] = []
+    seconds: dict[TimingTask, float] = {}
     try:
         for subject in [name for name in COMPILERS if name in present]:
-            shares = max(1, round(scale * COMPILERS[subject]))
+            shares, tasks = max(1, round(scale * COMPILERS[subject])), present[subject]
             for share in range(shares):
-                worker = SPAWN.Process(target=compile_share, args=(subject, present[subject], device, share, shares))
-                worker.start()
-                workers.append(worker)
-        for worker in workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
+                near, far = SPAWN.Pipe()
+                process = SPAWN.Process(target=compile_share, args=(far, subject, tasks, device, share, shares))
+                process.start()
+                far.close()
+                workers.append((MeasuringProcess(process, near), tasks))
+        for worker, tasks in workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(EOFError):
+                while worker.pipe.poll():
+                    place, taken = worker.pipe.recv()
+                    seconds[tasks[place]] = taken
     finally:
-        for worker in workers:
-            _end(worker)
+        for worker, _ in workers:
+            _end(worker.process)
+    return seconds
 
 
 def _ask(child: MeasuringProcess, tasks: Sequence[TimingTask], deadline: float) -> Iterator[TimedRow]:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.backends import check_triton, has_triton
-from icl_bench.kernels.measurement.operators import OPERATORS, exact_outputs, known_operators, operator_name, run_form
-from icl_bench.kernels.measurement.problems import FEW_LENGTHS, LENGTHS, Inputs, Problem, make_inputs
+from icl_bench.kernels.measurement.operators import OPERATORS, known_operators
+from icl_bench.kernels.measurement.peers import Tensors
+from icl_bench.kernels.measurement.problem import FEW_LENGTHS, LENGTHS, Problem
 
 # The allowed errors, in the root mean square and relative to the exact result. A rounding to a type errs in the mean
 # square by about a quarter of its eps; outputs and gradients are sums of products of a few rounded factors. In float32,
@@ -34,14 +35,13 @@ BOUNDS = {
 CHECKED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in BOUNDS}
 INTERPRETED = (torch.float32, torch.float16)
 """Types that Triton's interpreter multiplies right: its products of bfloat16 are wrong."""
-GRADIENTS = ("dq", "dk", "dv", "dlog_g", "ds", "dz")
 MEMORY_OF_A_PROCESS = 6 * 2**30
 """Bytes that a process may need on a GPU: scores in float64 of the longest sequence, and their gradients."""
 INTERPRETED_LENGTH = 65
 """The longest sequence in the interpreter, which takes seconds for the work of microseconds on a GPU."""
 
-FormRun = Callable[[Problem, str, Inputs], list[Tensor]]
-"""An operator in a form by name: inputs to outputs."""
+FormRun = Callable[[Problem, str, Tensors], Tensors]
+"""A problem in a form by name: inputs to outputs."""
 
 
 class ResultError(NamedTuple):
@@ -85,7 +85,7 @@ class CheckJob(NamedTuple):
     def findings(self, kinds: "dict[str, tuple[float, str]]", problems: int) -> list[Finding]:
         """Return a finding for outputs and one for gradients, from the largest error of each and its place."""
         first, made = self.problems[0], []
-        names = operator_name(first), self.impl, dtype_name(first.dtype)
+        names = first.name, self.impl, dtype_name(first.dtype)
         for what, bound in BOUNDS[first.dtype].items():
             error, worst = kinds[what]
             shown = error if math.isfinite(error) else None
@@ -99,7 +99,7 @@ class CheckJob(NamedTuple):
 
 def check_operators(
     device: torch.device,
-    op: str | None = None,
+    ops: Sequence[str] = (),
     impls: Sequence[str] = (),
     dtypes: Sequence[str] = (),
     quick: bool = False,
@@ -115,7 +115,7 @@ def check_operators(
         ArgumentError: There is no operator, form or type of that name, or the interpreter is asked for a wrong type.
         KernelUnavailableError: A form asked for by name cannot run there.
     """
-    jobs = plan_checks(device, op, impls, dtypes, quick)
+    jobs = plan_checks(device, ops, impls, dtypes, quick)
     findings: list[Finding] = []
     for job, found in zip(jobs, _run_jobs(jobs, device), strict=True):
         tell(f"{found[0].op}, {job.impl}, {found[0].dtype}: {len(job.problems)} problems")
@@ -124,10 +124,10 @@ def check_operators(
 
 
 def plan_checks(
-    device: torch.device, op: str | None, impls: Sequence[str], dtypes: Sequence[str], quick: bool
+    device: torch.device, ops: Sequence[str], impls: Sequence[str], dtypes: Sequence[str], quick: bool
 ) -> list[CheckJob]:
     """Return the jobs of a check; arguments and errors as for `check_operators`."""
-    operators = [OPERATORS[name] for name in known_operators(op)]
+    operators = [OPERATORS[name] for name in known_operators(tuple(ops))]
     _check_names("impl", impls, {impl for entry in operators for impl in entry.impls})
     _check_names("dtype", dtypes, set(CHECKED_DTYPES))
     if "triton" in impls:
@@ -145,8 +145,8 @@ def plan_checks(
         # "auto" is one of the other forms, and "reference" the definition itself.
         for impl in impls or [impl for impl in entry.impls if impl not in ("auto", "reference")]:
             for problem in entry.problems(dtype, lengths):
-                if impl in entry.impls and _serves(impl, problem, device):
-                    jobs.setdefault((dtype, impl, operator_name(problem)), []).append(problem)
+                if problem.takes(impl) and _serves(impl, problem, device):
+                    jobs.setdefault((dtype, impl, problem.name), []).append(problem)
     return [CheckJob(impl, tuple(problems), str(device)) for (_, impl, _), problems in jobs.items()]
 
 
@@ -158,53 +158,69 @@ def check_job(job: CheckJob, run: FormRun | None = None) -> list[Finding]:
             errors = form_errors(problem, job.impl, torch.device(job.device), run or run_form)
         except Exception as error:  # whatever a kernel raises is a finding, and the others are still checked
             line = (str(error).strip().splitlines() or [""])[0]
-            return job.failed(f"{type(error).__name__} at {problem.sizes}: {line}"[:200], len(job.problems))
+            return job.failed(f"{type(error).__name__} at {problem.place}: {line}"[:200], len(job.problems))
         for one in errors:
             size = math.inf if math.isnan(one.error) else one.error
-            found[one.what].append((size, f"{one.name} at {problem.sizes}"))
+            found[one.what].append((size, f"{one.name} at {problem.place}"))
     return job.findings({what: max(errors, key=lambda x: x[0]) for what, errors in found.items()}, len(job.problems))
 
 
+def run_form(problem: Problem, impl: str, inputs: Tensors) -> Tensors:
+    """Return the outputs of a problem by a form."""
+    return problem.run(impl, inputs)
+
+
 def form_errors(
-    problem: Problem, impl: str, device: torch.device, run: FormRun, rows: Tensor | None = None, poison: bool = True
-) -> list[ResultError]:
+    problem: Problem, impl: str, device: torch.device, run: FormRun, index: Tensor | None = None, *,
+    poison: bool = True, gradients: bool = True,
+) -> list[ResultError]:  # fmt: skip
     """Return the error of every output and gradient of a form, with NaN in fresh memory where `poison` is set.
 
-    Where `rows` are given, outputs count at those queries alone, and output gradients are zero elsewhere.
+    Where an `index` along the checked axis is given, y counts there alone, and nothing else does. Without `gradients`
+    only outputs are compared.
     """
-    inputs = make_inputs(problem, device)
-    rows = torch.arange(problem.t, device=device) if rows is None else rows
-    exact_leaves = leaves_of(inputs, torch.float64)
-    exact = exact_outputs(problem, exact_leaves, rows)
+    inputs = problem.inputs(device)
+    whole = index is None
+    if index is None:
+        index = torch.arange((problem.n, problem.t)[problem.checked_axis], device=device)
+    exact_leaves = leaves_of(problem.part(inputs, index), torch.float64)
+    exact = problem.exact(exact_leaves, index)
+    exact = exact if whole else {"y": exact["y"]}
     generator = torch.Generator(device).manual_seed(1)
-    along = [torch.randn(y.shape, generator=generator, device=device) for y in exact]
-    along[0] = along[0].to(problem.dtype)
-    wanted = [*exact, *input_gradients(exact, exact_leaves, along)]
-    along[0] = along[0].new_zeros(problem.n, problem.t, *along[0].shape[2:]).index_copy(1, rows, along[0])
-    leaves = leaves_of(inputs)
+    along = {name: torch.randn(y.shape, generator=generator, device=device) for name, y in exact.items()}
+    along["y"] = along["y"].to(problem.dtype)
+    wanted = _with_gradients(exact, input_gradients(exact, exact_leaves, along) if gradients else {})
+    leaves = leaves_of(inputs) if gradients else inputs
     with poisoned_memory() if poison else nullcontext():
-        outputs = run(problem, impl, leaves)
-        gradients = input_gradients(outputs, leaves, along)
-    found = [outputs[0][:, rows], *outputs[1:], *gradients]
-    names = ["y", "s", "z"][: len(exact)]
-    names += [name for name, x in zip(GRADIENTS, inputs, strict=True) if x is not None]
+        found = run(problem, impl, leaves)
+        if not whole:
+            found = {"y": found["y"].index_select(problem.checked_axis, index)}
+        if gradients:
+            made = input_gradients(found, leaves, along)
+            found = _with_gradients(found, problem.part(made, index))
     errors = []
-    for name, result, target in zip(names, found, wanted, strict=True):
-        what = "gradients" if name in GRADIENTS else "outputs"
-        error = relative_error(result, target, natural_size(problem, name))
+    for name, target in wanted.items():
+        what = "outputs" if name in exact else "gradients"
+        natural = 0.0 if name in exact else problem.natural_size(name.removeprefix("d"))
+        error = relative_error(found[name], target, natural)
         errors.append(ResultError(name, what, error, BOUNDS[problem.dtype][what]))
     return errors
 
 
-def leaves_of(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
+def _with_gradients(outputs: Tensors, gradients: Tensors) -> Tensors:
+    return {**outputs, **{f"d{name}": x for name, x in gradients.items()}}
+
+
+def leaves_of(inputs: Tensors, dtype: torch.dtype | None = None) -> Tensors:
     """Return copies of the inputs that gradients can be taken of, converted to `dtype` where one is given."""
-    return Inputs._make(None if x is None else x.detach().to(dtype or x.dtype).clone().requires_grad_() for x in inputs)
+    return {name: x.detach().to(dtype or x.dtype).clone().requires_grad_() for name, x in inputs.items()}
 
 
-def input_gradients(outputs: list[Tensor], leaves: Inputs, along: list[Tensor]) -> list[Tensor]:
+def input_gradients(outputs: Tensors, leaves: Tensors, along: Tensors) -> Tensors:
     """Return the gradient of every input for output gradients `along`; zeros where nothing depends on an input."""
-    converted = [a.to(y.dtype) for a, y in zip(along, outputs, strict=True)]
-    return list(torch.autograd.grad(outputs, [x for x in leaves if x is not None], converted, materialize_grads=True))
+    converted = [along[name].to(y.dtype) for name, y in outputs.items()]
+    made = torch.autograd.grad(list(outputs.values()), list(leaves.values()), converted, materialize_grads=True)
+    return dict(zip(leaves, made, strict=True))
 
 
 def relative_error(found: Tensor, exact: Tensor, natural: float) -> float:
@@ -216,17 +232,6 @@ def relative_error(found: Tensor, exact: Tensor, natural: float) -> float:
         return math.nan
     size, error = max(root_mean_square(exact), natural), root_mean_square(found.double() - exact)
     return error / size if size > 0 else error
-
-
-def natural_size(problem: Problem, name: str) -> float:
-    """Return the size of the terms that cancel in a gradient where every query sees one key; else 0.
-
-    Inputs are standard normal: the terms of dq and dk are of order 1, those of a gate sums of V products over T.
-    """
-    one_key = min(problem.t, problem.window or problem.t) == 1 and not problem.initial
-    if not one_key or name not in ("dq", "dk", "dlog_g"):
-        return 0.0
-    return math.sqrt(problem.value * problem.t) if name == "dlog_g" else 1.0
 
 
 def root_mean_square(x: Tensor) -> float:
@@ -277,7 +282,7 @@ def _check_names(option: str, names: Sequence[str], known: set[str]) -> None:
 
 def _serves(impl: str, problem: Problem, device: torch.device) -> bool:
     if impl != "triton":
-        return impl != "sdpa" or not problem.gated
+        return True
     if device.type != "cpu":
         return has_triton(torch.empty(0, device=device)) and problem.dtype != torch.float64
     interpreter = os.environ.get("TRITON_INTERPRET") == "1"

@@ -35,11 +35,12 @@ def power_attention(
     normalize: Normalize = "sum", eps: float = 1e-6, initial_state: PowerState | None = None, impl: PowerImpl = "auto",
     chunk: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return causal attention [N, T, H, V] in the type of v, with scores (scale q.k)^p, optionally gated.
+    """Return causal attention [N, T, max(H, G), V] in the type of v, with scores (scale q.k)^p, optionally gated.
 
     Args:
-        q: Queries [N, T, H, K].
-        k: Keys [N, T, G, K]; H is a multiple of G, and head h reads key-value head h // (H // G).
+        q: Queries [N, T, H, K]. H is a multiple of G, and query head h reads value head h // (H / G); or H divides G,
+            and value head g is read by query head g // (G / H).
+        k: Keys [N, T, J, K]; J divides G, and value head g has key head g // (G / J).
         v: Values [N, T, G, V].
         log_g: Log gates [N, T, G], finite and at most 0, float32, or None; a token is not decayed by its own gate.
         p: The power, at least 1. With p = 1 and normalize = "sum", q and k must be non-negative (a feature map).
@@ -78,15 +79,15 @@ def power_step(
     """Take one token of the recurrence: S' = g S + phi(k) v^T, y = scale^p phi(q) S' / (scale^p phi(q).z' + eps).
 
     The arguments are those of `power_attention` without the axis T, q [N, H, K] and so on, and the state before this
-    token. Return y [N, H, V] in the type of v, and the state after it. "quadratic" and "chunked" name the one plain
-    form of a step, "reference" the definition in float64; "triton" reads and writes the state once, without gradients;
-    "auto" is "triton" on CUDA where no gradient is wanted, and the plain form elsewhere.
+    token. Return y [N, max(H, G), V] in the type of v, and the state after it. "quadratic" and "chunked" name the one
+    plain form of a step, "reference" the definition in float64; "triton" reads and writes the state once, without
+    gradients; "auto" is "triton" on CUDA where no gradient is wanted, and the plain form elsewhere.
 
     Raises:
         ArgumentError: A shape, type or value breaks a rule.
         KernelUnavailableError: impl is "triton", and the tensors are not on CUDA or want a gradient.
     """
-    check_token(q, k, v, log_g)
+    check_token(q, k, v, log_g, shared=True)
     check_choice("impl", impl, get_args(PowerImpl))
     inputs = PowerInputs(q, k, v, log_g, state)
     options = check_options(inputs, p, scale, normalize, eps, chunk=None)
@@ -113,7 +114,7 @@ def initial_power_state(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> PowerState:
-    """Return the state before any token, all zeros: s [N, G, D, V] and z [N, G, D] for G = heads key-value heads.
+    """Return the state before any token, all zeros: s [N, G, D, V] and z [N, G, D] for G = heads value heads.
 
     `dtype` is that of the inputs to come: the state is float64 for float64 and float32 for all else.
     """
@@ -128,7 +129,7 @@ def _run(
     inputs: PowerInputs, p: int, scale: float | None, normalize: Normalize, eps: float, chunk: int | None,
     impl: PowerImpl, *, keep_state: bool,
 ) -> tuple[Tensor, PowerState | None]:  # fmt: skip
-    check_sequences(*inputs[:4])
+    check_sequences(*inputs[:4], shared=True)
     check_choice("impl", impl, get_args(PowerImpl))
     options = check_options(inputs, p, scale, normalize, eps, chunk)
     return POWER_FORMS[auto_power_form(inputs, options) if impl == "auto" else impl](inputs, options, keep_state)

@@ -46,8 +46,8 @@ def cheapest_chunk(key_width: int, value_width: int, p: int) -> int:
 
 
 def power_by_chunks(inputs: PowerInputs, options: PowerOptions, keep_state: bool) -> tuple[Tensor, PowerState | None]:
-    """Return y [N, T, H, V] in the type of v over all tokens and, if wanted, the state after the last."""
-    q, k, v, log_g, initial = inputs
+    """Return y in the type of v over all tokens and, if wanted, the state after the last."""
+    q, k, v, log_g, initial = inputs.with_own_heads()
     p, eps = options.p, options.eps if options.normalize == "sum" else None
     state = None if initial is None else _join_state(initial)
     chunk = options.chunk or cheapest_chunk(q.shape[3], v.shape[3], p)
@@ -67,8 +67,8 @@ def power_by_chunks(inputs: PowerInputs, options: PowerOptions, keep_state: bool
 
 
 def step_by_chunks(inputs: PowerInputs, options: PowerOptions) -> tuple[Tensor, PowerState]:
-    """Return y [N, H, V] in the type of v after one token, and the state, in chunks of this one token."""
-    q, k, v, log_g, state = inputs
+    """Return y in the type of v after one token, and the state, in chunks of this one token."""
+    q, k, v, log_g, state = inputs.with_own_heads()
     assert state is not None
     n, groups, _ = k.shape
     c = None if log_g is None else log_g.to(accumulation_dtype(q.dtype)).reshape(-1, 1)

@@ -1,4 +1,9 @@
-"""The records of a call of power attention, checked once at the door."""
+"""The records of a call of power attention, checked once at the door.
+
+Heads: G of values and of gates, each with a state; J of keys, of which value head g reads key head g // (G / J); and H
+of queries. With H a multiple of G, H / G queries read each state; with H a divisor of G, value head g is read by query
+head g // (G / H). The output has max(H, G) heads.
+"""
 
 from typing import Literal, NamedTuple, get_args
 
@@ -21,7 +26,7 @@ class PowerState(NamedTuple):
 
 
 class PowerInputs(NamedTuple):
-    """Tensors of a call: q [N, T, H, K], k [N, T, G, K], v [N, T, G, V], log_g [N, T, G]; in a step without T."""
+    """Tensors of a call: q [N, T, H, K], k [N, T, J, K], v [N, T, G, V], log_g [N, T, G]; in a step without T."""
 
     q: Tensor
     k: Tensor
@@ -29,6 +34,20 @@ class PowerInputs(NamedTuple):
     log_g: Tensor | None
     state: PowerState | None
     """The state before the first token; None for zeros."""
+
+    @property
+    def heads(self) -> int:
+        """Heads of the output, max(H, G)."""
+        return max(self.q.shape[-2], self.v.shape[-2])
+
+    def with_own_heads(self) -> "PowerInputs":
+        """Repeat shared queries and keys, so that q has max(H, G) heads and k has G."""
+        return self._replace(q=repeat_heads(self.q, self.heads), k=repeat_heads(self.k, self.v.shape[-2]))
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat each head of [.., J, K] for the heads that share it, [.., heads, K]; x itself where J = heads."""
+    return x if x.shape[-2] == heads else x.repeat_interleave(heads // x.shape[-2], dim=-2)
 
 
 class PowerOptions(NamedTuple):
@@ -71,7 +90,7 @@ def check_power(p: int, normalize: Normalize) -> None:
 
 def _check_state(state: PowerState, inputs: PowerInputs, p: int, normalize: Normalize) -> None:
     q, k, v = inputs[:3]
-    n, groups, width = q.shape[0], k.shape[-2], expanded_width(k.shape[-1], p)
+    n, groups, width = q.shape[0], v.shape[-2], expanded_width(k.shape[-1], p)
     check_shape("state.s", state.s, (n, groups, width, v.shape[-1]), "[N, G, D, V]")
     if (state.z is None) != (normalize == "none"):
         raise ArgumentError(

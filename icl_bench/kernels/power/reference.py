@@ -18,7 +18,7 @@ def power_attention_reference(
     arXiv 2507.04239, eq. 7, with c the inclusive sums of log_g. An initial state adds e^(c_i) scale^p phi(q_i) S. The
     last state comes with y [N, T, H, V] whether it is wanted or not.
     """
-    q, k, v, log_g, initial = inputs
+    q, k, v, log_g, initial = inputs.with_own_heads()
     p, scale, out_type = options.p, options.scale, v.dtype
     shared = q.shape[2] // k.shape[2]
     q, k, v = q.double(), k.double(), v.double()

@@ -18,6 +18,9 @@ def test_gradients_are_those_of_the_product(count, monkeypatch):
     leaves = [torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
     assert torch.equal(project(*leaves), torch.bmm(*leaves))
     assert torch.autograd.gradcheck(project, leaves)
+    bias = torch.randn(3, 7, generator=generator, dtype=torch.float64).requires_grad_()
+    assert torch.equal(project(*leaves, bias), torch.baddbmm(bias[:, None], *leaves))
+    assert torch.autograd.gradcheck(project, [*leaves, bias])
 
 
 def test_parts_fill_a_device_and_divide_the_rows():
@@ -33,5 +36,7 @@ def test_parts_fill_a_device_and_divide_the_rows():
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="weight must be"):
         project(torch.zeros(1, 2, 3), torch.zeros(1, 4, 3))
+    with pytest.raises(ArgumentError, match="bias must be"):
+        project(torch.zeros(1, 2, 3), torch.zeros(1, 3, 4), torch.zeros(1, 3))
     with pytest.raises(ArgumentError, match="flatten the rows"):
         project(torch.zeros(1, 2, 2, 3), torch.zeros(1, 3, 3))

@@ -67,6 +67,16 @@ def test_widths_without_gates(key, value, p):
     Case(t=300, key=key, value=value, p=p, chunk=128, heads=4, groups=2, gated=False, initial=True, keep=True).check()
 
 
+@pytest.mark.parametrize("heads, groups, key_heads", [(1, 4, 1), (2, 4, 2), (4, 4, 2), (4, 2, 1)])
+@pytest.mark.parametrize("p", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_heads_share_keys_and_queries(dtype, p, heads, groups, key_heads):
+    Case(
+        t=300, heads=heads, groups=groups, key_heads=key_heads, key=64 if p < 4 else 16, value=32, p=p, chunk=128,
+        normalize="none" if p == 1 else "sum", initial=True, keep=True, dtype=dtype,
+    ).check()  # fmt: skip
+
+
 @pytest.mark.parametrize("key", [129, 500])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_wide_keys_of_linear_attention(key, dtype):

@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,23 +15,32 @@ from torch.nn.attention.flex_attention import create_block_mask
 from icl_bench import cli
 from icl_bench.commands.kernel_tables import bench_tables, speed_curves
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.measurement import bench, contenders, measure
-from icl_bench.kernels.measurement.cases import Case, timed_cases
+from icl_bench.kernels.measurement import bench, measure, peers
+from icl_bench.kernels.measurement.limits import LimitShare
 from icl_bench.kernels.measurement.measure import TimedRow, blank_row, measure_contender, measure_tasks
-from icl_bench.kernels.measurement.operators import operator_name
-from icl_bench.kernels.measurement.problems import Problem
+from icl_bench.kernels.measurement.operators import timed_cases
+from icl_bench.kernels.measurement.problem import Case, table_case
+from icl_bench.kernels.measurement.scores import MeasuredAttention, MeasuredPower
 from icl_bench.kernels.measurement.timing import Times, summarise_times, time_call
 from icl_bench.reports.crossover import SpeedCurve, crossing, crossover_figure
 from tests.kernels.measurement.test_check import command  # noqa: F401  the fixture
 
-CPU = torch.device("cpu")
-PROBLEM = Problem("power", 32, torch.float32, groups=2, key=8, value=8, states=False)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+PROBLEM = MeasuredPower(t=32, dtype=torch.float32, groups=2, key_heads=2, key=8, value=8, states=False)
+SOFTMAX = MeasuredAttention(t=32, dtype=torch.float32, groups=2, key_heads=2, key=8, value=8)
 CASE = Case("a case", "table", PROBLEM, ("quadratic", "sdpa flash"))
 
 
 def fake_time(call, device, seconds):
     call()
     return Times(2.0, 1.0, 3.0, 5, "clock")
+
+
+def make_wrong(monkeypatch):
+    """Let power attention return outputs that are a percent too large."""
+    right = MeasuredPower.run
+    wrong = lambda *x: {name: 1.01 * y for name, y in right(*x).items()}  # noqa: E731
+    monkeypatch.setattr(MeasuredPower, "run", wrong)
 
 
 def printed(rows):
@@ -49,8 +60,7 @@ def test_a_form_that_passes_is_timed_with_its_errors(monkeypatch):
 
 
 def test_a_form_that_fails_its_check_is_never_timed(monkeypatch):
-    right = contenders.run_form
-    monkeypatch.setattr(contenders, "run_form", lambda *x: [y * 1.01 for y in right(*x)])
+    make_wrong(monkeypatch)
 
     def refuse(*_):
         raise AssertionError("timed")
@@ -67,7 +77,7 @@ def test_a_peer_that_raises_or_is_absent_is_a_row(monkeypatch):
 
     monkeypatch.setattr(measure, "contender_run", lambda *_: broken)
     assert measure_contender(CASE, "sdpa flash", CPU, 0.1).note == "RuntimeError: no such shape"
-    monkeypatch.setattr(measure, "installed", lambda name: False)
+    monkeypatch.setattr(measure, "installed", lambda problem, name: False)
     assert measure_contender(CASE, "retention", CPU, 0.1).note == "not installed"
 
 
@@ -86,32 +96,68 @@ def test_percentiles_and_the_clock(monkeypatch):
 
 @pytest.mark.parametrize("t, window", [(512, 100), (512, 128), (512, 129), (640, 300), (256, 1)])
 def test_the_mask_of_blocks_is_the_one_made_from_all_pairs(t, window):
-    found = contenders.window_mask(t, window, CPU)
+    found = peers.window_mask(t, window, CPU)
     wanted = create_block_mask(lambda b, h, i, j: (i >= j) & (i - j < window), None, None, t, t, device="cpu")
     assert torch.equal(found.to_dense(), wanted.to_dense())
     assert torch.equal(found.full_kv_num_blocks, wanted.full_kv_num_blocks)
 
 
 def test_the_table_holds_all_operators_lengths_and_peers():
-    made = timed_cases(torch.device("cuda"))
+    made = timed_cases(CUDA)
     table = [case for case in made if case.part == "table"]
-    assert {operator_name(case.problem) for case in table} == {
-        "power p=2", "power p=2 gated", "power p=1", "power p=1 gated", "window", "softmax",
+    assert {case.problem.name for case in table} == {
+        "power p=2", "power p=2 gated", "power p=1", "power p=1 gated", "power p=1 unnormalised gated", "window",
+        "softmax", "delta", "delta gated", "delta vector gate", "delta untied vector gate", "gated linear vector gate",
+        "selective scan", "linear scan", "long convolution",
     }  # fmt: skip
-    assert {case.problem.t for case in table if operator_name(case.problem) == "power p=2"} == {65_536, 131_072, 256}
-    names = {name for case in table for name in case.contenders}
-    peers = {name for name in names if contenders.subject_of(name) not in ("ours", "plain")}
-    assert peers == {"sdpa flash", "sdpa cudnn", "sdpa efficient", "flex", "fla", "fla unnormalised", "retention"}
-    # Plain forms may take as long as all else: they are measured last, and in a process of their own.
-    assert {subject for _, subject, _ in bench.TIME_SHARES[:-1]} == {"ours", "torch", "fla", "retention"}
+    assert {case.problem.t for case in table if case.problem.name == "power p=2"} == {65_536, 131_072, 256}
+    found = {(case.problem.op, name) for case in table for name in case.contenders if name in case.problem.peers}
+    backends = {"sdpa flash", "sdpa cudnn", "sdpa efficient"}
+    assert {name for op, name in found if op == "power"} == {*backends, "fla", "fla unnormalised", "retention"}
+    assert {name for op, name in found if op == "attention"} == {*backends, "flex"}
+    assert {name for op, name in found if op == "delta"} == {"fla", "compiled chunked"}
+    assert {name for op, name in found if op == "scan"} == {"mamba-ssm", "compiled sequential"}
+    assert {name for op, name in found if op == "long-convolution"} == {"three FFTs"}
+    # Plain forms may take as long as all else: they are measured last, and in processes of their own.
+    assert {subject for _, subject, _ in bench.TIME_SHARES[:-2]} == {"ours", "torch", *peers.PACKAGES}
     assert {case.problem.key for case in made if case.part == "crossover"} == {32, 64, 128}
+    assert {case.problem.op for case in timed_cases(CUDA, ("delta", "scan"))} == {"delta", "scan"}
     with pytest.raises(ArgumentError, match="--op is one of"):
-        timed_cases(CPU, "norm")
+        timed_cases(CPU, ("norm",))
 
 
-def test_every_title_tells_its_case():
-    titles = [case.title for case in timed_cases(torch.device("cuda")) if case.part == "table"]
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_title_tells_its_case_and_every_contender_has_a_turn(device, quick):
+    made = timed_cases(torch.device(device), quick=quick)
+    titles = [case.title for case in made if case.part == "table"]
     assert len(set(titles)) == len(titles)
+    turns = {(part, subject) for part, subject, _ in bench.TIME_SHARES}
+    for case in made:
+        for name in case.contenders:
+            assert case.problem.takes(name) or name in case.problem.peers
+            assert (case.part, peers.subject_of(case.problem, name)) in turns
+
+
+def test_a_peer_that_refuses_its_backward_pass_has_a_forward_time(monkeypatch):
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("wrong on this device")
+
+    def build(problem, device):
+        return lambda inputs: OneWay.apply(problem.run("torch", inputs)["y"])
+
+    monkeypatch.setattr(measure, "time_call", fake_time)
+    monkeypatch.setattr(MeasuredAttention, "peers", {"one way": peers.Peer("torch", build)})
+    row = measure_contender(table_case(SOFTMAX, "one way"), "one way", CPU, 0.1)
+    assert row.forward.median == 2.0 and row.both is None and row.output_error < 1e-5 and row.gradient_error is None
+    assert row.note == "backward refused: RuntimeError: wrong on this device"
+    assert "refused" in printed([row])
 
 
 class Silent:
@@ -162,19 +208,35 @@ def test_subjects_are_measured_in_processes():
 
 
 def test_shares_of_compilation_cover_everything_once():
-    tasks = [(case, name) for case in timed_cases(torch.device("cuda")) for name in case.contenders]
+    tasks = [(case, name) for case in timed_cases(CUDA) for name in case.contenders]
     shared = [task for i in range(7) for task in bench._share(tasks, i, 7)]
-    assert len(shared) == len(set(shared)) and set(shared) == {x for x in tasks if x[1] in bench.COMPILED}
-    first = [{(operator_name(c.problem), c.problem.key) for c, _ in bench._share(tasks, i, 7)} for i in range(7)]
-    assert all(first)
+    wanted = {x for x in tasks if x[1] in bench.COMPILED or x[1].startswith("compiled ")}
+    assert len(shared) == len(set(shared)) and set(shared) == wanted
+    assert all(bench._share(tasks, i, 7) for i in range(7))
+
+
+def test_a_compiling_process_sends_the_seconds_of_each_task(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    seconds = iter([5.0, 1.5])
+    monkeypatch.setattr(bench, "_seconds_of_passes", lambda *_: next(seconds))
+    near, far = multiprocessing.Pipe()
+    bench.compile_share(far, "ours", [(CASE, "quadratic"), (table_case(SOFTMAX, "auto"), "auto")], CPU, 0, 1)
+    assert near.recv() == (1, 3.5) and not near.poll()
+
+
+def test_caches_of_compilers_are_new_and_come_back(monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with bench._empty_caches():
+        assert os.environ["TRITON_CACHE_DIR"] != "mine" and "TORCHINDUCTOR_CACHE_DIR" in os.environ
+    assert os.environ["TRITON_CACHE_DIR"] == "mine" and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def swept(t, power, softmax, width=64):
-    problem = PROBLEM._replace(t=t, key=width)
     rows = []
-    for one, name, ms in ((problem, "auto", power), (problem._replace(op="attention"), "sdpa flash", softmax)):
-        times = Times(ms, ms, ms, 5, "graph")
-        rows.append(blank_row(Case("", "crossover", one, ()), name)._replace(forward=times, both=times))
+    for one, name, ms, p in ((PROBLEM, "auto", power, 2), (SOFTMAX, "sdpa flash", softmax, None)):
+        times, problem = Times(ms, ms, ms, 5, "graph"), replace(one, t=t, key=width)
+        rows.append(blank_row(Case("", "crossover", problem, (), (width, p)), name)._replace(forward=times, both=times))
     return rows
 
 
@@ -205,24 +267,24 @@ def test_the_figure_has_a_panel_for_each_width_and_the_same_bytes():
     assert all(word in text for word in ("forward, d = 32", "forward + backward, d = 64", "power p = 2", ">2k<"))
 
 
-def test_ratios_are_to_the_best_peer_and_memory_to_half_the_length():
-    def row(name, ms, t=100, peak=None) -> TimedRow:
-        case = Case("a case", "table", PROBLEM._replace(t=t), ())
+def test_ratios_are_to_the_best_peer_memory_grows_and_limits_are_named():
+    def row(name, ms) -> TimedRow:
         times = Times(ms, ms, ms, 5, "graph")
-        return blank_row(case, name)._replace(forward=times, both=times, peak_mib=peak)
+        return blank_row(Case("a case", "table", PROBLEM, ()), name)._replace(forward=times, both=times)
 
-    text = printed([row("auto", 2.0, peak=10.0), row("sdpa flash", 5.0), row("sdpa cudnn", 3.0)])
+    text = printed([row("auto", 2.0), row("sdpa flash", 5.0), row("sdpa cudnn", 3.0)])
     assert "1.50" in text and "2.50" not in text
-    assert "1.90" in printed([row("auto", 2.0, peak=10.0), row("auto", 2.0, 200, peak=19.0)])
+    measured = {"peak_mib": 10.0, "longer_mib": 19.0, "compile_seconds": 4.25, "both_limit": LimitShare(0.42, "bytes")}
+    text = printed([row("auto", 2.0)._replace(**measured)])
+    assert all(word in text for word in ("x 1.90", "42% bytes", "4.2"))
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    softmax = PROBLEM._replace(op="attention")
     made = [
         CASE,
-        *(Case("", "crossover", PROBLEM._replace(t=t), ("auto",)) for t in (16, 32)),
-        *(Case("", "crossover", softmax._replace(t=t), ("sdpa flash",)) for t in (16, 32)),
+        *(Case("", "crossover", replace(PROBLEM, t=t), ("auto",), (8, 2)) for t in (16, 32)),
+        *(Case("", "crossover", replace(SOFTMAX, t=t), ("sdpa flash",), (8, None)) for t in (16, 32)),
     ]
     monkeypatch.setattr(bench, "timed_cases", lambda *_: made)
 
@@ -239,8 +301,7 @@ def test_the_command_prints_rows_with_their_origin_and_draws(command, tiny, tmp_
 
 
 def test_the_command_exits_with_3_where_a_check_fails(command, tiny, monkeypatch):  # noqa: F811
-    right = contenders.run_form
-    monkeypatch.setattr(contenders, "run_form", lambda *x: [y * 1.01 for y in right(*x)])
+    make_wrong(monkeypatch)
     status, out, _ = command("bench", "--device", "cpu")
     assert status == 3 and "check failed" in out
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,74 +15,28 @@ if not torch.cuda.is_available():
 
 from icl_bench import cli
 from icl_bench.errors import ArgumentError, KernelUnavailableError
-from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.measurement import check as checking
-from icl_bench.kernels.measurement.check import CheckJob, check_job, form_errors, plan_checks, relative_error
-from icl_bench.kernels.measurement.operators import OPERATORS, exact_outputs, operator_name, run_form
-from icl_bench.kernels.measurement.problems import LENGTHS, Inputs, Problem, expand_tuples, make_inputs
-from icl_bench.kernels.power.api import power_attention_with_state
-from icl_bench.kernels.power.records import PowerState
-from icl_bench.kernels.power.reference import expand_reference
-from tests.kernels.numerics import assert_equal_in_float64
+from icl_bench.kernels.measurement.check import CheckJob, check_job, form_errors, plan_checks, relative_error, run_form
+from icl_bench.kernels.measurement.operators import OPERATORS
+from icl_bench.kernels.measurement.problem import LENGTHS
+from icl_bench.kernels.measurement.scan import MeasuredSelective
+from icl_bench.kernels.measurement.scores import MeasuredPower
 
 CPU = torch.device("cpu")
 F32, F64 = torch.float32, torch.float64
-SMALL = Problem("power", 20, F32, key=8, value=8, gated=True)
+SMALL = MeasuredPower(t=20, dtype=F32, key=8, value=8, gated=True)
 
 
-@pytest.mark.parametrize("key, p", [(5, 1), (5, 2), (4, 3), (3, 4)])
-def test_the_expansion_is_the_references(key, p):
-    x = torch.randn(2, 3, key, dtype=F64)
-    assert_equal_in_float64("phi", expand_tuples(x, p), expand_reference(x, p))
-
-
-@pytest.mark.parametrize(
-    "problem",
-    [
-        Problem("power", 9, F64, heads=4, groups=2, key=4, value=5, gated=True, initial=True),
-        Problem("power", 9, F64, key=4, value=5, p=3, normalize="none"),
-        Problem("power", 9, F64, key=4, value=5, p=1, gated=True),
-        Problem("attention", 9, F64, heads=4, groups=2, key=4, value=5, gated=True),
-        Problem("attention", 9, F64, key=4, value=5, window=3),
-    ],
-    ids=operator_name,
-)
-def test_the_definition_is_the_references(problem):
-    inputs = make_inputs(problem, CPU)
-    q, k, v, log_g, s, z = inputs
-    if problem.op == "attention":
-        wanted = [attention(q, k, v, log_g, window=problem.window, impl="reference")]
-    else:
-        y, (last_s, last_z) = power_attention_with_state(
-            q, k, v, log_g, p=problem.p, normalize=problem.normalize, impl="reference",
-            initial_state=None if s is None else PowerState(s, z),
-        )  # fmt: skip
-        wanted = [y, last_s] if last_z is None else [y, last_s, last_z]
-    found = exact_outputs(problem, inputs, torch.arange(problem.t))
-    for name, a, b in zip("ysz", found, wanted, strict=False):
-        assert_equal_in_float64(name, a, b)
-    assert len(found) == len(wanted)
-    assert_equal_in_float64("rows", exact_outputs(problem, inputs, torch.tensor([2, 7]))[0], wanted[0][:, [2, 7]])
-
-
-def test_gates_differ_at_every_position_and_inputs_repeat():
-    first, second = make_inputs(SMALL, CPU), make_inputs(SMALL, CPU)
-    assert torch.equal(first.q, second.q) and first.log_g.unique().numel() == first.log_g.numel()
-
-
-def test_problems_cover_all_lengths_gates_and_powers():
+def test_problems_cover_all_lengths():
     for operator in OPERATORS.values():
         problems = list(operator.problems(torch.bfloat16, LENGTHS))
-        assert {problem.t for problem in problems} == set(LENGTHS)
-        for t in LENGTHS:
-            assert {problem.gated for problem in problems if problem.t == t} == {False, True}
-    powers = list(OPERATORS["power"].problems(torch.bfloat16, LENGTHS))
-    assert {problem.p for problem in powers} == {1, 2, 3, 4} and any(problem.initial for problem in powers)
+        assert {problem.t for problem in problems} >= set(LENGTHS)
+        assert all(problem.impls == operator.impls for problem in problems)
 
 
 @pytest.mark.parametrize("impl", ["quadratic", "chunked", "triton"])
 def test_a_right_operator_passes(impl):
-    outputs, gradients = check_job(CheckJob(impl, (SMALL._replace(initial=True), SMALL._replace(t=1)), "cpu"))
+    outputs, gradients = check_job(CheckJob(impl, (replace(SMALL, initial=True), replace(SMALL, t=1)), "cpu"))
     assert outputs.ok and gradients.ok and outputs.problems == 2
     assert 0 < outputs.error <= outputs.bound == 1e-5
     assert gradients.worst.startswith("d")
@@ -89,33 +44,32 @@ def test_a_right_operator_passes(impl):
 
 def wrong_gate(problem, impl, inputs):
     """Each gate decays its own token too."""
-    return run_form(problem, impl, inputs._replace(log_g=inputs.log_g.roll(-1, 1)))
+    return run_form(problem, impl, {**inputs, "log_g": inputs["log_g"].roll(-1, 1)})
 
 
 def wrong_gradient(problem, impl, inputs):
-    detached = Inputs(*(None if x is None else x.detach() for x in inputs))
-    pairs = zip(run_form(problem, impl, inputs), run_form(problem, impl, detached), strict=True)
-    return [0.5 * y + 0.5 * constant for y, constant in pairs]
+    constant = run_form(problem, impl, {name: x.detach() for name, x in inputs.items()})
+    return {name: 0.5 * y + 0.5 * constant[name] for name, y in run_form(problem, impl, inputs).items()}
 
 
 def unwritten(problem, impl, inputs):
     """One element of the output is never written."""
-    y, *states = run_form(problem, impl, inputs)
-    mask = torch.ones_like(y)
+    outputs = run_form(problem, impl, inputs)
+    mask = torch.ones_like(outputs["y"])
     mask[0, 3, 0, 0] = 0
-    return [torch.where(mask == 1, y, torch.empty_like(y)), *states]
+    return {**outputs, "y": torch.where(mask == 1, outputs["y"], torch.empty_like(outputs["y"]))}
 
 
 def wrong_shape(problem, impl, inputs):
-    y, *states = run_form(problem, impl, inputs)
-    return [y[..., :1], *states]
+    outputs = run_form(problem, impl, inputs)
+    return {**outputs, "y": outputs["y"][..., :1]}
 
 
 @pytest.mark.parametrize(
     "run, outputs, gradients", [(wrong_gate, False, False), (wrong_gradient, True, False), (unwritten, False, False)]
 )
 def test_a_wrong_operator_is_caught(run, outputs, gradients):
-    problem = SMALL._replace(states=run is not wrong_gate)
+    problem = replace(SMALL, states=run is not wrong_gate)
     found = check_job(CheckJob("quadratic", (problem,), "cpu"), run)
     if run is unwritten:
         assert found[0].error is None and not found[0].ok and found[0].worst.startswith("y")
@@ -134,9 +88,22 @@ def test_a_lost_process_is_no_pass():
 
 
 def test_few_queries_give_the_gradients_of_all_keys():
-    rows = torch.tensor([5, 19])
-    for error in form_errors(SMALL._replace(states=False), "chunked", CPU, run_form, rows):
+    for error in form_errors(replace(SMALL, states=False), "chunked", CPU, run_form, torch.tensor([5, 19])):
         assert error.ok, error
+
+
+def test_few_sequences_give_the_gradients_of_their_members():
+    problem = MeasuredSelective(t=9, dtype=F32, n=6, members=3, channels=4, states=2)
+    errors = form_errors(problem, "sequential", CPU, run_form, torch.tensor([1, 4]))
+    assert {error.name for error in errors} == {
+        "y",
+        *(f"d{name}" for name in ("x", "dt", "a", "b", "c", "d", "dt_bias")),
+    }
+    assert all(error.ok for error in errors), errors
+
+
+def test_outputs_alone_are_compared_without_gradients():
+    assert [x.name for x in form_errors(SMALL, "chunked", CPU, run_form, gradients=False)] == ["y", "s", "z"]
 
 
 def test_nan_and_other_shapes_are_within_no_bound():
@@ -154,13 +121,14 @@ def test_memory_is_poisoned_inside_and_settings_come_back():
 
 def test_forms_and_types_that_cannot_run_are_refused(monkeypatch):
     with pytest.raises(ArgumentError, match="interpreter is right in float32 and float16"):
-        plan_checks(CPU, None, ["triton"], ["bfloat16"], False)
+        plan_checks(CPU, (), ["triton"], ["bfloat16"], False)
     with pytest.raises(ArgumentError, match="--impl is one of"):
-        plan_checks(CPU, "power", ["sdpa"], [], False)
+        plan_checks(CPU, ("power",), ["sdpa"], [], False)
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(KernelUnavailableError, match="set TRITON_INTERPRET=1"):
-        plan_checks(CPU, None, ["triton"], [], False)
-    assert {job.impl for job in plan_checks(CPU, None, [], [], False)} == {"quadratic", "chunked", "torch", "sdpa"}
+        plan_checks(CPU, (), ["triton"], [], False)
+    jobs = plan_checks(CPU, ("power", "attention"), [], [], False)
+    assert {job.impl for job in jobs} == {"quadratic", "chunked", "torch", "sdpa"}
 
 
 @pytest.fixture
@@ -185,7 +153,7 @@ def test_the_command_prints_errors_beside_their_bounds(command):
 
 def test_the_command_exits_with_3_where_a_bound_is_broken(command, monkeypatch):
     def off(problem, impl, inputs):
-        return [y * 1.001 for y in run_form(problem, impl, inputs)]
+        return {name: 1.001 * y for name, y in problem.run(impl, inputs).items()}
 
     monkeypatch.setattr(checking, "run_form", off)
     status, out, _ = command(*QUICK, "--json")

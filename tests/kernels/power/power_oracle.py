@@ -16,15 +16,15 @@ class Case:
     """Random inputs of one problem, exact in `dtype`, with random gates and cotangents."""
 
     def __init__(
-        self, *, n=1, t=100, heads=2, groups=1, key=64, value=64, p=2, gated=True, normalize="sum", chunk=None,
-        initial=False, keep=False, dtype=torch.bfloat16, size=1.0, device="cuda",
+        self, *, n=1, t=100, heads=2, groups=1, key_heads=None, key=64, value=64, p=2, gated=True, normalize="sum",
+        chunk=None, initial=False, keep=False, dtype=torch.bfloat16, size=1.0, device="cuda",
     ):  # fmt: skip
         g = torch.Generator().manual_seed(0)
 
         def normal(*shape):
             return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-        q, k = normal(n, t, heads, key) * size, normal(n, t, groups, key) * size
+        q, k = normal(n, t, heads, key) * size, normal(n, t, key_heads or groups, key) * size
         if p == 1 and normalize == "sum":
             q, k = q.abs(), k.abs()
         log_g = torch.log(torch.rand(n, t, groups, generator=g, dtype=torch.float64) * 0.5 + 0.5) if gated else None
@@ -99,6 +99,7 @@ class Case:
 
 def _definition(q, k, v, log_g, s, z, p, scale, normalize, keep, hold=False) -> list[Tensor | None]:
     """Scores, weights and states as `power_attention_reference` has them, with states by the fast expansion."""
+    q, k, v, log_g, _ = PowerInputs(q, k, v, log_g, None).with_own_heads()
     shared = q.shape[2] // k.shape[2]
     c = torch.zeros_like(k[..., 0]) if log_g is None else log_g.cumsum(1)
     causal = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=q.device).tril()

@@ -32,14 +32,15 @@ class Inputs(NamedTuple):
     log_g: Tensor | None
 
 
-def make_inputs(p, t, *, gated, n=2, heads=2, groups=2, key_width=3, value_width=2, seed=0, dtype=F64):
+def make_inputs(p, t, *, gated, n=2, heads=2, groups=2, key_heads=None, key_width=3, value_width=2, seed=0, dtype=F64):
     """Random inputs with a different gate at every position; non-negative q and k for p = 1, as its sum needs."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=F64)
 
-    q, k, v = draw(n, t, heads, key_width), draw(n, t, groups, key_width), draw(n, t, groups, value_width)
+    q, k = draw(n, t, heads, key_width), draw(n, t, key_heads or groups, key_width)
+    v = draw(n, t, groups, value_width)
     if p == 1:
         q, k = q.abs(), k.abs()
     kind = F64 if dtype == F64 else torch.float32
@@ -54,8 +55,8 @@ def random_state(inputs, p, normalize):
         5,
         gated=False,
         n=inputs.q.shape[0],
-        heads=inputs.k.shape[2],
-        groups=inputs.k.shape[2],
+        heads=inputs.v.shape[2],
+        groups=inputs.v.shape[2],
         key_width=inputs.k.shape[3],
         value_width=inputs.v.shape[3],
         seed=1,
@@ -343,6 +344,32 @@ def test_heads_read_the_group_they_belong_to():
     inputs.v[:, :, 1] += 1.0
     changed = power_attention(*inputs, p=2) != before
     assert [head.any().item() for head in changed.unbind(2)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("heads, groups, key_heads", [(1, 4, 1), (2, 6, 3), (4, 2, 1)])
+@pytest.mark.parametrize("impl, chunk", [*FORMS[:3], ("reference", None)])
+def test_heads_that_share_keys_and_queries_are_heads_of_their_own(impl, chunk, heads, groups, key_heads):
+    """Each output head alone, with the query, the key and the values that the rule gives it, has the same results."""
+    inputs = make_inputs(2, 9, gated=True, heads=heads, groups=groups, key_heads=key_heads)
+    leaves = [x.requires_grad_() for x in inputs]
+    options = {"p": 2, "eps": EPS, "impl": impl}
+    y, state = power_attention_with_state(*leaves, **options, chunk=chunk)
+    outputs = max(heads, groups)
+    alone = []
+    for o in range(outputs):
+        g = o * groups // outputs
+        parts = [(leaves[0], o * heads // outputs), (leaves[1], g * key_heads // groups), (leaves[2], g)]
+        given = [x[:, :, i : i + 1] for x, i in parts]
+        alone.append(power_attention(*given, leaves[3][:, :, g : g + 1], p=2, eps=EPS, impl="reference"))
+    expected = torch.cat(alone, dim=2)
+    assert_equal_in_float64("y", y, expected)
+    along = torch.randn(y.shape, dtype=F64, generator=torch.Generator().manual_seed(4))
+    found, wanted = (torch.autograd.grad(x, leaves, along) for x in (y, expected))
+    for name, one, other in zip(Inputs._fields, found, wanted, strict=True):
+        assert_equal_in_float64(f"gradient of {name}", one, other)
+    start = initial_power_state(2, groups, 3, 2, p=2, normalize="sum", device="cpu", dtype=F64)
+    with torch.no_grad():
+        assert_same(step_through(inputs, start, **options), (y, state))
 
 
 @pytest.mark.parametrize(("p", "width"), [(1, 40), (2, 6), (3, 5)])

@@ -19,6 +19,7 @@ from icl_bench.errors import KernelUnavailableError  # noqa: E402
 from icl_bench.kernels.power.api import initial_power_state, power_step  # noqa: E402
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions  # noqa: E402
+from icl_bench.kernels.power.spectrum import spectrum_attention  # noqa: E402
 from icl_bench.kernels.power.triton import table  # noqa: E402
 from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles  # noqa: E402
 from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton  # noqa: E402
@@ -206,11 +207,12 @@ def test_what_cannot_run_is_refused(width, dtype):
 
 
 @pytest.mark.parametrize("p, normalize", [(1, "sum"), (2, "sum"), (3, "none")])
+@pytest.mark.parametrize("heads, groups", [(2, 1), (1, 2)])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-def test_steps_are_the_recurrence(p, normalize, gated):
+def test_steps_are_the_recurrence(p, normalize, gated, heads, groups):
     case = Case(
-        t=3, key=9, value=20, groups=1, p=p, normalize=normalize, gated=gated, initial=True, keep=True, dtype=F32,
-        device=DEVICE,
+        t=3, key=9, value=20, heads=heads, groups=groups, key_heads=1, p=p, normalize=normalize, gated=gated,
+        initial=True, keep=True, dtype=F32, device=DEVICE,
     )  # fmt: skip
     q, k, v, log_g, s, z = case.inputs
     exact = case.exact()
@@ -232,3 +234,32 @@ def test_the_door_takes_the_step_and_refuses_gradients():
     torch.testing.assert_close(after, new)
     with pytest.raises(KernelUnavailableError, match="the Triton step has no gradient"):
         power_step(q.requires_grad_(), k, v, None, state, p=2, impl="triton")
+
+
+@pytest.mark.parametrize(
+    "p, normalize, key, heads, groups, key_heads",
+    [
+        (1, "none", 16, 1, 4, 1),
+        (2, "sum", 16, 1, 2, 1),
+        (4, "sum", 4, 4, 2, 1),
+        pytest.param(2, "sum", 16, 2, 4, 2, marks=pytest.mark.slow),
+        pytest.param(3, "none", 4, 2, 4, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_heads_share_keys_and_queries(p, normalize, key, heads, groups, key_heads):
+    Case(
+        t=37, heads=heads, groups=groups, key_heads=key_heads, key=key, value=16, p=p, normalize=normalize, chunk=16,
+        initial=True, keep=True, dtype=F32, device=DEVICE,
+    ).check()  # fmt: skip
+
+
+@pytest.mark.parametrize("p", [2, 3])
+def test_lower_degrees_are_read_from_the_same_kernels(p):
+    """Degree 0 of p = 2 has keys of one channel."""
+    given = Case(t=20, heads=1, groups=2, key_heads=1, key=5, value=16, normalize="none", dtype=F32, device=DEVICE)
+    q, k, v, log_g, _, _ = given.inputs
+    lower = torch.full((2, 1), -0.3, device=DEVICE)
+    found, _ = spectrum_attention(PowerInputs(q, k, v, log_g, None), lower, p=p, impl="triton", chunk=20)
+    exact = PowerInputs(q.double(), k.double(), v.double(), log_g.double(), None)
+    wanted, _ = spectrum_attention(exact, lower.double(), p=p, impl="quadratic")
+    assert (found - wanted).norm() <= 1e-5 * wanted.norm()

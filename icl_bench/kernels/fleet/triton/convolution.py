@@ -16,7 +16,7 @@ TAPS = 4
 
 
 @triton.jit
-def _convolve(x, offsets, times, mask, width, taps, member, columns, LENGTH: tl.constexpr):
+def convolve_tile(x, offsets, times, mask, width, taps, member, columns, LENGTH: tl.constexpr):
     """Return sum_j taps_j x_(t-j) of a tile."""
     total = tl.zeros(mask.shape, tl.float32)
     for j in tl.static_range(LENGTH):
@@ -38,7 +38,7 @@ def convolution_kernel(
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (rows < count)[:, None] & (columns < width)[None, :]
     offsets = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
-    mixed = _convolve(x, offsets, rows % length, mask, width, taps, member, columns, LENGTH)
+    mixed = convolve_tile(x, offsets, rows % length, mask, width, taps, member, columns, LENGTH)
     if GATED:
         mixed *= tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32)
         mixed += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)

@@ -79,9 +79,9 @@ def power_query_gradient_kernel(
     c = m0 // chunk
     c0 = c * chunk
     end = tl.minimum(T, c0 + chunk)
-    k = at_head(k, n, g)
+    k = at_head(k, n, g // C.KEY_SHARE)
     v = at_head(v, n, g)
-    q = at_head(q, n, h)
+    q = at_head(q, n, h // C.QUERY_SHARE)
     dy = at_head(dy, n, h)
     queries = load_tokens(q, m0, end, C.K, BLOCK_M, K_BLOCK, C.WHOLE).to(C.DOT)
     cotangents = load_tokens(dy, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
@@ -220,10 +220,10 @@ def power_key_gradient_kernel(
     g = row % groups
     c = n0 // chunk
     end = tl.minimum(T, (c + 1) * chunk)
-    k = at_head(k, n, g)
+    k = at_head(k, n, g // C.KEY_SHARE)
     v = at_head(v, n, g)
-    q = at_group(q, n, g, REPEAT)
-    dy = at_group(dy, n, g, REPEAT)
+    q = at_group(q, n, g, REPEAT, C.QUERY_SHARE)
+    dy = at_group(dy, n, g, REPEAT, 1)
     query_stats += row * REPEAT * T * 4
     if OF_KEYS:
         keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
@@ -247,7 +247,9 @@ def power_key_gradient_kernel(
                     block = load_matrix(state, C.K, C.V, K_BLOCK, V_BLOCK).to(C.DOT)
                     dv_acc = tl.dot(keys, block, dv_acc, input_precision=C.PRECISION)
                 else:
-                    dv_acc = read_tiles(dv_acc, at_head(u, n, g), at_head(w, n, g), n0, end, state, BLOCK_N, C)
+                    u_rows = at_head(u, n, g // C.KEY_SHARE)
+                    w_rows = at_head(w, n, g // C.KEY_SHARE)
+                    dv_acc = read_tiles(dv_acc, u_rows, w_rows, n0, end, state, BLOCK_N, C)
             if CONTRACT and OF_KEYS:
                 ones = tl.full([BLOCK_N], -1.0, tl.float32)
                 dk_acc = gradient_of_state(dk_acc, k, values, keys, n0, end, state, states.expanded, ones, BLOCK_N, C)

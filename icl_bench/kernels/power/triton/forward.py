@@ -121,9 +121,9 @@ def power_forward_kernel(
     c = m0 // chunk
     c0 = c * chunk
     end = tl.minimum(T, c0 + chunk)
-    k = at_head(k, n, g)
+    k = at_head(k, n, g // C.KEY_SHARE)
     v = at_head(v, n, g)
-    q = at_head(q, n, h)
+    q = at_head(q, n, h // C.QUERY_SHARE)
     index = m0 + tl.arange(0, BLOCK_M)
     acc = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -154,8 +154,8 @@ def power_forward_kernel(
                     z = tl.load(state + states.expanded + place, mask=place < C.K, other=0.0).to(tl.float32)
                     total = tl.sum(queries.to(tl.float32) * z[None, :], 1)
             else:
-                u_rows = at_head(u, n, h)
-                w_rows = at_head(w, n, h)
+                u_rows = at_head(u, n, h // C.QUERY_SHARE)
+                w_rows = at_head(w, n, h // C.QUERY_SHARE)
                 part = read_tiles(part, u_rows, w_rows, m0, end, state, BLOCK_M, C)
                 if C.SUM:
                     if C.P == 2:

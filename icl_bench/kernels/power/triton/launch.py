@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.power.expansion import expand
+from icl_bench.kernels.power.records import repeat_heads
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
@@ -100,9 +101,9 @@ def _sum_chunks(
         programs += -(-layout.u // u_block) * -(-layout.w // w_block)
     constants = SumConstants(
         U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
-        REPEAT=u.shape[2] // problem.groups, SYMMETRIC=layout.symmetric, TILES=layout.tiles, BLOCKS=programs,
-        WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n, DOT=table.dot_type(problem.arithmetic),
-        PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
+        REPEAT=x.shape[2] // problem.groups, SHARE=x.shape[2] // u.shape[2], SYMMETRIC=layout.symmetric,
+        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n,
+        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
     )  # fmt: skip
     grid = (programs * summed * problem.n * problem.groups,)
     tensors = (view_of(x), *(weights or (x, x)), out)
@@ -174,10 +175,13 @@ def query_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
     stats: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none."""
+    """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none.
+
+    dq is [N, T, H, K] for the H heads of the output, in float32 where these share queries.
+    """
     make_stats, gated = stats is None, gates is not None
     stats = den.new_empty(*den.shape, 4) if stats is None else stats
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dq = _empty_gradient(q, problem.heads)
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = problem.blocks("query_gradient", tiled=states is not None)
     state = states is not None and problem.layout.p <= 2
@@ -195,9 +199,12 @@ def key_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, stats: Tensor, gates: Tensor | None,
     states: Tensor | None, final: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk."""
+    """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk.
+
+    dk is [N, T, G, K] for the G heads of the values, in float32 where these share keys.
+    """
     u, w = factor_vectors(problem, k) if states is not None else (k, k)
-    dk = torch.empty_like(k, memory_format=torch.contiguous_format)
+    dk = _empty_gradient(k, problem.groups)
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
     gated, stateful, contract = gates is not None, states is not None, problem.layout.p <= 2
@@ -234,6 +241,7 @@ def add_factor_gradients(
     """Add the state's part for p >= 3 to dx, and fill the state's R or C; x is the query or the key."""
     layout = problem.layout
     u, w = factor_vectors(problem, x)
+    x = repeat_heads(x, dx.shape[2])
     if layout.symmetric:
         both = _factor_gradient(problem, u, values, stats, gates, states, edge, "both")
         added = expansion_gradient(x, both, layout.left)
@@ -247,12 +255,23 @@ def add_factor_gradients(
     return (dx.float() + added).to(dx.dtype)
 
 
+def add_shared_heads(dx: Tensor, x: Tensor) -> Tensor:
+    """Add the gradients [N, T, H, K] of the heads that share one of x [N, T, J, K], in order; dx itself where H = J."""
+    return dx if dx.shape == x.shape else dx.unflatten(2, (x.shape[2], -1)).sum(3).to(x.dtype)
+
+
+def _empty_gradient(x: Tensor, heads: int) -> Tensor:
+    """Return memory for the gradient of x for each of `heads` heads, in float32 where they share heads of x."""
+    n, t, own, width = x.shape
+    return torch.empty(n, t, heads, width, device=x.device, dtype=x.dtype if heads == own else torch.float32)
+
+
 def _factor_gradient(
     problem: PowerProblem, y: Tensor, values: Tensor, stats: Tensor | None, gates: Tensor | None,
     states: Tensor, edge: bool, side: str,
 ) -> Tensor:  # fmt: skip
     layout = problem.layout
-    n, t, heads, _ = y.shape
+    n, t, heads, _ = values.shape
     width = layout.w if side == "right" else layout.u
     out = torch.empty(n, heads, t, width, device=y.device)
     block, columns = table.FACTOR_ROWS, padded(width, 16, 64)
@@ -263,6 +282,7 @@ def _factor_gradient(
         U=layout.u, W=layout.w, V=problem.v, V_BLOCK=padded(problem.v, 16), SIDE=side,
         OF_KEYS=stats is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
         BLOCK=block, COLUMNS=columns, DEPTH=problem.blocks("query_gradient", tiled=True).depth,
-        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), num_warps=4,
+        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic),
+        SHARE=heads // y.shape[2], num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)

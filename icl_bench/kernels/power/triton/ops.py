@@ -50,8 +50,8 @@ def power_attention_triton(
     q, k, v, log_g, state = inputs
     _check_support(inputs, options)
     if q.shape[3] > key_blocks.WIDEST_KEY:
-        y, state = power_attention_triton(key_blocks.split_keys(inputs), options, keep_state)
-        return key_blocks.join_keys(y, state, k.shape[2], k.shape[3])
+        y, state = power_attention_triton(key_blocks.split_keys(inputs.with_own_heads()), options, keep_state)
+        return key_blocks.join_keys(y, state, v.shape[2], k.shape[3])
     if v.shape[3] > MAX_VALUE_WIDTH:
         return _by_value_blocks(inputs, options, keep_state)
     s, z = (None, None) if state is None else state
@@ -189,9 +189,10 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    n, t, heads, width = q.shape
+    n, t, _, width = q.shape
     groups, value_width = v.shape[2], v.shape[3]
     problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, s is not None)
+    heads = problem.heads
     y = v.new_empty(n, t, heads, value_width)
     den = q.new_empty(n, heads, t, dtype=torch.float32)
     states, last_s, last_z = q.new_empty(0), den.new_empty(0), den.new_empty(0)
@@ -238,7 +239,7 @@ def power_backward(
         if row_sums is not None and column_sums is not None:
             dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
     start = (den.new_empty(0), den.new_empty(0)) if first is None else _unpack(problem, first * read_factor)
-    return dq, dk, dv, dg, *start
+    return launch.add_shared_heads(dq, q), launch.add_shared_heads(dk, k), dv, dg, *start
 
 
 @power_backward.register_fake
@@ -249,7 +250,7 @@ def _(
     p: int, scale: float, normalize: bool, eps: float, chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, _, _, width = q.shape
-    groups, rows = k.shape[2], expanded_width(width, p)
+    groups, rows = v.shape[2], expanded_width(width, p)
     dg = den.new_empty(0) if gates is None else den.new_empty(n, q.shape[1], groups)
     ds0 = den.new_empty(n, groups, rows, v.shape[3]) if initial else den.new_empty(0)
     dz0 = den.new_empty(n, groups, rows) if initial and normalize else den.new_empty(0)

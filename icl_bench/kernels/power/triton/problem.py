@@ -22,6 +22,10 @@ class KernelConstants(NamedTuple):
     P: int
     K: int
     V: int
+    QUERY_SHARE: int
+    """Output heads that share a query head."""
+    KEY_SHARE: int
+    """Value heads that share a key head."""
     U: int
     W: int
     """U and W: widths of the left factor u and the right factor w of an expanded row."""
@@ -62,7 +66,11 @@ class PowerProblem(NamedTuple):
     n: int
     t: int
     heads: int
+    """Heads of the output."""
     groups: int
+    """Heads of the values, each with a state."""
+    query_heads: int
+    key_heads: int
     v: int
     scale: float
     normalize: bool
@@ -79,7 +87,7 @@ class PowerProblem(NamedTuple):
 
     @property
     def repeat(self) -> int:
-        """Query heads to a key-value head, R."""
+        """Output heads to a value head, R."""
         return self.heads // self.groups
 
     @property
@@ -159,7 +167,8 @@ def kernel_constants(
     """Return the constants of a kernel over tokens that has these blocks."""
     layout = problem.layout
     return KernelConstants(
-        P=layout.p, K=layout.key_width, V=problem.v, U=layout.u, W=layout.w, K_BLOCK=padded(layout.key_width, 16),
+        P=layout.p, K=layout.key_width, V=problem.v, QUERY_SHARE=problem.heads // problem.query_heads,
+        KEY_SHARE=problem.groups // problem.key_heads, U=layout.u, W=layout.w, K_BLOCK=padded(layout.key_width, 16),
         V_BLOCK=padded(problem.v, 16), WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m, BLOCK_N=blocks.n,
         DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
@@ -172,11 +181,12 @@ def make_problem(
     q: Tensor, k: Tensor, v: Tensor, p: int, scale: float, normalize: bool, eps: float, chunk: int, edge: bool
 ) -> PowerProblem:
     """Return the sizes of a call; `edge` says that a state enters, or that the last one has a gradient."""
-    n, t, heads, width = q.shape
-    layout = tile_layout(width, p)
+    n, t, query_heads, width = q.shape
+    groups, key_heads = v.shape[2], k.shape[2]
     return PowerProblem(
-        layout, n, t, heads, k.shape[2], v.shape[3], scale, normalize, eps, chunk, q.dtype, edge or chunk < t
-    )
+        tile_layout(width, p), n, t, max(query_heads, groups), groups, query_heads, key_heads, v.shape[3], scale,
+        normalize, eps, chunk, q.dtype, edge or chunk < t,
+    )  # fmt: skip
 
 
 class TokenWeights(NamedTuple):

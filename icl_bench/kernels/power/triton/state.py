@@ -34,6 +34,8 @@ class SumConstants(NamedTuple):
     X_BLOCK: int
     REPEAT: int
     """Heads that share one state, whose sums are added."""
+    SHARE: int
+    """Heads of the values x that share a head of u and w; it or REPEAT is 1."""
     SYMMETRIC: bool
     """Take u and w as the same vector."""
     TILES: int
@@ -134,8 +136,8 @@ def power_linear_sums_kernel(
     begin = c * chunk
     place = (n * heads * C.REPEAT + h) * T
     acc, sums = _rows_sum(
-        at_head(k, n, h), at_head(x, n, h), weights + place, sum_weights + place, first_row, first_column, T, begin,
-        tl.minimum(begin + chunk, T), K, X, C.U_BLOCK, C.X_BLOCK, C.SUM, C,
+        at_head(k, n, h // C.SHARE), at_head(x, n, h), weights + place, sum_weights + place, first_row, first_column,
+        T, begin, tl.minimum(begin + chunk, T), K, X, C.U_BLOCK, C.X_BLOCK, C.SUM, C,
     )  # fmt: skip
     out += (row * chunks + c) * elements
     index = first_row + tl.arange(0, C.U_BLOCK)
@@ -168,8 +170,8 @@ def power_tiled_sums_kernel(
     h = row % heads * C.REPEAT
     begin = c * chunk
     end = tl.minimum(begin + chunk, T)
-    u = at_head(u, n, h)
-    w = at_head(w, n, h)
+    u = at_head(u, n, h // C.SHARE)
+    w = at_head(w, n, h // C.SHARE)
     place = (n * heads * C.REPEAT + h) * T
     out += (row * chunks + c) * elements
     if block < C.TILES * columns:

@@ -86,6 +86,7 @@ def power_factor_gradient_kernel(
     U: tl.constexpr, W: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, SIDE: tl.constexpr,
     OF_KEYS: tl.constexpr, EDGE: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    SHARE: tl.constexpr,
 ):  # fmt: skip
     """du_a = f sum over b, e of y_b x_e S[a, b, e], float32 [N, H, T, columns]: u is the factor of SIDE, y the other.
 
@@ -103,7 +104,7 @@ def power_factor_gradient_kernel(
     end = tl.minimum(T, (c + 1) * chunk)
     width: tl.constexpr = W if SIDE == "right" else U
     other: tl.constexpr = U if SIDE == "right" else W
-    y = at_head(y, n, h)
+    y = at_head(y, n, h // SHARE)
     rows = load_tokens(at_head(x, n, h), start, end, V, BLOCK, V_BLOCK, False).to(DOT)
     if not OF_KEYS:
         weight, delta, _ = load_query_stats(query_stats + row * T * 4, start, end, BLOCK, False)

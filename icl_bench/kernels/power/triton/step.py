@@ -29,7 +29,7 @@ def power_step_kernel(
     q, k, v, log_g, s, z, index, weight, s_out, z_out, sums, totals,
     D, groups,
     P: tl.constexpr, K: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, REPEAT: tl.constexpr,
-    GATED: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr,
+    QUERY_SHARE: tl.constexpr, KEY_SHARE: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """S' = g S + phi(k) v^T for BLOCK rows of one head, and their share of phi(q) S'. Grid: row blocks times N * G."""
     blocks = tl.cdiv(D, BLOCK)
@@ -38,7 +38,7 @@ def power_step_kernel(
     rows = block * BLOCK + tl.arange(0, BLOCK)
     mask = rows < D
     factor = tl.load(weight + rows, mask=mask, other=0.0)
-    key = _monomials(k + row * K, index, rows, mask, P) * factor
+    key = _monomials(k + row // KEY_SHARE * K, index, rows, mask, P) * factor
     gate = 1.0
     if GATED:
         gate = tl.exp(tl.load(log_g + row).to(tl.float32))
@@ -53,7 +53,7 @@ def power_step_kernel(
         state = tl.load(s + place, mask=inside, other=0.0) * gate + key[:, None] * value[None, :]
         tl.store(s_out + place, state, mask=inside)
         for r in range(REPEAT):
-            query = _monomials(q + (row * REPEAT + r) * K, index, rows, mask, P) * factor
+            query = _monomials(q + (row * REPEAT + r) // QUERY_SHARE * K, index, rows, mask, P) * factor
             share = (row * REPEAT + r) * blocks + block
             tl.store(sums + share * V + column, tl.sum(query[:, None] * state, 0), mask=column < V)
             if SUM and first == 0:
@@ -72,13 +72,14 @@ def _tables(key_width: int, p: int, device: torch.device) -> tuple[Tensor, Tenso
 def power_step_triton(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor | None, p: int, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y [N, H, V], s and z (empty where z is None) after one token; outputs are normalised where z is given.
+    """Return y, s and z (empty where z is None) after one token; outputs are normalised where z is given.
 
-    The token is q [N, H, K], k [N, G, K], v [N, G, V] and log_g [N, G] or None; the state before it is s [N, G, D, V]
-    and z [N, G, D] or None, float32 in the symmetric basis.
+    The token is q [N, H, K], k [N, J, K], v [N, G, V] and log_g [N, G] or None; the state before it is s [N, G, D, V]
+    and z [N, G, D] or None, float32 in the symmetric basis; y is [N, max(H, G), V].
     """
-    n, heads, key_width = q.shape
+    n, query_heads, key_width = q.shape
     groups, value_width = v.shape[1:]
+    heads = max(query_heads, groups)
     q, k, v, s = (x.contiguous() for x in (q, k, v, s))
     index, weight = _tables(key_width, p, q.device)
     rows, blocks = len(index), -(-len(index) // STEP_ROWS)
@@ -91,7 +92,8 @@ def power_step_triton(
             q, k, v, s if log_g is None else log_g.contiguous(), s, s if z is None else z, index, weight,
             s_out, z_out, sums, totals, rows, groups,
             P=p, K=key_width, V=value_width, V_BLOCK=padded(value_width, 16, 128), REPEAT=heads // groups,
-            GATED=log_g is not None, SUM=z is not None, BLOCK=STEP_ROWS,
+            QUERY_SHARE=heads // query_heads, KEY_SHARE=groups // k.shape[1], GATED=log_g is not None,
+            SUM=z is not None, BLOCK=STEP_ROWS,
         )  # fmt: skip
     y = sums.sum(2) * scale**p
     if z is not None:
@@ -103,5 +105,5 @@ def power_step_triton(
 def _(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor, z: Tensor | None, p: int, scale: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = v.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    y = v.new_empty(q.shape[0], max(q.shape[1], v.shape[1]), v.shape[2])
     return y, s.new_empty(s.shape), s.new_empty(0) if z is None else z.new_empty(z.shape)

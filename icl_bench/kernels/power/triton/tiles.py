@@ -26,9 +26,9 @@ class StateView(NamedTuple):
 
 
 @triton.jit
-def at_group(view, n, g, REPEAT: tl.constexpr):
-    """Return the view that begins at the first of the REPEAT heads of group g of sequence n."""
-    return View(view.ptr + (n * view.n + g * REPEAT * view.h), view.n, view.t, view.h)
+def at_group(view, n, g, REPEAT: tl.constexpr, SHARE: tl.constexpr):
+    """Return the view that begins at the first of the REPEAT heads of group g, or at the head of SHARE groups."""
+    return View(view.ptr + (n * view.n + g * REPEAT // SHARE * view.h), view.n, view.t, view.h)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Contenders that are timed side by side: forms of this library, backends of PyTorch, kernels of other packages."""
+"""Contenders from outside: backends of PyTorch, compiled forms, and kernels of packages that may be missing."""
 
 import functools
 import importlib
@@ -6,94 +6,97 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
-from icl_bench.kernels.measurement.operators import run_form
-from icl_bench.kernels.measurement.problems import Inputs, Problem
 
-Subject = Literal["ours", "plain", "torch", "fla", "retention"]
-ContenderRun = Callable[[Inputs], Tensor]
-"""Inputs to y [N, T, H, V]."""
+if TYPE_CHECKING:
+    from icl_bench.kernels.measurement.problem import Problem
 
-PEERS = {"fla": "fla-core", "retention": "retention"}
-"""Distributions of the other packages, which may be missing."""
-BACKENDS = {
-    "sdpa flash": "FLASH_ATTENTION",
-    "sdpa cudnn": "CUDNN_ATTENTION",
-    "sdpa efficient": "EFFICIENT_ATTENTION",
-    "sdpa math": "MATH",
-}
-PLAIN = ("quadratic", "chunked", "torch")
-"""Forms of this library in operators of torch: slow at the sizes of the table."""
+Tensors = dict[str, Tensor]
+"""Tensors by their names."""
+Subject = Literal["ours", "plain", "torch", "compiled", "fla", "retention", "mamba_ssm"]
+"""Owners of contenders: forms of this library with kernels and in operators of torch, and whose package a peer is."""
+ContenderRun = Callable[[Tensors], Tensor]
+"""Inputs to y."""
+
+PACKAGES = {"fla": "fla-core", "retention": "retention", "mamba_ssm": "mamba-ssm"}
+"""Distributions of the other packages, by the names they are imported under."""
 
 
-def subject_of(name: str) -> Subject:
+class Peer(NamedTuple):
+    """A contender from outside on problems of one operator."""
+
+    subject: Subject
+    build: Callable[[Any, torch.device], ContenderRun]
+    """A problem and a device to the contender, ready for the problem; imports its package."""
+    same: bool = True
+    """Compute the function of the problem, so that its error means something."""
+
+
+def subject_of(problem: "Problem", name: str) -> Subject:
     """Return the owner of a contender."""
-    if name in PLAIN:
-        return "plain"
-    if name.startswith(("sdpa ", "flex")):
-        return "torch"
-    return "retention" if name == "retention" else "fla" if name.startswith("fla") else "ours"
+    if name in problem.peers:
+        return problem.peers[name].subject
+    return "plain" if name in problem.plain else "ours"
 
 
-def installed(name: str) -> bool:
+def installed(problem: "Problem", name: str) -> bool:
     """Return whether the package of a contender is installed."""
-    subject = subject_of(name)
-    return subject not in PEERS or importlib.util.find_spec(subject) is not None
+    subject = subject_of(problem, name)
+    return subject not in PACKAGES or importlib.util.find_spec(subject) is not None
 
 
 def peer_versions() -> dict[str, str]:
     """Return the versions of the other packages, "none" where one is not installed."""
-    found = {name: importlib.metadata.distributions(name=name) for name in PEERS.values()}
+    found = {name: importlib.metadata.distributions(name=name) for name in PACKAGES.values()}
     return {name: next((one.version for one in each), "none") for name, each in found.items()}
 
 
-def contender_run(name: str, problem: Problem, device: torch.device) -> ContenderRun:
+def contender_run(problem: "Problem", name: str, device: torch.device) -> ContenderRun:
     """Return the contender of that name, ready for a problem; its package must be installed."""
-    if not installed(name):
-        package = PEERS[subject_of(name)]
+    if not installed(problem, name):
+        package = PACKAGES[subject_of(problem, name)]
         raise KernelUnavailableError(f"{name} needs the package {package}, which is not installed: install it")
-    if name in BACKENDS:
-        return functools.partial(_sdpa, BACKENDS[name])
-    if name == "flex":
-        return _flex(problem, device)
-    if name.startswith("fla"):
-        linear = importlib.import_module("fla.ops.linear_attn").chunk_linear_attn
-        normalize = name == "fla"
-        return lambda inputs: linear(inputs.q, inputs.k, inputs.v, normalize=normalize)[0]
-    if name == "retention":
-        retain = importlib.import_module("retention").power_retention
-        chunk = 1024 if problem.t > 1024 else None  # as in the benchmarks of retention itself
-        options = {"deg": problem.p, "scale": problem.key**-0.5, "chunk_size": chunk}
-        return lambda inputs: retain(inputs.q, inputs.k, inputs.v, inputs.log_g, **options)
-    return lambda inputs: run_form(problem, name, inputs)[0]
+    if name in problem.peers:
+        return problem.peers[name].build(problem, device)
+    return lambda inputs: problem.run(name, inputs)["y"]
 
 
-def same_function(name: str, problem: Problem) -> bool:
-    """Return whether a contender computes the function of the problem, so that its error means something."""
-    return problem.op == "attention" or not (subject_of(name) == "torch" or name == "fla unnormalised")
+def compiled_form(form: str) -> Peer:
+    """Return a form of this library in operators of torch, compiled by PyTorch."""
+
+    def build(problem: "Problem", device: torch.device) -> ContenderRun:
+        run: ContenderRun = torch.compile(lambda inputs: problem.run(form, inputs)["y"], dynamic=False)
+        return run
+
+    return Peer("compiled", build)
 
 
-def _sdpa(backend: str, inputs: Inputs) -> Tensor:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
+def sdpa_backend(backend: str, same: bool) -> Peer:
+    """Return PyTorch's softmax attention by one of its backends."""
 
-    with sdpa_kernel(getattr(SDPBackend, backend)):
-        q, k, v = (x.transpose(1, 2) for x in inputs[:3])
-        return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    def run(inputs: Tensors) -> Tensor:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.nn.functional import scaled_dot_product_attention
+
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            q, k, v = (inputs[name].transpose(1, 2) for name in "qkv")
+            return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    return Peer("torch", lambda problem, device: run, same)
 
 
-def _flex(problem: Problem, device: torch.device) -> ContenderRun:
+def flex_window(problem: Any, device: torch.device) -> ContenderRun:
+    """Return PyTorch's FlexAttention with the window of a problem."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    assert problem.window is not None
     mask = window_mask(problem.t, problem.window, device)
     compiled: Any = torch.compile(flex_attention, dynamic=False)
-    return lambda inputs: compiled(*(x.transpose(1, 2) for x in inputs[:3]), block_mask=mask).transpose(1, 2)
+    return lambda inputs: compiled(*(inputs[x].transpose(1, 2) for x in "qkv"), block_mask=mask).transpose(1, 2)
 
 
 def window_mask(t: int, window: int, device: torch.device) -> Any:

@@ -1,0 +1,319 @@
+"""Triton backward pass of the delta rule: a program walks the chunks of one head from the last to the first.
+
+With D the gradient of the state after a chunk, dY that of its outputs, and the names of `forward`,
+
+    delta:    dW = (q k^T E)^T dY + k~ D,   g = (I + B P)^{-T} dW,   dv = Z = B g,   dB = rowsum(g (v - p~ S - P W))
+              d(q k^T E) = dY W^T,   dP = -Z W^T,   dq~ = dY S^T,   dp~ = -Z S^T,   dk~ = W D^T
+              dS = q~^T dY - p~^T Z + D(exp(Gam_C)) D
+    untied:   the same with R for W, g for Z and opposite signs, and the terms of k and v besides
+
+The gradient of the cumulated log decays is q dq + p dp - k dk - b db by row (the terms of the diagonal cancel and are
+left out), and that of their sum over the chunk is rowsum(S' D); both are exact within a chunk. Nothing is added
+atomically: each program writes its own part.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from icl_bench.kernels.delta.triton.decays import (
+    decay_state,
+    from_start,
+    load_chunk,
+    load_vectors_again,
+    lower_part,
+    onto_keys,
+    onto_rows,
+    scores,
+    sum_rows,
+    to_end,
+    total_decay,
+    upper_part,
+)
+from icl_bench.kernels.delta.triton.forward import SIZES, head_views
+from icl_bench.kernels.delta.triton.tiles import (
+    HEADS,
+    NONE,
+    in_pairs,
+    inverse_pointers,
+    load_transposed,
+    nearest_tf32,
+    ones_of_pairs,
+    saved_pointers,
+    state_pointers,
+    store_numbers,
+    store_substeps,
+    store_transposed,
+)
+from icl_bench.kernels.triton.common import View
+
+
+class DeltaGradients(NamedTuple):
+    """Contiguous tensors for the gradients, with a head for each program where programs share an input."""
+
+    q: Any
+    k: Any
+    v: Any
+    beta: Any
+    log_decay: Any
+    read: Any
+    erase: Any
+    log_value_decay: Any
+    state: Any
+
+
+@triton.jit
+def rows_of_part(ptr, n, part, T, PARTS, WIDTH: tl.constexpr):
+    """Return the view of head `part` of sequence n of a contiguous tensor [N, T, PARTS, WIDTH]."""
+    return View(ptr + (n * T * PARTS + part) * WIDTH, 0, PARTS * WIDTH, 0)
+
+
+@triton.jit
+def channel_sums(x, GATE: tl.constexpr):
+    """Return x [ROWS, channels] as decays have it: summed over channels for HEADS."""
+    if GATE == HEADS:
+        x = tl.sum(x, 1)
+    return x
+
+
+@triton.jit
+def sum_later(x, INCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr):
+    """Return the sums of the rows after each row, and of the row itself where INCLUSIVE: x is [ROWS] for HEADS."""
+    i = tl.arange(0, ROWS)[:, None]
+    j = tl.arange(0, ROWS)[None, :]
+    if GATE == HEADS:
+        x = tl.sum(tl.where(i + INCLUSIVE > j, x[:, None], 0.0), 0)
+    else:
+        x = sum_rows((j + INCLUSIVE > i).to(tl.float32), x, PRECISION)
+    return x
+
+
+@triton.jit(do_not_specialize=SIZES)
+def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, LAST: tl.constexpr, C: tl.constexpr):
+    """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
+
+    Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T or T / SUB, G * blocks, ...].
+    """
+    PRECISION: tl.constexpr = C.PRECISION
+    ROWS: tl.constexpr = C.ROWS
+    SUB: tl.constexpr = C.SUB
+    GATE: tl.constexpr = C.GATE
+    VALUE_GATE: tl.constexpr = C.VALUE_GATE
+    DIAGONAL: tl.constexpr = GATE == NONE and not C.AHEAD
+    BLOCK_K: tl.constexpr = C.BLOCK_K
+    BLOCK_V: tl.constexpr = C.BLOCK_V
+    BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
+    pid = tl.program_id(0)
+    first = (pid % BLOCKS) * C.BLOCK_V
+    head = (pid // BLOCKS).to(tl.int64)
+    n = head // G
+    g = head % G
+    part = g * BLOCKS + pid % BLOCKS
+    parts = G * BLOCKS
+    x = head_views(x, n, g, g // (G // H))
+    dy = View(dy.ptr + n * dy.n + g * dy.h, dy.n, dy.t, dy.h)
+    tokens = T // SUB
+    chunks = tl.cdiv(T, ROWS)
+    ones = ones_of_pairs(x.q, ROWS)
+    dv_view = rows_of_part(out.v, n, g, T, G, C.V)
+    i = tl.arange(0, ROWS)[:, None]
+    j = tl.arange(0, ROWS)[None, :]
+
+    d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
+    if LAST:
+        pointers, mask = state_pointers(dlast + head * (C.K * C.V), first, C)
+        d = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    for step in range(0, chunks):
+        chunk = chunks - 1 - step
+        start = chunk * ROWS
+        pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
+        state = tl.load(pointers, mask=mask, other=0.0)
+        c = load_chunk(x, start, T, first, ones, C)
+        u_t = load_transposed(dy, start, T, first, SUB - 1, SUB, C.V, ROWS, BLOCK_V).to(tl.float32) * scale
+        u = tl.trans(u_t)
+        v_t = c.v.to(tl.float32)
+        v = tl.trans(v_t)
+        p_q = scores(c.q, c.k, c.gates, C.AHEAD, not C.AHEAD, GATE, PRECISION, ROWS)
+        queries = from_start(c.q, c.gates, C.AHEAD, GATE)
+        keys = to_end(c.k, c.gates, GATE)
+
+        if VALUE_GATE != NONE:
+            u_start = from_start(u, c.value_gates, False, VALUE_GATE)
+            v_end = to_end(v, c.value_gates, VALUE_GATE)
+            own = tl.sum(tl.where(i == j, p_q, 0.0), 1)
+            p_q = tl.where(i == j, 0.0, p_q)
+            onto_v = onto_keys(tl.trans(p_q), u, c.value_gates, False, VALUE_GATE, PRECISION, ROWS)
+            v_from_end = tl.dot(keys, tl.trans(d), input_precision=PRECISION)
+            v_from_end = to_end(v_from_end, c.value_gates, VALUE_GATE)
+            dv_t = tl.trans(onto_v + own[:, None] * u + v_from_end)
+            store_transposed(dv_view, dv_t, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+            y_state = tl.dot(queries, tl.trans(state), input_precision=PRECISION)
+            y = from_start(y_state, c.value_gates, False, VALUE_GATE)
+            y += onto_rows(p_q, v, c.value_gates, False, VALUE_GATE, PRECISION, ROWS)
+            decay = total_decay(c.value_gates, VALUE_GATE)
+            held = tl.sum(state * d, 1) * decay + tl.sum(v * v_from_end, 0)
+            upto = u * y - v * (onto_v + v_from_end)
+            dgate = sum_later(upto, True, VALUE_GATE, PRECISION, ROWS) + held[None, :]
+            dlog = rows_of_part(out.log_value_decay, n, g, tokens, G, C.V)
+            store_substeps(dlog, dgate, start, T, first, 0, SUB, C.V, ROWS, BLOCK_V)
+            dp_q = scores(u, v, c.value_gates, False, True, VALUE_GATE, PRECISION, ROWS)
+            dq = tl.dot(u_start, state, input_precision=PRECISION)
+            dq = tl.dot(dp_q, c.k.to(tl.float32), dq, input_precision=PRECISION)
+            dk = tl.dot(v_end, d, input_precision=PRECISION)
+            dk = tl.dot(tl.trans(dp_q), c.q.to(tl.float32), dk, input_precision=PRECISION)
+            d = tl.dot(tl.trans(u_start), queries, d * decay[:, None], input_precision=PRECISION)
+            dq_view = rows_of_part(out.q, n, part, tokens, parts, C.K)
+            store_substeps(dq_view, dq, start, T, 0, SUB - 1, SUB, C.K, ROWS, BLOCK_K)
+            store_substeps(rows_of_part(out.k, n, part, T, parts, C.K), dk, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        else:
+            # All that reads the state, but for one product, comes first: it need not be kept in registers.
+            if GATE != NONE:
+                total = tl.sum(decay_state(state * d, c.gates, GATE), 0)
+            if C.TIED or C.UNTIED:
+                reading = from_start(c.read, c.gates, C.UNDECAYED, GATE)
+                seen = tl.dot(state, tl.trans(reading), input_precision=PRECISION)
+            dq = from_start(tl.dot(u, state, input_precision=PRECISION), c.gates, C.AHEAD, GATE)
+
+            # Written rows w, and their gradient; for "untied" the values, and rows r beside them.
+            near_d = nearest_tf32(d, PRECISION)
+            dw_t = tl.dot(u_t, nearest_tf32(p_q, PRECISION), input_precision=PRECISION)
+            dw_t = nearest_tf32(tl.dot(near_d, tl.trans(keys), dw_t, input_precision=PRECISION), PRECISION)
+            w = v
+            dv_t = dw_t
+            if C.TIED or C.UNTIED:
+                inverse = in_pairs(tl.load(inverse_pointers(inverses, head * chunks + chunk, ROWS)), ones)
+            if C.TIED:
+                rest = v_t - seen
+                if C.RATED:
+                    p_a = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
+                    rated = nearest_tf32(rest * c.beta[None, :], PRECISION)
+                    w = tl.dot(inverse, in_pairs(tl.trans(rated), ones), input_precision=PRECISION)
+                    w_t = tl.dot(rated, in_pairs(tl.trans(inverse), ones), input_precision=PRECISION)
+                    z_t = tl.dot(dw_t, inverse, input_precision=PRECISION)
+                    w, w_t = nearest_tf32(w, PRECISION), nearest_tf32(w_t, PRECISION)
+                    error = rest - tl.dot(w_t, in_pairs(tl.trans(p_a), ones), input_precision=PRECISION)
+                    dbeta = rows_of_part(out.beta, n, part, T, parts, 1)
+                    store_numbers(dbeta, tl.sum(z_t * error, 0), start, T, 0, 1, ROWS)
+                    dv_t = z_t * c.beta[None, :]
+                    z = tl.dot(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), input_precision=PRECISION)
+                    z = z * -c.beta[:, None]
+                else:
+                    rest = nearest_tf32(rest, PRECISION)
+                    w = tl.dot(inverse, in_pairs(tl.trans(rest), ones), input_precision=PRECISION)
+                    w = nearest_tf32(w, PRECISION)
+                    dv_t = tl.dot(dw_t, inverse, input_precision=PRECISION)
+                    z = -tl.dot(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), input_precision=PRECISION)
+                z, z_t = nearest_tf32(z, PRECISION), nearest_tf32(-dv_t, PRECISION)
+            if C.UNTIED:
+                fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
+                p_b = scores(c.q, c.erase, c.gates, False, True, GATE, PRECISION, ROWS)
+                erasing = to_end(c.erase, c.gates, GATE)
+                rest = tl.dot(v_t, in_pairs(tl.trans(fresh), ones), seen, input_precision=PRECISION)
+                rest = nearest_tf32(rest, PRECISION)
+                r = tl.dot(inverse, in_pairs(tl.trans(rest), ones), input_precision=PRECISION)
+                r = nearest_tf32(r, PRECISION)
+                dr_t = tl.dot(u_t, p_b, input_precision=PRECISION)
+                dr_t = nearest_tf32(tl.dot(near_d, tl.trans(erasing), dr_t, input_precision=PRECISION), PRECISION)
+                z_t = tl.dot(dr_t, inverse, input_precision=PRECISION)
+                z = tl.dot(tl.trans(inverse), in_pairs(tl.trans(dr_t), ones), input_precision=PRECISION)
+                z, z_t = nearest_tf32(z, PRECISION), nearest_tf32(z_t, PRECISION)
+                dv_t = tl.dot(z_t, fresh, dw_t, input_precision=PRECISION)
+
+            store_transposed(dv_view, dv_t, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+            c = load_vectors_again(c, x, start, T, C)
+            queries = from_start(c.q, c.gates, C.AHEAD, GATE)
+
+            # Gradients of the vectors, one after the other: of the scores (dp, and dp_t transposed by a product of its
+            # own), then of what they were made of. `upto` and `before` gather those of the cumulated decays.
+            w_right = tl.trans(w) * ones[None, :]
+            if C.UNTIED:
+                r_right = tl.trans(r) * ones[None, :]
+            dp = nearest_tf32(lower_part(tl.dot(u, w_right, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
+            dq += onto_rows(dp, c.k, c.gates, C.AHEAD, GATE, PRECISION, ROWS)
+            if C.UNTIED:
+                dp = nearest_tf32(lower_part(tl.dot(u, r_right, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
+                dq += onto_rows(dp, c.erase, c.gates, False, GATE, PRECISION, ROWS)
+            if GATE != NONE:
+                if C.AHEAD:
+                    before = channel_sums(dq * c.q.to(tl.float32), GATE)
+                else:
+                    upto = channel_sums(dq * c.q.to(tl.float32), GATE)
+                    own = tl.sum(u * w, 1)[:, None]
+                    dq += own * c.k.to(tl.float32)
+                    if C.UNTIED:
+                        own_r = tl.sum(u * r, 1)[:, None]
+                        dq += own_r * c.erase.to(tl.float32)
+            dq_view = rows_of_part(out.q, n, part, tokens, parts, C.K)
+            store_substeps(dq_view, dq, start, T, 0, SUB - 1, SUB, C.K, ROWS, BLOCK_K)
+
+            if C.TIED or C.UNTIED:
+                dp = nearest_tf32(lower_part(tl.dot(z, w_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                state = tl.load(pointers, mask=mask, other=0.0)
+                reading = from_start(c.read, c.gates, C.UNDECAYED, GATE)
+                dread = tl.dot(in_pairs(z, ones), state, input_precision=PRECISION)
+                dread = from_start(dread, c.gates, C.UNDECAYED, GATE)
+                dread += onto_rows(dp, c.k, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
+                if C.UNTIED:
+                    dp = nearest_tf32(lower_part(tl.dot(z, r_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                    dread += onto_rows(dp, c.erase, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
+                if GATE != NONE:
+                    if C.UNDECAYED:
+                        before = channel_sums(dread * c.read.to(tl.float32), GATE)
+                    else:
+                        upto += channel_sums(dread * c.read.to(tl.float32), GATE)
+                if C.READ:
+                    dread_view = rows_of_part(out.read, n, part, T, parts, C.K)
+                    store_substeps(dread_view, dread, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+
+            dp_t = nearest_tf32(upper_part(tl.dot(w, u_t, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
+            dk = to_end(tl.dot(in_pairs(w, ones), near_d, input_precision=PRECISION), c.gates, GATE)
+            if GATE != NONE:
+                ended = tl.sum(dk * c.k.to(tl.float32), 0)
+            dk += onto_keys(dp_t, c.q, c.gates, C.AHEAD, GATE, PRECISION, ROWS)
+            if C.TIED or C.UNTIED:
+                z_right = tl.trans(z) * ones[None, :]
+                dp_t = nearest_tf32(upper_part(tl.dot(w, z_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                dk += onto_keys(dp_t, c.read, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
+            if GATE != NONE:
+                if C.AHEAD:
+                    upto = -channel_sums(dk * c.k.to(tl.float32), GATE)
+                else:
+                    upto -= channel_sums(dk * c.k.to(tl.float32), GATE)
+                    dk += own * c.q.to(tl.float32)
+            if C.TIED and not C.READ:
+                dk += dread
+            store_substeps(rows_of_part(out.k, n, part, T, parts, C.K), dk, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+
+            if C.UNTIED:
+                dp_t = nearest_tf32(upper_part(tl.dot(r, u_t, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
+                derase = to_end(tl.dot(in_pairs(r, ones), near_d, input_precision=PRECISION), c.gates, GATE)
+                if GATE != NONE:
+                    ended += tl.sum(derase * c.erase.to(tl.float32), 0)
+                derase += onto_keys(dp_t, c.q, c.gates, False, GATE, PRECISION, ROWS)
+                dp_t = nearest_tf32(upper_part(tl.dot(r, z_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                derase += onto_keys(dp_t, c.read, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
+                if GATE != NONE:
+                    upto -= channel_sums(derase * c.erase.to(tl.float32), GATE)
+                    derase += own_r * c.q.to(tl.float32)
+                derase_view = rows_of_part(out.erase, n, part, T, parts, C.K)
+                store_substeps(derase_view, derase, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+
+            if GATE != NONE:
+                total += ended
+                dgate = sum_later(upto, True, GATE, PRECISION, ROWS)
+                if C.AHEAD or (C.UNDECAYED and (C.TIED or C.UNTIED)):
+                    dgate += sum_later(before, False, GATE, PRECISION, ROWS)
+                if GATE == HEADS:
+                    dlog = rows_of_part(out.log_decay, n, part, tokens, parts, 1)
+                    store_numbers(dlog, dgate + tl.sum(total, 0), start, T, 0, SUB, ROWS)
+                else:
+                    dlog = rows_of_part(out.log_decay, n, part, tokens, parts, C.K)
+                    store_substeps(dlog, dgate + total[None, :], start, T, 0, 0, SUB, C.K, ROWS, BLOCK_K)
+            d = decay_state(d, c.gates, GATE)
+            d = tl.dot(u_t, queries, d, input_precision=PRECISION)
+            if C.TIED or C.UNTIED:
+                d = tl.dot(z_t, reading, d, input_precision=PRECISION)
+    if C.INITIAL:
+        pointers, mask = state_pointers(out.state + head * (C.K * C.V), first, C)
+        tl.store(pointers, d, mask=mask)

@@ -1,0 +1,37 @@
+"""Logarithms of decays of channels, float32: factor act(x + bias), act = sigmoid or log sigmoid."""
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from icl_bench.kernels.arguments import check_choice, check_shape
+from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.records import DecayForm
+
+
+def channel_decays(
+    x: Tensor,
+    form: DecayForm,
+    factor: float,
+    bias: Tensor | None = None,
+    *,
+    impl: FleetImpl = "auto",
+) -> Tensor:
+    """Return factor act(x + bias) for x [M, ..., C], in float32, or in float64 for x in float64.
+
+    The bias is [M, C], 0 where it is None.
+    """
+    check_choice("form", form, get_args(DecayForm))
+    if bias is not None:
+        check_shape("bias", bias, (x.shape[0], x.shape[-1]), "[M, C]")
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.decays import FusedChannelDecays
+
+        fused: Tensor = FusedChannelDecays.apply(x, bias, form, factor)
+        return fused
+    wide = x.double() if impl == "reference" else x.to(torch.promote_types(x.dtype, torch.float32))
+    z = wide if bias is None else wide + bias.view(x.shape[0], *(1,) * (x.ndim - 2), -1)
+    y = factor * (z.sigmoid() if form == "sigmoid" else functional.logsigmoid(z))
+    return y.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,52 @@
+"""Products of the outputs of heads: with a factor for each head and token, and with an activated gate."""
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from icl_bench.kernels.arguments import check_choice, check_shape
+from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.records import GateActivation
+
+
+def scale_heads(x: Tensor, scale: Tensor, added: Tensor | None = None, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return scale x + added for x [..., H, C], scale [..., H] of any type and `added` like x, None for 0.
+
+    The result has the type of x.
+    """
+    check_shape("scale", scale, tuple(x.shape[:-1]), "[..., H]")
+    if added is not None:
+        check_shape("added", added, tuple(x.shape), "[..., H, C]")
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.products import FusedScaledHeads
+
+        scaled: Tensor = FusedScaledHeads.apply(x, scale, added)
+        return scaled
+    if impl == "reference":
+        product = scale.double()[..., None] * x.double()
+        return (product if added is None else added.double() + product).to(x.dtype)
+    product = scale[..., None] * x
+    return (product if added is None else added + product).to(x.dtype)
+
+
+def gated_product(x: Tensor, gate: Tensor, activation: GateActivation, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return x act(gate) for tensors [..., C], in the type of x."""
+    check_choice("activation", activation, get_args(GateActivation))
+    check_shape("gate", gate, tuple(x.shape), "[..., C]")
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.products import FusedGatedProduct
+
+        product: Tensor = FusedGatedProduct.apply(x, gate, activation)
+        return product
+    if impl == "reference":
+        return (x.double() * activate(gate.double(), activation)).to(x.dtype)
+    return x * activate(gate, activation)
+
+
+def activate(gate: Tensor, activation: GateActivation) -> Tensor:
+    """Return act(gate), in operators of torch."""
+    if activation == "silu":
+        return functional.silu(gate)
+    return torch.sigmoid(gate) if activation == "sigmoid" else gate

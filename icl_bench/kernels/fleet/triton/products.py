@@ -1,0 +1,151 @@
+"""Products of the outputs of heads in Triton: one launch each way, on rows that may lie apart."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.triton.gated_norm import GATES, activated, activation_slope
+from icl_bench.kernels.triton.common import tile_shape
+
+
+@triton.jit
+def scaled_heads_kernel(
+    x, scale, added, out, count, heads, width, apart, ADD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Write scale x + added, for rows of all heads; tokens of x are `apart` elements apart. Grid (rows,)."""
+    rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    places = ((rows // heads).to(tl.int64) * apart + rows % heads * width)[:, None] + columns[None, :]
+    factor = tl.load(scale + rows, mask=rows < count, other=0.0).to(tl.float32)
+    value = tl.load(x + places, mask=mask, other=0.0).to(tl.float32) * factor[:, None]
+    if ADD:
+        value += tl.load(added + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + offsets, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def scaled_heads_gradient_kernel(
+    x, scale, gradient, dx, dscale, count, heads, width, apart, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Write dx = scale g, and dscale = sum(g x) over the columns. Grid (rows,)."""
+    rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    places = ((rows // heads).to(tl.int64) * apart + rows % heads * width)[:, None] + columns[None, :]
+    factor = tl.load(scale + rows, mask=rows < count, other=0.0).to(tl.float32)
+    value = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
+    upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx + offsets, (upstream * factor[:, None]).to(dx.dtype.element_ty), mask=mask)
+    tl.store(dscale + rows, tl.sum(upstream * value, 1).to(dscale.dtype.element_ty), mask=rows < count)
+
+
+@triton.jit
+def gated_product_kernel(
+    x, gate, out, count, width, apart, ACTIVATION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Write x act(gate); rows of the gate are `apart` elements apart. Grid (rows, columns)."""
+    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = rows[:, None] * width + columns[None, :]
+    opening = tl.load(gate + rows[:, None] * apart + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) * activated(opening, ACTIVATION)
+    tl.store(out + offsets, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gated_product_gradient_kernel(
+    x, gate, gradient, dx, dgate, count, width, apart, ACTIVATION: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write dx = g act(gate) and dgate = g x act'(gate). Grid (rows, columns)."""
+    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = rows[:, None] * width + columns[None, :]
+    opening = tl.load(gate + rows[:, None] * apart + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
+    upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx + offsets, (upstream * activated(opening, ACTIVATION)).to(dx.dtype.element_ty), mask=mask)
+    slope = activation_slope(opening, ACTIVATION)
+    tl.store(dgate + offsets, (upstream * value * slope).to(dgate.dtype.element_ty), mask=mask)
+
+
+class FusedScaledHeads(torch.autograd.Function):
+    """`scale_heads` in one launch each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, added: Tensor | None) -> Tensor:
+        x, apart = spaced_rows(x, 2)
+        scale, added = scale.contiguous(), None if added is None else added.contiguous()
+        ctx.save_for_backward(x, scale)
+        ctx.apart, ctx.added = apart, added is not None
+        out, (heads, width) = x.new_empty(x.shape), x.shape[-2:]
+        rows, columns = tile_shape(width)
+        with launch_on(x):
+            scaled_heads_kernel[(-(-scale.numel() // rows),)](
+                x, scale, x if added is None else added, out, scale.numel(), heads, width, apart,
+                ADD=added is not None, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            )  # fmt: skip
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale = ctx.saved_tensors
+        gradient, (heads, width) = gradient.contiguous(), x.shape[-2:]
+        dx, dscale = torch.empty_like(gradient), torch.empty_like(scale)
+        rows, columns = tile_shape(width)
+        with launch_on(x):
+            scaled_heads_gradient_kernel[(-(-scale.numel() // rows),)](
+                x, scale, gradient, dx, dscale, scale.numel(), heads, width, ctx.apart, BLOCK_R=rows, BLOCK_C=columns,
+                num_warps=4,
+            )  # fmt: skip
+        return dx, dscale, gradient if ctx.added else None
+
+
+class FusedGatedProduct(torch.autograd.Function):
+    """`gated_product` in one launch each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, activation: str) -> Tensor:
+        x = x.contiguous()
+        gate, ctx.apart = spaced_rows(gate, 1)
+        ctx.save_for_backward(x, gate)
+        ctx.activation = activation
+        out, width = torch.empty_like(x), x.shape[-1]
+        rows, columns = tile_shape(width, 128)
+        count = x.numel() // width
+        with launch_on(x):
+            gated_product_kernel[(-(-count // rows), -(-width // columns))](
+                x, gate, out, count, width, ctx.apart, ACTIVATION=GATES[activation], BLOCK_R=rows, BLOCK_C=columns,
+                num_warps=4,
+            )  # fmt: skip
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, gate = ctx.saved_tensors
+        dx, dgate, width = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
+        rows, columns = tile_shape(width, 128)
+        count = x.numel() // width
+        with launch_on(x):
+            gated_product_gradient_kernel[(-(-count // rows), -(-width // columns))](
+                x, gate, gradient.contiguous(), dx, dgate, count, width, ctx.apart, ACTIVATION=GATES[ctx.activation],
+                BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            )  # fmt: skip
+        return dx, dgate, None
+
+
+def spaced_rows(x: Tensor, axes: int) -> tuple[Tensor, int]:
+    """Return x, and the elements from one row of its last `axes` axes to the next; a copy where they are no rows."""
+    inner = x.shape[-axes:]
+    if x.ndim == axes or not x[(0,) * (x.ndim - axes)].is_contiguous():
+        return x.contiguous(), inner.numel()
+    outer = range(x.ndim - axes - 1)
+    even = all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in outer)
+    return (x, x.stride(-axes - 1)) if even else (x.contiguous(), inner.numel())

@@ -1,0 +1,1 @@
+"""Causal convolution with filters as long as the sequence, one for each channel of each member."""

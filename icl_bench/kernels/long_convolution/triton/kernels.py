@@ -1,0 +1,130 @@
+"""Triton kernels of the long convolution: products with Toeplitz tiles that are read from the filters.
+
+The kernels see the tokens of a channel in rows [M, C, B, P], P being T rounded up to blocks of S tokens; past T they
+are zero. A block of outputs is the sum over the blocks d before it of their tokens times the tile h[d S + t - s]. The
+transposed product, by which the gradient of the inputs comes, is the same product of reversed rows.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+SIZES = ["N", "B", "T", "L", "items"]
+"""Sizes on whose divisors no kernel depends: they are not specialised."""
+
+
+class ToeplitzConstants(NamedTuple):
+    """Constants of a kernel."""
+
+    S: int
+    """Tokens to a block."""
+    ROWS: int
+    """Sequences to a tile."""
+    SPLIT: bool
+    """Filters are sums of two bfloat16 numbers, which have 16 bits; else products have PRECISION."""
+    PRECISION: str
+
+
+@triton.jit
+def rows_kernel(
+    x, rows, x_n, x_t, C, B, T, P, REVERSED: tl.constexpr, BACK: tl.constexpr, S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Write x [N, T, C] as rows [M, C, B, P] with zeros past T, or rows back as x; a reversed row ends with token 0."""
+    blocks, columns = tl.cdiv(T, S), tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0)
+    channel = program % columns * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    place = program // columns % blocks * S + tl.arange(0, S)[:, None]
+    n = (program // (columns * blocks)).to(tl.int64)
+    token = T - 1 - place if REVERSED else place
+    inside = (place < T) & (channel < C)
+    tokens = x + n * x_n + token.to(tl.int64) * x_t + channel
+    cells = rows + ((n // B * C + channel) * B + n % B) * P + place
+    if BACK:
+        tl.store(tokens, tl.load(cells, mask=inside, other=0.0), mask=inside)
+    else:
+        tl.store(cells, tl.load(tokens, mask=inside, other=0.0), mask=(place < P) & (channel < C))
+
+
+@triton.jit(do_not_specialize=SIZES)
+def filters_kernel(filters, taps, T, L, P, S: tl.constexpr, SPLIT: tl.constexpr):
+    """Write the first T taps of a filter after S zeros, and zeros up to S + P, so that tiles are read without a mask.
+
+    A split tap is an integer, whose halves are the two bfloat16 numbers. Grid: channels times blocks of S places.
+    """
+    blocks = tl.cdiv(P, S) + 1
+    channel = (tl.program_id(0) // blocks).to(tl.int64)
+    place = tl.program_id(0) % blocks * S + tl.arange(0, S)
+    tap = tl.load(filters + channel * L + place - S, mask=(place >= S) & (place < S + T), other=0.0)
+    if SPLIT:
+        high = tap.to(tl.bfloat16)
+        low = (tap - high.to(tl.float32)).to(tl.bfloat16)
+        halves = high.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        tl.store(taps + channel * (S + P) + place, halves | (low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF))
+    else:
+        tl.store(taps + channel * (S + P) + place, tap)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def toeplitz_kernel(u, taps, y, B, T, P, C: tl.constexpr):
+    """y_t = sum_(s <= t) h_(t - s) u_s for a block of tokens of some rows. Grid: channels, blocks, rows."""
+    S: tl.constexpr = C.S
+    ROWS: tl.constexpr = C.ROWS
+    PRECISION: tl.constexpr = C.PRECISION
+    tiles, blocks = tl.cdiv(B, ROWS), tl.cdiv(T, S)
+    program = tl.program_id(0)
+    # Blocks with the longest sums start first.
+    block = blocks - 1 - program // tiles % blocks
+    channel = (program // (tiles * blocks)).to(tl.int64)
+    row = program % tiles * ROWS + tl.arange(0, ROWS)
+    s = tl.arange(0, S)
+    inside = (row < B)[:, None]
+    cells = (channel * B + row)[:, None] * P + s[None, :]
+    tile = taps + channel * (S + P) + S + (s[None, :] - s[:, None])
+    total = tl.zeros([ROWS, S], tl.float32)
+    for d in range(0, block + 1):
+        given = tl.load(u + cells + (block - d) * S, mask=inside, other=0.0)
+        factors = tl.load(tile + d * S)
+        if C.SPLIT:
+            total = tl.dot(given, (factors >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), total)
+            total = tl.dot(given, factors.to(tl.int16).to(tl.bfloat16, bitcast=True), total)
+        else:
+            total = tl.dot(given.to(tl.float32), factors, total, input_precision=PRECISION)
+    tl.store(y + cells + block * S, total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def lag_sums_kernel(late, early, strips, sums, B, T, P, items, C: tl.constexpr):
+    """Write sum_(b, t) late_t early_(t - l) of the lags l = d S + i: sums [channels, blocks d, 2, S].
+
+    The first half has the pairs of tokens with i = t' - s' >= 0 in their blocks, the second those with i = S + t' - s'.
+    A program takes items (channel, d) in turn; it keeps the products of all pairs of places in a strip of its own.
+    """
+    S: tl.constexpr = C.S
+    ROWS: tl.constexpr = C.ROWS
+    PRECISION: tl.constexpr = C.PRECISION
+    blocks = tl.cdiv(T, S)
+    place = tl.arange(0, S)
+    strip = strips + tl.program_id(0) * S * S + place[:, None] * S
+    later = place[:, None] + place[None, :]
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        d = item % blocks
+        channel = (item // blocks).to(tl.int64)
+        tiles = tl.cdiv(B, ROWS)
+        total = tl.zeros([S, S], tl.float32)
+        for step in range(0, (blocks - d) * tiles):
+            block = d + step // tiles
+            row = step % tiles * ROWS + tl.arange(0, ROWS)
+            cells = (channel * B + row)[:, None] * P + place[None, :]
+            first = tl.load(early + cells + (block - d) * S, mask=(row < B)[:, None], other=0.0)
+            second = tl.load(late + cells + block * S, mask=(row < B)[:, None], other=0.0)
+            total = tl.dot(tl.trans(first), second, total, input_precision=PRECISION)
+        # Sums along the diagonals: the tile is read again with its rows shifted.
+        tl.debug_barrier()
+        tl.store(strip + place[None, :], total)
+        tl.debug_barrier()
+        own = tl.load(strip + later, mask=later < S, other=0.0)
+        next_ = tl.load(strip + later - S, mask=later >= S, other=0.0)
+        out = sums + (channel * blocks + d) * 2 * S + place
+        tl.store(out, tl.sum(own, 0))
+        tl.store(out + S, tl.sum(next_, 0))

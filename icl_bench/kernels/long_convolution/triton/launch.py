@@ -1,0 +1,91 @@
+"""Launches of the long convolution: block sizes and layouts; the caller makes the device of the tensors current."""
+
+import torch
+from torch import Tensor
+
+from icl_bench.kernels.long_convolution.triton.kernels import (
+    ToeplitzConstants,
+    filters_kernel,
+    lag_sums_kernel,
+    rows_kernel,
+    toeplitz_kernel,
+)
+from icl_bench.kernels.triton.common import padded
+
+LONGEST_BLOCK = 64
+"""Tokens to a block of long sequences."""
+MOST_ROWS = 128
+"""Sequences to a tile, where a member has as many."""
+SUM_ROWS = 64
+"""Sequences to a step of the sums over them."""
+SUM_PROGRAMS = 2112
+"""Programs that sum products by lag: 16 for each of the 132 processors of an H200."""
+TRANSPOSED_CHANNELS = 64
+
+
+def block_length(length: int) -> int:
+    """Return the tokens to a block."""
+    return padded(length, 16, LONGEST_BLOCK)
+
+
+def to_rows(x: Tensor, members: int, reverse: bool) -> Tensor:
+    """Return the rows [M, C, B, P] of x [N, T, C], whose last stride is 1; P is T rounded up to whole blocks."""
+    n, t, c = x.shape
+    size = -(-t // block_length(t)) * block_length(t)
+    rows = torch.empty(members, c, n // members, size, device=x.device, dtype=x.dtype)
+    _launch_rows(x, rows, reverse, back=False)
+    return rows
+
+
+def from_rows(rows: Tensor, shape: torch.Size, reverse: bool) -> Tensor:
+    """Return x [N, T, C] from its rows."""
+    x = torch.empty(shape, device=rows.device, dtype=rows.dtype)
+    _launch_rows(x, rows, reverse, back=True)
+    return x
+
+
+def _launch_rows(x: Tensor, rows: Tensor, reverse: bool, back: bool) -> None:
+    n, t, c = x.shape
+    block, channels = block_length(t), padded(c, 16, TRANSPOSED_CHANNELS)
+    rows_kernel[(n * -(-t // block) * -(-c // channels),)](
+        x, rows, x.stride(0), x.stride(1), c, rows.shape[2], t, rows.shape[3],
+        REVERSED=reverse, BACK=back, S=block, BLOCK_C=channels, num_warps=4,
+    )  # fmt: skip
+
+
+def _constants(rows: Tensor, length: int, most_rows: int) -> ToeplitzConstants:
+    """Return the constants of a kernel that multiplies rows."""
+    return ToeplitzConstants(
+        block_length(length), padded(rows.shape[2], 16, most_rows), rows.dtype == torch.bfloat16,
+        "tf32x3" if rows.dtype == torch.float32 else "tf32",
+    )  # fmt: skip
+
+
+def convolve(rows: Tensor, filters: Tensor, length: int) -> Tensor:
+    """Return the rows of outputs."""
+    members, channels, each, size = rows.shape
+    constants = _constants(rows, length, MOST_ROWS)
+    taps = torch.empty(members, channels, constants.S + size, device=rows.device)
+    taps = taps.view(torch.int32) if constants.SPLIT else taps
+    filters_kernel[(members * channels * (size // constants.S + 1),)](
+        filters, taps, length, filters.shape[2], size, S=constants.S, SPLIT=constants.SPLIT, num_warps=1
+    )
+    out = torch.empty_like(rows)
+    toeplitz_kernel[(members * channels * (size // constants.S) * -(-each // constants.ROWS),)](
+        rows, taps, out, each, length, size, C=constants, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return out
+
+
+def lag_sums(late: Tensor, early: Tensor, length: int) -> Tensor:
+    """Return sums over sequences and tokens of late_t early_(t - l), by blocks of lags l: [M, C, blocks, 2, S]."""
+    members, channels, each, size = late.shape
+    constants = _constants(late, length, SUM_ROWS)
+    items = members * channels * (size // constants.S)
+    programs = min(items, SUM_PROGRAMS)
+    strips = torch.empty(programs, constants.S, constants.S, device=late.device, dtype=torch.float32)
+    sums = torch.empty(members, channels, size // constants.S, 2, constants.S, device=late.device)
+    lag_sums_kernel[(programs,)](
+        late, early, strips, sums, each, length, size, items, C=constants, num_warps=4, num_stages=3
+    )
+    return sums

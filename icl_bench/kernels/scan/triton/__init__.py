@@ -1,0 +1,1 @@
+"""Both scans in Triton."""

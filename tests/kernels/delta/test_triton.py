@@ -1,0 +1,96 @@
+"""The Triton kernels of the delta rule in Triton's interpreter, at small sizes, against float64.
+
+bfloat16 is left to the GPU tests: the interpreter's products of it are wrong.
+"""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import KernelUnavailableError  # noqa: E402
+from icl_bench.kernels.delta.api import delta_rule, delta_step  # noqa: E402
+from icl_bench.kernels.delta.triton.ops import delta_triton  # noqa: E402
+from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, poison, results  # noqa: E402
+
+F32 = torch.float32
+QUICK = {
+    "delta-net", "gated-delta-net", "kda", "comba", "unbounded-untied", "channel-delta-product", "rwkv-6", "gsa",
+}  # fmt: skip
+"""Variants that together run every branch of the kernels; the GPU tests run them all."""
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    poison(monkeypatch)
+
+
+@pytest.mark.parametrize("name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in VARIANTS])
+def test_variants_match_the_definition(name):
+    check(delta_triton, *make_problem(VARIANTS[name], t=21, groups=2, key=8, value=6, dtype=F32, device=DEVICE))
+
+
+@pytest.mark.parametrize("t", [1, 16, 17])
+def test_lengths(t):
+    check(delta_triton, *make_problem(VARIANTS["gated-delta-net"], t=t, groups=1, dtype=F32, device=DEVICE))
+
+
+@pytest.mark.parametrize("keys", ["same", "few", "cosine"])
+def test_repeated_keys(keys):
+    inputs, options = make_problem(VARIANTS["delta-net"], t=20, groups=1, keys=keys, dtype=F32, device=DEVICE)
+    check(delta_triton, inputs._replace(beta=torch.full_like(inputs.beta, 2.0)), options)
+
+
+@pytest.mark.parametrize("decay", [0.0, -5.0, -1000.0])
+@pytest.mark.parametrize("name", ["gated-delta-net", "kda", "unbounded-kda"])
+def test_gates_however_strong(name, decay):
+    check(delta_triton, *make_problem(VARIANTS[name], t=16, groups=1, decay=decay, dtype=F32, device=DEVICE))
+
+
+def test_wide_values_are_split_over_programs():
+    check(delta_triton, *make_problem(VARIANTS["kda"], t=20, key=100, value=50, dtype=F32, device=DEVICE))
+
+
+def test_half_precision():
+    check(delta_triton, *make_problem(VARIANTS["gated-delta-net"], t=20, dtype=torch.float16, device=DEVICE))
+
+
+def test_two_runs_are_equal_bit_for_bit():
+    inputs, options = make_problem(VARIANTS["kda"], n=2, t=20, dtype=F32, device=DEVICE)
+    first, second = (results(lambda x: delta_rule(x, options, "triton"), inputs) for _ in range(2))
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+def test_a_step_is_the_plain_step():
+    inputs, options = make_problem(VARIANTS["gated-delta-product"], t=1, heads=2, dtype=F32, device=DEVICE)
+    for found, plain in zip(
+        delta_step(inputs, options, "triton"), delta_step(inputs, options, "chunked"), strict=True
+    ):  # fmt: skip
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_strided_views_are_read_in_place():
+    inputs, options = make_problem(VARIANTS["delta-net"], n=2, t=20, heads=2, dtype=F32, device=DEVICE)
+    strided = inputs._replace(
+        q=inputs.q.transpose(1, 2).contiguous().transpose(1, 2), v=torch.cat([inputs.v, inputs.v], dim=3)[..., :6],
+        beta=inputs.beta.transpose(1, 2).contiguous().transpose(1, 2),
+    )  # fmt: skip
+    for plain, view in zip(
+        results(lambda x: delta_rule(x, options, "triton"), inputs).values(),
+        [*delta_rule(strided, options, "triton")], strict=False,
+    ):  # fmt: skip
+        assert torch.equal(plain, view)
+
+
+def test_what_the_kernels_do_not_take_is_refused():
+    inputs, options = make_problem(VARIANTS["delta-net"], device=DEVICE)
+    with pytest.raises(KernelUnavailableError, match=r"takes float32, bfloat16 and float16; got torch\.float64"):
+        delta_rule(inputs, options, "triton")
+    inputs, options = make_problem(VARIANTS["delta-net"], key=129, dtype=F32, device=DEVICE)
+    with pytest.raises(KernelUnavailableError, match=r"key widths up to 128 .* got K=129, V=6"):
+        delta_rule(inputs, options, "triton")

@@ -1,0 +1,32 @@
+"""Logarithms of decays against their definition in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.fleet.decays import channel_decays  # noqa: E402
+from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("form", ["sigmoid", "log-sigmoid"])
+@pytest.mark.parametrize("biased", [False, True], ids=["x", "bias"])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 12), (1, 70, 130)], ids=str)
+def test_channel_decays(shape, biased, form, dtype):
+    inputs = [draw(*shape, dtype=dtype) * 3] + [draw(shape[0], shape[-1], seed=1)] * biased
+    run = lambda x, *rest, impl: channel_decays(x, form, -5.0, *rest, impl=impl)  # noqa: E731
+    assert_forms_match_reference(run, inputs, walk=15 * (inputs[0].numel() / shape[0] / shape[-1]) ** 0.5)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ArgumentError, match="bias must be"):
+        channel_decays(draw(2, 3, 4), "sigmoid", 1.0, draw(2, 3))
+    with pytest.raises(ArgumentError, match="form must be"):
+        channel_decays(draw(2, 3, 4), "tanh", 1.0)

@@ -1,0 +1,46 @@
+"""Convolutions with activation and norm of heads against their definition in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.fleet.records import HeadColumns  # noqa: E402
+from icl_bench.kernels.fleet.split_convolution import split_convolution  # noqa: E402
+from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+DELTA = [HeadColumns(2, 5, True), HeadColumns(2, 5, True), HeadColumns(2, 8)]
+SHARED = [HeadColumns(1, 3), HeadColumns(1, 3), HeadColumns(3, 45)]
+
+
+@TYPES
+@pytest.mark.parametrize(("biased", "silu"), [(True, True), (False, True), (True, False)], ids=str)
+@pytest.mark.parametrize(
+    ("time", "length", "parts"), [(40, 5, DELTA), (5, 4, SHARED), (1, 2, [HeadColumns(1, 6)])], ids=str
+)
+def test_split_convolution(time, length, parts, biased, silu, dtype):
+    width = sum(part.heads * part.width for part in parts)
+    inputs = [draw(2, 3, time, width, dtype=dtype), draw(2, length, width, dtype=dtype, seed=1)]
+    inputs += [draw(2, width, dtype=dtype, seed=2)] * biased
+
+    def run(x, taps, bias=None, impl="auto"):
+        return split_convolution(x, taps, bias, parts, silu=silu, impl=impl)
+
+    assert_forms_match_reference(run, inputs, walk=3 * (6 * time) ** 0.5)
+
+
+def test_shapes_are_checked():
+    x, taps = draw(1, 2, 3, 4), draw(1, 2, 4)
+    with pytest.raises(ArgumentError, match=r"parts must have 4 columns, as x has; got \[5\]"):
+        split_convolution(x, taps, None, [HeadColumns(1, 5)])
+    with pytest.raises(ArgumentError, match="bias must be"):
+        split_convolution(x, taps, draw(1, 5), [HeadColumns(1, 4)])
+    with pytest.raises(ArgumentError, match="taps must be"):
+        split_convolution(x, draw(1, 2, 5), None, [HeadColumns(1, 4)])
