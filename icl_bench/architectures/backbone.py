@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from icl_bench.architectures.base import Architecture, FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Interface, Scores
-from icl_bench.architectures.layers import GatedMLP, RMSNorm
+from icl_bench.architectures.layers import GatedMLP, RMSNorm, start_as_gpt_2
 from icl_bench.errors import SpecError
 from icl_bench.kernels.fleet.embedding import TokenOccurrences
 from icl_bench.kernels.fleet.rows import take_rows
@@ -81,12 +81,22 @@ class Backbone(nn.Module):
             self.add_module(f"block{i}", block)
         self.norm = RMSNorm(members, width)
         self.shares_first_layer = any(block.mixer.asks_first_layer for block in self.blocks[1:])
-        if self.shares_first_layer and not self.blocks[0].mixer.offers_values:
-            raise SpecError(
-                "a layer asks for the values of the first layer, which has none to offer; got a first layer of kind "
-                f"{type(layers[0]).__name__}; put a multi-head mixer first"
-            )
+        self.check_shared_values()
+        if model.init == "gpt-2":
+            start_as_gpt_2(self, places[0].output_gain)
         initialise(self, seeds)
+
+    def check_shared_values(self) -> None:
+        """Raise SpecError where a layer asks for values that the first layer does not have in this shape."""
+        offered = self.blocks[0].mixer.value_shape
+        for block in self.blocks[1:]:
+            asked = block.mixer.value_shape
+            if block.mixer.asks_first_layer and asked != offered:
+                raise SpecError(
+                    "a layer that mixes its values with those of the first layer needs them in its own shape, [heads, "
+                    f"width] = {asked}; the first layer has {offered or 'none'}; change the first layer, or leave the "
+                    "values as they are (rwkv-7:value_residual=false)"
+                )
 
     def forward(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """Return outputs at the scored positions: inputs [M, B, T], positions [M, B, S] -> [M, B, S, O]."""

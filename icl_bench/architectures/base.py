@@ -3,12 +3,16 @@
 It also declares its sizes and its law, so that matching and reports know no architecture by name.
 """
 
+import inspect
 import math
+import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from icl_bench.kernels.fleet.rows import take_rows
@@ -87,12 +91,15 @@ class Mixer(nn.Module, ABC):
 
     recurrent: ClassVar[bool] = True
     """Have a recurrent form, `step`."""
-    offers_values: ClassVar[bool] = False
-    """Fill `FirstLayer.values` where this is the first layer and `first` is not None."""
+
+    @property
+    def value_shape(self) -> tuple[int, int] | None:
+        """Heads and width of the values that fill `FirstLayer.values` where this is the first layer; None for none."""
+        return None
 
     @property
     def asks_first_layer(self) -> bool:
-        """Read `FirstLayer.values` in every layer but the first."""
+        """Read `FirstLayer.values`, of the shape of its own values, in a layer that is not the first."""
         return False
 
     @abstractmethod
@@ -112,6 +119,14 @@ class Mixer(nn.Module, ABC):
         """Compute one token of the recurrent form: x [M, B, C] at `position` -> output [M, B, C] and the next state."""
 
 
+def later(default: Any, gt: float | None = None) -> Any:
+    """Return a field, above `gt` if it is given, that was added when records of its architecture existed already.
+
+    A component leaves it out at its default, so that the ids of those runs stay.
+    """
+    return Field(default=default, gt=gt, exclude_if=lambda value: value == default)
+
+
 class Knob(NamedTuple):
     """A parameter that matching may vary."""
 
@@ -124,9 +139,33 @@ class Knob(NamedTuple):
     """
 
 
+class Card(NamedTuple):
+    """The facts about an architecture that a listing shows; texts that its docstrings do not give are empty."""
+
+    name: str
+    family: str
+    operator: str
+    summary: str
+    recurrence: str
+    """First equation of the state, else of the output."""
+    state: str
+    """Size of the state of a layer."""
+    source: str
+    """First arXiv number of its sources."""
+
+
+RECURRENCE = re.compile(r"([SChcm]_t(\[[^\]]*\])? =|S <-)")
+STATE = re.compile(r"State: (.*?)\.(?= [A-Z]|$)")
+SOURCE = re.compile(r"Sources?: .*?(arXiv \d{4}\.\d{5})")
+
+
 class Architecture(Frozen):
     """Base of all architectures. The fields are its parameters; `None` means derived from the model width."""
 
+    family: ClassVar[str] = "other"
+    """Heading under which the architecture is listed."""
+    operator: ClassVar[str] = "own"
+    """Sequence operator of `kernels` that carries the mixer; `own` for none."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Parameters that a label names even at their defaults."""
     size_parameters: ClassVar[tuple[str, ...]] = ()
@@ -153,9 +192,46 @@ class Architecture(Frozen):
         """Count the work of one token, averaged over a sequence of `length`."""
 
     @property
+    def version(self) -> int:
+        """Version of the numbers that these parameters give, part of the identity of a run; raised when they change."""
+        return 1
+
+    def key_rank(self, d_model: int) -> tuple[int, int] | None:
+        """Return the largest rank and the width of the keys of a head; None where keys are no linear map of tokens.
+
+        Keys that are a linear map of the residual stream tell tokens apart in at most `d_model` directions, so that a
+        sum over wider keys holds no more than one over keys of width `d_model`: the rest of it is padding.
+        """
+        return None
+
+    @property
+    def reach(self) -> int | None:
+        """Number of the latest tokens that a layer sees, the current one included; None for all."""
+        return None
+
+    @property
     def law(self) -> CapacityLaw | None:
         """Dimensions of the law of capacity, of a resolved architecture; None where the law does not apply."""
         return None
+
+    @classmethod
+    def card(cls) -> "Card":
+        """Return the facts that a listing shows, as the docstrings of the class and of its module have them."""
+        text = inspect.cleandoc(sys.modules[cls.__module__].__doc__ or "")
+        paragraphs = text.split("\n\n")
+        equations = [line.strip() for part in paragraphs if part.startswith("    ") for line in part.splitlines()]
+        recurrence = next((line for line in equations if RECURRENCE.match(line)), *equations[:1] or [""])
+        prose = " ".join(" ".join(part.split()) for part in paragraphs if not part.startswith("    "))
+        state, source = (pattern.search(prose) for pattern in (STATE, SOURCE))
+        return Card(
+            name=ARCHITECTURES.name_of(cls),
+            family=cls.family,
+            operator=cls.operator,
+            summary=inspect.cleandoc(cls.__doc__ or "").splitlines()[0],
+            recurrence=recurrence if "<-" in recurrence else recurrence.split(",   ")[0],
+            state=state[1] if state else "",
+            source=source[1] if source else "",
+        )
 
     def declaration(self) -> ArchitectureDeclaration:
         """Return what a record keeps of a resolved architecture."""
@@ -164,6 +240,7 @@ class Architecture(Frozen):
             size_parameters=self.size_parameters,
             shown=self.shown,
             law=self.law,
+            reach=self.reach,
             short_range=self.short_range,
         )
 

@@ -20,6 +20,9 @@ from icl_bench.kernels.fleet.convolution import gated_convolution
 class GatedConv(Architecture):
     """Gated short convolution: no memory beyond its width; a first layer for hybrids."""
 
+    family = "convolution"
+    operator = "short_convolution"
+
     short_range = True
 
     conv: int = Field(default=3, ge=1)

@@ -1,81 +1,28 @@
-"""The multi-head mixer that power, linear, window and softmax attention share; they differ in their core alone.
+"""The multi-head mixer, a frame around the recurrence of an architecture, its core.
 
-q, k, v = conv(x W_qkv)         short causal convolution of width `conv`, none where 0
+q, k, v = act(conv(x W_qkv))    short causal convolution of width `conv`, none where 0; act: none or silu
+q, k = norm(q), norm(k)         none, l2 or RMS, for each head
 q, k = rope(q), rope(k)         rotation by position (Su et al., arXiv 2104.09864), where `rope`
-log g = log sigmoid(x W_g + b)  one gate for each token and key-value head, where `gate`
+log g = log sigmoid(x W_g + b)  one gate for each token and key-value head, where `gate`; divided by `gate_divisor`
 y = core(q, k, v, log g)        the recurrence of the architecture
-out = norm(y) W_o               norm: per-head RMS, where the core asks for it
+out = (norm(y) * act(x W)) W_o  norm: none, of each head, or of all heads together; output gate: none, silu or sigmoid
+
+Linear, power, softmax and window attention have the parameters below; each other architecture has its own and says
+which of these parts it takes.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self
+from abc import abstractmethod
+from typing import ClassVar, Self
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
 
-from icl_bench.architectures.base import Architecture, FirstLayer, Flops, Knob, LayerContext, Mixer, StateSize
+from icl_bench.architectures.base import Architecture, Flops, Knob, LayerContext, Mixer, StateSize, later
+from icl_bench.architectures.decays import INITIAL_GATE_BIAS, DecayGate
+from icl_bench.architectures.frame import Core, HeadsLayout, HeadsMixer, KeyNorm, OutputGate
 from icl_bench.architectures.initialisation import constant
-from icl_bench.architectures.layers import RMSNorm, ShortConv, StackedLinear
 from icl_bench.errors import SpecError
-from icl_bench.kernels.fleet.rows import take_rows
 
-INITIAL_GATE_BIAS = 6.0
-"""Bias of a gate at the start: sigmoid(6) = 0.9975, a horizon of about 400 tokens."""
-ROPE_BASE = 10_000.0
 WIDEST_MATCHED_KEY = 2048
-
-
-class DecayGate(StackedLinear):
-    """log sigmoid(x W + b): one scalar decay for each token and key-value head."""
-
-    def __init__(self, members: int, d_model: int, heads: int) -> None:
-        super().__init__(members, d_model, heads, bias=constant(INITIAL_GATE_BIAS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logarithm of the gate, float32, at most 0: [M, ..., C] -> [M, ..., G]."""
-        return functional.logsigmoid(super().forward(x).float())
-
-
-class Core(nn.Module, ABC):
-    """The recurrence of a multi-head mixer: it owns its parameters, reads its gates from x, and carries its state.
-
-    Queries are [M, B, T, H, K], keys [M, B, T, G, K], values [M, B, T, G, V], and x, the input of the layer,
-    [M, B, T, C]. The decay gate, None where `gate` is off, is registered by the layer and read by the core.
-    """
-
-    __call__: Callable[..., Tensor]
-    normalise_output: bool = False
-    """Apply an RMS norm to the output of each head."""
-    asks_first_layer: bool = False
-    """Let `blend` combine the values of each later layer with those of the first layer."""
-
-    def __init__(self, gate: DecayGate | None = None) -> None:
-        super().__init__()
-        self.gates = (gate,)  # a tuple, so that it is not registered twice, which `functional_call` cannot undo
-
-    @abstractmethod
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        """Compute the parallel form, causal in T: [M, B, T, H, V]."""
-
-    @abstractmethod
-    def initial_state(self, batch: int, like: Tensor) -> Any:
-        """Return the state before the first token, for `like` [M, ...] and its device and dtype."""
-
-    @abstractmethod
-    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Compute one token: arguments without the axis T -> [M, B, H, V] and the next state."""
-
-    def blend(self, v: Tensor, first: Tensor, x: Tensor) -> Tensor:
-        """Combine values with those of the first layer, both [M, B, (T,) G, V], in a later layer that asks for them."""
-        raise NotImplementedError
-
-    def operands(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return q, k, v and the log decays of the gate, None without a gate, with members and batch in one axis."""
-        (gate,) = self.gates
-        return fold(q), fold(k), fold(v), None if gate is None else fold(gate(x))
 
 
 def value_widths(config: "HeadsArchitecture", d_model: int, length: int) -> list[int]:
@@ -88,8 +35,59 @@ KEY_WIDTH = Knob("d_key", lambda config, d_model, length: range(1, WIDEST_MATCHE
 VALUE_WIDTH = Knob("d_value", value_widths)
 
 
-class HeadsArchitecture(Architecture):
-    """Base of the architectures whose mixer is `HeadsMixer`: the factors that all of them share."""
+class MultiHead(Architecture):
+    """Base of the architectures whose mixer is `HeadsMixer`."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> HeadsLayout:
+        """Sizes and parts, of a resolved architecture."""
+
+    @abstractmethod
+    def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
+        """Make the core of a resolved architecture, parameters not yet drawn; `gate` is None without a shared gate."""
+
+    @abstractmethod
+    def core_size(self, length: int) -> StateSize:
+        """Count the state of the core after `length` tokens, of a resolved architecture."""
+
+    @abstractmethod
+    def core_flops(self, d_model: int, length: int) -> Flops:
+        """Count the work of the core on one token, its own parameters included, of a resolved architecture."""
+
+    @property
+    def gate_heads(self) -> int:
+        """Heads of the shared decay gate, of a resolved architecture; 0 without one."""
+        return 0
+
+    def make_gate(self, members: int, d_model: int) -> DecayGate:
+        """Make the shared decay gate of a resolved architecture that has one."""
+        return DecayGate(members, d_model, self.gate_heads)
+
+    def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
+        full = self.resolved(d_model)
+        gate = full.make_gate(members, d_model) if full.gate_heads else None
+        return HeadsMixer(members, d_model, full.layout, full.core(members, d_model, gate, layer), gate, layer)
+
+    def state_size(self, d_model: int, length: int) -> StateSize:
+        full = self.resolved(d_model)
+        tail = StateSize(cache=max(0, full.layout.conv - 1) * full.layout.mixed)
+        return full.core_size(length).plus(tail)
+
+    def key_rank(self, d_model: int) -> tuple[int, int] | None:
+        layout = self.resolved(d_model).layout
+        return None if layout.silu else (min(layout.key_width, d_model), layout.key_width)
+
+    def flops(self, d_model: int, length: int) -> Flops:
+        full = self.resolved(d_model)
+        layout = full.layout
+        projections = d_model * (layout.channels + full.gate_heads + layout.output_width) + layout.gate_weights(d_model)
+        core = full.core_flops(d_model, length)
+        return Flops(2.0 * (projections + layout.conv * layout.mixed) + core.weights, core.state)
+
+
+class HeadsArchitecture(MultiHead):
+    """Base of linear, power, softmax and window attention: the factors that all of them share."""
 
     size_parameters: ClassVar[tuple[str, ...]] = ("heads", "kv_heads", "d_key", "d_value")
     knobs: ClassVar = {"width": (KEY_WIDTH, VALUE_WIDTH)}
@@ -108,18 +106,18 @@ class HeadsArchitecture(Architecture):
     """Rotate queries and keys by position; needs an even key width."""
     gate: bool = False
     """Let scores decay by a learned gate for each token and key-value head."""
-
-    @abstractmethod
-    def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
-        """Make the core of a resolved architecture, parameters not yet drawn."""
-
-    @abstractmethod
-    def core_size(self, length: int) -> StateSize:
-        """Count the state of the core after `length` tokens, of a resolved architecture."""
-
-    @abstractmethod
-    def core_flops(self, d_model: int, length: int) -> Flops:
-        """Count the work of the core on one token, its own parameters included, of a resolved architecture."""
+    silu: bool = later(False)
+    """Apply SiLU to queries, keys and values, after the convolution."""
+    key_norm: KeyNorm = later("none")
+    """Norm of queries and keys for each head: none, `l2`, or `rms` with a learned gain."""
+    output_norm: bool = later(False)
+    """Apply an RMS norm to the output of each head, after the division by the sum of scores."""
+    output_gate: OutputGate = later("none")
+    """Multiply the output by the `silu` or the `sigmoid` of x W."""
+    gate_bias: float = later(INITIAL_GATE_BIAS)
+    """Bias of the decay gate at the start."""
+    gate_divisor: float = later(1.0, gt=0)
+    """Divisor of the logarithm of the decay gate."""
 
     def resolved(self, d_model: int) -> Self:
         width = d_model // self.heads
@@ -157,123 +155,87 @@ class HeadsArchitecture(Architecture):
         return self.key_value_heads, self.key_width, self.value_width
 
     @property
-    def channels(self) -> int:
-        """Width of queries, keys and values together."""
-        return (self.heads + self.key_value_heads) * self.key_width + self.key_value_heads * self.value_width
+    def gate_heads(self) -> int:
+        return self.key_value_heads if self.gate else 0
 
-    def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
-        return HeadsMixer(members, d_model, self.resolved(d_model), layer)
-
-    def state_size(self, d_model: int, length: int) -> StateSize:
-        full = self.resolved(d_model)
-        tail = StateSize(cache=max(0, full.conv - 1) * full.channels)
-        return full.core_size(length).plus(tail)
-
-    def flops(self, d_model: int, length: int) -> Flops:
-        full = self.resolved(d_model)
-        gates = full.key_value_heads if full.gate else 0
-        projections = d_model * (full.channels + gates + full.heads * full.value_width)
-        core = full.core_flops(d_model, length)
-        return Flops(2.0 * (projections + full.conv * full.channels) + core.weights, core.state)
-
-
-class HeadsState(NamedTuple):
-    """State of a `HeadsMixer`."""
-
-    core: Any
-    tail: Tensor | None
-    """Last inputs of the convolution, [M, B, conv - 1, channels]."""
-
-
-class HeadsMixer(Mixer):
-    """Projections, convolution, rotation and gate around a core; see the module."""
-
-    offers_values = True
-
-    def __init__(self, members: int, d_model: int, config: HeadsArchitecture, layer: LayerContext) -> None:
-        super().__init__()
-        self.config, self.layer = config, layer
-        self.project = StackedLinear(members, d_model, config.channels)
-        self.conv = ShortConv(members, config.channels, config.conv) if config.conv else None
-        self.gate = DecayGate(members, d_model, config.key_value_heads) if config.gate else None
-        self.core = config.core(members, d_model, self.gate, layer)
-        self.norm = RMSNorm(members, config.value_width) if self.core.normalise_output else None
-        self.output = StackedLinear(members, config.heads * config.value_width, d_model, layer.output_gain)
+    def make_gate(self, members: int, d_model: int) -> DecayGate:
+        return DecayGate(members, d_model, self.gate_heads, constant(self.gate_bias), divisor=self.gate_divisor)
 
     @property
-    def asks_first_layer(self) -> bool:
-        return self.core.asks_first_layer
-
-    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
-        return self.project_out(self.mix(x, first))
-
-    def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
-        y = self.mix(x, first)
-        return self.project_out(take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:]))
-
-    def mix(self, x: Tensor, first: FirstLayer | None) -> Tensor:
-        """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]."""
-        qkv = self.project(x)
-        if self.conv is not None:
-            qkv = self.conv(qkv)
-        q, k, v = self.split(qkv)
-        if self.config.rope:
-            q, k = rotate(q, k, torch.arange(x.shape[2], device=x.device))
-        return self.core(q, k, self.exchange(v, x, first), x)
-
-    def exchange(self, v: Tensor, x: Tensor, first: FirstLayer | None) -> Tensor:
-        """Offer the values v [M, B, (T,) G, V] to later layers, or combine them with those of the first layer."""
-        if first is not None and self.layer.index == 0:
-            first.values = v
-        elif first is not None and first.values is not None and self.core.asks_first_layer:
-            return self.core.blend(v, first.values, x)
-        return v
-
-    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split [..., channels] into q [..., H, K], k [..., G, K] and v [..., G, V]."""
-        full, groups = self.config, self.config.key_value_heads
-        shapes = [(full.heads, full.key_width), (groups, full.key_width), (groups, full.value_width)]
-        parts = qkv.split([heads * width for heads, width in shapes], dim=-1)
-        q, k, v = (part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True))
-        return q, k, v
-
-    def project_out(self, y: Tensor) -> Tensor:
-        """Apply the norm, where there is one, and the output projection: [M, ..., H, V] -> [M, ..., C]."""
-        if self.norm is not None:
-            y = self.norm(y)
-        return self.output(y.flatten(-2))
-
-    def initial_state(self, batch: int) -> HeadsState:
-        tail = None if self.conv is None else self.conv.initial_tail(batch)
-        return HeadsState(self.core.initial_state(batch, self.project.weight), tail)
-
-    def step(
-        self, x: Tensor, state: HeadsState, position: int, first: FirstLayer | None = None
-    ) -> tuple[Tensor, HeadsState]:
-        qkv, tail = self.project(x), state.tail
-        if self.conv is not None and tail is not None:
-            qkv, tail = self.conv.step(qkv, tail)
-        q, k, v = self.split(qkv)
-        if self.config.rope:
-            q, k = rotate(q, k, torch.tensor(position, device=x.device))
-        y, core = self.core.step(q, k, self.exchange(v, x, first), x, state.core)
-        return self.project_out(y), HeadsState(core, tail)
+    def layout(self) -> HeadsLayout:
+        return HeadsLayout(
+            query_heads=self.heads,
+            key_heads=self.key_value_heads,
+            value_heads=self.key_value_heads,
+            key_width=self.key_width,
+            value_width=self.value_width,
+            conv=self.conv,
+            silu=self.silu,
+            key_norm=self.key_norm,
+            rope=self.rope,
+            output_norm="head" if self.output_norm else "none",
+            output_gate=self.output_gate,
+            norm_eps=1e-6,
+            decay_norms=True,
+        )
 
 
-def rotate(q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate pairs (i, i + K/2) by position · base^(-2i/K): q, k [..., (T,) H, K], positions [T] or a scalar."""
-    half = q.shape[-1] // 2
-    frequencies = ROPE_BASE ** (-torch.arange(half, device=q.device, dtype=torch.float32) / half)
-    angles = positions[..., None].float() * frequencies
-    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
+class HeadSizes(Architecture):
+    """Base of the mixers whose state is a matrix for each head: their sizes."""
 
-    def turn(x: Tensor) -> Tensor:
-        first, second = x.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+    size_parameters: ClassVar[tuple[str, ...]] = ("heads", "d_key", "d_value")
+    knobs: ClassVar = {"width": (KEY_WIDTH, VALUE_WIDTH)}
 
-    return turn(q), turn(k)
+    heads: int = Field(default=4, ge=1)
+    """Heads, H."""
+    d_key: int | None = Field(default=None, ge=1)
+    """Key width of a head, K."""
+    d_value: int | None = Field(default=None, ge=1)
+    """Value width of a head, V."""
+
+    def default_widths(self, d_model: int) -> tuple[int, int]:
+        """Return the key and the value width of a head where they are not given."""
+        return d_model // self.heads, d_model // self.heads
+
+    def resolved(self, d_model: int) -> Self:
+        given = dict(zip(("d_key", "d_value"), self.default_widths(d_model), strict=True))
+        full = self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
+        if min(full.key_width, full.value_width) < 1:
+            raise SpecError(f"heads must be at most the model width {d_model}; got {self.heads}; set d_key and d_value")
+        return full
+
+    @property
+    def key_width(self) -> int:
+        """Key width of a head, K, of a resolved architecture."""
+        assert self.d_key is not None
+        return self.d_key
+
+    @property
+    def value_width(self) -> int:
+        """Value width of a head, V, of a resolved architecture."""
+        assert self.d_value is not None
+        return self.d_value
 
 
-def fold(x: Tensor) -> Tensor:
-    """Join members and batch, as the operators take them: [M, B, ...] -> [M·B, ...]."""
-    return x.reshape(-1, *x.shape[2:])
+class RecurrentHeads(HeadSizes, MultiHead):
+    """Base of the multi-head mixers whose state is a matrix for each head: their layout, and the count of the state."""
+
+    conv: int = Field(default=4, ge=0)
+    """Width of the short convolution on queries, keys and values; 0 for none."""
+
+    def resolved(self, d_model: int) -> Self:
+        full = super().resolved(d_model)
+        if full.layout.rope and full.key_width % 2:
+            raise SpecError(f"rotated keys have an even d_key; got {full.d_key}; change d_key")
+        return full
+
+    @property
+    def layout(self) -> HeadsLayout:
+        return HeadsLayout(self.heads, self.heads, self.heads, self.key_width, self.value_width, conv=self.conv)
+
+    def key_rank(self, d_model: int) -> tuple[int, int] | None:
+        full = self.resolved(d_model)
+        return None if full.layout.silu else (min(full.key_width, d_model), full.key_width)
+
+    def core_size(self, length: int) -> StateSize:
+        return StateSize(sums=self.layout.value_heads * self.key_width * self.value_width)

@@ -4,6 +4,7 @@ Every value is drawn on the CPU from its member's seed and the parameter's quali
 alike in a fleet of any size and on any device.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -56,6 +57,20 @@ def uniform_between(low: float, high: float) -> Init:
     return values
 
 
+def stratified(low: float, high: float) -> Init:
+    """Draw n elements uniformly, one from each n-th part of (low, high), the parts in random order.
+
+    The few rates of a layer then spread over the whole range at every seed.
+    """
+
+    def values(seed: int, name: str, shape: torch.Size) -> Tensor:
+        keys, count = torch.tensor(random.stream("init", seed, name)), shape.numel()
+        parts = random.permutation(keys, "parts", count) + random.uniform(keys, "uniform", count)
+        return parts.mul((high - low) / count).add(low).view(shape)
+
+    return values
+
+
 def mapped(init: Init, function: Callable[[Tensor], Tensor]) -> Init:
     """Draw by `init`, then apply a function in float64, such as `torch.log`."""
     return lambda seed, name, shape: function(init(seed, name, shape))
@@ -63,8 +78,12 @@ def mapped(init: Init, function: Callable[[Tensor], Tensor]) -> Init:
 
 def log_uniform(low: float, high: float) -> Init:
     """Draw values whose logarithm is uniform between log(low) and log(high)."""
-    bounds = torch.tensor([low, high], dtype=torch.float64).log().tolist()
-    return mapped(uniform_between(*bounds), torch.exp)
+    return mapped(uniform_between(math.log(low), math.log(high)), torch.exp)
+
+
+def step_bias(low: float = 1e-3, high: float = 1e-1) -> Init:
+    """Draw c with softplus(c) log-uniform in (low, high), spread over the elements: the steps of state-space models."""
+    return mapped(stratified(math.log(low), math.log(high)), lambda x: inverse_softplus(x.exp()))
 
 
 def orthogonal(gain: float) -> Init:

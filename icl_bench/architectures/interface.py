@@ -81,7 +81,7 @@ class Tokens(Interface):
         return Embedding(members, self.size, width, scale)
 
     def make_head(self, members: int, width: int, tied: bool) -> StackedLinear | None:
-        return None if tied else StackedLinear(members, width, self.size)
+        return None if tied else StackedLinear(members, width, self.size, kind="table")
 
     def embed(self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None) -> Tensor:
         return embedding(inputs, occurrences)
@@ -120,10 +120,10 @@ class Vectors(Interface):
 
     def make_embedding(self, members: int, width: int, scale: float) -> StackedLinear:
         # without a bias, the norm that follows would remove the length of an input
-        return StackedLinear(members, self.width_in, width, bias=normal(1.0))
+        return StackedLinear(members, self.width_in, width, bias=normal(1.0), kind="table")
 
     def make_head(self, members: int, width: int, tied: bool) -> StackedLinear:
-        return StackedLinear(members, width, self.width_out)
+        return StackedLinear(members, width, self.width_out, kind="table")
 
     def embed(self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None) -> Tensor:
         return embedding(inputs.to(embedding.weight.dtype))

@@ -1,22 +1,32 @@
 """Stacked layers: every parameter has a leading member axis M, and every activation is [M, B, T, C].
 
-A layer declares its parameters with `declare`, each with its initial value and whether weight decay applies to it;
+A layer declares its parameters with `declare`: initial value, kind, and exemption from weight decay in every recipe;
 `initialisation.initialise` then draws them.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from icl_bench.architectures.initialisation import Init, Initialised, constant, normal
 from icl_bench.kernels.fleet.convolution import convolution_step, short_convolution
 from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
+from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
 from icl_bench.kernels.fleet.projection import project
+from icl_bench.kernels.fleet.records import GateActivation, HeadColumns, NormOptions
+from icl_bench.kernels.fleet.split_convolution import split_convolution
+from icl_bench.runs.spec import Recipe
 
+Kind = Literal["matrix", "table", "vector"]
+"""Kind of a parameter, by which an optimiser treats it: a `matrix` takes activations to activations, a `table` takes
+tokens to activations or these to logits, a `vector` is all else: gains, biases, gates, decay rates, taps."""
+GPT_2_STD = 0.02
 INITIAL_TAP_STD = 0.3
 """Standard deviation of the taps of a convolution at the start; with 0.5, which keeps the variance of four taps, models
 learn recall more slowly."""
@@ -32,12 +42,10 @@ class Stacked(nn.Module, Initialised):
         self.members = members
         self.inits: dict[str, Init] = {}
 
-    def declare(self, name: str, shape: tuple[int, ...], init: Init, decay: bool = True) -> None:
-        """Add a parameter [M, *shape] drawn by `init`; `decay` is False for rates and gate biases: no weight decay."""
+    def declare(self, name: str, shape: tuple[int, ...], init: Init, decay: bool = True, kind: Kind = "vector") -> None:
+        """Add a parameter [M, *shape] drawn by `init`; `decay` is False where no recipe may decay it: rates, gates."""
         self.inits[name] = init
-        parameter = nn.Parameter(torch.empty(self.members, *shape))
-        parameter.decay = decay  # type: ignore[attr-defined]
-        self.register_parameter(name, parameter)
+        self.register_parameter(name, marked(nn.Parameter(torch.empty(self.members, *shape)), decay, kind))
 
     @torch.no_grad()
     def initialise(self, seeds: Sequence[int], path: str) -> None:
@@ -47,29 +55,103 @@ class Stacked(nn.Module, Initialised):
                 row.copy_(init(seed, f"{path}.{name}", row.shape))
 
 
-def decays(parameter: nn.Parameter) -> bool:
-    """Return whether the optimiser applies weight decay to a parameter."""
-    return getattr(parameter, "decay", True)
+def marked(parameter: nn.Parameter, decay: bool, kind: Kind) -> nn.Parameter:
+    """Return the parameter with the marks that `decays` and `kind_of` read."""
+    parameter.decay, parameter.kind = decay, kind  # type: ignore[attr-defined]
+    return parameter
+
+
+def kind_of(parameter: nn.Parameter) -> Kind:
+    """Return the declared kind of a parameter."""
+    kind: Kind = parameter.kind  # type: ignore[attr-defined]
+    return kind
+
+
+def decays(parameter: nn.Parameter, recipe: Recipe) -> bool:
+    """Return whether a training recipe applies weight decay to a parameter: 1 to all but the exempt, 2 to no vector."""
+    allowed: bool = parameter.decay  # type: ignore[attr-defined]
+    return allowed and (recipe == 1 or kind_of(parameter) != "vector")
+
+
+def spread(parameter: Tensor, x: Tensor) -> Tensor:
+    """Shape a parameter [M, ...] so that it broadcasts over x [M, ..., *], whose last axes are those of its own."""
+    own = parameter.shape[1:]
+    return parameter.view(parameter.shape[0], *(1,) * (x.dim() - 1 - len(own)), *own)
+
+
+class Coefficients(Stacked):
+    """Numbers that scale or shift activations, without weight decay: [M, *shape] -> shaped to broadcast over x."""
+
+    weight: Tensor
+
+    def __init__(self, members: int, shape: tuple[int, ...], init: Init) -> None:
+        super().__init__(members)
+        self.declare("weight", shape, init, decay=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the numbers, in the type of x and broadcasting over it."""
+        return spread(self.weight, x).to(x.dtype)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return x in float32, or unchanged in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def delayed(x: Tensor) -> Tensor:
+    """Return x [M, B, T, ...] one token later, zeros before the first."""
+    return torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, :-1]], dim=2)
 
 
 class StackedLinear(Stacked):
-    """x W + b: [M, ..., C_in] -> [M, ..., C_out]; W starts normal, std `gain` / sqrt(C_in); no b for `bias` None."""
+    """x W + b: [M, ..., C_in] -> [M, ..., C_out]; W starts normal, std `gain` / sqrt(C_in); no b for `bias` None.
+
+    `decay` is False where no recipe may decay b; `kind` is "table" for either end of a model.
+    """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, members: int, width_in: int, width_out: int, gain: float = 1, bias: Init | None = None) -> None:
+    def __init__(
+        self,
+        members: int,
+        width_in: int,
+        width_out: int,
+        gain: float = 1,
+        bias: Init | None = None,
+        decay: bool = True,
+        kind: Kind = "matrix",
+    ) -> None:
         super().__init__(members)
-        self.declare("weight", (width_in, width_out), normal(gain / math.sqrt(width_in)))
+        self.gain, self.fan_in = gain, normal(gain / math.sqrt(width_in))
+        self.declare("weight", (width_in, width_out), self.fan_in, kind=kind)
         if bias is None:
             self.register_parameter("bias", None)
         else:
-            self.declare("bias", (width_out,), bias)
+            self.declare("bias", (width_out,), bias, decay)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat, bias = x.flatten(1, -2), self.bias
-        y = project(flat, self.weight) if bias is None else torch.baddbmm(bias[:, None], flat, self.weight)
+        y = project(x.flatten(1, -2), self.weight, self.bias)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class LowRankLinear(nn.Module):
+    """(x W_1) W_2 + b, through `rank` columns: [M, ..., C_in] -> [M, ..., C_out]; weight decay leaves b alone.
+
+    `gain` is that of each factor.
+    """
+
+    __call__: Callable[..., Tensor]
+
+    def __init__(
+        self, members: int, width_in: int, rank: int, width_out: int, gain: float = 1, bias: Init | None = None
+    ) -> None:
+        super().__init__()
+        self.down = StackedLinear(members, width_in, rank, gain)
+        self.up = StackedLinear(members, rank, width_out, gain, bias, decay=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
 
 
 class Embedding(Stacked):
@@ -79,11 +161,25 @@ class Embedding(Stacked):
 
     def __init__(self, members: int, vocabulary: int, width: int, scale: float = 1.0) -> None:
         super().__init__(members)
-        self.declare("weight", (vocabulary, width), normal(scale / math.sqrt(width)))
+        self.declare("weight", (vocabulary, width), normal(scale / math.sqrt(width)), kind="table")
 
     def forward(self, ids: Tensor, occurrences: TokenOccurrences | None = None) -> Tensor:
         """Look up ids; their `occurrences`, where known, save the gradient a sort."""
         return embed(ids, self.weight, occurrences)
+
+
+def start_as_gpt_2(model: nn.Module, output_gain: float) -> None:
+    """Let embedding, head and projections start normal, std .02, and output projections std .02 times `output_gain`.
+
+    A weight that a layer starts in a way of its own keeps it. Source: Radford et al., "Language Models are Unsupervised
+    Multitask Learners" (2019); the published code of most mixers here (fla, zoology) starts so.
+    """
+    for module in model.modules():
+        if isinstance(module, Embedding):
+            module.inits["weight"] = normal(GPT_2_STD)
+        elif isinstance(module, StackedLinear) and module.gain in (1.0, output_gain):
+            own_way = module.inits["weight"] is not module.fan_in
+            module.inits["weight"] = module.inits["weight"] if own_way else normal(GPT_2_STD * module.gain)
 
 
 class RMSNorm(Stacked):
@@ -91,30 +187,89 @@ class RMSNorm(Stacked):
 
     weight: Tensor
 
-    def __init__(self, members: int, width: int) -> None:
+    def __init__(self, members: int, width: int, eps: float = 1e-6, decay: bool = True) -> None:
         super().__init__(members)
-        self.declare("weight", (width,), constant(1.0))
+        self.eps = eps
+        self.declare("weight", (width,), constant(1.0), decay)
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight)
+        return rms_norm(x, self.weight, eps=self.eps)
+
+    def gated(self, x: Tensor, gate: Tensor, activation: GateActivation, gate_first: bool = False) -> Tensor:
+        """Return the norm times act(gate), or the norm of that product; the gate is like x."""
+        options = NormOptions(self.eps, activation=activation, gate_first=gate_first)
+        return gated_norm(x, self.weight, None, gate, options)
 
     def after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the residual sum x + y (x where y is None) and its norm, in the type of x."""
-        return add_rms_norm(x, None if y is None else y.to(x.dtype), self.weight)
+        return add_rms_norm(x, None if y is None else y.to(x.dtype), self.weight, eps=self.eps)
+
+
+class LayerNorm(Stacked):
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, in float32: [M, ..., H, V].
+
+    The gains, and the biases where there are any, are those of each head, [M, H, V] (Ba et al., arXiv 1607.06450).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, members: int, shape: tuple[int, ...], eps: float = 1e-5, bias: bool = False) -> None:
+        super().__init__(members)
+        self.eps = eps
+        self.declare("weight", shape, constant(1.0), decay=False)
+        if bias:
+            self.declare("bias", shape, constant(0.0), decay=False)
+        else:
+            self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gated_norm(x, self.weight, self.bias, None, NormOptions(self.eps, centred=True))
+
+    def gated(self, x: Tensor, gate: Tensor, activation: GateActivation, gate_first: bool = False) -> Tensor:
+        """Return the norm times act(gate), or the norm of that product; the gate is like x."""
+        return gated_norm(x, self.weight, self.bias, gate, NormOptions(self.eps, True, activation, gate_first))
 
 
 class ShortConv(Stacked):
-    """y_t = sum_j weight_j x_{t-j}, j = 0..L-1, by channel: [M, B, T, C] -> the same; L - 1 inputs are the state."""
+    """y_t = act(sum_j weight_j x_{t-j} + bias), j = 0..L-1, by channel: [M, B, T, C] -> the same.
+
+    L - 1 inputs are the state. The activation is SiLU where `silu`, else none; there is a bias where `bias`.
+    """
 
     weight: Tensor
+    bias: Tensor | None
 
-    def __init__(self, members: int, channels: int, length: int) -> None:
+    def __init__(
+        self,
+        members: int,
+        channels: int,
+        length: int,
+        silu: bool = False,
+        bias: Init | None = None,
+        taps: Init | None = None,
+    ) -> None:
         super().__init__(members)
-        self.length = length
-        self.declare("weight", (length, channels), normal(INITIAL_TAP_STD))
+        self.length, self.silu = length, silu
+        self.declare("weight", (length, channels), taps or normal(INITIAL_TAP_STD))
+        if bias is None:
+            self.register_parameter("bias", None)
+        else:
+            self.declare("bias", (channels,), bias, decay=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return short_convolution(x, self.weight)
+        if not self.silu and self.bias is None:
+            return short_convolution(x, self.weight)
+        return self.heads(x, [HeadColumns(1, x.shape[-1])])[0].squeeze(-2)
+
+    def heads(self, x: Tensor, parts: Sequence[HeadColumns]) -> tuple[Tensor, ...]:
+        """Apply the layer, and split its output into parts of [M, B, T, heads, width]."""
+        return split_convolution(x, self.weight, self.bias, parts, silu=self.silu)
+
+    def activate(self, y: Tensor) -> Tensor:
+        """Add the bias and apply the activation, where there are any."""
+        y = y if self.bias is None else y + spread(self.bias, y).to(y.dtype)
+        return functional.silu(y) if self.silu else y
 
     def initial_tail(self, batch: int) -> Tensor:
         """Return the inputs before the first position, zeros: [M, B, L - 1, C]."""
@@ -123,7 +278,7 @@ class ShortConv(Stacked):
     def step(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """Compute one position: x [M, B, C], tail [M, B, L - 1, C] oldest first -> output and the next tail."""
         window = torch.cat([tail, x[:, :, None]], dim=2)
-        return convolution_step(list(reversed(window.unbind(2))), self.weight), window[:, :, 1:]
+        return self.activate(convolution_step(list(reversed(window.unbind(2))), self.weight)), window[:, :, 1:]
 
 
 class GatedMLP(nn.Module):

@@ -1,7 +1,6 @@
 """What every architecture must hold, over the registry and over the factors that they share."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,25 +8,59 @@ from torch import Tensor
 
 from icl_bench.architectures import ARCHITECTURES, Architecture
 from icl_bench.architectures.backbone import Backbone
-from icl_bench.architectures.base import LayerContext
+from icl_bench.architectures.base import LayerContext, Mixer
 from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Tokens
+from icl_bench.harness.accounting import Footprint
+from icl_bench.harness.conformance import state_tensors, vary
 from icl_bench.runs.spec import ModelSpec
 from icl_bench.schema import build, parse_spec
 
 D_MODEL = 12
 MODEL = ModelSpec(d_model=D_MODEL)
 SPECS = [
+    "based:heads=2,d_key=3",
+    "comba:heads=1,value_heads=2,d_key=3,d_value=4",
+    "delta-net:heads=2",
+    "fox:heads=2",
+    "fox:pro=false,conv=2",
     "gated-conv",
     "gated-conv:conv=1",
+    "gated-delta-net:heads=2,conv=0,output_gate=false,negative_eigenvalues=true",
+    "gated-delta-net:heads=2,value_heads=4,d_key=3,d_value=2",
+    "gated-delta-product:heads=1,value_heads=2,n=3,gate=false,d_key=3",
+    "gated-delta-product:heads=2,d_key=3,d_value=4",
+    "gdn-2:heads=1,value_heads=2,d_key=3",
+    "gla:heads=2",
+    "gsa:heads=2,slots=3,conv=2,d_key=4",
+    "gsa:heads=2,slots=5",
+    "h3:d_head=3,d_state=4",
+    "hgrn:d_inner=7",
+    "hgrn2:heads=2",
+    "hyena:length=9,hidden=5",
+    "kda:heads=2,safe_gate=false,negative_eigenvalues=true",
+    "kda:heads=2,value_heads=4,d_key=3,d_value=4",
     "linear",
     "linear:feature_map=elu,conv=0",
-    "linear:feature_map=relu,gate=true",
-    "linear:feature_map=softplus,rope=true,heads=2",
     "linear:feature_map=exp,normalizer=raw",
+    "linear:feature_map=relu,gate=true",
+    "linear:feature_map=silu-l2",
+    "linear:feature_map=softplus,rope=true,heads=2",
+    "log-linear:heads=2,d_key=3,levels=5",
+    "lstm:d_inner=7",
+    "m-lstm:heads=2,d_value=5",
+    "mamba:d_state=3",
+    "mamba-2:conv=0",
+    "mamba-2:heads=2,d_key=3",
+    "mamba-3:heads=2,d_key=10",
+    "mesa-net:conv=0,d_key=4",
+    "mesa-net:heads=2,d_value=5",
+    "min-gru:d_inner=7",
+    "path:heads=2,d_key=3",
     "power:p=1",
     "power:p=2",
     "power:p=2,gate=true,rope=true,heads=2",
+    "power:p=2,heads=2,key_norm=rms,scale=0.5,eps=0.1",
     "power:p=2,kv_heads=2,d_value=5,conv=0",
     "power:p=2,normalizer=rms",
     "power:p=3",
@@ -35,9 +68,18 @@ SPECS = [
     "power:p=4,d_key=2",
     "power:p=5,d_key=2,gate=true",
     "power:p=6,d_key=2",
+    "power-retention:heads=2,d_key=4",
+    "re-based:heads=2,d_key=3",
+    "ret-net:heads=2",
+    "rwkv-6:heads=1,d_key=3,d_value=5",
+    "rwkv-6:heads=2",
+    "rwkv-7:heads=1,d_key=3,d_value=5",
+    "rwkv-7:heads=2",
+    "s-lstm:heads=2,d_inner=6",
     "softmax",
-    "softmax:gate=true,rope=true,heads=2,kv_heads=1",
     "softmax:d_key=3,d_value=7,conv=2",
+    "softmax:gate=true,rope=true,heads=2,kv_heads=1,gate_divisor=4.0",
+    "softmax:key_norm=l2,output_norm=true,output_gate=sigmoid",
     "window",
     "window:w=1,conv=0",
     "window:w=3,gate=true,kv_heads=2",
@@ -51,19 +93,14 @@ def architecture(text: str) -> Architecture:
     return build(ARCHITECTURES[spec.name], spec.params, spec.name)
 
 
-def mixer(text: str, members: int = 2):
-    made = architecture(text).build(members, D_MODEL, LayerContext())
+def mixer(text: str, members: int = 2, index: int = 0):
+    made = architecture(text).build(members, D_MODEL, LayerContext(index, layers=3))
     initialise(made, list(range(members)))
     return made.double()
 
 
-def state_tensors(state: object) -> Iterator[Tensor]:
-    """Return every tensor of a state, through nested tuples."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from state_tensors(part)
+def varied(made: Mixer) -> Mixer:
+    return vary(made).requires_grad_(False)
 
 
 def inputs(members: int = 2, batch: int = 2, length: int = LENGTH) -> Tensor:
@@ -117,7 +154,7 @@ def test_a_token_leaves_every_earlier_output_bit_equal(text: str, changed: int) 
 
 @pytest.mark.parametrize("text", SPECS)
 def test_gradients_reach_every_parameter(text: str) -> None:
-    layer = mixer(text)
+    layer = varied(mixer(text)).requires_grad_()  # a factor that starts at 0 keeps gradients from the other one
     layer(inputs()).square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None and bool((parameter.grad.flatten(1).abs().sum(1) > 0).all()), name
@@ -127,6 +164,13 @@ def test_gradients_reach_every_parameter(text: str) -> None:
 def test_flops_count_the_projections_and_are_finite(text: str) -> None:
     flops = architecture(text).flops(D_MODEL, LENGTH)
     assert flops.weights > 0 and math.isfinite(flops.state) and flops.state >= 0
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_parameters_are_counted_without_memory(text: str) -> None:
+    """A mixer is built on the meta device, where no value can be read."""
+    counted = Footprint([architecture(text)], D_MODEL, LENGTH).parameters
+    assert counted == sum(parameter[0].numel() for parameter in mixer(text).parameters())
 
 
 def test_a_window_of_w_sees_exactly_w_keys() -> None:

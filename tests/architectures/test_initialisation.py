@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.initialisation import (
     constant,
     fixed,
@@ -16,7 +17,12 @@ from icl_bench.architectures.initialisation import (
     orthogonal,
     uniform_between,
 )  # fmt: skip
+from icl_bench.architectures.interface import Tokens
 from icl_bench.architectures.layers import Stacked, decays
+from icl_bench.errors import SpecError
+from icl_bench.harness.resolve import arch_components, make_arch
+from icl_bench.runs.spec import ModelSpec
+from icl_bench.schema import build
 
 SHAPE = torch.Size((64, 64))
 
@@ -65,4 +71,27 @@ def test_a_member_starts_alike_in_any_fleet_and_constants_start_alike_in_all() -
     initialise(alone, [8])
     assert torch.equal(pair.weight[1:], alone.weight) and not torch.equal(pair.weight[0], pair.weight[1])
     assert torch.equal(pair.ramp[0], torch.linspace(0, 1, 4)) and bool((pair.bias == 6.0).all())
-    assert [name for name, own in pair.named_parameters() if not decays(own)] == ["ramp", "bias"]
+    assert [name for name, own in pair.named_parameters() if not decays(own, recipe=1)] == ["ramp", "bias"]
+
+
+def test_the_start_of_gpt_2_is_narrow_and_leaves_gates_alone() -> None:
+    layers = [make_arch(one) for text in ("power:conv=2", "m-lstm") for one in arch_components(text, 256)]
+    stds = {}
+    for init in ("fan-in", "gpt-2"):
+        model = Backbone([0], Tokens(512), layers, ModelSpec(d_model=256, init=init), "auto")
+        stds[init] = {name: float(own.detach().std()) for name, own in model.named_parameters() if own.numel() > 1000}
+    ours, theirs = stds["fan-in"], stds["gpt-2"]
+    gain = 0.5  # of output projections, in a model of two layers
+    for name in ("embedding.weight", "block0.mixer.project.weight", "block1.mlp.up.weight"):
+        # the standard error of a standard deviation of n values is 1 / sqrt(2 n) of it; n is 131,072 and more
+        assert theirs[name] == pytest.approx(0.02, rel=0.01) and ours[name] == pytest.approx(1 / 16, rel=0.01)
+    assert theirs["block0.mixer.output.weight"] == pytest.approx(gain * 0.02, rel=0.02)
+    assert theirs["block1.mlp.down.weight"] == pytest.approx(gain * 0.02, rel=0.02)
+    changed = {name for name in ours if ours[name] != theirs[name]}
+    kept = {name.rpartition("mixer.")[2] for name in set(ours) - changed}
+    assert kept == {"conv.weight", "core.input_gate.weight", "core.forget_gate.weight"}
+
+
+def test_an_embedding_scale_is_refused_with_the_start_of_gpt_2() -> None:
+    with pytest.raises(SpecError, match=r"embedding_scale belongs to init=fan-in, .* got 0\.3; leave one of them out"):
+        build(ModelSpec, {"init": "gpt-2", "embedding_scale": 0.3}, "model")

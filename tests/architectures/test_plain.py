@@ -8,7 +8,7 @@ import torch
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.base import StateSize
 from icl_bench.architectures.interface import Tokens
-from icl_bench.architectures.plain import Plain
+from icl_bench.architectures.plain import LayerFaultError, Plain, PlainMixer
 from icl_bench.errors import SpecError, UnknownNameError
 from icl_bench.harness.accounting import account
 from icl_bench.runs.spec import ModelSpec
@@ -31,6 +31,29 @@ class Shift(torch.nn.Module):
 
     def state_elements(self, length):
         return self.linear.in_features
+
+class Cheat(torch.nn.Linear):
+    """Reads the next token, or another example, by a weight that starts at `start`."""
+
+    def __init__(self, d_model: int, dim: int, start: float = 1.0, size: int = 0):
+        super().__init__(d_model, d_model)
+        if size < 0:
+            raise ValueError("size is at least 0")
+        self.dim, self.share = dim, torch.nn.Parameter(torch.tensor(start))
+
+    def forward(self, x):
+        return super().forward(x + self.share * x.roll(-1, self.dim))
+
+    def state_elements(self, length):
+        return "many" if self.dim else -length
+
+class Dropping(Shift):
+    def forward(self, x):
+        return super().forward(torch.nn.functional.dropout(x, 0.5))
+
+class Narrow(Shift):
+    def forward(self, x):
+        return super().forward(x)[..., 1:], None
 
 class Bare(torch.nn.Linear):
     def __init__(self, d_model: int):
@@ -84,8 +107,50 @@ def test_state_is_counted_where_the_class_tells_it(mine) -> None:
         ("my_layers:Missing", {}, UnknownNameError, "module 'my_layers' has no 'Missing'"),
         ("my_layers:NOT_A_LAYER", {}, SpecError, "names a class of torch.nn.Module"),
         ("my_layers:Shift", {"sclae": 1}, SpecError, "unexpected keyword argument 'sclae'"),
+        ("my_layers:Cheat", {"dim": 1, "size": -1}, SpecError, "ValueError: size is at least 0; check them"),
     ],
 )
 def test_wrong_paths_are_refused(mine, path, params, error, text) -> None:
     with pytest.raises(error, match=text):
         Plain(path=path, params=params).make(8)
+
+
+@pytest.mark.parametrize(
+    ("dim", "text"), [(1, r"by state_elements\(100\): ValueError: "), (0, "returned -100; mend it")]
+)
+def test_a_count_of_the_state_that_is_none_is_refused(mine, dim, text) -> None:
+    layer = Plain(path="my_layers:Cheat", params={"dim": dim})
+    with pytest.raises(SpecError, match=text):
+        layer.state_size(8, 100)
+    with pytest.raises(SpecError, match="my_layers:Cheat"):  # before anything is trained
+        layer.resolved(8)
+
+
+def own_mixer(name: str, **params) -> PlainMixer:
+    made = PlainMixer(2, 8, Plain(path=f"my_layers:{name}", params=params))
+    made.initialise([0, 1], "")
+    return made
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("start", [1.0, 0.0])
+@pytest.mark.parametrize(("dim", "source"), [(1, "later tokens"), (0, "other examples")])
+def test_a_layer_that_sees_what_it_must_not_is_found_even_before_it_reads_it(mine, dim, source, start) -> None:
+    with pytest.raises(LayerFaultError, match=rf"my_layers:Cheat sees {source}, .*`icl-bench check-arch my_layers:"):
+        own_mixer("Cheat", dim=dim, start=start).check_influence(draw(2, 2, 6, 8))
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+@pytest.mark.parametrize("name", ["Shift", "Bare", "Dropping"])
+def test_a_causal_layer_is_let_through_and_no_random_number_is_drawn(mine, name, length) -> None:
+    before = torch.random.get_rng_state()
+    own_mixer(name).check_influence(draw(2, 2, length, 8))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_an_output_of_another_kind_is_a_fault_of_the_layer(mine) -> None:
+    with pytest.raises(LayerFaultError, match=r"my_layers:Narrow maps \[2, 3, 8\] to tuple; return one tensor"):
+        own_mixer("Narrow")(draw(2, 2, 3, 8))

@@ -1,0 +1,299 @@
+"""The frame of multi-head mixers: projections, convolution, norms, rotation and gates around a core; see `heads`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from icl_bench.architectures.base import FirstLayer, LayerContext, Mixer
+from icl_bench.architectures.decays import DecayGate
+from icl_bench.architectures.initialisation import Init, constant
+from icl_bench.architectures.layers import (
+    LayerNorm,
+    LowRankLinear,
+    RMSNorm,
+    ShortConv,
+    StackedLinear,
+    widen,
+)  # fmt: skip
+from icl_bench.kernels.fleet.norm import unit_norm
+from icl_bench.kernels.fleet.products import gated_product
+from icl_bench.kernels.fleet.records import HeadColumns
+from icl_bench.kernels.fleet.rows import take_rows
+
+KeyNorm = Literal["none", "l2", "rms"]
+"""Norm of queries and keys, for each head: none, length 1 (`l2`), or RMS norm with a learned gain (`rms`)."""
+OutputNorm = Literal["none", "head", "all", "layer"]
+"""Norm of the output: none, RMS of each `head`, RMS of `all` heads together, or `layer` norm of each head."""
+OutputGate = Literal["none", "silu", "sigmoid"]
+"""Activation of the projection of x that the output is multiplied by; `none` for no gate."""
+ROPE_BASE = 10_000.0
+
+
+class HeadsLayout(NamedTuple):
+    """The sizes of a multi-head mixer, and the parts that it puts around its core."""
+
+    query_heads: int
+    """Query heads, H."""
+    key_heads: int
+    """Key heads, J."""
+    value_heads: int
+    """Value heads, G."""
+    key_width: int
+    value_width: int
+    writes: int = 1
+    """Keys and values to a token and head."""
+    conv: int = 0
+    """Width of the short convolution on queries, keys and values; 0 for none."""
+    conv_bias: Init | None = None
+    """Initial value of the bias of the convolution; None for no bias."""
+    silu: bool = False
+    """Apply SiLU to queries, keys and values, after the convolution."""
+    mixes_values: bool = True
+    """Apply convolution and SiLU to values too."""
+    key_norm: KeyNorm = "none"
+    rope: bool = False
+    """Rotate queries and keys by position."""
+    output_norm: OutputNorm = "none"
+    output_gate: OutputGate = "none"
+    gate_rank: int | None = None
+    """Columns between the two factors of the output gate's projection, the second with a bias; None for one factor."""
+    gate_first: bool = False
+    """Multiply by the output gate before the norm."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in RMS norms."""
+    decay_norms: bool = False
+    """Let weight decay apply to the gains of norms."""
+
+    @property
+    def channels(self) -> int:
+        """Width of queries, keys and values together."""
+        return sum(heads * width for heads, width in self.shapes)
+
+    @property
+    def mixed(self) -> int:
+        """Width of all that passes through the convolution and SiLU."""
+        return self.channels if self.mixes_values else self.channels - self.writes * self.value_heads * self.value_width
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Heads and widths of queries, keys and values."""
+        keys, values = self.writes * self.key_heads, self.writes * self.value_heads
+        return [(self.query_heads, self.key_width), (keys, self.key_width), (values, self.value_width)]
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """Heads and width of the output of the core."""
+        return max(self.query_heads, self.value_heads), self.value_width
+
+    @property
+    def output_width(self) -> int:
+        """Width of the output of all heads."""
+        heads, width = self.output_shape
+        return heads * width
+
+    def gate_weights(self, d_model: int) -> int:
+        """Return the number of weights of the output gate."""
+        if self.output_gate == "none":
+            return 0
+        rank = self.gate_rank
+        return d_model * self.output_width if rank is None else rank * (d_model + self.output_width)
+
+
+class Core(nn.Module, ABC):
+    """The recurrence of a multi-head mixer: it owns its parameters, reads its gates from x, and carries its state.
+
+    Queries are [M, B, T, H, K], keys [M, B, T, G, K], values [M, B, T, G, V], and x, the input of the layer,
+    [M, B, T, C]. The decay gate, None where `gate` is off, is registered by the layer and read by the core.
+    """
+
+    __call__: Callable[..., Tensor]
+
+    def __init__(self, gate: DecayGate | None = None) -> None:
+        super().__init__()
+        self.gates = (gate,)  # a tuple, so that it is not registered twice, which `functional_call` cannot undo
+
+    @abstractmethod
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        """Compute the parallel form, causal in T: [M, B, T, H, V]."""
+
+    @abstractmethod
+    def initial_state(self, batch: int, like: Tensor) -> Any:
+        """Return the state before the first token, for `like` [M, ...] and its device and dtype."""
+
+    @abstractmethod
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Compute one token: arguments without the axis T -> [M, B, H, V] and the next state."""
+
+    def log_gate(self, x: Tensor) -> Tensor | None:
+        """Return the logarithm of the shared decay gate, [M, B, (T,) G]; None without a gate."""
+        (gate,) = self.gates
+        return None if gate is None else gate(x)
+
+
+class HeadsState(NamedTuple):
+    """State of a `HeadsMixer`."""
+
+    core: Any
+    tail: Tensor | None
+    """Last inputs of the convolution, [M, B, conv - 1, mixed]."""
+
+
+class HeadsMixer(Mixer):
+    """Projections, convolution, norms, rotation and gates around a core; see the module."""
+
+    def __init__(
+        self, members: int, d_model: int, layout: HeadsLayout, core: Core, gate: DecayGate | None, layer: LayerContext
+    ) -> None:
+        super().__init__()
+        self.layout, self.layer = layout, layer
+        self.project = StackedLinear(members, d_model, layout.channels)
+        self.conv = make_conv(members, layout) if layout.conv else None
+        self.key_norms = make_key_norms(members, layout) if layout.key_norm == "rms" else None
+        self.gate, self.core = gate, core
+        self.norm = make_output_norm(members, layout)
+        self.output_gate = make_output_gate(members, d_model, layout)
+        self.output = StackedLinear(members, layout.output_width, d_model, layer.output_gain)
+
+    @property
+    def value_shape(self) -> tuple[int, int]:
+        return self.layout.shapes[-1]
+
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
+        return self.project_out(self.mix(x, first), x)
+
+    def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
+        y = self.mix(x, first)
+        rows = take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:])
+        return self.project_out(rows, x if self.output_gate is None else take_rows(x, positions))
+
+    def mix(self, x: Tensor, first: FirstLayer | None) -> Tensor:
+        """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]."""
+        q, k, v = self.operands(self.project(x))
+        if self.layout.rope:
+            q, k = rotate(q, k, torch.arange(x.shape[2], device=x.device))
+        return self.core(q, k, self.offer(v, first), x)
+
+    def operands(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply convolution, SiLU and norms: [M, B, T, channels] -> q [.., H, K], k [.., J, K] and v [.., G, V]."""
+        layout = self.layout
+        if self.conv is None or not (layout.silu or layout.key_norm == "l2"):
+            return self.split(qkv if self.conv is None else self.conv(qkv))
+        mixed, values = self.parted(qkv)
+        parts = [HeadColumns(*shape, layout.key_norm == "l2") for shape in layout.shapes[:2]]
+        q, k, *convolved = self.conv.heads(mixed, parts + [HeadColumns(*layout.shapes[2])] * layout.mixes_values)
+        return *self.apply_gains(q, k), convolved[0] if convolved else values.unflatten(-1, layout.shapes[2])
+
+    def parted(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """Split [..., channels] into what passes through the convolution and SiLU, and what does not."""
+        mixed, values = qkv.split([self.layout.mixed, self.layout.channels - self.layout.mixed], dim=-1)
+        return mixed, values
+
+    def offer(self, v: Tensor, first: FirstLayer | None) -> Tensor:
+        """Return the values [M, B, (T,) G, V]; the first layer offers them to later ones."""
+        if first is not None and self.layer.index == 0:
+            first.values = v
+        return v
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split [..., channels] into q [..., H, K], k [..., J, K] and v [..., G, V], and normalise q and k."""
+        layout, shapes = self.layout, self.layout.shapes
+        if self.conv is None and layout.silu:
+            mixed, values = self.parted(qkv)
+            qkv = torch.cat([functional.silu(mixed), values], dim=-1)
+        parts = qkv.split([heads * columns for heads, columns in shapes], dim=-1)
+        q, k, v = (part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True))
+        if layout.key_norm == "l2":
+            q, k = unit_norm(q), unit_norm(k)
+        return *self.apply_gains(q, k), v
+
+    def apply_gains(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the RMS norms with learned gains, where there are any."""
+        return (q, k) if self.key_norms is None else (self.key_norms[0](q), self.key_norms[1](k))
+
+    def project_out(self, y: Tensor, x: Tensor) -> Tensor:
+        """Apply norm, output gate and output projection: y [M, ..., H, V], x [M, ..., C] -> [M, ..., C]."""
+        gate = None if self.output_gate is None else self.output_gate(x).view(y.shape)
+        return self.output(self.finish(y, gate))
+
+    def finish(self, y: Tensor, gate: Tensor | None) -> Tensor:
+        """Apply norm and output gate, where there are any: [M, ..., H, V] each -> [M, ..., H V]."""
+        activation = self.layout.output_gate
+        if self.layout.output_norm == "all":
+            y, gate = y.flatten(-2), None if gate is None else gate.flatten(-2)
+        if self.norm is not None and gate is not None:
+            y = self.norm.gated(y, gate, activation, self.layout.gate_first)
+        elif self.norm is not None:
+            y = self.norm(y)
+        elif gate is not None:
+            y = gated_product(y, gate, activation)
+        return y if self.layout.output_norm == "all" else y.flatten(-2)
+
+    def initial_state(self, batch: int) -> HeadsState:
+        tail = None if self.conv is None else self.conv.initial_tail(batch)
+        return HeadsState(self.core.initial_state(batch, self.project.weight), tail)
+
+    def step(
+        self, x: Tensor, state: HeadsState, position: int, first: FirstLayer | None = None
+    ) -> tuple[Tensor, HeadsState]:
+        qkv, tail = self.project(x), state.tail
+        if self.conv is not None and tail is not None:
+            mixed, values = self.parted(qkv)
+            mixed, tail = self.conv.step(mixed, tail)
+            qkv = torch.cat([mixed, values], dim=-1)
+        q, k, v = self.split(qkv)
+        if self.layout.rope:
+            q, k = rotate(q, k, torch.tensor(position, device=x.device))
+        y, core = self.core.step(q, k, self.offer(v, first), x, state.core)
+        return self.project_out(y, x), HeadsState(core, tail)
+
+
+def make_conv(members: int, layout: HeadsLayout) -> ShortConv:
+    """Make the short convolution of queries, keys and values."""
+    return ShortConv(members, layout.mixed, layout.conv, layout.silu, layout.conv_bias)
+
+
+def make_key_norms(members: int, layout: HeadsLayout) -> nn.ModuleList:
+    """Make the RMS norms of queries and of keys, the gains shared by all heads."""
+    return nn.ModuleList(RMSNorm(members, layout.key_width, layout.norm_eps, layout.decay_norms) for _ in range(2))
+
+
+def make_output_norm(members: int, layout: HeadsLayout) -> RMSNorm | LayerNorm | None:
+    """Make the norm of the output of the core; None without one."""
+    if layout.output_norm == "none":
+        return None
+    if layout.output_norm == "layer":
+        return LayerNorm(members, layout.output_shape, layout.norm_eps)
+    width = layout.value_width if layout.output_norm == "head" else layout.output_width
+    return RMSNorm(members, width, layout.norm_eps, layout.decay_norms)
+
+
+def make_output_gate(members: int, d_model: int, layout: HeadsLayout) -> StackedLinear | LowRankLinear | None:
+    """Make the projection of the output gate; None without one."""
+    if layout.output_gate == "none":
+        return None
+    if layout.gate_rank is None:
+        return StackedLinear(members, d_model, layout.output_width)
+    return LowRankLinear(members, d_model, layout.gate_rank, layout.output_width, bias=constant(0.0))
+
+
+def rotate(q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate pairs (i, i + K/2) by position · base^(-2i/K): q, k [..., (T,) H, K], positions [T] or a scalar."""
+    half = q.shape[-1] // 2
+    frequencies = ROPE_BASE ** (-torch.arange(half, device=q.device, dtype=torch.float32) / half)
+    angles = positions[..., None].float() * frequencies
+    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
+
+    def turn(x: Tensor) -> Tensor:
+        first, second = widen(x).chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+    return turn(q), turn(k)
+
+
+def fold(x: Tensor) -> Tensor:
+    """Join members and batch, as the operators take them: [M, B, ...] -> [M·B, ...]."""
+    return x.reshape(-1, *x.shape[2:])

@@ -1,0 +1,166 @@
+"""Mamba-3: a state-space model with two writes to a token, rotated keys and no convolution.
+
+    C_t, B_t = rms_norm(x W) + one bias for each head, both rotated by phi_t;   d_t = softplus(x_t W_d + c)
+    phi_t = phi_(t-1) + pi tanh(x_t W_r) d_t,   l_t = sigmoid(x_t W_l),   a_t = exp(-d_t max(softplus(x_t W_a), 1e-4))
+    S_t = a_t S_(t-1) + (1 - l_t) d_t a_t B_(t-1) x_(t-1)^T + l_t d_t B_t x_t^T,   y_t = S_t^T C_t + D x_t
+    out = (y * silu(x W_z)) W_out
+
+Steps, decays and shares l are those of a head; the first half of the K channels of keys and queries is rotated, each
+pair by an angle of its own. State: K V sums a head, and the key, the value and the angles of the token before. Work a
+token: 6 K V a head. Source: arXiv 2603.15569, with one input to a head.
+"""
+
+import math
+from typing import NamedTuple, Self, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
+from icl_bench.architectures.decays import DecayGate, StepSizes
+from icl_bench.architectures.deltas import folded
+from icl_bench.architectures.frame import Core, HeadsLayout
+from icl_bench.architectures.heads import RecurrentHeads
+from icl_bench.architectures.initialisation import constant
+from icl_bench.architectures.layers import Coefficients, StackedLinear, delayed, widen
+from icl_bench.errors import SpecError
+from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
+from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+
+STATE_WIDTH = 16
+LEAST_RATE = 1e-4
+
+
+@ARCHITECTURES.register("mamba-3")
+class Mamba3(RecurrentHeads):
+    """Mamba-3: writes of this token and of the one before, and keys rotated by data-dependent angles."""
+
+    family = "decay of heads"
+    operator = "delta"
+
+    shown = ("d_key",)
+
+    conv: int = Field(default=0, ge=0)
+    """Width of the short convolution on queries, keys and values; 0 for none."""
+
+    def default_widths(self, d_model: int) -> tuple[int, int]:
+        return STATE_WIDTH, 2 * d_model // self.heads
+
+    def resolved(self, d_model: int) -> Self:
+        full = super().resolved(d_model)
+        if full.key_width < 4:
+            raise SpecError(f"half of the keys is rotated in pairs, so d_key is at least 4; got {full.d_key}; raise it")
+        return full
+
+    def key_rank(self, d_model: int) -> tuple[int, int] | None:
+        return None
+
+    @property
+    def pairs(self) -> int:
+        """Number of rotated pairs of key channels, of a resolved architecture."""
+        return self.key_width // 4
+
+    @property
+    def layout(self) -> HeadsLayout:
+        return super().layout._replace(query_heads=1, key_heads=1, key_norm="rms", output_gate="silu")
+
+    def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
+        return TrapezoidCore(members, d_model, self, layer)
+
+    def core_size(self, length: int) -> StateSize:
+        token = self.heads * (self.key_width + self.value_width)
+        sums = self.heads * (self.key_width * self.value_width + self.pairs)
+        return StateSize(sums=sums, cache=token)
+
+    def core_flops(self, d_model: int, length: int) -> Flops:
+        own = d_model * (3 * self.heads + self.pairs)
+        return Flops(2.0 * own, 6.0 * self.heads * self.key_width * self.value_width)
+
+
+class TrapezoidState(NamedTuple):
+    """State of a `TrapezoidCore`."""
+
+    sums: Tensor
+    """Sums of keys times values, [M·B, H, K, V]."""
+    k: Tensor
+    """Rotated key of the last token, [M, B, H, K]."""
+    v: Tensor
+    """Value of the last token, [M, B, H, V]."""
+    angles: Tensor
+    """Angles of the last token, [M, B, H, pairs]."""
+
+
+class Coordinates(NamedTuple):
+    """Rotated queries and keys [M, B, T, H, K], angles [M, B, T, H, pairs], and coefficients [M, B, T, H]."""
+
+    q: Tensor
+    k: Tensor
+    angles: Tensor
+    steps: Tensor
+    log_decay: Tensor
+    share: Tensor
+
+
+class TrapezoidCore(Core):
+    """Linear attention with a scalar decay and two writes to a token."""
+
+    def __init__(self, members: int, d_model: int, config: Mamba3, layer: LayerContext) -> None:
+        super().__init__()
+        heads, self.pairs, self.sizes = config.heads, config.pairs, (config.heads, config.key_width, config.value_width)
+        self.options, self.impl = DeltaOptions(rule="linear", scale=1.0), cast(DeltaImpl, layer.impl)
+        self.steps = StepSizes(members, d_model, heads)
+        self.rate = StackedLinear(members, d_model, heads)
+        self.share = StackedLinear(members, d_model, heads)
+        self.speed = StackedLinear(members, d_model, self.pairs)
+        self.query_bias = Coefficients(members, (heads, config.key_width), constant(1.0))
+        self.key_bias = Coefficients(members, (heads, config.key_width), constant(1.0))
+        self.skip = Coefficients(members, (heads, 1), constant(1.0))
+
+    def coordinates(self, q: Tensor, k: Tensor, x: Tensor, before: Tensor) -> Coordinates:
+        """Return rotated queries and keys and the coefficients of T tokens, after angles `before` [M, B, H, pairs]."""
+        steps = self.steps(x)
+        rates = functional.softplus(widen(self.rate(x))).clamp(min=LEAST_RATE)
+        turns = math.pi * widen(self.speed(x)).tanh()[..., None, :] * steps[..., None]
+        angles = before[:, :, None] + turns.cumsum(2)
+        q, k = (rotate_first(part, angles) for part in (q + self.query_bias(q), k + self.key_bias(k)))
+        return Coordinates(q, k, angles, steps, -rates * steps, widen(self.share(x)).sigmoid())
+
+    def inputs(self, at: Coordinates, k_before: Tensor, v_before: Tensor, v: Tensor) -> DeltaInputs:
+        """Return the inputs of the operator: the write of the token before, then that of the token."""
+        earlier = (1 - at.share) * at.steps * at.log_decay.exp()
+        now = at.share * at.steps
+        values = earlier.to(v.dtype)[..., None] * v_before, now.to(v.dtype)[..., None] * v
+        keys, both = torch.stack([k_before, at.k], dim=3), torch.stack(values, dim=3)
+        return folded(DeltaInputs(at.q, keys.flatten(2, 3), both.flatten(2, 3), log_decay=at.log_decay))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        start = self.initial_state(x.shape[1], x)
+        at = self.coordinates(q, k, x, start.angles)
+        y, _ = delta_rule(self.inputs(at, delayed(at.k), delayed(v), v), self.options, self.impl)
+        return torch.addcmul(y.view(v.shape), self.skip(v), v)
+
+    def initial_state(self, batch: int, like: Tensor) -> TrapezoidState:
+        heads, key_width, value_width = self.sizes
+        shape = (like.shape[0], batch, heads)
+        sums = initial_delta_state(shape[0] * batch, *self.sizes, device=like.device, dtype=like.dtype)
+        rows = like.new_zeros(*shape, key_width), like.new_zeros(*shape, value_width)
+        return TrapezoidState(sums, *rows, sums.new_zeros(*shape, self.pairs))
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: TrapezoidState) -> tuple[Tensor, TrapezoidState]:
+        q, k, value, x = (part[:, :, None] for part in (q, k, v, x))
+        at = self.coordinates(q, k, x, state.angles)
+        inputs = self.inputs(at, state.k[:, :, None].to(at.k.dtype), state.v[:, :, None], value)
+        y, sums = delta_step(inputs._replace(state=state.sums), self.options)
+        return torch.addcmul(y.view(v.shape), self.skip(v), v), TrapezoidState(
+            sums, at.k[:, :, 0], v, at.angles[:, :, 0]
+        )
+
+
+def rotate_first(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotate pairs (i, i + P) of the first 2 P channels of x [..., K] by angles [..., P]."""
+    pairs = angles.shape[-1]
+    first, second, rest = widen(x).split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(x.dtype)

@@ -1,0 +1,110 @@
+"""PaTH attention: softmax attention whose positions are products of reflections that depend on the tokens between.
+
+    A_ij = exp(q_i^T H_i H_(i-1) ... H_(j+1) k_j / sqrt(K)), j <= i,   H_s = I - b_s w_s w_s^T
+    y_i  = sum_j A_ij v_j / sum_j A_ij
+    w_s = silu(conv(x_s W_1 W_2)), of length 1 in each head,   b_s = 2 sigmoid(x_s W_b + c), one for each head
+
+Training solves one triangular system over all tokens: with N the strictly lower part of w w^T, q H .. H k = q k^T - (q
+w^T) D(b) (I + N D(b))^(-1) (w k^T), of which the lower parts count. State: the cache, H (K + V) T numbers, all keys of
+which a token rewrites, and the tail of the convolution. Work a token: 2 H (3 K + V) for each key seen. Source: Yang et
+al. (arXiv 2505.16381), without its forget gate; W_1 has 32 columns.
+"""
+
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
+from icl_bench.architectures.decays import DecayGate
+from icl_bench.architectures.frame import Core
+from icl_bench.architectures.heads import RecurrentHeads
+from icl_bench.architectures.initialisation import constant
+from icl_bench.architectures.layers import LowRankLinear, ShortConv, StackedLinear, widen
+from icl_bench.kernels.fleet.norm import unit_norm
+
+REFLECTION_RANK = 32
+REFLECTION_CONV = 3
+
+
+@ARCHITECTURES.register("path")
+class Path(RecurrentHeads):
+    """PaTH attention: softmax attention that tracks states by reflections between query and key."""
+
+    family = "attention"
+    operator = "own"
+
+    conv: int = Field(default=0, ge=0)
+    """Width of the short convolution on queries, keys and values; 0 for none."""
+
+    def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
+        return PathCore(members, d_model, self)
+
+    def core_size(self, length: int) -> StateSize:
+        tail = (REFLECTION_CONV - 1) * self.heads * self.key_width
+        return StateSize(cache=self.heads * (self.key_width + self.value_width) * length + tail)
+
+    def core_flops(self, d_model: int, length: int) -> Flops:
+        keys = self.heads * self.key_width
+        own = REFLECTION_RANK * (d_model + keys) + REFLECTION_CONV * keys + d_model * self.heads
+        return Flops(2.0 * own, self.heads * (3 * self.key_width + self.value_width) * (length + 1.0))
+
+
+class PathState(NamedTuple):
+    """State of a `PathCore`."""
+
+    k: Tensor
+    """Keys, reflected by all tokens after theirs, [M, B, T, H, K]."""
+    v: Tensor
+    """Values, [M, B, T, H, V]."""
+    tail: Tensor
+    """Last inputs of the convolution of reflections, [M, B, 2, H K]."""
+
+
+class PathCore(Core):
+    """Softmax attention on reflected keys."""
+
+    def __init__(self, members: int, d_model: int, config: Path) -> None:
+        super().__init__()
+        self.shapes = (config.heads, config.key_width), (config.heads, config.value_width)
+        keys = config.heads * config.key_width
+        self.project = LowRankLinear(members, d_model, REFLECTION_RANK, keys)
+        self.conv = ShortConv(members, keys, REFLECTION_CONV, silu=True)
+        self.strength = StackedLinear(members, d_model, config.heads, bias=constant(0.0), decay=False)
+
+    def reflections(self, mixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return w [M, B, (T,) H, K] of length 1 and b [M, B, (T,) H], float32."""
+        return unit_norm(widen(mixed).unflatten(-1, self.shapes[0])), 2 * widen(self.strength(x)).sigmoid()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        w, b = self.reflections(self.conv(self.project(x)), x)
+        with torch.autocast(x.device.type, enabled=False):  # products of reflections lose too much in bfloat16
+            q, k, w, values = (widen(part).transpose(2, 3) for part in (q, k, w, v))  # [M, B, H, T, .]
+            scaled = w * b.transpose(2, 3)[..., None]
+            system = (w @ scaled.mT).tril(-1)
+            seen = torch.linalg.solve_triangular(
+                system + torch.eye(x.shape[2], dtype=w.dtype, device=x.device),
+                (w @ k.mT).tril(-1),
+                upper=False,
+                unitriangular=True,
+            )
+            scores = (q @ k.mT - (q @ scaled.mT).tril() @ seen) * k.shape[-1] ** -0.5
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            y: Tensor = scores.masked_fill(later, -torch.inf).softmax(-1) @ values
+            return y.transpose(2, 3).to(v.dtype)
+
+    def initial_state(self, batch: int, like: Tensor) -> PathState:
+        k, v = (like.new_zeros(like.shape[0], batch, 0, *shape) for shape in self.shapes)
+        return PathState(k, v, self.conv.initial_tail(batch))
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: PathState) -> tuple[Tensor, PathState]:
+        mixed, tail = self.conv.step(self.project(x), state.tail)
+        w, b = self.reflections(mixed, x)
+        before = widen(state.k)
+        along = (before * w[:, :, None]).sum(-1) * b[:, :, None]
+        keys = torch.cat([(before - along[..., None] * w[:, :, None]).to(k.dtype), k[:, :, None]], dim=2)
+        values = torch.cat([state.v.to(v.dtype), v[:, :, None]], dim=2)
+        scores = (widen(keys) * widen(q)[:, :, None]).sum(-1) * k.shape[-1] ** -0.5
+        y = (scores.softmax(2)[..., None] * widen(values)).sum(2)
+        return y.to(v.dtype), PathState(keys, values, tail)
