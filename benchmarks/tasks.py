@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from icl_bench import random
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import make_task, task_component
 from icl_bench.harness.training.batches import ExampleStream, Split
+from icl_bench.harness.training.held_out import repeated_shares
 from icl_bench.tasks import TASKS, Batch, Cell, Task
 from icl_bench.tasks.base import measured_floors
-from icl_bench.tasks.regbench import Regbench
 
 CPU = torch.device("cpu")
 AT_ONCE = 1000
@@ -68,63 +67,17 @@ def oracles(task: Task, cell: Cell, count: int) -> dict[str, Any]:
 
 
 def floors(task: Task, cell: Cell, count: int) -> dict[str, Any]:
-    """Measure the accuracy of every trivial solver."""
-    parts = [measured_floors(task, cell, batch) for batch in examples(task, cell, "test", count)]
+    """Measure the accuracy of every solver that learns nothing."""
+    solvers = {**task.floors, **task.references}
+    parts = [measured_floors(task, cell, batch, solvers) for batch in examples(task, cell, "test", count)]
     return {name: round(sum(part[name] for part in parts) / len(parts), 4) for name in parts[0]}
-
-
-def canonical(task: Task, cell: Cell, keys: Tensor) -> Tensor:
-    """Return examples in a form [N, ...] that ignores the order of sets and the names of states."""
-    if isinstance(task, Regbench):
-        return automaton_forms(task, cell, keys)
-    batch = task.sample(keys, cell)
-    if TASKS.name_of(type(task)) == "set-disjointness":
-        one, other = batch.inputs[:, : cell.load], batch.inputs[:, cell.load + 1 : -1]
-        return torch.cat([one.sort(dim=1).values, other.sort(dim=1).values], dim=1)
-    return batch.inputs
-
-
-def automaton_forms(task: Regbench, cell: Cell, keys: Tensor) -> Tensor:
-    """Return the part of each automaton that state 0 reaches, with states numbered by a search in letter order."""
-    automata = task.automata(keys, cell.load)
-    rows, count, letters = len(keys), cell.load, task.alphabet
-    index = torch.arange(task.exits)
-    there = index < automata.degree[..., None]
-    ends = torch.full((rows, count, letters + 1), -1)
-    ends.scatter_(2, torch.where(there, automata.letters, letters), automata.ends)
-    ends = ends[..., :letters]
-    # order[:, i] is the i-th state found, name[:, q] when q was found
-    order, name = torch.zeros(rows, count, dtype=torch.int64), torch.full((rows, count), -1)
-    name[:, 0], found = 0, torch.ones(rows, 1, dtype=torch.int64)
-    for i in range(count):
-        reached = i < found[:, 0]
-        for letter in range(letters):
-            end = ends[torch.arange(rows), order[:, i], letter]
-            new = reached & (end >= 0) & (name.gather(1, end.clamp(min=0)[:, None])[:, 0] < 0)
-            name[new, end[new]] = found[new, 0]
-            order[new, found[new, 0].clamp(max=count - 1)] = end[new]
-            found[new] += 1
-    known = torch.arange(count) < found
-    steps = ends.gather(1, order[..., None].expand(-1, -1, letters))
-    renamed = torch.where(steps >= 0, name.gather(1, steps.clamp(min=0).flatten(1)).view(steps.shape), -1)
-    return torch.where(known[..., None], renamed, -2).flatten(1).to(torch.int8)
 
 
 def repeats(task: Task, cell: Cell, draws: int, tested: int = 10_000) -> dict[str, Any]:
     """Count the test examples that also occur among the training draws, by canonical form."""
-    seen = forms(task, cell, "train", draws)
-    asked = forms(task, cell, "test", tested, whole=True)
-    return {"draws": draws, "tested": tested, "repeated": sum(form in seen for form in asked)}
-
-
-def forms(task: Task, cell: Cell, split: Split, count: int, whole: bool = False) -> Any:
-    """Return canonical forms as bytes: a set, or with `whole` a list with repetitions."""
-    feed = ExampleStream(task, cell, split, [0], CPU)
-    rows: list[bytes] = []
-    for start in range(0, count, 50 * AT_ONCE):
-        keys = random.row_keys(feed.stream_ids, torch.arange(start, min(start + 50 * AT_ONCE, count)))
-        rows += [row.tobytes() for row in canonical(task, cell, keys).to(torch.int16).numpy()]
-    return rows if whole else set(rows)
+    test, train = (ExampleStream(task, cell, split, [0], CPU) for split in ("test", "train"))
+    (share,) = repeated_shares(test, tested, train, draws)
+    return {"draws": draws, "tested": tested, "repeated": round(share * tested)}
 
 
 def speed(task: Task, cell: Cell, device: torch.device, seconds: float) -> dict[str, Any]:

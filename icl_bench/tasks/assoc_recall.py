@@ -1,5 +1,6 @@
 """Associative recall: pairs of key and value, then the keys again."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from icl_bench import random
 from icl_bench.kernels.fleet.random_bits import stable_order
-from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, ContextContents, Task, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_length, check_multiple
-from icl_bench.tasks.sampling import first_match, noise, octave, pick_by_position
+from icl_bench.tasks.sampling import first_match, noise, octave
 from icl_bench.tasks.vocabulary import NOISE, PAD, RESERVED, Vocabulary
 
 Variant = Literal["default", "zoology"]
@@ -32,7 +33,7 @@ class AssocRecall(Task):
     in random order, among filler tokens; these positions are the queries. The queries are scored: the target is the
     value of the key, which is not shown again. Queries stand at even distances behind the context, and the distance
     from a key to its query varies, so copying from a fixed distance does not help. A model that ignores the pairing can
-    at best name some value of the context, which is right once in `pairs`.
+    at best name the most frequent value of the context, which is right more than once in `pairs`, as values may repeat.
 
     `variant=zoology` is the generator of Arora et al., "Zoology" (arXiv 2312.04927) and "Based" (arXiv 2402.18668), as
     in their code: keys are the tokens 1..vocab/2-1; values are drawn from vocab/2..vocab-1 without replacement; query
@@ -161,13 +162,21 @@ class AssocRecall(Task):
         context = inputs[:, : 2 * cell.load]
         return context[:, 0::2], context[:, 1::2]
 
-    def floor_any_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name a value of the context, picked by the position of the query."""
-        return pick_by_position(self._context(inputs, cell)[1], positions)
+    def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent value of the context."""
+        return self._context(inputs, cell)[1].mode(dim=1).values[:, None].expand_as(positions)
 
     def floor_query_order(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the r-th value for the r-th query, which uses any link between the orders of keys and queries."""
         return self._context(inputs, cell)[1].gather(1, positions.argsort(dim=-1).argsort(dim=-1))
+
+    def contents(self, cell: Cell) -> ContextContents | None:
+        return super().contents(cell) if self.repeat_values else None
+
+    def state_bits(self, cell: Cell) -> float:
+        if self.repeat_values:
+            return super().state_bits(cell)
+        return sum(math.log2(self.values - i) for i in range(cell.load))
 
     def controls(self, batch: Batch, cell: Cell) -> Mapping[str, Batch]:
         """Pass each value on to the next key, change the fillers, or replace the keys of the context by one token."""

@@ -97,6 +97,8 @@ class Task(Frozen):
     """Version of the data, part of every row key; raised when the same parameters give other data than before."""
     generative: ClassVar[bool] = False
     """Show each answer as the token after its scored position, so that a model can read its own answers instead."""
+    repeats: ClassVar[bool] = False
+    """Have cells of so few different examples that some test examples occur in training; a run then counts them."""
     several_correct: ClassVar[bool] = False
     """Accept other tokens than the target as correct; `hits` then decides from the inputs."""
 
@@ -139,10 +141,23 @@ class Task(Frozen):
 
         The best of them, measured on held-out data, is the floor of a cell.
         """
-        methods = [name for cls in reversed(type(self).mro()) for name in vars(cls) if name.startswith("floor_")]
-        if not methods:
+        if not (found := self._solvers("floor_")):
             raise NotImplementedError(f"a task has a trivial solver; {type(self).__name__} has no method floor_...")
-        return {name.removeprefix("floor_").replace("_", "-"): getattr(self, name) for name in methods}
+        return found
+
+    @property
+    def references(self) -> Mapping[str, Solver]:
+        """Solvers that learn nothing but keep the whole context, by name: the methods `reference_...`.
+
+        They are no floor for a state, which may be too small for them; they tell what a perfect state would be worth
+        without the rule that the task asks for.
+        """
+        return self._solvers("reference_")
+
+    def _solvers(self, prefix: str) -> Mapping[str, Solver]:
+        """Return the methods whose names begin with a prefix, by the rest of the name."""
+        methods = [name for cls in reversed(type(self).mro()) for name in vars(cls) if name.startswith(prefix)]
+        return {name.removeprefix(prefix).replace("_", "-"): getattr(self, name) for name in methods}
 
     def contents(self, cell: Cell) -> ContextContents | None:
         """Return the answers that the context of a cell holds; None where they are not independent and uniform."""
@@ -154,6 +169,13 @@ class Task(Frozen):
         if contents is None:
             raise NotImplementedError(f"{type(self).__name__} gives neither contents nor state_bits of {cell.label}")
         return contents.bits
+
+    def canonical(self, inputs: Tensor, cell: Cell) -> Tensor:
+        """Return inputs [N, T] in a form [N, ...] that is equal for examples of equal content: the inputs themselves.
+
+        A task leaves out what makes no difference, such as the order of a set, so that repeats are found.
+        """
+        return inputs
 
     def controls(self, batch: Batch, cell: Cell) -> Mapping[str, Batch]:
         """Return changed examples by name, which show how a model answers.
@@ -237,8 +259,11 @@ def cells_by_label(task: Task) -> Mapping[str, Cell]:
 TASKS: Registry[type[Task]] = Registry("task")
 
 
-def measured_floors(task: Task, cell: Cell, batch: Batch) -> dict[str, float]:
-    """Measure the accuracy of each trivial solver on a batch of held-out examples."""
+def measured_floors(
+    task: Task, cell: Cell, batch: Batch, solvers: Mapping[str, Solver] | None = None
+) -> dict[str, float]:
+    """Measure the accuracy of solvers on a batch of held-out examples, by name; by default the trivial ones."""
     best = float(task.oracle_grade(batch, cell).hits.sum())
-    answers = {name: solve(batch.inputs, batch.positions, cell) for name, solve in task.floors.items()}
+    chosen = task.floors if solvers is None else solvers
+    answers = {name: solve(batch.inputs, batch.positions, cell) for name, solve in chosen.items()}
     return {name: max(0.0, float(task.hits(own, batch, cell).sum()) / best) for name, own in answers.items()}

@@ -9,7 +9,7 @@ from torch import Tensor
 from icl_bench import random
 from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most, check_length, check_multiple
-from icl_bench.tasks.sampling import noise, octave, pick_by_position
+from icl_bench.tasks.sampling import most_frequent, noise, octave
 from icl_bench.tasks.vocabulary import NOISE, Vocabulary
 
 
@@ -93,14 +93,10 @@ class CompositionalRecall(Task):
     def _values(self, inputs: Tensor, cell: Cell) -> Tensor:
         return inputs[:, 2 : 3 * cell.load : 3]
 
-    def floor_any_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name a value of the context, picked by the position of the query."""
-        return pick_by_position(self._values(inputs, cell), positions)
-
     def floor_first_key(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name the first value in the context that goes with the first key of the query."""
-        return self._values(inputs, cell).gather(1, self._matches(inputs, positions, cell, 0).int().argmax(dim=-1))
+        """Name the most frequent value in the context that goes with the first key of the query."""
+        return most_frequent(self._values(inputs, cell), self._matches(inputs, positions, cell, 0))
 
     def floor_second_key(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name the first value in the context that goes with the second key of the query."""
-        return self._values(inputs, cell).gather(1, self._matches(inputs, positions, cell, 1).int().argmax(dim=-1))
+        """Name the most frequent value in the context that goes with the second key of the query."""
+        return most_frequent(self._values(inputs, cell), self._matches(inputs, positions, cell, 1))

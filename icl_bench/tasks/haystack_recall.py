@@ -13,7 +13,6 @@ from icl_bench.tasks.sampling import (
     last_positions,
     noise,
     octave,
-    pick_by_position,
 )
 from icl_bench.tasks.vocabulary import NOISE, SEP, Vocabulary
 
@@ -91,9 +90,10 @@ class HaystackRecall(Task):
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         return inputs.gather(1, first_match(inputs.gather(1, positions), inputs) + 1)
 
-    def floor_any_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name a value of the context, picked by the position of the query."""
-        return inputs.gather(1, pick_by_position(self._value_places(inputs, cell), positions))
+    def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent value of the context."""
+        values = inputs.gather(1, self._value_places(inputs, cell))
+        return values.mode(dim=1).values[:, None].expand_as(positions)
 
     def floor_latest_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the value that stands closest to the queries."""

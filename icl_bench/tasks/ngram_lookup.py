@@ -10,7 +10,7 @@ from torch import Tensor
 from icl_bench import random
 from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_at_most
-from icl_bench.tasks.sampling import last_positions
+from icl_bench.tasks.sampling import continue_latest, last_positions
 from icl_bench.tasks.vocabulary import BOS, RESERVED, SEP, Vocabulary, letters
 
 
@@ -124,6 +124,13 @@ class NgramLookup(Task):
     def floor_any_letter(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the letter in the middle of the string."""
         return self._string(inputs, cell)[:, cell.load // 2, None].expand_as(positions)
+
+    def reference_induction(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the letter that follows the latest equal two letters of the string, or the latest equal letter."""
+        given, shown = inputs[:, -self.ngram - self.answer :], inputs[:, cell.length - self.answer + 1 :]
+        if self.side == "prefix":
+            given = torch.cat([inputs[:, : self.ngram + 1], shown], dim=1)
+        return continue_latest(self._string(inputs, cell), given[:, self.ngram - 1 :].unfold(1, 2, 1))
 
     def state_bits(self, cell: Cell) -> float:
         kept = cell.load if self.side == "suffix" else self.ngram + self.answer

@@ -7,6 +7,7 @@ from torch import Tensor
 from icl_bench import random
 from icl_bench.tasks.base import TASKS, Batch, ContextContents, Task, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_at_most
+from icl_bench.tasks.sampling import most_frequent
 from icl_bench.tasks.vocabulary import SEP, Alphabet, Vocabulary
 
 COLON, SEMICOLON = 5, 6
@@ -102,12 +103,13 @@ class Phonebook(Task):
         return self._lines(inputs, cell)[0][..., 3:-1].mode(dim=1).values.repeat(1, self.queries)
 
     def floor_digits_so_far(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name the next digit of the first entry not yet queried whose number begins with the digits shown."""
+        """Name the most frequent next digit of the entries not yet queried whose number begins with those shown."""
         listed, asked = (lines[..., 3:-1] for lines in self._lines(inputs, cell))
         same = (asked[:, :, None] == listed[:, None]).int().cumprod(dim=-1)
         before = same[..., -1].cumsum(dim=1) - same[..., -1]
         fits = torch.cat([torch.ones_like(same[..., :1]), same[..., :-1]], dim=-1) * (before == 0)[..., None]
-        return listed.gather(1, fits.argmax(dim=2)).flatten(1)
+        digits = [most_frequent(listed[..., i], fits[..., i] > 0) for i in range(self.digits)]
+        return torch.stack(digits, dim=2).flatten(1)
 
     def contents(self, cell: Cell) -> ContextContents:
         return ContextContents(cell.load * self.digits, 10)

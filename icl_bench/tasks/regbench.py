@@ -1,5 +1,6 @@
 """RegBench: strings of a random automaton, each to be continued."""
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ class Regbench(Task):
     picture = "states=4,strings=5,symbols=4"
     group_unit = "position"
     several_correct = True
+    repeats = True
 
     states: IntegerList = (4, 8)
     """Largest numbers of states; the number is uniform from 4 on. Each is combined with every number of strings."""
@@ -176,6 +178,24 @@ class Regbench(Task):
         steps = self._steps(inputs, cell)
         states = self._states(inputs, steps, cell).gather(1, positions)
         return (steps >= 0).gather(1, states[..., None].expand(-1, -1, self.alphabet))
+
+    def canonical(self, inputs: Tensor, cell: Cell) -> Tensor:
+        """Return the part of each automaton that state 0 reaches, states numbered by a search in letter order."""
+        steps = self._steps(inputs, cell)
+        rows, count = torch.arange(len(steps), device=steps.device), cell.load
+        # order[:, i] is the i-th state found, name[:, q] the place at which q was found
+        order, name = torch.zeros_like(steps[..., 0]), torch.full_like(steps[..., 0], -1)
+        name[:, 0], found = 0, torch.ones_like(rows)
+        for i, letter in itertools.product(range(count), range(self.alphabet)):
+            end = steps[rows, order[:, i], letter]
+            new = rows[(i < found) & (end >= 0) & (name[rows, end.clamp(min=0)] < 0)]
+            name[new, end[new]] = found[new]
+            order[new, found[new]] = end[new]
+            found[new] += 1
+        known = torch.arange(count, device=steps.device) < found[:, None]
+        reached = steps.gather(1, order[..., None].expand_as(steps))
+        renamed = torch.where(reached >= 0, name.gather(1, reached.clamp(min=0).flatten(1)).view(reached.shape), -1)
+        return torch.where(known[..., None], renamed, -2).flatten(1)
 
     def hits(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
         allowed = self._allowed(batch.inputs, batch.positions, cell)

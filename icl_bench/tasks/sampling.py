@@ -6,6 +6,9 @@ from torch import Tensor
 from icl_bench import random
 from icl_bench.tasks.vocabulary import NOISE, RESERVED
 
+ROWS_AT_ONCE = 64
+"""Rows whose choices are compared with each other at once, which takes memory in the square of their number."""
+
 
 def octave(distance: Tensor) -> Tensor:
     """Return the octave of each distance >= 1: 0 for 1, 1 for 2-3, 2 for 4-7, and so on, without rounding."""
@@ -60,6 +63,40 @@ def distinct_ranks(draws: Tensor, size: Tensor | int) -> Tensor:
 def pick_by_position(choices: Tensor, positions: Tensor) -> Tensor:
     """Pick one of the choices [N, count] at each position [N, S], by the position modulo K."""
     return choices.gather(1, positions % choices.shape[1])
+
+
+def most_frequent(choices: Tensor, allowed: Tensor) -> Tensor:
+    """Return the most frequent of the allowed choices, the first of equals: [N, count], [N, S, count] -> [N, S]."""
+    found = []
+    for own, mask in zip(choices.split(ROWS_AT_ONCE), allowed.split(ROWS_AT_ONCE), strict=True):
+        counts = mask.float() @ (own[:, :, None] == own[:, None]).float()
+        found.append(own.gather(1, counts.masked_fill(~mask, 0).argmax(dim=-1)))
+    return torch.cat(found)
+
+
+def continue_latest(string: Tensor, contexts: Tensor) -> Tensor:
+    """Continue contexts by the token after the latest occurrence of their longest suffix: induction without training.
+
+    A suffix must be followed by another token of the string [N, L]; contexts are [N, S, order], their answers [N, S].
+    A context of which not even the last token occurs gets the first token of the string.
+    """
+    base = int(max(string.max(), contexts.max())) + 1
+    answers, codes, asked = string[:, :1].expand(contexts.shape[:2]), torch.zeros_like(string), 0
+    for back in range(contexts.shape[2]):
+        codes = codes + base**back * string.roll(back, dims=1)
+        asked = asked + base**back * contexts[..., -1 - back]
+        latest = find_latest(codes[:, back:-1], asked)
+        answers = torch.where(latest < 0, answers, string.gather(1, (latest + back + 1).clamp(min=0)))
+    return answers
+
+
+def find_latest(codes: Tensor, asked: Tensor) -> Tensor:
+    """Return the last place of each code, -1 for none: codes [N, L], asked [N, S] -> [N, S]."""
+    length = codes.shape[1]
+    ordered = (codes * length + torch.arange(length, device=codes.device)).sort(dim=1).values
+    places = torch.searchsorted(ordered, asked * length + length - 1, right=True) - 1
+    found = ordered.gather(1, places.clamp(min=0))
+    return torch.where((places >= 0) & (found // length == asked), found % length, -1)
 
 
 def first_match(asked: Tensor, listed: Tensor) -> Tensor:

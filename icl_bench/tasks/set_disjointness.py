@@ -48,6 +48,7 @@ class SetDisjointness(Task):
     load_name = "first"
     budget = TrainingBudget(steps=1500, lr=3e-3, params="first=2,second=2")
     picture = "first=4,second=4"
+    repeats = True
 
     first: IntegerList = (2, 8)
     """Sizes of the first set; each is combined with every size of the second set."""
@@ -88,6 +89,10 @@ class SetDisjointness(Task):
         one, other = inputs[:, : cell.load], inputs[:, cell.load + 1 : -1]
         meet = (one[:, :, None] == other[:, None]).flatten(1).any(dim=1, keepdim=True)
         return DISJOINT + meet.long()
+
+    def canonical(self, inputs: Tensor, cell: Cell) -> Tensor:
+        sets = inputs[:, : cell.load], inputs[:, cell.load + 1 : -1]
+        return torch.cat([one.sort(dim=1).values for one in sets], dim=1)
 
     def floor_disjoint(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Answer no everywhere."""

@@ -49,10 +49,11 @@ class StateTracking(Task):
     of the elements up to it. `parity` and `z60` are sums modulo 2 and 60; `s3` and `s5` are all permutations of three
     and five things; `a5` is the even permutations of five. The state is one element, a few bits, so the task is a
     control in which a larger state must not help. It requires a transition that depends on the input and does not fade
-    over many steps; judge a model by sequences longer than those in training. No architecture in this package has such
-    a transition. Two layers of softmax learn the parity of 16 symbols, and then reach .82 at 32 symbols and .65 at 64;
-    on `s3` they reach .64 at 16 symbols in 1500 steps, on `s5` no more than the floor (one seed each). Transitions with
-    negative or complex eigenvalues learn these groups (Grazzi et al., arXiv 2411.12537), products of them `s5`.
+    over many steps; judge a model by sequences longer than those in training. Delta rules with
+    `negative_eigenvalues=true` and `gated-delta-product` have such a transition, decays alone have none. Two layers of
+    softmax learn the parity of 16 symbols, and then reach .82 at 32 symbols and .65 at 64; on `s3` they reach .64 at 16
+    symbols in 1500 steps, on `s5` no more than the floor (one seed each). Transitions with negative or complex
+    eigenvalues learn these groups (Grazzi et al., arXiv 2411.12537), products of them `s5`.
 
     Repeats: 16 bits of `parity` have 65,536 rows, most of which occur in training and again in the test; this is
     acceptable where the lengths that are judged were not trained. With 32 bits, a million training rows include 2 of
@@ -73,6 +74,7 @@ class StateTracking(Task):
     """
 
     axes = (Axis("symbols", extrapolated=True),)
+    repeats = True
     load_name = "symbols"
     budget = TrainingBudget(steps=1500, lr=3e-3, params="symbols=16")
     picture = "group=s3,symbols=16"

@@ -7,7 +7,7 @@ from torch import Tensor
 from icl_bench import random
 from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most, check_length, check_multiple
-from icl_bench.tasks.sampling import first_match, noise, octave, pick_by_position
+from icl_bench.tasks.sampling import first_match, noise, octave
 from icl_bench.tasks.vocabulary import NOISE, Vocabulary
 
 
@@ -78,9 +78,9 @@ class TwoPassRecall(Task):
         context = inputs[:, : 2 * cell.load]
         return context[:, 1::2].gather(1, first_match(inputs.gather(1, positions), context[:, 0::2]))
 
-    def floor_any_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name a value of the context, picked by the position of the query."""
-        return pick_by_position(inputs[:, 1 : 2 * cell.load : 2], positions // 2)
+    def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent value of the context."""
+        return inputs[:, 1 : 2 * cell.load : 2].mode(dim=1).values[:, None].expand_as(positions)
 
     def floor_query_order(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the r-th value for the r-th query."""

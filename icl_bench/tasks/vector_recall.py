@@ -123,6 +123,12 @@ class VectorRecall(ContinuousTask):
         """Answer 0, the mean of all values."""
         return inputs.new_zeros(*positions.shape, self.dims)
 
+    def reference_hebbian_sum(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Read one sum over pairs of value times key, as an untrained linear memory does: answer its product with q."""
+        names, values = self._pairs(inputs, cell)
+        asked = inputs[:, -cell.scored :, : self.dims]
+        return asked @ (names.mT @ values) / self.dims
+
     def state_bits(self, cell: Cell) -> float:
         """Return the bits of all numbers of all values, each to a relative squared error of 0.01."""
         return cell.load * self.dims * REAL_BITS

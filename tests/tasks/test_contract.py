@@ -202,7 +202,8 @@ class TestTask:
         If the docstring says "Repeats:", that cell has too few rows, and the cell of the largest load is tested.
         """
         task = task_of(text)
-        pick = max if "Repeats:" in str(task.__doc__) else min
+        assert task.repeats == ("Repeats:" in str(task.__doc__))
+        pick = max if task.repeats else min
         cell = pick(cells_of(task), key=lambda cell: (cell.load, cell.length))
         trained, tested = (
             {row.tobytes() for row in task.sample(rows(task, split, count), cell).inputs.numpy()}

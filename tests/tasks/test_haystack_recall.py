@@ -53,7 +53,7 @@ def test_pairs_stand_at_uniform_places(draw):
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
-def test_any_value_is_right_once_in_pairs(draw):
+def test_a_value_of_the_context_is_right_once_in_pairs(draw):
     task, cell, batch = draw("haystack-recall:pairs=8,values=4096", 2000)
     for share in measured_floors(task, cell, batch).values():
         assert abs(share - 1 / 8) < 0.02

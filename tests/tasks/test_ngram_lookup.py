@@ -59,3 +59,13 @@ def test_floors_are_near_chance_and_state_differs_by_side(draw):
         task, cell, batch = draw(f"ngram-lookup:symbols=48,side={side}", 2000)
         assert task.state_bits(cell) == kept * math.log2(26)
         assert 1 / 26 < max(measured_floors(task, cell, batch).values()) < 4 / 26
+
+
+@pytest.mark.parametrize("side", ["suffix", "prefix"])
+@pytest.mark.parametrize(("symbols", "accuracy"), [(16, 0.992), (32, 0.980), (48, 0.970)])
+def test_two_letters_suffice_for_most_answers(draw, side, symbols, accuracy):
+    """A solver outside this package has these accuracies on 2,000 examples of four positions each."""
+    task, cell, batch = draw(f"ngram-lookup:side={side}", 2000, f"symbols={symbols}")
+    answers = task.references["induction"](batch.inputs, batch.positions, cell)
+    found = (answers == batch.targets).double().mean(dim=1)
+    assert abs(float(found.mean()) - accuracy) < 4 * float(found.std()) * (2 / 2000) ** 0.5

@@ -110,3 +110,16 @@ def test_floors_are_those_of_the_simulation(draw, name, whole, half):
     error = 0.045 if name == "unigram" else 0.02
     assert abs(float(right.mean()) - whole) < error
     assert abs(float(right[:, cell.scored // 2 :].mean()) - half) < error
+
+
+def test_the_names_of_states_are_no_content(draw):
+    """States other than the first are numbered anew, and the exits written in the new order."""
+    task, cell, batch = draw("regbench:states=5,exits=2", 200)
+    first, exits = task.words.first("exits"), batch.inputs[:, -10:].unflatten(1, (5, 2))
+    new = torch.tensor([0, 3, 1, 4, 2])
+    ends, letters = (exits - first) // task.alphabet, (exits - first) % task.alphabet
+    renamed = torch.where(exits >= first, first + new[ends.clamp(min=0)] * task.alphabet + letters, exits)
+    other = torch.cat([batch.inputs[:, :-10], renamed[:, new.argsort()].flatten(1)], dim=1)
+    forms = task.canonical(batch.inputs, cell)
+    assert torch.equal(forms, task.canonical(other, cell)) and not torch.equal(batch.inputs, other)
+    assert len(forms.unique(dim=0)) > 150

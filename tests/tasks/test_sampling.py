@@ -4,11 +4,14 @@ from scipy import stats
 
 from icl_bench import random
 from icl_bench.tasks.sampling import (
+    continue_latest,
     distinct_ranks,
+    find_latest,
     first_true,
     latest_same,
     latest_true,
     mode_so_far,
+    most_frequent,
     octave,
     octave_label,
 )
@@ -41,3 +44,20 @@ def test_searches_look_back_from_each_position():
     tokens = torch.tensor([[5, 6, 5, 5, 6]])
     assert latest_same(tokens).tolist() == [[-1, -1, 0, 2, 1]]
     assert mode_so_far(tokens, 5, 2).tolist() == [[5, 5, 5, 5, 5]]
+
+
+def test_most_frequent_of_the_allowed():
+    choices = torch.tensor([[7, 5, 7, 5, 9]])
+    allowed = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [0, 0, 1, 0, 1], [0, 0, 0, 0, 1]]).bool()[None]
+    assert most_frequent(choices, allowed).tolist() == [[7, 5, 7, 9]]
+
+
+def test_latest_place_of_a_code():
+    assert find_latest(torch.tensor([[3, 1, 3, 2]]), torch.tensor([[3, 1, 0, 4]])).tolist() == [[2, 1, -1, -1]]
+
+
+def test_a_context_is_continued_by_its_longest_suffix_that_occurs():
+    string = torch.tensor([[4, 1, 2, 3, 1, 2, 5, 2]])
+    contexts = torch.tensor([[[1, 2], [3, 1], [9, 2], [9, 3], [9, 9], [5, 2]]])
+    # 1 2 last before 5; 3 1 before 2; 2 last before 5; 3 before 1; 9 nowhere; 5 2 ends the string, 2 before that
+    assert continue_latest(string, contexts).tolist() == [[5, 2, 5, 1, 4, 5]]

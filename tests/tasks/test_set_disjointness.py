@@ -51,3 +51,12 @@ def test_both_ways_to_draw_meet_the_law(draw):
 def test_state_is_that_of_the_first_set(make):
     task = make("set-disjointness:first=[2|8],second=4,alphabet=20")
     assert [task.state_bits(cell) for cell in task.eval_cells] == [math.log2(190), math.log2(125970)]
+
+
+def test_the_order_of_a_set_is_no_content(draw):
+    task, cell, batch = draw("set-disjointness:first=3,second=4", 50)
+    mirrored = torch.cat([batch.inputs[:, :3].flip(1), batch.inputs[:, 3:4], batch.inputs[:, 4:8].flip(1)], dim=1)
+    forms, other = (
+        task.canonical(torch.cat([one, batch.inputs[:, -1:]], dim=1), cell) for one in (batch.inputs[:, :-1], mirrored)
+    )
+    assert torch.equal(forms, other) and len(forms.unique(dim=0)) == 50

@@ -34,3 +34,11 @@ def test_one_layer_without_a_convolution_can_do_it(draw):
     asked = batch.inputs[:, -16:, :16]
     answers = torch.softmax(8 * asked @ names.mT, dim=-1) @ values
     assert float((answers - batch.targets).square().mean()) < 1e-3
+
+
+@pytest.mark.parametrize(("pairs", "accuracy"), [(4, 0.999), (8, 0.990), (16, 0.897)])
+def test_one_untrained_sum_over_the_raw_keys_starts_near_solved(draw, pairs, accuracy):
+    """A solver outside this package has these accuracies on 2,000 examples."""
+    task, cell, batch = draw("stacked-recall", 2000, f"pairs={pairs}")
+    found = task.hits(task.references["hebbian-sum"](batch.inputs, batch.positions, cell), batch, cell).mean(dim=1)
+    assert abs(float(found.mean()) - accuracy) < 4 * float(found.std()) * (2 / 2000) ** 0.5 + 0.0005
