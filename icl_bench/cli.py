@@ -6,12 +6,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from icl_bench import __version__
-from icl_bench.commands.catalogue import archs, doctor, plugins, show, state, tasks
+from icl_bench.commands.catalogue import archs, check_arch, doctor, plugins, show, state, tasks
 from icl_bench.commands.kernels import kernels
 from icl_bench.commands.output import USER_MUST_CHANGE_SOMETHING
 from icl_bench.commands.run import quickstart, run
 from icl_bench.commands.runs import merge, report, runs
 from icl_bench.commands.study import compare, studies, sweep
+from icl_bench.commands.verify import verify
 from icl_bench.errors import IclBenchError
 from icl_bench.harness.interruption import Interrupted, listen
 
@@ -21,7 +22,11 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"max_content_width": 110},
 )
-for command in (quickstart, run, compare, sweep, studies, report, tasks, archs, plugins, show, state, doctor, merge):
+LISTED = (
+    *(quickstart, run, compare, sweep, studies, report, verify),
+    *(tasks, archs, plugins, show, state, check_arch, doctor, merge),
+)
+for command in LISTED:
     app.command()(command)
 app.add_typer(kernels, name="kernels")
 app.add_typer(runs, name="runs")

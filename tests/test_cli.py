@@ -63,11 +63,23 @@ def test_a_diverged_run_exits_with_3_and_is_named(command) -> None:
     assert f"failed: {run['id']} linear seed 0: diverged" in outcome.err
 
 
-@pytest.mark.parametrize("kind", ["tasks", "archs", "plugins"])
+@pytest.mark.parametrize("kind", ["tasks", "plugins"])
 def test_listings(command, kind: str) -> None:
     rows = json.loads(command(kind, "--json").out)[kind]
     assert all(set(row) == {"name", "summary"} for row in rows)
     assert [line.split()[0] for line in command(kind).out.splitlines()] == [row["name"] for row in rows]
+
+
+def test_architectures_are_listed_by_family(command) -> None:
+    rows = json.loads(command("archs", "--json").out)["archs"]
+    assert all(row["recurrence"] and row["state"] for row in rows)
+    lines = command("archs").out.splitlines()
+    families = [line.removesuffix(":") for line in lines if not line.startswith(" ")]
+    assert len(set(families)) == len(families) and set(families) == {row["family"] for row in rows}
+    assert {line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2] != " "} == {
+        row["name"] for row in rows
+    }
+    assert any(line.strip() == "S_t = S_(t-1) + b_t k_t (v_t - S_(t-1)^T k_t)^T" for line in lines)
 
 
 def test_show_marks_scored_tokens(command) -> None:
@@ -180,7 +192,7 @@ def test_compare_names_what_cannot_be_matched(command) -> None:
 def test_sweep_plans_without_running(command, tmp_path) -> None:
     (tmp_path / "s.yaml").write_text(f"name: s\nquestion: Q?\ntasks: ['{TASK}']\narchs: [linear]\nlr: 1e-3,1e-2\n")
     planned = json.loads(command("sweep", "s.yaml", "--dry-run", "--json").out)
-    assert planned["runs"] == 2 + 5 and planned["done"] == 0 and not (tmp_path / "icl-runs").exists()
+    assert planned["runs"] == 2 * 3 + 5 and planned["done"] == 0 and not (tmp_path / "icl-runs").exists()
 
 
 def test_a_report_can_be_one_page(command, tmp_path) -> None:
@@ -208,3 +220,11 @@ def test_an_exception_in_a_layer_of_ones_own_is_the_result_of_its_run(command, t
         and "KeyError" in broken["detail"]
         and good["status"] == "ok"
     )
+
+
+def test_a_packaged_study_demands_a_clean_revision(command, monkeypatch) -> None:
+    from icl_bench.harness import environment
+
+    monkeypatch.setattr(environment, "git_revision", lambda: "0123456789ab+")
+    refused = command("sweep", "suite")
+    assert refused.status == 2 and "suite would run at 0123456789ab+, with changes; commit them, or add" in refused.err

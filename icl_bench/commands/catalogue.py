@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from icl_bench.commands.options import DEFAULT_STORE, JsonOption, StoreOption, TaskArgument
-from icl_bench.commands.output import print_json, print_listing, stdout_console
+from icl_bench.commands.output import SOMETHING_FAILED, print_json, print_listing, stdout_console
 from icl_bench.commands.session import load_plugins_or_warn
 
 
@@ -18,12 +18,20 @@ def tasks(as_json: JsonOption = False) -> None:
 
 
 def archs(as_json: JsonOption = False) -> None:
-    """List the architectures, one line each."""
+    """List the architectures by family, each with its recurrence, the size of its state and its source."""
     from icl_bench.architectures import ARCHITECTURES
 
     load_plugins_or_warn()
-    rows = [{"name": name, "summary": ARCHITECTURES.summary(name)} for name in ARCHITECTURES]
-    print_listing("archs", rows, as_json)
+    cards = [ARCHITECTURES[name].card() for name in ARCHITECTURES]
+    if as_json:
+        print_json({"archs": [card._asdict() for card in cards]})
+        return
+    for family in dict.fromkeys(card.family for card in cards):
+        typer.echo(f"{family}:")
+        for card in (card for card in cards if card.family == family):
+            typer.echo(f"  {card.name}: {card.summary}")
+            facts = [card.recurrence, card.state and f"state: {card.state}", card.source]
+            typer.echo("".join(f"      {fact}\n" for fact in facts if fact), nl=False)
 
 
 def plugins(as_json: JsonOption = False) -> None:
@@ -69,6 +77,29 @@ def state(
         print_json({"archs": [row._asdict() for row in rows]})
     else:
         stdout_console().print(state_table(rows))
+
+
+def check_arch(
+    spec: Annotated[str, typer.Argument(help="An architecture: name or name:key=value,..., or package.module:Class.")],
+    d_model: Annotated[int, typer.Option("--d-model", min=1, help="Model width.")] = 64,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that an architecture or a layer of your own keeps its promises; exit status 3 if a check fails.
+
+    Shapes, causality, gradients, state, both forms, seeds, and a short training on recall; on the CPU, in a minute.
+    """
+    from icl_bench.commands.tables import conformance_table
+    from icl_bench.harness.conformance import check_architecture
+
+    load_plugins_or_warn()
+    checks = check_architecture(spec, d_model)
+    failed = [check for check in checks if check.outcome == "failed"]
+    if as_json:
+        print_json({"arch": spec, "ok": not failed, "checks": [check._asdict() for check in checks]})
+    else:
+        stdout_console().print(conformance_table(checks))
+    if failed:
+        raise typer.Exit(SOMETHING_FAILED)
 
 
 def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:

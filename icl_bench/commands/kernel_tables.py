@@ -14,6 +14,7 @@ from icl_bench.reports.text import NONE
 
 if TYPE_CHECKING:
     from icl_bench.kernels.measurement.check import Finding
+    from icl_bench.kernels.measurement.limits import LimitShare
     from icl_bench.kernels.measurement.measure import TimedRow
     from icl_bench.kernels.measurement.timing import Times
 
@@ -36,36 +37,44 @@ def bench_tables(rows: "Sequence[TimedRow]", curves: Sequence[SpeedCurve]) -> Re
     """Make a table of times for each case, and a table of the lengths from which power attention is faster."""
     listed = [row for row in rows if row.part == "table"]
     tables = [case_table(list(group)) for _, group in itertools.groupby(listed, key=lambda row: row.case)]
-    growth = memory_table(listed)
-    return Group(*tables, *([growth] if growth.row_count else []), *([crossover_table(curves)] if curves else []))
-
-
-def memory_table(rows: "Sequence[TimedRow]") -> Table:
-    """Make a table of the growth of memory between a length and twice that length, where both were measured."""
-    table = make_table("\nmemory of forward + backward", ["operator", "contender"], ["T", "MiB", "at 2 T", "ratio"])
-    measured = {(row.op, row.contender, row.n, row.heads, row.t): row.peak_mib for row in rows if row.peak_mib}
-    for (op, contender, n, heads, t), peak in measured.items():
-        twice = measured.get((op, contender, n, heads, 2 * t))
-        if twice is not None:
-            table.add_row(op, contender, f"{t:,}", f"{peak:,.0f}", f"{twice:,.0f}", f"{twice / peak:.2f}")
-    return table
+    return Group(*tables, *([crossover_table(curves)] if curves else []))
 
 
 def case_table(rows: "Sequence[TimedRow]") -> Table:
-    """Make a table of the contenders of one case, with the speed of this library's forms relative to the best peer."""
-    spread = ["p20-p80", "x best peer"]
-    numbers = ["forward ms", *spread, "both ms", *spread, "peak MiB", "error y", "grad"]
-    table = make_table(f"\n{rows[0].case}, {rows[0].dtype}", ["contender"], numbers)
-    table.add_column("", overflow="fold")
+    """Make a table of the contenders of one case, with the speed of this library's forms relative to the best peer.
+
+    The limit is the share of the machine's: of bytes, matrix products, other operations or exponentials, as named.
+    Columns without an entry are left out.
+    """
+    spread = ["p20-p80", "x best peer", "limit"]
+    numbers = ["forward ms", *spread, "both ms", *spread, "peak MiB", "at 2 T", "compile s", "error y", "grad"]
     peers = [row for row in rows if not row.ours]
     best = fastest(peers, "forward"), fastest(peers, "both")
+    lines = []
     for row in rows:
-        cells = [*_times(row.forward, best[0], row.ours), *_times(row.both, best[1], row.ours)]
-        peak = NONE if row.peak_mib is None else f"{row.peak_mib:,.0f}"
-        errors = [NONE if x is None else f"{x:.1e}" for x in (row.output_error, row.gradient_error)]
+        cells = [*_times(row.forward, best[0], row.ours), _limit(row.forward_limit)]
+        cells += [*_times(row.both, best[1], row.ours), _limit(row.both_limit), *_costs(row)]
+        lines.append([*cells, *(NONE if x is None else f"{x:.1e}" for x in (row.output_error, row.gradient_error))])
+    kept = [place for place, column in enumerate(zip(*lines, strict=True)) if {*column} != {NONE}]
+    table = make_table(f"\n{rows[0].case}, {rows[0].dtype}", ["contender"], [numbers[place] for place in kept])
+    table.add_column("", overflow="fold")
+    for row, line in zip(rows, lines, strict=True):
         style = "bold" if row.ours and row.forward else "red" if row.broken else ""
-        table.add_row(*(Text(cell) for cell in (row.contender, *cells, peak, *errors, row.note)), style=style)
+        table.add_row(
+            *(Text(cell) for cell in (row.contender, *(line[place] for place in kept), row.note)), style=style
+        )
     return table
+
+
+def _limit(share: "LimitShare | None") -> str:
+    return NONE if share is None else f"{share.share:.0%} {share.resource}"
+
+
+def _costs(row: "TimedRow") -> list[str]:
+    """Return the peak memory, its growth to twice the length, and the seconds of compilation."""
+    peak = NONE if row.peak_mib is None else f"{row.peak_mib:,.0f}"
+    growth = NONE if not row.peak_mib or row.longer_mib is None else f"x {row.longer_mib / row.peak_mib:.2f}"
+    return [peak, growth, NONE if row.compile_seconds is None else f"{row.compile_seconds:.1f}"]
 
 
 def crossover_table(curves: Sequence[SpeedCurve]) -> Table:
@@ -80,14 +89,14 @@ def crossover_table(curves: Sequence[SpeedCurve]) -> Table:
 def speed_curves(rows: "Sequence[TimedRow]") -> list[SpeedCurve]:
     """Return a curve for each direction, width and power with a length at which both sides were timed."""
     swept = [row for row in rows if row.part == "crossover"]
-    kinds = [(row.key, row.p) for row in swept if row.p is not None]
+    kinds = {(row.curve[0], row.curve[1]) for row in swept if row.curve is not None and row.curve[1] is not None}
     made = []
-    for direction, (width, p) in itertools.product(TITLES, sorted(set(kinds))):
+    for direction, (width, p) in itertools.product(TITLES, sorted(kinds)):
         points = []
-        for t in sorted({row.t for row in swept}):
-            here = [row for row in swept if row.key == width and row.t == t]
-            power = fastest([row for row in here if row.p == p], direction)
-            softmax = fastest([row for row in here if row.p is None], direction)
+        for t in sorted({row.sizes["T"] for row in swept}):
+            here = [row for row in swept if row.sizes["T"] == t]
+            power = fastest([row for row in here if row.curve == (width, p)], direction)
+            softmax = fastest([row for row in here if row.curve == (width, None)], direction)
             if power is not None and softmax is not None:
                 points.append((t, softmax / power))
         made += [SpeedCurve(width, p, direction, tuple(points))] if points else []

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
 
 kernels = typer.Typer(no_args_is_help=True, help="Check kernels against float64, and time them beside their peers.")
 
-OpOption = Annotated[str | None, typer.Option(help="An operator: power or attention; both by default.")]
+OpOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--op", help="An operator: power, attention, delta, scan or long-convolution; repeatable, all by default."
+    ),
+]
 
 
 @kernels.command("check")
 def check_kernels(
     op: OpOption = None,
     impl: Annotated[
-        list[str] | None, typer.Option("--impl", help="A form: triton, chunked, quadratic, torch, sdpa; repeatable.")
+        list[str] | None, typer.Option("--impl", help="A form: triton, or one in operators of torch; repeatable.")
     ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option("--dtype", help="A type: bfloat16, float16, float32 or float64; repeatable.")
@@ -40,7 +45,7 @@ def check_kernels(
     from icl_bench.kernels.measurement.check import check_operators
 
     place = pick_device(device)
-    findings = check_operators(place, op, impl or (), dtype or (), quick, tell)
+    findings = check_operators(place, op or (), impl or (), dtype or (), quick, tell)
     if not findings:
         raise ArgumentError("--op, --impl and --dtype must leave something to check; none is left: leave some out")
     broken = [finding for finding in findings if not finding.ok]
@@ -65,9 +70,11 @@ def bench_kernels(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time this library, PyTorch's attention, and the packages retention and fla-core if installed.
+    """Time this library beside PyTorch, and beside the packages fla-core, mamba-ssm and retention if installed.
 
-    A form of this library is timed only where it passes its check at that size; exit status 3 if one does not.
+    A form of this library is timed only where it passes its check at that size; exit status 3 if one does not. On a
+    GPU, rows have the share of the machine's limit, memory at the length and at twice the length, and the time of
+    compilation from nothing.
     """
     from icl_bench.commands.kernel_tables import bench_tables, speed_curves
     from icl_bench.harness.environment import pick_device
@@ -75,7 +82,7 @@ def bench_kernels(
     from icl_bench.reports.crossover import crossover_figure
 
     place = pick_device(device)
-    rows = bench_operators(place, op, quick, seconds, tell)
+    rows = bench_operators(place, op or (), quick, seconds, tell)
     drawn = speed_curves(rows)
     if as_json:
         shared = origin(place)
@@ -99,7 +106,7 @@ def tell(line: str) -> None:
 def origin(place: "torch.device") -> dict[str, Any]:
     """Return what measurements depend on: device, versions, date and revision."""
     from icl_bench.harness.environment import device_name, git_revision, versions
-    from icl_bench.kernels.measurement.contenders import peer_versions
+    from icl_bench.kernels.measurement.peers import peer_versions
 
     date = datetime.now(UTC).isoformat(timespec="seconds")
     found = {**versions(), **peer_versions()}

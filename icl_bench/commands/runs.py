@@ -8,6 +8,7 @@ import typer
 
 from icl_bench.commands.options import DEFAULT_STORE, REPORT_HELP, JsonOption, StoreOption
 from icl_bench.commands.output import SOMETHING_FAILED, note_problems, print_json, write_files
+from icl_bench.commands.session import load_plugins_or_warn
 from icl_bench.errors import StoreError
 
 if TYPE_CHECKING:
@@ -85,6 +86,23 @@ def verify_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
             typer.echo(f"damaged: {problem}", err=True)
     if found.problems:
         raise typer.Exit(SOMETHING_FAILED)
+
+
+@runs.command("floors")
+def measure_floors(store: StoreOption = DEFAULT_STORE) -> None:
+    """Measure floors anew by the solvers of this version; reports then use them in place of those in the records."""
+    from icl_bench.harness.training.held_out import remeasure
+    from icl_bench.runs.store.floors import write_floors
+    from icl_bench.runs.store.index import Index
+
+    load_plugins_or_warn()
+    index = Index(open_store(store))
+    finished, problems = index.runs()
+    floors, failed = remeasure(finished.outlines)
+    typer.echo(f"floors of {len(floors)} sets of test examples: {write_floors(store, floors)}")
+    note_problems(index, problems)
+    for line in failed:
+        typer.echo(f"not measured: {line}", err=True)
 
 
 @runs.command("export")

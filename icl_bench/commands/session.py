@@ -55,26 +55,35 @@ def estimate_seconds(phases: "list[list[RunSpec]]", options: MachineOptions) -> 
 def execute(request: "Request", machine: MachineOptions, output: OutputOptions) -> "list[RunRecord]":
     """Train the runs of a request that the store lacks, and return the records of all its runs."""
     from icl_bench.harness.resolve import expand_request
+    from icl_bench.runs.store.floors import read_floors, renewed_run
 
-    specs = expand_request(request)
+    specs, floors = expand_request(request), read_floors(output.store)
     executor = make_executor(machine, output)
     with closing(executor.engine):
-        return executor.finish(specs)
+        return [renewed_run(record, floors) for record in executor.finish(specs)]
 
 
-def complete_study(study: "Study", machine: MachineOptions, output: OutputOptions, report: Path) -> None:
-    """Run a study, print its results, write its report; raise StateBudgetError if no architecture can be matched."""
+def complete_study(
+    study: "Study", machine: MachineOptions, output: OutputOptions, report: Path, parts: int | None = None
+) -> None:
+    """Run a study or its first parts, print its results, write its report.
+
+    Raise StateBudgetError if no architecture can be matched.
+    """
     from icl_bench.harness.study.protocol import run_study
+    from icl_bench.runs.store.floors import read_floors, renewed_run
 
+    floors = read_floors(output.store)
     executor = make_executor(machine, output)
     with closing(executor.engine):
-        outcome = run_study(study, executor)
+        outcome = run_study(study, executor, parts)
     if not outcome.measured:
         raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
     for line in outcome.left_out:
         typer.echo(f"left out: {line}", err=True)
     once = {record.result.id: record for record in [*outcome.measured, *outcome.tuning]}  # a seed may do both
-    finish(list(once.values()), output.as_json, report, context_of(study, outcome.left_out))
+    records = [renewed_run(record, floors) for record in once.values()]
+    finish(records, output.as_json, report, context_of(study, outcome.left_out))
 
 
 def context_of(study: "Study", left_out: "list[str]") -> "StudyContext":
@@ -87,7 +96,18 @@ def context_of(study: "Study", left_out: "list[str]") -> "StudyContext":
     pairs = zip(study.published, labels, strict=True)
     points = [PublishedResult(one.label, one.bytes, one.accuracy, one.source, label) for one, label in pairs]
     reasons = tuple(message.rpartition("; ")[0] or message for message in left_out)  # without the way out
-    return StudyContext(study.name, study.question, study.hypotheses, study.conclusions, reasons, tuple(points))
+    return StudyContext(
+        name=study.name,
+        question=study.question,
+        hypotheses=study.hypotheses,
+        conclusions=study.conclusions,
+        corrections=study.corrections,
+        left_out=reasons,
+        published=tuple(points),
+        primary_test=study.primary_test,
+        choice=study.choice,
+        ladder=study.ladder,
+    )
 
 
 def load_plugins_or_warn() -> None:

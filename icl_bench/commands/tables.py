@@ -13,8 +13,9 @@ from icl_bench.reports.text import NONE, format_bytes, format_integer, format_sh
 from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.record import RunRecord
 
-if TYPE_CHECKING:  # both load torch
+if TYPE_CHECKING:  # all of them load torch
     from icl_bench.harness.accounting import Account
+    from icl_bench.harness.conformance import ConformanceCheck
     from icl_bench.harness.training.batches import Example
 
 FIRST = ("lr", "state", "params", "accuracy")
@@ -125,6 +126,15 @@ def state_table(rows: "Sequence[Account]") -> Table:
         counts = (row.elements, row.bytes, row.length, row.params, row.weight_flops, row.state_flops)
         ratio = NONE if row.ratio is None else f"{row.ratio:.2f}"
         table.add_row(row.arch, *(f"{count:,.0f}" for count in counts), ratio)
+    return table
+
+
+def conformance_table(checks: "Sequence[ConformanceCheck]") -> Table:
+    """Return the table of `icl-bench check-arch`, one row for each check."""
+    table = make_table("", ["check", "outcome", "found"], [])
+    for check in checks:
+        style = "bold red" if check.outcome == "failed" else ""
+        table.add_row(*(Text(plain(cell)) for cell in check), style=style)
     return table
 
 

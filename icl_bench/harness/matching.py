@@ -3,6 +3,8 @@
 The search is exact over the knobs that the architecture declares; parameters typed in the spec stay unchanged. The
 first knob is tried alone. The next one joins only where the first cannot come within the tolerance, nearest to its
 default first.
+
+A state in which keys are wider than their rank is not matched, because part of it can hold nothing (`is_padded`).
 """
 
 import itertools
@@ -33,6 +35,8 @@ class Budget(NamedTuple):
     """Elements of the state, parameters of the mixers, or operations of a token."""
     cut: Cut = "width"
     """Parameters that may vary: `width`, those that set widths or windows; `degree`, the power of the scores."""
+    padding: bool = False
+    """Accept a state in which keys are wider than their rank."""
 
 
 class Shape(NamedTuple):
@@ -74,7 +78,7 @@ def match(text: str, budget: Budget, shape: Shape) -> Match:
     """Find dimensions of an architecture, as typed, that meet the budget.
 
     Raises:
-        StateBudgetError: None comes within 5 %; the message names the nearest.
+        StateBudgetError: None comes within 5 %, or only one whose keys are padded; the message names the nearest.
         SpecError: The spec leaves nothing free, or is not a single architecture of this package.
     """
     if len(split_pattern(text)) > 1 or DOTTED.fullmatch(text):
@@ -90,12 +94,31 @@ def match(text: str, budget: Budget, shape: Shape) -> Match:
             best = found
         if best is not None and best.error <= TOLERANCE:
             return best
+    if budget.quantity == "state" and not budget.padding:
+        refuse_padding(match(text, budget._replace(padding=True), shape), shape)
     if best is None:
         raise SpecError(f"{text} leaves nothing free to match with; type fewer of its parameters")
     raise StateBudgetError(
         f"{text} must come within {TOLERANCE:.0%} of {budget.target:,} ({budget.quantity}); its nearest is {best.arch} "
         f"with {best.value:,}; choose that value or free another parameter"
     )
+
+
+def refuse_padding(padded: Match, shape: Shape) -> None:
+    """Raise StateBudgetError for the only setting that meets a budget, because its keys are padded."""
+    spec = parse_spec(padded.arch)
+    rank, width = build(ARCHITECTURES[spec.name], spec.params, spec.name).key_rank(shape.d_model) or (0, 0)
+    raise StateBudgetError(
+        f"keys of a matched state may be at most as wide as their rank; got {padded.arch} with {padded.value:,} "
+        f"(state), whose keys have rank {rank} of d_key = {width}, so that the rest is padding; lower the state, raise "
+        f"model.d_model to {width}, or choose a feature map that is not linear"
+    )
+
+
+def is_padded(architecture: Architecture, d_model: int) -> bool:
+    """Tell if the keys of a head are wider than the largest rank that they can have."""
+    rank, width = architecture.key_rank(d_model) or (0, 0)
+    return width > rank
 
 
 def free_knobs(spec: Spec, cut: Cut, shape: Shape) -> Mapping[str, Sequence[Value]]:
@@ -131,7 +154,12 @@ def along(
         architecture = build(ARCHITECTURES[spec.name], full, spec.name)
         try:
             got = measure(architecture, budget.quantity, shape)
+            padded = budget.quantity == "state" and not budget.padding and is_padded(architecture, shape.d_model)
         except SpecError:
+            continue
+        if padded:  # and so are all later values of a range, which widen the keys or leave them as they are
+            if isinstance(values, range):
+                return
             continue
         yield Match(str(Spec(spec.name, full)), got, abs(got - budget.target) / budget.target)
         if got > 2 * budget.target and isinstance(values, range):

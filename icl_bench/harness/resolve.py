@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from icl_bench.architectures import ARCHITECTURES, Architecture
 from icl_bench.architectures.plain import Plain
 from icl_bench.errors import SpecError, UnknownNameError
-from icl_bench.runs.spec import Component, EvalSpec, ModelSpec, RunSpec, TrainSpec, label_of
+from icl_bench.runs.spec import NEWEST_RECIPE, Component, EvalSpec, ModelSpec, RunSpec, TrainSpec, label_of
 from icl_bench.schema import DOTTED, Frozen, Value, build, nearest, parse_scalar, parse_spec
 from icl_bench.tasks import TASKS, Task
 
@@ -19,12 +19,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "model": {"d_model": 128, "mlp": 0.0, "embedding_scale": 0.3},
         "train": {
             "steps": 22_624, "batch": 256, "examples": 180_000,
-            "lr": 1e-3, "warmup": 0.0, "final_lr": 0.0, "beta2": 0.999, "clip": None,
+            "recipe": 1, "lr": 1e-3, "warmup": 0.0, "final_lr": 0.0, "beta2": 0.999, "clip": None,
         },
         "evaluation": {"examples": 1000, "points": 32},
     },
 }  # fmt: skip
-"""Settings by name: `quick` for two CPU cores, `zoology` for the published protocol (arXiv 2402.18668, figure 2)."""
+"""Settings by name: `quick` for two CPU cores, `zoology` for the published protocol (arXiv 2402.18668, figure 2), which
+decays every parameter."""
 SECTIONS: Mapping[str, type[Frozen]] = {"model": ModelSpec, "train": TrainSpec, "evaluation": EvalSpec}
 """Sections of a run specification, each with fields of its own."""
 MOST_SEEDS = 10_000
@@ -75,6 +76,7 @@ def merge_settings(preset: str, settings: Sequence[str]) -> dict[str, Any]:
         hint = nearest(preset, PRESETS)
         raise UnknownNameError(f"no preset is named {preset!r}; {hint}known: {', '.join(PRESETS)}")
     merged: dict[str, Any] = {name: dict(section) for name, section in PRESETS[preset].items()}
+    merged["train"] = {"recipe": NEWEST_RECIPE, **merged.get("train", {})}
     known = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields] + ["data_seed"]
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -133,14 +135,14 @@ def arch_component(text: str, d_model: int) -> Component:
     """Return the component of one architecture as typed, with every parameter written out."""
     spec = parse_spec(text)
     if DOTTED.fullmatch(spec.name):
-        Plain(path=spec.name, params=spec.params).make(d_model)
+        Plain(path=spec.name, params=spec.params).resolved(d_model)
         return Component(name=spec.name, params=spec.params, label=str(spec))
     cls = ARCHITECTURES[spec.name]
     full = build(cls, spec.params, spec.name).resolved(d_model)
     params = plain_params(full.model_dump())
     defaults = build(cls, {name: params[name] for name in cls.shown}, spec.name).resolved(d_model)
     label = label_of(spec, params, plain_params(defaults.model_dump()), tuple(cls.shown))
-    return Component(name=spec.name, params=params, label=label)
+    return Component(name=spec.name, version=full.version, params=params, label=label)
 
 
 def plain_params(dumped: Mapping[str, Any]) -> dict[str, Value]:

@@ -39,6 +39,8 @@ class ArchitectureDeclaration(Frozen):
     """Parameters that a label names even at their defaults."""
     law: CapacityLaw | None = None
     """Dimensions of the law of capacity; none where the layer keeps no power sums of unmapped keys."""
+    reach: int | None = None
+    """Number of the latest tokens that the layer sees, the current one included; none for all."""
     short_range: bool = False
     """Reach a fixed few tokens back only: a layer in front of the mixer under study."""
 
@@ -54,4 +56,7 @@ def declaration_by_name(component: Mapping[str, Any]) -> ArchitectureDeclaration
         law = CapacityLaw(degree=degree, key_width=key_width, key_heads=heads, value_width=value_width)
     sizes = tuple(one for one in CONVENTIONAL_SIZES if one in params)
     shown, short = tuple(one for one in CONVENTIONAL_SHOWN if one in params), name == "gated-conv"
-    return ArchitectureDeclaration(name=name, size_parameters=sizes, shown=shown, law=law, short_range=short)
+    reach = params["w"] if name == "window" else None
+    return ArchitectureDeclaration(
+        name=name, size_parameters=sizes, shown=shown, law=law, reach=reach, short_range=short
+    )

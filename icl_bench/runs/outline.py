@@ -52,6 +52,10 @@ class CellExamples(NamedTuple):
     alphabet: int | None
     scored: int
     oracle_error: float | None
+    references: tuple[tuple[str, float], ...] = ()
+    """Accuracy of solvers that keep the whole context, by name."""
+    repeated: float | None = None
+    """Share of the examples that were trained on; none where they were not counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +130,7 @@ def shared_texts(record: RunRecord) -> dict[str, str]:
     spec, train = dict(record.spec), dict(record.spec["train"])
     del spec["seed"], spec["data_seed"], train["lr"]
     result = record.result
-    cells = [[getattr(cell, name) for name in CellExamples._fields] for cell in result.cells]
+    cells = [{name: getattr(cell, name) for name in CellExamples._fields} for cell in result.cells]
     controls = sorted({name for cell in result.cells for name in cell.controls})
     groups = sorted({name for cell in result.cells for name in cell.groups})
     length = result.state.length if result.state else None
@@ -148,7 +152,8 @@ def parse_setting(text: str) -> Setting:
 def parse_evaluation(text: str) -> Evaluation:
     """Parse an evaluation from its JSON text."""
     cells, controls, groups, length = json.loads(text)
-    return Evaluation(tuple(CellExamples(*cell) for cell in cells), tuple(controls), tuple(groups), length)
+    examples = [CellExamples(**{**cell, "references": tuple(sorted(cell["references"].items()))}) for cell in cells]
+    return Evaluation(tuple(examples), tuple(controls), tuple(groups), length)
 
 
 PARSERS: Mapping[str, Callable[[str], Any]] = {

@@ -25,6 +25,10 @@ class GroupScore(Frozen):
     """Share of these positions answered correctly."""
     count: int
     """Number of scored positions in the group."""
+    floor: float | None = None
+    """Accuracy of the cell's best trivial solver on these positions; none in results of older versions."""
+    references: Mapping[str, float] = Field(default_factory=dict)
+    """Accuracy on these positions of solvers that learn nothing but keep the whole context, by name."""
 
 
 class CellScore(Frozen):
@@ -49,9 +53,14 @@ class CellScore(Frozen):
     oracle_error: float | None = None
     """Relative squared error of the oracle on the same examples; none for tasks of tokens."""
     floor: float
-    """Accuracy on the same examples of the trivial solver that is best on the validation split."""
+    """Accuracy of the best trivial solver on the same examples; before 2026-11-29, of the one best on validation."""
     floor_solver: str
     """Name of that trivial solver."""
+    references: Mapping[str, float] = Field(default_factory=dict)
+    """Accuracy on the same examples of solvers that learn nothing but keep the whole context, such as induction by the
+    latest equal letters, by name; no floor for a state."""
+    repeated: float | None = None
+    """Share of these examples whose content was trained on; none for tasks of so many examples that none is."""
     state_bits: float
     """Number of bits that a model must carry to solve the cell."""
     scored: int

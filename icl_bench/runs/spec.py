@@ -5,13 +5,16 @@ fleet size and paths are no part of it.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from icl_bench.schema import Frozen, Spec, Value, content_hash
 
 Precision = Literal["float32", "bfloat16"]
+Recipe = Literal[1, 2]
+NEWEST_RECIPE: Recipe = 2
+"""Training recipe of new runs."""
 
 RUN_DOMAIN = "icl-bench/run/v1"
 """Prefix of the hashed text, which separates hashes of specifications from other hashes."""
@@ -25,15 +28,32 @@ class Component(Frozen):
     name: str
     """Registry name, or `package.module:Class` for a layer from outside the package."""
     version: int = 1
-    """Version of the data of a task; it rises when equal parameters give other data than before."""
+    """Version of a task's data or of an architecture's numbers; it rises when equal parameters give others."""
     params: Mapping[str, Value]
     """Parameters, including defaults."""
     label: str = Field(exclude=True)
     """Name in reports, with the parameters that differ from the defaults; no part of the identity."""
 
 
-class ModelSpec(Frozen):
+class GrownSpec(Frozen):
+    """Base of records that gained fields: one that has its `former` value is left out of the JSON, and so of the hash.
+
+    Runs from before a field existed thus keep their ids.
+    """
+
+    former: ClassVar[Mapping[str, Any]] = {}
+    """Values that newer fields had, in effect, before they existed."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_former(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = handler(self)
+        return {key: value for key, value in plain.items() if key not in self.former or value != self.former[key]}
+
+
+class ModelSpec(GrownSpec):
     """The model around the sequence mixers."""
+
+    former: ClassVar[Mapping[str, Any]] = {"init": "fan-in"}
 
     d_model: int = Field(default=64, ge=1)
     """Model width, C."""
@@ -45,11 +65,30 @@ class ModelSpec(Frozen):
     """Use the transpose of the embedding as the output head."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Standard deviation of the initial embedding, relative to 1 / sqrt(d_model)."""
+    init: Literal["fan-in", "gpt-2"] = "fan-in"
+    """Start of weights: `fan-in`, std 1 / sqrt(inputs), or `gpt-2`, std .02, as most published code; output projections
+    are divided by sqrt(2 layers) in both, and gates and decays start as their source has them."""
+
+    @model_validator(mode="after")
+    def _check_init(self) -> Self:
+        if self.init == "gpt-2" and self.embedding_scale != 1.0:
+            raise ValueError(
+                f"embedding_scale belongs to init=fan-in, as gpt-2 sets the embedding; got {self.embedding_scale:g}; "
+                "leave one of them out"
+            )
+        return self
 
 
-class TrainSpec(Frozen):
-    """The optimiser (AdamW), its schedule and the training budget."""
+class TrainSpec(GrownSpec):
+    """The optimiser, its schedule and the training budget."""
 
+    former: ClassVar[Mapping[str, Any]] = {"recipe": 1, "optimiser": "adamw"}
+
+    recipe: Recipe = 1
+    """Version of the training: 1 applies weight decay to every parameter, 2 to matrices and tables alone; new runs take
+    the newest unless they set another, and a specification without this field is of recipe 1."""
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, or `muon`: orthogonalised momentum for the matrices between activations, AdamW for the rest."""
     steps: int = Field(default=300, ge=1)
     """Number of updates."""
     batch: int = Field(default=64, ge=1)
@@ -57,7 +96,7 @@ class TrainSpec(Frozen):
     lr: float = Field(default=1e-2, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """Decoupled weight decay, applied to every parameter."""
+    """Decoupled weight decay; `recipe` says of which parameters."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of the updates during which the learning rate rises linearly to its peak."""
     final_lr: float = Field(default=0.1, ge=0, le=1)
@@ -70,6 +109,14 @@ class TrainSpec(Frozen):
     """Largest norm of the gradient of a model; none to clip nothing."""
     examples: int | None = Field(default=None, ge=1)
     """Size of a fixed training set, divided among the cells and read in cycles; none to draw fresh examples always."""
+
+
+FORMER_VALUES: Mapping[str, str] = {
+    f"{section}.{name}": str(value)
+    for section, model in (("model", ModelSpec), ("train", TrainSpec))
+    for name, value in model.former.items()
+}
+"""Values of the fields that a stored specification leaves out, by dotted path, as text."""
 
 
 class EvalSpec(Frozen):
@@ -149,6 +196,6 @@ class RunSpec(Frozen):
 
 def label_of(spec: Spec, params: Mapping[str, Value], defaults: Mapping[str, Value], shown: tuple[str, ...]) -> str:
     """Return the spec with the parameters in `shown`, then the typed parameters that differ from their defaults."""
-    typed = {key for key in spec.params if params[key] != defaults[key]}
+    typed = {key for key in spec.params if params.get(key) != defaults.get(key)}
     named = (*shown, *(key for key in params if key in typed and key not in shown))
     return str(Spec(spec.name, {key: params[key] for key in named}))

@@ -8,7 +8,7 @@ import pytest
 
 from icl_bench.registry import PLUGIN_MODULES
 from icl_bench.runs.store import Store
-from tests.runs.records import MANIFEST, finished, result, spec
+from tests.runs.records import MANIFEST, POINT, finished, result, spec
 
 LAYER = """
 import torch
@@ -124,3 +124,18 @@ def test_a_study_file_imports_what_was_named_alone(command, tmp_path, monkeypatc
 def test_an_unknown_logger_is_refused_before_training(command) -> None:
     refused = command("run", "assoc-recall", "--arch", "linear", "--log", "tensorbored")
     assert refused.status == 2 and "did you mean 'tensorboard'?" in refused.err and "started" not in refused.err
+
+
+def test_floors_are_measured_anew_for_reports(command, tmp_path) -> None:
+    made = Store(tmp_path / "icl-runs")
+    for seed, label in ((0, "pairs=16"), (1, "pairs=16"), (2, "pairs=17")):
+        (cell,) = result(spec(seed)).cells
+        writer = made.begin(spec(seed), MANIFEST)
+        writer.log(POINT)
+        writer.commit(result(spec(seed)).model_copy(update={"cells": (cell.model_copy(update={"label": label}),)}))
+    outcome = command("runs", "floors", "--store", str(made.root))
+    assert outcome.status == 0 and outcome.out == f"floors of 2 sets of test examples: {made.root / 'floors.json'}\n"
+    assert "not measured: assoc-recall: no cell is labelled 'pairs=17'" in outcome.err
+    outcome = command("report", str(made.root), "-o", str(tmp_path / "r.md"))
+    text = (tmp_path / "r.md").read_text()
+    assert outcome.status == 0 and "| `most-frequent` | `any-value` |" in text

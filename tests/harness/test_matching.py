@@ -18,7 +18,7 @@ def made(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["power:p=2", "power:p=3", "power:p=2,gate=true,conv=0", "linear", "window", "softmax"]
+    "text", ["power:p=2", "power:p=3", "power:p=2,gate=true,conv=0", "linear:feature_map=relu", "window", "softmax"]
 )
 @pytest.mark.parametrize("target", [20_000, 65_536])
 def test_what_is_found_carries_what_it_says_within_five_percent(text: str, target: int) -> None:
@@ -75,6 +75,30 @@ def test_parameters_and_work_are_matched_too(quantity) -> None:
 def test_what_cannot_be_met_is_said(text, budget, error, message) -> None:
     with pytest.raises(error, match=message):
         match(text, budget, SHAPE)
+
+
+WIDE = Shape(d_model=128, layers=2, length=512)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "shape", "rank", "width"),
+    [
+        ("linear:conv=2", 262_144, WIDE, 128, 963),
+        ("linear:conv=2,d_value=32", 65_536, WIDE, 128, 240),
+        ("power:p=1,d_value=8,conv=2,normalizer=rms", 8_000, SHAPE, 64, 99),
+    ],
+)
+def test_keys_wider_than_their_rank_are_no_matched_state(text, target, shape, rank, width) -> None:
+    with pytest.raises(StateBudgetError, match=rf"keys have rank {rank} of d_key = {width}, so that the rest is padd"):
+        match(text, Budget(target), shape)
+    padded = match(text, Budget(target, padding=True), shape)
+    assert f"d_key={width}" in padded.arch and padded.error < 0.01
+
+
+def test_keys_as_wide_as_their_rank_and_mapped_keys_are_matched() -> None:
+    assert match("linear:conv=2", Budget(65_536), WIDE).arch == "linear:conv=2,d_key=128,d_value=59"
+    assert match("linear:conv=2,feature_map=relu", Budget(262_144), WIDE).arch.endswith("d_key=935")
+    assert match("linear", Budget(10**6, "params"), SHAPE).value > 950_000
 
 
 @given(st.integers(1, 10**6))

@@ -1,24 +1,26 @@
-"""The study file: its fields, and the safe reading of YAML that may come from anyone.
+"""The study file: its fields, and the safe reading of YAML that may come from anyone; see docs/study-files.md.
 
 The text of learning rates, seeds and sizes is parsed here, once; a `Study` holds numbers.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from icl_bench.architectures.base import Cut
 from icl_bench.errors import SpecError, UnknownNameError
 from icl_bench.harness.matching import Quantity, parse_state
-from icl_bench.harness.resolve import parse_lrs, parse_seeds, split_pattern
+from icl_bench.harness.resolve import merge_settings, parse_lrs, parse_seeds, split_pattern
 from icl_bench.registry import plugin_modules
+from icl_bench.runs.rates import Choice
 from icl_bench.runs.spec import Precision
-from icl_bench.schema import DOTTED, Frozen, build, nearest
+from icl_bench.schema import DOTTED, Frozen, Scalar, build, format_value, nearest
 
 LARGEST_STUDY = 1 << 16
 """Largest size of a study file, in bytes."""
@@ -53,6 +55,8 @@ class MatchSpec(Frozen):
     """Matched quantity: `state` elements, mixer `params`, or forward `flops` per token."""
     cut: Cut = "width"
     """Free parameters: `width` frees the widths of keys and values, `degree` frees the power p alone."""
+    padding: bool = False
+    """Accept keys wider than the model, part of whose state can hold nothing; studies of 2026-11-24 do."""
 
 
 class Published(Frozen):
@@ -81,6 +85,8 @@ class Study(Frozen):
     """Expectations, written down before the study ran."""
     conclusions: tuple[str, ...] = ()
     """Conclusions of the author after the first run: place, date, and results that were not expected."""
+    corrections: tuple[str, ...] = ()
+    """Dated statements of what is wrong in the study or its conclusions; its report opens with them."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """Tasks, as typed on the command line."""
     archs: tuple[str, ...] = Field(min_length=1)
@@ -91,10 +97,21 @@ class Study(Frozen):
     """Quantity that the sizes count."""
     lr: RateGrid = parse_lrs("1e-4..1e-1/7")
     """Learning rates to tune over, given in the grammar of --lr."""
-    tune_seeds: SeedList = (1000,)
+    tune_seeds: SeedList = parse_seeds("1000..1002")
     """Seeds of the tuning runs, given in the grammar of --seeds."""
     seeds: SeedList = parse_seeds("0..4")
     """Fresh seeds of the measuring runs, given in the grammar of --seeds."""
+    bimodal_seeds: int = Field(default=10, ge=0)
+    """Number of measuring seeds of an architecture whose seeds turn out bimodal; seeds after the last are added."""
+    protocol: Literal[1, 2] = 2
+    """Version of tuning: 1 chooses by the median on the grid; 2 by lock-in and the worst seed, refines the grid by half
+    its spacing around the best rate, and adds seeds where outcomes are bimodal."""
+    primary_test: Literal["rank", "lock-in"] = "rank"
+    """Test on which the claims of the report rest: of accuracies by ranks, or of numbers of locked-in seeds."""
+    axes: Mapping[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Values of fields of --set, such as `model.d_model`; the study repeats itself for every combination of them."""
+    ladder: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    """Multiples of `train.steps` at which the study repeats itself, rising; every rung chooses learning rates anew."""
     preset: str = "default"
     """Preset of settings, as for --preset."""
     settings: tuple[str, ...] = ()
@@ -103,6 +120,39 @@ class Study(Frozen):
     """Arithmetic of the forward and backward pass."""
     published: tuple[Published, ...] = ()
     """Published results to draw beside the measured ones."""
+
+    @model_validator(mode="after")
+    def _check_protocol(self) -> Self:
+        both = sorted(set(self.seeds) & set(self.tune_seeds))
+        if both and self.protocol > 1:
+            raise ValueError(
+                f"seeds that measure have no part in choosing a rate; got {both[0]} in both; change seeds or tune_seeds"
+            )
+        if list(self.ladder) != sorted(set(self.ladder)):
+            raise ValueError(f"a ladder rises; got {list(self.ladder)}; write it as [1, 4, 16]")
+        for combination in self.combinations:
+            merge_settings(self.preset, (*self.settings, *combination))
+        if taken := sorted({"train.lr", "train.steps" * (len(self.ladder) > 1), "data_seed"} & self.axes.keys()):
+            raise ValueError(f"an axis is no field that the study varies itself; got {taken[0]}; use lr: or ladder:")
+        return self
+
+    @property
+    def choice(self) -> Choice:
+        """Rule by which learning rates are chosen."""
+        return "median" if self.protocol == 1 else "lock-in"
+
+    @property
+    def combinations(self) -> list[tuple[str, ...]]:
+        """Combinations of the values of the axes, as assignments of --set, the last axis varying first."""
+        values = [[f"{name}={format_value(value)}" for value in own] for name, own in self.axes.items()]
+        return list(itertools.product(*values))
+
+    @property
+    def more_seeds(self) -> tuple[int, ...]:
+        """Seeds that a bimodal architecture is measured with besides `seeds`."""
+        fresh = (seed for seed in itertools.count(max(self.seeds) + 1) if seed not in self.tune_seeds)
+        missing = self.bimodal_seeds - len(self.seeds) if self.protocol > 1 else 0
+        return tuple(itertools.islice(fresh, max(0, missing)))
 
 
 class UniqueKeyLoader(yaml.SafeLoader):

@@ -1,30 +1,39 @@
 """The protocol of a study: match sizes, choose learning rates on validation accuracy, measure fresh seeds.
 
-A study runs in two phases. Tuning trains a grid of learning rates on seeds of its own, and extends the grid until the
-best rate is an interior point. Measuring trains fresh seeds at the chosen rate. All runs are ordinary runs, found in
-the store by their ids, so that a study can grow without repeating a finished run.
+A study has parts: one for every rung of its ladder, combination of its axes, task and size, in this order. A part tunes
+the learning rate of each contender, measures fresh seeds at the chosen rate, and measures more of them where outcomes
+are bimodal. A higher rung starts its grid around the rate that the rung below chose. All runs are ordinary runs, found
+in the store by their ids, so that a study can grow, part by part, without repeating a finished run.
 """
 
-import math
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from icl_bench.errors import StateBudgetError
 from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.matching import Budget, Match, Shape, match
-from icl_bench.harness.resolve import Request, expand_request, make_task, model_of, task_component
+from icl_bench.harness.resolve import Request, expand_request, make_task, merge_settings, model_of, task_component
 from icl_bench.harness.study.file import Study
-from icl_bench.runs.rates import SCORED, choose_rate, rate_score, validation_accuracy
+from icl_bench.harness.study.tuning import (
+    Grid,
+    any_locked_in,
+    best_rate,
+    grow_grid,
+    rounded_rate,
+    run_floor,
+    spacing_of,
+    tune,
+)
+from icl_bench.runs.rates import SCORED, is_bimodal
 from icl_bench.runs.record import RunRecord
-from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.spec import RunSpec, TrainSpec
 from icl_bench.runs.store import Store
-
-MOST_EXTENSIONS = 4
-"""Largest number of points by which a grid of learning rates may grow on each side."""
+from icl_bench.schema import build
 
 
 class Contender(NamedTuple):
-    """An architecture at one size on one task."""
+    """An architecture at one size on one task, in one part of a study."""
 
     task: str
     arch: str
@@ -32,6 +41,18 @@ class Contender(NamedTuple):
     size: int | None
     """Size to match; none if the architecture stays as typed."""
     matched: Match | None
+    settings: tuple[str, ...] = ()
+    """Assignments of --set by which the part differs from others."""
+
+
+class StudyPart(NamedTuple):
+    """The contenders that are tuned and measured together."""
+
+    title: str
+    """Values by which the part differs from others; empty for a study of one part."""
+    contenders: list[Contender]
+    below: list[Contender]
+    """The same contenders one rung below, in order; empty on the lowest rung."""
 
 
 class StudyOutcome(NamedTuple):
@@ -42,104 +63,172 @@ class StudyOutcome(NamedTuple):
     tuning: list[RunRecord]
     """Runs of the grid of learning rates."""
     left_out: list[str]
-    """Reasons why some contenders could not be made, a message each."""
+    """Reasons why some contenders could not be made, and the parts that were not asked for, a message each."""
 
 
-class StudyPlan(NamedTuple):
-    """The runs of a study before its grids are extended."""
+class StudyPartPlan(NamedTuple):
+    """The runs of a part before its grids grow, and before bimodal contenders get more seeds."""
 
+    part: StudyPart
     runs: int
     done: int
     """Number of tuning runs that the store holds already."""
-    left_out: list[str]
-    """Reasons why some contenders could not be made, a message each."""
-    contenders: list[Contender]
     left: list[list[RunSpec]]
     """Unfinished runs of the two phases; measuring runs are listed at the first rate of the grid."""
 
 
-def make_contenders(study: Study) -> tuple[list[Contender], list[str]]:
-    """Match every architecture to every size on every task; also return why some of them cannot be matched."""
+class StudyPlan(NamedTuple):
+    """The parts of a study and what is left of them."""
+
+    parts: list[StudyPartPlan]
+    left_out: list[str]
+    """Reasons why some contenders could not be made, a message each."""
+
+    @property
+    def runs(self) -> int:
+        """Number of runs of all parts."""
+        return sum(part.runs for part in self.parts)
+
+    @property
+    def done(self) -> int:
+        """Number of tuning runs of all parts that the store holds already."""
+        return sum(part.done for part in self.parts)
+
+
+def study_parts(study: Study) -> tuple[list[StudyPart], list[str]]:
+    """Return the parts of a study in the order in which they run, and why some contenders cannot be matched."""
+    steps = build(TrainSpec, merge_settings(study.preset, study.settings).get("train", {}), "train").steps
+    lowest, left_out = [], []
+    for place in itertools.product(study.combinations, study.tasks, study.sizes or (None,)):
+        contenders, messages = match_contenders(study, *place)
+        left_out += messages
+        if contenders:
+            lowest.append(StudyPart(place_title(study, *place), contenders, []))
+    parts: list[StudyPart] = []
+    for rung in study.ladder:
+        budget = (f"train.steps={steps * rung}",) if len(study.ladder) > 1 else ()
+        below = [part.contenders for part in parts[-len(lowest) :]] or [[]] * len(lowest)
+        for part, under in zip(lowest, below, strict=True):
+            here = [each._replace(settings=(*each.settings, *budget)) for each in part.contenders]
+            parts.append(StudyPart(", ".join(filter(None, [part.title, *budget])), here, under))
+    return parts, left_out
+
+
+def place_title(study: Study, combination: tuple[str, ...], task: str, size: int | None) -> str:
+    """Return the values by which a place of a study differs from its other places."""
+    own_task, own_size = (task,) * (len(study.tasks) > 1), (f"{size} {study.match.by}",) * (len(study.sizes) > 1)
+    return ", ".join((*combination, *own_task, *own_size))
+
+
+def match_contenders(
+    study: Study, combination: tuple[str, ...], task: str, size: int | None
+) -> tuple[list[Contender], list[str]]:
+    """Match every architecture to a size on a task; also return why some of them cannot be matched."""
+    if size is None:
+        return [Contender(task, arch, None, None, combination) for arch in study.archs], []
     found, left_out = [], []
-    model = model_of(study.preset, study.settings)
-    for task in study.tasks:
-        length = max(cell.length for cell in make_task(task_component(task)).eval_cells)
-        shape = Shape(model.d_model, model.layers, length)
-        for size in study.sizes or (None,):
-            for arch in study.archs:
-                if size is None:
-                    found.append(Contender(task, arch, None, None))
-                    continue
-                try:
-                    matched = match(arch, Budget(size, study.match.by, study.match.cut), shape)
-                    found.append(Contender(task, matched.arch, size, matched))
-                except StateBudgetError as error:
-                    left_out.append(str(error))
+    model = model_of(study.preset, (*study.settings, *combination))
+    length = max(cell.length for cell in make_task(task_component(task)).eval_cells)
+    budget = Budget(size, study.match.by, study.match.cut, study.match.padding)
+    for arch in study.archs:
+        try:
+            matched = match(arch, budget, Shape(model.d_model, model.layers, length))
+            found.append(Contender(task, matched.arch, size, matched, combination))
+        except StateBudgetError as error:
+            left_out.append(": ".join([*combination, str(error)]))
     return found, left_out
 
 
 def runs_of(study: Study, contender: Contender, lrs: Sequence[float], seeds: Sequence[int]) -> list[RunSpec]:
     """Return the run specifications of one contender at these learning rates and seeds."""
-    archs = [contender.arch]
-    return expand_request(Request(contender.task, archs, study.preset, lrs, seeds, study.precision, study.settings))
+    settings = (*study.settings, *contender.settings)
+    return expand_request(
+        Request(contender.task, [contender.arch], study.preset, lrs, seeds, study.precision, settings)
+    )
 
 
-def run_study(study: Study, executor: Executor) -> StudyOutcome:
-    """Tune the learning rates of all contenders, then measure each contender at its best rate."""
-    contenders, left_out = make_contenders(study)
-    tuning = tune(study, contenders, executor) if len(study.lr) > 1 else {}
-    chosen = {each: best_rate(tuning[each]) if tuning else study.lr[0] for each in contenders}
-    measuring = [spec for each in contenders for spec in runs_of(study, each, [chosen[each]], study.seeds)]
-    measured = executor.finish(measuring) if measuring else []
+def run_study(study: Study, executor: Executor, most_parts: int | None = None) -> StudyOutcome:
+    """Tune the learning rates of all contenders, then measure each at its best rate, part by part.
+
+    With `most_parts`, stop after so many parts.
+    """
+    parts, left_out = study_parts(study)
+    asked = parts if most_parts is None else parts[:most_parts]
+    tuning: dict[Contender, list[RunRecord]] = {}
+    measured: list[RunRecord] = []
+    for part in asked:
+        if len(study.lr) > 1:
+            grids = first_grids(study, part, tuning)
+            tuning |= tune(
+                grids,
+                lambda each, grid: runs_of(study, each, grid, study.tune_seeds),
+                lambda grid, records: next_grid(study, grid, records),
+                executor,
+            )
+        chosen = {each: rate_of(study, tuning.get(each, [])) for each in part.contenders}
+        measured += measure_fresh(study, chosen, executor)
+    if missing := parts[len(asked) :]:
+        left_out = [
+            *left_out,
+            f"{len(missing)} of {len(parts)} parts have not run, from {missing[0].title} on",
+        ]
     return StudyOutcome(measured, [record for records in tuning.values() for record in records], left_out)
 
 
-def tune(study: Study, contenders: Sequence[Contender], executor: Executor) -> dict[Contender, list[RunRecord]]:
-    """Train each contender on its grid of learning rates, and extend the grid until the best rate is interior."""
-    grids = dict.fromkeys(contenders, study.lr)
-    tuning: dict[Contender, list[RunRecord]] = {}
-    for _ in range(2 * MOST_EXTENSIONS + 1 if contenders else 0):
-        wanted = {each: runs_of(study, each, grids[each], study.tune_seeds) for each in contenders}
-        records = executor.finish([spec for specs in wanted.values() for spec in specs])
-        by_id = {record.result.id: record for record in records}
-        tuning = {each: [by_id[spec.id] for spec in specs] for each, specs in wanted.items()}
-        grown = {each: extend_grid(grids[each], best_rate(tuning[each]), study.lr) for each in contenders}
-        if grown == grids:
-            break
-        grids = grown
-    return tuning
+def first_grids(study: Study, part: StudyPart, tuning: Mapping[Contender, list[RunRecord]]) -> dict[Contender, Grid]:
+    """Return the first grid of each contender of a part: around the rate of the rung below, where that trained."""
+    grids = dict.fromkeys(part.contenders, study.lr)
+    spacing = spacing_of(study.lr)
+    for each, below in zip(part.contenders, part.below, strict=False):
+        if any_locked_in(tuning[below]):
+            rate = rate_of(study, tuning[below])
+            grids[each] = rounded_rate(rate / spacing), rate, rounded_rate(rate * spacing)
+    return grids
 
 
-def best_rate(records: Sequence[RunRecord]) -> float:
-    """Choose the learning rate of one contender from the records of its tuning runs."""
-    rates: dict[float, list[float]] = {record.result.lr: [] for record in records}
-    for record in records:
-        if record.result.status in SCORED:
-            rates[record.result.lr].append(validation_accuracy(record))
-    return choose_rate({rate: rate_score(accuracies) for rate, accuracies in rates.items()})
-
-
-def extend_grid(grid: tuple[float, ...], best: float, first: Sequence[float]) -> tuple[float, ...]:
-    """Add a learning rate beyond the best one if that is the lowest or highest of the grid and growth is allowed.
-
-    The grid before any extension, `first`, sets the ratio of neighbouring rates and the limits of growth.
-    """
-    ordered = tuple(sorted(grid))
-    if len(ordered) < 2 or len(ordered) >= len(first) + 2 * MOST_EXTENSIONS:
+def next_grid(study: Study, grid: Grid, records: Sequence[RunRecord]) -> Grid:
+    """Return the grid that follows these records; by protocol 2 one at which no seed left the floor stays as it is."""
+    if study.protocol > 1 and not any_locked_in(records):
         return grid
-    ratio = math.exp(math.log(max(first) / min(first)) / (len(first) - 1))
-    if best == ordered[0] and best > min(first) / ratio ** (MOST_EXTENSIONS - 0.5):
-        return (float(f"{best / ratio:.6g}"), *ordered)
-    if best == ordered[-1] and best < max(first) * ratio ** (MOST_EXTENSIONS - 0.5):
-        return (*ordered, float(f"{best * ratio:.6g}"))
-    return grid
+    return grow_grid(grid, rate_of(study, records), study.lr, refine=study.protocol > 1)
+
+
+def rate_of(study: Study, records: Sequence[RunRecord]) -> float:
+    """Return the best learning rate of a contender by its tuning runs; without any, the only rate of the study."""
+    return best_rate(records, study.choice) if records else study.lr[0]
+
+
+def measure_fresh(study: Study, chosen: Mapping[Contender, float], executor: Executor) -> list[RunRecord]:
+    """Measure contenders at their chosen rates on fresh seeds, and on more of them where outcomes are bimodal."""
+    wanted = {each: runs_of(study, each, [rate], study.seeds) for each, rate in chosen.items()}
+    if not wanted:
+        return []
+    by_id = {one.result.id: one for one in executor.finish([spec for specs in wanted.values() for spec in specs])}
+    more = [
+        spec
+        for each, specs in wanted.items()
+        if study.more_seeds and is_bimodal_contender([by_id[spec.id] for spec in specs])
+        for spec in runs_of(study, each, [chosen[each]], study.more_seeds)
+    ]
+    return [*by_id.values(), *(executor.finish(more) if more else ())]
+
+
+def is_bimodal_contender(records: Sequence[RunRecord]) -> bool:
+    """Return whether the seeds of a contender fall into two modes by their test accuracy."""
+    return is_bimodal([one.result.accuracy for one in records if one.result.status in SCORED], run_floor(records))
 
 
 def plan_study(study: Study, store: Store) -> StudyPlan:
     """Count the runs of a study before tuning; the measuring runs are counted at the first learning rate."""
-    contenders, left_out = make_contenders(study)
+    parts, left_out = study_parts(study)
+    return StudyPlan([plan_part(study, part, store) for part in parts], left_out)
+
+
+def plan_part(study: Study, part: StudyPart, store: Store) -> StudyPartPlan:
+    """Count the runs of a part; above the lowest rung a grid is counted as three rates."""
     rates = study.lr if len(study.lr) > 1 else ()
-    grid = [spec for each in contenders if rates for spec in runs_of(study, each, rates, study.tune_seeds)]
-    measuring = [spec for each in contenders for spec in runs_of(study, each, study.lr[:1], study.seeds)]
+    rates = rates[:3] if part.below else rates
+    grid = [spec for each in part.contenders if rates for spec in runs_of(study, each, rates, study.tune_seeds)]
+    measuring = [spec for each in part.contenders for spec in runs_of(study, each, study.lr[:1], study.seeds)]
     left = [[spec for spec in runs if not store.has(spec.id)] for runs in (grid, measuring)]
-    return StudyPlan(len(grid) + len(measuring), len(grid) - len(left[0]), left_out, contenders, left)
+    return StudyPartPlan(part, len(grid) + len(measuring), len(grid) - len(left[0]), left)

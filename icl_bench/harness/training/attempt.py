@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from icl_bench.architectures.plain import LayerFaultError
 from icl_bench.errors import IclBenchError
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.training.batches import ExampleStream
@@ -87,6 +88,7 @@ def train_members(
         loop = TrainingLoop(
             Trainer(specs, machine), guarded, lambda member, point: writers[member].log(point), checkpoints=checkpoints
         )
+        loop.trainer.check_own_layers()
         scores = loop.run()
     except IclBenchError:
         raise
@@ -107,6 +109,8 @@ def train_members(
 
 def describe_failure(error: Exception, members: int, last: bool) -> tuple[Status, str]:
     """Return status and detail of runs that an error ended; raise FleetFailedError if another attempt may do better."""
+    if isinstance(error, LayerFaultError):
+        return "error", str(error)
     kind = failure_kind(error)
     first_line = (str(error).splitlines() or [type(error).__name__])[0]
     if (kind == "fault" and not last) or (kind == "memory" and members > 1):

@@ -16,9 +16,7 @@ from icl_bench.architectures.interface import Scores
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.runs.record import GroupScore
-from icl_bench.runs.spec import EvalSpec
 from icl_bench.tasks import Batch, Task
-from icl_bench.tasks.base import measured_floors
 
 TOKENS_PER_PIECE = {"cpu": 1 << 18, "cuda": 1 << 20}
 """Most tokens of a piece by device, over all members: what a cache holds, and fewer than a fleet trains on at once."""
@@ -159,22 +157,6 @@ def evaluate_controls(model: WorkingModel, stream: ExampleStream, examples: int)
         name: evaluate(model, stream, [Batch(*map(Tensor.view_as, changed, batch))]).accuracy
         for name, changed in stream.task.controls(flatten_members(batch), stream.cell).items()
     }
-
-
-def best_floors(validation: ExampleStream, test: ExampleStream, spec: EvalSpec) -> list[tuple[str, float]]:
-    """Return for each member the trivial solver that is best on validation, and its accuracy on the test examples.
-
-    Members of one data seed share their examples, so that their floor is measured once.
-    """
-    seen, asked = validation.first(spec.validation), test.first(spec.examples)
-    rows = list(range(test.members)) if test.rows is None else test.rows.tolist()
-    floors = {}
-    for row in set(rows):
-        own = [Batch(*(part[rows.index(row)] for part in batch)) for batch in (seen, asked)]
-        validated, tested = (measured_floors(test.task, test.cell, examples) for examples in own)
-        solver = max(validated, key=validated.__getitem__)
-        floors[row] = solver, tested[solver]
-    return [floors[row] for row in rows]
 
 
 MOST_EXAMPLES = 128

@@ -1,15 +1,17 @@
-"""AdamW over a fleet, and the rule by which a loss that explodes counts as diverged.
+"""The optimiser of a fleet, AdamW or Muon, and the rule by which a loss that explodes counts as diverged.
 
 Parameters are [M, ...]; each member has its own learning rate, decay and clipping.
 """
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from icl_bench.architectures.layers import decays
+from icl_bench.architectures.layers import decays, kind_of
+from icl_bench.harness.training.muon import muon_step
 from icl_bench.kernels.fleet.adamw import adamw_step
 from icl_bench.kernels.fleet.layout import MemberState, OptimiserBuffers, ParameterLayout
 from icl_bench.kernels.fleet.monitored_means import LossLimit, monitored_means
@@ -34,15 +36,15 @@ class DivergenceMonitor:
         return monitored_means(losses, hits, self.sums, self.history, LOSS_LIMIT)
 
 
-class FleetAdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), a warm-up and a cosine.
+class FleetOptimiser:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101) or Muon, a warm-up and a cosine.
 
-    Parameters, gradients and moments lie in flat buffers, of which the parameters become views. A step works on device
-    tensors alone, the step counter included, so that a CUDA graph can hold it. A member whose loss or gradient is not
-    finite is never updated again; the other members are not affected.
+    Parameters, gradients and moments lie in flat buffers, of which the parameters become views; the matrices that Muon
+    updates come last. A step works on device tensors alone, the step counter included, so that a CUDA graph can hold
+    it. A member whose loss or gradient is not finite is never updated again; the other members are not affected.
 
     Args:
-        parameters: [M, ...] float32 each.
+        parameters: [M, ...] float32 each, declared by a layer.
         specs: Training of each member; learning rates and decays may differ.
         working: Type that matrices are rounded to for the forward pass, once a step; None to use them as they are.
     """
@@ -50,11 +52,14 @@ class FleetAdamW:
     def __init__(
         self, parameters: Sequence[nn.Parameter], specs: Sequence[TrainSpec], working: torch.dtype | None = None
     ) -> None:
-        self.parameters = list(parameters)
         self.shared = specs[0]
+        by_muon = [self.shared.optimiser == "muon" and kind_of(parameter) == "matrix" for parameter in parameters]
+        order = sorted(range(len(parameters)), key=by_muon.__getitem__)
+        self.parameters = [parameters[i] for i in order]
+        self.first_matrix = by_muon.count(False)
         device = self.parameters[0].device
         self.shapes = [parameter.shape for parameter in self.parameters]
-        exempt = tuple(i for i, parameter in enumerate(self.parameters) if not decays(parameter))
+        exempt = tuple(i for i, parameter in enumerate(self.parameters) if not decays(parameter, self.shared.recipe))
         self.layout = ParameterLayout(len(specs), tuple(shape[1:].numel() for shape in self.shapes), exempt)
         flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
         copy = None if working is None else flat.to(working)
@@ -62,7 +67,8 @@ class FleetAdamW:
         self.buffers = OptimiserBuffers(flat, gradients, torch.zeros_like(flat), torch.zeros_like(flat), copy)
         for parameter, view in zip(self.parameters, self.views(flat), strict=True):
             parameter.data = view
-        self.tiles = self.layout.tiles().to(device)
+        self.adamw_layout = self.layout._replace(sizes=self.layout.sizes[: self.first_matrix])
+        self.tiles = self.adamw_layout.tiles().to(device)
         self.state = MemberState(
             losses=torch.zeros(len(specs), device=device),
             steps=torch.zeros((), device=device, dtype=torch.int64),
@@ -73,10 +79,12 @@ class FleetAdamW:
             diverged_at=torch.zeros(len(specs), device=device, dtype=torch.int64),
         )
         self.working: list[Tensor] = list(self.parameters)
-        """Parameters as the forward pass uses them: rounded copies of matrices, vectors as they are."""
+        """Parameters as the forward pass uses them: rounded copies of matrices, vectors as they are; in flat order."""
         if copy is not None:
             copies = [view.detach().requires_grad_() for view in self.views(copy)]
             self.working = [own if own.dim() > 2 else full for own, full in zip(copies, self.parameters, strict=True)]
+        self.given_order = [self.working[order.index(i)] for i in range(len(order))]
+        """The working parameters in the order in which they were given."""
         self.ones = torch.ones_like(self.state.losses)
         self.gradients, self.means = self.views(gradients), self.views(self.buffers.means)
 
@@ -95,10 +103,50 @@ class FleetAdamW:
     @torch.no_grad()
     def step(self, losses: Tensor) -> None:
         """Update the parameters from the gradients, in place; a member whose loss [M] is not finite stays as it is."""
-        spec, state = self.shared, self.state._replace(losses=losses)
-        adamw_step(
-            self.buffers, state, self.layout, tiles=self.tiles, beta1=spec.beta1, beta2=spec.beta2, clip=spec.clip
+        spec, state, buffers, clip = self.shared, self.state._replace(losses=losses), self.buffers, self.shared.clip
+        if self.first_matrix < len(self.parameters):
+            # The norm that clips is of all parameters, of which AdamW sees a part.
+            whole, clip = buffers._replace(gradients=self.clipped_gradients()), None
+            buffers = head_of(whole, self.adamw_layout.elements)
+        adamw_step(buffers, state, self.adamw_layout, tiles=self.tiles, beta1=spec.beta1, beta2=spec.beta2, clip=clip)
+        if self.first_matrix < len(self.parameters):
+            self.step_matrices(whole)
+
+    def clipped_gradients(self) -> Tensor:
+        """Return the gradients as one flat buffer in float32, each member's scaled to the norm that the run allows."""
+        gradients = self.buffers.gradients.float()
+        rows = self.layout.rows(gradients)
+        norms = reduce(torch.add, [row.square().sum(1) for row in rows]).sqrt()
+        if self.shared.clip is not None:
+            for row in rows:
+                row.mul_((self.shared.clip / norms).clamp(max=1.0)[:, None])
+        # A member with an infinite gradient anywhere has one everywhere, so that AdamW finds it.
+        rows[0].masked_fill_(~norms.isfinite()[:, None], math.inf)
+        return gradients
+
+    def step_matrices(self, buffers: OptimiserBuffers) -> None:
+        """Update the matrices by Muon, after AdamW has counted the step and found the members that diverged."""
+        state, begin = self.state, self.adamw_layout.elements
+        row = state.table.index_select(0, state.steps.clamp(max=len(state.table) - 1).view(1))
+        rate = state.peak * row[0, 0] * state.active
+        dtype = torch.float32 if buffers.working is None else torch.bfloat16
+        parameters, gradients, means = (
+            self.views(flat)[self.first_matrix :] for flat in buffers[:3] if flat is not None
         )
+        for i, matrix in enumerate(zip(parameters, gradients, means, strict=True), start=self.first_matrix):
+            matrix[1].masked_fill_(~state.active[:, None, None], 0.0)
+            muon_step(*matrix, rate, state.decay * (i not in self.layout.exempt), dtype)
+        if buffers.working is not None:
+            buffers.working[begin:].copy_(buffers.parameters[begin:])
+
+
+def head_of(buffers: OptimiserBuffers, elements: int) -> OptimiserBuffers:
+    """Return views of the first elements of each buffer."""
+    parameters, gradients, means, squares, working = buffers
+    moments = (means[:elements], squares[:elements])
+    return OptimiserBuffers(
+        parameters[:elements], gradients[:elements], *moments, None if working is None else working[:elements]
+    )
 
 
 def schedule_table(spec: TrainSpec) -> Tensor:

@@ -10,6 +10,7 @@ from icl_bench.harness.training.evaluate import CellCounts, FreeRunning
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.runs.record import CellScore, RunResult, StateReport, Status, WorkReport
 from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store.floors import CellFloors
 
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -41,17 +42,19 @@ class FleetScores(NamedTuple):
 def cell_scores(
     stream: ExampleStream,
     counts: CellCounts,
-    floors: list[tuple[str, float]],
+    floors: list[CellFloors],
+    repeated: list[float] | None,
     free: FreeRunning | None,
     controls: dict[str, list[float]],
     members: Sequence[int],
 ) -> list[CellScore]:
     """Return the test scores of these members on one cell, whose test examples `stream` makes.
 
-    `floors` has the best trivial solver and its accuracy by member, `controls` the accuracies by control.
+    `floors` has the solvers that learn nothing by member, `repeated` the shares of examples that were trained on,
+    `controls` the accuracies by control.
     """
     task, cell = stream.task, stream.cell
-    contents, squared_error = task.contents(cell), task.interface.squared_error
+    squared_error = task.interface.squared_error
     accuracy, exact_match, loss = counts.accuracy, counts.exact_match, counts.loss
     oracle_error, groups = counts.oracle_error, counts.groups(task)
     return [
@@ -64,16 +67,13 @@ def cell_scores(
             loss=loss[member],
             error=loss[member] if squared_error else None,
             oracle_error=oracle_error[member] if squared_error else None,
-            floor=floors[member][1],
-            floor_solver=floors[member][0],
+            **floors[member].scores(groups[member]),
+            repeated=repeated[member] if repeated else None,
             state_bits=task.state_bits(cell),
             scored=cell.scored,
-            answers=contents.answers if contents else None,
-            alphabet=contents.alphabet if contents else None,
             free_running=free.accuracy[member] if free else None,
             free_running_exact=free.exact_match[member] if free else None,
             controls={name: accuracies[member] for name, accuracies in controls.items()},
-            groups=groups[member],
         )
         for member in members
     ]

@@ -11,32 +11,35 @@ A training step, in order:
 5. `Interface.score` gives losses and hits [M, B, S]: the cross-entropy of tokens, the squared error of vectors.
 6. `DivergenceMonitor.mean_losses` averages them for each member, [M], adds the means to its sums, and makes a loss
    that has exploded infinite.
-7. `FleetAdamW.differentiate` writes the gradients of all members into one flat buffer.
-8. `FleetAdamW.step` clips each member's gradient, marks members whose loss or gradient is not finite as diverged,
+7. `FleetOptimiser.differentiate` writes the gradients of all members into one flat buffer.
+8. `FleetOptimiser.step` clips each member's gradient, marks members whose loss or gradient is not finite as diverged,
    updates the others, and rounds their parameters to the working copies of the next step.
 9. `TrainingLoop` (loop.py) reads the sums now and then. Nothing before this point waits for the device, so that 2 and
    3 to 8 are two CUDA graphs a cell.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from icl_bench import random
 from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.plain import PlainMixer
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training import batches
 from icl_bench.harness.training.evaluate import (
     FreeRunning,
-    best_floors,
     evaluate,
     evaluate_controls,
     evaluation_pieces,
     run_freely,
 )
-from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetAdamW
+from icl_bench.harness.training.held_out import floors_by_member, repeated_shares
+from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.harness.training.results import cell_scores
 from icl_bench.kernels.backends import has_triton
@@ -113,14 +116,26 @@ class Trainer:
         self.model = Backbone(seeds, self.task.interface, self.layers, self.spec.model, machine.impl).to(self.device)
         trained = list(self.model.parameters())
         rounded = torch.bfloat16 if self.spec.precision == "bfloat16" else None
-        self.optimiser = FleetAdamW(trained, [spec.train for spec in specs], rounded)
-        self.working_model = WorkingModel(self.model, self.optimiser.working, self.spec.precision)
+        self.optimiser = FleetOptimiser(trained, [spec.train for spec in specs], rounded)
+        self.working_model = WorkingModel(self.model, self.optimiser.given_order, self.spec.precision)
         self.monitor = DivergenceMonitor(len(specs), self.device)
         self.queues = [self.make_queue(cell) for cell in range(len(self.cells))]
         self.validation: list[tuple[batches.ExampleStream, list[Batch]]] = []
         self.captured = machine.graphs and self.device.type == "cuda"
         self.refill_graphs = StepGraphs(self.device if self.captured else None)
         self.update_graphs = StepGraphs(self.device if self.captured else None)
+
+    def check_own_layers(self) -> None:
+        """Call every layer from outside the package on inputs that agree where its outputs must agree.
+
+        Raise LayerFaultError if an output depends on a later token or on another example.
+        """
+        shape = (2, 2, max(cell.length for cell in self.cells), self.spec.model.d_model)  # two inputs [B, T, C]
+        drawn = random.normal_by_name(0, "own layers", math.prod(shape)).view(shape)
+        dtype = torch.bfloat16 if self.spec.precision == "bfloat16" else torch.float32
+        for block in self.model.blocks:
+            if isinstance(block.mixer, PlainMixer):
+                self.working_model.call(block.mixer.check_influence, drawn.to(self.device, dtype))
 
     def make_stream(self, label: str, split: batches.Split) -> batches.ExampleStream:
         """Make the stream of examples of the cell of this label and a split."""
@@ -196,8 +211,21 @@ class Trainer:
         counts = evaluate(self.working_model, stream, evaluation_pieces(stream, evaluation.examples))
         free = self.run_freely(stream)
         controls = evaluate_controls(self.working_model, stream, evaluation.examples)
-        floors = best_floors(self.make_stream(cell.label, "val"), stream, evaluation)
-        return cell_scores(stream, counts, floors, free, controls, members)
+        floors = floors_by_member(stream, evaluation.examples)
+        return cell_scores(stream, counts, floors, self.repeated_shares(stream), free, controls, members)
+
+    def repeated_shares(self, test: batches.ExampleStream) -> list[float] | None:
+        """Return the share of each member's test examples that it was trained on; None where none can be expected."""
+        if not self.task.repeats:
+            return None
+        drawn = 0
+        for i, cell in enumerate(self.cells):
+            if cell.label == test.cell.label:
+                size = batches.training_set_size(self.cells, cell, self.spec.train.examples)
+                steps = self.cell_of_step.count(i) * self.spec.train.batch
+                drawn = steps if size is None else min(size, steps)
+        train = self.make_stream(test.cell.label, "train")
+        return repeated_shares(test, self.spec.evaluation.examples, train, drawn)
 
     def run_freely(self, stream: batches.ExampleStream) -> FreeRunning | None:
         """Score members that read their own answers; None if the task shows none or a layer has no recurrent form."""

@@ -27,10 +27,11 @@ from icl_bench.runs.rates import validation_accuracy
 from icl_bench.runs.record import SCHEMA, Manifest, RunRecord, RunResult
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.faults import reach
+from icl_bench.runs.store.floors import read_floors, with_floors
 from icl_bench.schema import content_hash
 
 INDEX_NAME = "index.sqlite"
-INDEX_VERSION = 5
+INDEX_VERSION = 6
 """Version of the tables; a change makes every index anew."""
 TABLES = """
 CREATE TABLE runs (
@@ -124,7 +125,8 @@ class Index:
         """Return every finished run, and the errors that keep others from being read."""
         with uncollected():
             reader, problems = self.query(lambda base: IndexReader(self, base))
-            return FinishedRuns(list(reader.outlines.values()), reader.load), problems
+            runs = FinishedRuns(list(reader.outlines.values()), reader.load)
+        return with_floors(runs, read_floors(self.store.root)), problems
 
     def query(self, read: Callable[[sqlite3.Connection], ReadT]) -> tuple[ReadT, list[RecordError]]:
         """Bring the index up to date and read from it; make a damaged index again, once."""

@@ -2,9 +2,9 @@
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.runs.record import RunRecord
@@ -13,7 +13,12 @@ from icl_bench.runs.store.faults import reach
 from icl_bench.runs.store.files import read_bytes, remove_folder, sync_folder, write_file, writing
 from icl_bench.runs.store.store import Store
 
-IGNORED_FIELDS = frozenset({"seconds", "examples_per_second", "files", "check", "declarations"})
+SOLVER_FIELDS = frozenset({"floor", "floor_solver", "references", "answers", "alphabet", "state_bits", "repeated"})
+"""Fields of a cell that follow from the solvers which a version knows, not from the model."""
+IGNORED_FIELDS: Mapping[str, Any] = {
+    **dict.fromkeys(("seconds", "examples_per_second", "files", "check", "declarations"), True),
+    "cells": {"__all__": {**dict.fromkeys(SOLVER_FIELDS, True), "groups": {"__all__": {"floor", "references"}}}},
+}
 """Fields of a result that depend on the machine or the version, and may differ between runs of one specification."""
 
 
@@ -89,5 +94,5 @@ def first_difference(theirs: RunRecord, ours: RunRecord) -> str | None:
         return "the specification"
     if theirs.metrics != ours.metrics:
         return "metrics.jsonl"
-    mine, other = (record.result.model_dump(exclude=set(IGNORED_FIELDS)) for record in (ours, theirs))
+    mine, other = (record.result.model_dump(exclude=IGNORED_FIELDS) for record in (ours, theirs))
     return next((name for name in mine if mine[name] != other[name]), None)

@@ -20,7 +20,15 @@ def test_numbers_are_taken_as_they_are() -> None:
     fields = {"lr": (1e-3, 3e-3), "seeds": (3,), "sizes": (512,)}
     study = Study(name="x", question="y", tasks=("copy",), archs=("linear",), **fields)
     assert (study.lr, study.seeds, study.sizes) == tuple(fields.values())
-    assert study.tune_seeds == (1000,) and Study.model_validate(study.model_dump()) == study
+    assert study.tune_seeds == (1000, 1001, 1002) and Study.model_validate(study.model_dump()) == study
+
+
+def test_axes_combine_in_order_and_seeds_for_bimodal_outcomes_follow_the_last() -> None:
+    axes = "axes: {model.d_model: [16, 32], train.optimiser: [adamw, muon]}\n"
+    study = parse_study(BASE + axes + "seeds: 0..2\ntune_seeds: 3,5,6\nbimodal_seeds: 5", "s.yaml")
+    first = [("model.d_model=16", "train.optimiser=adamw"), ("model.d_model=16", "train.optimiser=muon")]
+    assert study.combinations[:2] == first and len(study.combinations) == 4
+    assert study.more_seeds == (4, 7) and parse_study(BASE + "protocol: 1", "s.yaml").more_seeds == ()
 
 
 def test_every_packaged_study_can_be_read() -> None:
@@ -37,6 +45,15 @@ def test_every_packaged_study_can_be_read() -> None:
         ("sizes: [64KB]", "a state is elements, .*; got '64KB'"),
         ("sizes: 64", "s.yaml: sizes: input should be a valid tuple"),
         ("lr: [0.1]", "s.yaml: lr: input should be a valid string"),
+        ("seeds: 999..1000", "seeds that measure have no part in choosing a rate; got 1000 in both; change seeds"),
+        ("ladder: [4, 1]", r"a ladder rises; got \[4, 1\]; write it as"),
+        ("axes: {model.d_modl: [16]}", "--set has no field 'model.d_modl'; did you mean 'model.d_model'"),
+        (
+            "axes: {train.lr: [1.0]}",
+            "an axis is no field that the study varies itself; got train.lr; use lr: or ladder:",
+        ),
+        ("ladder: [1, 4]\naxes: {train.steps: [8]}", "got train.steps; use lr: or ladder:"),
+        ("axes: {model.d_model: []}", "at least 1 item"),
     ],
 )
 def test_wrong_grids_seeds_and_sizes_are_named(field: str, message: str) -> None:

@@ -1,5 +1,11 @@
 """The protocol of studies: tuned rates, fresh seeds, nothing done twice."""
 
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,12 +13,15 @@ from icl_bench.commands.progress import LineReporter
 from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.study.file import Study, load_study, packaged_studies, parse_study
-from icl_bench.harness.study.protocol import best_rate, extend_grid, plan_study, run_study
+from icl_bench.harness.study.protocol import plan_study, run_study, study_parts
 from icl_bench.harness.training.trainer import Machine
-from icl_bench.runs.record import RunRecord, Status
+from icl_bench.runs.record import RunRecord
+from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 from tests.runs import records
 
+STUDIES = Path(__file__).parents[3] / "docs" / "studies"
+PUBLISHED = sorted(path.parent.name.removesuffix("_files") for path in STUDIES.glob("*_files/runs.csv"))
 TINY = ["train.steps=4", "train.batch=4", "model.d_model=16", "evaluation.examples=8", "evaluation.validation=8"]
 TEXT = """
 name: small
@@ -32,13 +41,6 @@ def study() -> Study:
     return parse_study(TEXT.format(settings=", ".join([*TINY, "evaluation.points=1"])), "small.yaml")
 
 
-def record(lr: float, accuracy: float, status: Status = "ok") -> RunRecord:
-    """Make the record of a run with this learning rate, validation accuracy and status."""
-    result = records.result(records.BASE).model_copy(update={"lr": lr, "status": status})
-    metrics = (records.POINT.model_copy(update={"accuracy": accuracy}),)
-    return RunRecord(spec={}, manifest=records.MANIFEST, result=result, metrics=metrics)
-
-
 def test_tunes_measures_and_does_nothing_twice(study, tmp_path, capsys) -> None:
     from rich.console import Console
 
@@ -56,28 +58,121 @@ def test_tunes_measures_and_does_nothing_twice(study, tmp_path, capsys) -> None:
     assert plan_study(study, store).done == 8
 
 
-def test_the_best_rate_is_that_of_validation_and_failures_count_as_nothing() -> None:
-    ended = [record(1e-3, 0.5), record(1e-2, 0.7), record(1e-2, 0.1)]
-    failed = [record(1e-1, 0.9, "diverged"), record(1.0, 0.9, "oom")]
-    assert best_rate([*ended, *failed]) == 1e-3
-    assert best_rate([record(lr, 1.0) for lr in (1e-4, 1e-3, 1e-2)]) == 1e-3
+@dataclass
+class Pretended:
+    """An executor that trains nothing: `accuracy` says what a run reaches; it notes the runs of each call."""
+
+    accuracy: Callable[[RunSpec], float]
+    calls: list[list[RunSpec]] = field(default_factory=list)
+
+    def finish(self, specs: Sequence[RunSpec]) -> list[RunRecord]:
+        self.calls.append(list(specs))
+        return [self.record(spec) for spec in specs]
+
+    def record(self, spec: RunSpec) -> RunRecord:
+        reached = self.accuracy(spec)
+        metrics = (records.POINT.model_copy(update={"accuracy": reached}),)
+        plain = spec.model_dump(mode="json")
+        return RunRecord(spec=plain, manifest=records.MANIFEST, result=records.result(spec, reached), metrics=metrics)
 
 
-def test_the_grid_grows_until_the_best_is_interior() -> None:
-    first = (1e-3, 1e-2)
-    assert extend_grid(first, 1e-2, first) == (1e-3, 1e-2, 0.1)
-    assert extend_grid(first, 1e-3, first) == (1e-4, 1e-3, 1e-2)
-    grown = (1e-3, 1e-2, 0.1)
-    assert extend_grid(grown, 1e-2, first) == grown
+def pretend(text: str, accuracy: Callable[[RunSpec], float], parts: int | None = None):
+    """Run a study on pretended runs; the floor of these is .5."""
+    study = parse_study(BASE + text, "s.yaml")
+    executor = Pretended(accuracy)
+    return run_study(study, executor, parts), executor
 
 
-def test_the_grid_does_not_grow_for_ever() -> None:
-    grid = first = (1e-3, 1e-2)
-    for _ in range(50):
-        grid = extend_grid(grid, max(grid), first)
-    assert len(grid) == 6
+BASE = "name: x\nquestion: y\ntasks: [copy]\narchs: [linear]\nlr: 1e-4..1e-1/4\n"
+
+
+def peak(at: float) -> Callable[[RunSpec], float]:
+    """Return an accuracy that falls with the distance of the learning rate from `at`, by .2 a decade."""
+    return lambda spec: max(0.5, 0.99 - 0.2 * abs(math.log10(spec.train.lr / at)))
+
+
+def test_the_grid_is_refined_by_half_its_spacing_around_the_best_rate() -> None:
+    outcome, _ = pretend("", peak(3.2e-3))
+    assert {one.result.lr for one in outcome.tuning} == {1e-4, 1e-3, 1e-2, 1e-1, 3.16228e-3, 3.16228e-2}
+    assert {one.result.lr for one in outcome.measured} == {3.16228e-3}
+
+
+def test_tuning_where_no_seed_leaves_the_floor_ends_with_the_first_grid() -> None:
+    outcome, executor = pretend("", lambda spec: 0.5)
+    assert len(outcome.tuning) == 4 * 3 and len(executor.calls) == 2
+
+
+def test_a_study_of_the_first_protocol_neither_refines_nor_adds_seeds() -> None:
+    text = 'protocol: 1\ntune_seeds: "1000"\n'
+    outcome, _ = pretend(text, lambda spec: 0.5 if spec.seed == 2 else peak(1e-2)(spec))
+    assert len(outcome.tuning) == 4 and [one.result.seed for one in outcome.measured] == [0, 1, 2, 3, 4]
+
+
+def test_the_worst_tuning_seed_decides_and_a_lost_seed_counts_most() -> None:
+    """At 1e-2 two seeds solve all and one is lost; at 1e-3 all are good."""
+    reached = lambda spec: {1e-3: 0.8, 1e-2: 0.5 if spec.seed == 1001 else 1.0}.get(spec.train.lr, 0.5)  # noqa: E731
+    assert {one.result.lr for one in pretend("", reached)[0].measured} == {1e-3}
+    old = 'protocol: 1\ntune_seeds: "1000..1002"\n'
+    assert {one.result.lr for one in pretend(old, reached)[0].measured} == {1e-2}
+
+
+def test_bimodal_contenders_are_measured_with_ten_seeds_and_others_with_five() -> None:
+    lost = lambda spec: 0.5 if spec.seed == 1 and spec.arch[0].name == "linear" else peak(1e-2)(spec)  # noqa: E731
+    study = parse_study(BASE.replace("[linear]", "[linear, softmax]") + "tune_seeds: 5,6,7\n", "s.yaml")
+    executor, again = Pretended(lost), Pretended(lost)
+    outcome = run_study(study, executor)
+    seeds = {"linear": [], "softmax": []}
+    for one in outcome.measured:
+        seeds[one.spec["arch"][0]["name"]].append(one.result.seed)
+    assert seeds["softmax"] == [0, 1, 2, 3, 4] and sorted(seeds["linear"]) == [*range(5), *range(8, 13)]
+    assert run_study(study, again) == outcome and again.calls == executor.calls
+
+
+def test_parts_run_rung_by_rung_and_a_higher_rung_starts_around_the_rate_of_the_lower() -> None:
+    text = "ladder: [1, 4]\naxes: {model.d_model: [32, 16], model.layers: [2]}\n"
+    outcome, executor = pretend(text, peak(1e-2))
+    shapes = [(call[0].model.d_model, call[0].train.steps) for call in executor.calls]
+    assert list(dict.fromkeys(shapes)) == [(32, 300), (16, 300), (32, 1200), (16, 1200)]
+    higher = {one.result.lr for one in outcome.tuning if one.spec["train"]["steps"] == 1200}
+    assert higher == {1e-3, 3.16228e-3, 1e-2, 3.16228e-2, 1e-1}
+    assert all(one.spec["train"]["warmup"] == 0.1 for one in outcome.tuning)
+    assert not outcome.left_out
+
+
+def test_the_first_parts_run_alone_and_the_report_is_told() -> None:
+    text = "ladder: [1, 4]\naxes: {model.d_model: [32, 16]}\n"
+    outcome, executor = pretend(text, peak(1e-2), parts=1)
+    assert {(call[0].model.d_model, call[0].train.steps) for call in executor.calls} == {(32, 300)}
+    message = "3 of 4 parts have not run, from model.d_model=16, train.steps=300 on"
+    assert outcome.left_out == [message]
+
+
+def test_tasks_and_sizes_are_parts_of_their_own() -> None:
+    text = BASE.replace("tasks: [copy]", "tasks: [copy, assoc-recall]") + "sizes: [512, 2048]\n"
+    parts, left_out = study_parts(parse_study(text, "s.yaml"))
+    assert [part.title for part in parts] == [f"{t}, {s} state" for t in ("copy", "assoc-recall") for s in (512, 2048)]
+    assert all({one.size for one in part.contenders} == {int(part.title.split()[-2])} for part in parts)
+    text = BASE + "sizes: [65536]\naxes: {model.d_model: [8, 128]}"
+    parts, left_out = study_parts(parse_study(text, "s.yaml"))
+    assert len(parts) == len(left_out) == 1 and left_out[0].startswith("model.d_model=8: keys of a matched state")
+
+
+def test_a_plan_lists_the_parts(tmp_path) -> None:
+    study = parse_study(BASE + "ladder: [1, 4]\naxes: {model.d_model: [32, 16]}\n", "s.yaml")
+    planned = plan_study(study, Store(tmp_path))
+    titles = [one.part.title for one in planned.parts]
+    assert titles == [f"model.d_model={width}, train.steps={steps}" for steps in (300, 1200) for width in (32, 16)]
+    assert [one.runs for one in planned.parts] == [4 * 3 + 5] * 2 + [3 * 3 + 5] * 2 and planned.runs == 62
 
 
 def test_every_packaged_study_can_be_planned(tmp_path) -> None:
     for name in packaged_studies():
         assert plan_study(load_study(name), Store(tmp_path)).runs > 0
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_study_still_asks_for_the_runs_of_its_report(name: str, tmp_path) -> None:
+    with (STUDIES / f"{name}_files" / "runs.csv").open() as lines:
+        published = {row["id"] for row in csv.DictReader(lines)}
+    tuning = [spec for part in plan_study(load_study(name), Store(tmp_path)).parts for spec in part.left[0]]
+    assert tuning and {spec.id for spec in tuning} <= published

@@ -7,10 +7,11 @@ import torch
 
 from icl_bench.architectures.interface import Scores
 from icl_bench.harness.training.batches import ExampleStream
-from icl_bench.harness.training.evaluate import best_floors, evaluate, evaluation_pieces
+from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
+from icl_bench.harness.training.held_out import floors_by_member
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.trainer import Machine, Trainer
-from icl_bench.runs.spec import EvalSpec, RunSpec
+from icl_bench.runs.spec import RunSpec
 from icl_bench.tasks import LinearRegression, VectorRecall
 from icl_bench.tasks.continuous import nearest_target
 from tests.harness.training import small_runs
@@ -108,10 +109,8 @@ def test_worse_than_answering_0_is_not_below_0() -> None:
     loud = Answering(task, lambda inputs, positions: 9.0 + torch.zeros(*positions.shape, 1))
     outcome = evaluate(loud, stream, evaluation_pieces(stream, 16))
     assert outcome.accuracy == [0] and outcome.loss[0] > 40
-    floor = best_floors(
-        ExampleStream(task, task.eval_cells[0], "val", (0,), CPU), stream, EvalSpec(examples=16, validation=16)
-    )
-    assert floor[0][0] == "correlation" and 0 < floor[0][1] < 1
+    (found,) = floors_by_member(stream, 16)
+    assert found.floor_solver == "correlation" and 0 < found.floor < 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

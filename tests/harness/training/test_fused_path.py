@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA dev
 STEPS = 3
 
 
-def trained(arch: str, tied: bool) -> tuple[list[torch.Tensor], list[float]]:
+def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], list[float]]:
     settings = ["model.d_model=16", f"model.tied={str(tied).lower()}", "train.batch=4", f"train.steps={STEPS}"]
+    settings.append(f"train.optimiser={optimiser}")
     runs = expand_request(Request("assoc-recall:length=16,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
     trainer = Trainer(runs, Machine(torch.device("cpu")))
     for _ in range(STEPS):
@@ -31,9 +32,12 @@ def trained(arch: str, tied: bool) -> tuple[list[torch.Tensor], list[float]]:
     return [parameter.detach().clone() for parameter in trainer.model.parameters()], trainer.take_means(STEPS)[0]
 
 
-@pytest.mark.parametrize(("arch", "tied"), [("gated-conv+power:p=3", True), ("linear:gate=true", False)])
-def test_fused_and_plain_steps_agree(arch, tied, monkeypatch):
-    plain, plain_losses = trained(arch, tied)
+@pytest.mark.parametrize(
+    ("arch", "tied", "optimiser"),
+    [("gated-conv+power:p=3", True, "adamw"), ("linear:gate=true", False, "adamw"), ("softmax", True, "muon")],
+)
+def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
+    plain, plain_losses = trained(arch, tied, optimiser)
     for module in (adamw, convolution, embedding, gated_unit, norm):
         monkeypatch.setattr(module, "takes_triton", lambda impl, x: True)
     monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
@@ -41,7 +45,7 @@ def test_fused_and_plain_steps_agree(arch, tied, monkeypatch):
 
     fused_entropy = lambda x, weight, targets, at_once: cross_entropy_triton(x, weight, targets)  # noqa: E731
     monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", fused_entropy)
-    fused, fused_losses = trained(arch, tied)
+    fused, fused_losses = trained(arch, tied, optimiser)
     assert fused_losses == pytest.approx(plain_losses, rel=1e-5)
     # Adam divides by the size of the gradient: rounding of an entry near zero may turn into a share of a step of 1e-2.
     for own, right in zip(fused, plain, strict=True):

@@ -67,6 +67,22 @@ def test_captured_steps_equal_eager_steps(arch: str) -> None:
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_muon_in_captured_steps_equals_muon_in_eager_steps_and_learns(precision: str) -> None:
+    settings = (*SETTINGS, "train.steps=100", "train.optimiser=muon", "train.lr=0.01")
+    runs = expand_request(Request("assoc-recall", ["power"], settings=settings, seeds=(0, 1), precision=precision))
+    losses = []
+    for graphs in (True, False):
+        trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
+        for _ in range(20):
+            trainer.step()
+        losses.append(torch.tensor(trainer.take_means(20)[0]))
+    torch.testing.assert_close(*losses, rtol=1e-2, atol=1e-3)
+    for _ in range(60):
+        trainer.step()
+    assert trainer.diverged_at == [0, 0] and torch.tensor(trainer.take_means(60)[0]).lt(losses[0]).all()
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_member_of_a_fleet_equals_the_run_alone(arch: str) -> None:
     runs = [expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=[seed]))[0] for seed in range(8)]

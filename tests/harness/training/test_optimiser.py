@@ -1,4 +1,4 @@
-"""AdamW over a fleet against torch, clipping by member, the schedule."""
+"""AdamW and Muon over a fleet against plain forms, clipping by member, what decays, the schedule."""
 
 import math
 
@@ -7,6 +7,8 @@ import torch
 
 from icl_bench.harness.training.trainer import Machine, Trainer
 from tests.harness.training.small_runs import CPU, specs
+
+STEADY = ("train.clip=none", "train.warmup=0.0", "train.final_lr=1.0")
 
 
 def test_clipping_is_each_members_own() -> None:
@@ -19,7 +21,7 @@ def test_clipping_is_each_members_own() -> None:
 
 
 def test_adamw_follows_torch() -> None:
-    run = specs("softmax", extra=("train.clip=none", "train.warmup=0.0", "train.final_lr=1.0"))[0]
+    run = specs("softmax", extra=("train.recipe=1", *STEADY))[0]
     ours = Trainer([run], Machine(CPU))
     copies = [parameter.detach().clone().requires_grad_() for parameter in ours.model.parameters()]
     train = run.train
@@ -38,3 +40,63 @@ def test_the_schedule_rises_and_falls_as_a_cosine() -> None:
     rates = Trainer([run], Machine(CPU)).optimiser.state.table[1:, 0].tolist()
     expected = [0.5, 1.0] + [0.1 + 0.9 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(1, 9)]
     assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def after_decay(recipe: int) -> dict[str, float]:
+    """Return the share that is left of each parameter after 20 steps without any gradient, by name."""
+    run = specs("power:gate=true,conv=2", extra=(f"train.recipe={recipe}", *STEADY, "train.lr=0.1"))[0]
+    trainer = Trainer([run], Machine(CPU))
+    before = {name: own.detach().clone() for name, own in trainer.model.named_parameters()}
+    for _ in range(20):
+        trainer.optimiser.step(torch.zeros(1))
+    return {name: float(own.detach().norm() / before[name].norm()) for name, own in trainer.model.named_parameters()}
+
+
+def test_recipe_1_decays_everything_and_recipe_2_matrices_and_tables_alone() -> None:
+    left, shrunk = after_decay(2), (1 - 0.1 * 0.1) ** 20
+    assert all(share == pytest.approx(shrunk, rel=1e-5) for share in after_decay(1).values())
+    gates = [name for name in left if name.endswith("gate.bias")]
+    assert len(gates) == 2 and all(left[name] == 1.0 for name in gates)
+    kept = {name for name, share in left.items() if share == 1.0}
+    decayed = {name for name, share in left.items() if share == pytest.approx(shrunk, rel=1e-5)}
+    assert kept | decayed == set(left)
+    owner = {name: name.split(".")[-2] for name in left}
+    assert {owner[name] for name in decayed} == {"embedding", "project", "output", "gate", "up", "down"}
+    assert {owner[name] for name in kept} == {"mixer_norm", "mlp_norm", "norm", "conv", "gate"}
+
+
+def test_muon_is_alone_what_it_is_in_a_fleet_and_leaves_a_diverged_member() -> None:
+    runs = specs("power:p=2", seeds=(0, 1, 2), lrs=(1e-3,), extra=("train.optimiser=muon",))
+    fleet, alone = Trainer(runs, Machine(CPU)), Trainer(runs[1:2], Machine(CPU))
+    for _ in range(3):
+        fleet.step()
+        alone.step()
+    for whole, own in zip(fleet.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(whole[1:2], own, rtol=1e-4, atol=1e-5)
+    before = [own.detach().clone() for own in fleet.model.parameters()]
+    fleet.optimiser.gradients[-1][0, 0, 0] = float("nan")  # of a matrix, which AdamW does not see
+    fleet.optimiser.step(torch.zeros(3))
+    assert fleet.diverged_at == [4, 0, 0]
+    for old, new in zip(before, fleet.model.parameters(), strict=True):
+        assert torch.equal(old[0], new[0]) and not torch.equal(old[1], new[1]) and bool(new.isfinite().all())
+
+
+def test_muon_takes_the_matrices_between_activations_alone() -> None:
+    run = specs("softmax", extra=("train.optimiser=muon",))[0]
+    trainer = Trainer([run], Machine(CPU))
+    names = {id(own): name for name, own in trainer.model.named_parameters()}
+    optimiser = trainer.optimiser
+    matrices = {
+        names[id(own)].rpartition(".")[0].rpartition(".")[2] for own in optimiser.parameters[optimiser.first_matrix :]
+    }
+    assert matrices == {"project", "output", "up", "down"}
+    assert [id(own) for own in optimiser.given_order] == [id(own) for own in trainer.model.parameters()]
+
+
+def test_muon_clips_by_the_norm_of_all_parameters() -> None:
+    run = specs("softmax", extra=("train.optimiser=muon", "train.clip=0.5"))[0]
+    trainer = Trainer([run], Machine(CPU))
+    for gradient in trainer.optimiser.gradients:
+        gradient.fill_(1.0)
+    clipped = trainer.optimiser.clipped_gradients()
+    assert float(clipped.norm()) == pytest.approx(0.5, rel=1e-5)

@@ -27,13 +27,15 @@ def test_other_numbers_are_a_conflict_that_is_named_and_changes_nothing(tmp_path
     assert ours.load(spec(0).id).result.accuracy == 0.5 and done.copied == done.present == 0
 
 
-def test_times_hosts_and_declarations_are_no_conflict(tmp_path) -> None:
+def test_times_hosts_declarations_and_floors_are_no_conflict(tmp_path) -> None:
     theirs, ours = filled(tmp_path / "a"), filled(tmp_path / "b", 0)
     writer = theirs.begin(spec(0), MANIFEST.model_copy(update={"device": "another"}))
     writer.log(POINT)
     declared = (ArchitectureDeclaration(name="linear"),)
     changes = {"seconds": 9.0, "examples_per_second": 1.0, "declarations": declared}
-    writer.commit(result(spec(0)).model_copy(update=changes))
+    (cell,) = result(spec(0)).cells
+    cells = (cell.model_copy(update={"floor": 0.9, "floor_solver": "better", "repeated": 0.1}),)
+    writer.commit(result(spec(0)).model_copy(update={**changes, "cells": cells}))
     assert merge_stores([theirs.root], ours).present == 1
 
 

@@ -1,0 +1,81 @@
+"""The command that trains published runs again: `icl-bench verify`."""
+
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from icl_bench.commands import options
+from icl_bench.commands.output import SOMETHING_FAILED, print_json
+from icl_bench.commands.session import load_plugins_or_warn, make_executor
+
+if TYPE_CHECKING:
+    from icl_bench.harness.reproduction import RedoneRun
+
+MEANING = {
+    "equal": "equal in every number",
+    "within": "within the noise floor",
+    "differs": "differs",
+    "undecided": "differs, and no noise floor is known",
+}
+
+
+@options.grouped
+def verify(
+    source: Annotated[Path, typer.Argument(help="A store, or a Markdown report with its runs.csv beside it.")],
+    *,
+    redo: Annotated[int, typer.Option(min=1, help="Number of runs to train again, the first in the order of ids.")] = 1,
+    keep_noise: Annotated[
+        bool, typer.Option("--keep-noise", help="Add differences on another machine to the noise floor of the study.")
+    ] = False,
+    machine: options.MachineOptions,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Train runs of a published study or store again, and say whether they agree; exit status 3 if one does not.
+
+    On the same machine a run must be equal bit for bit, in its whole fleet; elsewhere, within the noise floor.
+    """
+    from icl_bench.harness.reproduction import Source, redo_fleets
+
+    load_plugins_or_warn()
+    published = Source(source)
+    fleets, floor = published.pick(redo), published.noise.largest
+    with TemporaryDirectory() as folder:
+        executor = make_executor(machine, options.OutputOptions(Path(folder)))
+        with closing(executor.engine):
+            redone = redo_fleets(fleets, executor)
+    rows = [describe_redone(one, floor) for one in redone]
+    agree = bool(rows) and all(row["verdict"] in ("equal", "within") for row in rows)
+    if keep_noise:
+        published.keep_noise(redone)
+    if as_json:
+        print_json({"source": str(source), "agree": agree, "noise_floor": floor, "runs": rows})
+    else:
+        typer.echo("no noise floor is known" if floor is None else f"noise floor: {floor:.4f} in accuracy")
+        for row in rows:
+            typer.echo(f"{row['id']}  {row['arch']} seed {row['seed']} lr {row['lr']:.3g}: {MEANING[row['verdict']]}")
+            typer.echo(f"  accuracy {row['published']:.4f} as published, {row['redone']:.4f} now ({row['device']})")
+        typer.echo("the runs agree" if agree else "not all runs are shown to agree")
+    if not agree:
+        raise typer.Exit(SOMETHING_FAILED)
+
+
+def describe_redone(one: "RedoneRun", floor: float | None) -> dict[str, Any]:
+    """Return the fields of a run trained again that are printed."""
+    result, published = one.record.result, one.published
+    return {
+        "id": result.id,
+        "task": result.task,
+        "arch": result.arch,
+        "seed": result.seed,
+        "lr": result.lr,
+        "status": {"published": published.status, "redone": result.status},
+        "published": published.accuracy,
+        "redone": result.accuracy,
+        "difference": one.difference,
+        "device": one.record.manifest.device,
+        "same_machine": one.same_machine,
+        "verdict": one.verdict(floor),
+    }

@@ -1,0 +1,236 @@
+"""Runs of a published study, trained again: equal bit for bit, within the study's noise floor, or different.
+
+A run is equal to the published one on the same machine, software and revision, in a fleet of the same runs. Elsewhere
+it may differ in rounding, which training amplifies: it then counts as reproduced if its accuracy differs by no more
+than the noise floor, the largest difference seen when runs of the study were repeated on another machine. The noise
+floor is a file beside the published runs; without one nothing but equality can be claimed.
+"""
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from icl_bench.errors import StoreError
+from icl_bench.harness.engines.base import Executor
+from icl_bench.harness.resolve import make_arch, split_pattern
+from icl_bench.harness.study.file import load_study
+from icl_bench.harness.study.protocol import runs_of, study_parts
+from icl_bench.runs.outline import Outline
+from icl_bench.runs.rates import SCORED
+from icl_bench.runs.record import RunRecord
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.files import replace_file
+from icl_bench.runs.store.index import Index
+from icl_bench.runs.store.merge import first_difference
+from icl_bench.schema import Frozen
+from icl_bench.tasks import TASKS
+
+Verdict = Literal["equal", "within", "differs", "undecided"]
+"""`equal` in every number; `within` the noise floor; `differs` by more, or at all on the same machine; `undecided`:
+differs on another machine, and no noise floor is known."""
+STUDY_HEADING = re.compile(r"^# icl-bench study: ([a-z0-9-]+)$", re.MULTILINE)
+SAME = ("versions", "device", "threads", "host", "revision", "impl", "fleet_size")
+"""Fields of a manifest that are equal where a run can be repeated bit for bit."""
+
+
+class PublishedRun(NamedTuple):
+    """A run as it was published, in a store or in the rows of a report."""
+
+    spec: RunSpec
+    status: str
+    by_cell: Mapping[str, float]
+    """Test accuracy by cell."""
+    record: RunRecord | None = None
+    """Its whole record; none for a row of a report."""
+
+    @property
+    def accuracy(self) -> float:
+        """Mean test accuracy over cells; 0 without cells."""
+        return sum(self.by_cell.values()) / len(self.by_cell) if self.by_cell else 0.0
+
+
+class RedoneRun(NamedTuple):
+    """A published run and its repetition."""
+
+    published: PublishedRun
+    record: RunRecord
+    same_machine: bool
+    """True if the repetition had to be equal: machine, software, revision and fleet are the same."""
+
+    @property
+    def equal(self) -> bool:
+        """True if all published numbers are equal."""
+        if self.published.record is not None:
+            return first_difference(self.published.record, self.record) is None
+        result = self.record.result
+        return (result.status, result.by_cell) == (self.published.status, dict(self.published.by_cell))
+
+    @property
+    def difference(self) -> float:
+        """Absolute difference of the mean test accuracies."""
+        return abs(self.record.result.accuracy - self.published.accuracy)
+
+    def verdict(self, floor: float | None) -> Verdict:
+        """Judge the repetition by the noise floor of the study, None if it is not known."""
+        if self.equal:
+            return "equal"
+        if self.same_machine:
+            return "differs"
+        if floor is None:
+            return "undecided"
+        same_status = self.record.result.status == self.published.status
+        return "within" if same_status and self.difference <= floor else "differs"
+
+
+class Repetition(Frozen):
+    """A run of a study that was repeated on another machine."""
+
+    id: str
+    """Id of the run."""
+    device: str
+    """Device of the repetition."""
+    published: float
+    """Mean test accuracy as published."""
+    repeated: float
+    """Mean test accuracy of the repetition."""
+
+
+class NoiseFloor(Frozen):
+    """The repetitions of runs of a study on other machines, as `noise.json` keeps them."""
+
+    repetitions: tuple[Repetition, ...] = ()
+    """Repetitions, one for each run and device."""
+
+    @property
+    def largest(self) -> float | None:
+        """Largest difference in accuracy between a run and its repetition; none without repetitions."""
+        return max((abs(one.published - one.repeated) for one in self.repetitions), default=None)
+
+
+class Source:
+    """Published runs: a store, or a Markdown report of a packaged study with the rows beside it.
+
+    Raises:
+        StoreError: The path is neither, or a row is no run of its study.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = Store(path) if path.is_dir() else None
+        self.folder = path if path.is_dir() else path.with_name(f"{path.stem}_files")
+        if not path.exists() or not (self.folder / ("runs" if self.store else "runs.csv")).exists():
+            raise StoreError(
+                f"published runs are a store, or a report with its runs.csv beside it; {path} is neither; give the "
+                "folder of a store or a Markdown report"
+            )
+
+    @property
+    def noise(self) -> NoiseFloor:
+        """The noise floor that is kept beside the runs; empty if there is none."""
+        try:
+            return NoiseFloor.model_validate_json((self.folder / "noise.json").read_bytes())
+        except FileNotFoundError:
+            return NoiseFloor()
+        except ValidationError:
+            raise StoreError(f"{self.folder / 'noise.json'} is damaged; remove it and measure it again") from None
+
+    def keep_noise(self, redone: Iterable[RedoneRun]) -> None:
+        """Add the repetitions that were made on other machines to the noise floor."""
+        known = {(one.id, one.device): one for one in self.noise.repetitions}
+        for one in redone:
+            if not one.same_machine:
+                device, accuracy = one.record.manifest.device, one.record.result.accuracy
+                known[one.record.result.id, device] = Repetition(
+                    id=one.record.result.id, device=device, published=one.published.accuracy, repeated=accuracy
+                )
+        kept = NoiseFloor(repetitions=tuple(known[key] for key in sorted(known)))
+        replace_file(self.folder / "noise.json", kept.model_dump_json(indent=2).encode())
+
+    def pick(self, count: int) -> list[list[PublishedRun]]:
+        """Pick the first `count` scored runs in the order of ids, which are hashes; each comes first in its fleet."""
+        if self.store is None:
+            return [[run] for run in report_runs(self.path, self.folder / "runs.csv", count)]
+        outlines = [one for one in Index(self.store).runs()[0].outlines if one.status in SCORED]
+        chosen = sorted(outlines, key=lambda one: one.id)[:count]
+        return [fleet_of(self.store, one, outlines) for one in chosen]
+
+
+def fleet_of(store: Store, chosen: Outline, outlines: Sequence[Outline]) -> list[PublishedRun]:
+    """Return a run and, behind it, the runs that trained in one fleet with it."""
+    own = store.load(chosen.id)
+    started, mates = own.manifest.started, []
+    for one in outlines:
+        if one.setting is chosen.setting and one.environment is chosen.environment and one.id != chosen.id:
+            record = store.load(one.id)
+            mates += [record] if record.manifest.started == started else []
+    return [
+        PublishedRun(spec_of_record(record), record.result.status, record.result.by_cell, record)
+        for record in (own, *mates)
+    ]
+
+
+def spec_of_record(record: RunRecord) -> RunSpec:
+    """Return the specification of a record; raise StoreError if this version of the package would run another."""
+    document, result = dict(record.spec), record.result
+    labels = split_pattern(result.arch)
+    if len(labels) != len(document["arch"]):
+        labels = [part["name"] for part in document["arch"]]
+    document["task"] = {**document["task"], "label": result.task}
+    document["arch"] = [{**part, "label": label} for part, label in zip(document["arch"], labels, strict=True)]
+    try:
+        spec = RunSpec.model_validate(document)
+    except ValidationError:
+        spec = None
+    current = spec is not None and spec.id == result.id and TASKS[spec.task.name].data_version == spec.task.version
+    if spec is None or not current or any(make_arch(part).version != part.version for part in spec.arch):
+        raise StoreError(
+            f"a run is repeated by a version of icl-bench that makes the same data and models; {result.id} is of "
+            "another; check out its revision"
+        )
+    return spec
+
+
+def report_runs(report: Path, rows: Path, count: int) -> list[PublishedRun]:
+    """Return the first scored runs, in the order of ids, that a report of a packaged study lists."""
+    heading = STUDY_HEADING.search(report.read_text())
+    if heading is None:
+        raise StoreError(f"a report names its study in the heading; {report} is a report of no study; give its store")
+    study, by_id = load_study(heading[1]), dict[str, list[dict[str, str]]]()
+    with rows.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            by_id.setdefault(row["id"], []).append(row)
+    contenders = [each for part in study_parts(study)[0] for each in part.contenders]
+    runs = []
+    for run_id in sorted(run_id for run_id, own in by_id.items() if own[0]["status"] in SCORED)[:count]:
+        first, by_cell = by_id[run_id][0], {row["cell"]: float(row["accuracy"]) for row in by_id[run_id] if row["cell"]}
+        place = [float(first["learning_rate"])], [int(first["seed"])]
+        found = [spec for each in contenders for spec in runs_of(study, each, *place) if spec.id == run_id]
+        if not found:
+            raise StoreError(f"the rows of a report are runs of its study; {run_id} in {rows} is not; give its store")
+        runs.append(PublishedRun(found[0], first["status"], by_cell))
+    return runs
+
+
+def redo_fleets(fleets: Sequence[Sequence[PublishedRun]], executor: Executor) -> list[RedoneRun]:
+    """Train the first run of each fleet again, together with the others of its fleet."""
+    redone = []
+    for fleet in fleets:
+        first = fleet[0]
+        specs = sorted((run.spec for run in fleet), key=lambda spec: (spec.train.lr, spec.seed))
+        records = replace(executor, fleet_size=len(specs)).finish(specs)
+        record = next(one for one in records if one.result.id == first.spec.id)
+        redone.append(RedoneRun(first, record, is_same_machine(first.record, record)))
+    return redone
+
+
+def is_same_machine(published: RunRecord | None, redone: RunRecord) -> bool:
+    """Return whether machine, software, revision and fleet of two runs are known to be the same."""
+    if published is None:
+        return False
+    return all(getattr(published.manifest, name) == getattr(redone.manifest, name) for name in SAME)

@@ -1,0 +1,115 @@
+"""Published runs trained again: what counts as agreement, and from where runs are taken."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from icl_bench.errors import StoreError
+from icl_bench.harness.reproduction import (
+    NoiseFloor,
+    PublishedRun,
+    RedoneRun,
+    Repetition,
+    Source,
+    is_same_machine,
+    spec_of_record,
+)
+from icl_bench.harness.study.file import load_study
+from icl_bench.runs.record import RunRecord
+from icl_bench.runs.store import Store
+from tests.runs import records
+
+STUDIES = Path(__file__).parents[2] / "docs" / "studies"
+TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
+TINY = ["--set", "train.steps=6", "--set", "train.batch=4", "--set", "model.d_model=16", "--device", "cpu"]
+SMALL = [*TINY, "--set", "evaluation.examples=8", "--set", "evaluation.validation=4"]
+
+
+def record(accuracy: float) -> RunRecord:
+    result = records.result(records.BASE, accuracy)
+    plain = records.BASE.model_dump(mode="json")
+    return RunRecord(spec=plain, manifest=records.MANIFEST, result=result, metrics=(records.POINT,))
+
+
+def redone(before: float, now: float, same_machine: bool = False) -> RedoneRun:
+    old = record(before)
+    return RedoneRun(PublishedRun(records.BASE, "ok", old.result.by_cell, old), record(now), same_machine)
+
+
+def test_on_the_same_machine_only_equal_numbers_agree_and_elsewhere_those_within_the_noise_floor() -> None:
+    assert redone(0.5, 0.5).verdict(None) == redone(0.5, 0.5, same_machine=True).verdict(0.0) == "equal"
+    assert redone(0.5, 0.501, same_machine=True).verdict(0.1) == "differs"
+    assert redone(0.5, 0.52).verdict(0.1) == "within" and redone(0.5, 0.52).verdict(0.01) == "differs"
+    assert redone(0.5, 0.52).verdict(None) == "undecided"
+
+
+def test_a_row_of_a_report_is_compared_by_status_and_accuracy_by_cell() -> None:
+    row = PublishedRun(records.BASE, "ok", {"pairs=2": 0.5})
+    assert RedoneRun(row, record(0.5), False).verdict(None) == "equal"
+    assert RedoneRun(row._replace(status="diverged"), record(0.5), False).verdict(1.0) == "differs"
+
+
+def test_a_machine_is_the_same_only_with_software_revision_and_fleet() -> None:
+    old = record(0.5)
+    assert is_same_machine(old, old) and not is_same_machine(None, old)
+    for change in ({"versions": {"torch": "3"}}, {"device": "x"}, {"revision": "0"}, {"fleet_size": 2}):
+        other = old.model_copy(update={"manifest": old.manifest.model_copy(update=change)})
+        assert not is_same_machine(old, other)
+
+
+def test_the_noise_floor_is_the_largest_difference_on_another_machine(tmp_path) -> None:
+    source = Source(records.filled(tmp_path / "icl-runs", 0, 1).root)
+    assert source.noise == NoiseFloor() and source.noise.largest is None
+    source.keep_noise([redone(0.5, 0.53), redone(0.5, 0.9, same_machine=True)])
+    assert source.noise.repetitions == (Repetition(id=records.BASE.id, device="d", published=0.5, repeated=0.53),)
+    assert source.noise.largest == pytest.approx(0.03)
+    source.keep_noise([redone(0.5, 0.51)])
+    assert source.noise.largest == pytest.approx(0.01)
+    (source.folder / "noise.json").write_text("{}x")
+    with pytest.raises(StoreError, match=r"noise\.json is damaged; remove it"):
+        _ = source.noise
+
+
+def test_a_record_gives_back_its_specification_and_refuses_other_versions() -> None:
+    old = record(0.5)
+    assert spec_of_record(old).id == records.BASE.id
+    task = {**old.spec["task"], "version": 99}
+    with pytest.raises(StoreError, match="a run is repeated by a version of icl-bench that makes the same data"):
+        spec_of_record(old.model_copy(update={"spec": {**old.spec, "task": task}}))
+
+
+def test_runs_of_a_packaged_report_are_found_by_their_ids() -> None:
+    fleets = Source(STUDIES / "degree-fixed-width.md").pick(2)
+    assert [len(fleet) for fleet in fleets] == [1, 1] and fleets[0][0].spec.id < fleets[1][0].spec.id
+    run = fleets[0][0]
+    assert run.spec.train.steps == 2000 and run.spec.train.recipe == 1 and set(run.by_cell) >= {"pairs=8", "pairs=128"}
+    assert run.spec.task.label == load_study("degree-fixed-width").tasks[0]
+
+
+@pytest.mark.parametrize("name", ["none.md", "."])
+def test_what_is_no_source_is_refused(tmp_path, name: str) -> None:
+    with pytest.raises(StoreError, match=r"published runs are a store, or a report with its runs\.csv beside it"):
+        Source(tmp_path / name)
+
+
+def test_a_store_verifies_on_the_machine_that_made_it_in_whole_fleets(command, tmp_path) -> None:
+    made = command("run", TASK, "--arch", "linear", "--arch", "power", "--seeds", "0,1", "--fleet", "2", *SMALL)
+    assert made.status == 0
+    fleets = Source(tmp_path / "icl-runs").pick(9)
+    assert len(fleets) == 4 and all(len(fleet) == 2 for fleet in fleets)
+    before = sorted(Store(tmp_path / "icl-runs").ids())
+    outcome = command("verify", "icl-runs", "--redo", "4", "--device", "cpu", "--json")
+    document = json.loads(outcome.out)
+    assert outcome.status == 0 and document["agree"] and document["noise_floor"] is None
+    assert [run["verdict"] for run in document["runs"]] == ["equal"] * 4
+    assert all(run["same_machine"] for run in document["runs"]) and sorted(Store(tmp_path / "icl-runs").ids()) == before
+
+
+def test_a_run_that_differs_ends_with_status_3(command, tmp_path, monkeypatch) -> None:
+    from icl_bench.harness.training import optimiser
+
+    command("run", TASK, "--arch", "linear", *SMALL)
+    monkeypatch.setattr(optimiser, "adamw_step", lambda *arguments, **options: None)
+    outcome = command("verify", "icl-runs", "--device", "cpu")
+    assert outcome.status == 3 and "differs" in outcome.out and "not all runs are shown to agree" in outcome.out
