@@ -3,7 +3,8 @@
 The rules of the evaluation protocol:
 
 * The learning rate of an entry is the one with the best median validation accuracy; test accuracy plays no part.
-* Seeds that ran at several rates are tuning seeds. Where other seeds ran at the chosen rate too, only these measure.
+* Seeds that ran at several rates are tuning seeds. Where other seeds ran at one rate, that is the rate which the study
+  chose, by its own rule on validation accuracy, and only these seeds measure.
 * A diverged run recalled nothing and counts as accuracy 0. A run that ended out of memory, out of time, in a crash or
   in an exception says nothing about recall: the report lists it and leaves it out of the scores.
 """
@@ -13,16 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from icl_bench.reports.context import NO_STUDY, StudyContext
 from icl_bench.reports.entry import Entry, RateScore
 from icl_bench.reports.naming import common_items, natural_key, split_entries
-from icl_bench.reports.statistics import chance_corrected, median
+from icl_bench.reports.statistics import chance_corrected, clustered_error, median
 from icl_bench.runs.outline import CellExamples, Evaluation, FinishedRuns, MeasuredRun, Outline, Seeds, Setting
-from icl_bench.runs.rates import SCORED
+from icl_bench.runs.rates import SCORED, is_bimodal, locked_in
 
 order_in_setting = attrgetter("lr", "seeds", "id")
 """Sorting key of a run among the runs of its setting."""
+
+
+Training = Literal["trained", "bimodal", "at the floor", "untrained", "no score"]
+"""Outcome of training over seeds: all seeds leave the floor, seeds of two modes, none leaves it, none and the median is
+below it."""
 
 
 class CellInfo(NamedTuple):
@@ -40,6 +47,8 @@ class Floor(NamedTuple):
     """Median over runs."""
     solver: str
     """The solver that reached it most often."""
+    error: float
+    """Half-width of the 95 % range of an accuracy at the floor over the test examples of a run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +64,10 @@ class Section:
     """By load and length."""
     evaluations: Mapping[Evaluation, int]
     """Distinct evaluations, and the number of runs of each."""
+    context: StudyContext
+    """The study that the report is part of."""
+    report: Sequence["Section"]
+    """Every section of the report: the comparisons in all of them are one family of tests."""
 
     @cached_property
     def runs(self) -> tuple[Outline, ...]:
@@ -98,7 +111,29 @@ class Section:
     @cached_property
     def floors(self) -> Mapping[str, Floor]:
         """The floor of each cell, by label."""
-        return {label: floor_of(seen) for label, seen in self.cell_examples.items()}
+        by_data: dict[str, dict[int, float]] = defaultdict(dict)
+        for run in self.runs:
+            for examples in run.evaluation.cells:
+                by_data[examples.label][run.seeds[1]] = examples.floor
+        return {
+            label: floor_of(seen, list(by_data[label].values()), self.examples)
+            for label, seen in self.cell_examples.items()
+        }
+
+    @cached_property
+    def references(self) -> Mapping[str, Mapping[str, float]]:
+        """Accuracy of solvers that keep the whole context and learn nothing, by name and cell; medians over runs."""
+        found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for label, seen in self.cell_examples.items():
+            for name, accuracy in (pair for examples in seen.elements() for pair in examples.references):
+                found[name][label].append(accuracy)
+        return {name: {label: median(values) for label, values in cells.items()} for name, cells in found.items()}
+
+    @cached_property
+    def repeated(self) -> Mapping[str, float]:
+        """Share of the test examples of each cell that were trained on, where it is not 0; the largest of any run."""
+        shares = {label: [one.repeated or 0.0 for one in seen] for label, seen in self.cell_examples.items()}
+        return {label: max(found) for label, found in shares.items() if max(found) > 0}
 
     @cached_property
     def has_errors(self) -> bool:
@@ -122,6 +157,24 @@ class Section:
         names = {name for evaluation in self.evaluations for name in evaluation.groups}
         return tuple(sorted(names, key=natural_key))
 
+    def locked_seeds(self, entry: Entry) -> list[Seeds]:
+        """Return the seeds of an entry whose mean accuracy over cells has left the floor."""
+        return [seeds for seeds, accuracy in entry.accuracies.items() if locked_in(accuracy, self.mean_floor or 0.0)]
+
+    def training(self, entry: Entry) -> Training:
+        """Return the outcome of training an entry, over its seeds."""
+        floor, accuracies = self.mean_floor or 0.0, list(entry.accuracies.values())
+        if not accuracies:
+            return "no score"
+        if not self.locked_seeds(entry):
+            return "untrained" if median(accuracies) < floor else "at the floor"
+        return "bimodal" if is_bimodal(accuracies, floor) else "trained"
+
+    def any_rate_trained(self, entry: Entry) -> bool:
+        """Return whether any seed of the sweep of an entry left the floor, by validation accuracy."""
+        found = [accuracy for rate in entry.rates for accuracy in rate.by_seed.values()]
+        return any(locked_in(accuracy, self.mean_floor or 0.0) for accuracy in found)
+
     def corrected_scores(self, entry: Entry) -> list[float]:
         """Return the chance-corrected accuracy of each seed of an entry, mean over cells."""
         cells = [(entry.in_cell(label), floor.accuracy) for label, floor in self.floors.items() if floor.accuracy < 1]
@@ -129,15 +182,18 @@ class Section:
         return [sum(chance_corrected(scores[seed], floor) for scores, floor in cells) / len(cells) for seed in seeds]
 
 
-def analyse(runs: FinishedRuns) -> tuple[Section, ...]:
-    """Sort runs into sections and entries; the order of `runs.outlines` has no influence."""
+def analyse(runs: FinishedRuns, context: StudyContext = NO_STUDY) -> tuple[Section, ...]:
+    """Sort runs of a study into sections and entries; the order of `runs.outlines` has no influence."""
     by_setting: dict[Setting, list[Outline]] = defaultdict(list)
     for run in sorted(runs.outlines, key=order_in_setting):
         by_setting[run.setting].append(run)
     by_task: dict[str, list[list[Outline]]] = defaultdict(list)
     for members in sorted(by_setting.values(), key=lambda members: run_order(members[0])):
         by_task[members[0].setting.task].append(members)
-    return tuple(make_section(by_task[task], runs.load) for task in sorted(by_task, key=natural_key))
+    report: list[Section] = []
+    for task in sorted(by_task, key=natural_key):
+        report.append(make_section(by_task[task], runs.load, context, report))
+    return tuple(report)
 
 
 def run_order(run: Outline) -> tuple[Any, ...]:
@@ -145,8 +201,13 @@ def run_order(run: Outline) -> tuple[Any, ...]:
     return natural_key(run.setting.task), natural_key(run.setting.arch), *order_in_setting(run)
 
 
-def make_section(settings: Sequence[Sequence[Outline]], load: Callable[[str], MeasuredRun]) -> Section:
-    """Make the section of one task from the runs of each of its settings."""
+def make_section(
+    settings: Sequence[Sequence[Outline]],
+    load: Callable[[str], MeasuredRun],
+    context: StudyContext,
+    report: Sequence[Section],
+) -> Section:
+    """Make the section of one task from the runs of each of its settings; `report` will hold all sections."""
     entries = [make_entry(name, family, runs, load) for (name, family), runs in split_entries(settings).items()]
     evaluations = Counter(run.evaluation for runs in settings for run in runs)
     cells = {CellInfo(one.label, one.load, one.length) for evaluation in evaluations for one in evaluation.cells}
@@ -156,6 +217,8 @@ def make_section(settings: Sequence[Sequence[Outline]], load: Callable[[str], Me
         entries=tuple(sorted(entries, key=lambda entry: natural_key(entry.label))),
         cells=tuple(sorted(cells, key=lambda cell: (cell.load, cell.length, cell.label))),
         evaluations=evaluations,
+        context=context,
+        report=report,
     )
 
 
@@ -171,7 +234,12 @@ def make_entry(label: str, family: str, runs: Sequence[Outline], load: Callable[
     return Entry(label, family, tuple(runs), load, choosing, tuple(rates))
 
 
-def floor_of(seen: Counter[CellExamples]) -> Floor:
-    """Return the floor of a cell, from the descriptions of its examples and the number of runs of each."""
-    solvers = Counter(sorted(examples.floor_solver for examples in seen.elements()))
-    return Floor(median([examples.floor for examples in seen.elements()]), solvers.most_common(1)[0][0])
+def floor_of(seen: Counter[CellExamples], by_data: Sequence[float], examples: int) -> Floor:
+    """Return the floor of a cell, from the descriptions of its examples and the number of runs of each.
+
+    `by_data` is the floor on the examples of each data seed, `examples` their number.
+    """
+    solvers = Counter(sorted(one.floor_solver for one in seen.elements()))
+    accuracy = median([one.floor for one in seen.elements()])
+    error = clustered_error(accuracy, by_data, examples, min(one.scored for one in seen))
+    return Floor(accuracy, solvers.most_common(1)[0][0], error)

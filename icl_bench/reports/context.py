@@ -1,6 +1,9 @@
 """The study that a report is part of: its question, the expectations, and results that others published."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+PrimaryTest = Literal["rank", "lock-in"]
+"""Test on which claims rest: of accuracies by ranks, or of numbers of locked-in seeds."""
 
 
 class PublishedResult(NamedTuple):
@@ -33,6 +36,14 @@ class StudyContext(NamedTuple):
     """Architectures that could not be matched in size, each with the nearest size that it reaches."""
     published: tuple[PublishedResult, ...] = ()
     """Published results, to compare the measured ones with."""
+    primary_test: PrimaryTest = "rank"
+    """Test on which the claims of the report rest."""
+    choice: str = "median"
+    """Rule by which the study chooses learning rates."""
+    ladder: tuple[int, ...] = ()
+    """Factors by which the study multiplies its training steps."""
+    corrections: tuple[str, ...] = ()
+    """Dated statements of what an earlier report of the study said wrongly."""
     interrupted: int = 0
     """Number of runs in the store that were interrupted and have no result."""
 

@@ -6,7 +6,18 @@ from icl_bench.errors import RecordError
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table, titled
 from icl_bench.reports.context import StudyContext
-from icl_bench.reports.parts import accuracy, capacity, comparisons, controls, learning, rates, state, summary
+from icl_bench.reports.parts import (
+    accuracy,
+    capacity,
+    comparisons,
+    controls,
+    ladder,
+    learning,
+    rates,
+    reach,
+    state,
+    summary,
+)
 from icl_bench.reports.parts.across import across_blocks
 from icl_bench.reports.parts.base import SectionFigure
 from icl_bench.reports.parts.findings import findings
@@ -16,9 +27,9 @@ from icl_bench.reports.text import enumerate_words, format_count, format_failure
 from icl_bench.runs.outline import Outline
 
 PARTS = (
-    *(summary.PART, state.PART, capacity.PART, accuracy.ERROR_PART, accuracy.LOAD_PART, controls.OWN_ANSWERS_PART),
-    *(comparisons.PART, accuracy.GROUP_PART, rates.PART, learning.PART, controls.CONTROLS_PART),
-    *(FAILED_PART, MISSING_PART),
+    *(summary.PART, state.PART, capacity.PART, accuracy.ERROR_PART, accuracy.LOAD_PART, reach.PART),
+    *(controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART, rates.PART, learning.PART),
+    *(controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
 )
 """Topics of a section, in order."""
 
@@ -66,6 +77,7 @@ def opening(context: StudyContext) -> Iterator[Content]:
     if context.question:
         yield Prose(context.question)
     lists = (
+        ("Corrections, written down later:", context.corrections),
         ("Hypotheses, written down before the study ran:", context.hypotheses),
         ("Conclusions of its author, when it first ran:", context.conclusions),
         ("Left out, because they cannot be matched:", context.left_out),

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from icl_bench.reports.statistics import Interval, mean_interval, median
+from icl_bench.reports.naming import family_of, flatten
+from icl_bench.reports.statistics import Interval, median, median_interval
 from icl_bench.runs.declarations import ArchitectureDeclaration
 from icl_bench.runs.outline import Curve, MeasuredRun, Outline, Seeds, seeds_of
 from icl_bench.runs.rates import SCORED, choose_rate, rate_score
 from icl_bench.runs.record import SOLVED, CellScore
+from icl_bench.runs.spec import FORMER_VALUES
 
 ZERO_ERROR = 1.0
 """Mean squared error of answering 0, on average: errors are divided by it."""
@@ -50,7 +52,13 @@ class Entry:
 
     @cached_property
     def rate(self) -> float:
-        """The chosen learning rate."""
+        """The chosen learning rate: that of the fresh seeds of a study, else the best by median validation accuracy."""
+        fresh = {run.lr for run in self.runs if self.choosing_seeds and run.seeds not in self.choosing_seeds}
+        return fresh.pop() if len(fresh) == 1 else self.best_rate
+
+    @cached_property
+    def best_rate(self) -> float:
+        """The learning rate with the best median validation accuracy."""
         return choose_rate({rate.rate: rate.score for rate in self.rates})
 
     @cached_property
@@ -91,9 +99,8 @@ class Entry:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % interval of the mean accuracy, within [0, 1]."""
-        found = mean_interval(list(self.accuracies.values()))
-        return found.clipped(0.0) if found else None
+        """Interval of the median accuracy; None for one seed."""
+        return median_interval(list(self.accuracies.values()))
 
     @cached_property
     def errors(self) -> dict[Seeds, float]:
@@ -116,12 +123,6 @@ class Entry:
     def solved_seeds(self) -> int:
         """Number of seeds that solved the task."""
         return sum(accuracy >= SOLVED for accuracy in self.accuracies.values())
-
-    @property
-    def bimodal(self) -> bool:
-        """True if some seeds solve and others stay far below."""
-        values = list(self.accuracies.values())
-        return 0 < self.solved_seeds < len(values) and max(values) - min(values) > 0.2
 
     @property
     def reads_own_answers(self) -> bool:
@@ -160,11 +161,30 @@ class Entry:
         """Median over seeds of the rise in validation accuracy over the last third of the updates."""
         return known_median([late_rise(run.curve) for run in self.scored if len(run.curve) > 1]) or 0.0
 
-    def parameter(self, name: str) -> tuple[Any, ...]:
-        """Return the values of a parameter in its architectures, except those in front of the mixer under study."""
-        parts = zip(self.example.spec["arch"], self.declarations, strict=True)
-        mixers = [part["params"] for part, declared in parts if not declared.short_range]
-        return tuple(params[name] for params in mixers if name in params)
+    @cached_property
+    def factors(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Name and parameters of each mixer under study, without those that set its size or always name it.
+
+        Layers that only stand in front of a mixer are left out.
+        """
+        parts = zip(self.example_outline.setting.spec["arch"], self.declarations, strict=True)
+        return tuple(
+            (part["name"], {name: value for name, value in part["params"].items() if name not in told(one)})
+            for part, one in parts
+            if not one.short_range
+        )
+
+    @cached_property
+    def kind(self) -> str:
+        """The architecture without its size: equal for an entry at another width, budget or optimiser."""
+        setting = self.example_outline.setting
+        return family_of(setting.arch, setting.declarations)
+
+    @cached_property
+    def outer_fields(self) -> dict[str, str]:
+        """The fields of its specification outside of the architecture, as JSON by dotted path."""
+        fields = {**FORMER_VALUES, **flatten(self.example_outline.setting.spec)}
+        return {key: value for key, value in fields.items() if key[:5] != "arch."}
 
     @property
     def at_edge(self) -> bool:
@@ -191,6 +211,11 @@ class Entry:
     def median_in(self, label: str) -> float | None:
         """Return the median accuracy in a cell over seeds."""
         return known_median(list(self.in_cell(label).values()))
+
+
+def told(declared: ArchitectureDeclaration) -> set[str]:
+    """Return the parameters of an architecture that set its size or that its label always names."""
+    return {*declared.size_parameters, *declared.shown}
 
 
 def late_rise(curve: Curve) -> float:

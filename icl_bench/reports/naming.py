@@ -9,6 +9,7 @@ from typing import Any
 
 from icl_bench.runs.declarations import ArchitectureDeclaration
 from icl_bench.runs.outline import Outline, Setting
+from icl_bench.runs.spec import FORMER_VALUES
 from icl_bench.schema import format_value
 
 LABELLED_FIELDS = ("seed.", "data_seed.", "arch.", "train.lr.")
@@ -39,7 +40,7 @@ def split_entries(settings: Sequence[Sequence[Outline]]) -> dict[tuple[str, str]
 
 def name_settings(settings: Sequence[Setting]) -> list[tuple[str, str]]:
     """Return the label and the family of the entry of each setting."""
-    flat = [flatten(setting.spec) for setting in settings]
+    flat = [{**FORMER_VALUES, **flatten(setting.spec)} for setting in settings]
     differing = [key for key in varying(flat) if not f"{key}.".startswith(LABELLED_FIELDS)]
     common = common_items(settings)
     archs = ["+".join(map(without, one.arch.split("+"), common)) if common else one.arch for one in settings]

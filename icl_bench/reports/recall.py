@@ -1,6 +1,7 @@
 """Recall of an entry: K50 and K90, recalled bits, and the capacity that theory predicts."""
 
 import math
+from collections.abc import Collection
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from icl_bench.reports.analysis import CellInfo, Section
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.fits import Capacity, capacity
 from icl_bench.reports.statistics import predicted_capacity, recalled_bits
+from icl_bench.runs.outline import Seeds
 from icl_bench.runs.record import SOLVED
 
 
@@ -37,6 +39,8 @@ class Recall(NamedTuple):
     entry: Entry
     capacity: Capacity | None
     """K50 and K90; none with fewer than two loads to fit."""
+    locked: Capacity | None
+    """K50 and K90 of the locked-in seeds alone."""
     predicted: float | None
     """Number of pairs by `predicted_capacity`; none for an architecture to which that law does not apply."""
     bits: float | None
@@ -56,19 +60,26 @@ def recalls(section: Section) -> tuple[Recall, ...]:
     """Return the recall of each entry of a section that has a score."""
     alphabet = answer_alphabet(section)
     return tuple(
-        Recall(one, fitted(section, one), predicted(one, alphabet), most_bits(section, one), most_answers(section, one))
+        Recall(
+            entry=one,
+            capacity=fitted(section, one, one.accuracies.keys()),
+            locked=fitted(section, one, section.locked_seeds(one)),
+            predicted=predicted(one, alphabet),
+            bits=most_bits(section, one),
+            bound=most_answers(section, one),
+        )
         for one in section.entries
         if one.accuracies
     )
 
 
-def fitted(section: Section, entry: Entry) -> Capacity | None:
-    """Fit K50 and K90 of an entry in cells of distinct loads above 0, except those that a trivial solver solves."""
+def fitted(section: Section, entry: Entry, among: Collection[Seeds]) -> Capacity | None:
+    """Fit K50 and K90 of these seeds in cells of distinct loads above 0, except those that a trivial solver solves."""
     cells = [cell for cell in section.cells if cell.load > 0 and section.floors[cell.label].accuracy < SOLVED]
     if len(cells) < 2 or len({cell.load for cell in cells}) < len(cells):
         return None
     columns = [entry.in_cell(cell.label) for cell in cells]
-    seeds = sorted(set.intersection(*(set(column) for column in columns)))
+    seeds = sorted(set(among).intersection(*columns))
     if not seeds:
         return None
     floors = [section.floors[cell.label].accuracy for cell in cells]
@@ -91,7 +102,10 @@ def answer_alphabet(section: Section) -> int | None:
 
 
 def most_bits(section: Section, entry: Entry) -> float | None:
-    """Return the most bits recalled in any cell, at the median accuracy; None where no answers are independent."""
+    """Return the most bits recalled in any cell, at the median accuracy; None where no answers are independent.
+
+    The best of several cells is chosen on the test examples that measure it: a slightly optimistic bound.
+    """
     found = [(contents_of(section, cell), entry.median_in(cell.label)) for cell in section.cells]
     return max((contents.bits(value) for contents, value in found if contents and value is not None), default=None)
 
@@ -104,8 +118,23 @@ def most_answers(section: Section, entry: Entry) -> float | None:
 
 
 def predicted(entry: Entry, alphabet: float | None) -> float | None:
-    """Predict the number of pairs that one layer recalls, by the law of capacity that its architecture declares."""
+    """Predict the number of pairs that one layer recalls, by the law of capacity that its architecture declares.
+
+    Keys wider than the model have no more rank than keys of its width, and hold no more pairs.
+    """
     law = entry.declarations[0].law
     if alphabet is None or len(entry.declarations) > 1 or law is None:
         return None
-    return predicted_capacity(law.degree, law.key_width, law.key_heads, law.value_width, alphabet)
+    return predicted_capacity(law.degree, min(law.key_width, width_of(entry)), law.key_heads, law.value_width, alphabet)
+
+
+def width_of(entry: Entry) -> int:
+    """Return the model width of an entry, which bounds the rank of keys that are a linear map of tokens."""
+    return int(entry.example_outline.setting.spec["model"]["d_model"])
+
+
+def padded_keys(entry: Entry) -> str | None:
+    """Name the rank and the width of keys that are wider than the model; None where there are no such keys."""
+    laws = [declared.law for declared in entry.declarations if declared.law]
+    widest = max((law.key_width for law in laws), default=0)
+    return f"rank {width_of(entry)} of d_key = {widest}" if widest > width_of(entry) else None

@@ -42,7 +42,7 @@ def write_report(
     Raises:
         StoreError: where the report cannot be written.
     """
-    sections = analyse(runs)
+    sections = analyse(runs, context)
     write = write_page if path.suffix in PAGE_SUFFIXES else write_markdown
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

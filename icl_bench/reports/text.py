@@ -10,6 +10,8 @@ from icl_bench.reports.statistics import Interval
 
 NONE = "\u2013"
 """Stands where there is no number."""
+MOST_NAMED = 6
+"""Largest number of entries that a sentence names."""
 BINARY_UNITS = ("B", "KiB", "MiB", "GiB")
 BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 """Line breaks, control characters, and marks that change the direction of text."""
@@ -49,6 +51,15 @@ def format_share(value: float | None) -> str:
 def format_interval(interval: Interval | None, digits: int = 3) -> str:
     """Format an interval of proportions."""
     return NONE if interval is None else f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def format_level(interval: Interval | None) -> str:
+    """Format the level of an interval.
+
+    >>> format_level(Interval(0.1, 0.5, 0.9375))
+    '93.8 %'
+    """
+    return NONE if interval is None else f"{100 * interval.level:.3g} %"
 
 
 def format_bytes(number: int | None) -> str:
@@ -115,3 +126,17 @@ def enumerate_words(items: Sequence[str], last: str = "and") -> str:
     'a, b and c'
     """
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} {last} {items[-1]}"
+
+
+def enumerate_some(items: Sequence[str]) -> str:
+    """Join items as in a sentence, or count them where there are more than six."""
+    return enumerate_words(items) if len(items) <= MOST_NAMED else f"{len(items)} others"
+
+
+def format_span(values: Sequence[int]) -> str:
+    """Format the smallest and the largest of sorted numbers.
+
+    >>> format_span([4, 8, 1600])
+    '4 to 1,600'
+    """
+    return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"

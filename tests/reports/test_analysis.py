@@ -60,7 +60,9 @@ def test_a_diverged_run_counts_as_zero_and_other_failures_do_not_count() -> None
     entry = only(records)
     assert entry.accuracies == {(0, 0): 1.0, (1, 1): 0.0}
     assert entry.in_cell("pairs=8") == {(0, 0): 1.0, (1, 1): 0.0}
-    assert (entry.solved_seeds, len(entry.failed), entry.bimodal) == (1, 3, True)
+    assert (entry.solved_seeds, len(entry.failed)) == (1, 3)
+    section = section_of(records)
+    assert (len(section.locked_seeds(section.entries[0])), section.training(section.entries[0])) == (1, "bimodal")
 
 
 def test_a_rate_at_which_every_seed_diverged_is_not_chosen() -> None:
@@ -83,6 +85,11 @@ def test_settings_keep_runs_of_one_label_apart() -> None:
         "power:p=2, d_model=128",
     ]
     assert section_of(records).families == ("linear", "power:p=2")
+
+
+def test_a_field_that_a_specification_leaves_out_has_its_value_in_a_label() -> None:
+    records = [make_record(), make_record(model={"init": "gpt-2"})]
+    assert [entry.label for entry in section_of(records).entries] == ["power:p=2, init=fan-in", "power:p=2, init=gpt-2"]
 
 
 def test_parameters_that_the_label_hides_keep_runs_apart() -> None:

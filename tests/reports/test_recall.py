@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from icl_bench.reports.recall import recalls
+from icl_bench.reports.recall import padded_keys, recalls
 from tests.reports.factory import make_record, section_of, with_cells
 
 
@@ -28,3 +28,21 @@ def test_errors_are_laid_on_the_answers_where_more_is_scored_than_there_are() ->
     assert found.bound == pytest.approx(8 * 40_000 / 4)
     (found,) = recalls(section_of([with_cells(make_record(), answers=None)]))
     assert (found.bits, found.bound) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arch", "d_model", "size", "pairs", "padded"),
+    [
+        ("linear:d_key=99,d_value=8", 64, 256, 121, "rank 64 of d_key = 99"),
+        ("power:p=2,d_key=15,d_value=8", 64, 256, 160, None),
+        ("power:p=3,d_key=8,d_value=8", 64, 256, 121, None),
+        ("power:p=4,d_key=6,d_value=8", 64, 256, 103, None),
+        ("linear:d_key=963,d_value=32", 128, 512, 1185, "rank 128 of d_key = 963"),
+        ("linear:d_key=963,d_value=32,feature_map=relu", 128, 512, None, None),
+    ],
+)
+def test_keys_wider_than_the_model_predict_no_more_pairs(arch, d_model, size, pairs, padded) -> None:
+    run = with_cells(make_record(arch, model={"d_model": d_model}), alphabet=size)
+    (found,) = recalls(section_of([run]))
+    assert (found.predicted and round(found.predicted)) == pairs
+    assert padded_keys(found.entry) == padded

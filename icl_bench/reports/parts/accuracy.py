@@ -13,9 +13,10 @@ from icl_bench.reports.context import StudyContext
 from icl_bench.reports.entry import ZERO_ERROR, Entry, field_median, known_median
 from icl_bench.reports.panels import draw_panels
 from icl_bench.reports.parts.base import Part, SectionFigure, measured_seeds_remark
-from icl_bench.reports.ranking import judge_cells
+from icl_bench.reports.parts.reach import ceilings, reach_remark
+from icl_bench.reports.ranking import judge_cell
 from icl_bench.reports.statistics import median
-from icl_bench.reports.text import format_share
+from icl_bench.reports.text import enumerate_words, format_share
 from icl_bench.runs.outline import MeasuredRun
 from icl_bench.runs.record import SOLVED
 
@@ -50,23 +51,29 @@ def cell_table(section: Section) -> Table:
     """Make a table of the median accuracy in each cell, with the floor, its solver, and whether the cell ranks."""
     cells = section.cells
     floors = [section.floors[cell.label] for cell in cells]
-    verdicts = judge_cells(section, section.entries)
     rows = [
         *((Name(one.label), *(format_share(one.median_in(cell.label)) for cell in cells)) for one in section.entries),
         (Name("floor"), *(format_share(floor.accuracy) for floor in floors)),
+        *(
+            (Name(name), *(format_share(found.get(cell.label)) for cell in cells))
+            for name, found in section.references.items()
+        ),
         (Name("oracle"), *(format_share(1.0) for _ in cells)),
         ("best trivial solver", *(Name(floor.solver) for floor in floors)),
-        ("ranking", *(verdicts[cell.label] for cell in cells)),
+        ("ranking", *(judge_cell(section, section.entries, cell) for cell in cells)),
     ]
     return Table(("architecture", *(Name(cell.label) for cell in cells)), tuple(rows) if cells else ())
 
 
 def ranking_note(section: Section) -> str:
-    """Explain which cells are left out of a ranking."""
+    """Explain the rows of solvers that keep the whole context, and which cells are left out of a ranking."""
+    names = [*section.references]
+    solvers = f"Without training, but with the whole context kept: {enumerate_words(names)}. " if names else ""
     return (
-        f"A cell does not rank architectures if the median of every architecture is at least {SOLVED} (saturated), or "
-        "if no median is above the floor by more than the sampling error of an accuracy at the floor over "
-        f"{section.examples:,} examples (at the floor)."
+        f"{solvers}A cell does not rank architectures if the median of every architecture is at least {SOLVED} "
+        "(saturated), or if no median is above the floor by more than the sampling error of an accuracy there (at the "
+        f"floor): over {section.examples:,} examples, each a cluster of scored positions, by the deviation of the "
+        "floor between data seeds where there are three or more."
     )
 
 
@@ -104,7 +111,11 @@ def accuracy_by_load(section: Section, context: StudyContext) -> Figure | None:
         else:
             axes.plot(list(axis.places.values()), floors, **FLOOR_LINE)
 
+    limits = list(ceilings(section))
+
     def draw(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> None:  # shifted, to hide no other entry
+        for limit in (one for one in limits if one.entry is entry):
+            axes.plot([axis.places[label] for label in limit.by_cell], [*limit.by_cell.values()], **limit.line(style))
         found = {label: list(values.values()) for label in axis.places if (values := entry.in_cell(label))}
         draw_medians(axes, [shifted(axis, label, 0.006 * offset) for label in found], list(found.values()), style)
 
@@ -146,6 +157,9 @@ def group_table(section: Section) -> Table:
         (Name(entry.label), *(format_share(known_median(group_accuracies(entry, name))) for name in names))
         for entry in section.entries
     ]
+    for solver in ("floor", *section.references):
+        shares = [known_median(solver_accuracies(section, name, solver)) for name in names]
+        rows += [(Name(solver), *map(format_share, shares))] if any(share is not None for share in shares) else []
     return Table(("architecture", *(Name(name) for name in names)), tuple(rows) if len(names) > 1 else ())
 
 
@@ -161,6 +175,18 @@ def group_accuracy(run: MeasuredRun, group: str) -> float | None:
     scores = [cell.groups[group] for cell in run.result.cells if group in cell.groups]
     total = sum(score.count for score in scores)
     return sum(score.accuracy * score.count for score in scores) / total if total else None
+
+
+def solver_accuracies(section: Section, group: str, solver: str) -> list[float]:
+    """Return the accuracy of the floor or of a named solver in a group, over all cells of each run that has it."""
+    found = []
+    for run in (run for entry in section.entries for run in entry.scored):
+        scores = [cell.groups[group] for cell in run.result.cells if group in cell.groups]
+        known = [(one.floor if solver == "floor" else one.references.get(solver), one.count) for one in scores]
+        pairs = [(accuracy, count) for accuracy, count in known if accuracy is not None]
+        if pairs:
+            found.append(sum(accuracy * count for accuracy, count in pairs) / sum(count for _, count in pairs))
+    return found
 
 
 def accuracy_by_group(section: Section, context: StudyContext) -> Figure | None:
@@ -189,7 +215,7 @@ LOAD_PART = Part(
         "accuracy-by-load",
         "Accuracy by load: a dot for each seed, a line through the medians, the floor dotted.",
         accuracy_by_load,
-        measured_seeds_remark,
+        lambda section: measured_seeds_remark(section) + reach_remark(section),
     ),
     ranking_note,
 )

@@ -7,13 +7,15 @@ from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Content, Name, Prose, Table, titled
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.naming import natural_key
+from icl_bench.reports.ranking import judge_cell
 from icl_bench.reports.statistics import Interval, aggregate, median
-from icl_bench.reports.text import NONE, format_interval, format_share
+from icl_bench.reports.text import NONE, enumerate_words, format_interval, format_share
 
 NOTE = (
     "Chance-corrected accuracy, (accuracy - floor) / (1 - floor), mean over the cells of a task. By task: median over "
-    "seeds. Over tasks: interquartile mean over all runs, in which every task has the same weight, with an interval "
-    "by a bootstrap stratified by task."
+    "seeds. Over tasks: interquartile mean over all runs, in which every task has the same weight, with a Student "
+    "interval by the standard error of a bootstrap over the seeds of each task. The tasks are fixed: the interval says "
+    "nothing about other tasks, and two intervals that lie apart are no test of two architectures."
 )
 
 
@@ -24,9 +26,9 @@ class Standing(NamedTuple):
     by_task: Sequence[Sequence[float]]
     """Chance-corrected accuracy of each seed, [task][seed]."""
     mean: float
-    """Interquartile mean."""
-    interval: Interval
-    """95 % interval of the interquartile mean, by a bootstrap stratified by task."""
+    """Interquartile mean over the tasks that rank architectures."""
+    interval: Interval | None
+    """95 % interval of the interquartile mean; none where a task has one seed."""
 
 
 def standings(sections: Sequence[Section]) -> list[Standing]:
@@ -35,7 +37,8 @@ def standings(sections: Sequence[Section]) -> list[Standing]:
     Entries on two tasks are the same architecture where their labels are equal. Where dimensions were matched task by
     task, labels differ: then entries are the same where their families are, if a family has one entry on each task.
     """
-    if len(sections) < 2:
+    ranking = [i for i, section in enumerate(sections) if ranks(section)]
+    if len(sections) < 2 or not ranking:
         return []
     known = [scored_by_name(section) for section in sections]
     names = sorted(set.intersection(*(set(found) for found in known)), key=natural_key)
@@ -43,8 +46,13 @@ def standings(sections: Sequence[Section]) -> list[Standing]:
     for name in names:
         scores = [section.corrected_scores(by[name]) for section, by in zip(sections, known, strict=True)]
         if all(scores):
-            found.append(Standing(name, scores, *aggregate(scores)))
+            found.append(Standing(name, scores, *aggregate([scores[i] for i in ranking])))
     return found
+
+
+def ranks(section: Section) -> bool:
+    """Return whether any cell can rank architectures; false where all solve each, or none is above its floor."""
+    return any(judge_cell(section, section.entries, cell) == "ranks" for cell in section.cells)
 
 
 def scored_by_name(section: Section) -> Mapping[str, Entry]:
@@ -54,11 +62,11 @@ def scored_by_name(section: Section) -> Mapping[str, Entry]:
     return {entry.family if families.count(entry.family) == 1 else entry.label: entry for entry in entries}
 
 
-def aggregate_table(rows: Sequence[Standing]) -> Table:
-    """Make a table of interquartile means over tasks, best first, with floor and oracle."""
+def aggregate_table(rows: Sequence[Standing], tasks: int) -> Table:
+    """Make a table of interquartile means over this many tasks, best first, with floor and oracle."""
     header = ("architecture", "tasks", "interquartile mean", "95 % interval")
     cells = [
-        (Name(row.name), str(len(row.by_task)), format_share(row.mean), format_interval(row.interval))
+        (Name(row.name), str(tasks), format_share(row.mean), format_interval(row.interval))
         for row in sorted(rows, key=lambda row: -row.mean)
     ]
     ends = [(Name(name), NONE, format_share(value), NONE) for name, value in (("floor", 0.0), ("oracle", 1.0))]
@@ -77,5 +85,7 @@ def task_table(sections: Sequence[Section], rows: Sequence[Standing]) -> Table:
 
 def across_blocks(sections: Sequence[Section]) -> list[Content]:
     """Return the tables over all tasks; empty where no architecture has a score on two tasks or more."""
-    rows = standings(sections)
-    return titled(2, "Across tasks", task_table(sections, rows), aggregate_table(rows), Prose(NOTE))
+    rows, left_out = standings(sections), [section.task for section in sections if not ranks(section)]
+    note = f"{NOTE} Left out of it, as none of their cells ranks: {enumerate_words(left_out)}." if left_out else NOTE
+    table = aggregate_table(rows, len(sections) - len(left_out))
+    return titled(2, "Across tasks", task_table(sections, rows), table, Prose(note))

@@ -19,8 +19,8 @@ class SectionFigure(NamedTuple):
     caption: str
     draw: Callable[[Section, StudyContext], Figure | None]
     """Draw the figure; None where it would show nothing."""
-    omission: Callable[[Section], str] = lambda section: ""
-    """Return a sentence for the caption where the figure leaves out some seeds, else an empty text."""
+    remark: Callable[[Section], str] = lambda section: ""
+    """Return sentences for the caption: on seeds that the figure leaves out, and on lines that few figures have."""
     on_page: Callable[[StudyContext], bool] = lambda context: False
     """Return whether an HTML page shows the figure; it leaves out those whose data are in its chart."""
 
@@ -32,7 +32,7 @@ class SectionFigure(NamedTuple):
 
     def full_caption(self, section: Section) -> str:
         """Return the caption with a remark on seeds that are left out."""
-        return self.caption + self.omission(section)
+        return self.caption + self.remark(section)
 
 
 class Part(NamedTuple):

@@ -14,15 +14,18 @@ from icl_bench.reports.fits import Load
 from icl_bench.reports.panels import by_state
 from icl_bench.reports.parts.base import Part, SectionFigure
 from icl_bench.reports.recall import Recall, recalls
-from icl_bench.reports.text import NONE, format_integer, format_load, format_number
+from icl_bench.reports.text import NONE, format_integer, format_level, format_load, format_number
 
 NOTE = (
     "K50 and K90: loads at which chance-corrected accuracy, (accuracy - floor) / (1 - floor), falls to 50 % and to 90 "
-    "%. They are those of a logistic function of log2 load, fitted to medians over seeds; their intervals are from a "
-    "bootstrap over seeds; nothing is extrapolated beyond the measured loads. Predicted pairs: number of pairs that "
-    "one layer of Hebbian sums over random keys recalls, (H d_v / (2 ln V) - 1) d (d + 2) ... / (2p - 1)!!; a "
-    "reference, not a bound. Recalled bits: a lower bound, by Fano's inequality from the median accuracy, in the cell "
-    "where it is highest. Upper bound: number of answers that the bits of the state, as it is stored, can distinguish."
+    "%. A logistic function of log2 load is fitted to each seed; shown is the median over seeds, with the exact "
+    "interval of a median and its level, and beside it the median over the locked-in seeds alone; nothing is "
+    "extrapolated beyond the measured loads. Predicted pairs: number of pairs that one layer of Hebbian sums over "
+    "random keys recalls, (H d_v / (2 ln V) - 1) d (d + 2) ... / (2p - 1)!! with d = min(d_key, d_model), the largest "
+    "rank of keys; a reference, not a bound. Recalled bits: bits that the median "
+    "accuracy proves, by Fano's inequality, in the cell where they are most; slightly optimistic, because that cell is "
+    "chosen on the same test examples. Upper bound: number of answers that the bits of the state, as it is stored, can "
+    "distinguish."
 )
 ARROWS = {"above": "^", "below": "v"}
 
@@ -39,9 +42,11 @@ def capacity_row(row: Recall) -> dict[str, str]:
         "architecture": Name(row.entry.label),
         "state elements": format_integer(row.entry.state_elements),
         "K50": format_load(fit.k50) if fit else NONE,
-        "K50, 95 % interval": load_interval(fit.k50) if fit else NONE,
+        "K50, interval": load_interval(fit.k50) if fit else NONE,
         "K90": format_load(fit.k90) if fit else NONE,
-        "K90, 95 % interval": load_interval(fit.k90) if fit else NONE,
+        "K90, interval": load_interval(fit.k90) if fit else NONE,
+        "their level": format_level(fit.k50.interval) if fit else NONE,
+        "K50, locked-in seeds": format_load(row.locked.k50) if row.locked else NONE,
         "predicted pairs": format_number(row.predicted),
         "recalled bits": format_number(row.bits),
         "bits per element": format_number(row.bits_per_element),
@@ -86,7 +91,7 @@ def draw_capacities(axes: Axes, rows: Sequence[Recall], style: canvas.SeriesStyl
             axes.add_line(canvas.hollow(state, k50.value, ARROWS[k50.side], 8, style))
             continue
         if k50.interval:
-            axes.plot([state, state], list(k50.interval), color=style.colour, linewidth=1.2)
+            axes.plot([state, state], list(k50.interval[:2]), color=style.colour, linewidth=1.2)
         axes.plot([state], [k50.value], color=style.colour, marker=style.marker, markersize=6)
     law = [(row.entry.state_elements or 0, row.predicted) for row in rows if row.predicted]
     axes.plot([x for x, _ in law], [y for _, y in law], color=style.colour, linestyle=":", marker="*", markersize=8)
@@ -97,7 +102,7 @@ PART = Part(
     capacity_table,
     SectionFigure(
         "capacity",
-        "K50 against state, with 95 % intervals. Open arrows: beyond the measured loads. Stars: predicted pairs.",
+        "K50 against state, with intervals. Open arrows: beyond the measured loads. Stars: predicted pairs.",
         capacity_by_state,
         on_page=lambda context: True,
     ),

@@ -1,45 +1,72 @@
 """The best entry compared with each other one, with the tests that the claims rest on."""
 
 from icl_bench.reports.analysis import Section
-from icl_bench.reports.blocks import Name, Table, table_of
+from icl_bench.reports.blocks import Name, Notes, Table, table_of
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.parts.base import Part
-from icl_bench.reports.ranking import SIGNIFICANT, Comparison, rankings
-from icl_bench.reports.text import NONE, format_interval, format_p
+from icl_bench.reports.ranking import SIGNIFICANT, Comparison, Ranking, rankings
+from icl_bench.reports.text import NONE, format_bytes, format_interval, format_level, format_p
 
-NOTE = (
-    "Differences in accuracy, mean over the cells that rank the compared architectures: those of equal state (within "
-    "5 %) if there are several such groups, else all. p, paired t: t test for pairs over common seeds, adjusted by "
-    f"Holm's method for all pairs of architectures; a difference is claimed below {SIGNIFICANT}. Rate decides: the "
-    "median over the sweep of learning rates does not agree, so that the difference lies in how easily the "
-    "architectures are trained. p, medians: permutation test of medians; p, Fisher: exact test on the numbers of "
-    "solved seeds; neither is adjusted. Every seed has its own test examples, so that intervals over seeds include "
-    "the variation over examples."
-)
+TESTS = {
+    "rank": "rank test (Mann and Whitney, every split of the seeds counted) on accuracies",
+    "lock-in": "exact test (Fisher) on the numbers of locked-in seeds",
+}
+"""The primary tests in words."""
 
 
 def comparison_table(section: Section) -> Table:
-    """Make a row for each comparison in each ranking; no rows where no two entries share seeds."""
-    pairs = [(ranking.best, row) for ranking in rankings(section) if ranking.best for row in ranking.comparisons]
-    shown = any(row.difference for _, row in pairs)
-    return table_of([comparison_row(best, row) for best, row in pairs] if shown else [], 2)
+    """Make a row for each comparison in each ranking; no rows where every architecture has one seed."""
+    rows = [(ranking, ranking.best, row) for ranking in rankings(section) for row in ranking.comparisons]
+    shown = any(row.shift for _, _, row in rows)
+    made = [comparison_row(section, ranking, best, row) for ranking, best, row in rows if best]
+    return table_of(made if shown else [], 2)
 
 
-def comparison_row(best: Entry, row: Comparison) -> dict[str, str]:
+def comparison_row(section: Section, ranking: Ranking, best: Entry, row: Comparison) -> dict[str, str]:
     """Make the row of a comparison."""
-    found = row.difference
-    solved = (f"{entry.solved_seeds}/{len(entry.accuracies)}" for entry in (best, row.other))
+    pair, found = (best, row.other), row.shift
+    where = {"where": Name(ranking.group.where)} if any(one.group.where for one in rankings(section)) else {}
     return {
         "best": Name(best.label),
         "compared with": Name(row.other.label),
-        "difference": f"{found.mean:+.3f}" if found else NONE,
-        "95 % interval": format_interval(found.interval.clipped(-1.0)) if found else NONE,
-        "p, paired t": format_p(row.p).removeprefix("= ") if found else NONE,
-        "p, medians": format_p(row.median_p).removeprefix("= ") if found else NONE,
-        "solved seeds": ", ".join(solved),
-        "p, Fisher": format_p(row.solved_p).removeprefix("= "),
+        **where,
+        "equal in": ranking.group.matched,
+        "state sizes": ", ".join(format_bytes(entry.state_bytes) for entry in pair),
+        "shift": f"{found.value:+.3f}" if found else NONE,
+        "interval": format_interval(found.interval) if found else NONE,
+        "its level": format_level(found.interval) if found else NONE,
+        "locked-in seeds": ", ".join(f"{len(section.locked_seeds(entry))}/{len(entry.accuracies)}" for entry in pair),
+        "p, ranks": p_text(row.p_rank, row),
+        "p, lock-in": p_text(row.p_lock_in, row),
+        "p, adjusted": p_text(row.p, row),
         "claim": row.claim,
     }
 
 
-PART = Part("Comparisons", comparison_table, note=NOTE)
+def p_text(p: float, row: Comparison) -> str:
+    """Format a p value; nothing for an entry that is no opponent."""
+    return format_p(p).removeprefix("= ") if row.shift else NONE
+
+
+def comparison_notes(section: Section) -> Notes:
+    """Explain the tests, and name the primary one."""
+    pairs = rankings(section)[0].pairs
+    return Notes(
+        (
+            f"Primary test: {TESTS[section.context.primary_test]}. p, adjusted: its p value by Holm's method for all "
+            f"{pairs:,} pairs of architectures that this report compares, in one family. A difference is claimed "
+            f"below {SIGNIFICANT}; the other p value is not adjusted and carries no claim.",
+            "Compared are architectures of equal state (within 5 %), in elements or in bytes, if there are several "
+            "such groups, else all. State sizes: of both, in bytes, in which states of equal elements can differ.",
+            "Shift: median of all differences in accuracy between a seed of the one and a seed of the other (Hodges "
+            "and Lehmann), mean over the cells that rank; its interval holds the shifts that the rank test does not "
+            "reject, at the level that the numbers of seeds allow.",
+            "Untrained: no seed is locked in and the median is below the floor, so that the entry is no opponent.",
+            "Rate decides: the median over the learning rates that both tried does not agree, so that the difference "
+            "lies in how easily the architectures are trained.",
+            "Every seed has its own test examples, so that intervals over seeds include the variation over examples.",
+        )
+    )
+
+
+PART = Part("Comparisons", comparison_table, note=comparison_notes)

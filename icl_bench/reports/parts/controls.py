@@ -7,8 +7,7 @@ from icl_bench.reports.blocks import Name, Table
 from icl_bench.reports.entry import cell_of, field_median, known_median
 from icl_bench.reports.parts.base import Part
 from icl_bench.reports.text import NONE, format_share
-from icl_bench.runs.outline import MeasuredRun
-from icl_bench.runs.record import SOLVED
+from icl_bench.runs.outline import MeasuredRun, seeds_of
 
 OWN_ANSWERS_NOTE = (
     "Shown: after each question the model reads the right answer. Its own: it reads its own answer in that place, "
@@ -22,9 +21,10 @@ SCORES = (
 )
 """Answers that are read, unit that is scored, and field of a cell's score."""
 CONTROLS_NOTE = (
-    "Only runs that solve the task. Rebound: the value of each key is given to the next key, and the answer must "
-    "change with it. Refilled: other fillers, which must change nothing. No keys: the keys of the context are "
-    "blanked, so that accuracy must fall to the floor. At most 256 examples of a cell."
+    "Runs that are locked in, whether they solve the task or recall a part of it. Rebound: the value of each key is "
+    "given to the next key, and the answer must change with it, so that accuracy stays. Refilled: other fillers, which "
+    "must change nothing. No keys: the keys of the context are blanked, so that accuracy must fall to the floor. At "
+    "most 256 examples of a cell."
 )
 
 
@@ -42,12 +42,13 @@ def own_answers_table(section: Section) -> Table:
 
 
 def controls_table(section: Section) -> Table:
-    """Make a table of the median accuracy under each control; without rows where no run solves the task."""
+    """Make a table of the median accuracy under each control; without rows where no run is locked in."""
     header = ("architecture", "runs", "examples", *(Name(cell.label) for cell in section.cells))
     rows = [
         (Name(entry.label), str(len(runs)), name, *(control_median(runs, c.label, name) for c in section.cells))
         for entry in section.entries
-        if (runs := [run for run in entry.scored if run.result.accuracy >= SOLVED])
+        for locked in [section.locked_seeds(entry)]
+        if (runs := [run for run in entry.scored if seeds_of(run) in locked])
         for name in ("unchanged", *section.controls)
     ]
     floors = (format_share(section.floors[cell.label].accuracy) for cell in section.cells)

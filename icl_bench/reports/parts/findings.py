@@ -1,40 +1,33 @@
 """The findings of a section in up to three sentences, written from the numbers: question, result and limits."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.entry import Entry
-from icl_bench.reports.naming import natural_key
+from icl_bench.reports.parts.limits import limits
 from icl_bench.reports.ranking import Claim, Comparison, Ranking, matched_state, rankings
 from icl_bench.reports.recall import Recall, recalls
-from icl_bench.reports.statistics import Difference
+from icl_bench.reports.statistics import Shift
 from icl_bench.reports.text import (
+    MOST_NAMED,
+    enumerate_some,
     enumerate_words,
-    format_count,
-    format_failures,
     format_interval,
+    format_level,
     format_load,
     format_p,
     format_share,
+    format_span,
 )
-from icl_bench.schema import canonical_json
 
-NAMED = 6
-"""Largest number of entries that a sentence names."""
 SHORT_CLAIMS: dict[Claim, str] = {
     "ahead": "is ahead of {}",
     "not significant": "does not differ significantly from {}",
     "rate decides": "is ahead of {} at the chosen learning rates only",
-    "not compared": "shares fewer than two seeds with {}",
+    "not compared": "has, or meets, fewer than two seeds with {}",
+    "untrained": "has no opponent in {}, untrained",
 }
-RISE = 0.02
-"""Smallest rise in validation accuracy over the last third of the updates with which a run counts as still learning."""
-LEAST_SEEDS = 5
-"""Recommended number of seeds."""
-BIMODAL_SEEDS = 10
-"""Recommended number of seeds where some solve the task and others do not."""
-FACTORS = ("conv", "rope", "gate")
-"""Parameters that change recall whatever the mixer is, so that they should be equal in a comparison."""
 
 
 def findings(section: Section) -> list[str]:
@@ -48,9 +41,9 @@ def question(section: Section, ranked: Sequence[Ranking]) -> str:
     """Write the question that the runs answer."""
     names = [entry.label for entry in section.entries]
     many = f"{len(names)} architectures of {enumerate_words(section.families)}"
-    who = ("does " if len(names) == 1 else "do ") + (enumerate_words(names) if len(names) <= NAMED else many)
+    who = ("does " if len(names) == 1 else "do ") + (enumerate_words(names) if len(names) <= MOST_NAMED else many)
     loads = sorted({cell.load for cell in section.cells})
-    at = f" at {span(loads)} {section.load_name}" if loads else ""
+    at = f" at {format_span(loads)} {section.load_name}" if loads else ""
     return f"Question: how much of {section.task} {who} recall{at}{state_clause(section, ranked)}?"
 
 
@@ -62,12 +55,7 @@ def state_clause(section: Section, ranked: Sequence[Ranking]) -> str:
     if len(section.entries) == 1:
         return f", with {sizes[0]:,} state elements"
     several = f"{len(ranked)} sizes of matched state" if len(ranked) > 1 else "unequal state"
-    return f", at {'matched state' if matched_state(section.entries) else several} ({span(sizes)} elements)"
-
-
-def span(values: Sequence[int]) -> str:
-    """Write the smallest and the largest of sorted numbers."""
-    return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
+    return f", at {'matched state' if matched_state(section.entries) else several} ({format_span(sizes)} elements)"
 
 
 def result(section: Section, ranked: Sequence[Ranking], recalled: Sequence[Recall]) -> str:
@@ -90,15 +78,18 @@ def half_clause(recalled: Sequence[Recall]) -> str:
     """Write the loads at which recall falls to one half, where they lie within the measured loads."""
     fits = [(row.entry.label, row.capacity.k50) for row in recalled if row.capacity]
     within = [f"{format_load(k50)} ({label})" for label, k50 in fits if k50.side == "within"]
-    if not within or len(within) > NAMED:
+    if not within or len(within) > MOST_NAMED:
         return ""
     return f"; chance-corrected accuracy falls to 50 % at K50 = {enumerate_words(within)}"
 
 
 def at_state(ranking: Ranking) -> str:
-    """Write the result among entries of equal state, in short."""
-    sizes = sorted(entry.state_elements for entry in ranking.entries if entry.state_elements is not None)
-    where = f"at {span(sizes)} state elements"
+    """Write the result among the entries of a group, in short."""
+    size_of = attrgetter("state_bytes" if ranking.group.matched == "bytes" else "state_elements")
+    sizes = sorted(size for entry in ranking.entries if (size := size_of(entry)) is not None)
+    unit = "bytes of state" if ranking.group.matched == "bytes" else "state elements"
+    places = [f"{format_span(sizes)} {unit}"] if sizes else []
+    where = f"at {', '.join([*places, *filter(None, [ranking.group.where])])}"
     if ranking.best is None:
         return f"{where} {no_ranking(ranking)}"
     if ranking.most_seeds == 1:
@@ -106,9 +97,9 @@ def at_state(ranking: Ranking) -> str:
     parts = []
     for claim, words in SHORT_CLAIMS.items():
         if rows := ranking.by_claim.get(claim):
-            gaps = [f" ({gap(row.difference, ' ')})" if row.difference and claim == "ahead" else "" for row in rows]
+            gaps = [f" ({gap(row.shift, ' ')})" if row.shift and claim == "ahead" else "" for row in rows]
             names = [short_name(row.other, ranking) + told for row, told in zip(rows, gaps, strict=True)]
-            parts.append(words.format(some(names)))
+            parts.append(words.format(enumerate_some(names)))
     return f"{where} {short_name(ranking.best, ranking)} {enumerate_words(parts)}"
 
 
@@ -131,14 +122,17 @@ def single(entry: Entry, section: Section) -> str:
 
 def no_ranking(ranking: Ranking) -> str:
     """Write the reasons why nothing is ranked."""
-    return f"no ranking, since every cell is {enumerate_words(sorted(set(ranking.verdicts.values())), 'or')}"
+    verdicts = sorted(set(ranking.verdicts.values()))
+    if "ranks" in verdicts:
+        return "no ranking, since every architecture but one is without a score, or all are untrained"
+    return f"no ranking, since every cell is {enumerate_words(verdicts, 'or')}"
 
 
 def medians(entries: Sequence[Entry]) -> str:
     """Write accuracies or errors, best first."""
     ordered = sorted(entries, key=lambda entry: -(entry.accuracy or 0.0))
-    named = [f"{one.label} {format_share(one.error if one.errors else one.accuracy)}" for one in ordered[:NAMED]]
-    more = f" and {len(ordered) - NAMED} more below" if len(ordered) > NAMED else ""
+    named = [f"{one.label} {format_share(one.error if one.errors else one.accuracy)}" for one in ordered[:MOST_NAMED]]
+    more = f" and {len(ordered) - MOST_NAMED} more below" if len(ordered) > MOST_NAMED else ""
     return f"{'error' if entries[0].errors else 'accuracy'} {enumerate_words(named)}{more}"
 
 
@@ -146,11 +140,13 @@ def compared(ranking: Ranking) -> str:
     """Write the comparisons of the best entry with the others, and the cells that they leave out, with the reasons."""
     assert ranking.best is not None
     rows = ranking.by_claim
-    others = {claim: some([row.other.label for row in found]) for claim, found in rows.items()}
+    others = {claim: enumerate_some([row.other.label for row in found]) for claim, found in rows.items()}
     parts = []
-    if ahead := sorted(rows.get("ahead", []), key=lambda row: row.difference.mean if row.difference else 0.0):
-        more = f" and {len(ahead) - NAMED} others by more" if len(ahead) > NAMED else ""
-        parts.append(f"{ranking.best.label} recalls more than {enumerate_words([*map(lead, ahead[:NAMED])])}{more}")
+    if ahead := sorted(rows.get("ahead", []), key=lambda row: row.shift.value if row.shift else 0.0):
+        more = f" and {len(ahead) - MOST_NAMED} others by more" if len(ahead) > MOST_NAMED else ""
+        parts.append(
+            f"{ranking.best.label} recalls more than {enumerate_words([*map(lead, ahead[:MOST_NAMED])])}{more}"
+        )
     if "not significant" in others:
         first = "it" if parts else f"{ranking.best.label}, which has the best median,"
         parts.append(f"{first} does not differ significantly from {others['not significant']}")
@@ -158,75 +154,21 @@ def compared(ranking: Ranking) -> str:
         disagrees = "since the sweep of learning rates does not agree"
         parts.append(f"no order is claimed against {others['rate decides']}, {disagrees}")
     if "not compared" in others:
-        parts.append(f"not compared, for lack of two common seeds: {others['not compared']}")
+        parts.append(f"not compared, for lack of two seeds: {others['not compared']}")
+    if "untrained" in others:
+        parts.append(f"untrained, so no opponent: {others['untrained']}")
     if left_out := [f"{label} ({verdict})" for label, verdict in ranking.verdicts.items() if verdict != "ranks"]:
         parts.append(f"cells left out of the ranking: {enumerate_words(left_out)}")
     return "; ".join(parts)
 
 
-def some(labels: Sequence[str]) -> str:
-    """Enumerate labels, or count them where there are many."""
-    return enumerate_words(labels) if len(labels) <= NAMED else f"{len(labels)} others"
-
-
 def lead(row: Comparison) -> str:
-    """Write a claimed difference with its interval, p value and number of seeds."""
-    assert row.difference is not None
-    seeds = format_count(row.difference.pairs, "seed")
-    return f"{row.other.label} ({gap(row.difference, ', 95 % interval ')}, p {format_p(row.p)}, {seeds})"
+    """Write a claimed difference with its interval, adjusted p value and number of seeds."""
+    assert row.shift is not None
+    level = f", {format_level(row.shift.interval)} interval "
+    return f"{row.other.label} ({gap(row.shift, level)}, p {format_p(row.p)})"
 
 
-def gap(difference: Difference, between: str) -> str:
-    """Write a difference and its interval, with words between them."""
-    return f"by {difference.mean:.3f}{between}{format_interval(difference.interval.clipped(-1.0))}"
-
-
-def limits(section: Section, ranked: Sequence[Ranking]) -> str:
-    """Write the limits of the result."""
-    notes = [*rate_limits(section), *seed_limits(section), *run_limits(section, ranked)]
-    return f"Limits: {'; '.join(notes)}." if notes else ""
-
-
-def rate_limits(section: Section) -> list[str]:
-    """List the limits that the choice of learning rates sets."""
-    untuned = [entry for entry in section.entries if len(entry.rates) == 1]
-    edge = [entry for entry in section.entries if entry.at_edge]
-    reused = [entry for entry in section.entries if len(entry.rates) > 1 and not entry.fresh]
-    notes = [f"one learning rate was tried for {naming(untuned, section)}"] if untuned else []
-    notes += [f"the best learning rate of {naming(edge, section)} lies at the edge of the sweep"] if edge else []
-    whose = "its" if len(reused) in (1, len(section.entries)) else "their"
-    notes += [f"the seeds that measure {naming(reused, section)} also chose {whose} learning rate"] if reused else []
-    return notes
-
-
-def seed_limits(section: Section) -> list[str]:
-    """List the limits that the number and the spread of seeds set."""
-    few = sorted({len(entry.accuracies) for entry in section.entries if 0 < len(entry.accuracies) < LEAST_SEEDS})
-    notes = [f"{span(few)} seeds are few (at least {LEAST_SEEDS} are recommended)"] if few and max(few) > 1 else []
-    if bimodal := [entry for entry in section.entries if entry.bimodal]:
-        enough = min(len(entry.accuracies) for entry in bimodal) >= BIMODAL_SEEDS
-        seeds = "some seeds" if enough else f"some seeds (at least {BIMODAL_SEEDS} are recommended)"
-        notes.append(f"{seeds} of {naming(bimodal, section)} solve the task and others do not, so that means mislead")
-    return notes
-
-
-def run_limits(section: Section, ranked: Sequence[Ranking]) -> list[str]:
-    """List the limits that training, unequal parameters, failures and unmatched states set."""
-    rising = [entry for entry in section.entries if entry.rise > RISE]
-    notes = [f"validation accuracy of {naming(rising, section)} still rose at the end of training"] if rising else []
-    for factor in FACTORS:
-        values = {canonical_json(value) for entry in section.entries for value in entry.parameter(factor)}
-        if len(values) > 1:
-            notes.append(f"architectures differ in {factor} ({enumerate_words(sorted(values, key=natural_key))})")
-    if statuses := [run.status for entry in section.entries for run in entry.failed]:
-        notes.append(f"runs: {format_failures(statuses)}")
-    if loose := len(section.entries) - sum(len(ranking.entries) for ranking in ranked):
-        notes.append(f"not ranked, for lack of a match in state: {format_count(loose, 'architecture')}")
-    return notes
-
-
-def naming(entries: Sequence[Entry], section: Section) -> str:
-    """Enumerate the labels of entries; write `every architecture`, or their number, where they are many."""
-    if len(entries) == len(section.entries) and len(entries) > 1:
-        return "every architecture"
-    return enumerate_words([one.label for one in entries]) if len(entries) <= NAMED else f"{len(entries)} architectures"
+def gap(shift: Shift, between: str) -> str:
+    """Write a shift and its interval, with words between them."""
+    return f"by {shift.value:.3f}{between}{format_interval(shift.interval)}"

@@ -6,11 +6,11 @@ from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Content, Name, Prose, Table, table_of, titled
 from icl_bench.reports.context import PublishedResult
 from icl_bench.reports.entry import Entry
-from icl_bench.reports.text import NONE, format_bytes, format_interval, format_share
+from icl_bench.reports.text import NONE, format_bytes, format_interval, format_level, format_share
 
 MET = 0.04
 """Largest difference in accuracy for which a published result counts as met."""
-MEASURED = ("measured", "state", "accuracy", "95 % interval", "difference")
+MEASURED = ("measured", "state", "accuracy", "interval of the median", "its level", "difference")
 NOTE = (
     f"Met: the accuracies differ by at most {MET}. State: in bytes, as the source counts it and as it is counted here. "
     "Accuracy: mean over the evaluated cells; the measured one is the median over seeds."
@@ -36,7 +36,8 @@ def published_row(point: PublishedResult, entry: Entry | None) -> dict[str, str]
         return {**told, **dict.fromkeys(MEASURED, NONE), "outcome": "not measured"}
     gap = entry.accuracy - point.accuracy
     size, accuracy = format_bytes(entry.state_bytes), format_share(entry.accuracy)
-    cells = (Name(entry.label), size, accuracy, format_interval(entry.interval), f"{gap:+.3f}")
+    interval = (format_interval(entry.interval), format_level(entry.interval))
+    cells = (Name(entry.label), size, accuracy, *interval, f"{gap:+.3f}")
     return {**told, **dict(zip(MEASURED, cells, strict=True)), "outcome": "met" if abs(gap) <= MET else "not met"}
 
 

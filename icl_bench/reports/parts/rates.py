@@ -16,20 +16,21 @@ from icl_bench.reports.text import format_share
 NOTE = (
     "Validation accuracy: at the chosen rate, median over the seeds of the sweep. Median over rates: of the same "
     "medians, over the sweep. Window: width in decades of the learning rates that reach 90 % of the best accuracy, "
-    "interpolated between the rates of the sweep; ≥ where the window reaches an end of the sweep."
+    "interpolated between the rates of the sweep; ≥ where the window reaches an end of the sweep. No rate trained: no "
+    "seed of the sweep leaves the floor, so that the best rate is the best by chance."
 )
 
 
 def rate_table(section: Section) -> Table:
     """Make a row for each entry with a sweep; no rows where none was swept."""
-    rows = [rate_row(entry) for entry in section.entries if len(entry.rates) > 1]
+    rows = [rate_row(entry, section) for entry in section.entries if len(entry.rates) > 1]
     for name, accuracy in (("floor", section.mean_floor), ("oracle", 1.0)):
         score = format_share(accuracy)
         rows += [{"architecture": Name(name), "validation accuracy": score, "median over rates": score}] if rows else []
     return table_of(rows)
 
 
-def rate_row(entry: Entry) -> dict[str, str]:
+def rate_row(entry: Entry, section: Section) -> dict[str, str]:
     """Make the row of an entry."""
     scores = [max(0.0, rate.score) for rate in entry.rates]
     window = rate_window([rate.rate for rate in entry.rates], scores)
@@ -39,11 +40,18 @@ def rate_row(entry: Entry) -> dict[str, str]:
         "lowest": f"{entry.rates[0].rate:.3g}",
         "highest": f"{entry.rates[-1].rate:.3g}",
         "chosen": f"{entry.rate:.3g}",
-        "validation accuracy": format_share(max(scores)),
+        "validation accuracy": format_share(scores[[rate.rate for rate in entry.rates].index(entry.rate)]),
         "median over rates": format_share(median(scores)),
         "window, decades": f"{'≥ ' if window.open_end else ''}{window.decades:.2f}",
-        "chosen rate lies": "at the edge" if entry.at_edge else "inside",
+        "chosen rate lies": rate_place(entry, section),
     }
+
+
+def rate_place(entry: Entry, section: Section) -> str:
+    """Return the place of the chosen rate in the sweep, if any rate trained a tuning seed."""
+    if not section.any_rate_trained(entry):
+        return "no rate trained"
+    return "at the edge" if entry.at_edge else "inside"
 
 
 def learning_rates(section: Section, context: StudyContext) -> Figure | None:

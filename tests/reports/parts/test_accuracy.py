@@ -9,12 +9,12 @@ from icl_bench.commands.tables import results_table
 from icl_bench.reports.blocks import Heading, Table
 from icl_bench.reports.context import NO_STUDY
 from icl_bench.reports.document import compose
-from icl_bench.reports.parts.accuracy import error_table
+from icl_bench.reports.parts.accuracy import cell_table, error_table, group_table, ranking_note
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.summary import main_table
 from icl_bench.reports.text import NONE
-from icl_bench.runs.record import RunRecord
-from tests.reports.factory import make_record, section_of
+from icl_bench.runs.record import GroupScore, RunRecord
+from tests.reports.factory import make_record, section_of, with_cells
 
 
 def with_errors(arch: str, seed: int, errors: Sequence[float]) -> RunRecord:
@@ -42,8 +42,9 @@ def test_the_error_stands_in_place_of_the_accuracy() -> None:
     table = main_table(section_of(RUNS))
     assert "accuracy" not in table.header
     assert column(table, "error") == {"linear": "0.500", "softmax": "0.210", "answering 0": "1.000", "oracle": "0.100"}
-    intervals = column(table, "95 % interval")
-    assert intervals["linear"] == "[0.500, 0.500]" and intervals["softmax"].startswith("[0.18")
+    intervals, levels = column(table, "interval of the median"), column(table, "its level")
+    assert (intervals["linear"], intervals["softmax"]) == ("[0.500, 0.500]", "[0.200, 0.220]")
+    assert levels["linear"] == "75 %"  # three seeds allow no more
     assert intervals["oracle"] == NONE and all(len(row) == len(table.header) for row in table.rows)
 
 
@@ -96,3 +97,25 @@ def test_a_report_has_both_tables() -> None:
         if isinstance(block, Heading)
     ]
     assert headings.index("Error by load") + 1 == headings.index("Accuracy by load")
+
+
+def test_solvers_that_keep_the_context_have_a_row_of_their_own() -> None:
+    section = section_of([with_cells(make_record(seed=seed), references={"induction": 0.9}) for seed in range(2)])
+    rows = {row[0]: row[1:] for row in cell_table(section).rows}
+    assert rows["induction"] == ("0.900",) * 3 and rows["floor"] == ("0.250", "0.125", "0.062")
+    assert ranking_note(section).startswith("Without training, but with the whole context kept: induction. A cell")
+    assert ranking_note(section_of([make_record()])).startswith("A cell does not rank")
+
+
+def test_solvers_have_rows_by_group_where_they_are_known() -> None:
+    plain = make_record()
+    assert [row[0] for row in group_table(section_of([plain])).rows] == ["power:p=2"]
+    groups = {
+        "near": GroupScore(accuracy=0.7, count=9, floor=0.25, references={"induction": 0.5}),
+        "far": GroupScore(accuracy=0.1, count=9),
+    }
+    run = with_cells(plain, groups=groups, references={"induction": 0.5})
+    table = group_table(section_of([run]))
+    places = [table.header.index(name) for name in ("near", "far")]
+    rows = {row[0]: [row[place] for place in places] for row in table.rows}
+    assert rows == {"power:p=2": ["0.700", "0.100"], "floor": ["0.250", NONE], "induction": ["0.500", NONE]}

@@ -1,22 +1,38 @@
 """Tables over several tasks."""
 
-from icl_bench.reports.parts.across import aggregate_table, standings, task_table
+import pytest
+
+from icl_bench.reports.parts.across import across_blocks, aggregate_table, standings, task_table
 from tests.reports.factory import comparison, sections_of, several
 
 
 def test_tasks_are_aggregated_for_architectures_that_ran_on_all() -> None:
     records = [*several("linear", 0.5, 0), *several("softmax", 0.9, 0), *several("linear", 0.7, 0, task="copy")]
     sections = sections_of(records)
-    row, floor, oracle = aggregate_table(standings(sections)).rows
+    row, floor, oracle = aggregate_table(standings(sections), 2).rows
     corrected = [sum((value - f) / (1 - f) for f in (1 / 4, 1 / 8, 1 / 16)) / 3 for value in (0.5, 0.7)]
     assert (row[0], row[2]) == ("linear", f"{sum(corrected) / 2:.3f}")
     assert (floor[2], oracle[2]) == ("0.000", "1.000")
     assert [row[1] for row in task_table(sections, standings(sections)).rows] == [f"{value:.3f}" for value in corrected]
-    assert aggregate_table(standings(sections_of(comparison(2)))).rows == ()
+    assert aggregate_table(standings(sections_of(comparison(2))), 1).rows == ()
 
 
 def test_architectures_matched_task_by_task_are_aggregated_by_family() -> None:
     records = [*several("window:w=8", 0.5, 0), *several("window:w=32", 0.7, 0, task="copy")]
-    assert [row[0] for row in aggregate_table(standings(sections_of(records))).rows] == ["window", "floor", "oracle"]
+    assert [row[0] for row in aggregate_table(standings(sections_of(records)), 2).rows] == ["window", "floor", "oracle"]
     larger = [*records, *several("window:w=16", 0.6, 0)]
-    assert aggregate_table(standings(sections_of(larger))).rows == ()  # which of the two sizes would it be?
+    assert aggregate_table(standings(sections_of(larger)), 2).rows == ()  # which of the two sizes would it be?
+
+
+def test_tasks_without_a_cell_that_ranks_do_not_enter_the_mean() -> None:
+    records = [*several("linear", 0.5, 0), *several("softmax", 0.7, 0)]
+    solved = [run for arch in ("linear", "softmax") for run in several(arch, 1.0, 0, task="memorization")]
+    hopeless = [run for arch in ("linear", "softmax") for run in several(arch, 0.0, 0, task="regbench")]
+    sections = sections_of([*records, *solved, *hopeless])
+    linear, softmax = standings(sections)
+    expected = [sum((value - f) / (1 - f) for f in (1 / 4, 1 / 8, 1 / 16)) / 3 for value in (0.5, 0.7)]
+    assert [linear.mean, softmax.mean] == pytest.approx(expected)
+    assert (
+        "Left out of it, as none of their cells ranks: memorization and regbench." in across_blocks(sections)[-1].text
+    )
+    assert standings(sections_of([*solved, *hopeless])) == []

@@ -84,6 +84,19 @@ def test_nothing_is_drawn_where_there_is_nothing_to_show() -> None:
     assert recall_by_state(section_of([make_record(), make_record("linear")]), NO_STUDY) is None  # equal state
 
 
+def test_state_is_drawn_by_bytes_too_where_elements_differ_in_size() -> None:
+    runs = [make_record(), make_record("linear", state=2_000)]
+    figure = recall_by_state(section_of(runs), NO_STUDY)
+    assert figure is not None and len(figure.axes) == 2
+    assert runs[1].result.state is not None
+    small = runs[1].result.state.model_copy(update={"bytes": 4_000})
+    halved = runs[1].model_copy(update={"result": runs[1].result.model_copy(update={"state": small})})
+    figure = recall_by_state(section_of([runs[0], halved]), NO_STUDY)
+    assert figure is not None
+    labels = [axes.get_xlabel() for axes in figure.axes]
+    assert [label.split(" after")[0] for label in labels] == ["state elements", "state bytes", "parameters"]
+
+
 def test_one_cell_is_drawn_once() -> None:
     alone = {"loads": (4,), "accuracies": (0.5,)}
     section = section_of([make_record(**alone), make_record("linear", state=2_000, **alone)])

@@ -7,7 +7,7 @@ import pytest
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.ranking import rankings
 from icl_bench.runs.record import RunRecord
-from tests.reports.factory import comparison, make_record, section_of, several
+from tests.reports.factory import comparison, make_record, section_of, several, with_cells
 
 
 def sentences(records: Sequence[RunRecord]) -> str:
@@ -18,7 +18,7 @@ def sentences(records: Sequence[RunRecord]) -> str:
 
 def test_clear_differences_are_claimed_with_interval_and_p() -> None:
     text = sentences(comparison(5))
-    assert "softmax recalls more than power:p=2 (by 0.011, 95 % interval [" in text
+    assert "softmax recalls more than power:p=2 (by 0.011, 96.8 % interval [" in text
     assert "at unequal state (2,048 to 17,408 elements)" in text
     assert "one learning rate was tried for every architecture" in text
 
@@ -60,14 +60,59 @@ def test_sizes_are_ranked_among_equals() -> None:
     found = rankings(section_of([*small, *large, *loose]))
     assert [ranking.best.label for ranking in found if ranking.best] == ["linear", "window:w=32"]
     text = sentences([*small, *large, *loose])
-    assert "at 1,000 to 1,040 state elements linear is ahead of window (by 0.100 [0.100, 0.100])" in text
+    assert "at 1,000 to 1,040 state elements linear is ahead of window (by 0.100 [0.096, 0.104])" in text
     assert "not ranked, for lack of a match in state: 1 architecture" in text
 
 
 def test_factors_that_differ_are_a_limit() -> None:
     mixed = [*several("linear:conv=0", 0.5), *several("softmax:conv=4", 0.9)]
-    assert "architectures differ in conv (0 and 4)" in sentences(mixed)
+    assert "architectures that are compared differ in conv (0 and 4)" in sentences(mixed)
     assert "differ in" not in sentences([*several("linear", 0.5), *several("softmax", 0.9)])
+
+
+def test_normalisers_of_any_mixer_are_factors() -> None:
+    mixed = [
+        *several("ssm:d_state=4", 0.5, arch_params={"normalizer": "rms", "taps": 2}),
+        *several("power:p=2", 0.9, arch_params={"normalizer": "sum"}),
+    ]
+    text = sentences(mixed)
+    assert "differ in normalizer (rms and sum)" in text
+    assert "taps" not in text  # one of the two has none
+
+
+def test_a_parameter_that_a_record_lacks_has_its_default() -> None:
+    old, new = several("power:p=2", 0.5), several("power:p=3", 0.9, arch_params={"silu": True})
+    assert "differ in silu (default and true)" in sentences([*old, *new])
+
+
+def test_an_untrained_entry_is_named_and_is_no_opponent() -> None:
+    text = sentences([*several("linear", 0.9), *several("softmax", 0.92), *several("window:w=1", 0.01, 0.001)])
+    assert "untrained, so no opponent: window:w=1" in text
+    assert "untrained, below the floor: window:w=1" in text
+
+
+def test_a_test_that_cannot_decide_is_a_limit() -> None:
+    few = [make_record(f"ssm:a={i}", seed, accuracies=(0.1 * i,) * 3) for i in range(3, 9) for seed in range(4)]
+    assert "with 15 pairs, no difference is significant below 6 seeds on a side" in sentences(few)
+
+
+def test_a_sweep_in_which_nothing_trained_has_no_best_rate() -> None:
+    sweep = [make_record(lr=lr, validation=value) for lr, value in ((1e-3, 0.01), (1e-2, 0.02), (1e-1, 0.01))]
+    text = sentences([*sweep, make_record("linear")])
+    assert "no learning rate trained power:p=2" in text
+
+
+def test_unequal_bytes_of_equal_elements_are_a_limit() -> None:
+    runs = [*several("linear", 0.5, state=1000), *several("window:w=8", 0.6, state=1000)]
+    halved = [halve_bytes(run) if run.result.arch == "linear" else run for run in runs]
+    assert "states of equal elements differ in bytes of state, up to 2.0 times" in sentences(halved)
+
+
+def halve_bytes(run: RunRecord) -> RunRecord:
+    """A record whose state takes half the bytes."""
+    assert run.result.state is not None
+    state = run.result.state.model_copy(update={"bytes": run.result.state.bytes // 2})
+    return run.model_copy(update={"result": run.result.model_copy(update={"state": state})})
 
 
 def test_curves_that_still_rise_are_a_limit() -> None:
@@ -77,3 +122,23 @@ def test_curves_that_still_rise_are_a_limit() -> None:
         for run in comparison(2)
     ]
     assert "still rose" not in sentences(flat)
+
+
+def test_a_padded_state_is_a_limit() -> None:
+    wide = [*several("linear:d_key=99", 0.5), *several("linear:d_key=64", 0.9)]
+    assert "padded state, which can hold less than its size: " in sentences(wide)
+    assert "(rank 64 of d_key = 99)" in sentences(wide) and "of d_key = 64" not in sentences(wide)
+
+
+def test_test_examples_that_were_trained_on_are_a_limit() -> None:
+    seen = [with_cells(run, repeated=0.0625) for run in several("linear", 0.5)]
+    assert "test examples of the same content as training examples: 6.2% of pairs=4, 6.2% of pairs=8 and" in sentences(
+        seen
+    )
+    assert "same content" not in sentences(several("linear", 0.5))
+
+
+def test_entries_that_compute_the_same_are_a_limit() -> None:
+    both = [*several("window:w=99", 0.5), *several("softmax", 0.5), *several("linear", 0.6)]
+    assert "equal in every seed and cell, as one function is: softmax and window:w=99" in sentences(both)
+    assert "equal in every" not in sentences([*several("linear", 1.0, 0), *several("softmax", 1.0, 0)])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from icl_bench.commands.session import context_of
 from icl_bench.harness.study.file import load_study, packaged_studies
-from icl_bench.harness.study.protocol import make_contenders, runs_of
+from icl_bench.harness.study.protocol import runs_of, study_parts
 from icl_bench.reports.context import PublishedResult, StudyContext
 from icl_bench.reports.parts.published import published_table
 from icl_bench.reports.report import write_report
@@ -38,6 +38,10 @@ def test_a_study_opens_with_its_question_and_what_was_expected(tmp_path: Path) -
         .splitlines()
     )
     assert lines[0] == "# icl-bench study: small"
+    corrected = write_report(
+        FinishedRuns.of(RECORDS), [], tmp_path / "c.md", "c", STUDY._replace(corrections=("2026-11-29: no.",))
+    )
+    assert "Is it so?\n\nCorrections, written down later:\n\n* 2026-11-29: no.\n" in corrected.read_text()
     for text in ("Is it so?", "* Yes, it is.", "* It was not.", "* window cannot be matched", "## Published results"):
         assert text in lines
     # The runs' own commands are those of a store: a study is made anew by its own.
@@ -62,7 +66,8 @@ def test_published_points_of_packaged_studies_name_architectures_that_run() -> N
     for name in packaged_studies():
         study = load_study(name)
         if study.published:
-            made = {runs_of(study, each, [1e-3], [0])[0].arch_label for each in make_contenders(study)[0]}
+            contenders = [each for part in study_parts(study)[0] for each in part.contenders]
+            made = {runs_of(study, each, [1e-3], [0])[0].arch_label for each in contenders}
             assert {point.arch for point in context_of(study, []).published} <= made
             found += len(study.published)
     assert found >= 4

@@ -37,9 +37,13 @@ def test_own_answers_are_shown_beside_shown_ones() -> None:
     assert own_answers_table(section_of([make_record()])).rows == ()
 
 
-def test_controls_are_told_of_runs_that_solve() -> None:
-    solves, fails = make_record(accuracies=(1.0, 1.0, 1.0)), make_record("linear", accuracies=(0.5, 0.5, 0.5))
+def test_controls_are_told_of_runs_that_are_locked_in() -> None:
+    solves, fails = make_record(accuracies=(1.0, 1.0, 1.0)), make_record("linear", accuracies=(0.2, 0.2, 0.2))
+    half = make_record("softmax", accuracies=(0.5, 0.5, 0.5))
     both = [with_cells(run, controls={"rebound": 0.98, "no keys": 0.01}) for run in (solves, fails)]
+    assert [row[0] for row in controls_table(section_of([with_cells(half, controls={"rebound": 0.4})])).rows] == [
+        "softmax", "softmax", "floor",
+    ]  # fmt: skip
     table = controls_table(section_of(both))
     assert [row[:4] for row in table.rows] == [
         ("power:p=2", "1", "unchanged", "1.000"),

@@ -1,0 +1,47 @@
+"""The ladder of budgets: medians by number of steps, and the claims that they allow."""
+
+from icl_bench.reports.parts.findings import findings
+from icl_bench.reports.parts.ladder import ladder_table
+from icl_bench.reports.ranking import rankings
+from icl_bench.runs.record import RunRecord
+from tests.reports.factory import section_of, several
+
+
+def at_budget(runs: list[RunRecord], steps: int) -> list[RunRecord]:
+    """Records of other runs with this number of training steps."""
+    return [
+        run.model_copy(
+            update={
+                "spec": {**run.spec, "train": {**run.spec["train"], "steps": steps}},
+                "result": run.result.model_copy(update={"id": f"{run.result.id[:10]}{steps:06}"}),
+            }
+        )
+        for run in runs
+    ]
+
+
+LADDER = [
+    *at_budget(several("linear", 0.5), 500),
+    *at_budget(several("linear", 0.9), 2000),
+    *at_budget(several("softmax", 0.802), 500),
+    *at_budget(several("softmax", 0.806), 2000),
+]
+
+
+def test_medians_are_shown_by_budget_with_their_last_move() -> None:
+    table = ladder_table(section_of(LADDER))
+    assert table.header == ("architecture", "500 steps", "2,000 steps", "last factor", "last move", "settled")
+    assert [row[0] for row in table.rows] == ["linear", "softmax"]
+    assert [row[3:] for row in table.rows] == [("4", "+0.400", "no"), ("4", "+0.004", "yes")]
+    assert ladder_table(section_of(several("linear", 0.5))).rows == ()
+    idle = [*at_budget(several("window:w=1", 0.01, 0.001), 500), *at_budget(several("window:w=1", 0.01, 0.001), 2000)]
+    assert ladder_table(section_of(idle)).rows[0][-1] == "untrained"  # it does not move, but is not settled either
+
+
+def test_claims_are_made_at_the_largest_budget_and_say_that_it_moved() -> None:
+    section = section_of(LADDER)
+    (ranking,) = rankings(section)
+    assert (ranking.pairs, ranking.best and ranking.best.label) == (1, "linear, steps=2000")
+    text = " ".join(findings(section))
+    assert "the last factor of the budget moved linear, steps=2000, by up to 0.400" in text
+    assert "for lack of a match" not in text
