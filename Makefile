@@ -46,4 +46,4 @@ docs: $(DONE)  ## write the generated pages anew
 bench: $(DONE)  ## time fleets and kernels on this machine
 	$(BIN)/python benchmarks/fleet.py
 
-COGGED := README.md docs/design.md docs/tasks.md docs/architectures.md docs/cli.md docs/engines.md docs/records.md
+COGGED := README.md docs/design.md docs/tasks.md docs/architectures.md docs/cli.md docs/engines.md docs/records.md docs/study-files.md

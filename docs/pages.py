@@ -30,6 +30,7 @@ from icl_bench.commands.tables import example_text
 from icl_bench.harness.accounting import account
 from icl_bench.harness.engines.base import ENGINES, install_command
 from icl_bench.harness.resolve import PRESETS
+from icl_bench.harness.study.file import MatchSpec, Published, Study
 from icl_bench.harness.training.batches import ExampleStream, draw_example
 from icl_bench.runs import declarations, record, spec
 from icl_bench.schema import Frozen, canonical_json, format_value
@@ -84,12 +85,20 @@ def module_prose(entry: type) -> str:
     return prose(sys.modules[entry.__module__].__doc__)
 
 
-def parameters(model: type[Frozen], defaults: Mapping[str, object], names: Iterable[str]) -> str:
-    """Return a table of parameters with their defaults and docstrings."""
+def parameters(
+    model: type[Frozen],
+    defaults: Mapping[str, object],
+    names: Iterable[str],
+    derived: Mapping[str, object] | None = None,
+) -> str:
+    """Return a table of parameters with their defaults and docstrings; `derived` has those of one model width."""
     rows = []
     for name in names:
         default = plain(defaults[name])
         shown = "derived" if default is None else f"`{format_value(default)}`"
+        value = plain((derived or {}).get(name))
+        if default is None and value is not None:
+            shown += f", `{format_value(value)}` at width 64"
         rows.append((f"`{name}`", shown, model.model_fields[name].description or ""))
     return table(("parameter", "default", "meaning"), rows)
 
@@ -224,9 +233,16 @@ def best_floor(task: Task, cell: Cell) -> tuple[str, float]:
 
 
 def trivial_solvers(task: Task) -> str:
-    """Return a list of the trivial solvers."""
-    lines = [f"* `{name}`: {first_line(solver.__doc__)}" for name, solver in task.floors.items()]
-    return "Trivial solvers:\n\n" + "\n".join(lines) + "\n"
+    """Return a list of the trivial solvers, and one of those that keep the whole context, if there are any."""
+    kinds = {
+        "Trivial solvers": task.floors,
+        "Without training, but with the whole context kept, no floor for a state": task.references,
+    }
+    lists = []
+    for kind, solvers in kinds.items():
+        lines = [f"* `{name}`: {first_line(solve.__doc__)}" for name, solve in solvers.items()]
+        lists += [f"{kind}:\n\n" + "\n".join(lines) + "\n"] if lines else []
+    return "\n".join(lists)
 
 
 def first_line(docstring: str | None) -> str:
@@ -242,14 +258,26 @@ def architectures() -> str:
 def architecture_section(name: str) -> str:
     """Return the equations, the own parameters and the size of an architecture."""
     cls = ARCHITECTURES[name]
-    own = [field for field in cls.model_fields if field not in HeadsArchitecture.model_fields]
-    defaults = cls().model_dump()
+    shared = HeadsArchitecture.model_fields if issubclass(cls, HeadsArchitecture) else {}
+    defaults = dict(cls())
+    own = [field for field in cls.model_fields if field not in shared or defaults[field] != shared[field].default]
     parts = [f"## {name}\n", module_prose(cls)]
     if issubclass(cls, HeadsArchitecture):
         parts.append("Shares the [factors of multi-head mixers](#multi-head-mixers).\n")
     if own:
-        parts.append(parameters(cls, defaults, own))
+        parts.append(parameters(cls, defaults, own, dict(cls().resolved(64))))
     return "\n".join(parts)
+
+
+def families() -> str:
+    """Return a table of the architectures by family, with the operator that carries each and its state."""
+    cards = [ARCHITECTURES[name].card() for name in ARCHITECTURES]
+    families = list(dict.fromkeys(card.family for card in cards))
+    rows = [
+        (f"[`{card.name}`](#{card.name})", card.family, f"`{card.operator}`", f"`{card.recurrence}`", card.state)
+        for card in sorted(cards, key=lambda card: (families.index(card.family), card.name))
+    ]
+    return "\n" + table(("architecture", "family", "operator", "recurrence", "state of a layer"), rows) + "\n"
 
 
 def heads() -> str:
@@ -292,6 +320,11 @@ def spec_models() -> str:
     return model_sections(SPEC_MODELS)
 
 
+def study_models() -> str:
+    """Return the fields of a study file and its parts."""
+    return model_sections((Study, MatchSpec, Published))
+
+
 def manifest_model() -> str:
     """Return the fields of a manifest."""
     return model_sections((record.Manifest,))
@@ -312,7 +345,9 @@ def fields(model: type[Frozen]) -> str:
     """Return a table of the fields of a record."""
     rows = []
     for name, field in model.model_fields.items():
-        default = "" if field.is_required() else f"`{canonical_json(field.get_default(call_default_factory=True))}`"
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        plain_value = value.model_dump(mode="json") if isinstance(value, Frozen) else value
+        default = "" if field.is_required() else f"`{canonical_json(plain_value)}`"
         rows.append((f"`{name}`", f"`{type_name(field.annotation)}`", default, field.description or ""))
     return table(("field", "type", "default", "meaning"), rows)
 
@@ -321,6 +356,7 @@ def type_name(annotation: object) -> str:
     """Return the name of a type as a reader of JSON needs it."""
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     text = re.sub(r"\b(?:typing|collections\.abc|icl_bench(?:\.\w+)+)\.", "", text)
+    text = re.sub(r"Annotated\[(.+?), FieldInfo\(.*?\)\]\)\]", r"\1", text)
     return text.replace("bool | int | float | str | None | tuple[bool | int | float | str | None, ...]", "Value")
 
 

@@ -91,6 +91,11 @@ def test_pictures_are_those_of_the_code(name: str) -> None:
     assert (pictures.FOLDER / f"{name}.svg").read_text() == pictures.picture(name)
 
 
+def test_the_picture_of_states_is_that_of_the_code() -> None:
+    """Written by `make docs`."""
+    assert pictures.STATE_PICTURE.read_text() == pictures.state_picture()
+
+
 def test_readme_begins_with_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.index("make quickstart") < text.index("make test") < text.index("## ")

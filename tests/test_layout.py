@@ -23,19 +23,22 @@ LONGEST_FILE = 400
 HELP_SECONDS = 0.4
 HEAVY = {"torch", "triton", "numpy", "scipy", "matplotlib", "yaml", "safetensors"}
 COMMANDS = [
-    "quickstart", "run", "compare", "sweep", "studies", "report", "tasks", "archs", "plugins", "show", "state",
-    "doctor", "merge", "kernels", "runs",
+    "quickstart", "run", "compare", "sweep", "studies", "report", "verify", "tasks", "archs", "plugins", "show",
+    "state", "check-arch", "doctor", "merge", "kernels", "runs",
 ]  # fmt: skip
-DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py"}
-"""A layer of one's own draws its parameters as its class does, under a seed of torch."""
-OWN_GENERATORS = {"icl_bench/kernels/measurement/problems.py", "icl_bench/kernels/measurement/check.py"}
+DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py", "icl_bench/architectures/causality.py"}
+"""A layer of one's own draws its parameters as its class does, and its dropout, under a seed of torch."""
+OWN_GENERATORS = {"icl_bench/kernels/measurement/problem.py", "icl_bench/kernels/measurement/check.py"}
 """Inputs to check kernels on, drawn from a generator of torch; no run sees them."""
 
 SUITES = {
-    "architectures/contract", "architectures/new_mixers", "harness/crashes", "harness/engines/contract",
+    "architectures/contract", "architectures/fla_recurrences", "architectures/families", "architectures/learning",
+    "architectures/recurrences", "architectures/state_spaces", "harness/crashes", "harness/engines/contract",
     "harness/training/continuous", "harness/training/free_running", "harness/training/fused_path",
     "harness/training/gpu", "harness/training/untrained", "kernels/launches", "kernels/gpu/attention_triton",
-    "kernels/gpu/fused_step", "kernels/gpu/plain_forms", "kernels/gpu/power_triton", "reports/parts/figures",
+    "kernels/gpu/delta_triton", "kernels/gpu/fused_step", "kernels/gpu/long_convolution_triton",
+    "kernels/gpu/plain_forms", "kernels/gpu/power_triton", "kernels/gpu/scan_triton",
+    "reports/parts/figures",
     "reports/parts/tables", "runs/store/store_machine", "tasks/contract", "tasks/parameters", "docs", "fuzz",
     "language", "layout", "plugin",
 }  # fmt: skip
@@ -68,7 +71,21 @@ def test_no_file_without_a_name(folder: str) -> None:
     registry = {"tasks": TASKS, "architectures": ARCHITECTURES}[folder]
     shared = {
         "tasks": ["base", "cells", "continuous", "sampling", "vocabulary"],
-        "architectures": ["base", "backbone", "heads", "initialisation", "interface", "layers", "plain"],
+        "architectures": [
+            *(
+                "base",
+                "backbone",
+                "causality",
+                "decays",
+                "deltas",
+                "frame",
+                "heads",
+                "initialisation",
+                "interface",
+                "layers",
+            ),
+            *("plain", "sums", "token_shift"),
+        ],
     }[folder]
     files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - {f"{stem}.py" for stem in shared}
     assert files == {"__init__.py", *(file_name(name) for name in registry)}
