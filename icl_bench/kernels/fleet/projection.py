@@ -18,6 +18,9 @@ PRODUCT_TILE = 128
 """Side of a tile of a matrix product, about."""
 FULL_DEVICE_TILES = 256
 """Number of tiles that fill a device, about."""
+FEW_COLUMNS, MOST_INNER_COLUMNS = 8, 256
+"""Largest C_out and C_in of a projection that Triton takes."""
+HALF_TYPES = (torch.bfloat16, torch.float16)
 FEWEST_ROWS = 256
 """Smallest number of rows of a part."""
 
@@ -45,16 +48,30 @@ def row_parts(members: int, rows: int, width_in: int, width_out: int, device: to
     return count
 
 
+def takes_narrow(x: Tensor, weight: Tensor) -> bool:
+    """Return whether a projection is to so few columns that a Triton kernel is faster: half types on CUDA alone."""
+    narrow = weight.shape[2] <= FEW_COLUMNS and weight.shape[1] <= MOST_INNER_COLUMNS
+    return narrow and x.dtype == weight.dtype and x.dtype in HALF_TYPES and takes_triton("auto", x)
+
+
 class _Projection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.biased = bias is not None
+        if bias is None and takes_narrow(x, weight):
+            from icl_bench.kernels.triton.projection import narrow_projection
+
+            return narrow_projection(x, weight)
         return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias[:, None], x, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
+        if not ctx.biased and takes_narrow(x, weight):
+            from icl_bench.kernels.triton.projection import narrow_projection_gradient
+
+            return *narrow_projection_gradient(x, weight, gradient), None
         dx = torch.bmm(gradient, weight.transpose(1, 2))
         return dx, weight_gradient(x, gradient), gradient.sum(1) if ctx.biased else None
 

@@ -1,11 +1,18 @@
 """Products of a fleet, and their weight gradient in parts."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet import projection
 from icl_bench.kernels.fleet.projection import project, row_parts
+from tests.kernels.numerics import assert_within_rounding, draw
 
 CUDA = torch.device("cuda")
 
@@ -21,6 +28,23 @@ def test_gradients_are_those_of_the_product(count, monkeypatch):
     bias = torch.randn(3, 7, generator=generator, dtype=torch.float64).requires_grad_()
     assert torch.equal(project(*leaves, bias), torch.baddbmm(bias[:, None], *leaves))
     assert torch.autograd.gradcheck(project, [*leaves, bias])
+
+
+@pytest.mark.parametrize(("rows", "width", "columns"), [(70, 20, 4), (3, 5, 1), (130, 128, 8)])
+def test_projection_to_few_columns(rows, width, columns, monkeypatch):
+    """Hold outputs and gradients in float16 to those in float64 of the same inputs, within rounding of each."""
+    leaves = [draw(2, rows, width, dtype=torch.float16), draw(2, width, columns, dtype=torch.float16, seed=1)]
+    along = draw(2, rows, columns, dtype=torch.float16, seed=2)
+
+    def results(dtype):
+        parts = [part.to(dtype).requires_grad_() for part in leaves]
+        y = project(*parts)
+        return [y, *torch.autograd.grad(y, parts, along.to(dtype))]
+
+    exact, plain = results(torch.float64), results(torch.float16)
+    monkeypatch.setattr(projection, "takes_triton", lambda impl, x: True)
+    for i, (got, right, own) in enumerate(zip(results(torch.float16), exact, plain, strict=True)):
+        assert_within_rounding(f"result {i}", got, right, own)
 
 
 def test_parts_fill_a_device_and_divide_the_rows():

@@ -19,6 +19,7 @@ import triton.language as tl
 
 from icl_bench.kernels.delta.triton.decays import (
     decay_state,
+    end_operand,
     from_start,
     load_chunk,
     load_vectors_again,
@@ -26,6 +27,7 @@ from icl_bench.kernels.delta.triton.decays import (
     onto_keys,
     onto_rows,
     scores,
+    start_operand,
     sum_rows,
     to_end,
     total_decay,
@@ -131,12 +133,13 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
         state = tl.load(pointers, mask=mask, other=0.0)
         c = load_chunk(x, start, T, first, ones, C)
         u_t = load_transposed(dy, start, T, first, SUB - 1, SUB, C.V, ROWS, BLOCK_V).to(tl.float32) * scale
+        u_t = nearest_tf32(u_t, PRECISION)
         u = tl.trans(u_t)
         v_t = c.v.to(tl.float32)
         v = tl.trans(v_t)
         p_q = scores(c.q, c.k, c.gates, C.AHEAD, not C.AHEAD, GATE, PRECISION, ROWS)
-        queries = from_start(c.q, c.gates, C.AHEAD, GATE)
-        keys = to_end(c.k, c.gates, GATE)
+        queries = start_operand(c.q, c.gates, C.AHEAD, GATE, PRECISION)
+        keys = end_operand(c.k, c.gates, GATE, PRECISION)
 
         if VALUE_GATE != NONE:
             u_start = from_start(u, c.value_gates, False, VALUE_GATE)
@@ -171,7 +174,7 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
             if GATE != NONE:
                 total = tl.sum(decay_state(state * d, c.gates, GATE), 0)
             if C.TIED or C.UNTIED:
-                reading = from_start(c.read, c.gates, C.UNDECAYED, GATE)
+                reading = start_operand(c.read, c.gates, C.UNDECAYED, GATE, PRECISION)
                 seen = tl.dot(state, tl.trans(reading), input_precision=PRECISION)
             dq = from_start(tl.dot(u, state, input_precision=PRECISION), c.gates, C.AHEAD, GATE)
 
@@ -208,12 +211,12 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
             if C.UNTIED:
                 fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
                 p_b = scores(c.q, c.erase, c.gates, False, True, GATE, PRECISION, ROWS)
-                erasing = to_end(c.erase, c.gates, GATE)
+                erasing = end_operand(c.erase, c.gates, GATE, PRECISION)
                 rest = tl.dot(v_t, in_pairs(tl.trans(fresh), ones), seen, input_precision=PRECISION)
                 rest = nearest_tf32(rest, PRECISION)
                 r = tl.dot(inverse, in_pairs(tl.trans(rest), ones), input_precision=PRECISION)
                 r = nearest_tf32(r, PRECISION)
-                dr_t = tl.dot(u_t, p_b, input_precision=PRECISION)
+                dr_t = tl.dot(u_t, nearest_tf32(p_b, PRECISION), input_precision=PRECISION)
                 dr_t = nearest_tf32(tl.dot(near_d, tl.trans(erasing), dr_t, input_precision=PRECISION), PRECISION)
                 z_t = tl.dot(dr_t, inverse, input_precision=PRECISION)
                 z = tl.dot(tl.trans(inverse), in_pairs(tl.trans(dr_t), ones), input_precision=PRECISION)
@@ -222,7 +225,7 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
 
             store_transposed(dv_view, dv_t, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
             c = load_vectors_again(c, x, start, T, C)
-            queries = from_start(c.q, c.gates, C.AHEAD, GATE)
+            queries = start_operand(c.q, c.gates, C.AHEAD, GATE, PRECISION)
 
             # Gradients of the vectors, one after the other: of the scores (dp, and dp_t transposed by a product of its
             # own), then of what they were made of. `upto` and `before` gather those of the cumulated decays.
@@ -250,7 +253,7 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
             if C.TIED or C.UNTIED:
                 dp = nearest_tf32(lower_part(tl.dot(z, w_right, input_precision=PRECISION), False, ROWS), PRECISION)
                 state = tl.load(pointers, mask=mask, other=0.0)
-                reading = from_start(c.read, c.gates, C.UNDECAYED, GATE)
+                reading = start_operand(c.read, c.gates, C.UNDECAYED, GATE, PRECISION)
                 dread = tl.dot(in_pairs(z, ones), state, input_precision=PRECISION)
                 dread = from_start(dread, c.gates, C.UNDECAYED, GATE)
                 dread += onto_rows(dp, c.k, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)

@@ -24,6 +24,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     load_numbers,
     load_substeps,
     load_transposed,
+    nearest_tf32,
 )
 
 
@@ -48,13 +49,14 @@ def make_gates(logs, GATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.const
     j = tl.arange(0, ROWS)[None, :]
     logs = logs * 1.4426950408889634
     total = tl.sum(logs, 0)
+    # Differences of large sums would lose the digits of small ones.
     if GATE == HEADS:
         upto = tl.cumsum(logs, 0)
-        before = upto - logs
-        after = total - upto
+        before = tl.sum(tl.where(i < j, logs[:, None], 0.0), 0)
+        after = tl.sum(tl.where(i > j, logs[:, None], 0.0), 0)
     else:
         upto = sum_rows((j <= i).to(tl.float32), logs, PRECISION)
-        if GATE == CHANNELS:  # differences of large sums would lose the digits of small ones
+        if GATE == CHANNELS:
             before = sum_rows((j < i).to(tl.float32), logs, PRECISION)
             after = sum_rows((j > i).to(tl.float32), logs, PRECISION)
         else:
@@ -141,6 +143,24 @@ def to_end(x, gates, GATE: tl.constexpr):
 
 
 @triton.jit
+def start_operand(x, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr):
+    """Return the rows of `from_start` as an operand of a product: rounded where a decay has left more digits."""
+    rows = from_start(x, gates, EXCLUSIVE, GATE)
+    if GATE != NONE:
+        rows = nearest_tf32(rows, PRECISION)
+    return rows
+
+
+@triton.jit
+def end_operand(x, gates, GATE: tl.constexpr, PRECISION: tl.constexpr):
+    """Return the rows of `to_end` as an operand of a product, rounded as in `start_operand`."""
+    rows = to_end(x, gates, GATE)
+    if GATE != NONE:
+        rows = nearest_tf32(rows, PRECISION)
+    return rows
+
+
+@triton.jit
 def head_decays(gates, EXCLUSIVE: tl.constexpr, ROWS: tl.constexpr):
     """Return exp(Gam_i - Gam_j) below the diagonal and on it, with zeros above, [ROWS, ROWS]."""
     i = tl.arange(0, ROWS)[:, None]
@@ -206,11 +226,12 @@ def scores(
         for level in range(4):
             near = keys * half_factors(gates.logs, False, level, PRECISION, ROWS)
             far = rows * half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
+            far, near = nearest_tf32(far, PRECISION), nearest_tf32(near, PRECISION)
             product = tl.dot(far, tl.trans(near), input_precision=PRECISION)
             total = tl.where(half_pairs(level, ROWS), product, total)
     elif GATE == BOUNDED:
-        far = from_start(rows, gates, EXCLUSIVE, GATE)
-        near = keys.to(tl.float32) * gates.after
+        far = start_operand(rows, gates, EXCLUSIVE, GATE, PRECISION)
+        near = nearest_tf32(keys.to(tl.float32) * gates.after, PRECISION)
         total = lower_part(tl.dot(far, tl.trans(near), input_precision=PRECISION), DIAGONAL, ROWS)
     else:
         total = tl.dot(rows, tl.trans(keys.to(rows.dtype)), input_precision=PRECISION)
@@ -230,9 +251,9 @@ def onto_rows(p, keys, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECI
             near = keys * half_factors(gates.logs, False, level, PRECISION, ROWS)
             part = tl.where(half_pairs(level, ROWS), p, 0.0)
             far = half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
-            total += far * tl.dot(part, near, input_precision=PRECISION)
+            total += far * tl.dot(part, nearest_tf32(near, PRECISION), input_precision=PRECISION)
     elif GATE == BOUNDED:
-        total = tl.dot(p, keys * gates.after, input_precision=PRECISION)
+        total = tl.dot(p, nearest_tf32(keys * gates.after, PRECISION), input_precision=PRECISION)
         total = from_start(total, gates, EXCLUSIVE, GATE)
     else:
         if GATE == HEADS:
@@ -251,9 +272,9 @@ def onto_keys(p, rows, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECI
             far = rows * half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
             part = tl.where(tl.trans(half_pairs(level, ROWS)), p, 0.0)
             near = half_factors(gates.logs, False, level, PRECISION, ROWS)
-            total += near * tl.dot(part, far, input_precision=PRECISION)
+            total += near * tl.dot(part, nearest_tf32(far, PRECISION), input_precision=PRECISION)
     elif GATE == BOUNDED:
-        total = tl.dot(p, from_start(rows, gates, EXCLUSIVE, GATE), input_precision=PRECISION)
+        total = tl.dot(p, start_operand(rows, gates, EXCLUSIVE, GATE, PRECISION), input_precision=PRECISION)
         total = total * gates.after
     else:
         if GATE == HEADS:

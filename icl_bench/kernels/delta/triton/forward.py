@@ -10,10 +10,12 @@ import triton.language as tl
 
 from icl_bench.kernels.delta.triton.decays import (
     decay_state,
+    end_operand,
     from_start,
     load_chunk,
     onto_rows,
     scores,
+    start_operand,
     to_end,
     total_decay,
     unit_lower_inverse,
@@ -50,7 +52,7 @@ def found_rows(c, state, C: tl.constexpr):
     delta: R = (I + B P)^{-1} B (v - p~ S), P = p k^T E, B = D(beta);   untied: R = (I - P)^{-1} (a~ S + (a k^T E) v)
     """
     PRECISION: tl.constexpr = C.PRECISION
-    reading = from_start(c.read, c.gates, C.UNDECAYED, C.GATE)
+    reading = start_operand(c.read, c.gates, C.UNDECAYED, C.GATE, PRECISION)
     seen = tl.dot(nearest_tf32(state, PRECISION), tl.trans(reading), input_precision=PRECISION)
     if C.TIED:
         p = scores(c.read, c.k, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
@@ -80,9 +82,9 @@ def next_state(c, state, r, C: tl.constexpr):
         written = c.v.to(tl.float32)
         if C.TIED:
             written = r
-    new = tl.dot(written, to_end(c.k, c.gates, C.GATE), new, input_precision=PRECISION)
+    new = tl.dot(written, end_operand(c.k, c.gates, C.GATE, PRECISION), new, input_precision=PRECISION)
     if C.UNTIED:
-        new = tl.dot(r, to_end(c.erase, c.gates, C.GATE), new, input_precision=PRECISION)
+        new = tl.dot(r, end_operand(c.erase, c.gates, C.GATE, PRECISION), new, input_precision=PRECISION)
     return new
 
 
@@ -92,9 +94,8 @@ def chunk_outputs(c, state, r, C: tl.constexpr):
     PRECISION: tl.constexpr = C.PRECISION
     p = scores(c.q, c.k, c.gates, C.AHEAD, not C.AHEAD, C.GATE, PRECISION, C.ROWS)
     p = nearest_tf32(p, PRECISION)
-    y = tl.dot(
-        nearest_tf32(state, PRECISION), tl.trans(from_start(c.q, c.gates, C.AHEAD, C.GATE)), input_precision=PRECISION
-    )
+    queries = start_operand(c.q, c.gates, C.AHEAD, C.GATE, PRECISION)
+    y = tl.dot(nearest_tf32(state, PRECISION), tl.trans(queries), input_precision=PRECISION)
     if C.VALUE_GATE != NONE:
         i = tl.arange(0, C.ROWS)
         v = tl.trans(c.v).to(tl.float32)

@@ -52,8 +52,9 @@ def convolution_gradient_kernel(
 ):  # fmt: skip
     """Write dx and dgate of `each` rows, and their part of the gradient of four taps. Grid (parts, columns, M).
 
-    The gradient of a tap is summed by element, and over rows once, at the end. Where there are more than four taps,
-    further launches with FIRST > 0 write the gradients of the other taps alone.
+    The gradient of tap j is the sum of g_(t+j) x_t, so that x is read once; it is summed by element, and over rows at
+    the end. Where there are more than four taps, further launches with FIRST > 0 write the gradients of the other taps
+    alone.
     """
     part, member = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -65,6 +66,7 @@ def convolution_gradient_kernel(
         mask = (rows < count)[:, None] & (columns < width)[None, :]
         offsets = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
         upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
         own = upstream
         if GATED:
             own = upstream * tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -74,17 +76,6 @@ def convolution_gradient_kernel(
             tap = tl.load(taps + (member * LENGTH + j) * width + columns, mask=columns < width, other=0.0)
             tap = tap.to(tl.float32)[None, :]
             if (FIRST == 0) | ((j >= FIRST) & (j < FIRST + 4)):
-                value = tl.load(x + offsets - j * width, mask=mask & (times >= j)[:, None], other=0.0).to(tl.float32)
-                if j == FIRST:
-                    sums0 += own * value
-                elif j == FIRST + 1:
-                    sums1 += own * value
-                elif j == FIRST + 2:
-                    sums2 += own * value
-                elif j == FIRST + 3:
-                    sums3 += own * value
-            if FIRST == 0:
-                mixed += value * tap
                 if j == 0:
                     after = own
                 else:
@@ -92,7 +83,19 @@ def convolution_gradient_kernel(
                     after = tl.load(gradient + offsets + j * width, mask=later, other=0.0).to(tl.float32)
                     if GATED:
                         after *= tl.load(gate + offsets + j * width, mask=later, other=0.0).to(tl.float32)
+                if j == FIRST:
+                    sums0 += after * value
+                elif j == FIRST + 1:
+                    sums1 += after * value
+                elif j == FIRST + 2:
+                    sums2 += after * value
+                elif j == FIRST + 3:
+                    sums3 += after * value
+            if FIRST == 0:
                 result += after * tap
+                if GATED:
+                    earlier = mask & (times >= j)[:, None]
+                    mixed += tl.load(x + offsets - j * width, mask=earlier, other=0.0).to(tl.float32) * tap
         if FIRST == 0:
             if GATED:
                 tl.store(dgate + offsets, (mixed * upstream).to(dgate.dtype.element_ty), mask=mask)

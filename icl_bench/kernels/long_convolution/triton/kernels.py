@@ -20,7 +20,9 @@ class ToeplitzConstants(NamedTuple):
     S: int
     """Tokens to a block."""
     ROWS: int
-    """Sequences to a tile."""
+    """Rows of a tile: GROUP blocks of each of its sequences."""
+    GROUP: int
+    """Blocks of a sequence that share the tiles of filters, where a member has few sequences."""
     SPLIT: bool
     """Filters are sums of two bfloat16 numbers, which have 16 bits; else products have PRECISION."""
     PRECISION: str
@@ -71,26 +73,29 @@ def toeplitz_kernel(u, taps, y, B, T, P, C: tl.constexpr):
     S: tl.constexpr = C.S
     ROWS: tl.constexpr = C.ROWS
     PRECISION: tl.constexpr = C.PRECISION
-    tiles, blocks = tl.cdiv(B, ROWS), tl.cdiv(T, S)
+    EACH: tl.constexpr = C.ROWS // C.GROUP
+    blocks = tl.cdiv(T, S)
+    tiles, groups = tl.cdiv(B, EACH), tl.cdiv(blocks, C.GROUP)
     program = tl.program_id(0)
     # Blocks with the longest sums start first.
-    block = blocks - 1 - program // tiles % blocks
-    channel = (program // (tiles * blocks)).to(tl.int64)
-    row = program % tiles * ROWS + tl.arange(0, ROWS)
+    first = (groups - 1 - program // tiles % groups) * C.GROUP
+    channel = (program // (tiles * groups)).to(tl.int64)
+    row = program % tiles * EACH + tl.arange(0, ROWS) % EACH
+    block = first + tl.arange(0, ROWS) // EACH
     s = tl.arange(0, S)
-    inside = (row < B)[:, None]
-    cells = (channel * B + row)[:, None] * P + s[None, :]
+    inside = (row < B) & (block < blocks)
+    cells = ((channel * B + row) * P + block * S)[:, None] + s[None, :]
     tile = taps + channel * (S + P) + S + (s[None, :] - s[:, None])
     total = tl.zeros([ROWS, S], tl.float32)
-    for d in range(0, block + 1):
-        given = tl.load(u + cells + (block - d) * S, mask=inside, other=0.0)
+    for d in range(0, tl.minimum(first + C.GROUP, blocks)):
+        given = tl.load(u + cells - d * S, mask=(inside & (block >= d))[:, None], other=0.0)
         factors = tl.load(tile + d * S)
         if C.SPLIT:
             total = tl.dot(given, (factors >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), total)
             total = tl.dot(given, factors.to(tl.int16).to(tl.bfloat16, bitcast=True), total)
         else:
             total = tl.dot(given.to(tl.float32), factors, total, input_precision=PRECISION)
-    tl.store(y + cells + block * S, total.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + cells, total.to(y.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -102,6 +107,7 @@ def lag_sums_kernel(late, early, strips, sums, B, T, P, items, C: tl.constexpr):
     """
     S: tl.constexpr = C.S
     ROWS: tl.constexpr = C.ROWS
+    EACH: tl.constexpr = C.ROWS // C.GROUP
     PRECISION: tl.constexpr = C.PRECISION
     blocks = tl.cdiv(T, S)
     place = tl.arange(0, S)
@@ -110,14 +116,15 @@ def lag_sums_kernel(late, early, strips, sums, B, T, P, items, C: tl.constexpr):
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         d = item % blocks
         channel = (item // blocks).to(tl.int64)
-        tiles = tl.cdiv(B, ROWS)
+        tiles = tl.cdiv(B, EACH)
         total = tl.zeros([S, S], tl.float32)
-        for step in range(0, (blocks - d) * tiles):
-            block = d + step // tiles
-            row = step % tiles * ROWS + tl.arange(0, ROWS)
-            cells = (channel * B + row)[:, None] * P + place[None, :]
-            first = tl.load(early + cells + (block - d) * S, mask=(row < B)[:, None], other=0.0)
-            second = tl.load(late + cells + block * S, mask=(row < B)[:, None], other=0.0)
+        for step in range(0, tl.cdiv(blocks - d, C.GROUP) * tiles):
+            block = d + step // tiles * C.GROUP + tl.arange(0, ROWS) // EACH
+            row = step % tiles * EACH + tl.arange(0, ROWS) % EACH
+            inside = ((row < B) & (block < blocks))[:, None]
+            cells = ((channel * B + row) * P + block * S)[:, None] + place[None, :]
+            first = tl.load(early + cells - d * S, mask=inside, other=0.0)
+            second = tl.load(late + cells, mask=inside, other=0.0)
             total = tl.dot(tl.trans(first), second, total, input_precision=PRECISION)
         # Sums along the diagonals: the tile is read again with its rows shifted.
         tl.debug_barrier()

@@ -15,7 +15,9 @@ from icl_bench.kernels.triton.common import padded
 LONGEST_BLOCK = 64
 """Tokens to a block of long sequences."""
 MOST_ROWS = 128
-"""Sequences to a tile, where a member has as many."""
+"""Rows of a tile, where a member has as many."""
+MOST_BLOCKS = 4
+"""Blocks of a sequence in one tile: a tile goes as far back as the last of its blocks."""
 SUM_ROWS = 64
 """Sequences to a step of the sums over them."""
 SUM_PROGRAMS = 2112
@@ -55,10 +57,10 @@ def _launch_rows(x: Tensor, rows: Tensor, reverse: bool, back: bool) -> None:
 
 def _constants(rows: Tensor, length: int, most_rows: int) -> ToeplitzConstants:
     """Return the constants of a kernel that multiplies rows."""
-    return ToeplitzConstants(
-        block_length(length), padded(rows.shape[2], 16, most_rows), rows.dtype == torch.bfloat16,
-        "tf32x3" if rows.dtype == torch.float32 else "tf32",
-    )  # fmt: skip
+    block, each = block_length(length), padded(rows.shape[2], 16, most_rows)
+    group = min(MOST_BLOCKS, most_rows // each, padded(-(-length // block)))
+    precision = "tf32x3" if rows.dtype == torch.float32 else "tf32"
+    return ToeplitzConstants(block, each * group, group, rows.dtype == torch.bfloat16, precision)
 
 
 def convolve(rows: Tensor, filters: Tensor, length: int) -> Tensor:
@@ -71,7 +73,8 @@ def convolve(rows: Tensor, filters: Tensor, length: int) -> Tensor:
         filters, taps, length, filters.shape[2], size, S=constants.S, SPLIT=constants.SPLIT, num_warps=1
     )
     out = torch.empty_like(rows)
-    toeplitz_kernel[(members * channels * (size // constants.S) * -(-each // constants.ROWS),)](
+    groups, tiles = -(-size // (constants.S * constants.GROUP)), -(-each * constants.GROUP // constants.ROWS)
+    toeplitz_kernel[(members * channels * groups * tiles,)](
         rows, taps, out, each, length, size, C=constants, num_warps=4, num_stages=1,
     )  # fmt: skip
     return out
