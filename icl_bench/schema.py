@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from icl_bench.errors import SpecError
 
@@ -35,6 +35,8 @@ LIST_ITEM = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^|])+')
 INTEGER = re.compile(r"[+-]?\d+")
 FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 CONSTANTS: Mapping[str, Scalar] = {"true": True, "false": False, "none": None}
+READS_NONE = BeforeValidator(lambda value: "none" if value is None else value)
+"""Mark of a type with the word `none`, which the grammar reads as None."""
 
 
 class Frozen(BaseModel):

@@ -32,8 +32,9 @@ OWN_GENERATORS = {"icl_bench/kernels/measurement/problem.py", "icl_bench/kernels
 """Inputs to check kernels on, drawn from a generator of torch; no run sees them."""
 
 SUITES = {
-    "architectures/contract", "architectures/fla_recurrences", "architectures/families", "architectures/learning",
-    "architectures/recurrences", "architectures/state_spaces", "harness/crashes", "harness/engines/contract",
+    "architectures/canon", "architectures/contract", "architectures/fla_recurrences", "architectures/families",
+    "architectures/learning", "architectures/recurrences", "architectures/state_spaces", "harness/crashes",
+    "harness/engines/contract",
     "harness/training/continuous", "harness/training/free_running", "harness/training/fused_path",
     "harness/training/gpu", "harness/training/untrained", "kernels/launches", "kernels/gpu/attention_triton",
     "kernels/gpu/delta_triton", "kernels/gpu/fused_step", "kernels/gpu/long_convolution_triton",
@@ -84,7 +85,7 @@ def test_no_file_without_a_name(folder: str) -> None:
                 "interface",
                 "layers",
             ),
-            *("plain", "sums", "token_shift"),
+            *("fla_layer", "plain", "sums", "token_shift"),
         ],
     }[folder]
     files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - {f"{stem}.py" for stem in shared}

@@ -2,59 +2,97 @@
 
 x = embedding(ids)
 x = x + mixer_i(norm(x));  x = x + mlp(norm(x))     for each layer; no mlp where its width is 0
+                                                    where `canon`, norm(x) + conv(norm(x)) in place of norm(x)
 logits = norm(x)[scored positions] head             head: the embedding's transpose where tied
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from icl_bench.architectures.base import Architecture, FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Interface, Scores
-from icl_bench.architectures.layers import GatedMLP, RMSNorm, start_as_gpt_2
+from icl_bench.architectures.layers import CanonConv, GatedMLP, RMSNorm, start_as_gpt_2
 from icl_bench.errors import SpecError
 from icl_bench.kernels.fleet.embedding import TokenOccurrences
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.runs.spec import ModelSpec
 
 
-class Block(nn.Module):
-    """One layer: a mixer and, where `mlp_width` is not 0, a gated MLP, each behind a norm and a residual."""
+class BlockState(NamedTuple):
+    """State of a `Block`: that of its mixer, and the last three inputs of each canon layer, [M, B, 3, channels]."""
 
-    def __init__(self, members: int, d_model: int, mixer: Mixer, mlp_width: int, gain: float) -> None:
+    mixer: Any
+    before_mixer: Tensor | None
+    before_mlp: Tensor | None
+    in_mlp: Tensor | None
+
+
+class Block(nn.Module):
+    """One layer: a mixer and, where `mlp_width` is not 0, a gated MLP, each behind a norm and a residual.
+
+    Canon layers are where `model.canon` has them; that on queries, keys and values belongs to the mixer.
+    """
+
+    def __init__(self, members: int, mixer: Mixer, model: ModelSpec, gain: float) -> None:
         super().__init__()
-        self.mixer_norm = RMSNorm(members, d_model)
+        width, hidden, canon = model.d_model, model.mlp_width, model.canon
+        self.mixer_norm = RMSNorm(members, width)
+        self.mixer_canon = CanonConv(members, width) if "a" in canon else None
         self.mixer = mixer
-        self.mlp_norm = RMSNorm(members, d_model) if mlp_width else None
-        self.mlp = GatedMLP(members, d_model, mlp_width, gain) if mlp_width else None
+        self.mlp_norm = RMSNorm(members, width) if hidden else None
+        self.mlp_canon = CanonConv(members, width) if "c" in canon else None
+        self.mlp = GatedMLP(members, width, hidden, gain, "d" in canon) if hidden else None
 
     def forward(self, x: Tensor, y: Tensor | None, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
         """Apply the layer to x + y, [M, B, T, C]; the two tensors returned are summed with the next norm."""
-        x, normed = self.mixer_norm.after(x, y)
+        x, normed = self.mixer_input(x, y)
         return self.apply_mlp(x, self.mixer(normed, first))
 
     def forward_at(
         self, x: Tensor, y: Tensor | None, positions: Tensor, first: FirstLayer | None
     ) -> tuple[Tensor, Tensor]:
         """Apply the layer for some positions only, [M, B, S]: output projection and MLP skip all others."""
-        x, normed = self.mixer_norm.after(x, y)
+        if self.mlp_canon is not None or (self.mlp is not None and self.mlp.canon is not None):
+            x, y = self(x, y, first)  # such an MLP reads the tokens before a position too
+            return take_rows(x, positions), take_rows(y, positions)
+        x, normed = self.mixer_input(x, y)
         return self.apply_mlp(take_rows(x, positions), self.mixer.forward_at(normed, positions, first))
+
+    def mixer_input(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the residual sum x + y and the input of the mixer."""
+        x, normed = self.mixer_norm.after(x, y)
+        return x, normed if self.mixer_canon is None else self.mixer_canon(normed)
 
     def apply_mlp(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the MLP, where there is one, after the mixer's output y."""
         if self.mlp is None or self.mlp_norm is None:
             return x, y
         x, normed = self.mlp_norm.after(x, y)
-        return x, self.mlp(normed)
+        return x, self.mlp(normed if self.mlp_canon is None else self.mlp_canon(normed))
 
-    def step(self, x: Tensor, state: Any, position: int, first: FirstLayer | None) -> tuple[Tensor, Any]:
+    def initial_state(self, batch: int) -> BlockState:
+        """Return the state before the first token."""
+        convs = [self.mixer_canon, self.mlp_canon, None if self.mlp is None else self.mlp.canon]
+        tails = [None if conv is None else conv.initial_tail(batch) for conv in convs]
+        return BlockState(self.mixer.initial_state(batch), *tails)
+
+    def step(self, x: Tensor, state: BlockState, position: int, first: FirstLayer | None) -> tuple[Tensor, BlockState]:
         """Apply the layer to one token: x [M, B, C]."""
-        mixed, state = self.mixer.step(self.mixer_norm(x), state, position, first)
+        _, before_mixer, before_mlp, in_mlp = state
+        normed = self.mixer_norm(x)
+        if self.mixer_canon is not None and before_mixer is not None:
+            normed, before_mixer = self.mixer_canon.step(normed, before_mixer)
+        mixed, mixer = self.mixer.step(normed, state.mixer, position, first)
         x = x + mixed
         if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, state
+            normed = self.mlp_norm(x)
+            if self.mlp_canon is not None and before_mlp is not None:
+                normed, before_mlp = self.mlp_canon.step(normed, before_mlp)
+            y, in_mlp = self.mlp.step(normed, in_mlp)
+            x = x + y
+        return x, BlockState(mixer, before_mixer, before_mlp, in_mlp)
 
 
 class Backbone(nn.Module):
@@ -68,13 +106,14 @@ class Backbone(nn.Module):
         self, seeds: list[int], interface: Interface, layers: list[Architecture], model: ModelSpec, impl: str
     ) -> None:
         super().__init__()
-        members, width, hidden = len(seeds), model.d_model, round(model.mlp * model.d_model)
+        members, width = len(seeds), model.d_model
         self.interface = interface
         self.embedding = interface.make_embedding(members, width, model.embedding_scale)
         self.head = interface.make_head(members, width, model.tied)
-        places = [LayerContext(i, len(layers), impl) for i in range(len(layers))]
+        canon_widths = [layer.canon_width(width) if "b" in model.canon else 0 for layer in layers]
+        places = [LayerContext(i, len(layers), impl, canon) for i, canon in enumerate(canon_widths)]
         self.blocks = [
-            Block(members, width, layer.build(members, width, place), hidden, place.output_gain)
+            Block(members, layer.build(members, width, place), model, place.output_gain)
             for layer, place in zip(layers, places, strict=True)
         ]
         for i, block in enumerate(self.blocks):
@@ -124,7 +163,7 @@ class Backbone(nn.Module):
 
     def initial_state(self, batch: int) -> list[Any]:
         """Return the states of all layers before the first token."""
-        return [block.mixer.initial_state(batch) for block in self.blocks]
+        return [block.initial_state(batch) for block in self.blocks]
 
     def step(self, inputs: Tensor, state: list[Any], position: int) -> tuple[Tensor, list[Any]]:
         """Run one token of the recurrent form: inputs [M, B] -> outputs [M, B, O] and the next states."""

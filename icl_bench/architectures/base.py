@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 from pydantic import Field
 from torch import Tensor, nn
 
+from icl_bench.errors import SpecError
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.registry import Registry
 from icl_bench.runs.declarations import ArchitectureDeclaration, CapacityLaw
@@ -68,6 +69,8 @@ class LayerContext:
     """Number of layers of the model."""
     impl: str = "auto"
     """Kernel implementation, `auto` for the best available."""
+    canon_width: int = 0
+    """Channels of the canon layer on queries, keys and values together; 0 for none."""
 
     @property
     def output_gain(self) -> float:
@@ -203,6 +206,16 @@ class Architecture(Frozen):
         sum over wider keys holds no more than one over keys of width `d_model`: the rest of it is padding.
         """
         return None
+
+    def canon_width(self, d_model: int) -> int:
+        """Return the width of queries, keys and values together, where a canon layer can be on them.
+
+        Raise SpecError where there are none, or where the mixer has a convolution of its own in that place.
+        """
+        raise SpecError(
+            f"canon at b needs a mixer with joint queries, keys and values; got {type(self).__name__}; leave b out of "
+            "model.canon"
+        )
 
     @property
     def reach(self) -> int | None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from icl_bench.architectures.base import FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.initialisation import Init, constant
 from icl_bench.architectures.layers import (
+    CanonConv,
     LayerNorm,
     LowRankLinear,
     RMSNorm,
@@ -23,12 +24,13 @@ from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
 from icl_bench.kernels.fleet.records import HeadColumns
 from icl_bench.kernels.fleet.rows import take_rows
+from icl_bench.schema import READS_NONE
 
-KeyNorm = Literal["none", "l2", "rms"]
+KeyNorm = Annotated[Literal["none", "l2", "rms"], READS_NONE]
 """Norm of queries and keys, for each head: none, length 1 (`l2`), or RMS norm with a learned gain (`rms`)."""
 OutputNorm = Literal["none", "head", "all", "layer"]
 """Norm of the output: none, RMS of each `head`, RMS of `all` heads together, or `layer` norm of each head."""
-OutputGate = Literal["none", "silu", "sigmoid"]
+OutputGate = Annotated[Literal["none", "silu", "sigmoid"], READS_NONE]
 """Activation of the projection of x that the output is multiplied by; `none` for no gate."""
 ROPE_BASE = 10_000.0
 
@@ -140,6 +142,8 @@ class HeadsState(NamedTuple):
     core: Any
     tail: Tensor | None
     """Last inputs of the convolution, [M, B, conv - 1, mixed]."""
+    canon: Tensor | None
+    """Last inputs of the canon layer, [M, B, 3, channels]."""
 
 
 class HeadsMixer(Mixer):
@@ -151,6 +155,7 @@ class HeadsMixer(Mixer):
         super().__init__()
         self.layout, self.layer = layout, layer
         self.project = StackedLinear(members, d_model, layout.channels)
+        self.canon = CanonConv(members, layer.canon_width) if layer.canon_width else None
         self.conv = make_conv(members, layout) if layout.conv else None
         self.key_norms = make_key_norms(members, layout) if layout.key_norm == "rms" else None
         self.gate, self.core = gate, core
@@ -172,7 +177,8 @@ class HeadsMixer(Mixer):
 
     def mix(self, x: Tensor, first: FirstLayer | None) -> Tensor:
         """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]."""
-        q, k, v = self.operands(self.project(x))
+        qkv = self.project(x)
+        q, k, v = self.operands(qkv if self.canon is None else self.canon(qkv))
         if self.layout.rope:
             q, k = rotate(q, k, torch.arange(x.shape[2], device=x.device))
         return self.core(q, k, self.offer(v, first), x)
@@ -189,6 +195,8 @@ class HeadsMixer(Mixer):
 
     def parted(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Split [..., channels] into what passes through the convolution and SiLU, and what does not."""
+        if self.layout.mixes_values:
+            return qkv, qkv[..., self.layout.mixed :]  # a slice that nothing reads gets no gradient
         mixed, values = qkv.split([self.layout.mixed, self.layout.channels - self.layout.mixed], dim=-1)
         return mixed, values
 
@@ -234,12 +242,15 @@ class HeadsMixer(Mixer):
 
     def initial_state(self, batch: int) -> HeadsState:
         tail = None if self.conv is None else self.conv.initial_tail(batch)
-        return HeadsState(self.core.initial_state(batch, self.project.weight), tail)
+        canon = None if self.canon is None else self.canon.initial_tail(batch)
+        return HeadsState(self.core.initial_state(batch, self.project.weight), tail, canon)
 
     def step(
         self, x: Tensor, state: HeadsState, position: int, first: FirstLayer | None = None
     ) -> tuple[Tensor, HeadsState]:
-        qkv, tail = self.project(x), state.tail
+        qkv, (_, tail, canon) = self.project(x), state
+        if self.canon is not None and canon is not None:
+            qkv, canon = self.canon.step(qkv, canon)
         if self.conv is not None and tail is not None:
             mixed, values = self.parted(qkv)
             mixed, tail = self.conv.step(mixed, tail)
@@ -248,7 +259,7 @@ class HeadsMixer(Mixer):
         if self.layout.rope:
             q, k = rotate(q, k, torch.tensor(position, device=x.device))
         y, core = self.core.step(q, k, self.offer(v, first), x, state.core)
-        return self.project_out(y, x), HeadsState(core, tail)
+        return self.project_out(y, x), HeadsState(core, tail, canon)
 
 
 def make_conv(members: int, layout: HeadsLayout) -> ShortConv:

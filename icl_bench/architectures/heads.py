@@ -16,7 +16,16 @@ from typing import ClassVar, Self
 
 from pydantic import Field
 
-from icl_bench.architectures.base import Architecture, Flops, Knob, LayerContext, Mixer, StateSize, later
+from icl_bench.architectures.base import (
+    ARCHITECTURES,
+    Architecture,
+    Flops,
+    Knob,
+    LayerContext,
+    Mixer,
+    StateSize,
+    later,
+)
 from icl_bench.architectures.decays import INITIAL_GATE_BIAS, DecayGate
 from icl_bench.architectures.frame import Core, HeadsLayout, HeadsMixer, KeyNorm, OutputGate
 from icl_bench.architectures.initialisation import constant
@@ -77,6 +86,15 @@ class MultiHead(Architecture):
     def key_rank(self, d_model: int) -> tuple[int, int] | None:
         layout = self.resolved(d_model).layout
         return None if layout.silu else (min(layout.key_width, d_model), layout.key_width)
+
+    def canon_width(self, d_model: int) -> int:
+        layout = self.resolved(d_model).layout
+        if layout.conv:
+            raise SpecError(
+                f"canon at b takes the place of the convolution of {ARCHITECTURES.name_of(type(self))}; got conv = "
+                f"{layout.conv}; set conv=0, or leave b out of model.canon"
+            )
+        return layout.channels
 
     def flops(self, d_model: int, length: int) -> Flops:
         full = self.resolved(d_model)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from icl_bench.architectures.initialisation import Init, Initialised, constant, normal
+from icl_bench.architectures.initialisation import Init, Initialised, constant, normal, uniform_between
 from icl_bench.kernels.fleet.convolution import convolution_step, short_convolution
 from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
 from icl_bench.kernels.fleet.gated_norm import gated_norm
@@ -30,6 +30,10 @@ GPT_2_STD = 0.02
 INITIAL_TAP_STD = 0.3
 """Standard deviation of the taps of a convolution at the start; with 0.5, which keeps the variance of four taps, models
 learn recall more slowly."""
+
+
+CANON_TAPS = 4
+"""Taps of a canon layer."""
 
 
 class Stacked(nn.Module, Initialised):
@@ -281,13 +285,44 @@ class ShortConv(Stacked):
         return self.activate(convolution_step(list(reversed(window.unbind(2))), self.weight)), window[:, :, 1:]
 
 
-class GatedMLP(nn.Module):
-    """(silu(x W_gate) * x W_up) W_down: [M, B, T, C] -> the same (Shazeer, arXiv 2002.05202)."""
+class CanonConv(ShortConv):
+    """x + conv(x), a canon layer: four taps by channel, without bias or activation; [M, B, T, C] -> the same.
 
-    def __init__(self, members: int, width: int, hidden: int, gain: float) -> None:
+    The taps start as those of `torch.nn.Conv1d`, uniform in (-1/2, 1/2), which the released code leaves as they are.
+    Source: Allen-Zhu, "Physics of Language Models: Part 4.1" (2025).
+    """
+
+    def __init__(self, members: int, channels: int) -> None:
+        bound = CANON_TAPS**-0.5
+        super().__init__(members, channels, CANON_TAPS, taps=uniform_between(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+    def step(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+        y, tail = super().step(x, tail)
+        return x + y, tail
+
+
+class GatedMLP(nn.Module):
+    """(silu(x W_gate) * x W_up) W_down: [M, B, T, C] -> the same (Shazeer, arXiv 2002.05202).
+
+    Where `canon`, a canon layer is between the two first projections and the activation; its tail is the state.
+    """
+
+    def __init__(self, members: int, width: int, hidden: int, gain: float, canon: bool = False) -> None:
         super().__init__()
         self.up = StackedLinear(members, width, 2 * hidden)
+        self.canon = CanonConv(members, 2 * hidden) if canon else None
         self.down = StackedLinear(members, hidden, width, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(gated_unit(self.up(x)))
+        hidden = self.up(x)
+        return self.down(gated_unit(hidden if self.canon is None else self.canon(hidden)))
+
+    def step(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Compute one position: x [M, B, C] and the tail of the canon layer, None without one -> output and tail."""
+        hidden = self.up(x)
+        if self.canon is not None and tail is not None:
+            hidden, tail = self.canon.step(hidden, tail)
+        return self.down(gated_unit(hidden)), tail

@@ -53,16 +53,25 @@ class Plain(Architecture):
         Raise UnknownNameError if the path names nothing, SpecError if it names no `torch.nn.Module` or the parameters
         do not fit.
         """
-        cls = import_object(self.path)
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise SpecError(f"a path names a class of torch.nn.Module; {self.path} is {cls!r}; name the class")
+        cls = self.find_class()
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(seed)
-                return cls(d_model, **self.params)
+                return self.instantiate(cls, d_model)
         except Exception as error:  # a class from outside may raise anything, and a wrong parameter is its likely cause
             text = first_line(error)
             raise SpecError(f"{self.path} is built as Class(d_model, parameters): {text}; check them") from error
+
+    def find_class(self) -> type[nn.Module]:
+        """Import the class; raise UnknownNameError if there is none, SpecError if it is no module."""
+        cls = import_object(self.path)
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise SpecError(f"a path names a class of torch.nn.Module; {self.path} is {cls!r}; name the class")
+        return cls
+
+    def instantiate(self, cls: type[nn.Module], d_model: int) -> nn.Module:
+        """Call the class at this model width."""
+        return cls(d_model, **self.params)
 
     def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         return PlainMixer(members, d_model, self)

@@ -4,17 +4,20 @@
 
 State: the cache, G (K + V) T numbers, and G T more where there is a gate. Work a token: 2 H (K + V) for each key
 seen. Source: Vaswani et al. (arXiv 1706.03762); the gate is that of the forgetting transformer (Lin et al.,
-arXiv 2503.02130).
+arXiv 2503.02130). With `alibi`, G_i = -2^(-8 h / G) i in head h = 1..G, a fixed penalty of distance (Press et al.,
+arXiv 2108.12409), which needs no state.
 """
 
-from typing import cast
+from typing import Self, cast
 
+import torch
 from torch import Tensor
 
-from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
+from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize, later
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import HeadsArchitecture
+from icl_bench.errors import SpecError
 from icl_bench.kernels.attention.api import AttentionImpl, attention, attention_step, empty_cache
 from icl_bench.kernels.attention.records import KeyValueCache
 
@@ -47,11 +50,42 @@ class CacheCore(Core):
         return y.view(*q.shape[:-1], -1), state
 
 
+class AlibiCore(CacheCore):
+    """Keys and values unchanged, with scores that fall by a constant of each head for each token of distance."""
+
+    def __init__(self, sizes: tuple[int, int, int], reach: int | None, layer: LayerContext) -> None:
+        super().__init__(sizes, reach, gated=False, gate=None, layer=layer)
+
+    def slopes(self, x: Tensor) -> Tensor:
+        """Return 2^(-8 h / G) for the heads h = 1..G, float32, or float64 as x: [G]."""
+        heads = self.sizes[0]
+        kind = torch.promote_types(x.dtype, torch.float32)
+        return torch.exp2(torch.arange(1, heads + 1, device=x.device, dtype=kind) * (-8 / heads))
+
+    def log_gate(self, x: Tensor) -> Tensor:
+        return -self.slopes(x).expand(*x.shape[:-1], -1)
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        sequences, kept = state.k.shape[:2]
+        ages = torch.arange(kept - 1, -1, -1, device=x.device)[:, None]
+        decay = (-ages * self.slopes(x)).expand(sequences, -1, -1)
+        y, after = super().step(q, k, v, x, state._replace(decay=decay))
+        return y, after._replace(decay=None)
+
+
 class CacheHeads(HeadsArchitecture):
     """Base of the architectures that keep keys and values: the size of their state and their work."""
 
     family = "attention"
     operator = "attention"
+
+    alibi: bool = later(False)
+    """Let scores fall with distance by constants of the heads (ALiBi); not together with `gate`."""
+
+    def resolved(self, d_model: int) -> Self:
+        if self.alibi and self.gate:
+            raise SpecError("alibi is a fixed decay in the place of gate; got both; set gate=false or alibi=false")
+        return super().resolved(d_model)
 
     def core_size(self, length: int) -> StateSize:
         kept = length if self.reach is None else min(self.reach, length)
@@ -64,6 +98,8 @@ class CacheHeads(HeadsArchitecture):
         return Flops(0.0, 2.0 * self.heads * (self.key_width + self.value_width) * seen)
 
     def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
+        if self.alibi:
+            return AlibiCore(self.sizes, self.reach, layer)
         return CacheCore(self.sizes, self.reach, self.gate, gate, layer)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from icl_bench.commands.options import DEFAULT_STORE, JsonOption, StoreOption, TaskArgument
+from icl_bench.commands.options import DEFAULT_STORE, DeviceOption, JsonOption, StoreOption, TaskArgument
 from icl_bench.commands.output import SOMETHING_FAILED, print_json, print_listing, stdout_console
 from icl_bench.commands.session import load_plugins_or_warn
 
@@ -82,17 +82,19 @@ def state(
 def check_arch(
     spec: Annotated[str, typer.Argument(help="An architecture: name or name:key=value,..., or package.module:Class.")],
     d_model: Annotated[int, typer.Option("--d-model", min=1, help="Model width.")] = 64,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Check that an architecture or a layer of your own keeps its promises; exit status 3 if a check fails.
 
-    Shapes, causality, gradients, state, both forms, seeds, and a short training on recall; on the CPU, in a minute.
+    Shapes, causality, gradients, state, both forms, seeds, and a short training on recall, in a minute.
     """
     from icl_bench.commands.tables import conformance_table
     from icl_bench.harness.conformance import check_architecture
+    from icl_bench.harness.environment import pick_device
 
     load_plugins_or_warn()
-    checks = check_architecture(spec, d_model)
+    checks = check_architecture(spec, d_model, pick_device(device))
     failed = [check for check in checks if check.outcome == "failed"]
     if as_json:
         print_json({"arch": spec, "ok": not failed, "checks": [check._asdict() for check in checks]})

@@ -9,15 +9,20 @@ import torch
 
 from icl_bench.architectures import Architecture
 from icl_bench.architectures.base import Flops, LayerContext, StateSize
+from icl_bench.architectures.layers import CANON_TAPS
 from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import arch_components, make_arch
+from icl_bench.runs.spec import Canon
 
 BFLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Footprint:
-    """The size and cost of a stack of mixers; embedding, MLP and head are left out. Each is counted when it is read."""
+    """The size and cost of a stack of mixers and its canon layers; embedding, MLP and head are left out.
+
+    Each is counted when it is read. Raise SpecError where a mixer cannot have the canon layers.
+    """
 
     layers: Sequence[Architecture]
     """Architecture of each layer."""
@@ -25,11 +30,22 @@ class Footprint:
     """Model width, C."""
     length: int
     """Tokens after which the state is counted, and over which the work of a token is averaged."""
+    canon: Canon = "none"
+    """Places of canon layers."""
+    mlp_width: int = 0
+    """Hidden width of the MLP, for a canon layer inside it."""
+
+    @cached_property
+    def canon_channels(self) -> int:
+        """Channels of all canon layers."""
+        around = {"a": self.d_model, "c": self.d_model, "d": 2 * self.mlp_width}
+        total = len(self.layers) * sum(width for place, width in around.items() if place in self.canon)
+        return total + sum(layer.canon_width(self.d_model) for layer in self.layers if "b" in self.canon)
 
     @cached_property
     def state(self) -> StateSize | None:
         """Recurrent state of one sequence over all layers; None where the state of a layer is unknown."""
-        total = StateSize()
+        total = StateSize(cache=(CANON_TAPS - 1) * self.canon_channels)
         for layer in self.layers:
             size = layer.state_size(self.d_model, self.length)
             if size is None:
@@ -41,12 +57,13 @@ class Footprint:
     def flops(self) -> Flops:
         """Forward floating-point operations of a token over all layers."""
         flops = [layer.flops(self.d_model, self.length) for layer in self.layers]
-        return Flops(sum(one.weights for one in flops), sum(one.state for one in flops))
+        canon = 2.0 * CANON_TAPS * self.canon_channels
+        return Flops(sum(one.weights for one in flops) + canon, sum(one.state for one in flops))
 
     @cached_property
     def parameters(self) -> int:
-        """Number of parameters of the mixers."""
-        count, total = len(self.layers), 0
+        """Number of parameters of the mixers and the canon layers."""
+        count, total = len(self.layers), CANON_TAPS * self.canon_channels
         with torch.device("meta"):
             for i, layer in enumerate(self.layers):
                 mixer = layer.build(1, self.d_model, LayerContext(i, count))

@@ -20,6 +20,7 @@ from icl_bench.harness.resolve import Request, arch_components, expand_request, 
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.trainer import Machine, Trainer
 
+CPU = torch.device("cpu")
 MEMBERS, BATCH = 2, 3
 LENGTH = 70
 """Tokens of an input: more than 64, the length of chunks in most layers."""
@@ -69,13 +70,13 @@ class Recurrence(NamedTuple):
 
 
 class Subject:
-    """An architecture under check, at a model width; raise IclBenchError for a wrong spec."""
+    """An architecture under check, at a model width on a device; raise IclBenchError for a wrong spec."""
 
-    def __init__(self, text: str, d_model: int) -> None:
+    def __init__(self, text: str, d_model: int, device: torch.device = CPU) -> None:
         components = arch_components(text, d_model)
         if len(components) > 1:
             raise SpecError(f"one architecture is checked at a time; got {text!r}; check its parts one by one")
-        self.text, self.d_model = text, d_model
+        self.text, self.d_model, self.device = text, d_model, device
         self.architecture = make_arch(components[0])
         self.own = isinstance(self.architecture, Plain)
         self.dtype = torch.float32 if self.own else torch.float64
@@ -84,18 +85,18 @@ class Subject:
         """Make the layer with a member for each seed."""
         layer = self.architecture.build(len(seeds), self.d_model, LayerContext(0, layers=3))
         initialise(layer, seeds)
-        return layer.to(self.dtype)
+        return layer.to(self.device, self.dtype)
 
     def draw(self, name: str, length: int = LENGTH) -> Tensor:
         """Draw an input [M, B, T, C]; another name gives another one."""
         shape = (MEMBERS, BATCH, length, self.d_model)
-        return random.normal_by_name(0, name, math.prod(shape)).view(shape).to(self.dtype)
+        return random.normal_by_name(0, name, math.prod(shape)).view(shape).to(self.device, self.dtype)
 
     def recurrence(self) -> Recurrence | None:
         """Return both forms of the layer, None where it has no recurrent one."""
         x = self.draw("x")
         if isinstance(self.architecture, Plain):
-            module: Any = self.architecture.make(self.d_model).requires_grad_(False)
+            module: Any = self.architecture.make(self.d_model).to(self.device).requires_grad_(False)
             if not (hasattr(module, "step") and hasattr(module, "initial_state")):
                 return None
             return Recurrence(module, module.initial_state, module.step, x[0], BATCH)
@@ -105,12 +106,12 @@ class Subject:
         return Recurrence(layer, layer.initial_state, layer.step, x, MEMBERS * BATCH)
 
 
-def check_architecture(text: str, d_model: int) -> list[ConformanceCheck]:
-    """Check an architecture as typed, `name:key=value` or `package.module:Class`, at a model width, on the CPU.
+def check_architecture(text: str, d_model: int, device: torch.device = CPU) -> list[ConformanceCheck]:
+    """Check an architecture as typed, `name:key=value` or `package.module:Class`, at a model width.
 
     Raise IclBenchError for a wrong spec.
     """
-    subject = Subject(text, d_model)
+    subject = Subject(text, d_model, device)
     done: list[ConformanceCheck] = []
     for name, check in CHECKS.items():
         if done and done[0].outcome == "failed":
@@ -271,7 +272,7 @@ def check_recall(subject: Subject) -> Verdict:
     arch = f"{FRONT}+{subject.text}" if takes_front else subject.text
     settings = (*RECALL.settings, f"model.d_model={subject.d_model}")
     (run,) = expand_request(RECALL._replace(archs=(arch,), settings=settings))
-    loop = TrainingLoop(Trainer([run], Machine(torch.device("cpu"))), lambda progress: None, lambda member, point: None)
+    loop = TrainingLoop(Trainer([run], Machine(subject.device)), lambda progress: None, lambda member, point: None)
     member = loop.run().members[0]
     if member.diverged_at:
         return False, f"diverged at step {member.diverged_at}"

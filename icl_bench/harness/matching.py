@@ -16,6 +16,7 @@ from icl_bench.architectures.base import Cut
 from icl_bench.errors import SpecError, StateBudgetError
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import split_pattern
+from icl_bench.runs.spec import Canon
 from icl_bench.schema import DOTTED, Spec, Value, build, parse_spec
 
 Quantity = Literal["state", "params", "flops"]
@@ -48,6 +49,10 @@ class Shape(NamedTuple):
     """Number of layers."""
     length: int
     """Tokens after which the state is counted."""
+    canon: Canon = "none"
+    """Places of canon layers, whose state counts too."""
+    mlp_width: int = 0
+    """Hidden width of the MLP."""
 
 
 class Match(NamedTuple):
@@ -97,6 +102,7 @@ def match(text: str, budget: Budget, shape: Shape) -> Match:
     if budget.quantity == "state" and not budget.padding:
         refuse_padding(match(text, budget._replace(padding=True), shape), shape)
     if best is None:
+        measure(build(ARCHITECTURES[spec.name], spec.params, spec.name), budget.quantity, shape)  # may say why
         raise SpecError(f"{text} leaves nothing free to match with; type fewer of its parameters")
     raise StateBudgetError(
         f"{text} must come within {TOLERANCE:.0%} of {budget.target:,} ({budget.quantity}); its nearest is {best.arch} "
@@ -168,7 +174,7 @@ def along(
 
 def measure(architecture: Architecture, quantity: Quantity, shape: Shape) -> int:
     """Return state elements, mixer parameters or forward operations of a token, over all layers."""
-    size = Footprint([architecture] * shape.layers, shape.d_model, shape.length)
+    size = Footprint([architecture] * shape.layers, shape.d_model, shape.length, shape.canon, shape.mlp_width)
     if quantity == "params":
         return size.parameters
     if quantity == "flops":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from icl_bench.architectures import ARCHITECTURES, Architecture
-from icl_bench.architectures.plain import Plain
+from icl_bench.architectures.fla_layer import outside_layer
 from icl_bench.errors import SpecError, UnknownNameError
 from icl_bench.runs.spec import NEWEST_RECIPE, Component, EvalSpec, ModelSpec, RunSpec, TrainSpec, label_of
 from icl_bench.schema import DOTTED, Frozen, Value, build, nearest, parse_scalar, parse_spec
@@ -53,8 +53,11 @@ def expand_request(request: Request) -> list[RunSpec]:
     """Return the run specifications of a request, ordered by architecture, learning rate and seed."""
     task = task_component(request.task)
     settings = merge_settings(request.preset, request.settings)
-    d_model = model_of(request.preset, request.settings).d_model
-    archs = [arch_components(text, d_model) for text in request.archs]
+    model = model_of(request.preset, request.settings)
+    archs = [arch_components(text, model.d_model) for text in request.archs]
+    if "b" in model.canon:
+        for component in itertools.chain.from_iterable(archs):
+            make_arch(component).canon_width(model.d_model)  # refuses a mixer that cannot have this layer
     sections = {name: settings.get(name, {}) for name in SECTIONS}
     runs = {}
     for arch, lr, seed in itertools.product(archs, request.lrs or (None,), request.seeds):
@@ -106,7 +109,7 @@ def task_component(text: str) -> Component:
 def make_arch(component: Component) -> Architecture:
     """Build the architecture that a component describes."""
     if DOTTED.fullmatch(component.name):
-        return Plain(path=component.name, params=component.params)
+        return outside_layer(component.name, component.params)
     return build(ARCHITECTURES[component.name], component.params, component.name)
 
 
@@ -135,7 +138,7 @@ def arch_component(text: str, d_model: int) -> Component:
     """Return the component of one architecture as typed, with every parameter written out."""
     spec = parse_spec(text)
     if DOTTED.fullmatch(spec.name):
-        Plain(path=spec.name, params=spec.params).resolved(d_model)
+        outside_layer(spec.name, spec.params).resolved(d_model)
         return Component(name=spec.name, params=spec.params, label=str(spec))
     cls = ARCHITECTURES[spec.name]
     full = build(cls, spec.params, spec.name).resolved(d_model)

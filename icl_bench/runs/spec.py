@@ -5,14 +5,19 @@ fleet size and paths are no part of it.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from icl_bench.schema import Frozen, Spec, Value, content_hash
+from icl_bench.schema import READS_NONE, Frozen, Spec, Value, content_hash
 
 Precision = Literal["float32", "bfloat16"]
 Recipe = Literal[1, 2]
+Canon = Annotated[
+    Literal["none", "a", "b", "c", "d", "ab", "ac", "ad", "bc", "bd", "cd", "abc", "abd", "acd", "bcd", "abcd"],
+    READS_NONE,
+]
+"""Places of canon layers: before the mixer (a), on queries, keys and values (b), before (c) and inside (d) the MLP."""
 NEWEST_RECIPE: Recipe = 2
 """Training recipe of new runs."""
 
@@ -53,7 +58,7 @@ class GrownSpec(Frozen):
 class ModelSpec(GrownSpec):
     """The model around the sequence mixers."""
 
-    former: ClassVar[Mapping[str, Any]] = {"init": "fan-in"}
+    former: ClassVar[Mapping[str, Any]] = {"init": "fan-in", "canon": "none"}
 
     d_model: int = Field(default=64, ge=1)
     """Model width, C."""
@@ -68,6 +73,20 @@ class ModelSpec(GrownSpec):
     init: Literal["fan-in", "gpt-2"] = "fan-in"
     """Start of weights: `fan-in`, std 1 / sqrt(inputs), or `gpt-2`, std .02, as most published code; output projections
     are divided by sqrt(2 layers) in both, and gates and decays start as their source has them."""
+    canon: Canon = "none"
+    """Places of canon layers x + conv(x), causal, of four taps for each channel: before the mixer (a), on its queries,
+    keys and values (b), before the MLP (c), inside it (d); `acd`, `abcd`, or none."""
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the MLP; 0 for none."""
+        return round(self.mlp * self.d_model)
+
+    @model_validator(mode="after")
+    def _check_canon(self) -> Self:
+        if not self.mlp_width and {"c", "d"} & set(self.canon):
+            raise ValueError(f"canon has places c and d only where there is an MLP; got {self.canon}; raise mlp")
+        return self
 
     @model_validator(mode="after")
     def _check_init(self) -> Self:

@@ -11,6 +11,7 @@ from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.base import LayerContext, Mixer
 from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Tokens
+from icl_bench.errors import SpecError
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.conformance import state_tensors, vary
 from icl_bench.runs.spec import ModelSpec
@@ -77,10 +78,12 @@ SPECS = [
     "rwkv-7:heads=2",
     "s-lstm:heads=2,d_inner=6",
     "softmax",
+    "softmax:alibi=true,heads=2,kv_heads=1",
     "softmax:d_key=3,d_value=7,conv=2",
     "softmax:gate=true,rope=true,heads=2,kv_heads=1,gate_divisor=4.0",
     "softmax:key_norm=l2,output_norm=true,output_gate=sigmoid",
     "window",
+    "window:alibi=true,w=3",
     "window:w=1,conv=0",
     "window:w=3,gate=true,kv_heads=2",
     "window:w=4,rope=true,heads=2",
@@ -180,6 +183,29 @@ def test_a_window_of_w_sees_exactly_w_keys() -> None:
         other = x.clone()
         other[:, :, LENGTH - 1 - back] += 1.0
         assert torch.equal(layer(other)[:, :, -1], base[:, :, -1]) is not seen
+
+
+def test_alibi_lowers_scores_by_constants_of_the_heads_for_each_token_of_distance() -> None:
+    layer, x = mixer("softmax:alibi=true,heads=3,kv_heads=3,d_key=4,d_value=4"), inputs()
+    q, k, v = layer.operands(layer.project(x))
+    distance = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    slopes = torch.tensor([2 ** (-8 / 3), 2 ** (-16 / 3), 2**-8], dtype=torch.float64)
+    scores = torch.einsum("mbihk,mbjhk->mbhij", q, k) / 2 - slopes[:, None, None] * distance
+    weights = scores.masked_fill(distance < 0, -math.inf).softmax(-1)
+    expected = torch.einsum("mbhij,mbjhv->mbihv", weights, v)
+    torch.testing.assert_close(layer.mix(x, None), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["softmax", "window"])
+def test_alibi_leaves_ids_alone_and_takes_no_gate(name: str) -> None:
+    assert "alibi" not in architecture(name).model_dump() and architecture(f"{name}:alibi=true").model_dump()["alibi"]
+    with pytest.raises(SpecError, match="gate=false"):
+        architecture(f"{name}:alibi=true,gate=true").resolved(D_MODEL)
+
+
+@pytest.mark.parametrize("factor", ["key_norm", "output_gate"])
+def test_the_word_none_may_be_typed(factor: str) -> None:
+    assert architecture(f"softmax:{factor}=none") == architecture("softmax")
 
 
 def test_linear_is_power_one() -> None:

@@ -47,18 +47,26 @@ def test_new_requests_take_the_newest_recipe_and_have_ids_of_their_own() -> None
 
 
 @given(
-    st.sampled_from([1, 2]), st.sampled_from(["adamw", "muon"]), st.sampled_from(["fan-in", "gpt-2"]), st.floats(0, 1)
+    st.sampled_from([1, 2]),
+    st.sampled_from(["adamw", "muon"]),
+    st.sampled_from(["fan-in", "gpt-2"]),
+    st.sampled_from(["none", "a", "acd"]),
+    st.floats(0, 1),
 )
-def test_what_the_json_leaves_out_is_read_back(recipe: int, optimiser: str, init: str, warmup: float) -> None:
+def test_what_the_json_leaves_out_is_read_back(
+    recipe: int, optimiser: str, init: str, canon: str, warmup: float
+) -> None:
     settings = (
         f"train.recipe={recipe}",
         f"train.optimiser={optimiser}",
         f"model.init={init}",
+        f"model.canon={canon}",
         f"train.warmup={warmup!r}",
     )
     run = expand_request(Request("copy", ["linear"], settings=settings))[0]
     assert RunSpec.model_validate(run.labelled()) == run
-    assert ("init" in run.model_dump(mode="json")["model"]) == (init == "gpt-2")
+    model = run.model_dump(mode="json")["model"]
+    assert ("init" in model, "canon" in model) == (init == "gpt-2", canon != "none")
     plain = run.model_dump(mode="json")["train"]
     assert TrainSpec.model_validate(plain) == run.train
     assert ("recipe" in plain, "optimiser" in plain) == (recipe == 2, optimiser == "muon")

@@ -129,10 +129,11 @@ def match_contenders(
     found, left_out = [], []
     model = model_of(study.preset, (*study.settings, *combination))
     length = max(cell.length for cell in make_task(task_component(task)).eval_cells)
+    shape = Shape(model.d_model, model.layers, length, model.canon, model.mlp_width)
     budget = Budget(size, study.match.by, study.match.cut, study.match.padding)
     for arch in study.archs:
         try:
-            matched = match(arch, budget, Shape(model.d_model, model.layers, length))
+            matched = match(arch, budget, shape)
             found.append(Contender(task, matched.arch, size, matched, combination))
         except StateBudgetError as error:
             left_out.append(": ".join([*combination, str(error)]))

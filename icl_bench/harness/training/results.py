@@ -111,7 +111,8 @@ def spec_fields(spec: RunSpec) -> dict[str, Any]:
     """Return the fields of a result that follow from the specification; `files` are added as they are committed."""
     task = make_task(spec.task)
     length = max(cell.length for cell in task.eval_cells)
-    size = Footprint([make_arch(component) for component in spec.layer_components], spec.model.d_model, length)
+    layers, model = [make_arch(component) for component in spec.layer_components], spec.model
+    size = Footprint(layers, model.d_model, length, model.canon, model.mlp_width)
     state, activation = size.state, ACTIVATION_BYTES[spec.precision]
     return {
         "id": spec.id,

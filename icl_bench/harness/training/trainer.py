@@ -231,7 +231,8 @@ class Trainer:
         """Score members that read their own answers; None if the task shows none or a layer has no recurrent form."""
         if not (self.task.generative and self.model.recurrent):
             return None
-        state = Footprint(self.layers, self.spec.model.d_model, stream.cell.length).state
+        model = self.spec.model
+        state = Footprint(self.layers, model.d_model, stream.cell.length, model.canon, model.mlp_width).state
         return run_freely(self.working_model, stream, self.spec.evaluation.examples, state.elements if state else 0)
 
     def state(self) -> dict[str, Tensor]:

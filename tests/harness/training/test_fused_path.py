@@ -14,12 +14,21 @@ from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.kernels.fleet import adamw as adamw
 from icl_bench.kernels.fleet import convolution as convolution
 from icl_bench.kernels.fleet import cross_entropy as cross_entropy
+from icl_bench.kernels.fleet import decays as decays
 from icl_bench.kernels.fleet import embedding as embedding
+from icl_bench.kernels.fleet import erasing_keys as erasing_keys
+from icl_bench.kernels.fleet import gated_norm as gated_norm
 from icl_bench.kernels.fleet import gated_unit as gated_unit
 from icl_bench.kernels.fleet import norm as norm
+from icl_bench.kernels.fleet import products as products
+from icl_bench.kernels.fleet import split_convolution as split_convolution
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
 STEPS = 3
+FUSED = (
+    adamw, convolution, decays, embedding, erasing_keys, gated_norm, gated_unit, norm, products, split_convolution,
+)  # fmt: skip
+MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7"]
 
 
 def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], list[float]]:
@@ -34,11 +43,12 @@ def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], 
 
 @pytest.mark.parametrize(
     ("arch", "tied", "optimiser"),
-    [("gated-conv+power:p=3", True, "adamw"), ("linear:gate=true", False, "adamw"), ("softmax", True, "muon")],
+    [("gated-conv+power:p=3", True, "adamw"), ("linear:gate=true", False, "adamw"), ("softmax", True, "muon")]
+    + [(mixer, True, "adamw") for mixer in MIXERS],
 )
 def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
     plain, plain_losses = trained(arch, tied, optimiser)
-    for module in (adamw, convolution, embedding, gated_unit, norm):
+    for module in FUSED:
         monkeypatch.setattr(module, "takes_triton", lambda impl, x: True)
     monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
     from icl_bench.kernels.fleet.triton.cross_entropy import cross_entropy_triton
