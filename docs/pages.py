@@ -280,6 +280,14 @@ def families() -> str:
     return "\n" + table(("architecture", "family", "operator", "recurrence", "state of a layer"), rows) + "\n"
 
 
+def family_names() -> str:
+    """Return a table of the names in each family of architectures."""
+    cards = [ARCHITECTURES[name].card() for name in ARCHITECTURES]
+    families = list(dict.fromkeys(card.family for card in cards))
+    names = [", ".join(f"`{card.name}`" for card in cards if card.family == family) for family in families]
+    return "\n" + table(("family", "architectures"), zip(families, names, strict=True)) + "\n"
+
+
 def heads() -> str:
     """Return the equations and parameters that all multi-head mixers share."""
     fields = HeadsArchitecture.model_fields
