@@ -4,8 +4,9 @@
     python benchmarks/miscompiled_kernels.py compiled
 
 Compiled are: every pair of padded widths in bfloat16 and equal widths in float16 and float32, p = 1 and 2, with and
-without gates, in chunks, as short and as long sequences, of whole blocks and of others; p = 3 and 4 at widths of 16 and
-32. Faults of compilers differ by version: use the Triton of the machine that will run them.
+without gates, with one and two query heads to a key-value head, in chunks, as short and as long sequences, of whole
+blocks and of others; p = 3 and 4 at widths of 16 and 32. Faults of compilers differ by version: use the Triton of the
+machine that will run them.
 """
 
 import argparse
@@ -23,7 +24,11 @@ from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.problem import TokenWeights, make_problem
 
 WIDTHS = (16, 32, 64, 128)
-HEADS, GROUPS = 4, 2
+GROUPS = 2
+CALLS = ((1, 512, 128), (2, 512, 128), (2, 256, 256), (2, 1024, 1024))
+"""Power, tokens and chunk."""
+REPEATS = (2, 1)
+"""Query heads to a key-value head: the loop over them is another one where it has a single turn."""
 
 
 class Hopper:
@@ -52,6 +57,7 @@ class Case(NamedTuple):
     chunk: int
     gated: bool
     dtype: torch.dtype
+    repeat: int = 2
 
 
 def cases() -> Iterator[Case]:
@@ -59,23 +65,24 @@ def cases() -> Iterator[Case]:
     for key, value, gated, missing in itertools.product(WIDTHS, WIDTHS, (False, True), (0, 5)):
         kinds = (torch.bfloat16,) if key != value else (torch.bfloat16, torch.float16, torch.float32)
         for kind in kinds:
-            for p, t, chunk in ((1, 512, 128), (2, 512, 128), (2, 256, 256), (2, 1024, 1024)):
-                yield Case(key, value, p, t - missing, chunk, gated, kind)
+            for (p, t, chunk), repeat in itertools.product(CALLS, REPEATS):
+                yield Case(key, value, p, t - missing, chunk, gated, kind, repeat)
     for p, width, kind in itertools.product((3, 4), (16, 32), table.ARITHMETIC):
         yield Case(width, 32, p, 300, 128, True, kind)
 
 
 def compile_case(case: Case) -> None:
     """Launch the kernels of a forward and a backward pass, which only compiles them."""
-    q, k = (torch.empty(1, case.t, heads, case.key, dtype=case.dtype) for heads in (HEADS, GROUPS))
-    v, y = (torch.empty(1, case.t, heads, case.value, dtype=case.dtype) for heads in (GROUPS, HEADS))
+    query_heads = GROUPS * case.repeat
+    q, k = (torch.empty(1, case.t, heads, case.key, dtype=case.dtype) for heads in (query_heads, GROUPS))
+    v, y = (torch.empty(1, case.t, heads, case.value, dtype=case.dtype) for heads in (GROUPS, query_heads))
     edge = case.chunk < case.t
     problem = make_problem(q, k, v, case.p, 1.0, case.p != 3, 1e-6, case.chunk, edge)
-    den = torch.empty(1, HEADS, case.t)
+    den = torch.empty(1, query_heads, case.t)
     gates, decay, states, stats = None, None, None, None
     if case.gated:
         gates, decay = launch.cumulative_gates(torch.empty(1, case.t, GROUPS), case.chunk)
-    low = torch.empty(1, 0 if case.p == 1 else case.t if case.gated else min(case.t, 64), HEADS, case.value).to(v)
+    low = torch.empty(1, 0 if case.p == 1 else case.t if case.gated else min(case.t, 64), query_heads, case.value).to(v)
     if edge:
         weights = None if decay is None else TokenWeights(decay, decay)
         states = launch.chunk_states(

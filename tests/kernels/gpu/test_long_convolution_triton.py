@@ -10,9 +10,12 @@ from tests.kernels.long_convolution.convolution_oracle import assert_close_to_ex
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 LENGTHS = [1, 7, 15, 16, 17, 63, 64, 65, 255, 1000, 4097]
-# Half types round outputs, by at most eps / 2, in the mean square by less. Filters keep 16 bits beside bfloat16 inputs,
-# and 10 beside float16 ones.
+# Half types round outputs. The error of one is at most eps / 2 (3.9e-3 in bfloat16), that of many in the mean square
+# .42 of it (1.66e-3); a few may lie anywhere between. Filters keep 16 bits beside bfloat16 inputs, 10 beside float16.
 BOUNDS = {torch.bfloat16: 2e-3, torch.float16: 1e-3, torch.float32: 1e-5}
+FEW_BOUNDS = {torch.bfloat16: 2**-8 + 2**-16, torch.float16: 2**-11 + 2**-10, torch.float32: 1e-5}
+FEW_TOKENS = 10
+"""Tokens up to which a case has under a hundred and twenty outputs."""
 TYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 
 
@@ -24,7 +27,8 @@ def poisoned(monkeypatch):
 @TYPES
 @pytest.mark.parametrize("t", LENGTHS, ids="T{}".format)
 def test_output_and_gradients_match_the_definition(t, dtype):
-    assert_close_to_exact(convolution_case(t, batch=3, channels=2, extra=5, dtype=dtype), "triton", BOUNDS[dtype])
+    bound = (FEW_BOUNDS if t <= FEW_TOKENS else BOUNDS)[dtype]
+    assert_close_to_exact(convolution_case(t, batch=3, channels=2, extra=5, dtype=dtype), "triton", bound)
 
 
 @TYPES

@@ -32,9 +32,10 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 # SHORT_CHUNK tokens, "long" over more. "mixed" serves key gradients where key and value widths differ. "value_gradient"
 # is there where gradients of values are made apart from those of keys, "gated_forward" where gates take other blocks.
 # Blocks are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before
-# it is made in the code for "rows" where the widths differ (`PowerProblem.short`), in the pipelined "mixed" kernel with
-# K = 64, V = 32, and in query gradients in tiles of 64 x 64 with K = V = 16 (`benchmarks/miscompiled_kernels.py` finds
-# such kernels). In tf32, eight warps on 64 rows of width 128 are wrong in the first rows of each chunk; four are right.
+# it is made in the code for "rows" where the widths differ (`PowerProblem.short`), in the "mixed" kernel with K = 64,
+# V = 32 on 64 keys (pipelined, or with one query head to a value head), and in query gradients in tiles of 64 x 64 with
+# K = V = 16 (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows of width 128 are
+# wrong in the first rows of each chunk; four are right.
 # A pipelined loop over a state must advance by two key channels at least, `depth` being twice the value width: with one
 # channel, the registers are written while products still read them.
 _BF16_ROWS: dict[tuple[str, str], TableRow] = {
@@ -49,7 +50,7 @@ _BF16_ROWS: dict[tuple[str, str], TableRow] = {
     ("key_gradient", "tiles"): ((32, 64, 4, 3, 3), (64, 64, 4, 3, 3), (32, 128, 4, 3, 3, 128), (32, 128, 8, 2, 2)),
     ("key_gradient", "rows"): ((32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3)),
     ("key_gradient", "long"): ((64, 128, 4, 3), (32, 128, 4, 3), (64, 64, 4, 3), (64, 128, 8, 3)),
-    ("key_gradient", "mixed"): ((32, 64, 4, 1), (32, 64, 4, 1), (32, 64, 4, 1), (32, 64, 8, 1)),
+    ("key_gradient", "mixed"): ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 64, 8, 1)),
 }
 
 
