@@ -143,8 +143,9 @@ def runs(*layers: str, seeds=(0,)) -> list[RunSpec]:
 
 
 def comparable(record: RunRecord) -> dict[str, object]:
-    """A record as JSON, without times and places."""
+    """A record as JSON, without times and places, among them the places of a traceback."""
     document = record.model_dump(mode="json")
+    document["result"]["detail"] = (document["result"]["detail"] or "").strip().splitlines()[-1:]
     for changing in ("seconds", "examples_per_second", "files", "check"):
         document["result"].pop(changing)
     for changing in ("command", "started", "revision"):
@@ -183,7 +184,9 @@ def test_records_are_those_of_one_process_though_a_worker_is_killed(engine, tmp_
     assert notes.under_way == set() and [run.result.status for run in records] == ["ok"] * 4 + ["error"] * 4
     assert "this layer is broken" in str(records[4].result.detail)
     alone = Executor(Store(tmp_path / "alone"), InlineEngine(MACHINE), 1, Notes()).finish(specs)
-    assert [comparable(run) for run in records] == [comparable(run) for run in alone]
+    for run, own in zip(records, alone, strict=True):
+        assert comparable(run)["result"] == comparable(own)["result"]
+        assert comparable(run) == comparable(own)
     assert some_worker(store.root) is None
     if isinstance(engine, Supervisor):
         usage = engine.usage
