@@ -1,7 +1,7 @@
 """Training speed of fleets on this machine: examples a second and milliseconds a step for each member.
 
     python benchmarks/fleet.py [--device cuda] [--precision bfloat16] [--members 1,8,32] [--seconds 1.5] [--d-model 128]
-        [--profile 20] [--json FILE]
+        [--arch delta-net --arch gla] [--profile 20] [--json FILE]
 
 For comparison, zoology d88d6f5 on one H200 (d_model 128, two layers, vocabulary 8192, batch 256, float32, its own
 loop): softmax 34,166 examples/s at 64 tokens and 4 pairs, 11,695 at 256 and 64; window 64 9,641; Based 9,199.
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--members", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--cases", default="", help="their numbers, such as 0,2; all by default")
+    parser.add_argument("--arch", action="append", help="an architecture in place of the cases; 256 tokens, 64 pairs")
     parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case and fleet")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -142,6 +143,7 @@ def main() -> None:
     machine = Machine(device, options.impl, not options.no_graphs)
     rows: list[dict[str, Any]] = []
     chosen = [CASES[int(part)] for part in options.cases.split(",") if part] or CASES
+    chosen = [(arch, arch, 256, 64) for arch in options.arch] if options.arch else chosen
     for name, arch, length, pairs in chosen:
         for members in (int(part) for part in options.members.split(",")):
             runs = specs(arch, length, pairs, members, options.precision, options.d_model)

@@ -11,36 +11,25 @@ et al. (arXiv 2402.18668); their models put a gated convolution below it and a s
 
 import math
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
+from icl_bench.architectures.base import ARCHITECTURES, LayerContext
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core
-from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import widen
-from icl_bench.architectures.sums import Operands, Sums, SumsCore
+from icl_bench.architectures.sums import FeatureHeads, Operands, Sums, SumsCore
 from icl_bench.kernels.power.records import PowerState
 
-FEATURE_WIDTH = 16
 EPSILON = 1e-12
 
 
 @ARCHITECTURES.register("based")
-class Based(RecurrentHeads):
+class Based(FeatureHeads):
     """Based: attention by a Taylor series of the exponential, whose state is quadratic in the key width."""
 
     family = "power sums"
     operator = "power"
-
-    shown = ("d_key",)
-
-    conv: int = Field(default=0, ge=0)
-    """Width of the short convolution on queries, keys and values; 0 for none."""
-
-    def default_widths(self, d_model: int) -> tuple[int, int]:
-        return FEATURE_WIDTH, d_model // self.heads
 
     @property
     def features(self) -> int:
@@ -49,12 +38,6 @@ class Based(RecurrentHeads):
 
     def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
         return TaylorCore(self, layer)
-
-    def core_size(self, length: int) -> StateSize:
-        return StateSize(sums=self.heads * self.features * (self.value_width + 1))
-
-    def core_flops(self, d_model: int, length: int) -> Flops:
-        return Flops(0.0, 4.0 * self.heads * self.features * (self.value_width + 1))
 
 
 class TaylorCore(SumsCore):

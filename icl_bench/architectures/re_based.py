@@ -9,42 +9,28 @@ State: K (K + 1) / 2 features times V + 1 columns a head. Work a token: 4 operat
 
 import math
 
-from pydantic import Field
 from torch import Tensor
 
-from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
+from icl_bench.architectures.base import ARCHITECTURES, LayerContext
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core
-from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import LayerNorm
-from icl_bench.architectures.sums import Operands, Sums, SumsCore
-
-FEATURE_WIDTH = 16
+from icl_bench.architectures.sums import FeatureHeads, Operands, Sums, SumsCore
 
 
 @ARCHITECTURES.register("re-based")
-class ReBased(RecurrentHeads):
+class ReBased(FeatureHeads):
     """ReBased: squared scores of normalised and shifted queries and keys."""
 
     family = "power sums"
     operator = "power"
 
-    shown = ("d_key",)
-
-    conv: int = Field(default=0, ge=0)
-    """Width of the short convolution on queries, keys and values; 0 for none."""
-
-    def default_widths(self, d_model: int) -> tuple[int, int]:
-        return FEATURE_WIDTH, d_model // self.heads
+    @property
+    def features(self) -> int:
+        return math.comb(self.key_width + 1, 2)
 
     def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
         return SquaresCore(members, self, layer)
-
-    def core_size(self, length: int) -> StateSize:
-        return StateSize(sums=self.heads * math.comb(self.key_width + 1, 2) * (self.value_width + 1))
-
-    def core_flops(self, d_model: int, length: int) -> Flops:
-        return Flops(0.0, 4.0 * self.core_size(length).sums)
 
 
 class SquaresCore(SumsCore):

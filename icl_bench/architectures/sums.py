@@ -3,12 +3,14 @@
 from abc import abstractmethod
 from typing import ClassVar, NamedTuple, cast
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.architectures.base import LayerContext
+from icl_bench.architectures.base import Flops, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, fold
+from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import widen
 from icl_bench.kernels.power.api import PowerImpl, initial_power_state, power_attention, power_step
 from icl_bench.kernels.power.records import Normalize, PowerState
@@ -40,6 +42,33 @@ class Operands(NamedTuple):
     def folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return the arguments with members and batch in one axis."""
         return fold(self.q), fold(self.k), fold(self.v), None if self.log_g is None else fold(widen(self.log_g))
+
+
+FEATURE_WIDTH = 16
+"""Key width of a head, by default, where the features of a key are quadratic in its width."""
+
+
+class FeatureHeads(RecurrentHeads):
+    """Base of the mixers that sum features of narrow keys times values, and the features themselves."""
+
+    shown = ("d_key",)
+
+    conv: int = Field(default=0, ge=0)
+    """Width of the short convolution on queries, keys and values; 0 for none."""
+
+    def default_widths(self, d_model: int) -> tuple[int, int]:
+        return FEATURE_WIDTH, d_model // self.heads
+
+    @property
+    @abstractmethod
+    def features(self) -> int:
+        """Number of features of a key, of a resolved architecture."""
+
+    def core_size(self, length: int) -> StateSize:
+        return StateSize(sums=self.heads * self.features * (self.value_width + 1))
+
+    def core_flops(self, d_model: int, length: int) -> Flops:
+        return Flops(0.0, 4.0 * self.core_size(length).sums)
 
 
 ALIGNED_COLUMNS = 8

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from icl_bench.kernels.delta.records import DeltaInputs
-from tests.architectures.test_contract import architecture, inputs, mixer, varied
+from tests.architectures.test_contract import inputs, mixer, varied
 from tests.architectures.test_fla_recurrences import Witness, assert_close_with_gradients, witnessed
-from tests.architectures.test_recurrences import LENGTH, Layer, projected, rms
+from tests.architectures.test_recurrences import LENGTH, Layer, compare_with_published, projected, rms
 
 SPECS = ["gsa:heads=2,slots=5", "gsa:heads=2,slots=3,conv=2,d_key=4"]
 
@@ -31,11 +31,7 @@ def published(layer: Layer) -> Tensor:
 
 @pytest.mark.parametrize("text", SPECS)
 def test_the_mixer_is_its_published_recurrence(text: str) -> None:
-    made, full, x = varied(mixer(text)), architecture(text).resolved(12), inputs(length=LENGTH)
-    got = made(x)
-    for m in range(2):
-        own = {name: parameter[m].detach() for name, parameter in made.named_parameters()}
-        torch.testing.assert_close(got[m, 1], published(Layer(own, full, x[m, 1])), rtol=1e-9, atol=1e-9)
+    compare_with_published(text, published)
 
 
 @pytest.mark.filterwarnings("ignore")

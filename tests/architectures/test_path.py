@@ -8,9 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.architectures.test_contract import architecture, inputs, mixer, varied
+from tests.architectures.test_contract import inputs, mixer, varied
 from tests.architectures.test_fla_recurrences import assert_close_with_gradients
-from tests.architectures.test_recurrences import LENGTH, Layer, attended, convolve, linear, projected
+from tests.architectures.test_recurrences import (
+    LENGTH,
+    Layer,
+    attended,
+    compare_with_published,
+    convolve,
+    linear,
+    projected,
+)
 
 SPEC = "path:heads=2,d_key=3"
 
@@ -33,11 +41,7 @@ def published(layer: Layer) -> Tensor:
 
 
 def test_the_mixer_is_its_definition() -> None:
-    made, full, x = varied(mixer(SPEC)), architecture(SPEC).resolved(12), inputs(length=LENGTH)
-    got = made(x)
-    for m in range(2):
-        own = {name: parameter[m].detach() for name, parameter in made.named_parameters()}
-        torch.testing.assert_close(got[m, 1], published(Layer(own, full, x[m, 1])), rtol=1e-9, atol=1e-9)
+    compare_with_published(SPEC, published)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -379,9 +379,9 @@ def test_a_mixer_is_its_published_recurrence(text: str, published: Callable[[Lay
     compare_with_published(text, published)
 
 
-def compare_with_published(text: str, published: Callable[[Layer], Tensor]) -> None:
+def compare_with_published(text: str, published: Callable[[Layer], Tensor], length: int = LENGTH) -> None:
     """Compare a mixer, both members, with a function of the parameters of one member and one sequence."""
-    made, full, x = varied(mixer(text, index=1)), architecture(text).resolved(12), inputs(length=LENGTH)
+    made, full, x = varied(mixer(text, index=1)), architecture(text).resolved(12), inputs(length=length)
     got = made(x)
     for m in range(2):
         own = {name: parameter[m].detach() for name, parameter in made.named_parameters()}

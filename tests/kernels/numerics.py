@@ -66,3 +66,17 @@ def assert_forms_match_reference(function: Callable[..., object], inputs: Sequen
         assert_within_rounding(f"result {i}", *rows, walk=walk)
     for i, rows in enumerate(zip(made["float64"], made["reference"], strict=True)):
         assert_equal_in_float64(f"result {i} in operators of torch", *rows)
+
+
+def assert_replays(step: Callable[[], Sequence[Tensor]]) -> None:
+    """A step that is captured in a graph gives, replayed twice, the bits that it gives without; on a CUDA device."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        wanted = [x.clone() for x in step()]  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    for _ in range(2):
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))

@@ -6,6 +6,7 @@ import torch
 from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.attention.triton.table import MIDDLE_REACH, SHORT_REACH, SHORT_TILES, TILES
 from tests.kernels.attention.attention_oracle import BOUNDS, assert_within_bounds, make_case, poison
+from tests.kernels.numerics import assert_replays
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -65,16 +66,7 @@ def test_a_captured_graph_gives_the_same_bits():
     def step():
         return torch.autograd.grad(attention(*leaves, window=64, impl="triton"), leaves, do)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        wanted = [x.clone() for x in step()]
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step()
-    for _ in range(2):
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert_replays(step)
 
 
 def test_compiles_without_a_break(monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from icl_bench.kernels.long_convolution.api import long_convolution
 from tests.kernels.attention.attention_oracle import poison
 from tests.kernels.long_convolution.convolution_oracle import assert_close_to_exact, convolution_case, results
+from tests.kernels.numerics import assert_replays
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -77,16 +78,7 @@ def test_a_captured_graph_gives_the_same_bits():
     def step():
         return torch.autograd.grad(long_convolution(u, filters, impl="triton").square().sum(), (u, filters))
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        wanted = [x.clone() for x in step()]
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step()
-    for _ in range(2):
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert_replays(step)
 
 
 def test_compiles_without_a_break(monkeypatch):

@@ -7,6 +7,7 @@ from icl_bench.kernels.power.api import initial_power_state, power_attention_wit
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 from icl_bench.kernels.power.triton.step import power_step_triton
+from tests.kernels.numerics import assert_replays
 from tests.kernels.power.power_oracle import Case, poison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -140,16 +141,7 @@ def test_a_captured_graph_replays_the_same_results():
         y, _ = power_attention_triton(PowerInputs(*leaves, None), OPTIONS, keep_state=False)
         return y.detach(), *torch.autograd.grad(y, leaves, dy)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        exact = [x.clone() for x in step()]  # compiles
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = step()
-    for _ in range(2):
-        graph.replay()
-        assert all(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+    assert_replays(step)
 
 
 def test_results_repeat_bit_for_bit():

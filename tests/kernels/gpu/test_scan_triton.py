@@ -5,6 +5,7 @@ import torch
 
 from icl_bench.kernels.scan.api import linear_scan, selective_scan
 from tests.kernels.attention.attention_oracle import poison
+from tests.kernels.numerics import assert_replays
 from tests.kernels.scan.scan_oracle import assert_close_to_exact, linear_case, results, run_scan, selective_case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -102,16 +103,7 @@ def test_a_captured_graph_gives_the_same_bits():
             y, last = run_scan(leaves, "triton")
             return torch.autograd.grad([y.square().sum(), last.sum()], list(leaves.values()))
 
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            wanted = [x.clone() for x in step()]
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = step()
-        for _ in range(2):
-            graph.replay()
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        assert_replays(step)
 
 
 def test_compiles_without_a_break(monkeypatch):
