@@ -1,7 +1,10 @@
 """Small runs on the CPU, and their training from the first step to the test."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from icl_bench.harness.resolve import Request, expand_request
@@ -43,3 +46,31 @@ def trained(runs: list[RunSpec]) -> Trained:
     log = lambda member, point: logged.append((member, point))  # noqa: E731
     loop = TrainingLoop(Trainer(runs, Machine(CPU)), lambda progress: None, log)
     return Trained(loop, loop.run(), logged)
+
+
+def assert_a_member_equals_its_run_alone(runs: Sequence[RunSpec], member: int, steps: int = 12) -> None:
+    """A member of a fleet starts and reads as its run alone, bit for bit; its losses agree within rounding."""
+    fleet, alone = Trainer(runs, Machine(CPU)), Trainer([runs[member]], Machine(CPU))
+    own = slice(member, member + 1)
+    for both, single in zip(fleet.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(both[own], single)
+    index = torch.arange(8)
+    for both, single in zip(fleet.queues[0].stream.batch(index), alone.queues[0].stream.batch(index), strict=True):
+        assert torch.equal(both[own], single)
+    for _ in range(steps):
+        fleet.step()
+        alone.step()
+    assert fleet.take_means(steps)[0][member] == pytest.approx(alone.take_means(steps)[0][0], rel=1e-4)
+
+
+def assert_a_diverging_member_harms_no_other(runs: Sequence[RunSpec]) -> None:
+    """The second of three members diverges; the others end with the bits that they have without it."""
+    clean, hit = Trainer(runs, Machine(CPU)), Trainer(runs, Machine(CPU))
+    with torch.no_grad():
+        hit.model.embedding.weight[1] = math.inf
+    for _ in range(5):
+        clean.step()
+        hit.step()
+    assert hit.diverged_at == [0, 1, 0]
+    for broken, whole in zip(hit.model.parameters(), clean.model.parameters(), strict=True):
+        assert torch.equal(broken[0], whole[0]) and torch.equal(broken[2], whole[2])

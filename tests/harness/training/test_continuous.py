@@ -15,7 +15,11 @@ from icl_bench.runs.spec import RunSpec
 from icl_bench.tasks import LinearRegression, VectorRecall
 from icl_bench.tasks.continuous import nearest_target
 from tests.harness.training import small_runs
-from tests.harness.training.small_runs import CPU
+from tests.harness.training.small_runs import (
+    CPU,
+    assert_a_diverging_member_harms_no_other,
+    assert_a_member_equals_its_run_alone,
+)
 
 REGRESSION = "linear-regression:dims=[2|3],points=6"
 RECALL = "vector-recall:length=12,pairs=[2|4],dims=4"
@@ -40,29 +44,12 @@ class Answering:
 @pytest.mark.parametrize("arch", ["power:p=2", "gated-conv+softmax"])
 def test_a_member_of_four_equals_the_run_alone(task: str, arch: str) -> None:
     runs = [specs(task, arch, seeds=[seed], lrs=[1e-3 * (1 + seed)])[0] for seed in range(4)]
-    fleet, alone = Trainer(runs, Machine(CPU)), Trainer([runs[2]], Machine(CPU))
-    for both, own in zip(fleet.model.parameters(), alone.model.parameters(), strict=True):
-        assert torch.equal(both[2:3], own)
-    index = torch.arange(8)
-    for both, own in zip(fleet.queues[0].stream.batch(index), alone.queues[0].stream.batch(index), strict=True):
-        assert torch.equal(both[2:3], own)
-    for _ in range(12):
-        fleet.step()
-        alone.step()
-    assert fleet.take_means(12)[0][2] == pytest.approx(alone.take_means(12)[0][0], rel=1e-4)
+    assert_a_member_equals_its_run_alone(runs, 2)
 
 
 def test_a_member_that_diverges_leaves_the_others_alone() -> None:
     runs = [specs(REGRESSION, seeds=[seed])[0] for seed in range(3)]
-    clean, hit = Trainer(runs, Machine(CPU)), Trainer(runs, Machine(CPU))
-    with torch.no_grad():
-        hit.model.embedding.weight[1] = math.inf
-    for _ in range(4):
-        clean.step()
-        hit.step()
-    assert hit.diverged_at == [0, 1, 0]
-    for broken, whole in zip(hit.model.parameters(), clean.model.parameters(), strict=True):
-        assert torch.equal(broken[0], whole[0]) and torch.equal(broken[2], whole[2])
+    assert_a_diverging_member_harms_no_other(runs)
 
 
 @pytest.mark.parametrize("arch", ["power:p=2", "softmax:rope=true", "window:w=3"])

@@ -5,9 +5,17 @@ import math
 import pytest
 import torch
 
+from icl_bench.architectures import ARCHITECTURES
 from icl_bench.harness.training.batches import training_set_size
 from icl_bench.harness.training.trainer import Machine, Trainer
-from tests.harness.training.small_runs import CPU, specs, trained, with_rate
+from tests.harness.training.small_runs import (
+    CPU,
+    assert_a_diverging_member_harms_no_other,
+    assert_a_member_equals_its_run_alone,
+    specs,
+    trained,
+    with_rate,
+)
 
 ARCHS = [
     "power:p=2",
@@ -22,30 +30,18 @@ ARCHS = [
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_member_of_eight_equals_the_run_alone(arch: str) -> None:
     runs = [specs(arch, seeds=[seed], lrs=[1e-3 * (1 + seed)])[0] for seed in range(8)]
-    fleet, alone = Trainer(runs, Machine(CPU)), Trainer([runs[5]], Machine(CPU))
-    for both, own in zip(fleet.model.parameters(), alone.model.parameters(), strict=True):
-        assert torch.equal(both[5:6], own)
-    index = torch.arange(8)
-    for both, own in zip(fleet.queues[0].stream.batch(index), alone.queues[0].stream.batch(index), strict=True):
-        assert torch.equal(both[5:6], own)
-    for _ in range(12):
-        fleet.step()
-        alone.step()
-    loss_in_fleet, loss_alone = fleet.take_means(12)[0][5], alone.take_means(12)[0][0]
-    assert loss_in_fleet == pytest.approx(loss_alone, rel=1e-4)
+    assert_a_member_equals_its_run_alone(runs, 5)
+
+
+@pytest.mark.parametrize("arch", sorted({*ARCHITECTURES} - {text.partition(":")[0] for text in ARCHS}))
+def test_a_member_of_three_equals_the_run_alone(arch: str) -> None:
+    runs = [specs(arch, seeds=[seed], lrs=[1e-3 * (1 + seed)])[0] for seed in range(3)]
+    assert_a_member_equals_its_run_alone(runs, 1, steps=4)
 
 
 def test_a_member_that_diverges_leaves_the_others_alone() -> None:
     runs = [specs("power:p=2", seeds=[seed])[0] for seed in range(3)]
-    clean, hit = Trainer(runs, Machine(CPU)), Trainer(runs, Machine(CPU))
-    with torch.no_grad():
-        hit.model.embedding.weight[1] = math.inf
-    for _ in range(5):
-        clean.step()
-        hit.step()
-    assert hit.diverged_at == [0, 1, 0]
-    for broken, whole in zip(hit.model.parameters(), clean.model.parameters(), strict=True):
-        assert torch.equal(broken[0], whole[0]) and torch.equal(broken[2], whole[2])
+    assert_a_diverging_member_harms_no_other(runs)
 
 
 def test_a_member_whose_outputs_are_no_numbers_has_no_scores() -> None:
