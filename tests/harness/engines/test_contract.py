@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def runs(*layers: str, seeds=(0,)) -> list[RunSpec]:
 
 
 def comparable(record: RunRecord) -> dict[str, object]:
-    """A record as JSON, without times and places, among them the places of a traceback."""
+    """A record as JSON, without times and places; of a traceback the last line, for its places are compared apart."""
     document = record.model_dump(mode="json")
     document["result"]["detail"] = (document["result"]["detail"] or "").strip().splitlines()[-1:]
     for changing in ("seconds", "examples_per_second", "files", "check"):
@@ -187,6 +188,11 @@ def test_records_are_those_of_one_process_though_a_worker_is_killed(engine, tmp_
     for run, own in zip(records, alone, strict=True):
         assert comparable(run)["result"] == comparable(own)["result"]
         assert comparable(run) == comparable(own)
+    broken = alone[4:]
+    if not isinstance(engine, InlineEngine):  # whole tracebacks are those of a process that did nothing before
+        with closing(make("local")) as fresh:
+            broken = Executor(Store(tmp_path / "fresh"), fresh, 1, Notes()).finish(specs[4:])
+    assert [run.result.detail for run in records[4:]] == [run.result.detail for run in broken]
     assert some_worker(store.root) is None
     if isinstance(engine, Supervisor):
         usage = engine.usage
