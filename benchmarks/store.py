@@ -1,25 +1,41 @@
-"""Time a store of many runs: building the index, a listing, a report.
+"""Time a store of many runs, and measure the memory of each command: what `docs/records.md` promises of a large store.
 
     python benchmarks/store.py FOLDER --runs 100000
+    python benchmarks/store.py FOLDER --runs 100000 --only index list
+    python benchmarks/store.py FOLDER --tiny 500
 
 The runs are invented: 8 architectures at 5 sizes, 9 learning rates, and as many seeds as needed. They are written
-without waiting for the disk. A folder that holds runs already is used unchanged.
+without waiting for the disk, half of them to each of two stores, whose merge is the third. A store that is there is
+used unchanged. `--tiny` trains runs of one step, fleets of one, and measures what their records add to each of
+them (manifest, metrics, commit), and the peak of memory after a fifth of the runs and after all.
+
+Each row has the wall time, the processor time, the peak of memory (RSS) and the load of the machine at its end. Linux
+counts the memory of the process that starts a command as a peak of the command, so that smaller peaks do not show.
 """
 
 import argparse
 import itertools
 import math
+import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training import attempt as training
+from icl_bench.harness.training.fleet import run_fleet
+from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.record import CellScore, Manifest, MetricPoint, RunResult, StateReport, WorkReport
 from icl_bench.runs.spec import RunSpec
-from icl_bench.runs.store.attempt import check_field, run_folder, text_of
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.attempt import RunWriter, check_field, run_folder
 from icl_bench.runs.store.files import sha256
+from icl_bench.runs.store.parsing import text_of
 
 ARCHS = ("power:p=2", "power:p=4", "linear", "softmax", "window", "gated-conv", "linear:feature_map=elu", "power:p=3")
 WIDTHS = (16, 32, 64, 128, 256)
@@ -27,33 +43,96 @@ RATES = tuple(1e-4 * 10 ** (i / 3) for i in range(9))
 LOADS = (4, 8, 16, 32, 64)
 
 
+TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
+TINY = ("train.steps=1", "train.batch=2", "evaluation.examples=2", "evaluation.validation=2", "evaluation.points=1")
+
+
 def main() -> None:
-    """Write the store if it does not exist, then time the commands."""
+    """Write the stores that do not exist, then time the commands."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--only", nargs="*", help="names of rows, such as index, list, export")
+    parser.add_argument("--tiny", type=int, default=0, help="train this many runs of one step instead")
     asked = parser.parse_args()
-    if not (asked.folder / "runs").is_dir():
+    if asked.tiny:
+        time_tiny(asked.folder, asked.tiny)
+        return
+    halves = [asked.folder / name for name in ("half-a", "half-b")]
+    for half, offset in zip(halves, (0, 1), strict=True):
+        if not (half / "runs").is_dir():
+            for spec in itertools.islice(specs(), offset, asked.runs, 2):
+                write_run(half, spec)
+    wanted = set(asked.only or [name for name, *_ in commands(asked.folder)])
+    for name, store, *arguments in commands(asked.folder):
+        if name in wanted:
+            if name == "index":
+                (asked.folder / store / "index.sqlite").unlink(missing_ok=True)
+            command(name, [*arguments], asked.folder)
+
+
+def commands(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the name of each row, the store that it is about, and its command; the merge comes first."""
+    first = next(specs())
+    whole = ("--store", "whole")
+    yield "merge", "whole", "merge", "half-a", "half-b", *whole
+    yield "merge again", "whole", "merge", "half-a", "half-b", *whole
+    yield "index", "whole", "runs", "list", "--status", "error", *whole
+    yield "list", "whole", "runs", "list", *whole
+    yield "list as JSON", "whole", "runs", "list", "--json", *whole
+    yield "report", "whole", "report", "whole", "-o", "report.md"
+    yield "page", "whole", "report", "whole", "-o", "report.html"
+    yield "export", "whole", "runs", "export", "runs.csv", *whole
+    yield "verify", "whole", "runs", "verify", *whole
+    own = ("--set", f"model.d_model={first.model.d_model}", "--lr", repr(first.train.lr))
+    yield "run", "whole", "run", "assoc-recall", "--arch", ARCHS[0], *own, *whole
+
+
+def command(name: str, arguments: list[str], folder: Path) -> None:
+    """Run one command in a process of its own, and print its times and its peak of memory."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "icl_bench", *arguments], cwd=folder, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    row(name, wall, used.ru_utime + used.ru_stime, used.ru_maxrss, f"exit {os.waitstatus_to_exitcode(status)}")
+
+
+def row(name: str, wall: float, processor: float, peak: int, note: str = "") -> None:
+    """Print one row; `peak` is in KiB."""
+    load = os.getloadavg()[0]
+    print(
+        f"{name:<14} {wall:8.2f} s  {processor:8.2f} s CPU  {peak / 1024:6.0f} MiB  load {load:.1f}  {note}", flush=True
+    )
+
+
+def time_tiny(folder: Path, count: int) -> None:
+    """Train runs of one step, one after another, and print what the store adds to each of them."""
+    spent = [0.0]
+    for owner, name in ((Store, "begin"), (RunWriter, "log"), (training, "commit_fleet"), (training, "make_manifest")):
+        setattr(owner, name, timed(getattr(owner, name), spent))
+    (base,) = expand_request(Request(TASK, ["linear"], settings=("model.d_model=8", "model.layers=1", *TINY)))
+    store, machine, started = Store(folder), Machine(torch.device("cpu")), time.perf_counter()
+    store.check_writable()
+    for seed in range(count):
+        run_fleet([base.model_copy(update={"seed": seed, "data_seed": seed})], store, machine, lambda progress: None)
+        if seed + 1 in (count // 5, count):
+            used = resource.getrusage(resource.RUSAGE_SELF)
+            per_run = spent[0] / (seed + 1) * 1e3
+            row(f"{seed + 1} runs", time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss,
+                f"{per_run:.1f} ms of the store in a run")  # fmt: skip
+
+
+def timed(method, spent: list[float]):
+    """Return a method that adds its wall time to `spent`."""
+
+    def call(*arguments):
         started = time.perf_counter()
-        for spec in itertools.islice(specs(), asked.runs):
-            write_run(asked.folder, spec)
-        print(f"{asked.runs} runs written in {time.perf_counter() - started:.1f} s", flush=True)
-    (asked.folder / "index.sqlite").unlink(missing_ok=True)
-    command(asked.folder, "index from nothing, and a listing", "runs", "list", "--store", ".", "--status", "error")
-    command(asked.folder, "listing", "runs", "list", "--store", ".", "--status", "error")
-    command(asked.folder, "listing of all", "runs", "list", "--store", ".")
-    command(asked.folder, "report", "report", ".", "-o", "report.md")
-    (asked.folder / "index.sqlite").unlink()
-    command(asked.folder, "report without an index", "report", ".", "-o", "report-again.md")
+        try:
+            return method(*arguments)
+        finally:
+            spent[0] += time.perf_counter() - started
 
-
-def command(folder: Path, what: str, *arguments: str) -> None:
-    """Run one command, and print its wall time and processor time."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "icl_bench", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"{what}: {time.perf_counter() - started:.2f} s, {processor:.2f} s of processor time", flush=True)
+    return call
 
 
 def specs():
@@ -72,7 +151,7 @@ def specs():
 
 def write_run(root: Path, spec: RunSpec) -> None:
     """Write one run as the store does, without waiting for the disk."""
-    folder = run_folder(root, spec.id)
+    folder = run_folder(root, spec.id).path
     folder.mkdir(parents=True)
     files = {"spec.json": text_of(spec), "manifest.json": text_of(MANIFEST)}
     best = accuracy_of(spec, LOADS[0])

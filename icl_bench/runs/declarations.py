@@ -7,8 +7,12 @@ architectures of that time and their parameters have. It is also the declaration
 from collections.abc import Mapping
 from typing import Any
 
-from icl_bench.schema import Frozen
+from pydantic import Field
 
+from icl_bench.schema import Count, Frozen
+
+LARGEST_WIDTH = 2**20
+"""Largest number of heads or channels of a law of capacity in a record."""
 CONVENTIONAL_SIZES = ("w", "heads", "kv_heads", "d_key", "d_value")
 """Names of parameters that set a size, for components that carry no declaration."""
 CONVENTIONAL_SHOWN = ("p", "w")
@@ -18,13 +22,13 @@ CONVENTIONAL_SHOWN = ("p", "w")
 class CapacityLaw(Frozen):
     """The dimensions of a sum of p-th powers of keys times values, from which the pairs it recalls are predicted."""
 
-    degree: int
+    degree: int = Field(ge=1, le=64)
     """Power of the scores, p."""
-    key_width: int
+    key_width: int = Field(ge=1, le=LARGEST_WIDTH)
     """Key width of a head before the power, K."""
-    key_heads: int
+    key_heads: int = Field(ge=1, le=LARGEST_WIDTH)
     """Key-value heads, G."""
-    value_width: int
+    value_width: int = Field(ge=1, le=LARGEST_WIDTH)
     """Value width of a head, V."""
 
 
@@ -39,7 +43,7 @@ class ArchitectureDeclaration(Frozen):
     """Parameters that a label names even at their defaults."""
     law: CapacityLaw | None = None
     """Dimensions of the law of capacity; none where the layer keeps no power sums of unmapped keys."""
-    reach: int | None = None
+    reach: Count | None = None
     """Number of the latest tokens that the layer sees, the current one included; none for all."""
     short_range: bool = False
     """Reach a fixed few tokens back only: a layer in front of the mixer under study."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from icl_bench.runs.record import RunResult
+from icl_bench.runs.record import MetricPoint, RunResult
 from icl_bench.runs.spec import RunSpec
 
 
@@ -22,6 +22,10 @@ class Progress(NamedTuple):
     """Training examples per second since the start, summed over members."""
     seconds: float
     """Training time so far in seconds, without validation."""
+    began: int = 0
+    """Step from which the fleet went on when it was interrupted before."""
+    validations: Sequence[MetricPoint] = ()
+    """Validation of each member at this step; empty in reports between validations."""
 
 
 Report = Callable[[Progress], None]
@@ -34,8 +38,12 @@ class Reporter(Protocol):
     A class that inherits from this one ignores the events whose methods it does not define.
     """
 
-    def planned(self, runs: int, done: int) -> None:
-        """Receive the number of requested runs, and the number of those that the store holds already."""
+    def expected(self, later: Sequence[RunSpec]) -> None:
+        """Receive the runs that are known to follow those of the next plan, at a rate that may still change."""
+        return
+
+    def planned(self, specs: Sequence[RunSpec], missing: Sequence[RunSpec]) -> None:
+        """Receive the requested runs, and those of them that the store lacks."""
         return
 
     def started(self, specs: Sequence[RunSpec]) -> None:

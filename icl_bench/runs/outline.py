@@ -5,15 +5,16 @@ settings, environments and evaluations: each distinct one is parsed once, from a
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from pydantic_core import to_json
+
 from icl_bench.runs.declarations import ArchitectureDeclaration, declaration_by_name
 from icl_bench.runs.rates import validation_accuracy
 from icl_bench.runs.record import Environment, Manifest, RunRecord, RunResult, Status
-from icl_bench.schema import canonical_json
 
 Seeds = tuple[int, int]
 """Seed of the parameters and seed of the data: runs with equal seeds can be compared in pairs."""
@@ -114,9 +115,13 @@ class FinishedRuns(NamedTuple):
         outlines = [outline_of(record, parsed) for record in by_id.values()]
         return cls(outlines, lambda run_id: measured(by_id[run_id]))
 
+    def each(self) -> Iterator[MeasuredRun]:
+        """Load one run after another, in the order of ids, without keeping them."""
+        return (self.load(outline.id) for outline in sorted(self.outlines, key=attrgetter("id")))
+
     def load_all(self) -> list[MeasuredRun]:
         """Load every run, in the order of ids."""
-        return [self.load(outline.id) for outline in sorted(self.outlines, key=attrgetter("id"))]
+        return list(self.each())
 
 
 def measured(record: RunRecord) -> MeasuredRun:
@@ -136,9 +141,9 @@ def shared_texts(record: RunRecord) -> dict[str, str]:
     length = result.state.length if result.state else None
     declared = [declaration.model_dump(mode="json") for declaration in result.declarations]
     return {
-        "setting": canonical_json([result.task, result.arch, result.load_name, {**spec, "train": train}, declared]),
+        "setting": to_json([result.task, result.arch, result.load_name, {**spec, "train": train}, declared]).decode(),
         "environment": record.manifest.model_dump_json(exclude={"started"}),
-        "evaluation": canonical_json([cells, controls, groups, length]),
+        "evaluation": to_json([cells, controls, groups, length]).decode(),
     }
 
 

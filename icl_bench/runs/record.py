@@ -3,17 +3,26 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from icl_bench.runs.declarations import ArchitectureDeclaration, declaration_by_name
-from icl_bench.schema import Frozen
+from icl_bench.schema import LARGEST_COUNT, LARGEST_REAL, Count, Frozen, Real
 
 SCHEMA = 2
 """Version of the layout of records."""
 SOLVED = 0.99
 """Accuracy from which a run counts as having solved its task."""
+
+LARGEST_SHARE = 1 + 1e-6
+"""Largest share that rounding may give."""
+Share = Annotated[float, Field(ge=0, le=LARGEST_SHARE)]
+"""A number from 0 to 1."""
+Size = Annotated[float, Field(ge=0, le=LARGEST_REAL)]
+"""A number that is not negative."""
+Answers = Annotated[int, Field(ge=1, lt=LARGEST_COUNT)]
+Alphabet = Annotated[int, Field(ge=2, lt=LARGEST_COUNT)]
 
 Status = Literal["ok", "diverged", "oom", "timeout", "crashed", "error"]
 
@@ -21,13 +30,13 @@ Status = Literal["ok", "diverged", "oom", "timeout", "crashed", "error"]
 class GroupScore(Frozen):
     """Accuracy on the scored positions of one group."""
 
-    accuracy: float
+    accuracy: Share
     """Share of these positions answered correctly."""
-    count: int
+    count: Count
     """Number of scored positions in the group."""
-    floor: float | None = None
+    floor: Share | None = None
     """Accuracy of the cell's best trivial solver on these positions; none in results of older versions."""
-    references: Mapping[str, float] = Field(default_factory=dict)
+    references: Mapping[str, Share] = Field(default_factory=dict)
     """Accuracy on these positions of solvers that learn nothing but keep the whole context, by name."""
 
 
@@ -36,46 +45,46 @@ class CellScore(Frozen):
 
     label: str
     """Name of the cell."""
-    load: int
+    load: Count
     """Load of the cell, in the unit that `load_name` of the run names."""
-    length: int
+    length: Count
     """Number of positions in a sequence."""
-    accuracy: float
+    accuracy: Share
     """Share of scored positions answered correctly; for continuous tasks, the share of variance explained, relative to
     the share that the oracle explains."""
-    exact_match: float
+    exact_match: Share
     """Share of examples with a correct answer at every scored position; for continuous tasks, of examples explained to
     at least 99 % of what the oracle explains."""
-    loss: float
+    loss: Real
     """Mean cross-entropy of a scored position, in nats; for continuous tasks, the error."""
-    error: float | None = None
+    error: Size | None = None
     """Mean squared error of a scored position, relative to the error of the answer 0; none for tasks of tokens."""
-    oracle_error: float | None = None
+    oracle_error: Size | None = None
     """Relative squared error of the oracle on the same examples; none for tasks of tokens."""
-    floor: float
+    floor: Share
     """Accuracy of the best trivial solver on the same examples; before 2026-11-29, of the one best on validation."""
     floor_solver: str
     """Name of that trivial solver."""
-    references: Mapping[str, float] = Field(default_factory=dict)
+    references: Mapping[str, Share] = Field(default_factory=dict)
     """Accuracy on the same examples of solvers that learn nothing but keep the whole context, such as induction by the
     latest equal letters, by name; no floor for a state."""
-    repeated: float | None = None
+    repeated: Share | None = None
     """Share of these examples whose content was trained on; none for tasks of so many examples that none is."""
-    state_bits: float
+    state_bits: Size
     """Number of bits that a model must carry to solve the cell."""
-    scored: int
+    scored: Count
     """Number of scored positions in an example."""
-    answers: int | None = None
+    answers: Answers | None = None
     """Number of independent answers in a context, each equally likely to be asked; none if the answers depend on each
     other."""
-    alphabet: int | None = None
+    alphabet: Alphabet | None = None
     """Number of equally likely values that each of these answers can take."""
-    free_running: float | None = None
+    free_running: Share | None = None
     """Share of scored positions answered correctly when the model reads its own answers; none for tasks that show no
     answers and for layers without a recurrent form."""
-    free_running_exact: float | None = None
+    free_running_exact: Share | None = None
     """Share of examples with a correct answer at every scored position when the model reads its own answers."""
-    controls: Mapping[str, float] = Field(default_factory=dict)
+    controls: Mapping[str, Share] = Field(default_factory=dict)
     """Accuracy on changed examples that show how the model finds its answers, by name of the control."""
     groups: Mapping[str, GroupScore]
     """Accuracy by group of scored positions."""
@@ -84,21 +93,26 @@ class CellScore(Frozen):
 class StateReport(Frozen):
     """Recurrent state of one sequence, summed over all layers."""
 
-    elements: int
+    elements: Count
     """Number of state elements."""
-    bytes: int
+    bytes: Count
     """Size of the state in bytes: sums in float32, cached activations in the precision of the run."""
-    length: int
+    length: Count
     """Number of tokens after which the state is counted: the length of the longest evaluated cell."""
 
 
 class WorkReport(Frozen):
     """Forward floating-point operations of the mixers per token, summed over all layers."""
 
-    weights: float
+    weights: Size
     """Operations between an activation and a parameter."""
-    state: float
-    """Operations between an activation and the state."""
+    state: Size | None
+    """Operations between an activation and the state; none if a layer from outside does not tell them."""
+
+    @property
+    def total(self) -> float | None:
+        """All operations; None where those on the state are unknown."""
+        return None if self.state is None else self.weights + self.state
 
 
 class RunResult(Frozen):
@@ -116,28 +130,28 @@ class RunResult(Frozen):
     """Label of the architecture in reports."""
     load_name: str
     """Unit of the load of a cell, such as `pairs`."""
-    seed: int
+    seed: Count
     """Seed of the initial parameters."""
-    lr: float
+    lr: Real
     """Peak learning rate."""
     status: Status
     """`ok`; `diverged`: a loss or gradient was not finite, or the loss exploded; `oom`: out of memory; `timeout`: over
     the time limit, or no sign of life; `crashed`: the run ended its worker three times; `error`: an exception."""
     detail: str | None = None
     """Description of the failure, if there was one."""
-    params: int
+    params: Count
     """Number of parameters of the model."""
     state: StateReport | None
     """Size of the recurrent state; none if a layer from outside the package does not declare it."""
     work: WorkReport
     """Work of the mixers per token."""
-    steps: int
+    steps: Count
     """Number of updates before the run ended."""
-    seconds: float
+    seconds: Real
     """Wall time in seconds of the fleet that trained the run, training and evaluation."""
-    examples_per_second: float
+    examples_per_second: Real
     """Training examples per second, summed over the fleet."""
-    solved_at: int | None = None
+    solved_at: Count | None = None
     """First validated step with an accuracy of at least 0.99; none if there is no such step."""
     first_batch: str | None = None
     """SHA-256 of the first training batch; runs with equal task, batch size and data seed have equal values."""
@@ -212,7 +226,7 @@ class Environment(Frozen):
     """Versions of icl-bench, Python, torch, triton, numpy and CUDA."""
     device: str
     """Name of the processor or GPU."""
-    threads: int
+    threads: Count
     """Number of CPU threads that torch used."""
     host: str
     """Operating system and machine type."""
@@ -220,7 +234,7 @@ class Environment(Frozen):
     """Git revision of the checkout, with `+` appended if it has uncommitted changes; none for an installed package."""
     impl: str
     """Requested kernel implementation."""
-    fleet_size: int
+    fleet_size: Count
     """Number of runs trained together."""
     command: str
     """Command line that started the run."""
@@ -241,15 +255,15 @@ def command_line() -> str:
 class MetricPoint(Frozen):
     """A validation during training: one line of metrics.jsonl."""
 
-    step: int
+    step: Count
     """Number of updates done."""
-    train_loss: float
+    train_loss: Real
     """Mean training loss since the last validation, in nats; 0 if no update was made since."""
-    train_accuracy: float
+    train_accuracy: Real
     """Mean training accuracy since the last validation."""
-    accuracy: float
+    accuracy: Share
     """Validation accuracy, mean over cells."""
-    by_cell: Mapping[str, float]
+    by_cell: Mapping[str, Share]
     """Validation accuracy by cell."""
 
 

@@ -27,19 +27,6 @@ ID_LENGTH = 16
 """Number of hexadecimal digits in the id of a run."""
 
 
-class Component(Frozen):
-    """A task or an architecture: its name, with every parameter written out."""
-
-    name: str
-    """Registry name, or `package.module:Class` for a layer from outside the package."""
-    version: int = 1
-    """Version of a task's data or of an architecture's numbers; it rises when equal parameters give others."""
-    params: Mapping[str, Value]
-    """Parameters, including defaults."""
-    label: str = Field(exclude=True)
-    """Name in reports, with the parameters that differ from the defaults; no part of the identity."""
-
-
 class GrownSpec(Frozen):
     """Base of records that gained fields: one that has its `former` value is left out of the JSON, and so of the hash.
 
@@ -55,24 +42,42 @@ class GrownSpec(Frozen):
         return {key: value for key, value in plain.items() if key not in self.former or value != self.former[key]}
 
 
+class Component(GrownSpec):
+    """A task or an architecture: its name, with every parameter written out."""
+
+    former: ClassVar[Mapping[str, Any]] = {"source": None}
+
+    name: str
+    """Registry name, or `package.module:Class` for a layer from outside the package."""
+    version: int = 1
+    """Version of a task's data or of an architecture's numbers; it rises when equal parameters give others."""
+    params: Mapping[str, Value]
+    """Parameters, including defaults."""
+    source: str | None = None
+    """Digest of the source of a layer, an architecture or a task from outside the package; none for built-in ones."""
+    label: str = Field(exclude=True)
+    """Name in reports, with the parameters that differ from the defaults; no part of the identity."""
+
+
 class ModelSpec(GrownSpec):
     """The model around the sequence mixers."""
 
     former: ClassVar[Mapping[str, Any]] = {"init": "fan-in", "canon": "none"}
 
-    d_model: int = Field(default=64, ge=1)
+    d_model: int = Field(default=64, ge=1, le=65_536)
     """Model width, C."""
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=1024)
     """Number of layers; a pattern of architectures `a+b` repeats until every layer has one."""
-    mlp: float = Field(default=2.0, ge=0)
+    mlp: float = Field(default=2.0, ge=0, le=1024)
     """Hidden width of the gated MLP of each layer, relative to the model width; 0 for no MLP."""
     tied: bool = True
     """Use the transpose of the embedding as the output head."""
     embedding_scale: float = Field(default=1.0, gt=0)
     """Standard deviation of the initial embedding, relative to 1 / sqrt(d_model)."""
-    init: Literal["fan-in", "gpt-2"] = "fan-in"
-    """Start of weights: `fan-in`, std 1 / sqrt(inputs), or `gpt-2`, std .02, as most published code; output projections
-    are divided by sqrt(2 layers) in both, and gates and decays start as their source has them."""
+    init: Literal["fan-in", "gpt-2", "published"] = "fan-in"
+    """Start of weights: `fan-in`, std 1 / sqrt(inputs), `gpt-2`, std .02, or `published`, which lets the projections of
+    each mixer start as in the code of its authors, and the rest as gpt-2; output projections are divided by
+    sqrt(2 layers), and gates and decays start as their source has them."""
     canon: Canon = "none"
     """Places of canon layers x + conv(x), causal, of four taps for each channel: before the mixer (a), on its queries,
     keys and values (b), before the MLP (c), inside it (d); `acd`, `abcd`, or none."""
@@ -90,10 +95,10 @@ class ModelSpec(GrownSpec):
 
     @model_validator(mode="after")
     def _check_init(self) -> Self:
-        if self.init == "gpt-2" and self.embedding_scale != 1.0:
+        if self.init != "fan-in" and self.embedding_scale != 1.0:
             raise ValueError(
-                f"embedding_scale belongs to init=fan-in, as gpt-2 sets the embedding; got {self.embedding_scale:g}; "
-                "leave one of them out"
+                f"embedding_scale belongs to init=fan-in, as {self.init} sets the embedding; got "
+                f"{self.embedding_scale:g}; leave one of them out"
             )
         return self
 
@@ -108,9 +113,9 @@ class TrainSpec(GrownSpec):
     the newest unless they set another, and a specification without this field is of recipe 1."""
     optimiser: Literal["adamw", "muon"] = "adamw"
     """`adamw`, or `muon`: orthogonalised momentum for the matrices between activations, AdamW for the rest."""
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=300, ge=1, le=10**7)
     """Number of updates."""
-    batch: int = Field(default=64, ge=1)
+    batch: int = Field(default=64, ge=1, le=2**20)
     """Number of examples in an update."""
     lr: float = Field(default=1e-2, gt=0)
     """Peak learning rate."""
@@ -126,7 +131,7 @@ class TrainSpec(GrownSpec):
     """Decay rate of the running mean of the squared gradient."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient of a model; none to clip nothing."""
-    examples: int | None = Field(default=None, ge=1)
+    examples: int | None = Field(default=None, ge=1, le=10**9)
     """Size of a fixed training set, divided among the cells and read in cycles; none to draw fresh examples always."""
 
 
@@ -141,11 +146,11 @@ FORMER_VALUES: Mapping[str, str] = {
 class EvalSpec(Frozen):
     """The number of validation and test examples, and of validations."""
 
-    examples: int = Field(default=1024, ge=1)
+    examples: int = Field(default=1024, ge=1, le=10**7)
     """Number of test examples per cell, used once, after training."""
-    validation: int = Field(default=256, ge=1)
+    validation: int = Field(default=256, ge=1, le=10**7)
     """Number of validation examples per cell."""
-    points: int = Field(default=10, ge=1)
+    points: int = Field(default=10, ge=1, le=10**5)
     """Number of validations, evenly spaced over training; the last is at its end."""
 
 
@@ -197,6 +202,11 @@ class RunSpec(Frozen):
     def layer_components(self) -> list[Component]:
         """Architecture of each layer."""
         return [self.arch[i % len(self.arch)] for i in range(self.model.layers)]
+
+    @property
+    def from_outside(self) -> bool:
+        """Run code from outside the package: its task or one of its layers."""
+        return any(component.source is not None for component in (self.task, *self.arch))
 
     def labelled(self) -> dict[str, Any]:
         """Return the specification as JSON for another process, including the labels, which the store leaves out."""

@@ -3,61 +3,74 @@
     attempts/<id>-<host>-<process>-<token>/       files of the run so far
     attempts/fleet-<host>-<process>-<token>.json  names of the complete attempts of a fleet, while they are moved
 
-A fleet is committed as a unit: all its results are written, and a file names its attempts, before the first attempt
-moves. If the process is killed in between, the next process that opens the store finishes the moves.
+A fleet is committed as a unit: all its results are written and durable, and a file names its attempts, before the first
+attempt moves. If the process is killed in between, the next process that opens the store finishes the moves.
 """
 
-import hashlib
 import os
-import platform
 import re
-import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from icl_bench.errors import RecordError
+from icl_bench.errors import RecordError, StoreError
+from icl_bench.runs.kept import KEPT_FILES
 from icl_bench.runs.record import Manifest, MetricPoint, RunResult
 from icl_bench.runs.spec import ID_LENGTH, RunSpec
 from icl_bench.runs.store import files
 from icl_bench.runs.store.faults import reach
-from icl_bench.schema import Frozen, canonical_json
+from icl_bench.runs.store.files import Folder, Handle
+from icl_bench.runs.store.parsing import parse_object, text_of
+from icl_bench.runs.store.processes import MARK, Writer, writer_mark
+from icl_bench.schema import canonical_json
 
 COMPANIONS = ("spec.json", "manifest.json", "metrics.jsonl")
 """Files of a run beside its result."""
-HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-"""Hash of the name of this host."""
-ATTEMPT = re.compile(rf"([0-9a-f]{{{ID_LENGTH}}})-([0-9a-f]{{8}})-(\d+)-[0-9a-f]{{8}}")
-DRAFT = re.compile(r"\.fleet-([0-9a-f]{8})-(\d+)-.*")
-"""Name of a file that names the attempts of a fleet, while it is being written."""
-SILENT_AFTER = 600.0
-"""Seconds without a change after which an attempt of another host counts as interrupted."""
+RESULT = "result.json"
+KEPT: Mapping[str, int] = {KEPT_FILES["model"]: 1 << 34, KEPT_FILES["samples"]: files.LARGEST_RECORD}
+"""Largest size in bytes of each further file that a run may keep; only `runs verify` and `merge` read them unasked."""
+ATTEMPT = re.compile(rf"([0-9a-f]{{{ID_LENGTH}}})-{MARK}")
+MARKER = re.compile(r"fleet-.*\.json", re.DOTALL)
+"""Name of the file that names the complete attempts of a fleet."""
 
 
 class RunWriter:
     """The files of one attempt at a run, until `commit_fleet` moves them to the place of the run."""
 
-    def __init__(self, root: Path, folder: Path, spec: RunSpec, manifest: Manifest) -> None:
-        self.root, self.folder = root, folder
-        self.attempt = root / "attempts" / f"{spec.id}-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-        with files.writing(self.attempt):
-            self.attempt.mkdir(parents=True)
+    def __init__(self, root: Path, spec: RunSpec, manifest: Manifest) -> None:
+        self.run_id = spec.id
+        self.folder = Folder(root, ("attempts", f"{spec.id}-{writer_mark()}"))
+        self.kept: list[str] = []
+        with files.writing(self.attempt), self.folder.opened(make=True) as folder:
             reach("attempt-made")
-            files.write_file(self.attempt / "spec.json", text_of(spec))
-            files.write_file(self.attempt / "manifest.json", text_of(manifest))
-            self.metrics = os.open(self.attempt / "metrics.jsonl", files.NEW, 0o644)
+            folder.create("spec.json", text_of(spec))
+            folder.create("manifest.json", text_of(manifest))
+            self.metrics = os.open("metrics.jsonl", files.NEW, 0o644, dir_fd=folder.number)
         reach("attempt-begun")
 
+    @property
+    def attempt(self) -> Path:
+        """Path of the attempt."""
+        return self.folder.path
+
     def log(self, point: MetricPoint) -> None:
-        """Append a validation to metrics.jsonl and wait until it is on the disk."""
+        """Append a validation to metrics.jsonl; the commit waits until it is on the disk."""
         line = text_of(point)
         with files.writing(self.attempt):
             files.write_all(self.metrics, line[:9])
             reach("metrics-torn")
             files.write_all(self.metrics, line[9:])
-            os.fsync(self.metrics)
         reach("metrics-logged")
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Add one of the files `KEPT` to the run; raise StoreError if it is too large or cannot be written."""
+        if len(data) > KEPT[name]:
+            raise StoreError(f"a run keeps {name} of at most {KEPT[name]:,} bytes; got {len(data):,}; keep fewer")
+        with files.writing(self.attempt), self.folder.opened() as folder:
+            folder.create(name, data)
+        self.kept.append(name)
 
     def commit(self, result: RunResult) -> RunResult:
         """Commit a fleet that consists of this run; see `commit_fleet`."""
@@ -65,19 +78,22 @@ class RunWriter:
 
     def seal(self, result: RunResult) -> RunResult:
         """Complete the attempt by writing the result with the digests of the other files; return that result."""
+        names = (*COMPANIONS, *self.kept)
         os.close(self.metrics)
-        digests = {name: files.sha256(files.read_bytes(self.attempt / name)) for name in COMPANIONS}
-        blank = text_of(result.model_copy(update={"files": digests, "check": ""}))
-        result = result.model_copy(update={"files": digests, "check": files.sha256(blank)})
-        files.write_file(self.attempt / "result.json", text_of(result))
-        files.sync_folder(self.attempt)
+        with self.folder.opened() as folder:
+            digests = {name: folder.digest(name, KEPT.get(name, files.LARGEST_RECORD)) for name in names}
+            blank = text_of(result.model_copy(update={"files": digests, "check": ""}))
+            result = result.model_copy(update={"files": digests, "check": files.sha256(blank)})
+            folder.create(RESULT, text_of(result))
+            folder.sync([*names, RESULT])
         reach("result-written")
         return result
 
     def abandon(self) -> None:
         """Delete the attempt."""
         os.close(self.metrics)
-        files.remove_folder(self.attempt)
+        with suppress(OSError, StoreError), Folder(self.folder.root, ("attempts",)).opened() as attempts:
+            attempts.remove(self.folder.names[-1])
 
 
 def commit_fleet(writers: Sequence[RunWriter], results: Sequence[RunResult]) -> list[RunResult]:
@@ -86,16 +102,17 @@ def commit_fleet(writers: Sequence[RunWriter], results: Sequence[RunResult]) -> 
     If two processes finish the same run, the first one wins. A StoreError leaves no run of the fleet committed, or the
     next process that opens the store commits all of them.
     """
-    root = writers[0].root
-    with files.writing(root):
+    root = writers[0].folder.root
+    with files.writing(root), Folder(root, ("attempts",)).opened(make=True) as attempts:
         sealed = [seal_once(writer, result) for writer, result in zip(writers, results, strict=True)]
-        names = [writer.attempt.name for writer in writers]
-        marker = root / "attempts" / f"fleet-{HOST}-{os.getpid()}-{secrets.token_hex(8)}.json"
+        names = [writer.folder.names[-1] for writer in writers]
+        marker = f"fleet-{writer_mark()}.json"
         if len(names) > 1:
-            files.replace_file(marker, (canonical_json({"attempts": names}) + "\n").encode())
+            attempts.replace(marker, (canonical_json({"attempts": names}) + "\n").encode())
         reach("fleet-sealed")
-        publish_all(root, names)
-        marker.unlink(missing_ok=True)
+        publish_all(root, attempts, names)
+        if len(names) > 1:
+            attempts.remove(marker)
         reach("fleet-published")
     clear_attempts(root, {result.id for result in sealed})
     reach("attempts-cleared")
@@ -107,104 +124,118 @@ def seal_once(writer: RunWriter, result: RunResult) -> RunResult:
     try:
         return writer.seal(result)
     except (FileNotFoundError, RecordError):
-        if not (writer.folder / "result.json").is_file():
+        if not is_finished(writer.folder.root, writer.run_id):
             raise
         return result
 
 
-def publish_all(root: Path, names: Iterable[str]) -> None:
-    """Move complete attempts to the places of their runs; delete attempts at runs that are finished already."""
-    for name in names:
-        publish(root / "attempts" / name, run_folder(root, name[:ID_LENGTH]), root)
-        reach("run-published")
+def publish_all(root: Path, attempts: Handle, names: Sequence[str]) -> None:
+    """Move complete attempts to the places of their runs, durably; delete attempts at runs that are finished."""
+    with Folder(root, ("runs",)).opened(make=True) as runs, ExitStack() as opened:
+        targets: dict[str, Handle] = {}
+        for name in names:
+            if name[:2] not in targets:
+                targets[name[:2]] = opened.enter_context(runs.below(name[:2], make=True))
+            publish(attempts, name, targets[name[:2]], root)
+            reach("run-published")
+        files.sync_folders((folder, ()) for folder in (*targets.values(), runs))
 
 
-def publish(source: Path, target: Path, root: Path) -> None:
-    """Move a complete folder to its place, unless that place holds a finished run; then delete the folder."""
-    if target.is_dir() and not (target / "result.json").exists() and any(target.iterdir()):
-        set_aside(target, root)  # an incomplete copy made by other means would block this run for ever
-    if not files.move_folder(source, target):
-        files.remove_folder(source)
+def publish(attempts: Handle, name: str, target: Handle, root: Path) -> None:
+    """Move a complete attempt to the place of its run, unless that holds a finished run; then delete the attempt.
+
+    The caller waits for the disk.
+    """
+    run_id = name[:ID_LENGTH]
+    if target.kind(run_id) == "folder":
+        with target.below(run_id) as there:
+            blocked = there.kind(RESULT) != "file" and bool(there.names())
+        if blocked:
+            set_aside(target, run_id, root)  # an incomplete copy made by other means would block this run for ever
+    if not attempts.move(name, target, run_id):
+        attempts.remove(name)
 
 
-def set_aside(folder: Path, root: Path) -> Path:
-    """Move a folder to the trash of the store and return its new path."""
-    target = root / "trash" / f"{folder.name}-{time.time_ns()}"
-    files.move_folder(folder, target)
-    return target
+def set_aside(folder: Handle, name: str, root: Path) -> Path:
+    """Move a folder to the trash of the store, durably, and return its new path."""
+    new_name = f"{name}-{time.time_ns()}"
+    with Folder(root).opened() as top, top.below("trash", make=True) as trash:
+        top.sync()  # the new place is on the disk before the old one is given up
+        folder.move(name, trash, new_name)
+        trash.sync()
+        folder.sync()
+        return trash.path / new_name
 
 
-def run_folder(root: Path, run_id: str) -> Path:
+def run_folder(root: Path, run_id: str) -> Folder:
     """Return the folder of a finished run."""
-    return root / "runs" / run_id[:2] / run_id
+    return Folder(root, ("runs", run_id[:2], run_id))
+
+
+def is_finished(root: Path, run_id: str) -> bool:
+    """Return whether the store under this root holds a finished run; raise StoreError if a link is in its way."""
+    try:
+        with run_folder(root, run_id).opened() as folder:
+            return folder.kind(RESULT) == "file"
+    except FileNotFoundError:
+        return False
 
 
 def finish_moves(root: Path) -> None:
     """Finish the moves that killed processes began; several processes may do so at the same time."""
-    for marker in sorted((root / "attempts").glob("fleet-*.json")):
-        try:
-            names = files.parse_object(files.read_bytes(marker), marker).get("attempts", [])
-        except RecordError:
-            names = []  # a marker appears whole, so this one is damaged; its runs are trained again
-        complete = [name for name in names if isinstance(name, str) and ATTEMPT.fullmatch(name)]
-        publish_all(root, (name for name in complete if (root / "attempts" / name / "result.json").is_file()))
-        marker.unlink(missing_ok=True)
+    with suppress(FileNotFoundError), Folder(root, ("attempts",)).opened() as attempts:
+        for marker in filter(MARKER.fullmatch, attempts.names()):
+            try:
+                named = parse_object(attempts.read(marker), attempts.path / marker).get("attempts")
+            except RecordError:
+                named = None  # a marker appears whole, so this one is damaged; its runs are trained again
+            names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+            complete = [name for name in names if ATTEMPT.fullmatch(name) and is_complete(attempts, name)]
+            publish_all(root, attempts, complete)
+            attempts.remove(marker)
+
+
+def is_complete(attempts: Handle, name: str) -> bool:
+    """Return whether an attempt has a result."""
+    try:
+        with attempts.below(name) as folder:
+            return folder.kind(RESULT) == "file"
+    except (FileNotFoundError, StoreError):
+        return False
 
 
 def clear_attempts(root: Path, run_ids: set[str]) -> None:
     """Delete attempts at finished runs; a process that still works on one finds the finished run when it commits."""
-    for attempt in attempts(root):
-        if attempt.run_id in run_ids:
-            files.remove_folder(attempt.folder)
-
-
-def clear_drafts(root: Path) -> None:
-    """Delete files that a killed process was writing to name the attempts of a fleet."""
-    for path in (root / "attempts").glob(".fleet-*"):
-        found = DRAFT.fullmatch(path.name)
-        if found and not is_active(found[1], int(found[2]), path):
-            path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError), Folder(root, ("attempts",)).opened() as folder:
+        for name in folder.names():
+            found = ATTEMPT.fullmatch(name)
+            if found and found[1] in run_ids:
+                folder.remove(name)
 
 
 class Attempt(NamedTuple):
     """An attempt found in a store."""
 
     run_id: str
-    folder: Path
-    host: str
-    process: int
+    folder: Folder
+    writer: Writer
+    changed: float
+    """Time of the last change, in seconds."""
 
     @property
     def active(self) -> bool:
-        """Return whether its process runs or, for another host, whether its files changed recently."""
-        return is_active(self.host, self.process, self.folder)
-
-
-def is_active(host: str, process: int, path: Path) -> bool:
-    """Return whether the process that made a path runs or, for another host, whether the path changed recently."""
-    try:
-        if host != HOST:
-            return time.time() - max(part.stat().st_mtime for part in (path, *path.glob("*"))) < SILENT_AFTER
-        os.kill(process, 0)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        """Return whether its process runs or, where that cannot be looked up, whether its files changed recently."""
+        return self.writer.is_alive(self.changed)
 
 
 def attempts(root: Path) -> Iterator[Attempt]:
     """Yield the attempts in a store, sorted by name."""
-    folder = root / "attempts"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        found = ATTEMPT.fullmatch(path.name)
-        if found:
-            yield Attempt(found[1], path, found[2], int(found[3]))
-
-
-def text_of(record: Frozen) -> bytes:
-    """Return a record as a line of canonical JSON."""
-    return (canonical_json(record.model_dump(mode="json")) + "\n").encode()
+    place = Folder(root, ("attempts",))
+    with suppress(FileNotFoundError), place.opened() as folder:
+        for name in folder.folders():
+            found = ATTEMPT.fullmatch(name)
+            if found:
+                yield Attempt(found[1], place.at(name), Writer.of(found, 2), folder.changed(name))
 
 
 def check_field(digest: str) -> bytes:

@@ -1,78 +1,120 @@
-"""Export of finished runs as one table with a row for each run and cell: CSV, or Parquet with pyarrow."""
+"""Export of finished runs as one table: CSV, JSON, JSON lines, or Parquet with pyarrow.
+
+A table has a row for each run and cell or, of curves, for each run, validation and cell. Rows are written one after
+another, so that a store of any size fits in memory.
+"""
 
 import csv
 import importlib.util
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
-from icl_bench.errors import SpecError
-from icl_bench.runs.outline import MeasuredRun
-from icl_bench.runs.store.files import replace_file, writing
+from icl_bench.errors import RecordError, SpecError
+from icl_bench.runs.columns import SCORE_COLUMNS, STEP_COLUMNS, Row, csv_values, curve_rows, score_rows
+from icl_bench.runs.outline import FinishedRuns
+from icl_bench.runs.store.files import replacing, writing
+from icl_bench.runs.store.store import Store
 
-ExportValue = str | int | float | None
-
-EXPORT_COLUMNS = (
-    *("id", "task", "arch", "seed", "data_seed", "lr", "weight_decay", "status", "detail", "params"),
-    *("state_elements", "state_bytes", "weight_flops", "state_flops", "steps", "seconds", "solved_at", "device"),
-    *("cell", "load", "length", "accuracy", "exact_match", "loss", "floor", "floor_solver", "state_bits"),
-)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Characters that a spreadsheet takes for the beginning of a formula."""
+ROWS_PER_GROUP = 1 << 16
+"""Rows of a Parquet file that are written together."""
 
 
-def export_records(records: Iterable[MeasuredRun], path: Path) -> int:
-    """Write a .csv or .parquet file, completely or not at all, and return the number of its rows."""
+def write_table(runs: FinishedRuns, store: Store, path: Path, curves: bool = False) -> tuple[int, list[RecordError]]:
+    """Write a table of the runs of a store, completely or not at all.
+
+    Return the number of rows, and the errors of runs that could not be read. Raise SpecError for an ending that is
+    none of the formats, or without pyarrow for .parquet; StoreError if the file cannot be written.
+    """
+    check_format(path)
+    problems: list[RecordError] = []
+    rows = steps_of(runs, store, problems) if curves else (row for run in runs.each() for row in score_rows(run))
+    counted = CountedRows(rows)
+    with writing(path), replacing(path) as file:
+        WRITERS[path.suffix](file, STEP_COLUMNS if curves else SCORE_COLUMNS, counted)
+    return counted.count, problems
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file whose ending names no format, and Parquet without pyarrow; raises SpecError."""
     if path.suffix not in WRITERS:
-        raise SpecError(f"an export is a .csv or .parquet file; got {path}; choose one of these endings")
+        raise SpecError(f"an export is a {', '.join(WRITERS)} file; got {path}; choose one of these endings")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise SpecError(
             f"a .parquet file needs the package pyarrow, which is not installed; got {path}; write .csv, or run "
             "`pip install icl-bench[parquet]`"
         )
-    rows = [row for record in records for row in rows_of(record)]
-    with writing(path):
-        replace_file(path, WRITERS[path.suffix](rows))
-    return len(rows)
 
 
-def rows_of(record: MeasuredRun) -> Iterator[tuple[ExportValue, ...]]:
-    """Yield a row for each cell of a run; a run without scores has one row with empty values."""
-    result, spec = record.result, record.spec
-    run = {
-        **vars(result),
-        "data_seed": spec["data_seed"],
-        "weight_decay": spec["train"]["weight_decay"],
-        "state_elements": result.state and result.state.elements,
-        "state_bytes": result.state and result.state.bytes,
-        "weight_flops": result.work.weights,
-        "state_flops": result.work.state,
-        "device": record.manifest.device,
-    }
-    for cell in result.cells or (None,):
-        values = {**run, **vars(cell), "cell": cell.label} if cell else run
-        yield tuple(values.get(name) for name in EXPORT_COLUMNS)
+def steps_of(runs: FinishedRuns, store: Store, problems: list[RecordError]) -> Iterator[Row]:
+    """Yield the curves of each run, in the order of ids; append the errors of runs that cannot be read."""
+    for run_id in sorted(outline.id for outline in runs.outlines):
+        try:
+            record = store.load(run_id)
+        except RecordError as error:
+            problems.append(error)
+            continue
+        yield from curve_rows(record)
 
 
-def as_csv(rows: Sequence[Sequence[ExportValue]]) -> bytes:
-    """Return the rows as CSV, with a quote before text that a spreadsheet would take for a formula."""
-    text = io.StringIO()
+class CountedRows:
+    """Rows that are counted as they are read."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows, self.count = rows, 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.rows:
+            self.count += 1
+            yield row
+
+
+def write_csv(file: IO[bytes], columns: Mapping[str, type], rows: Iterable[Row]) -> None:
+    """Write rows as CSV, with text that no spreadsheet takes for a formula."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(EXPORT_COLUMNS)
+    writer.writerow(columns)
     for row in rows:
-        writer.writerow(f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row)
-    return text.getvalue().encode()
+        writer.writerow(csv_values(row[name] for name in columns))
+    text.detach()
 
 
-def as_parquet(rows: Sequence[Sequence[ExportValue]]) -> bytes:
-    """Return the rows in the Parquet format."""
+def write_json(file: IO[bytes], columns: Mapping[str, type], rows: Iterable[Row]) -> None:
+    """Write rows as one JSON document, a row in a line."""
+    file.write(b'{"schema": 1, "rows": [')
+    for i, row in enumerate(rows):
+        file.write(b",\n" if i else b"\n")
+        file.write(json.dumps(row, allow_nan=False).encode())
+    file.write(b"\n]}\n")
+
+
+def write_json_lines(file: IO[bytes], columns: Mapping[str, type], rows: Iterable[Row]) -> None:
+    """Write each row as a JSON object in a line of its own."""
+    for row in rows:
+        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+
+def write_parquet(file: IO[bytes], columns: Mapping[str, type], rows: Iterable[Row]) -> None:
+    """Write rows in the Parquet format; every column has its type, also where all its values are missing."""
     import pyarrow
     from pyarrow import parquet
 
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(EXPORT_COLUMNS)}
-    sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.table(columns), sink)
-    return bytes(sink.getvalue())
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = pyarrow.schema([(name, types[kind]) for name, kind in columns.items()])
+    left = iter(rows)
+    with parquet.ParquetWriter(file, schema) as writer:
+        while group := list(itertools.islice(left, ROWS_PER_GROUP)):
+            shown = [dict(zip(columns, csv_values(row[name] for name in columns), strict=True)) for row in group]
+            writer.write_table(pyarrow.Table.from_pylist(shown, schema=schema))
 
 
-WRITERS = {".csv": as_csv, ".parquet": as_parquet}
+WRITERS: Mapping[str, Callable[[IO[bytes], Mapping[str, type], Iterable[Row]], None]] = {
+    ".csv": write_csv,
+    ".parquet": write_parquet,
+    ".json": write_json,
+    ".jsonl": write_json_lines,
+}
+"""Writers of a table by the ending of the file."""

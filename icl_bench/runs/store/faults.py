@@ -5,6 +5,7 @@ point for the third time. Without the variable a crash point does nothing.
 """
 
 import os
+import re
 import signal
 from collections import Counter
 
@@ -47,7 +48,7 @@ def parse_crash(text: str) -> tuple[str, int]:
             f"{CRASH_VARIABLE} names a crash point; got {name!r}; {nearest(name, CRASH_POINTS)}known: "
             f"{', '.join(CRASH_POINTS)}"
         )
-    if colon and not (count.isascii() and count.isdecimal() and int(count)):
+    if colon and not re.fullmatch("0*[1-9][0-9]{0,8}", count):
         raise SpecError(f"{CRASH_VARIABLE} is name or name:count, the count from 1; got {text!r}; write {name}:1")
     return name, int(count) if colon else 1
 

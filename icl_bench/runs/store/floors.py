@@ -5,12 +5,15 @@ same test examples and kept here, by the test examples to which they belong.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from icl_bench.runs.outline import CellExamples, Evaluation, FinishedRuns, MeasuredRun, Outline, seeds_of
-from icl_bench.runs.record import SCHEMA, GroupScore, RunRecord
+from icl_bench.runs.record import SCHEMA, Alphabet, Answers, GroupScore, RunRecord, Share
 from icl_bench.runs.store import files
+from icl_bench.runs.store.files import Folder
+from icl_bench.runs.store.parsing import parse_model
 from icl_bench.schema import Frozen, content_hash
 
 FLOORS_NAME = "floors.json"
@@ -20,24 +23,24 @@ RunT = TypeVar("RunT", RunRecord, MeasuredRun)
 class GroupFloors(Frozen):
     """The accuracy of solvers that learn nothing on the scored positions of one group."""
 
-    floor: float
+    floor: Share
     """Accuracy of the trivial solver that is best in the cell."""
-    references: Mapping[str, float]
+    references: Mapping[str, Share]
     """Accuracy of solvers that keep the whole context, by name."""
 
 
 class CellFloors(Frozen):
     """The accuracy of solvers that learn nothing on the test examples of a cell."""
 
-    floor: float
+    floor: Share
     """Accuracy of the best trivial solver."""
     floor_solver: str
     """Name of that solver."""
-    references: Mapping[str, float]
+    references: Mapping[str, Share]
     """Accuracy of solvers that keep the whole context, by name."""
-    answers: int | None
+    answers: Answers | None
     """Number of independent answers in a context; none if the answers depend on each other."""
-    alphabet: int | None
+    alphabet: Alphabet | None
     """Number of equally likely values of each of these answers."""
 
     groups: Mapping[str, GroupFloors] = {}
@@ -71,15 +74,17 @@ def examples_key(spec: Mapping[str, Any], data_seed: int) -> str:
 def write_floors(root: Path, floors: FloorsByExamples) -> Path:
     """Write the file of floors of a store anew; raise StoreError if it cannot be written."""
     path = root / FLOORS_NAME
-    with files.writing(path):
-        files.replace_file(path, FloorsFile(floors=floors).model_dump_json().encode())
+    with files.writing(path), Folder(root).opened() as folder:
+        folder.replace(FLOORS_NAME, FloorsFile(floors=floors).model_dump_json().encode())
     return path
 
 
 def read_floors(root: Path) -> FloorsByExamples:
     """Read the floors of a store, none without a file; raise RecordError if the file is damaged."""
-    path = root / FLOORS_NAME
-    return files.parse_model(FloorsFile, files.read_bytes(path), path).floors if path.exists() else {}
+    with suppress(FileNotFoundError), Folder(root).opened() as folder:
+        if folder.kind(FLOORS_NAME) is not None:
+            return parse_model(FloorsFile, folder.read(FLOORS_NAME), root / FLOORS_NAME, canonical=False).floors
+    return {}
 
 
 def with_floors(runs: FinishedRuns, floors: FloorsByExamples) -> FinishedRuns:

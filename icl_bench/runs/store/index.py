@@ -5,11 +5,10 @@ replaced whole and never written in place: no lock is taken, and a reader keeps 
 check sum.
 """
 
+import atexit
 import gc
 import itertools
 import json
-import os
-import secrets
 import shutil
 import sqlite3
 import struct
@@ -17,11 +16,12 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from icl_bench.errors import RecordError
+from icl_bench.errors import RecordError, StoreError
 from icl_bench.runs.outline import PARSERS, FinishedRuns, MeasuredRun, Outline, measured, seeds_of, shared_texts
 from icl_bench.runs.rates import validation_accuracy
 from icl_bench.runs.record import SCHEMA, Manifest, RunRecord, RunResult
@@ -48,6 +48,8 @@ CREATE TABLE about (fingerprint TEXT);
 """
 BATCH = 5000
 """Number of rows inserted together, so that rows of one table lie side by side and are read from a disk at once."""
+MOST_LOADED = 8192
+"""Number of runs that stay in memory once they are loaded."""
 NUMBERS = struct.Struct("<6q2d")
 """Binary form of the numeric columns of an outline, from its key to its validation accuracy."""
 ReadT = TypeVar("ReadT")
@@ -59,7 +61,8 @@ class Summary(NamedTuple):
     id: str
     task: str
     arch: str
-    seed: int
+    seed: int | None
+    """Seed; None where it is unknown, of a run without a result."""
     lr: float
     status: str
     accuracy: float
@@ -94,18 +97,14 @@ class IndexReader:
         self.index, self.base = index, base
         weakref.finalize(self, base.close)
         self.outlines = read_outlines(base)
-        self.loaded: dict[str, MeasuredRun] = {}
 
     def load(self, run_id: str) -> MeasuredRun:
-        """Load the run with this id, once; raises RecordError."""
-        if run_id not in self.loaded:
-            try:
-                self.loaded[run_id] = read_measured(self.base, self.outlines[run_id])
-            except (DamagedError, sqlite3.Error):
-                with suppress(OSError):  # so that the next command makes the index again
-                    self.index.path.unlink()
-                self.loaded[run_id] = measured(self.index.store.load(run_id))
-        return self.loaded[run_id]
+        """Load the run with this id; raises RecordError."""
+        try:
+            return read_measured(self.base, self.outlines[run_id])
+        except (DamagedError, sqlite3.Error):
+            self.index.drop()
+            return measured(self.index.store.load(run_id))
 
 
 class Index:
@@ -125,22 +124,30 @@ class Index:
         """Return every finished run, and the errors that keep others from being read."""
         with uncollected():
             reader, problems = self.query(lambda base: IndexReader(self, base))
-            runs = FinishedRuns(list(reader.outlines.values()), reader.load)
+            runs = FinishedRuns(list(reader.outlines.values()), lru_cache(MOST_LOADED)(reader.load))
         return with_floors(runs, read_floors(self.store.root)), problems
 
     def query(self, read: Callable[[sqlite3.Connection], ReadT]) -> tuple[ReadT, list[RecordError]]:
         """Bring the index up to date and read from it; make a damaged index again, once."""
-        base, problems = self.refreshed()
+        base, problems = self.refreshed(self.known())
         try:
             return read(base), problems
         except (DamagedError, sqlite3.Error):
-            self.path.unlink(missing_ok=True)
-        base, problems = self.refreshed()
+            self.drop()
+        base, problems = self.refreshed(None)
         return read(base), problems
 
-    def refreshed(self) -> tuple[sqlite3.Connection, list[RecordError]]:
-        """Open the index, up to date, and return the errors that keep runs out of it."""
-        there, known = stamps(self.store), self.known()
+    def drop(self) -> None:
+        """Delete a damaged index, so that the next command makes it again; it stays where it cannot be deleted."""
+        with suppress(OSError, StoreError), self.store.folder.opened() as root:
+            root.remove(INDEX_NAME)
+
+    def refreshed(self, known: Mapping[str, str] | None) -> tuple[sqlite3.Connection, list[RecordError]]:
+        """Open the index, up to date, and return the errors that keep runs out of it.
+
+        `known` has the stamps of the indexed runs; without it, the index is made from nothing.
+        """
+        there = dict(self.store.stamps())
         if there == known:
             return connect(self.path), []
         new = [run_id for run_id, stamp in there.items() if (known or {}).get(run_id) != stamp]
@@ -154,7 +161,7 @@ class Index:
             rows = itertools.chain([first], rows)
         try:
             return self.rewritten(rows, dropped, fresh=known is None), problems
-        except (OSError, sqlite3.Error):
+        except (OSError, StoreError, sqlite3.Error):
             self.kept = False
         problems = []
         return self.in_memory(self.rows(new, there, problems), dropped, fresh=known is None), problems
@@ -169,28 +176,30 @@ class Index:
 
     def known(self) -> dict[str, str] | None:
         """Return the stamp of every indexed run, or None without a readable index of this version."""
-        if not self.path.is_file() or self.path.is_symlink():
-            return None
         try:
+            with self.store.folder.opened() as root:
+                if root.kind(INDEX_NAME) != "file":
+                    return None
             with closing(connect(self.path)) as base:
                 if base.execute("SELECT fingerprint FROM about").fetchall() != [(fingerprint(),)]:
                     return None
                 return dict(base.execute("SELECT id, stamp FROM runs").fetchall())
-        except (sqlite3.Error, TypeError):
+        except (OSError, StoreError, sqlite3.Error, TypeError):
             return None
 
     def rewritten(self, rows: Iterable[IndexRow], dropped: Sequence[str], fresh: bool) -> sqlite3.Connection:
-        """Write the index anew, from the old one and these rows, and open it."""
-        temporary = self.store.root / f".{INDEX_NAME}-{secrets.token_hex(4)}"
-        try:
-            if not fresh:
-                shutil.copyfile(self.path, temporary)
-            with closing(sqlite3.connect(temporary, isolation_level=None)) as base:
-                fill(base, rows, dropped, fresh)
-            reach("index-written")
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write the index anew, from the old one and these rows, and open it.
+
+        SQLite opens files by their path alone, so the draft is made first, under a name that nobody can foresee.
+        """
+        with self.store.folder.opened() as root:
+            root.clear_drafts(lambda name: name == INDEX_NAME)
+            with root.draft(INDEX_NAME) as draft:
+                if not fresh:
+                    shutil.copyfile(self.path, root.path / draft)
+                with closing(sqlite3.connect(root.path / draft, isolation_level=None)) as base:
+                    fill(base, rows, dropped, fresh)
+                reach("index-written")
         reach("index-published")
         return connect(self.path)
 
@@ -213,6 +222,7 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # else Triton reports what is still there as leaks when the process ends
         if enabled:
             gc.enable()
 
@@ -220,18 +230,6 @@ def uncollected() -> Iterator[None]:
 def connect(path: Path) -> sqlite3.Connection:
     """Open an index to read, without a lock: an index is never written in place."""
     return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True)
-
-
-def stamps(store: Store) -> dict[str, str]:
-    """Return a stamp for each run in the folders, which changes when its result is written anew."""
-    found = {}
-    for run_id, path in store.folders():
-        try:
-            about = os.stat(f"{path}/result.json", follow_symlinks=False)  # noqa: PTH116 - a hundred thousand of them
-        except OSError:
-            continue
-        found[run_id] = f"{about.st_mtime_ns}-{about.st_size}-{about.st_ino}"
-    return found
 
 
 def row_of(record: RunRecord, stamp: str) -> IndexRow:
@@ -295,7 +293,7 @@ def read_outlines(base: sqlite3.Connection) -> dict[str, Outline]:
     try:
         shared = {key: PARSERS[kind](text) for key, kind, text in texts}
         rows = base.execute("SELECT * FROM outlines").fetchall()
-        if any(outline_sum(row) != row[-1] for row in rows):
+        if any(outline_sum(row) != row[-1] for row in rows) or count_rows(base, "runs") != len(rows):
             raise DamagedError
         return {
             rest[2]: Outline(shared[setting], shared[environment], shared[evaluation], (seed, data_seed), *rest)
@@ -303,6 +301,12 @@ def read_outlines(base: sqlite3.Connection) -> dict[str, Outline]:
         }
     except (KeyError, TypeError, ValueError, struct.error) as error:
         raise DamagedError from error
+
+
+def count_rows(base: sqlite3.Connection, table: str) -> int:
+    """Return the number of rows of the named table."""
+    (count,) = base.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(count)
 
 
 def read_measured(base: sqlite3.Connection, outline: Outline) -> MeasuredRun:

@@ -1,18 +1,24 @@
 """The listing of runs: finished, interrupted and running ones, and the filters that select them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple, get_args
 
-from icl_bench.errors import RecordError, SpecError
+from icl_bench.errors import SpecError, StoreError
+from icl_bench.runs.record import Status
 from icl_bench.runs.store.attempt import Attempt, attempts
-from icl_bench.runs.store.checkpoint import fleets
-from icl_bench.runs.store.files import parse_object, read_bytes
+from icl_bench.runs.store.checkpoint import saved_fleets
 from icl_bench.runs.store.index import Summary
+from icl_bench.runs.store.parsing import parse_object
 from icl_bench.runs.store.store import RUN_ID, Store
+from icl_bench.schema import LARGEST_COUNT, nearest
 
 INTERRUPTED, RUNNING = "interrupted", "running"
+STATUSES = (*get_args(Status), INTERRUPTED, RUNNING)
+FALLING = ("accuracy", "seconds", "started")
+"""Columns whose largest values come first."""
 AGO = re.compile(r"(\d{1,6})([mhdw])")
 TIME_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -37,6 +43,34 @@ class Filters(NamedTuple):
             and (self.status is None or self.status == row.status)
             and (self.since is None or started_at(row) >= self.since)
         )
+
+    def unknown(self, rows: Iterable[Summary]) -> Iterator[str]:
+        """Yield a line for each task and architecture asked for that none of the rows has."""
+        for kind, asked in (("task", self.task), ("arch", self.arch)):
+            known = {name for row in rows for name in names_of(getattr(row, kind))}
+            if asked is not None and asked not in known:
+                yield f"no run has the {kind} {asked!r}; {nearest(asked, known)}there are {', '.join(sorted(known))}"
+
+
+def check_status(status: str | None) -> None:
+    """Refuse a status that no run can have; raises SpecError."""
+    if status is not None and status not in STATUSES:
+        hint = nearest(status, STATUSES)
+        raise SpecError(f"--status is one of {', '.join(STATUSES)}; got {status!r}; {hint}choose one of them")
+
+
+def sort_rows(rows: list[Summary], column: str | None) -> list[Summary]:
+    """Sort runs by a column; accuracy, seconds and started fall, the others rise; raise SpecError for no column."""
+    if column is None:
+        return rows
+    if column not in Summary._fields:
+        hint = nearest(column, Summary._fields)
+        raise SpecError(
+            f"--sort takes a column: {', '.join(Summary._fields)}; got {column!r}; {hint}choose one of them"
+        )
+    known = [row for row in rows if getattr(row, column) is not None]
+    unknown = [row for row in rows if getattr(row, column) is None]
+    return sorted(known, key=attrgetter(column), reverse=column in FALLING) + unknown
 
 
 def names_of(label: str) -> tuple[str, str]:
@@ -79,20 +113,24 @@ def unfinished(store: Store) -> list[Summary]:
     specs: dict[str, Mapping[str, Any]] = {}
     for attempt in attempts(store.root):
         active[attempt.run_id] = active.get(attempt.run_id, False) or attempt.active
-        specs.setdefault(attempt.run_id, spec_of(attempt))
-    for _, run_ids in fleets(store.root):
-        for run_id in run_ids:
+        specs[attempt.run_id] = specs.get(attempt.run_id) or spec_of(attempt)
+    for fleet in saved_fleets(store.root):
+        for run_id, spec in fleet.runs.items():
             if RUN_ID.fullmatch(run_id):
                 active.setdefault(run_id, False)
-    rows = []
-    for run_id in sorted(run_id for run_id in active if not store.has(run_id)):
-        spec = specs.get(run_id, {})
-        pattern = spec.get("arch")
-        arch = "+".join(name_in(part) for part in pattern) if isinstance(pattern, list) else ""
-        seed = spec["seed"] if isinstance(spec.get("seed"), int) else 0
-        status = RUNNING if active[run_id] else INTERRUPTED
-        rows.append(Summary(run_id, name_in(spec.get("task")), arch, seed, 0.0, status, 0.0, started="", seconds=None))
-    return rows
+                specs[run_id] = specs.get(run_id) or spec
+    return [
+        unfinished_row(run_id, specs[run_id], RUNNING if active[run_id] else INTERRUPTED)
+        for run_id in sorted(run_id for run_id in active if not store.has(run_id))
+    ]
+
+
+def unfinished_row(run_id: str, spec: Mapping[str, Any], status: str) -> Summary:
+    """Return the line of a run without a result, from its specification as far as that is readable."""
+    pattern, seed = spec.get("arch"), spec.get("seed")
+    arch = "+".join(name_in(part) for part in pattern) if isinstance(pattern, list) else ""
+    whole = seed if isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < LARGEST_COUNT else None
+    return Summary(run_id, name_in(spec.get("task")), arch, whole, 0.0, status, 0.0, started="", seconds=None)
 
 
 def name_in(component: object) -> str:
@@ -102,8 +140,8 @@ def name_in(component: object) -> str:
 
 def spec_of(attempt: Attempt) -> Mapping[str, Any]:
     """Return the specification of an attempt; empty if the attempt was interrupted before writing it."""
-    path = attempt.folder / "spec.json"
     try:
-        return parse_object(read_bytes(path), path)
-    except RecordError:
+        with attempt.folder.opened() as folder:
+            return parse_object(folder.read("spec.json"), folder.path / "spec.json")
+    except (OSError, StoreError):
         return {}

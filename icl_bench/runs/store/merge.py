@@ -1,17 +1,18 @@
 """The merging of stores: missing runs are copied completely, and nothing is overwritten."""
 
-import os
-import secrets
+import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from icl_bench.errors import RecordError, StoreError
+from icl_bench.errors import LinkError, RecordError, StoreError
 from icl_bench.runs.record import RunRecord
-from icl_bench.runs.store.attempt import COMPANIONS, HOST, clear_attempts, publish
+from icl_bench.runs.store.attempt import COMPANIONS, KEPT, clear_attempts, publish_all
 from icl_bench.runs.store.faults import reach
-from icl_bench.runs.store.files import read_bytes, remove_folder, sync_folder, write_file, writing
-from icl_bench.runs.store.store import Store
+from icl_bench.runs.store.files import Handle, sync_folders, writing
+from icl_bench.runs.store.processes import writer_mark
+from icl_bench.runs.store.store import Store, StoredRun, changed
 
 SOLVER_FIELDS = frozenset({"floor", "floor_solver", "references", "answers", "alphabet", "state_bits", "repeated"})
 """Fields of a cell that follow from the solvers which a version knows, not from the model."""
@@ -20,6 +21,10 @@ IGNORED_FIELDS: Mapping[str, Any] = {
     "cells": {"__all__": {**dict.fromkeys(SOLVER_FIELDS, True), "groups": {"__all__": {"floor", "references"}}}},
 }
 """Fields of a result that depend on the machine or the version, and may differ between runs of one specification."""
+
+
+GROUP = 24
+"""Number of runs that are copied together, so that they wait for the disk together."""
 
 
 class Merged(NamedTuple):
@@ -31,7 +36,7 @@ class Merged(NamedTuple):
     """Number of runs that both stores hold with equal results."""
     conflicts: list[str]
     """Messages on runs that both stores hold with different results; the target keeps its own."""
-    problems: list[RecordError]
+    problems: list[StoreError]
     """Errors of runs that cannot be read and are not copied."""
 
 
@@ -40,24 +45,28 @@ def merge_stores(sources: Sequence[Path], target: Store) -> Merged:
     for source in sources:
         check_source(source, target)
     target.check_writable()
-    copied, present, conflicts, problems = 0, 0, [], []
+    copied, present, conflicts = 0, 0, []
+    problems: list[StoreError] = []
     for source in sources:
         theirs = Store(source)
-        for run_id in theirs.ids():
-            try:
-                record = theirs.load(run_id)
-                if not target.has(run_id):
-                    copy_run(theirs, target, run_id)
-                    copied += 1
+        there = list(theirs.ids())
+        for i in range(0, len(there), GROUP):
+            missing = []
+            for run_id in there[i : i + GROUP]:
+                try:
+                    if target.has(run_id):
+                        difference = first_difference(theirs.load(run_id), target.load(run_id))
+                    else:
+                        missing.append(theirs.read(run_id))
+                        continue
+                except (RecordError, LinkError) as error:
+                    problems.append(error)
                     continue
-                difference = first_difference(record, target.load(run_id))
-            except RecordError as error:
-                problems.append(error)
-                continue
-            present += difference is None
-            if difference is not None:
-                conflicts.append(f"{run_id}: {difference} differs in {source}; {target.root} keeps its own")
-        clear_attempts(target.root, set(theirs.ids()))
+                present += difference is None
+                if difference is not None:
+                    conflicts.append(f"{run_id}: {difference} differs in {source}; {target.root} keeps its own")
+            copied += copy_runs(theirs, missing, target, problems) if missing else 0
+        clear_attempts(target.root, set(there))
     return Merged(copied, present, conflicts, problems)
 
 
@@ -71,21 +80,47 @@ def check_source(source: Path, target: Store) -> None:
         raise StoreError(f"the sources of a merge differ from its target; got {source} twice; leave it out")
 
 
-def copy_run(source: Store, target: Store, run_id: str) -> None:
-    """Copy one run to a new folder, move that to the place of the run, and read the run back."""
-    attempt = target.root / "attempts" / f"{run_id}-{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    with writing(attempt):
-        attempt.mkdir(parents=True)
+def copy_runs(source: Store, runs: Sequence[StoredRun], target: Store, problems: list[StoreError]) -> int:
+    """Copy runs to new folders, wait for the disk, and move these to the places of the runs; return their number.
+
+    What is written is what was read and compared with its digests; append errors of kept files to `problems`.
+    """
+    copies: dict[str, Handle] = {}
+    with writing(target.root), target.folder.at("attempts").opened(make=True) as attempts, ExitStack() as opened:
         try:
-            for name in (*COMPANIONS, "result.json"):
-                write_file(attempt / name, read_bytes(source.path(run_id) / name))
-            sync_folder(attempt)
+            for run in runs:
+                name = f"{run.record.result.id}-{writer_mark()}"
+                copies[name] = folder = opened.enter_context(attempts.below(name, make=True))
+                for file, data in run.contents.items():
+                    folder.create(file, data)
+                try:
+                    copy_kept(source, run.record, folder)
+                except RecordError as error:
+                    problems.append(error)
+                    attempts.remove(name)
+                    del copies[name]
+            sync_folders((folder, folder.names()) for folder in copies.values())
             reach("merge-copied")
-            publish(attempt, target.path(run_id), target.root)
+            publish_all(target.root, attempts, list(copies))
         finally:
-            remove_folder(attempt)
+            for name in copies:
+                attempts.remove(name)
     reach("merge-published")
-    target.load(run_id)
+    return len(copies)
+
+
+def copy_kept(source: Store, record: RunRecord, target: Handle) -> None:
+    """Copy the further files that a run kept; raise RecordError if one is damaged."""
+    for name in record.result.files.keys() - set(COMPANIONS):
+        with source.opened_run(record.result.id) as folder, target.creating(name) as copy:
+            if name not in KEPT:
+                raise changed(folder.path / name)
+            digest = hashlib.sha256()
+            for block in folder.blocks(name, KEPT[name]):
+                digest.update(block)
+                copy.write(block)
+            if digest.hexdigest() != record.result.files[name]:
+                raise changed(folder.path / name)
 
 
 def first_difference(theirs: RunRecord, ours: RunRecord) -> str | None:

@@ -17,8 +17,9 @@ from icl_bench.harness.training.results import FleetScores
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.record import MetricPoint
 from icl_bench.runs.spec import RunSpec
-from icl_bench.runs.store import checkpoint, files
-from icl_bench.runs.store.checkpoint import Checkpoints, checkpoint_interval, clear_checkpoints, read_checkpoint
+from icl_bench.runs.store import Store, checkpoint, verify
+from icl_bench.runs.store.checkpoint import Checkpoints, Saved, checkpoint_interval, clear_checkpoints
+from icl_bench.runs.store.files import Handle, sha256
 
 CPU = torch.device("cpu")
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
@@ -101,7 +102,7 @@ def test_the_newest_two_are_kept(tmp_path) -> None:
     runs = specs()
     with pytest.raises(CutError):
         train(runs, kept(tmp_path, runs), 11)
-    assert [path.name for path in kept(tmp_path, runs).steps()] == ["000000010", "000000009"]
+    assert steps(kept(tmp_path, runs)) == ["000000010", "000000009"]
     assert sorted(path.name for path in kept(tmp_path, runs).folder.iterdir())[-1] == "fleet.json"
 
 
@@ -114,21 +115,67 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     whole = train(runs, None)
     with pytest.raises(CutError):
         train(runs, kept(tmp_path, runs), 11)
-    newest = kept(tmp_path, runs).steps()[0] / name
+    newest = kept(tmp_path, runs).folder / steps(kept(tmp_path, runs))[0] / name
     newest.write_bytes(damage(newest.read_bytes()))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert_same(train(runs, kept(tmp_path, runs)), whole)
     said = [record.getMessage() for record in caplog.records]
     assert said[0].startswith("checkpoint skipped: ") and said[1] == "continued from step 9 of 12"
     assert all("\n" not in line for line in said)
 
 
+def spoil(checkpoints: Checkpoints, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change a file of the newest checkpoint, and its digest with it."""
+    folder = checkpoints.folder / steps(checkpoints)[0]
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    digests = {one: sha256((folder / one).read_bytes()) for one in ("tensors.safetensors", "state.json")}
+    (folder / "sha256").write_bytes(checkpoint.digests_of(digests))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tensors.safetensors", lambda data: b""),
+        ("tensors.safetensors", lambda data: (1 << 62).to_bytes(8, "little") + data[8:]),
+        ("tensors.safetensors", lambda data: (2).to_bytes(8, "little") + b"{}"),
+        ("tensors.safetensors", lambda data: data + bytes(1 << 25)),
+        ("state.json", lambda data: data.replace(b'"solved_at":[null,null]', b'"solved_at":[null]')),
+        ("state.json", lambda data: data.replace(b'"step":11', b'"step":999')),
+        ("state.json", lambda data: data.replace(b'"step":11', b'"step":"11"')),
+    ],
+)
+def test_a_checkpoint_that_fits_its_digest_and_not_the_fleet_gives_way_to_the_one_before(
+    tmp_path, caplog, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    runs = specs(lrs=(1e-5,))
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), 12)
+    spoil(kept(tmp_path, runs), name, change)
+    with caplog.at_level(logging.INFO):
+        assert_same(train(runs, kept(tmp_path, runs)), train(runs, None))
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("checkpoint skipped: ") and said[1] == "continued from step 10 of 12"
+    assert all("\n" not in line for line in said)
+
+
+def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(tmp_path, monkeypatch) -> None:
+    checkpoints = Checkpoints(tmp_path, specs(), "2", "cpu", 0.0)
+    checkpoints.save(state_of(checkpoints), b"tensors")
+
+    def pruned(folder: Handle) -> None:
+        checkpoints.remove()
+        checkpoint.check_digests(folder, {})
+
+    monkeypatch.setattr(verify, "verify_checkpoint", pruned)
+    assert verify.verify_store(Store(tmp_path)).problems == []
+
+
 def test_where_all_are_damaged_the_fleet_starts_anew(tmp_path, caplog) -> None:
     runs = specs()
     with pytest.raises(CutError):
         train(runs, kept(tmp_path, runs), 11)
-    for path in kept(tmp_path, runs).steps():
-        (path / "state.json").unlink()
+    for name in steps(kept(tmp_path, runs)):
+        (kept(tmp_path, runs).folder / name / "state.json").unlink()
     with caplog.at_level(logging.WARNING):
         assert_same(train(runs, kept(tmp_path, runs)), train(runs, None))
     assert not any("continued" in record.getMessage() for record in caplog.records)
@@ -147,8 +194,8 @@ def test_another_fleet_has_checkpoints_of_its_own(tmp_path) -> None:
     runs = specs(seeds=(0, 1, 2))
     with pytest.raises(CutError):
         train(runs[:2], kept(tmp_path, runs[:2]), 11)
-    assert kept(tmp_path, runs[1:]).load() is None and kept(tmp_path, runs[:1]).load() is None
-    assert kept(tmp_path, runs[:2]).load() is not None
+    assert newest(kept(tmp_path, runs[1:])) is None and newest(kept(tmp_path, runs[:1])) is None
+    assert newest(kept(tmp_path, runs[:2])) is not None
 
 
 def test_a_short_fleet_keeps_none(tmp_path) -> None:
@@ -165,7 +212,17 @@ def test_the_interval_counts_from_the_last_one(tmp_path) -> None:
     now[0] = 61.0
     assert checkpoints.due()
     checkpoints.save(state_of(checkpoints), b"tensors")
-    assert not checkpoints.due() and read_checkpoint(checkpoints.steps()[0]).tensors == b"tensors"
+    assert not checkpoints.due() and newest(checkpoints).tensors == b"tensors"
+
+
+def steps(checkpoints: Checkpoints) -> list[str]:
+    """Return the names of the checkpoints, newest first."""
+    return sorted((path.name for path in checkpoints.folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+
+def newest(checkpoints: Checkpoints) -> Saved | None:
+    """Return the newest usable checkpoint."""
+    return next(checkpoints.saved(), None)
 
 
 def state_of(checkpoints: Checkpoints) -> checkpoint.FleetState:
@@ -185,13 +242,13 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeyp
     checkpoints = Checkpoints(tmp_path, specs(), "2", "cpu", 0.0)
     checkpoints.save(state_of(checkpoints), b"one")
 
-    def full(path: Path, data: bytes) -> None:
+    def full(self: Handle, name: str, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "write_file", full)
+    monkeypatch.setattr(Handle, "create", full)
     with pytest.raises(StoreError, match="No space left on device"):
         checkpoints.save(state_of(checkpoints).model_copy(update={"step": 4}), b"two")
-    assert [path.name for path in checkpoints.steps()] == ["000000003"]
+    assert steps(checkpoints) == ["000000003"]
     assert not list(checkpoints.folder.glob(".new*"))
 
 
@@ -199,7 +256,7 @@ def test_checkpoints_of_finished_fleets_are_cleared(tmp_path) -> None:
     checkpoints = Checkpoints(tmp_path, specs(), "2", "cpu", 0.0)
     checkpoints.save(state_of(checkpoints), b"one")
     clear_checkpoints(tmp_path, lambda run_id: run_id == specs()[0].id)
-    assert checkpoints.load() is not None
+    assert newest(checkpoints) is not None
     clear_checkpoints(tmp_path, lambda run_id: True)
     assert not checkpoints.folder.exists()
 
@@ -209,21 +266,21 @@ def test_a_fleet_goes_on_though_another_process_removes_its_checkpoints(tmp_path
     ours, theirs = (Checkpoints(tmp_path, specs(), "2", "cpu", 0.0) for _ in range(2))
 
     def remove_before(write: Callable) -> Callable:
-        def write_after(path: Path, target: Path | bytes) -> None:
-            if name in path.name or (isinstance(target, Path) and name == target.name):
+        def write_after(self: Handle, *arguments) -> None:
+            if any(name in part for part in arguments if isinstance(part, str)):
                 theirs.remove()
-            write(path, target)
+            return write(self, *arguments)
 
         return write_after
 
     for step in (3, 4):
         with monkeypatch.context() as patched:
-            for function in ("write_file", "move_folder"):
-                patched.setattr(files, function, remove_before(getattr(files, function)))
+            for function in ("create", "move"):
+                patched.setattr(Handle, function, remove_before(getattr(Handle, function)))
             ours.save(state_of(ours).model_copy(update={"step": step}), b"tensors")
     assert "checkpoint not kept: another process removed" in caplog.text
     ours.save(state_of(ours).model_copy(update={"step": 5}), b"tensors")
-    assert ours.load() is not None
+    assert newest(ours) is not None
     ours.remove()
     clear_checkpoints(tmp_path, lambda run_id: False)
     assert list((tmp_path / "checkpoints").iterdir()) == []
@@ -250,7 +307,7 @@ def test_a_signal_lets_the_step_end_and_saves(tmp_path, fresh: Interruption) -> 
         TrainingLoop(trainer, report, lambda member, point: None, 0.0, kept(tmp_path, runs, every=60.0)).run()
     assert caught.value.status == 143 and trainer.done == 6
     fresh.received = None
-    assert [path.name for path in kept(tmp_path, runs).steps()] == ["000000006"]
+    assert steps(kept(tmp_path, runs)) == ["000000006"]
     assert_same(train(runs, kept(tmp_path, runs)), whole)
 
 

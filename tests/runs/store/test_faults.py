@@ -5,7 +5,6 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -38,7 +37,7 @@ def failing(real: Callable, after: int, number: int) -> Callable:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
-@pytest.mark.parametrize("name", ["open", "write", "fsync", "close"])
+@pytest.mark.parametrize("name", ["open", "write", "fsync", "close", "rename"])
 def test_a_disk_that_fails_is_one_line_and_leaves_what_is_finished(tmp_path, monkeypatch, name, number) -> None:
     store = Store(tmp_path)
     folder = finished(store, spec(0))
@@ -101,7 +100,7 @@ def test_two_processes_may_finish_the_same_moves(tmp_path, monkeypatch) -> None:
     marker = tmp_path / "attempts" / "fleet-0.json"
     names = [writer.attempt.name, "0" * 16 + "-00000000-1-00000000", "../../x", 3]
     marker.write_text(json.dumps({"attempts": names}))
-    monkeypatch.setattr(Path, "glob", lambda self, pattern, real=Path.glob: [*real(self, pattern)] * 2)
+    monkeypatch.setattr(files.Handle, "names", lambda self, real=files.Handle.names: real(self) * 2)
     finish_moves(tmp_path)
     assert list(store.ids()) == [spec(0).id] and not list((tmp_path / "attempts").iterdir())
 
@@ -174,7 +173,7 @@ def test_links_are_refused(tmp_path) -> None:
     folder.rename(outside)
     folder.symlink_to(outside)
     assert list(store.ids()) == [] and "is a link" in verify_store(store).problems[0]
-    with pytest.raises(RecordError, match="is a link"):
+    with pytest.raises(RecordError, match="the folders of a store are no links"):
         store.load(spec(0).id)
     folder.unlink()
     outside.rename(folder)

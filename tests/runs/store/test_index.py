@@ -10,7 +10,7 @@ import pytest
 
 from icl_bench.errors import RecordError
 from icl_bench.runs.outline import FinishedRuns
-from icl_bench.runs.store import Store
+from icl_bench.runs.store import Store, files
 from icl_bench.runs.store import index as index_module
 from icl_bench.runs.store.index import INDEX_NAME, Index
 from tests.runs.records import finished, result, spec
@@ -126,16 +126,51 @@ def test_where_it_cannot_be_written_the_runs_are_read_all_the_same(store: Store,
     finished(store, spec(7))
     real = sqlite3.connect
     if call == "replace":
-        monkeypatch.setattr(Path, "replace", refused)
+        monkeypatch.setattr(files.os, "replace", refused)
     else:
         monkeypatch.setattr(
-            sqlite3, "connect", lambda path, **named: refused() if str(path).startswith("/") else real(path, **named)
+            sqlite3, "connect", lambda path, **named: refused() if isinstance(path, Path) else real(path, **named)
         )
     index = Index(store)
     assert len(index.runs()[0].outlines) == 6 and not index.kept
     assert len(Index(store).summaries()[0]) == 6
     monkeypatch.undo()
     assert sorted(path.name for path in store.root.glob("*index*")) == [INDEX_NAME]
+
+
+def test_a_damaged_index_that_cannot_be_deleted_is_passed_over(store: Store, monkeypatch) -> None:
+    Index(store).summaries()
+    with sqlite3.connect(store.root / INDEX_NAME) as base:
+        base.execute("UPDATE runs SET check_sum = 1")
+
+    def refused(*arguments, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("unlink", "mkdir", "replace"):
+        monkeypatch.setattr(files.os, name, refused)
+    real = os.open
+    monkeypatch.setattr(
+        files.os,
+        "open",
+        lambda path, flags, *rest, **named: refused() if flags & os.O_CREAT else real(path, flags, *rest, **named),
+    )
+    index = Index(store)
+    assert len(index.summaries()[0]) == 5 and not index.kept
+    assert len(Index(store).runs()[0].load_all()) == 5
+
+
+def test_lost_rows_are_noticed(store: Store) -> None:
+    Index(store).summaries()
+    with sqlite3.connect(store.root / INDEX_NAME) as base:
+        base.execute("DELETE FROM outlines WHERE key = 1")
+    assert from_index(store) == from_folders(store)
+
+
+def test_few_loaded_runs_stay_in_memory(store: Store, monkeypatch) -> None:
+    monkeypatch.setattr(index_module, "MOST_LOADED", 2)
+    runs, _ = Index(store).runs()
+    first = runs.load(spec(0).id)
+    assert runs.load(spec(0).id) is first and len(list(runs.each())) == 5 and runs.load(spec(0).id) is not first
 
 
 def test_a_reader_keeps_the_file_that_it_opened(store: Store) -> None:

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import pytest
 
 from icl_bench.errors import SpecError
-from icl_bench.runs.store import Store, attempt
+from icl_bench.runs.store import Store, processes
 from icl_bench.runs.store.checkpoint import Checkpoints
 from icl_bench.runs.store.index import Summary
-from icl_bench.runs.store.listing import Filters, parse_since, unfinished
+from icl_bench.runs.store.listing import Filters, parse_since, sort_rows, unfinished
 from tests.runs.records import MANIFEST, filled, finished, spec
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -35,6 +35,20 @@ def row(**fields) -> Summary:
 )
 def test_filters(filters: Filters, shown: bool) -> None:
     assert filters.admit(row()) is shown
+
+
+def test_runs_without_a_value_are_listed_last() -> None:
+    rows = [row(seconds=None, seed=1), row(seconds=2.0, seed=2), row(seconds=3.0, seed=3)]
+    assert [one.seed for one in sort_rows(rows, "seconds")] == [3, 2, 1]
+    assert [one.seed for one in sort_rows(rows, "seed")] == [1, 2, 3]
+    assert sort_rows(rows, None) == rows
+
+
+def test_what_no_run_has_is_said() -> None:
+    assert list(Filters().unknown([row()])) == []
+    assert list(Filters(task="assoc-recall", arch="power:p=2").unknown([row()])) == []
+    (line,) = Filters(task="assoc").unknown([row()])
+    assert line.startswith("no run has the task 'assoc'; did you mean 'assoc-recall'")
 
 
 def test_a_run_without_a_start_is_before_all() -> None:
@@ -67,24 +81,25 @@ def test_cut_and_running_runs_are_listed_until_they_are_finished(tmp_path, monke
     store.begin(spec(1), MANIFEST)
     Checkpoints(tmp_path, [spec(2)], "2", "cpu", 0.0).folder.mkdir(parents=True)
     checkpoints = Checkpoints(tmp_path, [spec(2), spec(0)], "2", "cpu", 0.0)
-    checkpoints.folder.mkdir(parents=True)
-    checkpoints.name_runs()
+    with checkpoints.place.opened(make=True) as folder:
+        checkpoints.name_runs(folder)
     (tmp_path / "attempts" / "not-an-attempt").mkdir()
     assert {found.id: found.status for found in unfinished(store)} == {
         spec(1).id: "running",
         spec(2).id: "interrupted",
     }
-    monkeypatch.setattr(attempt.os, "kill", lambda process, number: (_ for _ in ()).throw(ProcessLookupError))
+    monkeypatch.setattr(processes, "start_of", lambda process: None)
     cut = next(found for found in unfinished(store) if found.id == spec(1).id)
     assert (cut.status, cut.task, cut.arch, cut.seed) == ("interrupted", "assoc-recall", "linear", 1)
     finished(store, spec(1))
-    assert [found.id for found in unfinished(store)] == [spec(2).id]
+    (saved,) = unfinished(store)
+    assert (saved.id, saved.task, saved.arch, saved.seed) == (spec(2).id, "assoc-recall", "linear", 2)
 
 
 def test_an_attempt_of_another_host_counts_as_cut_after_a_while(tmp_path, monkeypatch) -> None:
     store = Store(tmp_path)
     store.begin(spec(1), MANIFEST)
-    monkeypatch.setattr(attempt, "HOST", "00000000")
+    monkeypatch.setattr(processes, "HOST", "00000000")
     assert [found.status for found in unfinished(store)] == ["running"]
-    monkeypatch.setattr(attempt, "SILENT_AFTER", -1.0)
+    monkeypatch.setattr(processes, "SILENT_AFTER", -1.0)
     assert [found.status for found in unfinished(store)] == ["interrupted"]

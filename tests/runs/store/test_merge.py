@@ -1,10 +1,16 @@
 """The merging of stores: whole copies, named conflicts, nothing overwritten."""
 
+import json
+
 import pytest
 
-from icl_bench.errors import StoreError
+from icl_bench.errors import RecordError, StoreError
 from icl_bench.runs.declarations import ArchitectureDeclaration
+from icl_bench.runs.store.attempt import check_field
+from icl_bench.runs.store.files import sha256
 from icl_bench.runs.store.merge import merge_stores
+from icl_bench.runs.store.verify import verify_store
+from icl_bench.schema import canonical_json
 from tests.runs.records import MANIFEST, POINT, filled, result, spec
 
 
@@ -67,3 +73,32 @@ def test_a_source_must_be_another_store(tmp_path) -> None:
         merge_stores([tmp_path], ours)
     with pytest.raises(StoreError, match="the sources of a merge differ from its target"):
         merge_stores([ours.root], ours)
+
+
+def test_kept_files_are_copied_and_verified(tmp_path) -> None:
+    theirs, ours = filled(tmp_path / "a"), filled(tmp_path / "b")
+    for seed in (0, 1):
+        writer = theirs.begin(spec(seed), MANIFEST)
+        writer.keep("model.safetensors", b"weights")
+        writer.commit(result(spec(seed)))
+    damaged = theirs.path(spec(1).id) / "model.safetensors"
+    damaged.write_bytes(b"others")
+    done = merge_stores([theirs.root], ours)
+    assert done.copied == 1 and str(damaged) in str(done.problems[0]) and not list((ours.root / "attempts").iterdir())
+    assert ours.read_kept(spec(0).id, "model.safetensors") == b"weights"
+    assert verify_store(ours).problems == [] and str(damaged) in verify_store(theirs).problems[0]
+    with pytest.raises(RecordError, match=r"samples\.json: the run did not keep it"):
+        ours.read_kept(spec(0).id, "samples.json")
+    with pytest.raises(RecordError, match=r"a stored file never changes"):
+        theirs.read_kept(spec(1).id, "model.safetensors")
+
+
+def test_files_that_a_stranger_names_are_not_copied(tmp_path) -> None:
+    theirs, ours = filled(tmp_path / "a", 0), filled(tmp_path / "b")
+    path = theirs.path(spec(0).id) / "result.json"
+    outcome = json.loads(path.read_bytes())
+    outcome["files"]["../../../secret"] = "0" * 64
+    blank = (canonical_json({**outcome, "check": ""}) + "\n").encode()
+    path.write_bytes(blank.replace(check_field(""), check_field(sha256(blank))))
+    done = merge_stores([theirs.root], ours)
+    assert done.copied == 0 and len(done.problems) == 1 and len(verify_store(theirs).problems) == 1

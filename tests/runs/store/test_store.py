@@ -1,6 +1,7 @@
 """The store: whole records or none, nothing overwritten, nothing outside its folder."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -120,3 +121,12 @@ def test_identity_is_that_of_the_resolved_specification() -> None:
 def test_identity_is_pinned() -> None:
     """A changed default changes the id of every run: change this test only with a line in the changelog."""
     assert expand_request(Request("assoc-recall", ["power:p=2"]))[0].id == "55d73cc13ba551d2"
+
+
+def test_files_of_a_run_are_readable_by_all_and_written_by_their_owner(tmp_path) -> None:
+    mask = os.umask(0o022)
+    try:
+        folder = finished(Store(tmp_path), spec(0))
+    finally:
+        os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}

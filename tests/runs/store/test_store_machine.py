@@ -62,7 +62,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         writers = [made.begin(run, MANIFEST) for run in missing]
         checkpoints = Checkpoints(made.root, missing, "2", "cpu", 0.0)
-        checkpoints.load()
+        next(checkpoints.saved(), None)
         for writer in writers:
             writer.log(POINT)
         checkpoints.save(
@@ -148,8 +148,8 @@ class StoreMachine(RuleBasedStateMachine):
     def read_through_the_index(self, name: str) -> None:
         runs, problems = Index(self.stores[name]).runs()
         assert problems == []
-        assert {run.result.seed: run.result.accuracy for run in runs.load_all()} == self.model[name]
-        assert all(run.curve[-1] == (POINT.step, POINT.accuracy) for run in runs.load_all())
+        assert {run.result.seed: run.result.accuracy for run in runs.each()} == self.model[name]
+        assert all(run.curve[-1] == (POINT.step, POINT.accuracy) for run in runs.each())
         rows, _ = Index(self.stores[name]).summaries()
         assert {row.seed: row.accuracy for row in rows} == self.model[name] and len(rows) == len(self.model[name])
 
@@ -180,13 +180,12 @@ def cut_at(point: str, count: int):
             raise CutError
 
     with contextlib.ExitStack() as patched:
-        for module in (attempt, checkpoint, index, merge, store):
+        for module in (attempt, checkpoint, files, index, merge, store):
             patched.enter_context(mock.patch.object(module, "reach", reach))
-        # A killed process does not run its `finally` clauses, which delete folders.
-        for module in (files, merge):
-            real = module.remove_folder
-            alive = mock.Mock(side_effect=lambda path, real=real: real(path) if left[0] > 0 else None)
-            patched.enter_context(mock.patch.object(module, "remove_folder", alive))
+        # A killed process does not run its `finally` clauses, which delete files and folders.
+        real = files.Handle.remove
+        alive = lambda self, name: real(self, name) if left[0] > 0 else None  # noqa: E731
+        patched.enter_context(mock.patch.object(files.Handle, "remove", alive))
         with contextlib.suppress(CutError):
             yield
 
