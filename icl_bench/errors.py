@@ -20,6 +20,24 @@ class SpecError(IclBenchError):
     """A spec, a parameter or a combination of parameters breaks a rule."""
 
 
+class OutsideCodeError(SpecError):
+    """Code from outside the package raised an error, ended its process, or did not come back.
+
+    The message names file and line; `trace` is the whole traceback, empty where there is none.
+    """
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message, trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class SourceChangedError(SpecError):
+    """A layer or a task from outside the package was edited while its runs were being trained."""
+
+
 class ArgumentError(IclBenchError):
     """An argument of an operator has a shape, type or value that the operator refuses."""
 
@@ -32,12 +50,24 @@ class StoreError(IclBenchError):
     """The store cannot be read or written."""
 
 
+class LinkError(StoreError):
+    """A link or a file is in the place of a folder of a store."""
+
+
 class RecordError(StoreError):
     """A stored record is damaged, incomplete or of an unknown version."""
 
 
 class StateBudgetError(IclBenchError):
     """No dimensions of an architecture come close enough to the requested size."""
+
+
+class OutputError(IclBenchError):
+    """Standard output cannot be written."""
+
+
+class UnknownSizeError(SpecError):
+    """The state or the work of a layer from outside the package is unknown, so that nothing can match it."""
 
 
 class EngineError(IclBenchError):

@@ -112,7 +112,7 @@ def test_doctor_looks_at_the_machine(command) -> None:
     [
         (["run", "assoc-recal", "--arch", "linear"], "no task is named 'assoc-recal'; did you mean 'assoc-recall'?"),
         (["run", TASK, "--arch", "powr"], "no architecture is named 'powr'; did you mean 'power'?"),
-        (["run", TASK, "--arch", "power:p=0"], "power: p: input should be greater than or equal to 1; got 0"),
+        (["run", TASK, "--arch", "power:p=0"], "power: p: must be at least 1; got 0"),
         (["run", TASK, "--arch", "power:p"], "a parameter is key=value; got 'p'"),
         (
             ["run", "assoc-recall:pairs=17", "--arch", "linear"],
@@ -189,6 +189,12 @@ def test_compare_names_what_cannot_be_matched(command) -> None:
     )
 
 
+def test_compare_plans_without_running(command, tmp_path) -> None:
+    outcome = command("compare", TASK, "-a", "linear", "--state", "512", "--dry-run", *TINY)
+    assert outcome.status == 0 and "26 runs before the grid grows" in outcome.out
+    assert "in one process for the rest, by a rule of thumb" in outcome.out and not (tmp_path / "icl-runs").exists()
+
+
 def test_sweep_plans_without_running(command, tmp_path) -> None:
     (tmp_path / "s.yaml").write_text(f"name: s\nquestion: Q?\ntasks: ['{TASK}']\narchs: [linear]\nlr: 1e-3,1e-2\n")
     planned = json.loads(command("sweep", "s.yaml", "--dry-run", "--json").out)
@@ -198,6 +204,28 @@ def test_sweep_plans_without_running(command, tmp_path) -> None:
 def test_a_report_can_be_one_page(command, tmp_path) -> None:
     command("run", TASK, "--arch", "linear", "--report", "page.html", *TINY)
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("report", ["x.pdf", "-"])
+def test_a_report_of_a_kind_that_is_not_written_is_refused(command, report: str) -> None:
+    outcome = command("run", TASK, "--arch", "linear", "--report", report, *TINY)
+    assert (
+        outcome.status == 2 and f"a report is Markdown or one HTML page; got '{report}'; give it a name" in outcome.err
+    )
+
+
+def test_several_tasks_and_a_list_with_slashes_make_one_table_each(command) -> None:
+    tasks = [TASK.replace("[2|4]", "2/4"), "copy:symbols=3"]
+    outcome = command("run", *tasks, "-a", "linear", "-s", "0,1", "-q", *TINY)
+    assert outcome.status == 0 and outcome.err == ""
+    assert "assoc-recall:length=16,pairs=[2|4],vocab=64: test accuracy" in outcome.out
+    assert "copy:symbols=3: test accuracy" in outcome.out
+
+
+def test_a_run_that_fits_no_memory_is_refused_at_once(command) -> None:
+    outcome = command("run", "assoc-recall:length=16777216", "--arch", "linear")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1
+    assert "Error: a run must fit into memory; assoc-recall:length=16777216 linear takes about " in outcome.err
 
 
 @pytest.mark.parametrize("report", ["/dev/null/report.md", "."])

@@ -59,6 +59,8 @@ def test_infinities_are_not_json() -> None:
         ("power:p=2,gate=true,lr=1e-3", "power", {"p": 2, "gate": True, "lr": 1e-3}),
         ("copy:lengths=[8|16],mark=none", "copy", {"lengths": (8, 16), "mark": None}),
         ('copy:text="a,b=c"', "copy", {"text": "a,b=c"}),
+        ("copy:lengths=8/16,mark=2", "copy", {"lengths": (8, 16), "mark": 2}),
+        ('copy:names="a/b"/c', "copy", {"names": ("a/b", "c")}),
         ("my.module:Layer", "my.module:Layer", {}),
         ("my_module:Layer:width=3", "my_module:Layer", {"width": 3}),
     ],
@@ -78,6 +80,7 @@ def test_grammar(text: str, name: str, params: dict) -> None:
         ("power:p=2,", "single commas separate parameters; got 'p=2,' in 'power:p=2,'"),
         ("power:p=2,p=3", "a parameter is given once; got 'p' twice"),
         ("power:p=", "a parameter is written|a value is a number"),
+        ("power:p=" + "9" * 5000, r"got '9{59}\.\.\. in 'power:p=9{51}\.\.\.; put other text into double quotes"),
         ("power:p=2..3", "a value is a number, a word, true, false, none"),
         ("power:p=inf nan", "a value is a number"),
     ],
@@ -90,12 +93,36 @@ def test_wrong_specs(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"pairs": 0}, "knobs: pairs: input should be greater than or equal to 1; got 0; change pairs and try again"),
+        ({"pairs": 0}, "knobs: pairs: must be at least 1; got 0; change pairs and try again"),
         ({"pears": 3}, "knobs has no parameter 'pears'; did you mean 'pairs'\\? it has pairs, rate"),
-        ({"rate": math.nan}, "knobs: rate: input should be a finite number; got nan"),
-        ({"pairs": "many"}, "knobs: pairs: input should be a valid integer, .*; got 'many'"),
+        (
+            {"pairs": 1, "rate": "x" * 90},
+            "knobs: rate: must be a number; got 'x{59}\\.\\.\\.; change rate and try again",
+        ),
+        ({"rate": math.nan}, "knobs: rate: must be a finite number; got nan"),
+        ({"pairs": "many"}, "knobs: pairs: must be a whole number; got 'many'"),
     ],
 )
 def test_wrong_parameters(params: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         build(Knobs, params, "knobs")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("my_layers:make:scale=2", "my_layers:make"),
+        ("__main__:make", "__main__:make"),
+        ("Mine:make", "Mine:make"),
+        ("mine:Make:scale=2", "mine:Make"),
+        ("a.b:make", "a.b:make"),
+    ],
+)
+def test_names_of_layers_from_outside(text: str, name: str) -> None:
+    assert parse_spec(text).name == name
+
+
+@pytest.mark.parametrize("text", ["power:p", "mine:make", "mine:make:scale=2"])
+def test_lower_case_words_after_a_name_are_parameters(text: str) -> None:
+    with pytest.raises(SpecError, match="a parameter is key=value"):
+        parse_spec(text)

@@ -5,30 +5,56 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from icl_bench.errors import StoreError
+from icl_bench.errors import SpecError, StoreError
+from icl_bench.escapes import visible_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from icl_bench.errors import RecordError
     from icl_bench.reports.context import StudyContext
     from icl_bench.runs.outline import FinishedRuns
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.store.index import Index
 
+REPORT_SUFFIXES = ("", ".md", ".markdown", ".txt", ".html", ".htm")
 USER_MUST_CHANGE_SOMETHING = 2
 """Exit status after an error that the user can mend."""
 SOMETHING_FAILED = 3
 """Exit status of a command that did its work and found failed runs, damaged records or broken kernels."""
 
+WHOLE_TRACEBACKS = "--traceback"
+"""Option of all commands, which prints what code from outside raised, whole."""
+
+
+def say(*lines: str) -> None:
+    """Print lines on standard output, of visible characters alone."""
+    write_text(sys.stdout, "\n".join(map(visible_text, lines)))
+
+
+def note(line: str) -> None:
+    """Print one line on standard error, of visible characters alone."""
+    write_text(sys.stderr, visible_text(line))
+
+
+def note_trace(trace: str) -> None:
+    """Print a traceback on standard error where --traceback asks for it."""
+    for line in trace.splitlines() if WHOLE_TRACEBACKS in sys.argv else ():
+        note(line)
+
 
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document on standard output."""
-    typer.echo(json.dumps({"schema": 1, **document}, indent=2, allow_nan=False))
+    written = json.dumps({"schema": 1, **document}, indent=2, allow_nan=False)  # ASCII
+    write_text(sys.stdout, written.replace("\x7f", "\\u007f"))
+
+
+def write_text(stream: TextIO, text: str) -> None:
+    """Write text and a line feed to a standard stream, at once."""
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def print_listing(kind: str, rows: list[dict[str, str]], as_json: bool) -> None:
@@ -38,20 +64,17 @@ def print_listing(kind: str, rows: list[dict[str, str]], as_json: bool) -> None:
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        typer.echo(f"{row['name']:<{width}}  {row['summary']}")
-
-
-def stdout_console() -> "Console":
-    """Return a console on standard output, 160 columns wide if that is no terminal."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=160, color_system=None)
+        say(f"{row['name']:<{width}}  {row['summary']}")
 
 
 def check_report(report: Path | None) -> None:
-    """Refuse a report that cannot be written, before anything is trained; raises StoreError."""
+    """Refuse a report that cannot be written, before anything is trained; raises SpecError or StoreError."""
     if report is None:
         return
+    if report.suffix.lower() not in REPORT_SUFFIXES or report.name == "-":
+        raise SpecError(
+            f"a report is Markdown or one HTML page; got {str(report)!r}; give it a name that ends in .md or .html"
+        )
     folder = report.resolve().parent
     if report.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise StoreError(
@@ -73,24 +96,28 @@ def write_files(
 def finish(
     records: "list[RunRecord]", as_json: bool, report: Path | None, context: "StudyContext | None" = None
 ) -> None:
-    """Print the results and write the report, if one is asked for; exit with status 3 if a run failed.
+    """Write the report, if one is asked for, and print the results; exit with status 3 if a run failed.
 
     With a `context`, which studies have, a bar of accuracy for each architecture follows the results.
     """
+    from icl_bench.commands.console import terminal
     from icl_bench.commands.tables import accuracy_bars, results_table
     from icl_bench.runs.outline import FinishedRuns
 
+    written = report and write_files(FinishedRuns.of(records), [], report, context)
     if as_json:
         print_json({"runs": [record.result.summary() for record in records]})
     else:
-        stdout_console().print(results_table(records))
+        terminal().print(results_table(records))
         if context is not None:
-            stdout_console().print(accuracy_bars(records))
-    if report is not None:
-        typer.echo(f"report: {write_files(FinishedRuns.of(records), [], report, context)}", err=as_json)
+            terminal().print(accuracy_bars(records))
+    if written:
+        (note if as_json else say)(f"report: {written}")
     failed = [record.result for record in records if record.result.status != "ok"]
     for result in failed:
-        typer.echo(f"failed: {result.id} {result.arch} seed {result.seed}: {result.status}", err=True)
+        *trace, reason = (result.detail or "").strip().splitlines() or [""]
+        note_trace("\n".join(trace))
+        note(f"failed: {result.id} {result.arch} seed {result.seed}: {result.status}{reason and ', '}{reason}")
     if failed:
         raise typer.Exit(SOMETHING_FAILED)
 
@@ -98,6 +125,6 @@ def finish(
 def note_problems(index: "Index", problems: "Sequence[RecordError]") -> None:
     """Print the errors of unreadable runs on standard error, and a note if the index cannot be written."""
     for problem in problems:
-        typer.echo(f"unreadable: {problem}", err=True)
+        note(f"unreadable: {problem}")
     if not index.kept:
-        typer.echo(f"note: {index.path} cannot be written; runs are read from their folders every time", err=True)
+        note(f"note: {index.path} cannot be written; runs are read from their folders every time")

@@ -1,4 +1,4 @@
-"""Handle SIGINT and SIGTERM: most work stops at once, but a fleet finishes its step and saves first."""
+"""Handle SIGINT, SIGTERM and SIGHUP: most work stops at once, but a fleet finishes its step and saves first."""
 
 import os
 import signal
@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+from icl_bench.outside import StopRequest
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(BaseException):
+class Interrupted(StopRequest):
     """A signal asked to stop. No `except Exception` catches it, so that no run records it as a failure of its own."""
 
     def __init__(self, number: int) -> None:
@@ -18,7 +20,7 @@ class Interrupted(BaseException):
 
     @property
     def status(self) -> int:
-        """Exit status: 130 for SIGINT, 143 for SIGTERM."""
+        """Exit status: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.number
 
 
@@ -28,10 +30,14 @@ class Interruption:
     def __init__(self) -> None:
         self.received: int | None = None
         self.depth = 0
+        self.concluded = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: raise the first, or only keep it inside `deferred`; end the process at the second."""
-        if self.received is not None:
+        """Handle a signal: raise the first, or only keep it inside `deferred`; end the process at the second.
+
+        A process that has concluded its work ends at the first.
+        """
+        if self.received is not None or self.concluded:
             os._exit(128 + number)
         self.received = number
         if not self.depth:
@@ -42,9 +48,18 @@ CURRENT = Interruption()
 
 
 def listen(signals: Iterable[signal.Signals] = STOPPING) -> None:
-    """Handle these signals from now on; only the main thread of a process may call this."""
+    """Handle these signals from now on, but no SIGHUP that the process was started to ignore, as by `nohup`.
+
+    Only the main thread of a process may call this.
+    """
     for number in signals:
-        signal.signal(number, CURRENT.receive)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, CURRENT.receive)
+
+
+def conclude() -> None:
+    """End the process at once at the next signal: its work is done, and nothing of it can be interrupted."""
+    CURRENT.concluded = True
 
 
 @contextmanager
