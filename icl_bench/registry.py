@@ -4,12 +4,13 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, NamedTuple, TypeVar
 
-from icl_bench.errors import DuplicateNameError, SpecError, UnknownNameError
+from icl_bench.errors import DuplicateNameError, IclBenchError, SpecError, UnknownNameError
+from icl_bench.outside import exits_refused, first_line, guarded, place_of
 from icl_bench.schema import NAME, nearest
 
 T = TypeVar("T", bound=type)
@@ -25,8 +26,9 @@ PLUGIN_MODULES = "ICL_BENCH_PLUGIN_MODULES"
 class Registry(Generic[T]):
     """A mapping from names to classes; `@REGISTRY.register("name")` adds a class, which must have a docstring."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, base: type | None = None, other_names: Mapping[str, str] = {}) -> None:
+        self.kind, self.base = kind, base
+        self.other_names = {name: (own,) for name, own in other_names.items()}  # of other packages, for hints
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -35,10 +37,14 @@ class Registry(Generic[T]):
         def add(entry: T) -> T:
             if not NAME.fullmatch(name):
                 raise SpecError(f"a name is lower-case letters, digits and hyphens; got {name!r}; rename it")
+            if self.base is not None and not (isinstance(entry, type) and issubclass(entry, self.base)):
+                raise SpecError(
+                    f"a {self.kind} is a class of {self.base.__name__}; {name} is {entry!r:.80}; derive it from that"
+                )
             if name in self._entries:
                 owner = self._entries[name].__module__
                 raise DuplicateNameError(f"a {self.kind} name is used once; {owner} has {name!r}; choose another")
-            if not entry.__dict__.get("__doc__"):
+            if not entry.__dict__.get("__doc__") and sys.flags.optimize < 2:  # python -OO drops docstrings
                 raise SpecError(f"a {self.kind} has a docstring; {entry.__qualname__} has none; describe it")
             self._entries[name] = entry
             return entry
@@ -50,7 +56,7 @@ class Registry(Generic[T]):
             return self._entries[name]
         except KeyError:
             known = ", ".join(sorted(self._entries))
-            hint = nearest(name, self._entries)
+            hint = nearest(name, self._entries, self.other_names)
             raise UnknownNameError(f"no {self.kind} is named {name!r}; {hint}known: {known}") from None
 
     def __contains__(self, name: object) -> bool:
@@ -67,8 +73,8 @@ class Registry(Generic[T]):
         raise UnknownNameError(f"{entry.__qualname__} is not a registered {self.kind}; register it first")
 
     def summary(self, name: str) -> str:
-        """Return the first line of the docstring of a class."""
-        return str(self[name].__doc__).strip().splitlines()[0]
+        """Return the first line of the docstring of a class; empty text under `python -OO`."""
+        return (self[name].__doc__ or "").strip().partition("\n")[0]
 
 
 class Plugin(NamedTuple):
@@ -94,9 +100,11 @@ def load_plugins() -> list[Plugin]:
             continue
         error = None
         try:
-            point.load()
-        except Exception as failure:  # a module from outside the package may raise anything
-            error = f"{type(failure).__name__}: {failure}"
+            with exits_refused(), guarded(point.name):
+                point.load()
+        except IclBenchError as failure:
+            cause = failure.__cause__ or failure
+            error = first_line(cause) + place_of(cause)
         plugins.append(Plugin(point.name, point.value, point.dist.name if point.dist else "", error))
     for name in plugin_modules():
         import_module(name)
@@ -115,13 +123,21 @@ def plugin_modules() -> list[str]:
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module, searching the current folder last; raise UnknownNameError if it is missing."""
+    """Import a module, searching the current folder last.
+
+    Raise UnknownNameError if it is missing, OutsideCodeError if it raises an error, and SpecError for no name of one.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise SpecError(
+            f"a module is named as in an import, package.module; got {name!r:.80}; leave out folder and .py"
+        )
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # last, so that its files hide no other module
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UnknownNameError(f"module {name!r} cannot be imported: {error}; is it on the Python path?") from None
+    with exits_refused(), guarded(f"module {name!r} cannot be imported"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UnknownNameError(f"module {name!r} cannot be imported: {error}; is it on the Python path?") from None
 
 
 def import_object(path: str) -> object:

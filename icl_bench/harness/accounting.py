@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import torch
-
 from icl_bench.architectures import Architecture
 from icl_bench.architectures.base import Flops, LayerContext, StateSize
 from icl_bench.architectures.layers import CANON_TAPS
 from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import arch_components, make_arch
-from icl_bench.runs.spec import Canon
+from icl_bench.runs.spec import Canon, ModelSpec
+from icl_bench.schema import LARGEST_PARAMETER, build
 
 BFLOAT16_BYTES = 2
 
@@ -58,17 +57,15 @@ class Footprint:
         """Forward floating-point operations of a token over all layers."""
         flops = [layer.flops(self.d_model, self.length) for layer in self.layers]
         canon = 2.0 * CANON_TAPS * self.canon_channels
-        return Flops(sum(one.weights for one in flops) + canon, sum(one.state for one in flops))
+        known = [one.state for one in flops if one.state is not None]
+        return Flops(sum(one.weights for one in flops) + canon, sum(known) if len(known) == len(flops) else None)
 
     @cached_property
     def parameters(self) -> int:
         """Number of parameters of the mixers and the canon layers."""
-        count, total = len(self.layers), CANON_TAPS * self.canon_channels
-        with torch.device("meta"):
-            for i, layer in enumerate(self.layers):
-                mixer = layer.build(1, self.d_model, LayerContext(i, count))
-                total += sum(parameter.numel() for parameter in mixer.parameters())
-        return total
+        places = [LayerContext(i, len(self.layers)) for i in range(len(self.layers))]
+        counts = [layer.count_parameters(self.d_model, at) for layer, at in zip(self.layers, places, strict=True)]
+        return CANON_TAPS * self.canon_channels + sum(counts)
 
 
 class Account(NamedTuple):
@@ -84,14 +81,17 @@ class Account(NamedTuple):
     """Number of parameters of the mixers."""
     weight_flops: float
     """Forward operations per token between activations and parameters."""
-    state_flops: float
-    """Forward operations per token between activations and the state."""
+    state_flops: float | None
+    """Forward operations per token between activations and the state; none if a layer from outside does not tell."""
     ratio: float | None
-    """Weight-state FLOP ratio; none if the layers do no work on a state."""
+    """Weight-state FLOP ratio; none if the layers do no work on a state, or do not tell."""
 
 
 def account(text: str, d_model: int, layers: int, length: int) -> Account:
     """Count an architecture as typed; raise IclBenchError if there is none, or its state is unknown."""
+    build(ModelSpec, {"d_model": d_model, "layers": layers}, "model")
+    if length > LARGEST_PARAMETER:
+        raise SpecError(f"a state is counted after at most {LARGEST_PARAMETER} tokens; got more; lower --length")
     components = arch_components(text, d_model)
     pattern = [make_arch(component) for component in components]
     size = Footprint([pattern[i % len(pattern)] for i in range(layers)], d_model, length)

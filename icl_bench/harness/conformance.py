@@ -12,13 +12,15 @@ from torch import Tensor
 
 from icl_bench import random
 from icl_bench.architectures.base import LayerContext, Mixer
-from icl_bench.architectures.causality import ROUNDING, example_influence, later_influence, nudge
+from icl_bench.architectures.causality import ROUNDING, Influence, example_influence, later_influence, nudge
 from icl_bench.architectures.initialisation import initialise
-from icl_bench.architectures.plain import Plain, PlainMixer, first_line
+from icl_bench.architectures.plain import Plain, PlainMixer
 from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import Request, arch_components, expand_request, make_arch
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.isolation import isolated
+from icl_bench.outside import first_line, guarded, place_of
 
 CPU = torch.device("cpu")
 MEMBERS, BATCH = 2, 3
@@ -36,6 +38,9 @@ RECALL = Request(
 )
 FRONT = "gated-conv"
 """Layer in front of the checked one in the recall: it joins each value to its key, as many layers alone cannot."""
+
+LONGEST_CHECK = 3600.0
+"""Seconds in which the checks of a layer from outside must end."""
 
 Outcome = Literal["passed", "failed", "not applicable"]
 Verdict = tuple[bool | None, str]
@@ -96,7 +101,7 @@ class Subject:
         """Return both forms of the layer, None where it has no recurrent one."""
         x = self.draw("x")
         if isinstance(self.architecture, Plain):
-            module: Any = self.architecture.make(self.d_model).to(self.device).requires_grad_(False)
+            module: Any = self.architecture.make(self.d_model).to(self.device).requires_grad_(False).eval()
             if not (hasattr(module, "step") and hasattr(module, "initial_state")):
                 return None
             return Recurrence(module, module.initial_state, module.step, x[0], BATCH)
@@ -109,8 +114,16 @@ class Subject:
 def check_architecture(text: str, d_model: int, device: torch.device = CPU) -> list[ConformanceCheck]:
     """Check an architecture as typed, `name:key=value` or `package.module:Class`, at a model width.
 
-    Raise IclBenchError for a wrong spec.
+    A layer from outside is checked in a process of its own where calls are isolated. Raise IclBenchError for a wrong
+    spec, and OutsideCodeError if that process ends.
     """
+    if any(component.source is not None for component in arch_components(text, d_model)):
+        return isolated(f"the check of {text} failed", run_checks, text, d_model, device, seconds=LONGEST_CHECK)
+    return run_checks(text, d_model, device)
+
+
+def run_checks(text: str, d_model: int, device: torch.device) -> list[ConformanceCheck]:
+    """Check an architecture in this process."""
     subject = Subject(text, d_model, device)
     done: list[ConformanceCheck] = []
     for name, check in CHECKS.items():
@@ -124,9 +137,10 @@ def check_architecture(text: str, d_model: int, device: torch.device = CPU) -> l
 def run_check(name: str, check: Callable[[Subject], Verdict], subject: Subject) -> ConformanceCheck:
     """Run one check; whatever the layer raises is a failure of it."""
     try:
-        passed, found = check(subject)
+        with guarded(f"{subject.text} failed"):
+            passed, found = check(subject)
     except Exception as error:  # a layer from outside may raise anything, and that is what the check found
-        passed, found = False, first_line(error)
+        passed, found = False, first_line(error.__cause__ or error) + place_of(error.__cause__ or error)
     outcomes: dict[bool | None, Outcome] = {True: "passed", False: "failed", None: "not applicable"}
     return ConformanceCheck(name, outcomes[passed], found)
 
@@ -146,20 +160,26 @@ def check_shapes(subject: Subject) -> Verdict:
 
 def check_causality(subject: Subject) -> Verdict:
     """Check that no output changes with a later token."""
-    return judge(later_influence(vary(subject.mixer()), subject.draw("x"), subject.draw("fresh")), subject.dtype)
+    if not check_examples(subject)[0]:
+        return None, "needs examples apart"
+    layer = vary(subject.mixer()).eval()
+    found = later_influence(layer, subject.draw("x"), subject.draw("fresh"))
+    return judge(found, f"output {found.output} reads token {found.token}", subject.dtype)
 
 
 def check_examples(subject: Subject) -> Verdict:
     """Check that no output changes with another example, or with another member of the fleet."""
-    return judge(example_influence(vary(subject.mixer()), subject.draw("x"), subject.draw("fresh")), subject.dtype)
+    layer = vary(subject.mixer()).eval()
+    found = example_influence(layer, subject.draw("x"), subject.draw("fresh"))
+    return judge(found, f"output {found.output} reads other examples", subject.dtype)
 
 
-def judge(change: float, dtype: torch.dtype) -> Verdict:
-    """Return the verdict on the largest change of outputs that should not change."""
-    if change == 0:
+def judge(found: Influence, place: str, dtype: torch.dtype) -> Verdict:
+    """Return the verdict on the largest change of outputs that should not change; `place` says what is read where."""
+    if found.change == 0:
         return True, "bit-equal"
-    rounding = change <= ROUNDING[dtype]
-    return rounding, f"outputs change by {change:.2g} of the largest" + (", as by rounding" if rounding else "")
+    rounding = found.change <= ROUNDING[dtype]
+    return rounding, f"outputs change by {found.change:.2g} of the largest, {'as by rounding' if rounding else place}"
 
 
 def check_gradients(subject: Subject) -> Verdict:
@@ -257,6 +277,7 @@ def check_seeds(subject: Subject) -> Verdict:
     ):
         if not (torch.equal(first, second) and torch.equal(first[1:], own)):
             return False, f"a seed gives different values of {name}"
+    fleet.eval()
     with torch.no_grad():
         x = subject.draw("x")
         if not torch.equal(fleet(x), fleet(x)):
@@ -284,8 +305,8 @@ def check_recall(subject: Subject) -> Verdict:
 
 CHECKS: dict[str, Callable[[Subject], Verdict]] = {
     "shapes": check_shapes,
-    "causality": check_causality,
     "examples apart": check_examples,
+    "causality": check_causality,
     "gradients": check_gradients,
     "state by length": check_state_law,
     "state count": check_state_count,

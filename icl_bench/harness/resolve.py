@@ -2,12 +2,15 @@
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from icl_bench.architectures import ARCHITECTURES, Architecture
 from icl_bench.architectures.fla_layer import outside_layer
 from icl_bench.errors import SpecError, UnknownNameError
+from icl_bench.outside import guarded, is_outside, source_digest
 from icl_bench.runs.spec import NEWEST_RECIPE, Component, EvalSpec, ModelSpec, RunSpec, TrainSpec, label_of
 from icl_bench.schema import DOTTED, Frozen, Value, build, nearest, parse_scalar, parse_spec
 from icl_bench.tasks import TASKS, Task
@@ -28,6 +31,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 decays every parameter."""
 SECTIONS: Mapping[str, type[Frozen]] = {"model": ModelSpec, "train": TrainSpec, "evaluation": EvalSpec}
 """Sections of a run specification, each with fields of its own."""
+SET_BY_OPTIONS = {"seed": "--seeds 0..4", "seeds": "--seeds 0..4", "precision": "--precision bfloat16"}
+"""Fields of a run that options set, with an example."""
 MOST_SEEDS = 10_000
 MOST_RATES = 1_000
 
@@ -86,8 +91,12 @@ def merge_settings(preset: str, settings: Sequence[str]) -> dict[str, Any]:
         parts = path.split(".")
         if not equals or len(parts) > 2 or not all(parts):
             raise SpecError(f"--set takes field=value or section.field=value; got {setting!r}; try train.steps=1000")
+        if own := SET_BY_OPTIONS.get(path):
+            raise SpecError(f"--set has no field {path!r}, which an option sets; got {setting!r}; write {own}")
         if path not in known:
             raise SpecError(f"--set has no field {path!r}; {nearest(path, known)}fields: {', '.join(known)}")
+        if path == "train.lr" and ("," in text or ".." in text):
+            raise SpecError(f"--set takes one value a field; got {setting!r}; several rates are given by --lr {text}")
         target = merged if len(parts) == 1 else merged.setdefault(parts[0], {})
         target[parts[-1]] = parse_scalar(text, setting)
     return merged
@@ -95,15 +104,38 @@ def merge_settings(preset: str, settings: Sequence[str]) -> dict[str, Any]:
 
 def make_task(component: Component) -> Task:
     """Build the task that a component describes."""
-    return build(TASKS[component.name], component.params, component.name)
+    cls = TASKS[component.name]
+    with guarding(cls, component.name):
+        return build(cls, component.params, component.name)
 
 
 def task_component(text: str) -> Component:
     """Return the component of a task as typed, with every parameter written out."""
     spec = parse_spec(text)
     cls = TASKS[spec.name]
-    params = plain_params(build(cls, spec.params, spec.name).model_dump())
-    return Component(name=spec.name, version=cls.data_version, params=params, label=str(spec))
+    with guarding(cls, spec.name):
+        task = build(cls, spec.params, spec.name)
+        params, version = plain_params(task.model_dump()), cls.data_version
+        for part in ("eval_cells", "interface"):  # so that errors of a task from outside show before training
+            getattr(task, part)
+    return Component(name=spec.name, version=version, params=params, source=outside_source(cls), label=str(spec))
+
+
+def guarding(cls: type, name: str) -> AbstractContextManager[None]:
+    """Return the guard for calls of a registered class from outside the package; no guard for a built-in class."""
+    return guarded(f"{name} failed") if is_outside(cls) else nullcontext()
+
+
+def outside_source(cls: type) -> str | None:
+    """Return the digest of the source of a registered class from outside the package, None for a built-in class."""
+    return source_digest(cls.__module__, cls) if is_outside(cls) else None
+
+
+def current_source(component: Component) -> str | None:
+    """Return the digest of the source that an architecture has in this process, which imports it."""
+    if DOTTED.fullmatch(component.name):
+        return outside_layer(component.name, component.params).source()
+    return outside_source(ARCHITECTURES[component.name])
 
 
 def make_arch(component: Component) -> Architecture:
@@ -138,14 +170,16 @@ def arch_component(text: str, d_model: int) -> Component:
     """Return the component of one architecture as typed, with every parameter written out."""
     spec = parse_spec(text)
     if DOTTED.fullmatch(spec.name):
-        outside_layer(spec.name, spec.params).resolved(d_model)
-        return Component(name=spec.name, params=spec.params, label=str(spec))
+        source = outside_layer(spec.name, spec.params).facts(d_model, 1).source
+        return Component(name=spec.name, params=spec.params, source=source, label=str(spec))
     cls = ARCHITECTURES[spec.name]
-    full = build(cls, spec.params, spec.name).resolved(d_model)
-    params = plain_params(full.model_dump())
-    defaults = build(cls, {name: params[name] for name in cls.shown}, spec.name).resolved(d_model)
-    label = label_of(spec, params, plain_params(defaults.model_dump()), tuple(cls.shown))
-    return Component(name=spec.name, version=full.version, params=params, label=label)
+    with guarding(cls, spec.name):
+        full = build(cls, spec.params, spec.name).resolved(d_model)
+        params = plain_params(full.model_dump())
+        defaults = build(cls, {name: params[name] for name in cls.shown}, spec.name).resolved(d_model)
+        label = label_of(spec, params, plain_params(defaults.model_dump()), tuple(cls.shown))
+        version = full.version
+    return Component(name=spec.name, version=version, params=params, source=outside_source(cls), label=label)
 
 
 def plain_params(dumped: Mapping[str, Any]) -> dict[str, Value]:
@@ -163,7 +197,7 @@ def parse_lrs(text: str) -> tuple[float, ...]:
         if ".." not in text:
             return tuple(positive(float(part)) for part in text.split(","))
         ends, _, count = text.partition("/")
-        low, high = (positive(float(end)) for end in ends.split("..", 1))
+        low, high = (positive(float(end)) for end in re.split(r"(?<!\.)\.\.(?!\.)", ends, maxsplit=1))
         points = int(count) if count else 7
     except ValueError:
         raise SpecError(

@@ -68,7 +68,19 @@ def test_parameters_and_work_are_matched_too(quantity) -> None:
         ),
         ("window:w=4,d_value=16,d_key=2", Budget(4), SpecError, "leaves nothing free to match with"),
         ("gated-conv", Budget(4), SpecError, "gated-conv leaves nothing free to match with"),
-        ("gated-conv+linear", Budget(4), SpecError, "matching takes single architectures"),
+        (
+            "gated-conv+linear",
+            Budget(4),
+            StateBudgetError,
+            r"gated-conv\+linear must come within 5% of 4 .* with 280; ",
+        ),
+        (
+            "gated-conv",
+            Budget(4),
+            SpecError,
+            r"and has 256 \(state\); type fewer of its parameters, or mark",
+        ),
+        ("power:q=?", Budget(4), SpecError, "power has no parameter 'q'"),
         ("power:q=1", Budget(4), SpecError, "power has no parameter 'q'"),
     ],
 )
@@ -104,7 +116,8 @@ def test_keys_as_wide_as_their_rank_and_mapped_keys_are_matched() -> None:
 @given(st.integers(1, 10**6))
 def test_elements_and_bytes(count: int) -> None:
     assert parse_state(str(count)) == count and parse_state(f"{count}k") == 1000 * count
-    assert parse_state(f"{count}KiB") == 256 * count
+    assert parse_state(f"{count}KiB") == 256 * count and parse_state(f"{count}MiB") == 2**18 * count
+    assert parse_state(f"{4 * count}B") == count and parse_state(f"{count}M") == 10**6 * count
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "many", "1.5", "KiB", "10 GB"])

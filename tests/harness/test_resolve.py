@@ -71,7 +71,7 @@ def test_learning_rates() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "-1", "nan", "inf", "1e-3..", "1e-2..1e-3/3", "1e-3..1e-2/1", "1e-3..1e-2/x"]
+    "text", ["", "fast", "-1", "nan", "inf", "1e-3..", "1e-4...1e-2", "1e-2..1e-3/3", "1e-3..1e-2/1", "1e-3..1e-2/x"]
 )
 def test_wrong_learning_rates(text: str) -> None:
     with pytest.raises(IclBenchError, match=r"got .*; try 1e-4\.\.3e-2/7"):
@@ -93,15 +93,20 @@ def test_wrong_seeds(text: str) -> None:
     [
         (Request("asoc-recall", ["linear"]), "no task is named 'asoc-recall'; did you mean 'assoc-recall'\\?"),
         (Request("copy", ["liner"]), "no architecture is named 'liner'; did you mean 'linear'\\?"),
-        (Request("copy", ["power:p=0"]), "power: p: input should be greater than or equal to 1; got 0"),
-        (Request("copy", ["power:p=7"]), "power: p: input should be less than or equal to 6; got 7"),
+        (Request("copy", ["power:p=0"]), "power: p: must be at least 1; got 0"),
+        (
+            Request("copy:symbols=true", ["linear"]),
+            "copy: symbols: must not be true or false; got true; change symbols",
+        ),
+        (Request("copy", ["power:p=false"]), "power: p: must not be true or false; got false"),
+        (Request("copy", ["power:p=7"]), "power: p: must be at most 6; got 7"),
         (
             Request("copy", ["power:p=3,normalizer=sum"]),
             "normalizer=sum needs an even p, .*; got p=3; use normalizer=rms",
         ),
         (Request("copy", ["linear:normalizer=sum"]), "normalizer=sum needs a non-negative feature map"),
         (Request("copy", ["power:q=1"]), "power has no parameter 'q'; .*it has heads"),
-        (Request("copy", ["window:w=0"]), "window: w: input should be greater than or equal to 1; got 0"),
+        (Request("copy", ["window:w=0"]), "window: w: must be at least 1; got 0"),
         (Request("copy", ["power:heads=4,kv_heads=3"]), "heads must be a multiple of kv_heads = 3; got 4"),
         (Request("copy", ["softmax:rope=true,d_key=3"]), "rope needs an even d_key; got 3"),
         (
@@ -111,7 +116,7 @@ def test_wrong_seeds(text: str) -> None:
         (Request("copy", ["linear"], preset="fast"), "no preset is named 'fast'; .*known: default, quick, zoology"),
         (
             Request("copy", ["linear"], precision="int8"),
-            "run: precision: input should be 'float32' or 'bfloat16'; got 'int8'",
+            "run: precision: must be 'float32' or 'bfloat16'; got 'int8'",
         ),
         (
             Request("copy", ["linear"], settings=["train.stps=3"]),
@@ -123,7 +128,7 @@ def test_wrong_seeds(text: str) -> None:
         ),
         (
             Request("copy", ["linear"], settings=["train.steps=0"]),
-            "run: train.steps: input should be greater than or equal",
+            "run: train.steps: must be at least",
         ),
         (Request("copy", ["nowhere.mod:Layer"]), "module 'nowhere.mod' cannot be imported"),
     ],

@@ -1,6 +1,7 @@
 """The interface of engines, their registry, the functions that start one, and the executor that fills a store."""
 
 import importlib.util
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     import torch
 
     from icl_bench.harness.training.trainer import Machine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from icl_bench.runs.record import RunRecord
 
+LOG = logging.getLogger("icl_bench")
 FLEET_SIZE = {"cpu": 1, "cuda": 32}
 """Members trained together by device type: one tiny model leaves a GPU idle, but not a processor."""
 
@@ -58,7 +60,7 @@ class EngineConfig(Frozen):
         """Return an engine that runs fleets on `machine`; raise EngineError if something that it needs is missing."""
 
 
-ENGINES: Registry[type[EngineConfig]] = Registry("engine")
+ENGINES: Registry[type[EngineConfig]] = Registry("engine", EngineConfig)
 
 
 def engine_config(text: str) -> EngineConfig:
@@ -90,7 +92,12 @@ def device_for(text: str, device: str) -> "torch.device":
 
     from icl_bench.harness.environment import pick_device
 
-    return torch.device("cuda") if engine_config(text).elsewhere and device == "cuda" else pick_device(device)
+    return torch.device("cuda") if runs_elsewhere(text) and device == "cuda" else pick_device(device)
+
+
+def runs_elsewhere(text: str) -> bool:
+    """Return whether the engine that `text` describes runs fleets on other machines; raise IclBenchError for none."""
+    return engine_config(text).elsewhere
 
 
 def missing_package(name: str) -> str | None:
@@ -113,14 +120,31 @@ class Executor:
     fleet_size: int
     """Number of runs trained together."""
     reporter: Reporter
+    device: "torch.device | None" = None
+    """Device of this machine that the runs must fit on; None where they run elsewhere."""
+    again: bool = False
+    """Repeat finished runs that ended in an error, once."""
+    seen: set[str] = field(default_factory=set)
+    """Ids of the runs that were asked for, and names of the layers whose edit was told."""
 
     def finish(self, specs: Sequence[RunSpec]) -> list[RunRecord]:
         """Finish the runs that the store lacks; return all records, in order; raise StoreError if the store fails."""
+        from icl_bench.harness.finished import edited_parts, set_failed_aside
         from icl_bench.harness.training.fleet import pack
+        from icl_bench.harness.training.memory import check_memory
 
         self.store.check_writable()
+        if self.again:
+            set_failed_aside(self.store, [spec for spec in specs if spec.id not in self.seen])
         missing = [spec for spec in specs if not self.store.has(spec.id)]
-        self.reporter.planned(len(specs), len(specs) - len(missing))
+        for name, count in edited_parts(self.store, missing).items():
+            if name not in self.seen:
+                LOG.warning("%s has another source than in %d finished runs here: these are new runs", name, count)
+            self.seen.add(name)
+        self.seen.update(spec.id for spec in specs)
+        if self.device is not None:
+            check_memory(missing, self.device)
+        self.reporter.planned(specs, missing)
         try:
             for _ in self.engine.submit(pack(missing, self.fleet_size), self.store, self.reporter):
                 pass

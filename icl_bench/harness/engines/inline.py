@@ -1,10 +1,15 @@
-"""Run fleets in this process: nothing has to start, and a debugger reaches everything."""
+"""Run fleets in this process, on a CPU in one thread: nothing has to start, and a debugger reaches everything.
+
+Commands run fleets with code from outside the package in a worker process all the same, one after the other.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
+from icl_bench.harness.engines.local import Local
+from icl_bench.isolation import is_isolating
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
 from icl_bench.runs.spec import RunSpec
@@ -24,17 +29,29 @@ class Inline(EngineConfig):
 
 
 class InlineEngine(Engine):
-    """The running engine: a loop over the fleets."""
+    """The running engine: a loop over the fleets, with one worker for those that are not trusted to come back."""
 
     def __init__(self, machine: "Machine") -> None:
         self.machine = machine
+        self.apart: Engine | None = None
+
+    def close(self) -> None:
+        """End the worker, if there is one."""
+        if self.apart is not None:
+            self.apart.close()
 
     def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets in order and yield their results."""
+        from icl_bench.harness.environment import one_thread
         from icl_bench.harness.training.fleet import run_fleet
 
         for fleet in fleets:
+            if fleet[0].from_outside and is_isolating():
+                self.apart = self.apart or Local(workers=1).start(self.machine)
+                yield from self.apart.submit([fleet], store, reporter)
+                continue
             reporter.started(fleet)
-            results = run_fleet(fleet, store, self.machine, partial(reporter.progressed, fleet))
+            with one_thread(self.machine.device):
+                results = run_fleet(fleet, store, self.machine, partial(reporter.progressed, fleet))
             reporter.finished(results)
             yield from results

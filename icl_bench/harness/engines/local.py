@@ -6,15 +6,11 @@ that replaces a lost one starts at once, and CUDA, which does not survive a fork
 """
 
 import contextlib
-import multiprocessing
 import os
-import signal
 import socket
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +18,11 @@ from pydantic import Field
 
 from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
 from icl_bench.harness.engines.messages import Limits, Message, Order, Worker, WorkerLost, WorkerPool, WorkerSetup
+from icl_bench.isolation import ending, environment_variable, start_method
 
 if TYPE_CHECKING:
     from icl_bench.harness.training.trainer import Machine
 
-PRELOADED = ("icl_bench.harness.engines.worker", "typer")
-"""Modules that the server imports once: all that a worker needs, and what the console script imports."""
 STUCK_SECONDS = 10
 """Seconds after which a read or a write in the middle of a message fails, because the worker is stopped."""
 
@@ -88,7 +83,6 @@ class ProcessWorker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         from icl_bench.harness.engines.worker import worker_main
-        from icl_bench.harness.environment import environment_variable
 
         self.gpu = setup.gpu
         ours, other = socket.socketpair()
@@ -106,15 +100,7 @@ class ProcessWorker:
             while not self.connection.closed and self.connection.poll():
                 yield self.connection.recv()
         except (EOFError, OSError):
-            yield WorkerLost(self.ending())
-
-    def ending(self) -> str:
-        """Describe the end of the process; a process that is still there closed its connection, or stopped in it."""
-        self.process.join(1.0)
-        status = self.process.exitcode
-        if status is None:
-            return "it stopped talking"
-        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+            yield WorkerLost(ending(self.process))
 
     def assign(self, order: Order) -> None:
         """Send a fleet; an error here is seen later, by `messages` or by the missing heartbeats."""
@@ -127,15 +113,6 @@ class ProcessWorker:
 
     def kill(self) -> None:
         """Send SIGKILL, and wait until the process is gone."""
-        self.connection.close()
         self.process.kill()
         self.process.join()
-
-
-def start_method() -> ForkServerContext | SpawnContext:
-    """Return the way to start processes: forked from a clean server on Linux, else spawned."""
-    if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
+        self.connection.close()  # last, so that the worker does not see its end, and end in its own way

@@ -162,8 +162,9 @@ class Submission:
     def handle(self, slot: WorkerSlot, message: messages.Message) -> Iterator[RunResult]:
         """Act on a message."""
         match message:
-            case messages.Heartbeat():
-                pass
+            case messages.Heartbeat(outside=seconds):
+                if seconds > self.limits.outside:
+                    yield from self.end_for_good(slot, f"a call of code from outside took {seconds:.0f} s")
             case messages.Ready():
                 slot.ready = True
                 self.failed_starts = 0
@@ -257,13 +258,17 @@ class Submission:
             )
         for slot in [slot for slot in self.slots if slot.ready]:
             if slot.item and self.limits.fleet is not None and self.clock - slot.assigned_at > self.limits.fleet:
-                self.stop(slot)
-                rest = yield from self.salvage(slot.item, f"ended after {self.limits.fleet:g} s")
-                self.queue.settle(slot.item)  # for good: a second try would take as long
-                detail = f"not done after {self.limits.fleet:g} s, the timeout of the engine"
-                yield from self.give_up(rest, "timeout", detail, slot)
+                yield from self.end_for_good(slot, f"not done after {self.limits.fleet:g} s, the timeout of the engine")
             elif self.clock - slot.last_heard > self.limits.silence:
                 yield from self.replace(slot, "timeout", f"no sign of life for {self.limits.silence:g} s")
+
+    def end_for_good(self, slot: WorkerSlot, detail: str) -> Iterator[RunResult]:
+        """End a worker and record its fleet as `timeout`, since a second try would take as long."""
+        self.stop(slot)
+        if slot.item:
+            rest = yield from self.salvage(slot.item, detail)
+            self.queue.settle(slot.item)
+            yield from self.give_up(rest, "timeout", detail, slot)
 
     def stop(self, slot: WorkerSlot) -> None:
         """End a worker and remove its slot."""

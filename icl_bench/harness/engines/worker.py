@@ -11,11 +11,13 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from icl_bench import outside
 from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
 from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.trainer import Machine
+from icl_bench.isolation import prepare_for_outside_code
 from icl_bench.registry import load_plugins
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.store import Store
@@ -28,6 +30,7 @@ def prepare(setup: messages.WorkerSetup) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = setup.gpu
     os.chdir(setup.folder)
     torch.set_num_threads(setup.threads)
+    prepare_for_outside_code()
     load_plugins()
 
 
@@ -41,7 +44,8 @@ def execute_order(order: messages.Order, machine: Machine, report: Report) -> me
     except Exception:  # a fault of the harness: its exception may not survive pickling, its traceback as text does
         text = f"a fleet ended in a fault of icl-bench itself; please report it:\n{traceback.format_exc()}"
         return messages.FleetError(EngineError(text))
-    return messages.Finished(results, time.perf_counter() - started, context_is_broken(machine))
+    used_up = order.specs[0].from_outside or context_is_broken(machine)  # what such code leaves harms no other fleet
+    return messages.Finished(results, time.perf_counter() - started, used_up)
 
 
 def context_is_broken(machine: Machine) -> bool:
@@ -77,16 +81,17 @@ class SupervisorLine:
         try:
             while True:
                 time.sleep(messages.HEARTBEAT_SECONDS)
-                self.send(messages.Heartbeat())
+                self.send(messages.Heartbeat(outside.CURRENT.seconds))
         except OSError:  # the supervisor is gone
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(messages.SECONDS_TO_SAVE)
-            os._exit(128 + signal.SIGTERM)
+            outside.EXIT_PROCESS(128 + signal.SIGTERM)
 
 
 def worker_main(connection: Connection, setup: messages.WorkerSetup) -> None:
-    """Run a worker process until SIGTERM or the end of the connection; SIGINT is left to the supervisor."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Run a worker process until SIGTERM or the end of the connection; SIGINT and SIGHUP are left to the supervisor."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     interruption.listen((signal.SIGTERM,))
     try:
         line = SupervisorLine(connection)

@@ -8,12 +8,14 @@ from typing import Literal
 import torch
 
 from icl_bench.architectures.plain import LayerFaultError
-from icl_bench.errors import IclBenchError
+from icl_bench.errors import IclBenchError, OutsideCodeError, SourceChangedError, StoreError
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.results import failed_result, member_result
 from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.outside import StopRequest, is_request_of_the_user, place_of
+from icl_bench.outside import first_line as message_line
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.record import RunResult, Status
 from icl_bench.runs.spec import RunSpec
@@ -88,16 +90,17 @@ def train_members(
         loop = TrainingLoop(
             Trainer(specs, machine), guarded, lambda member, point: writers[member].log(point), checkpoints=checkpoints
         )
-        loop.trainer.check_own_layers()
+        loop.trainer.check_outside_layers()
         scores = loop.run()
-    except IclBenchError:
-        raise
-    except Exception as error:  # an error of a layer, whatever its type, is the result of its runs
-        if error in failures:
+    except BaseException as error:  # an error of a layer, whatever its type, is the result of its runs
+        if error in failures or not is_outcome(error, specs[0].from_outside):
             raise
         status, detail = describe_failure(error, len(specs), last)
         seconds = time.perf_counter() - started
         return [failed_result(spec, status, detail, seconds) for spec in specs]
+    for writer, files in zip(writers, scores.kept, strict=True):
+        for name, data in files.items():
+            writer.keep(name, data)
     trainer = loop.trainer
     stream = ExampleStream(trainer.task, trainer.cells[0], "train", [spec.data_seed for spec in specs], trainer.device)
     first_batches = stream.digests(specs[0].train.batch)
@@ -107,8 +110,23 @@ def train_members(
     ]
 
 
-def describe_failure(error: Exception, members: int, last: bool) -> tuple[Status, str]:
-    """Return status and detail of runs that an error ended; raise FleetFailedError if another attempt may do better."""
+def is_outcome(error: BaseException, from_outside: bool) -> bool:
+    """Return True if an error is the result of its runs, and no error of the command.
+
+    Code from outside the package may raise anything, the errors of the package too, and an exit or an interrupt.
+    """
+    if isinstance(error, StopRequest | GeneratorExit | StoreError | SourceChangedError):
+        return False
+    if from_outside:
+        return not is_request_of_the_user(error)
+    return isinstance(error, Exception) and not isinstance(error, IclBenchError)
+
+
+def describe_failure(error: BaseException, members: int, last: bool) -> tuple[Status, str]:
+    """Return status and detail of runs that an error ended; raise FleetFailedError if another attempt may do better.
+
+    The last line of a detail is the message; what comes before it is the traceback.
+    """
     if isinstance(error, LayerFaultError):
         return "error", str(error)
     kind = failure_kind(error)
@@ -117,7 +135,10 @@ def describe_failure(error: Exception, members: int, last: bool) -> tuple[Status
         raise FleetFailedError(kind, first_line) from None
     if kind == "memory":
         return "oom", first_line
-    return "error", "".join(traceback.format_exception(error))
+    if isinstance(error, OutsideCodeError):
+        return "error", f"{error.trace}{error}"
+    place = place_of(error)
+    return "error", "".join(traceback.format_exception(error)) + (f"{message_line(error)}{place}" if place else "")
 
 
 def failure_kind(error: BaseException) -> FailureKind | None:
@@ -128,7 +149,7 @@ def failure_kind(error: BaseException) -> FailureKind | None:
     errors = [error]
     while link := errors[-1].__cause__ or errors[-1].__context__:
         errors.append(link)
-    if any(isinstance(link, torch.OutOfMemoryError) or message_contains(link, MEMORY) for link in errors):
+    if any(isinstance(link, torch.OutOfMemoryError | MemoryError) or message_contains(link, MEMORY) for link in errors):
         return "memory"
     if any(isinstance(link, torch.AcceleratorError) or message_contains(link, FAULT) for link in errors):
         return "fault"

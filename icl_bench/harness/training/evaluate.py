@@ -90,8 +90,11 @@ class CellCounts(NamedTuple):
 
 
 def relative_hits(hits: Tensor, oracle_hits: Tensor) -> Tensor:
-    """Return hits / oracle hits within [0, 1]; vectors may have fewer hits than answering 0, which has none."""
-    return (hits / oracle_hits).clamp(0, 1)
+    """Return hits / oracle hits within [0, 1], 0 for answers that are not finite.
+
+    Vectors may have fewer hits than answering 0, which has none.
+    """
+    return (hits / oracle_hits).nan_to_num(nan=0.0).clamp(0, 1)
 
 
 def as_list(values: Tensor) -> list[float]:
@@ -108,7 +111,9 @@ def evaluation_pieces(stream: ExampleStream, examples: int) -> Iterator[Batch]:
 @torch.no_grad()
 def evaluate(model: WorkingModel, stream: ExampleStream, pieces: Iterable[Batch]) -> CellCounts:
     """Score the examples of a cell for every member; never waits for the device."""
-    return reduce(CellCounts.plus, (count_piece(score_piece(model, batch, stream), batch, stream) for batch in pieces))
+    with model.evaluating():
+        counts = (count_piece(score_piece(model, batch, stream), batch, stream) for batch in pieces)
+        return reduce(CellCounts.plus, counts)
 
 
 def score_piece(model: WorkingModel, batch: Batch, stream: ExampleStream) -> Scores:
@@ -183,8 +188,9 @@ def run_freely(model: WorkingModel, stream: ExampleStream, examples: int, state:
     """
     hits = []
     size = STATE_PER_PIECE[stream.device.type] // (stream.members * max(1, state))
-    for batch in stream.pieces(min(examples, MOST_EXAMPLES), size):
-        hits.append(generate(model, batch.inputs, batch.positions) == batch.targets)
+    with model.evaluating():
+        for batch in stream.pieces(min(examples, MOST_EXAMPLES), size):
+            hits.append(generate(model, batch.inputs, batch.positions) == batch.targets)
     right = torch.cat(hits, dim=1).double()  # [M, B, S]
     return FreeRunning(right.mean((1, 2)).tolist(), right.prod(-1).mean(-1).tolist())
 

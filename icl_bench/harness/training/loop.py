@@ -1,22 +1,27 @@
 """The training of one fleet to its end: steps (see trainer.py), validations and checkpoints, and one test."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
+from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from icl_bench.harness.interruption import is_interrupted, raise_if_interrupted
+from icl_bench.harness.training.keep import kept_files
 from icl_bench.harness.training.results import FleetScores, MemberScores
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Trainer
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.record import SOLVED, MetricPoint
-from icl_bench.runs.store.checkpoint import Checkpoints, FleetState
+from icl_bench.runs.store.checkpoint import Checkpoints, FleetState, Saved
 from icl_bench.runs.store.faults import reach
 
 LOG = logging.getLogger("icl_bench")
+LARGEST_HEADER = 1 << 24
+"""Largest size of the header of a file of tensors, in bytes."""
 
 
 class TrainingLoop:
@@ -46,10 +51,13 @@ class TrainingLoop:
         self.report_every, self.last_report = report_every, now
         self.started = now  # earlier by the time of previous parts, if the run was interrupted
         self.training_seconds, self.training_since = 0.0, now
+        self.latest: Progress | None = None
+        self.began = 0  # step from which this process goes on
 
     def run(self) -> FleetScores:
         """Train from the newest usable checkpoint and test; if a signal asks to stop, save and raise `Interrupted`."""
         self.resume()
+        self.began = self.trainer.done
         for begin, end in validation_spans(self.spec.train.steps, self.spec.evaluation.points):
             if end > self.trainer.done:
                 self.train(begin, end)
@@ -65,6 +73,7 @@ class TrainingLoop:
             params=self.trainer.model.parameters_per_member(),
             seconds=self.seconds,
             examples_per_second=examples / self.training_seconds,
+            kept=self.roster.widen(kept_files(self.trainer), {}),
         )
 
     @property
@@ -74,17 +83,20 @@ class TrainingLoop:
 
     def resume(self) -> None:
         """Continue from the newest usable checkpoint, if there is one."""
-        saved = self.checkpoints.load() if self.checkpoints else None
-        if saved is None:
+        if self.checkpoints is None:
             return
-        tensors = safetensors.load(saved.tensors)
-        if shapes(tensors) != shapes(self.roster.state(self.trainer)):
-            LOG.warning(
-                "checkpoint skipped: it has other tensors than this version saves; the fleet starts from the beginning"
-            )
-            return
+        wanted = self.roster.state(self.trainer)
+        largest = sum(tensor.nbytes for tensor in wanted.values()) + LARGEST_HEADER
+        for saved in self.checkpoints.saved(largest):
+            tensors = tensors_of(saved, wanted)
+            if tensors is not None:
+                self.continue_from(saved, tensors)
+                return
+
+    def continue_from(self, saved: Saved, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take the fleet to the state of a checkpoint."""
         self.trainer = self.roster.restore(self.trainer, saved.state.step, tensors)
-        LOG.warning("continued from step %d of %d", saved.state.step, self.spec.train.steps)
+        LOG.info("continued from step %d of %d", saved.state.step, self.spec.train.steps)
         self.started -= saved.state.seconds
         self.training_seconds = saved.state.training
         self.solved_at = list(saved.state.solved_at)
@@ -106,7 +118,8 @@ class TrainingLoop:
             reach("step-done")
             if time.perf_counter() - self.last_report >= self.report_every or step == end:
                 sums = self.trainer.monitor.sums.to("cpu", copy=True)  # [2, members held]; waits for the device
-                self.report(self.progress(step, (sums - reported_sums) / (step - reported_at)))
+                self.latest = self.progress(step, (sums - reported_sums) / (step - reported_at))
+                self.report(self.latest)
                 self.last_report, reported_sums, reported_at = time.perf_counter(), sums, step
             if step < end:
                 self.save_if_due()
@@ -117,7 +130,7 @@ class TrainingLoop:
         loss, accuracy = (self.roster.widen(values, float("nan")) for values in means.tolist())
         seconds = self.training_seconds + time.perf_counter() - self.training_since
         examples = step * self.spec.train.batch * self.roster.size
-        return Progress(step, self.spec.train.steps, loss, accuracy, examples / seconds, seconds)
+        return Progress(step, self.spec.train.steps, loss, accuracy, examples / seconds, seconds, self.began)
 
     def count_training_time(self) -> None:
         """Add the time since the last count to the time of training."""
@@ -138,6 +151,8 @@ class TrainingLoop:
             if self.solved_at[member] is None and point.accuracy >= SOLVED:
                 self.solved_at[member] = end
             self.add_point(member, point)
+        if self.latest is not None:
+            self.report(self.latest._replace(validations=[own[-1] for own in self.metrics]))
         self.training_since = time.perf_counter()
         reach("validated")
 
@@ -167,6 +182,19 @@ class TrainingLoop:
         raise_if_interrupted()
 
 
+def tensors_of(saved: Saved, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """Return the tensors of a checkpoint; None, which is logged, if they cannot be read or are not those `wanted`."""
+    try:
+        tensors = safetensors.load(saved.tensors)
+    except SafetensorError as error:
+        LOG.warning("checkpoint skipped: step %d cannot be read: %s", saved.state.step, " ".join(str(error).split()))
+        return None
+    if shapes(tensors) == shapes(wanted):
+        return tensors
+    LOG.warning("checkpoint skipped: step %d has other tensors than this version saves", saved.state.step)
+    return None
+
+
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Return the shape and type of each tensor."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
@@ -183,13 +211,14 @@ def metric_points(
 ) -> Iterator[MetricPoint]:
     """Yield the metrics of each member, from its mean training loss and accuracy and its validation by cell.
 
-    A loss that is not finite is written as 0.
+    A loss or training accuracy that is not finite is written as 0.
     """
-    for member, (loss, accuracy) in enumerate(zip(*means, strict=True)):
+    for member, pair in enumerate(zip(*means, strict=True)):
+        loss, accuracy = (value if math.isfinite(value) else 0.0 for value in pair)
         validated = {label: accuracies[member] for label, accuracies in by_cell.items()}
         yield MetricPoint(
             step=step,
-            train_loss=loss if loss == loss and abs(loss) != float("inf") else 0.0,
+            train_loss=loss,
             train_accuracy=accuracy,
             accuracy=sum(validated.values()) / len(validated),
             by_cell=validated,

@@ -1,11 +1,13 @@
 """Number of members that fit the memory of a device: an estimate from shapes, and a measured step if that is close."""
 
 import gc
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 
+from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import make_task
 from icl_bench.harness.training.batches import TOKENS_PER_REFILL
 from icl_bench.harness.training.trainer import Machine, Trainer
@@ -15,6 +17,8 @@ USABLE_FRACTION = 0.9
 """Fraction of the free memory that a fleet may take."""
 TRUSTED_FRACTION = 0.5
 """Fraction of the free memory up to which the estimate is trusted; above it, a step is measured."""
+ESTIMATE_MARGIN = 3
+"""Factor by which the estimate may exceed the memory before a run is refused: it has room to spare."""
 ACTIVATIONS = 24
 """Numbers kept for each token, layer and channel, with room to spare; 8 were measured for two layers without an MLP."""
 BATCH_NUMBERS = 16
@@ -30,6 +34,25 @@ def estimate_bytes(spec: RunSpec, members: int = 1) -> float:
     activations = ACTIVATIONS * model.layers * (1 + model.mlp) * model.d_model * tokens
     member = 24.0 * (layers + words) + 4.0 * activations
     return members * member + 8.0 * BATCH_NUMBERS * max(members * tokens, TOKENS_PER_REFILL)
+
+
+def check_memory(specs: Sequence[RunSpec], device: torch.device) -> None:
+    """Refuse runs that by their shapes cannot fit into the memory of a device; raises SpecError."""
+    total = total_memory(device)
+    for spec in {spec.fleet_key(): spec for spec in specs}.values():
+        needed = estimate_bytes(spec)
+        if needed > ESTIMATE_MARGIN * total:
+            raise SpecError(
+                f"a run must fit into memory; {spec.task.label} {spec.arch_label} takes about {needed / 1e9:,.0f} GB "
+                f"by its shapes, of {total / 1e9:,.0f} GB here; shorten the task, or lower train.batch or the model"
+            )
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the bytes of memory of a device, those of the machine for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def measure_bytes(spec: RunSpec, machine: Machine) -> int:

@@ -1,6 +1,7 @@
 """Arithmetic of the forward and backward pass; parameters, optimiser and scores stay in float32."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,15 @@ class WorkingModel:
         self.model, self.module, self.precision = model, MethodModule(model), precision
         names = [name for name, _ in self.module.named_parameters()]
         self.parameters = dict(zip(names, working, strict=True))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model into evaluation mode inside the block, in which dropout and batch norms stand still."""
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
 
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """Call a method of the model in the precision, with the working copies; the first argument is a tensor."""

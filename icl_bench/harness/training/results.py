@@ -1,13 +1,18 @@
 """Records of runs: from what a fleet measured, or from the error that ended it, to one result for each member."""
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+from icl_bench.architectures.base import Flops
+from icl_bench.errors import OutsideCodeError
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.evaluate import CellCounts, FreeRunning
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
+from icl_bench.outside import guarded
 from icl_bench.runs.record import CellScore, RunResult, StateReport, Status, WorkReport
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store.floors import CellFloors
@@ -37,6 +42,8 @@ class FleetScores(NamedTuple):
     """Wall time of training and evaluation, over all parts of a run that was interrupted."""
     examples_per_second: float
     """Training examples per second, summed over members."""
+    kept: list[dict[str, bytes]]
+    """Files that each member keeps beside its record, by name."""
 
 
 def cell_scores(
@@ -47,11 +54,11 @@ def cell_scores(
     free: FreeRunning | None,
     controls: dict[str, list[float]],
     members: Sequence[int],
-) -> list[CellScore]:
+) -> list[CellScore | None]:
     """Return the test scores of these members on one cell, whose test examples `stream` makes.
 
-    `floors` has the solvers that learn nothing by member, `repeated` the shares of examples that were trained on,
-    `controls` the accuracies by control.
+    The scores of a member whose loss is not finite are None. `floors` has the solvers that learn nothing by member,
+    `repeated` the shares of examples that were trained on, `controls` the accuracies by control.
     """
     task, cell = stream.task, stream.cell
     squared_error = task.interface.squared_error
@@ -75,6 +82,8 @@ def cell_scores(
             free_running_exact=free.exact_match[member] if free else None,
             controls={name: accuracies[member] for name, accuracies in controls.items()},
         )
+        if math.isfinite(loss[member])
+        else None
         for member in members
     ]
 
@@ -111,9 +120,6 @@ def spec_fields(spec: RunSpec) -> dict[str, Any]:
     """Return the fields of a result that follow from the specification; `files` are added as they are committed."""
     task = make_task(spec.task)
     length = max(cell.length for cell in task.eval_cells)
-    layers, model = [make_arch(component) for component in spec.layer_components], spec.model
-    size = Footprint(layers, model.d_model, length, model.canon, model.mlp_width)
-    state, activation = size.state, ACTIVATION_BYTES[spec.precision]
     return {
         "id": spec.id,
         "digest": spec.digest,
@@ -122,8 +128,23 @@ def spec_fields(spec: RunSpec) -> dict[str, Any]:
         "load_name": task.load_name,
         "seed": spec.seed,
         "lr": spec.train.lr,
-        "state": state and StateReport(elements=state.elements, bytes=state.bytes(activation), length=length),
-        "work": WorkReport(weights=size.flops.weights, state=size.flops.state),
+        **size_fields(spec, length),
         "declarations": tuple(make_arch(component).declaration() for component in spec.arch),
         "files": {},
+    }
+
+
+def size_fields(spec: RunSpec, length: int) -> dict[str, Any]:
+    """Return state and work of the layers after `length` tokens; unknown where a layer from outside fails to tell."""
+    layers, model = [make_arch(component) for component in spec.layer_components], spec.model
+    size = Footprint(layers, model.d_model, length, model.canon, model.mlp_width)
+    try:
+        with guarded("the size of a layer is unknown") if spec.from_outside else nullcontext():
+            state, flops = size.state, size.flops
+    except OutsideCodeError:
+        state, flops = None, Flops(0.0, None)
+    activation = ACTIVATION_BYTES[spec.precision]
+    return {
+        "state": state and StateReport(elements=state.elements, bytes=state.bytes(activation), length=length),
+        "work": WorkReport(weights=flops.weights, state=flops.state),
     }

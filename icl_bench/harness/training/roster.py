@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.training.trainer import MEMBER_BUFFER, Trainer
 from icl_bench.kernels.fleet.layout import ParameterLayout
 
 Measured = TypeVar("Measured")
@@ -101,6 +101,8 @@ class StateOfMembers(NamedTuple):
         tensor = self.tensors[name]
         if name in FLAT:
             return self.layout.rows(tensor)
+        if name.startswith(MEMBER_BUFFER):
+            return [tensor]
         return [tensor.movedim(MEMBER_AXIS[name], 0)] if name in MEMBER_AXIS else []
 
 

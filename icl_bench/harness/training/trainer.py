@@ -40,6 +40,7 @@ from icl_bench.harness.training.evaluate import (
 )
 from icl_bench.harness.training.held_out import floors_by_member, repeated_shares
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
+from icl_bench.harness.training.outside_layers import check_layer, check_sources
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.harness.training.results import cell_scores
 from icl_bench.kernels.backends import has_triton
@@ -47,6 +48,8 @@ from icl_bench.runs.record import CellScore
 from icl_bench.runs.spec import RunSpec
 from icl_bench.tasks import Batch, Cell
 
+MEMBER_BUFFER = "member buffer "
+"""Beginning of the names of buffers whose first axis is that of the members."""
 WARM_STEPS = 2
 """Eager steps of a cell before its capture, in which libraries and kernels initialise."""
 
@@ -59,6 +62,8 @@ class Machine(NamedTuple):
     """Kernel implementation, `auto` for the best on the device."""
     graphs: bool = True
     """Capture training steps on a CUDA device in graphs."""
+    keep: tuple[str, ...] = ()
+    """Files that runs keep beside their records, by the names of `KEPT_FILES`."""
 
 
 class StepGraphs:
@@ -106,6 +111,7 @@ class Trainer:
     def __init__(self, specs: Sequence[RunSpec], machine: Machine) -> None:
         self.specs, self.spec, self.machine, self.device = list(specs), specs[0], machine, machine.device
         assert all(spec.fleet_key() == self.spec.fleet_key() for spec in specs)
+        check_sources(self.spec)
         self.task = make_task(self.spec.task)
         self.cells = self.task.train_cells
         self.cell_of_step = batches.cell_order(self.cells, self.spec.train.steps)
@@ -125,17 +131,16 @@ class Trainer:
         self.refill_graphs = StepGraphs(self.device if self.captured else None)
         self.update_graphs = StepGraphs(self.device if self.captured else None)
 
-    def check_own_layers(self) -> None:
-        """Call every layer from outside the package on inputs that agree where its outputs must agree.
-
-        Raise LayerFaultError if an output depends on a later token or on another example.
-        """
-        shape = (2, 2, max(cell.length for cell in self.cells), self.spec.model.d_model)  # two inputs [B, T, C]
-        drawn = random.normal_by_name(0, "own layers", math.prod(shape)).view(shape)
+    def check_outside_layers(self) -> None:
+        """Check every layer from outside the package; raise LayerFaultError for what it must not do."""
+        d_model, length = self.spec.model.d_model, max(cell.length for cell in self.cells)
+        shape = (3, len(self.specs), 2, length, d_model)
         dtype = torch.bfloat16 if self.spec.precision == "bfloat16" else torch.float32
-        for block in self.model.blocks:
-            if isinstance(block.mixer, PlainMixer):
-                self.working_model.call(block.mixer.check_influence, drawn.to(self.device, dtype))
+        for component, layer, block in zip(self.spec.layer_components, self.layers, self.model.blocks, strict=True):
+            if component.source is not None or isinstance(block.mixer, PlainMixer):
+                drawn = random.normal_by_name(0, "outside layers", math.prod(shape)).view(shape).to(self.device, dtype)
+                state = layer.state_size(d_model, length)
+                self.working_model.call(check_layer, drawn, block.mixer, str(component.label), state)
 
     def make_stream(self, label: str, split: batches.Split) -> batches.ExampleStream:
         """Make the stream of examples of the cell of this label and a split."""
@@ -199,14 +204,24 @@ class Trainer:
         }
 
     def test(self) -> list[tuple[CellScore, ...]]:
-        """Return the test scores of each member, one for each evaluated cell; none for a member that has diverged."""
+        """Return the test scores of each member, one for each evaluated cell; none for a member that has diverged.
+
+        A member whose test loss is not finite has diverged in its last update, and is marked so.
+        """
         active = [member for member, step in enumerate(self.diverged_at) if not step]
         by_cell = [self.test_cell(cell, active) for cell in self.task.eval_cells if active]
-        scores = dict(zip(active, zip(*by_cell, strict=True), strict=True))
-        return [scores.get(member, ()) for member in range(len(self.specs))]
+        scores: list[tuple[CellScore, ...]] = [() for _ in self.specs]
+        for member, measured in zip(active, zip(*by_cell, strict=True), strict=True):
+            finite = tuple(score for score in measured if score is not None)
+            if len(finite) == len(measured):
+                scores[member] = finite
+            else:
+                self.optimiser.state.active[member] = False
+                self.optimiser.state.diverged_at[member] = self.done
+        return scores
 
-    def test_cell(self, cell: Cell, members: Sequence[int]) -> list[CellScore]:
-        """Return the test scores of these members on one cell."""
+    def test_cell(self, cell: Cell, members: Sequence[int]) -> list[CellScore | None]:
+        """Return the test scores of these members on one cell; None for a member whose loss is not finite."""
         evaluation, stream = self.spec.evaluation, self.make_stream(cell.label, "test")
         counts = evaluate(self.working_model, stream, evaluation_pieces(stream, evaluation.examples))
         free = self.run_freely(stream)
@@ -236,12 +251,19 @@ class Trainer:
         return run_freely(self.working_model, stream, self.spec.evaluation.examples, state.elements if state else 0)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors that steps change, by their names in a checkpoint; batches follow from the steps done."""
+        """Return the tensors that steps change, by their names in a checkpoint; batches follow from the steps done.
+
+        Buffers of layers from outside, which members do not share, have names of their own.
+        """
+        own = {id(buffer) for mixer in self.model.modules() if isinstance(mixer, PlainMixer) for buffer in mixer.held}
         buffers, members = self.optimiser.buffers, self.optimiser.state
         state = {"parameters": buffers.parameters, "means": buffers.means, "squares": buffers.squares}
         state |= {"sums": self.monitor.sums, "course": self.monitor.history}
         state |= {"steps": members.steps, "alive": members.active, "died_at": members.diverged_at}
-        state |= {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
+        state |= {
+            f"{MEMBER_BUFFER if id(buffer) in own else 'buffer '}{name}": buffer
+            for name, buffer in self.model.named_buffers()
+        }
         state |= {} if buffers.working is None else {"working": buffers.working}
         return state
 

@@ -20,7 +20,9 @@ SPECS = [
     "gated-conv", "linear", "linear:feature_map=elu", "power:p=1", "power:p=2,gate=true,rope=true", "power:p=3",
     "power:p=4,d_key=2", "softmax", "softmax:gate=true,kv_heads=1", "window:w=5", "gated-conv+power:p=2",
 ]  # fmt: skip
-SPECS += [name for name in ARCHITECTURES if name not in (*SPECS, "min-gru")] + ["gated-conv+min-gru"]
+VECTORS = ("min-gru", "min-lstm")
+"""Alone, they give nearly the same answer at every token before they are trained."""
+SPECS += [name for name in ARCHITECTURES if name not in (*SPECS, *VECTORS)] + [f"gated-conv+{name}" for name in VECTORS]
 COPIES = ["copy:symbols=5,alphabet=3", "phonebook:entries=3", "ngram-lookup:symbols=9", "ngram-lookup:side=prefix"]
 
 

@@ -22,11 +22,14 @@ from icl_bench.kernels.fleet import gated_unit as gated_unit
 from icl_bench.kernels.fleet import norm as norm
 from icl_bench.kernels.fleet import products as products
 from icl_bench.kernels.fleet import split_convolution as split_convolution
+from icl_bench.kernels.fleet import token_bonus as token_bonus
+from icl_bench.kernels.fleet import token_pairs as token_pairs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
 STEPS = 3
 FUSED = (
     adamw, convolution, decays, embedding, erasing_keys, gated_norm, gated_unit, norm, products, split_convolution,
+    token_bonus, token_pairs,
 )  # fmt: skip
 MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7"]
 

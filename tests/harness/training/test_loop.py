@@ -18,6 +18,8 @@ def test_validation_points_and_cells_are_all_there() -> None:
 def test_what_is_reported_adds_up_to_what_is_logged() -> None:
     trainer, reported, logged = Trainer(specs("softmax"), Machine(CPU)), [], []
     TrainingLoop(trainer, reported.append, lambda member, point: logged.append(point), report_every=0.0).run()
+    assert [point for progress in reported for point in progress.validations] == logged
+    reported = [progress for progress in reported if not progress.validations]
     assert [progress.step for progress in reported] == list(range(1, 13))
     for point in logged:
         span = [progress.loss[0] for progress in reported if point.step - 6 < progress.step <= point.step]

@@ -1,7 +1,11 @@
 """One result for each kind of ending."""
 
+import math
+
+import pytest
+
 from icl_bench.harness.training.results import failed_result, member_result
-from tests.harness.training.small_runs import specs, trained, with_rate
+from tests.harness.training.small_runs import TASK, specs, trained, with_rate
 
 
 def test_a_member_ends_well_or_diverged() -> None:
@@ -22,3 +26,24 @@ def test_a_failed_run_knows_its_state_and_work_all_the_same() -> None:
     failed = failed_result(run, "oom", "no room", 1.23456)
     assert (failed.status, failed.detail, failed.seconds, failed.params) == ("oom", "no room", 1.235, 0)
     assert failed.state is not None and failed.state.elements > 0 and failed.work.state > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "task", [TASK, "vector-recall:length=20,pairs=[2|4],dims=5", "linear-regression:dims=3,points=8"]
+)
+def test_a_loss_that_is_not_finite_in_the_test_alone_is_a_divergence(task: str, precision: str) -> None:
+    """The only update explodes, so that training has met finite losses alone."""
+    runs = specs(
+        "linear",
+        (0, 1, 2),
+        task=task,
+        precision=precision,
+        extra=("train.steps=1", "train.warmup=0", "train.clip=none"),
+    )
+    runs[1] = with_rate(runs[1], 1e12)
+    outcome = trained(runs)
+    results = [member_result(run, outcome.scores, member, "f" * 64) for member, run in enumerate(runs)]
+    assert [one.status for one in results] == ["ok", "diverged", "ok"]
+    assert results[1].cells == () and results[1].steps == 1 and results[0].cells and results[2].cells
+    assert all(math.isfinite(point.train_loss + point.accuracy) for _, point in outcome.logged)
