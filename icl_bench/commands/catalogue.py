@@ -1,37 +1,83 @@
 """The commands that list and describe what there is: tasks, architectures, plug-ins, examples, sizes, this machine."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from icl_bench.commands.options import DEFAULT_STORE, DeviceOption, JsonOption, StoreOption, TaskArgument
-from icl_bench.commands.output import SOMETHING_FAILED, print_json, print_listing, stdout_console
+from icl_bench.commands.options import (
+    DEFAULT_STORE,
+    DeviceOption,
+    JsonOption,
+    StoreOption,
+    TaskArgument,
+    complete_arch,
+    complete_task,
+)
+from icl_bench.commands.output import SOMETHING_FAILED, print_json, print_listing, say
 from icl_bench.commands.session import load_plugins_or_warn
 
+if TYPE_CHECKING:
+    from icl_bench.commands.details import DetailCard
 
-def tasks(as_json: JsonOption = False) -> None:
-    """List the tasks, one line each."""
+
+def tasks(
+    task: Annotated[
+        str | None,
+        typer.Argument(help="A task: name or name:key=value,...; all by default.", autocompletion=complete_task),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the tasks, one line each; with a name, describe that task: parameters, cells, an example, a command."""
     from icl_bench.tasks import TASKS
 
     load_plugins_or_warn()
+    if task is not None:
+        from icl_bench.commands.details import task_card
+
+        show_card("task", task_card(task), as_json)
+        return
     print_listing("tasks", [{"name": name, "summary": TASKS.summary(name)} for name in TASKS], as_json)
 
 
-def archs(as_json: JsonOption = False) -> None:
-    """List the architectures by family, each with its recurrence, the size of its state and its source."""
+def archs(
+    arch: Annotated[
+        str | None,
+        typer.Argument(
+            help="An architecture: name or name:key=value,...; all by default.", autocompletion=complete_arch
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the architectures by family with recurrence, state and source; with a name, describe that architecture."""
     from icl_bench.architectures import ARCHITECTURES
 
     load_plugins_or_warn()
+    if arch is not None:
+        from icl_bench.commands.details import arch_card
+
+        show_card("arch", arch_card(arch), as_json)
+        return
     cards = [ARCHITECTURES[name].card() for name in ARCHITECTURES]
     if as_json:
         print_json({"archs": [card._asdict() for card in cards]})
         return
     for family in dict.fromkeys(card.family for card in cards):
-        typer.echo(f"{family}:")
+        say(f"{family}:")
         for card in (card for card in cards if card.family == family):
-            typer.echo(f"  {card.name}: {card.summary}")
+            say(f"  {card.name}: {card.summary}")
             facts = [card.recurrence, card.state and f"state: {card.state}", card.source]
-            typer.echo("".join(f"      {fact}\n" for fact in facts if fact), nl=False)
+            for fact in filter(None, facts):
+                say(f"      {fact}")
+
+
+def show_card(kind: str, card: "DetailCard", as_json: bool) -> None:
+    """Print the card of a task or an architecture."""
+    from icl_bench.commands.console import terminal
+
+    if as_json:
+        print_json({kind: card.document()})
+    else:
+        terminal().print(card.render())
 
 
 def plugins(as_json: JsonOption = False) -> None:
@@ -49,6 +95,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print one example of a task, with the target behind each scored position."""
+    from icl_bench.commands.console import terminal
     from icl_bench.commands.tables import example_text
     from icl_bench.harness.training.batches import draw_example
 
@@ -57,7 +104,7 @@ def show(
     if as_json:
         print_json(shown.document())
     else:
-        stdout_console().print(example_text(shown))
+        terminal().print(example_text(shown))
 
 
 def state(
@@ -68,6 +115,7 @@ def state(
     as_json: JsonOption = False,
 ) -> None:
     """Count state, parameters and operations of architectures, and their weight-state FLOP ratio, without training."""
+    from icl_bench.commands.console import terminal
     from icl_bench.commands.tables import state_table
     from icl_bench.harness.accounting import account
 
@@ -76,7 +124,7 @@ def state(
     if as_json:
         print_json({"archs": [row._asdict() for row in rows]})
     else:
-        stdout_console().print(state_table(rows))
+        terminal().print(state_table(rows))
 
 
 def check_arch(
@@ -89,17 +137,43 @@ def check_arch(
 
     Shapes, causality, gradients, state, both forms, seeds, and a short training on recall, in a minute.
     """
+    from icl_bench.commands.console import terminal
     from icl_bench.commands.tables import conformance_table
     from icl_bench.harness.conformance import check_architecture
-    from icl_bench.harness.environment import pick_device
+    from icl_bench.harness.environment import one_thread, pick_device
 
     load_plugins_or_warn()
-    checks = check_architecture(spec, d_model, pick_device(device))
+    place = pick_device(device)
+    with one_thread(place):
+        checks = check_architecture(spec, d_model, place)
     failed = [check for check in checks if check.outcome == "failed"]
     if as_json:
         print_json({"arch": spec, "ok": not failed, "checks": [check._asdict() for check in checks]})
     else:
-        stdout_console().print(conformance_table(checks))
+        terminal().print(conformance_table(checks))
+    if failed:
+        raise typer.Exit(SOMETHING_FAILED)
+
+
+def check_task(
+    spec: Annotated[str, typer.Argument(help="A task: name or name:key=value,...; of a plug-in too.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a task keeps its promises; exit status 3 if a check fails.
+
+    Cells, shapes, oracle, keys, floors, bits of the state, examples apart, and its description.
+    """
+    from icl_bench.commands.console import terminal
+    from icl_bench.commands.tables import conformance_table
+    from icl_bench.harness.task_conformance import check_task_contract
+
+    load_plugins_or_warn()
+    checks = check_task_contract(spec)
+    failed = [check for check in checks if check.outcome == "failed"]
+    if as_json:
+        print_json({"task": spec, "ok": not failed, "checks": [check._asdict() for check in checks]})
+    else:
+        terminal().print(conformance_table(checks))
     if failed:
         raise typer.Exit(SOMETHING_FAILED)
 
@@ -114,4 +188,4 @@ def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> N
         print_json({"checks": [check._asdict() for check in checks]})
         return
     for check in checks:
-        typer.echo(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")
+        say(f"{'ok     ' if check.ok else 'missing'}  {check.name}: {check.detail}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from icl_bench.commands.options import DeviceOption, JsonOption, machine_option, output_option
-from icl_bench.commands.output import SOMETHING_FAILED, print_json, stdout_console
+from icl_bench.commands.output import SOMETHING_FAILED, note, print_json, say
 from icl_bench.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def check_kernels(
 
     Triton kernels run on a GPU, or on a CPU in Triton's interpreter if TRITON_INTERPRET=1 is set.
     """
+    from icl_bench.commands.console import terminal
     from icl_bench.commands.kernel_tables import check_table
     from icl_bench.harness.environment import pick_device
     from icl_bench.kernels.measurement.check import check_operators
@@ -53,8 +54,8 @@ def check_kernels(
         shared = origin(place)
         print_json({"ok": not broken, "findings": [{**x._asdict(), **shared} for x in findings]})
     else:
-        stdout_console().print(check_table(findings))
-        typer.echo(f"{len(findings) - len(broken)} of {len(findings)} within their bounds")
+        terminal().print(check_table(findings))
+        say(f"{len(findings) - len(broken)} of {len(findings)} within their bounds")
     if broken:
         raise typer.Exit(SOMETHING_FAILED)
 
@@ -76,6 +77,7 @@ def bench_kernels(
     GPU, rows have the share of the machine's limit, memory at the length and at twice the length, and the time of
     compilation from nothing.
     """
+    from icl_bench.commands.console import terminal
     from icl_bench.commands.kernel_tables import bench_tables, speed_curves
     from icl_bench.harness.environment import pick_device
     from icl_bench.kernels.measurement.bench import bench_operators
@@ -88,7 +90,7 @@ def bench_kernels(
         shared = origin(place)
         print_json({"rows": [{**row.document(), **shared} for row in rows]})
     else:
-        stdout_console().print(bench_tables(rows, drawn))
+        terminal().print(bench_tables(rows, drawn))
     if figure is not None and drawn:
         figure.parent.mkdir(parents=True, exist_ok=True)
         figure.write_bytes(crossover_figure(drawn))
@@ -100,7 +102,7 @@ def bench_kernels(
 
 def tell(line: str) -> None:
     """Print a line of progress on standard error."""
-    typer.echo(line, err=True)
+    note(line)
 
 
 def origin(place: "torch.device") -> dict[str, Any]:

@@ -5,8 +5,10 @@ of the group to Typer as options of the command and hands the command one record
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -18,18 +20,53 @@ output_option = partial(typer.Option, rich_help_panel="Output")
 DEFAULT_STORE = Path("icl-runs")
 REPORT_HELP = "Write a report to this file: Markdown, or one HTML page if the name ends in .html."
 
-TaskArgument = Annotated[str, typer.Argument(help="A task: name or name:key=value,... (see `icl-bench tasks`).")]
-ArchOption = Annotated[
-    list[str], typer.Option("--arch", help="An architecture: name or name:key=value,...; a+b for a hybrid; repeatable.")
+REGISTERED = re.compile(r"\.register\(\"([a-z0-9-]+)\"\)")
+
+
+def registered_names(package: str) -> list[str]:
+    """Return the names that the modules of a package register, from their text: completion must not load torch."""
+    files = resources.files("icl_bench").joinpath(package).iterdir()
+    texts = [file.read_text() for file in files if file.name.endswith(".py")]
+    return sorted(name for text in texts for name in REGISTERED.findall(text))
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Return the tasks whose names begin so."""
+    return [name for name in registered_names("tasks") if name.startswith(incomplete)]
+
+
+def complete_arch(incomplete: str) -> list[str]:
+    """Return the architectures whose names begin so; the last part of a hybrid is completed."""
+    front, plus, last = incomplete.rpartition("+")
+    return [front + plus + name for name in registered_names("architectures") if name.startswith(last)]
+
+
+TaskArgument = Annotated[
+    str,
+    typer.Argument(help="A task: name or name:key=value,... (see `icl-bench tasks`).", autocompletion=complete_task),
 ]
-SeedsOption = Annotated[str, typer.Option(help="Seeds: 0, 0,1,5 or a range 0..4.")]
+TasksArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="One or several tasks: name or name:key=value,... (see `icl-bench tasks`).", autocompletion=complete_task
+    ),
+]
+ArchOption = Annotated[
+    list[str],
+    typer.Option(
+        "--arch", "-a", help="An architecture: name or name:key=value,...; a+b for a hybrid; repeatable.",
+        autocompletion=complete_arch,
+    ),
+]  # fmt: skip
+SeedsOption = Annotated[str, typer.Option("--seeds", "-s", help="Seeds: 0, 0,1,5 or a range 0..4.")]
 LrOption = Annotated[
     str | None, typer.Option(help="Learning rates: 1e-3, 1e-3,3e-3 or a logarithmic grid 1e-4..3e-2/7.")
 ]
 StoreOption = Annotated[Path, output_option(help="Folder of finished runs.")]
-ReportOption = Annotated[Path | None, output_option("--report", help=REPORT_HELP)]
-NeededReportOption = Annotated[Path, output_option(help=REPORT_HELP)]
+ReportOption = Annotated[Path | None, output_option("--report", "-o", help=REPORT_HELP)]
+NeededReportOption = Annotated[Path, output_option("--report", "-o", help=REPORT_HELP)]
 JsonOption = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else.")]
+QuietOption = Annotated[bool, output_option("--quiet", "-q", help="Print no progress.")]
 DeviceOption = Annotated[str, machine_option(help="Device: auto, cpu or cuda.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the number of runs and an estimate of their time, and train nothing.")
@@ -72,9 +109,10 @@ class MachineOptions(NamedTuple):
     engine: Annotated[
         str,
         machine_option(
-            help="Engine: inline, or local, ray or slurm with options, such as local:workers=4,timeout=600."
+            help="Engine: auto (this process, or one worker a core for longer work on a CPU), inline, or local, ray or "
+            "slurm with options, such as local:workers=4,timeout=600."
         ),
-    ] = "inline"
+    ] = "auto"
 
 
 class OutputOptions(NamedTuple):
@@ -84,7 +122,13 @@ class OutputOptions(NamedTuple):
     log: Annotated[
         list[str] | None, output_option("--log", help="Also log runs to tensorboard, trackio or wandb; repeatable.")
     ] = None
+    keep: Annotated[
+        str | None,
+        output_option(help="Files that runs keep: model (its weights), samples (32 answered test examples a cell)."),
+    ] = None
     as_json: JsonOption = False
+    quiet: QuietOption = False
+    again: Annotated[bool, output_option("--again", help="Repeat finished runs that ended in an error.")] = False
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

@@ -16,13 +16,13 @@ def quickstart(
     from icl_bench.harness.resolve import QUICKSTART
 
     check_report(report)
-    records = execute(QUICKSTART, options.MachineOptions(device=device), options.OutputOptions(store))
+    records = execute([QUICKSTART], options.MachineOptions(device=device), options.OutputOptions(store))
     finish(records, as_json=False, report=report)
 
 
 @options.grouped
 def run(
-    task: options.TaskArgument,
+    task: options.TasksArgument,
     arch: options.ArchOption,
     *,
     setting: options.SettingOptions,
@@ -32,14 +32,15 @@ def run(
     output: options.OutputOptions,
     report: options.ReportOption = None,
 ) -> None:
-    """Train and evaluate one or several architectures on a task.
+    """Train and evaluate one or several architectures on one or several tasks.
 
-    Example: icl-bench run assoc-recall --arch power:p=2 --arch linear --seeds 0..2
+    Example: icl-bench run assoc-recall copy --arch power:p=2 --arch linear --seeds 0..2
     """
     from icl_bench.harness.resolve import Request, parse_lrs, parse_seeds
 
     load_plugins_or_warn()
     check_report(report)
     lrs, settings = parse_lrs(lr) if lr else (), setting.settings or ()
-    request = Request(task, arch, setting.preset, lrs, parse_seeds(seeds), setting.precision, settings)
-    finish(execute(request, machine, output), as_json=output.as_json, report=report)
+    chosen = (arch, setting.preset, lrs, parse_seeds(seeds), setting.precision, settings)
+    requests = [Request(each, *chosen) for each in task]
+    finish(execute(requests, machine, output), as_json=output.as_json, report=report)

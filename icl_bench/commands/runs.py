@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from icl_bench.commands.options import DEFAULT_STORE, REPORT_HELP, JsonOption, StoreOption
-from icl_bench.commands.output import SOMETHING_FAILED, note_problems, print_json, write_files
+from icl_bench.commands.output import SOMETHING_FAILED, note, note_problems, print_json, say, write_files
 from icl_bench.commands.session import load_plugins_or_warn
-from icl_bench.errors import StoreError
+from icl_bench.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
+    from icl_bench.runs.outline import FinishedRuns
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.store import Store
     from icl_bench.runs.store.index import Summary
@@ -31,22 +32,32 @@ def list_runs(
     since: Annotated[
         str | None, typer.Option(help="Only runs started since 2026-01-31, 2026-01-31T12:00, 12h, 3d.")
     ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(help="Sort by accuracy or seconds (largest first), started (newest first), or another column."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="List the first runs alone.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """List runs, one line each: finished runs, then interrupted and running ones."""
     from icl_bench.runs.store.index import Index
-    from icl_bench.runs.store.listing import Filters, parse_since, unfinished
+    from icl_bench.runs.store.listing import Filters, check_status, parse_since, sort_rows, unfinished
 
+    check_status(status)
     opened = open_store(store)
     index = Index(opened)
     finished, problems = index.summaries()
     filters = Filters(task, arch, status, parse_since(since, datetime.now(UTC)) if since else None)
-    rows = [row for row in (*finished, *unfinished(opened)) if filters.admit(row)]
+    there = [*finished, *unfinished(opened)]
+    rows = sort_rows([row for row in there if filters.admit(row)], sort)[:limit]
     if as_json:
         print_json({"runs": [row._asdict() for row in rows], "problems": [str(problem) for problem in problems]})
         return
     print_rows(rows)
+    if not rows:
+        for line in filters.unknown(there):
+            note(line)
     note_problems(index, problems)
 
 
@@ -69,7 +80,7 @@ def remove_runs(
     """Move runs to the folder `trash` of their store; empty that folder to delete them."""
     opened = open_store(store)
     for run_id in [opened.find(prefix) for prefix in run]:
-        typer.echo(f"{run_id} is now {opened.remove(run_id)}")
+        say(f"{run_id} is now {opened.remove(run_id)}")
 
 
 @runs.command("verify")
@@ -81,9 +92,9 @@ def verify_runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False)
     if as_json:
         print_json(found._asdict())
     else:
-        typer.echo(f"{found.runs} runs and {found.checkpoints} checkpoints are whole, {len(found.problems)} problems")
+        say(f"{found.runs} runs and {found.checkpoints} checkpoints are whole, {len(found.problems)} problems")
         for problem in found.problems:
-            typer.echo(f"damaged: {problem}", err=True)
+            note(f"damaged: {problem}")
     if found.problems:
         raise typer.Exit(SOMETHING_FAILED)
 
@@ -99,25 +110,55 @@ def measure_floors(store: StoreOption = DEFAULT_STORE) -> None:
     index = Index(open_store(store))
     finished, problems = index.runs()
     floors, failed = remeasure(finished.outlines)
-    typer.echo(f"floors of {len(floors)} sets of test examples: {write_floors(store, floors)}")
+    say(f"floors of {len(floors)} sets of test examples: {write_floors(store, floors)}")
     note_problems(index, problems)
     for line in failed:
-        typer.echo(f"not measured: {line}", err=True)
+        note(f"not measured: {line}")
 
 
 @runs.command("export")
 def export_runs(
-    file: Annotated[Path, typer.Argument(help="The file to write: .csv, or .parquet (needs pyarrow).")],
+    file: Annotated[
+        Path | None, typer.Argument(help="The file to write: .csv, .json, .jsonl, or .parquet (needs pyarrow).")
+    ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="A row for each run, validation and cell, instead of each run and cell.")
+    ] = False,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="Log the runs to tensorboard, trackio or wandb; repeatable.")
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Write finished runs as one table, a row for each run and cell."""
-    from icl_bench.runs.store.export import export_records
+    """Write finished runs as one table, or log them.
+
+    Example: icl-bench runs export runs.csv
+    """
+    from icl_bench.runs.store.export import write_table
     from icl_bench.runs.store.index import Index
 
-    index = Index(open_store(store))
+    opened = open_store(store)
+    index = Index(opened)
     finished, problems = index.runs()
-    typer.echo(f"{export_records(finished.load_all(), file)} rows of {len(finished.outlines)} runs: {file}")
+    if file is None and not to:
+        raise SpecError("an export has a file or a logger; got neither; write `icl-bench runs export runs.csv`")
+    if to:
+        log_runs(finished, opened, to)
+    if file is not None:
+        rows, unread = write_table(finished, opened, file, curves)
+        problems = [*problems, *unread]
+        say(f"{rows} rows of {len(finished.outlines)} runs: {file}")
     note_problems(index, problems)
+
+
+def log_runs(finished: "FinishedRuns", store: "Store", names: list[str]) -> None:
+    """Log every finished run; exit with status 3 if a logger fails."""
+    from icl_bench.harness.loggers import log_finished, make_loggers
+
+    loggers = make_loggers(names, store)
+    kept = log_finished((store.load(outline.id) for outline in finished.outlines), loggers)
+    say(f"{len(finished.outlines)} runs logged to {', '.join(kept) or 'none'}: {store.root / 'logs'}")
+    if len(kept) < len(loggers):
+        raise typer.Exit(SOMETHING_FAILED)
 
 
 def merge(
@@ -132,11 +173,11 @@ def merge(
     from icl_bench.runs.store.merge import merge_stores
 
     done = merge_stores(sources, Store(store))
-    typer.echo(f"{done.copied} runs copied, {done.present} there already")
+    say(f"{done.copied} runs copied, {done.present} there already")
     for line in done.conflicts:
-        typer.echo(f"conflict: {line}", err=True)
+        note(f"conflict: {line}")
     for problem in done.problems:
-        typer.echo(f"not copied: {problem}", err=True)
+        note(f"not copied: {problem}")
     if done.conflicts or done.problems:
         raise typer.Exit(SOMETHING_FAILED)
 
@@ -160,7 +201,7 @@ def report(
         )
     note_problems(index, ())
     with uncollected():
-        typer.echo(write_files(runs, problems, output, NO_STUDY._replace(interrupted=interrupted)))
+        say(str(write_files(runs, problems, output, NO_STUDY._replace(interrupted=interrupted))))
 
 
 def open_store(path: Path) -> "Store":
@@ -176,24 +217,24 @@ def open_store(path: Path) -> "Store":
 
 def print_rows(rows: "list[Summary]") -> None:
     """Print runs in columns, and their number on standard error."""
-    from icl_bench.reports.text import plain
+    from icl_bench.escapes import plain
 
     cells = [
-        (row.id, row.status, plain(row.task), plain(row.arch), str(row.seed), f"{row.lr:.3g}" if row.lr else "-",
+        (row.id, row.status, plain(row.task), plain(row.arch), "-" if row.seed is None else str(row.seed),
+         f"{row.lr:.3g}" if row.lr else "-",
          f"{row.accuracy:.3f}" if row.status == "ok" else "-", plain(row.started) or "-")
         for row in rows
     ]  # fmt: skip
     head = ("id", "status", "task", "architecture", "seed", "lr", "accuracy", "started")
     widths = [max(len(row[i]) for row in (head, *cells)) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *cells)]
-    typer.echo("\n".join(line.rstrip() for line in lines))
+    say(*(line.rstrip() for line in lines))
     cut = sum(row.status == "interrupted" for row in rows)
-    typer.echo(f"{len(rows):,} runs" + (f", {cut:,} of them interrupted" if cut else ""), err=True)
+    note(f"{len(rows):,} runs" + (f", {cut:,} of them interrupted" if cut else ""))
 
 
 def print_record(record: "RunRecord") -> None:
     """Print a run as lines of name and value."""
-    from icl_bench.reports.text import plain
     from icl_bench.schema import canonical_json
 
     result = record.result
@@ -202,4 +243,4 @@ def print_record(record: "RunRecord") -> None:
     facts |= {key: str(value) for key, value in record.manifest.model_dump(mode="json").items()}
     for name, value in facts.items():
         for i, line in enumerate(value.splitlines() or [""]):
-            typer.echo(f"{'' if i else name:<20} {plain(line)}")
+            say(f"{'' if i else name:<20} {line}")

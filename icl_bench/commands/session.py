@@ -1,18 +1,18 @@
 """Requests and studies carried out: from the options of a command to an executor, and from its records to a report."""
 
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from icl_bench.commands.options import MachineOptions, OutputOptions
-from icl_bench.commands.output import finish
-from icl_bench.errors import StateBudgetError
+from icl_bench.commands.output import finish, note
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from icl_bench.harness.engines.base import Executor
+    from icl_bench.harness.estimate import Estimate
     from icl_bench.harness.resolve import Request
+    from icl_bench.harness.session import Session
     from icl_bench.harness.study.file import Study
     from icl_bench.reports.context import StudyContext
     from icl_bench.runs.record import RunRecord
@@ -21,69 +21,80 @@ if TYPE_CHECKING:
 
 def make_executor(machine: MachineOptions, output: OutputOptions) -> "Executor":
     """Make the executor of these options, whose engine the caller closes; raise SpecError if a part is not there."""
-    from rich.console import Console
+    from icl_bench.harness.session import Session
 
+    where = (machine.device, machine.impl, machine.graphs, machine.fleet, machine.engine)
+    session = Session(*where, output.log or (), output.quiet, output.again)
+    return open_with_progress(output.store, session, keep_of(output))
+
+
+def open_with_progress(store: Path, session: "Session", keep: tuple[str, ...]) -> "Executor":
+    """Open a session that prints its progress on standard error, unless it is quiet."""
+    from icl_bench.commands.console import terminal
     from icl_bench.commands.progress import make_reporter
-    from icl_bench.harness.engines.base import FLEET_SIZE, Executor, device_for, make_engine
-    from icl_bench.harness.environment import check_impl
-    from icl_bench.harness.loggers import LoggingReporter, make_loggers
-    from icl_bench.harness.training.trainer import Machine
+    from icl_bench.harness.engines.base import device_for
+    from icl_bench.harness.estimate import Forecast
+    from icl_bench.harness.session import open_session
+    from icl_bench.runs.events import SilentReporter
+
+    forecast = Forecast(device_for(session.engine, session.device).type)
+    reporter = SilentReporter() if session.quiet else make_reporter(terminal(err=True), forecast)
+    return open_session(store, session, reporter, keep)
+
+
+def keep_of(output: OutputOptions) -> tuple[str, ...]:
+    """Return the names that --keep gives; raise SpecError for others."""
+    from icl_bench.runs.kept import parse_keep
+
+    return parse_keep(output.keep) if output.keep else ()
+
+
+def note_lacking(records: "list[RunRecord]", output: OutputOptions) -> None:
+    """Name on standard error the runs that were finished before without what --keep asks for."""
+    from icl_bench.runs.kept import lacking_lines
+
+    for line in lacking_lines((record.result for record in records), keep_of(output)):
+        note(f"note: {line}")
+
+
+def estimate_left(
+    batches: "Sequence[Sequence[RunSpec]]", machine: MachineOptions, output: OutputOptions
+) -> "list[Estimate]":
+    """Estimate the time of each batch of runs in one process, at once: by the finished runs of the store, or a rule."""
+    from icl_bench.harness.engines.base import device_for
+    from icl_bench.harness.environment import check_impl, device_name
+    from icl_bench.harness.estimate import estimate_runs, measured_seconds
     from icl_bench.runs.store import Store
 
     check_impl(machine.impl)
     device = device_for(machine.engine, machine.device)
-    engine = make_engine(machine.engine, Machine(device, machine.impl, machine.graphs))
-    store, reporter = Store(output.store), make_reporter(Console(stderr=True))
-    loggers = make_loggers(output.log or (), store)
-    told = LoggingReporter(reporter, store, loggers) if loggers else reporter
-    return Executor(store, engine, machine.fleet or FLEET_SIZE[device.type], told)
+    known = measured_seconds(Store(output.store), device_name(device))
+    return [estimate_runs(runs, device.type, known) for runs in batches]
 
 
-def estimate_seconds(phases: "list[list[RunSpec]]", options: MachineOptions) -> float:
-    """Estimate the seconds that successive phases of runs take in one process, from a few steps of each kind."""
-    from icl_bench.harness.engines.base import FLEET_SIZE
-    from icl_bench.harness.environment import check_impl, pick_device
-    from icl_bench.harness.estimate import seconds_for
-    from icl_bench.harness.training.trainer import Machine
+def execute(requests: "Sequence[Request]", machine: MachineOptions, output: OutputOptions) -> "list[RunRecord]":
+    """Train the runs of requests that the store lacks, and return the records of all their runs."""
+    from icl_bench.harness.session import finish_requests
 
-    check_impl(options.impl)
-    device = pick_device(options.device)
-    machine, size = Machine(device, options.impl, options.graphs), options.fleet or FLEET_SIZE[device.type]
-    return sum(seconds_for(phase, machine, size) for phase in phases)
-
-
-def execute(request: "Request", machine: MachineOptions, output: OutputOptions) -> "list[RunRecord]":
-    """Train the runs of a request that the store lacks, and return the records of all its runs."""
-    from icl_bench.harness.resolve import expand_request
-    from icl_bench.runs.store.floors import read_floors, renewed_run
-
-    specs, floors = expand_request(request), read_floors(output.store)
-    executor = make_executor(machine, output)
-    with closing(executor.engine):
-        return [renewed_run(record, floors) for record in executor.finish(specs)]
+    records = finish_requests(requests, make_executor(machine, output))
+    note_lacking(records, output)
+    return records
 
 
 def complete_study(
-    study: "Study", machine: MachineOptions, output: OutputOptions, report: Path, parts: int | None = None
+    study: "Study", machine: MachineOptions, output: OutputOptions, report: Path, parts: "Sequence[int]" = ()
 ) -> None:
-    """Run a study or its first parts, print its results, write its report.
+    """Run a study or some of its parts, print its results, write its report.
 
     Raise StateBudgetError if no architecture can be matched.
     """
-    from icl_bench.harness.study.protocol import run_study
-    from icl_bench.runs.store.floors import read_floors, renewed_run
+    from icl_bench.harness.session import finish_study
 
-    floors = read_floors(output.store)
-    executor = make_executor(machine, output)
-    with closing(executor.engine):
-        outcome = run_study(study, executor, parts)
-    if not outcome.measured:
-        raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
-    for line in outcome.left_out:
-        typer.echo(f"left out: {line}", err=True)
-    once = {record.result.id: record for record in [*outcome.measured, *outcome.tuning]}  # a seed may do both
-    records = [renewed_run(record, floors) for record in once.values()]
-    finish(records, output.as_json, report, context_of(study, outcome.left_out))
+    records, left_out = finish_study(study, make_executor(machine, output), parts)
+    note_lacking(records, output)
+    for line in left_out:
+        note(f"left out: {line}")
+    finish(records, output.as_json, report, context_of(study, left_out))
 
 
 def context_of(study: "Study", left_out: "list[str]") -> "StudyContext":
@@ -116,4 +127,4 @@ def load_plugins_or_warn() -> None:
 
     for plugin in load_plugins():
         if plugin.error:
-            typer.echo(f"warning: plug-in {plugin.name} did not load: {plugin.error}", err=True)
+            note(f"warning: plug-in {plugin.name} did not load: {plugin.error}")

@@ -1,16 +1,19 @@
 """The commands that tune, then measure: `compare`, `sweep` and `studies`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from icl_bench.commands import options
-from icl_bench.commands.output import check_report, print_json, print_listing
-from icl_bench.commands.session import complete_study, estimate_seconds, load_plugins_or_warn
+from icl_bench.commands.output import check_report, print_json, print_listing, say
+from icl_bench.commands.session import complete_study, estimate_left, load_plugins_or_warn
 from icl_bench.errors import SpecError
 
 if TYPE_CHECKING:
+    from icl_bench.harness.estimate import Estimate
+    from icl_bench.harness.study.file import Study
     from icl_bench.harness.study.protocol import StudyPlan
 
 
@@ -25,14 +28,15 @@ def compare(
         str, typer.Option(help="Learning rates to try; the grid is extended until the best rate is inside it.")
     ] = "1e-4..1e-1/7",
     tune_seeds: Annotated[str, typer.Option(help="Seeds of the runs that choose the learning rate.")] = "1000..1002",
-    seeds: Annotated[str, typer.Option(help="Fresh seeds of the runs that measure.")] = "0..4",
+    seeds: Annotated[str, typer.Option("--seeds", "-s", help="Fresh seeds of the runs that measure.")] = "0..4",
+    dry_run: options.DryRunOption = False,
     machine: options.MachineOptions,
     output: options.OutputOptions,
     report: options.NeededReportOption = Path("report.md"),
 ) -> None:
     """Compare architectures of equal size: tune learning rates, measure with fresh seeds, write a report.
 
-    Example: icl-bench compare assoc-recall --arch power:p=2 --arch linear --arch window --state 16384
+    Example: icl-bench compare assoc-recall --arch power:p=2 --arch linear --arch window --state 4096
     """
     from icl_bench.harness.matching import parse_state
     from icl_bench.harness.resolve import parse_lrs, parse_seeds
@@ -55,7 +59,11 @@ def compare(
         "precision": setting.precision,
         "settings": tuple(setting.settings or ()),
     }
-    complete_study(build(Study, fields, "compare"), machine, output, report)
+    study = build(Study, fields, "compare")
+    if dry_run:
+        show_plan(study, (), machine, output)
+    else:
+        complete_study(study, machine, output, report)
 
 
 @options.grouped
@@ -64,7 +72,8 @@ def sweep(
     *,
     dry_run: options.DryRunOption = False,
     parts: Annotated[
-        int | None, typer.Option(min=1, help="Run the first parts of the study alone: rungs and values of its axes.")
+        str | None,
+        typer.Option(help="Run these parts alone, 1,2,7 or 1..3 as --dry-run numbers them, and those they start from."),
     ] = None,
     dirty: Annotated[
         bool, typer.Option("--dirty", help="Run a packaged study from a checkout with uncommitted changes.")
@@ -75,20 +84,18 @@ def sweep(
 ) -> None:
     """Run a study: tune, measure, write a report. The same command again continues an interrupted study."""
     from icl_bench.harness.study.file import load_study, packaged_studies
-    from icl_bench.harness.study.protocol import plan_study
-    from icl_bench.runs.store import Store
+    from icl_bench.harness.study.protocol import parse_parts
 
     load_plugins_or_warn()
     loaded = load_study(study)
+    numbers = parse_parts(parts) if parts else ()
     if not dry_run:
         check_report(report)
         if study in packaged_studies() and not dirty:
             check_revision(study)
-        complete_study(loaded, machine, output, report, parts)
+        complete_study(loaded, machine, output, report, numbers)
         return
-    planned = plan_study(loaded, Store(output.store))
-    planned = planned._replace(parts=planned.parts[:parts])
-    print_plan(planned, [estimate_seconds(part.left, machine) for part in planned.parts], output.as_json)
+    show_plan(loaded, numbers, machine, output)
 
 
 def check_revision(study: str) -> None:
@@ -103,31 +110,46 @@ def check_revision(study: str) -> None:
         )
 
 
-def print_plan(planned: "StudyPlan", seconds: list[float], as_json: bool) -> None:
-    """Print the runs of each part of a study, an estimate of their seconds, and the architectures it compares."""
+def show_plan(
+    study: "Study", numbers: "Sequence[int]", machine: options.MachineOptions, output: options.OutputOptions
+) -> None:
+    """Print what a study, or these parts of it, would run, and an estimate of the time; train nothing."""
+    from icl_bench.harness.study.protocol import chosen_parts, plan_study
+    from icl_bench.runs.store import Store
+
+    planned = plan_study(study, Store(output.store))
+    chosen = chosen_parts([one.part for one in planned.parts], numbers)
+    planned = planned._replace(parts=[one for one in planned.parts if one.part in chosen])
+    left = [[spec for phase in one.left for spec in phase] for one in planned.parts]
+    print_plan(planned, estimate_left(left, machine, output), output.as_json)
+
+
+def print_plan(planned: "StudyPlan", estimates: "Sequence[Estimate]", as_json: bool) -> None:
+    """Print the runs of each part of a study, an estimate of their time, and the architectures it compares."""
     from icl_bench.harness.estimate import in_words
 
     if as_json:
         parts = [
-            {"part": one.part.title, "runs": one.runs, "done": one.done, "seconds": round(own, 1)}
-            for one, own in zip(planned.parts, seconds, strict=True)
+            {"part": one.part.title, "runs": one.runs, "done": one.done, "seconds": round(own.seconds, 1)}
+            for one, own in zip(planned.parts, estimates, strict=True)
         ]
         archs = [
             {"part": one.part.title, "task": each.task, "arch": each.arch, "size": each.size and str(each.size)}
             for one in planned.parts
             for each in one.part.contenders
         ]
-        counts = {"runs": planned.runs, "done": planned.done, "seconds": round(sum(seconds), 1)}
+        seconds = round(sum(own.seconds for own in estimates), 1)
+        counts = {"runs": planned.runs, "done": planned.done, "seconds": seconds}
         print_json({**counts, "parts": parts, "archs": archs, "left_out": planned.left_out})
         return
-    for number, (one, own) in enumerate(zip(planned.parts, seconds, strict=True), start=1):
-        typer.echo(f"part {number}{one.part.title and ': '}{one.part.title}")
-        typer.echo(f"  {one.runs} runs before the grid grows; {one.done} of the tuning runs are done")
-        typer.echo(f"  about {in_words(own)} for the rest, estimated from a few steps of each kind in one process here")
+    for number, (one, own) in enumerate(zip(planned.parts, estimates, strict=True), start=1):
+        say(f"part {number}{one.part.title and ': '}{one.part.title}")
+        say(f"  {one.runs} runs before the grid grows; {one.done} of the tuning runs are done")
+        say(f"  about {in_words(own.seconds)} in one process for the rest, {own.source}")
         for each in one.part.contenders:
-            typer.echo(f"    {each.task}  {each.arch}" + (f"  at {each.size}" if each.size else ""))
+            say(f"    {each.task}  {each.arch}" + (f"  at {each.size}" if each.size else ""))
     for line in planned.left_out:
-        typer.echo(f"  left out: {line}")
+        say(f"  left out: {line}")
 
 
 def studies(as_json: options.JsonOption = False) -> None:

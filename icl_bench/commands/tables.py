@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from icl_bench.escapes import plain
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.entry import Entry, known_median
-from icl_bench.reports.text import NONE, format_bytes, format_integer, format_share, plain
+from icl_bench.reports.text import NONE, format_bytes, format_integer, format_share
 from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.record import RunRecord
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:  # all of them load torch
 FIRST = ("lr", "state", "params", "accuracy")
 BAR_LENGTH = 40
 LAST = ("exact", "solved")
+LEAST_TELLING = ("params", "exact", "lr", "own answers", "state")
+"""Columns of results that a narrow terminal can do without, the least telling first."""
+GAP = 2
+"""Characters between two columns."""
 TOKENS_PER_ROW = 16
 LONGEST_ROW = 112
 """Largest number of characters in a row of several tokens."""
@@ -29,13 +35,13 @@ LONGEST_ROW = 112
 def make_table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     """Return an empty table without lines: columns of words, then columns of numbers at the right edge."""
     table = Table(
-        box=None, title=Text(title) if title else None, title_justify="left", header_style="bold", pad_edge=False,
-        padding=(0, 2, 0, 0),
+        box=None, title=Text(plain(title)) if title else None, title_justify="left", header_style="bold",
+        pad_edge=False, padding=(0, GAP, 0, 0),
     )  # fmt: skip
     for word in words:
-        table.add_column(Text(word), overflow="fold")
+        table.add_column(Text(plain(word)), overflow="fold")
     for number in numbers:
-        table.add_column(Text(number), justify="right", overflow="fold")
+        table.add_column(Text(plain(number)), justify="right", overflow="fold")
     return table
 
 
@@ -53,7 +59,7 @@ def section_bars(section: Section) -> Table:
     """Return the bars of a task, best architecture first, and the floor last."""
     rows = [(entry.accuracy or 0.0, plain(entry.label)) for entry in section.entries]
     rows = [*sorted(rows, key=lambda row: -row[0]), (section.mean_floor or 0.0, "floor")]
-    title = Text(f"{plain(section.task)}: test accuracy")
+    title = Text(plain(f"{section.task}: test accuracy"))
     table = Table(box=None, title=title, title_justify="left", show_header=False)
     for accuracy, label in rows:
         table.add_row(Text(label), Text(bar(accuracy)), Text(format_share(accuracy)))
@@ -70,18 +76,38 @@ def bar(part: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def section_table(section: Section) -> Table:
+class ResultsTable:
+    """The table of a task; where a terminal is too narrow, the least telling columns are left out and named below."""
+
+    def __init__(self, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.title, self.heads, self.rows = title, heads, rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table, whose last row is the floor, and the names of the columns that are left out."""
+        widths = [GAP + max(map(cell_len, column)) for column in zip(self.heads, *self.rows, strict=True)]
+        kept = list(range(len(self.heads)))
+        for name in LEAST_TELLING:
+            if sum(widths[i] for i in kept) - GAP <= options.max_width:
+                break
+            kept = [i for i in kept if self.heads[i] != name]
+        table = make_table(self.title, self.heads[:1], [self.heads[i] for i in kept[1:]])
+        for row in self.rows:
+            table.add_row(*(Text(plain(row[i])) for i in kept), style="dim" if row is self.rows[-1] else "")
+        yield table
+        left_out = dict.fromkeys(name for i, name in enumerate(self.heads) if i not in kept)
+        if left_out:
+            yield Text(f"without {', '.join(left_out)}, which a wider terminal has", style="dim")
+
+
+def section_table(section: Section) -> ResultsTable:
     """Return the table of a task."""
     title = f"{plain(section.task)}: test accuracy" + (f", then by {section.load_name}" if section.cells else "")
     headings = (*FIRST, *cell_headings(section), *LAST, *further_headings(section))
-    table = make_table(title, ["architecture"], headings)
-    for entry in section.entries:
-        table.add_row(*(Text(cell) for cell in entry_cells(entry, section)))
+    rows = [entry_cells(entry, section) for entry in section.entries]
     floors = [format_share(section.floors[cell.label].accuracy) for cell in section.cells]
     row = ["floor", *[NONE] * 3, format_share(section.mean_floor), *floors]
     row += [NONE] * (1 + len(headings) - len(row))
-    table.add_row(*(Text(cell) for cell in row), style="dim")
-    return table
+    return ResultsTable(title, ["architecture", *headings], [*rows, row])
 
 
 def cell_headings(section: Section) -> list[str]:
@@ -125,7 +151,7 @@ def state_table(rows: "Sequence[Account]") -> Table:
     for row in rows:
         counts = (row.elements, row.bytes, row.length, row.params, row.weight_flops, row.state_flops)
         ratio = NONE if row.ratio is None else f"{row.ratio:.2f}"
-        table.add_row(row.arch, *(f"{count:,.0f}" for count in counts), ratio)
+        table.add_row(row.arch, *(NONE if count is None else f"{count:,.0f}" for count in counts), ratio)
     return table
 
 
@@ -142,17 +168,22 @@ def example_text(shown: "Example") -> Text:
     """Write tokens in rows; an arrow and the target follow each scored position."""
     width = max(len(token) for token in shown.tokens)
     pieces = [
-        f"{token}→{shown.targets[t]} " if t in shown.targets else f"{token:<{width}} "
+        (f"{token}→{shown.targets[t]} ", "bold reverse") if t in shown.targets else (f"{token:<{width}} ", "")
         for t, token in enumerate(shown.tokens)
     ]
-    row = row_length([len(piece) for piece in pieces])
     text = Text(f"{shown.task}  {shown.cell}  {len(shown.tokens)} tokens, {len(shown.targets)} scored, ")
     text.append(f"{shown.state_bits:.0f} bits to carry\n")
-    for t, piece in enumerate(pieces):
+    append_rows(text, pieces)
+    return text
+
+
+def append_rows(text: Text, pieces: Sequence[tuple[str, str]]) -> None:
+    """Append tokens with their styles to a text, in numbered rows."""
+    row = row_length([len(piece) for piece, _ in pieces])
+    for t, (piece, style) in enumerate(pieces):
         if t % row == 0:
             text.append(f"\n{t:>5}  ", style="dim")
-        text.append(piece, style="bold reverse" if t in shown.targets else "")
-    return text
+        text.append(piece, style=style)
 
 
 def row_length(lengths: Sequence[int]) -> int:

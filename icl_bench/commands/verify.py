@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from icl_bench.commands import options
-from icl_bench.commands.output import SOMETHING_FAILED, print_json
+from icl_bench.commands.output import SOMETHING_FAILED, print_json, say
 from icl_bench.commands.session import load_plugins_or_warn, make_executor
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def verify(
     if as_json:
         print_json({"source": str(source), "agree": agree, "noise_floor": floor, "runs": rows})
     else:
-        typer.echo("no noise floor is known" if floor is None else f"noise floor: {floor:.4f} in accuracy")
+        say("no noise floor is known" if floor is None else f"noise floor: {floor:.4f} in accuracy")
         for row in rows:
-            typer.echo(f"{row['id']}  {row['arch']} seed {row['seed']} lr {row['lr']:.3g}: {MEANING[row['verdict']]}")
-            typer.echo(f"  accuracy {row['published']:.4f} as published, {row['redone']:.4f} now ({row['device']})")
-        typer.echo("the runs agree" if agree else "not all runs are shown to agree")
+            say(f"{row['id']}  {row['arch']} seed {row['seed']} lr {row['lr']:.3g}: {MEANING[row['verdict']]}")
+            say(f"  accuracy {row['published']:.4f} as published, {row['redone']:.4f} now ({row['device']})")
+        say("the runs agree" if agree else "not all runs are shown to agree")
     if not agree:
         raise typer.Exit(SOMETHING_FAILED)
 

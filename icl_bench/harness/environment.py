@@ -4,9 +4,10 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from icl_bench.runs.record import Manifest, command_line
 
 NUMERIC_PACKAGES = ("torch", "triton", "numpy", "scipy")
 """Packages that can change numbers."""
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable by which a user sets the number of threads of torch."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Processor time that a container may use, in microseconds, and the period that it is counted over."""
 DEVICES = ("auto", "cpu", "cuda")
 IMPLS = tuple(dict.fromkeys(impl for operator in OPERATORS.values() for impl in operator.impls))
 
@@ -53,8 +58,26 @@ def processor_name() -> str:
 
 
 def usable_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Return the number of processor cores that this process may use, within the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota, _, period = CPU_QUOTA.read_text().partition(" ") if CPU_QUOTA.is_file() else ("max", "", "")
+    return cores if quota.strip() == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Compute in one thread on a CPU inside the block, unless OMP_NUM_THREADS is set.
+
+    Models this small gain nothing from several threads, and threads that wait for each other on busy cores cost ten
+    times the work.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu" and THREADS not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def visible_gpus() -> list[str]:
@@ -64,21 +87,8 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
-@contextmanager
-def environment_variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable inside the block."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of everything that can change numbers, by name; `none` for a missing package."""
     found = {"icl-bench": icl_bench.__version__, "python": platform.python_version()}
     for package in NUMERIC_PACKAGES:
@@ -90,8 +100,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def git_revision() -> str | None:
-    """Return the git revision of the package, with `+` if the checkout has changes; None outside a checkout."""
+    """Return the git revision of the package, with `+` if the checkout has changes; None outside a checkout.
+
+    It is asked for once, when the process has loaded its code; each later run of the process has the same.
+    """
     root = Path(icl_bench.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

@@ -1,102 +1,211 @@
-"""Estimate of the time that runs take on this machine, from a few steps of each kind of fleet among them."""
+"""Estimate of the time of runs, at once and without training: from finished runs of the same kind, else by a rule.
+
+The rule counts the operations of a run and divides them by what one core, or one GPU with a full fleet, does in a
+second. It is usually right within a factor of three. While runs finish, a `Forecast` replaces the rule by their times.
+"""
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
 
-import torch
-
-from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
-from icl_bench.harness.training.fleet import pack
-from icl_bench.harness.training.trainer import WARM_STEPS, Machine, Trainer
+from icl_bench.harness.accounting import Footprint
+from icl_bench.harness.resolve import make_arch, make_task
+from icl_bench.runs.events import Progress
 from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.index import Index
+from icl_bench.schema import canonical_json
+from icl_bench.tasks.cells import Cell
 
-LARGEST_BATCH = {"cpu": 16, "cuda": None}
-"""Most examples of a member in a measured step; a processor takes as long for each example, however many there are."""
-EXAMPLES = 64
-"""Examples of each cell that are evaluated for the measurement."""
-LEAST_SECONDS = 0.1
-"""Shortest time of a measurement, which repeats its work at least twice."""
-
-
-def seconds_for(runs: Sequence[RunSpec], machine: Machine, fleet_size: int) -> float:
-    """Estimate the seconds of runs in fleets of at most `fleet_size`, one after the other; takes seconds itself."""
-    kinds: dict[tuple[str, int], list[list[RunSpec]]] = {}
-    for fleet in pack(runs, fleet_size):
-        kinds.setdefault((fleet[0].fleet_key(), len(fleet)), []).append(fleet)
-    return sum(len(fleets) * fleet_seconds(fleets[0], machine) for fleets in kinds.values())
+OPERATIONS = {"cpu": 2e10, "cuda": 4e13}
+"""Floating-point operations in a second: of a core, and of a GPU that trains a full fleet."""
+STEP_SECONDS = {"cpu": 8e-3, "cuda": 1e-4}
+"""Seconds of an update of a member that do not depend on the number of tokens."""
+BACKWARD = 3
+"""Operations of a training step, relative to those of the forward pass."""
 
 
-def fleet_seconds(fleet: Sequence[RunSpec], machine: Machine) -> float:
-    """Estimate the seconds of one fleet: set-up, steps, validations and test."""
-    spec, started = fleet[0], time.perf_counter()
-    most = LARGEST_BATCH[machine.device.type] or spec.train.batch
-    train = [member.train.model_copy(update={"batch": min(most, spec.train.batch)}) for member in fleet]
-    smaller = [member.model_copy(update={"train": own}) for member, own in zip(fleet, train, strict=True)]
-    trainer = Trainer(smaller, machine)
-    wait_for(machine.device)
-    set_up = time.perf_counter() - started
-    ratio = spec.train.batch / trainer.spec.train.batch
-    cells = range(len(trainer.cells))
-    steps = sum(trainer.cell_of_step.count(cell) * step_seconds(trainer, cell, ratio) for cell in cells)
+class Estimate(NamedTuple):
+    """The estimated time of runs, one after the other in one process."""
+
+    seconds: float
+    measured: int
+    """Number of runs whose time is that of finished runs of their kind."""
+    runs: int
+
+    @property
+    def source(self) -> str:
+        """Origin of the estimate, in words."""
+        if self.measured == self.runs:
+            return "by finished runs of the same kind"
+        rule = "by a rule of thumb, usually right within a factor of three"
+        return f"{self.measured} of {self.runs} by finished runs, the others {rule}" if self.measured else rule
+
+
+def estimate_runs(runs: Sequence[RunSpec], device: str, known: Mapping[str, float] | None = None) -> Estimate:
+    """Estimate the time of runs on a type of device, `cpu` or `cuda`; `known` has the seconds of a run by kind."""
+    times = RunTimes(device, known or {})
+    found = [times.of(spec) for spec in runs]
+    return Estimate(sum(own.seconds for own in found), sum(own.measured for own in found), len(runs))
+
+
+class RunTime(NamedTuple):
+    """The estimated time of a run."""
+
+    kind: str
+    seconds: float
+    measured: bool
+    """Taken from finished runs of the kind."""
+
+
+class RunTimes:
+    """Estimated times of runs; the rule of thumb is applied once for each kind."""
+
+    def __init__(self, device: str, known: Mapping[str, float]) -> None:
+        self.device, self.known = device, known
+        self.rough: dict[str, float] = {}
+
+    def of(self, spec: RunSpec) -> RunTime:
+        """Return the estimated time of a run."""
+        kind = run_kind(spec.model_dump(mode="json"))
+        if kind in self.known:
+            return RunTime(kind, self.known[kind], measured=True)
+        if kind not in self.rough:
+            self.rough[kind] = rough_seconds(spec, self.device)
+        return RunTime(kind, self.rough[kind], measured=False)
+
+
+def run_kind(spec: Mapping[str, Any]) -> str:
+    """Return a key that is equal for specifications which differ in seeds, learning rate and weight decay alone."""
+    train = {name: value for name, value in spec["train"].items() if name not in ("lr", "weight_decay")}
+    rest = {name: value for name, value in spec.items() if name not in ("seed", "data_seed")}
+    return canonical_json({**rest, "train": train})
+
+
+def measured_seconds(store: Store, device_name: str) -> dict[str, float]:
+    """Return the mean seconds of the finished runs of a store on a device, by kind; a fleet's are shared evenly."""
+    if not store.root.is_dir():
+        return {}
+    index = Index(store)
+    seconds = {row.id: row.seconds for row in index.summaries()[0] if row.status == "ok"}
+    found: dict[str, list[float]] = {}
+    for outline in index.runs()[0].outlines:
+        taken = seconds.get(outline.id)
+        if taken is not None and outline.environment.device == device_name:
+            kind = run_kind(outline.setting.spec)
+            found.setdefault(kind, []).append(taken / outline.environment.fleet_size)
+    return {kind: fmean(own) for kind, own in found.items()}
+
+
+def rough_seconds(spec: RunSpec, device: str) -> float:
+    """Estimate the seconds of a run on a type of device by the rule of thumb, as a member of a full fleet."""
+    trained, evaluated = token_operations(spec)
+    steps = spec.train.steps * (BACKWARD * spec.train.batch * trained / OPERATIONS[device] + STEP_SECONDS[device])
     examples = spec.evaluation.points * spec.evaluation.validation + spec.evaluation.examples
-    return set_up + steps + examples * example_seconds(trainer)
+    return steps + examples * evaluated / OPERATIONS[device]
 
 
-def step_seconds(trainer: Trainer, cell: int, ratio: float) -> float:
-    """Estimate the seconds of a step on a cell with `ratio` times the examples; the optimiser costs the same."""
-    queue, members = trainer.queues[cell], len(trainer.specs)
-    refill = measured_seconds(lambda: trainer.run_refill(cell), trainer.device, trainer.captured) / queue.steps
-    update = measured_seconds(lambda: repeat_update(trainer, cell), trainer.device, trainer.captured)
-    losses = torch.zeros(members, device=trainer.device)
-    optimiser = measured_seconds(lambda: trainer.optimiser.step(losses), trainer.device, captured=False)
-    optimiser = min(update, optimiser)
-    return refill * ratio + optimiser + (update - optimiser) * ratio
+def token_operations(spec: RunSpec) -> tuple[float, float]:
+    """Return the forward operations of a training example on average, and of one example of every evaluated cell."""
+    task, model = make_task(spec.task), spec.model
+    layers = [make_arch(component) for component in spec.layer_components]
+    mlp, head = 6.0 * model.layers * model.d_model * model.mlp_width, 2.0 * model.d_model * task.vocabulary
+
+    def example(cell: Cell) -> float:
+        flops = Footprint(layers, model.d_model, cell.length, model.canon, model.mlp_width).flops
+        scores = 2.0 * model.layers * model.d_model * cell.length  # of the quadratic form, causal
+        state = scores if flops.state is None else min(flops.state, scores)  # unknown of layers from outside
+        return cell.length * (flops.weights + state + mlp) + cell.scored * head
+
+    weights = sum(cell.weight for cell in task.train_cells)
+    trained = sum(cell.weight * example(cell) for cell in task.train_cells) / weights
+    return trained, sum(map(example, task.eval_cells))
 
 
-def repeat_update(trainer: Trainer, cell: int) -> None:
-    """Update all members on the first batch in the queue of a cell."""
-    trainer.queues[cell].next_row.zero_()
-    trainer.run_update(cell)
+class Forecast:
+    """The time that is left, from the work that was done and the time that it took; corrected by every finished run.
 
+    Work is counted in seconds of the rule of thumb, or, for kinds of which a run has finished, in measured seconds.
+    Several processes need no count of their own: they do more work in the same time.
+    """
 
-def example_seconds(trainer: Trainer) -> float:
-    """Measure the seconds that the evaluation of one example of every cell takes."""
-    total = 0.0
-    for cell in trainer.task.eval_cells:
-        stream = trainer.make_stream(cell.label, "val")
-        pieces = list(evaluation_pieces(stream, EXAMPLES))
-        work = partial(evaluate, trainer.working_model, stream, pieces)
-        total += measured_seconds(work, trainer.device, captured=False)
-    return total / EXAMPLES
+    def __init__(self, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.times, self.clock = RunTimes(device, {}), clock
+        self.began: float | None = None
+        self.ended: set[str] = set()
+        self.left: dict[str, RunTime] = {}
+        self.later: list[RunTime] = []
+        self.shares: dict[str, float] = {}
+        self.seconds: dict[str, list[float]] = {}
+        self.rule = 0.0
 
+    def expect(self, later: Sequence[RunSpec]) -> None:
+        """Note the runs that are known to follow those of the next plan."""
+        self.later = [self.times.of(spec) for spec in later]
 
-def measured_seconds(work: Callable[[], object], device: torch.device, captured: bool) -> float:
-    """Measure the seconds of a piece of work, after one run to warm up and those that a graph needs."""
-    for _ in range(1 + WARM_STEPS * captured):
-        work()
-    wait_for(device)
-    started, done = time.perf_counter(), 0
-    while done < 2 or time.perf_counter() - started < LEAST_SECONDS:
-        work()
-        done += 1
-        wait_for(device)
-    return (time.perf_counter() - started) / done
+    def plan(self, specs: Sequence[RunSpec], missing: Sequence[RunSpec]) -> None:
+        """Note the runs of a plan, and those of them that are left."""
+        self.left = {spec.id: self.times.of(spec) for spec in missing}
+        self.ended |= {spec.id for spec in specs} - self.left.keys()
 
+    def progress(self, specs: Sequence[RunSpec], progress: Progress) -> None:
+        """Note the share of a fleet's training that was done since its start here."""
+        for spec in specs:
+            self.shares[spec.id] = (progress.step - progress.began) / progress.steps
 
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has finished all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def start(self) -> None:
+        """Start the clock, with the first run."""
+        if self.began is None:
+            self.began = self.clock()
+
+    def finish(self, run: str, seconds: float) -> None:
+        """Note a finished run and its share of the seconds of its fleet."""
+        self.shares.pop(run, None)
+        if (own := self.left.pop(run, None)) is not None:
+            self.seconds.setdefault(own.kind, []).append(seconds)
+            self.rule += own.seconds
+            self.ended.add(run)
+
+    @property
+    def finished(self) -> int:
+        """Number of finished runs."""
+        return len(self.ended)
+
+    @property
+    def under_way(self) -> float:
+        """Finished part of the runs that are not finished, as a number of runs."""
+        return sum(share for run, share in [*self.shares.items()] if run in self.left)
+
+    @property
+    def total(self) -> int:
+        """Number of runs, finished and expected."""
+        return self.finished + len(self.left) + len(self.later)
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the last expected run ends."""
+        runs, shares, measured = dict(self.left), dict(self.shares), dict(self.seconds)  # a display has its own thread
+        means = {kind: fmean(seconds) for kind, seconds in measured.items()}
+        finished = sum(map(sum, measured.values()))
+        scale = finished / self.rule if self.rule else 1.0
+
+        def cost(run: RunTime) -> float:
+            return means.get(run.kind) or scale * run.seconds
+
+        under_way = sum(share * cost(runs[run]) for run, share in shares.items() if run in runs)
+        left = sum(map(cost, (*runs.values(), *self.later))) - under_way
+        if self.began is None or not finished + under_way:
+            return left
+        return left * (self.clock() - self.began) / (finished + under_way)
 
 
 def in_words(seconds: float) -> str:
     """Return a duration with two digits and its unit.
 
-    >>> [in_words(seconds) for seconds in (7.4, 95, 5400, 400_000)]
-    ['7 s', '1.6 min', '1.5 h', '4.6 days']
+    >>> [in_words(seconds) for seconds in (7.4, 95, 5400, 400_000, 9e8)]
+    ['7 s', '1.6 min', '1.5 h', '4.6 days', '29 years']
     """
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+    for size, unit in ((365 * 86400, "years"), (86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
-            return f"{seconds / size:.2g} {unit}"
+            return f"{seconds / size:,.2g} {unit}" if seconds < 100 * size else f"{seconds / size:,.0f} {unit}"
     return f"{max(1.0, seconds):.0f} s"

@@ -25,12 +25,14 @@ from icl_bench.runs.rates import SCORED
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
-from icl_bench.runs.store.files import replace_file
+from icl_bench.runs.store.files import Folder, replace_file
 from icl_bench.runs.store.index import Index
 from icl_bench.runs.store.merge import first_difference
 from icl_bench.schema import Frozen
 from icl_bench.tasks import TASKS
 
+FORMER_COLUMNS = {"architecture": "arch", "learning_rate": "lr", "parameters": "params"}
+"""Names of columns of reports by those that they had before 2026-11-29."""
 Verdict = Literal["equal", "within", "differs", "undecided"]
 """`equal` in every number; `within` the noise floor; `differs` by more, or at all on the same machine; `undecided`:
 differs on another machine, and no noise floor is known."""
@@ -134,9 +136,9 @@ class Source:
     def noise(self) -> NoiseFloor:
         """The noise floor that is kept beside the runs; empty if there is none."""
         try:
-            return NoiseFloor.model_validate_json((self.folder / "noise.json").read_bytes())
-        except FileNotFoundError:
-            return NoiseFloor()
+            with Folder(self.folder).opened() as folder:
+                known = folder.kind("noise.json") is not None
+                return NoiseFloor.model_validate_json(folder.read("noise.json")) if known else NoiseFloor()
         except ValidationError:
             raise StoreError(f"{self.folder / 'noise.json'} is damaged; remove it and measure it again") from None
 
@@ -203,13 +205,14 @@ def report_runs(report: Path, rows: Path, count: int) -> list[PublishedRun]:
         raise StoreError(f"a report names its study in the heading; {report} is a report of no study; give its store")
     study, by_id = load_study(heading[1]), dict[str, list[dict[str, str]]]()
     with rows.open(newline="") as lines:
-        for row in csv.DictReader(lines):
+        for plain in csv.DictReader(lines):
+            row = {FORMER_COLUMNS.get(name, name): value for name, value in plain.items()}
             by_id.setdefault(row["id"], []).append(row)
     contenders = [each for part in study_parts(study)[0] for each in part.contenders]
     runs = []
     for run_id in sorted(run_id for run_id, own in by_id.items() if own[0]["status"] in SCORED)[:count]:
         first, by_cell = by_id[run_id][0], {row["cell"]: float(row["accuracy"]) for row in by_id[run_id] if row["cell"]}
-        place = [float(first["learning_rate"])], [int(first["seed"])]
+        place = [float(first["lr"])], [int(first["seed"])]
         found = [spec for each in contenders for spec in runs_of(study, each, *place) if spec.id == run_id]
         if not found:
             raise StoreError(f"the rows of a report are runs of its study; {run_id} in {rows} is not; give its store")

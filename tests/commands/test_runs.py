@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -48,6 +49,23 @@ def test_list_prints_runs_and_what_cannot_be_read(command, store: Store) -> None
     assert json.loads(command("runs", "list", "--since", "1h", "--json").out)["runs"] == []
 
 
+def test_list_sorts_limits_and_refuses_what_no_run_can_have(command, store: Store) -> None:
+    finished(store, spec(7), 0.9)
+    rows = json.loads(command("runs", "list", "--sort", "accuracy", "-n", "2", "--json").out)["runs"]
+    assert [row["accuracy"] for row in rows] == [0.9, 0.5]
+    assert [row["seed"] for row in json.loads(command("runs", "list", "--sort", "seed", "--json").out)["runs"]] == [
+        *range(3), 7,
+    ]  # fmt: skip
+    for options, message in (
+        (("--status", "bogus"), "--status is one of ok, diverged, oom, timeout, crashed, error, interrupted, running"),
+        (("--sort", "acuracy"), "--sort takes a column: .*; got 'acuracy'; did you mean 'accuracy'"),
+    ):
+        refused = command("runs", "list", *options)
+        assert refused.status == 2 and re.search(message, refused.err)
+    silent = command("runs", "list", "--arch", "LINEAR")
+    assert "no run has the arch 'LINEAR'; did you mean 'linear'? there are linear" in silent.err
+
+
 def test_hostile_names_reach_no_terminal(command, store: Store) -> None:
     hostile = result(spec(5)).model_copy(update={"task": "\x1b[2Ja\u202eb", "arch": "x\ny", "detail": "\x1b]0;t\x07"})
     store.begin(spec(5), MANIFEST).commit(hostile)
@@ -78,6 +96,35 @@ def test_verify_says_what_is_damaged(command, store: Store) -> None:
     found = command("runs", "verify")
     assert found.status == 3 and f"damaged: a stored file never changes; icl-runs/runs/{spec(1).id[:2]}" in found.err
     assert json.loads(command("runs", "verify", "--json").out)["runs"] == 2
+
+
+def test_an_export_is_a_file_or_a_logger(command, store: Store, tmp_path, monkeypatch) -> None:
+    from icl_bench.harness import loggers
+
+    assert "3 rows of 3 runs: curves.jsonl" in command("runs", "export", "curves.jsonl", "--curves").out
+    assert '"validation": 0.5' in (tmp_path / "curves.jsonl").read_text()
+    neither = command("runs", "export")
+    assert neither.status == 2 and "an export has a file or a logger; got neither" in neither.err
+    ended: list[str] = []
+
+    class Log:
+        def __init__(self, folder, about) -> None:
+            self.about = about
+
+        def write(self, step, values) -> None:
+            assert self.about.id != failing
+
+        def end(self, step, scores) -> None:
+            ended.append(self.about.id)
+
+    monkeypatch.setattr(loggers, "LOGGERS", {"wandb": Log})
+    monkeypatch.setattr(loggers.importlib.util, "find_spec", lambda name: True)
+    failing = ""
+    done = command("runs", "export", "--to", "wandb")
+    assert done.status == 0 and done.out == "3 runs logged to wandb: icl-runs/logs\n" and len(ended) == 3
+    failing = spec(1).id
+    failed = command("runs", "export", "--to", "wandb")
+    assert failed.status == 3 and "runs logged to none" in failed.out
 
 
 def test_export_and_merge(command, store: Store, tmp_path) -> None:

@@ -17,6 +17,16 @@ def test_the_terminal_shows_names_as_they_are() -> None:
     assert floor[4:8] == ["0.146", "0.250", "0.125", "0.062"]
 
 
+def test_a_narrow_terminal_shows_whole_columns_and_names_those_left_out() -> None:
+    console = Console(width=64, color_system=None)
+    with console.capture() as capture:
+        console.print(results_table(comparison(2)))
+    lines = capture.get().splitlines()
+    assert lines[1].split() == ["architecture", "state", "accuracy", "4", "8", "16", "solved"]
+    assert lines[-1].strip() == "without lr, params, exact, which a wider terminal has"
+    assert all(len(line.rstrip()) <= 64 for line in lines)
+
+
 def test_bars_stand_best_first_over_the_floor() -> None:
     console = Console(width=100, color_system=None)
     with console.capture() as capture:

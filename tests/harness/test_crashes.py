@@ -1,9 +1,13 @@
-"""A command killed at any moment and given again ends with the store of a command that was never killed."""
+"""A command hit by any fault and given again ends with the store of a command that was never hit.
+
+The ordinary tests hit some file operations of each kind, the slow ones hundreds, and `benchmarks/faults.py` every one.
+"""
 
 import random
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,16 +15,10 @@ import pytest
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.faults import CRASH_POINTS, CRASH_VARIABLE
 from icl_bench.runs.store.merge import first_difference
-from tests.harness.fork_server import Ended, ForkServer
+from tests.harness.disk import Disk, left, read_record
+from tests.harness.fork_server import FAULTS, PRINTED, Ended, Fault, ForkServer, compile_library
+from tests.harness.scenes import EVERY_STEP, SCENES, SWEEP, TASK, TINY, Stage
 
-TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
-TINY = [
-    "--set", "train.steps=6", "--set", "train.batch=4", "--set", "model.d_model=16", "--set", "evaluation.examples=8",
-    "--set", "evaluation.validation=4", "--set", "evaluation.points=2", "--device", "cpu",
-]  # fmt: skip
-SWEEP = ["run", TASK, "--arch", "linear", "--seeds", "0..3", "--fleet", "2", *TINY]
-RUNS = 4
-EVERY_STEP = {"ICL_BENCH_CHECKPOINT_EVERY": "0"}
 COMMANDS = {
     "index-written": ["runs", "list"],
     "index-published": ["runs", "list"],
@@ -33,11 +31,20 @@ COUNTS = {"file-written": ":2", "step-done": ":3", "metrics-torn": ":2", "metric
 """Crash points at which a later time is harder than the first."""
 
 
+NEEDS_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    started = ForkServer()
+def server(tmp_path_factory) -> Iterator[ForkServer]:
+    started = ForkServer(compile_library(tmp_path_factory.mktemp("library")) if shutil.which("gcc") else None)
     yield started
     started.close()
+
+
+@pytest.fixture(scope="module")
+def stage(server: ForkServer, tmp_path_factory) -> Callable[[str], Stage]:
+    """Return the stage of a scene, which is set once."""
+    return cache(lambda scene: Stage(server, SCENES[scene], tmp_path_factory.mktemp(scene)))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +119,7 @@ def test_a_sweep_killed_at_a_random_moment_is_completed(server: ForkServer, whol
 def test_a_signal_saves_and_the_command_continues(
     server: ForkServer, tmp_path, number: signal.Signals, status: int
 ) -> None:
-    long = ["run", TASK, "--arch", "linear", *TINY, "--set", "train.steps=500"]
+    long = ["run", TASK, "--arch", "linear", *TINY, "--set", "train.steps=500", "--set", "evaluation.points=2"]
     checkpoint = "icl-runs/checkpoints/*/0*"
     cut = server.run(tmp_path, long, {"ICL_BENCH_CHECKPOINT_EVERY": "0.02"}, after=checkpoint, number=number)
     assert cut.status == status and cut.err.strip().endswith("the same command continues"), cut.err
@@ -120,7 +127,7 @@ def test_a_signal_saves_and_the_command_continues(
     listed = server.run(tmp_path, ["runs", "list"])
     assert "interrupted" in listed.out and "1 of them interrupted" in listed.err
     done = server.run(tmp_path, long)
-    assert done.status == 0 and "continued from step" in done.err, done.err
+    assert done.status == 0 and "continues at step" in done.err, done.err
     shutil.move(tmp_path / "icl-runs", tmp_path / "paused")
     assert server.run(tmp_path, long).status == 0
     assert_equal(tmp_path / "paused", tmp_path / "icl-runs")
@@ -129,3 +136,52 @@ def test_a_signal_saves_and_the_command_continues(
 def test_an_unknown_crash_point_is_an_error(server: ForkServer, tmp_path) -> None:
     ended = sweep(server, tmp_path, "step-dome")
     assert ended.status == 2 and "did you mean 'step-done'?" in ended.err and "Traceback" not in ended.err
+
+
+@NEEDS_GCC
+def test_recorded_operations_make_the_folder_that_the_command_made(stage, tmp_path) -> None:
+    folder, record = tmp_path / "folder", tmp_path / "record"
+    stage("checkpoints").reset(folder)
+    disk = Disk(folder)
+    assert stage("checkpoints").give(folder, Fault(0, record=str(record))).status == 0
+    for operation in read_record(record):
+        disk.carry_out(operation)
+    made = {name: bytes(node.data) if hasattr(node, "data") else None for name, node in left(disk.root, False)}
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    assert made == {
+        name: path.read_bytes() if path.is_file() else None for name, path in paths.items() if name not in PRINTED
+    }
+
+
+@NEEDS_GCC
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("scene", "count"), [("merge", 3), ("rm", 2), ("sweep", 1)])
+def test_a_fault_is_survived(stage, scene: str, count: int, fault: str) -> None:
+    drawn, operations = random.Random(f"{scene} {fault}"), stage(scene).attack(FAULTS[fault])[0].operations
+    for at in drawn.sample(range(1, operations + 1), min(count, operations)):
+        ended, wrong = stage(scene).attack(FAULTS[fault]._replace(at=at))
+        assert wrong == [], (at, ended)
+
+
+@NEEDS_GCC
+@pytest.mark.parametrize("lose_names", [False, True])
+def test_a_loss_of_power_is_survived(stage, lose_names: bool) -> None:
+    assert [cut for cut in stage("merge").power_cuts(lose_names, every=7) if cut[1]] == []
+
+
+@NEEDS_GCC
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("scene", SCENES)
+def test_faults_at_many_operations_are_survived(stage, scene: str, fault: str) -> None:
+    for at in range(1, stage(scene).attack(FAULTS[fault])[0].operations + 1, 5):
+        ended, wrong = stage(scene).attack(FAULTS[fault]._replace(at=at))
+        assert wrong == [], (at, ended)
+
+
+@NEEDS_GCC
+@pytest.mark.slow
+@pytest.mark.parametrize("lose_names", [False, True])
+@pytest.mark.parametrize("scene", SCENES)
+def test_losses_of_power_at_every_moment_are_survived(stage, scene: str, lose_names: bool) -> None:
+    assert [cut for cut in stage(scene).power_cuts(lose_names) if cut[1]] == []

@@ -1,30 +1,77 @@
-"""The estimate of a study's time adds up what it measures."""
+"""The estimate of time: at once, by finished runs or by a rule, and corrected while runs finish."""
 
 import pytest
 
 from icl_bench.harness import estimate
-from icl_bench.harness.training.trainer import Machine
-from tests.harness.training.small_runs import CPU, specs
+from icl_bench.harness.estimate import Forecast, estimate_runs, measured_seconds, rough_seconds, run_kind
+from icl_bench.runs.events import Progress
+from icl_bench.runs.store import Store
+from tests.harness.training.small_runs import specs
+from tests.runs.records import MANIFEST, filled, spec
 
 
-def test_steps_and_examples_are_multiplied_out(monkeypatch):
-    costs = {"refill": 12.0, "update": 3.0, "optimiser": 1.0, "evaluate": 64.0}
-    order = iter(["refill", "update", "optimiser"] * 2 + ["evaluate"] * 2)
-    monkeypatch.setattr(estimate, "measured_seconds", lambda work, device, captured: costs[next(order)])
-    run = specs("softmax", extra=("train.batch=32",))[0]
-    found = estimate.fleet_seconds([run], Machine(CPU))
-    # 12 steps, six a cell, made six at once; a batch of 32 measured by 16. Two validations of 8 examples and a test of
-    # 16, of two cells, at a second each.
-    assert found == pytest.approx(12 * (2 * 12 / 6 + 1 + 2 * (3 - 1)) + (2 * 8 + 16) * 2, rel=0.05)
+def test_the_rule_grows_with_steps_batch_and_width_and_shrinks_for_no_run() -> None:
+    base = rough_seconds(specs("softmax")[0], "cpu")
+    twice = rough_seconds(specs("softmax", extra=("train.steps=24",))[0], "cpu")
+    evaluation = 2 * base - twice
+    assert base < twice < 2 * base and 0 < evaluation < base
+    assert rough_seconds(specs("softmax", extra=("train.batch=16",))[0], "cpu") > base
+    assert rough_seconds(specs("softmax", extra=("model.d_model=64",))[0], "cpu") > base
+    assert rough_seconds(specs("softmax")[0], "cuda") < base
 
 
-def test_a_kind_of_fleet_is_measured_once(monkeypatch):
+def test_a_layer_that_tells_no_work_on_its_state_is_estimated_all_the_same(tmp_path, monkeypatch) -> None:
+    (tmp_path / "untold.py").write_text(
+        "import torch\n\n\nclass Layer(torch.nn.Linear):\n"
+        "    def __init__(self, d_model):\n        super().__init__(d_model, d_model)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert 0 < rough_seconds(specs("untold:Layer")[0], "cpu") < 60
+
+
+def test_the_rule_is_applied_once_for_each_kind(monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(estimate, "fleet_seconds", lambda fleet, machine: asked.append(len(fleet)) or len(fleet))
-    runs = [specs(arch, seeds=[seed])[0] for arch in ("softmax", "linear") for seed in range(5)]
-    assert estimate.seconds_for(runs, Machine(CPU), 2) == 10
-    assert asked == [2, 1, 2, 1]
+    monkeypatch.setattr(estimate, "rough_seconds", lambda run, device: asked.append(run) or 2.0)
+    runs = [run for arch in ("softmax", "linear") for run in specs(arch, seeds=range(5), lrs=(0.1, 0.2))]
+    assert estimate_runs(runs, "cpu").seconds == 40.0 and len(asked) == 2
 
 
-def test_a_measurement_is_of_real_steps():
-    assert 0 < estimate.seconds_for(specs("softmax", seeds=(0, 1)), Machine(CPU), 2) < 60
+def test_finished_runs_of_the_same_kind_and_device_replace_the_rule(tmp_path) -> None:
+    store = filled(tmp_path, 1, 2)
+    known = measured_seconds(store, MANIFEST.device)
+    assert known == {run_kind(spec(0).model_dump(mode="json")): 1.0}
+    assert measured_seconds(store, "another") == {} == measured_seconds(Store(tmp_path / "none"), MANIFEST.device)
+    found = estimate_runs([spec(3), spec(4), *specs("softmax")], "cpu", known)
+    assert found.measured == 2 and found.seconds == pytest.approx(2.0 + rough_seconds(specs("softmax")[0], "cpu"))
+    assert found.source.startswith("2 of 3 by finished runs, the others by a rule of thumb")
+    assert estimate_runs([spec(3)], "cpu", known).source == "by finished runs of the same kind"
+
+
+def test_a_forecast_follows_the_runs(monkeypatch) -> None:
+    """Two workers; the rule says 10 s a run, and each takes 30 s."""
+    monkeypatch.setattr(estimate, "rough_seconds", lambda run, device: 10.0)
+    now = [0.0]
+    forecast = Forecast("cpu", lambda: now[0])
+    first, more = specs("softmax", seeds=range(4)), specs("linear", seeds=range(4))
+    forecast.expect(more)
+    forecast.plan([*first, spec(9)], first)
+    assert (forecast.finished, forecast.total, forecast.seconds_left()) == (1, 9, 80.0)
+    forecast.start()
+    now[0] = 15.0
+    half = Progress(6, 12, [0.0], [0.0], 1.0, 15.0)
+    forecast.progress(first[:1], half)
+    forecast.progress(first[1:2], half)
+    assert forecast.seconds_left() == pytest.approx(70.0 * 15 / 10)  # seven eighths at the pace so far
+    now[0] = 30.0
+    for run in first[:2]:
+        forecast.finish(run.id, 30.0)
+    assert forecast.finished == 3 and forecast.seconds_left() == pytest.approx(90.0)  # six of 30 s by two workers
+    forecast.progress(first[2:3], half._replace(began=6))
+    assert forecast.seconds_left() == pytest.approx(90.0)  # what was done before counts as nothing
+
+
+def test_a_plan_counts_no_finished_run_twice() -> None:
+    runs, forecast = specs("softmax", seeds=range(3)), Forecast("cpu")
+    forecast.plan(runs, [])
+    forecast.plan([*runs, spec(7)], [spec(7)])
+    assert (forecast.finished, forecast.total) == (3, 4)

@@ -1,5 +1,6 @@
 """Engines, one file each; importing this package fills their registry and loads neither torch, Ray nor submitit."""
 
+from icl_bench.harness.engines.auto import Auto as Auto
 from icl_bench.harness.engines.base import ENGINES as ENGINES
 from icl_bench.harness.engines.base import Engine as Engine
 from icl_bench.harness.engines.base import EngineConfig as EngineConfig

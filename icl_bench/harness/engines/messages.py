@@ -24,6 +24,8 @@ class Limits(NamedTuple):
     """Time for a fleet to end; None for no limit."""
     silence: float = 60.0
     """Time without a message from a worker."""
+    outside: float = 600.0
+    """Time of one call of code from outside the package."""
     start: float = 600.0
     """Time for the first worker to be ready."""
     grace: float = SECONDS_TO_SAVE
@@ -59,6 +61,9 @@ class Ready(NamedTuple):
 class Heartbeat(NamedTuple):
     """The worker is alive."""
 
+    outside: float = 0.0
+    """Seconds that the worker has been in one call of code from outside the package; 0 where it is in none."""
+
 
 class ProgressReport(NamedTuple):
     """The fleet of the worker has made progress."""
@@ -73,7 +78,7 @@ class Finished(NamedTuple):
     seconds: float
     """Seconds from the arrival of the order to the commit, measured by the worker."""
     unusable: bool
-    """The worker cannot be used again: a fault on a GPU has broken its CUDA context."""
+    """The worker cannot be used again: a fault on a GPU has broken its CUDA context, or it ran code from outside."""
 
 
 class FleetError(NamedTuple):

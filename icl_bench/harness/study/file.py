@@ -4,48 +4,35 @@ The text of learning rates, seeds and sizes is parsed here, once; a `Study` hold
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-import yaml
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, model_validator
 
+from icl_bench.architectures import ARCHITECTURES
 from icl_bench.architectures.base import Cut
-from icl_bench.errors import SpecError, UnknownNameError
-from icl_bench.harness.matching import Quantity, parse_state
-from icl_bench.harness.resolve import merge_settings, parse_lrs, parse_seeds, split_pattern
+from icl_bench.errors import IclBenchError, SpecError, UnknownNameError
+from icl_bench.harness.matching import Quantity
+from icl_bench.harness.resolve import MOST_SEEDS, merge_settings, parse_lrs, parse_seeds, split_pattern, task_component
+from icl_bench.harness.study.values import Assignments, Axes, Ladder, RateGrid, SeedList, Sizes, Specs, Texts
+from icl_bench.harness.study.yaml_text import line_of, parse_yaml, read_study_text
 from icl_bench.registry import plugin_modules
 from icl_bench.runs.rates import Choice
 from icl_bench.runs.spec import Precision
-from icl_bench.schema import DOTTED, Frozen, Scalar, build, format_value, nearest
+from icl_bench.schema import (
+    DOTTED,
+    Frozen,
+    build,
+    describe_error,
+    format_value,
+    nearest,
+    parse_spec,
+)
 
-LARGEST_STUDY = 1 << 16
-"""Largest size of a study file, in bytes."""
-
-
-def parsed_by(parse: Callable[[str], Sequence[Any]]) -> BeforeValidator:
-    """Return a validator that parses text and accepts a tuple of parsed values; it refuses everything else."""
-
-    def read(value: object) -> object:
-        if isinstance(value, str):
-            return parse(value)
-        if isinstance(value, tuple):
-            return value
-        raise PydanticCustomError("string_type", "Input should be a valid string")
-
-    return BeforeValidator(read)
-
-
-def parse_sizes(value: object) -> object:
-    """Parse each size of a list; leave any other value to the next validator, which refuses it."""
-    return tuple(parse_state(str(size)) for size in value) if isinstance(value, list | tuple) else value
-
-
-RateGrid = Annotated[tuple[float, ...], parsed_by(parse_lrs)]
-SeedList = Annotated[tuple[int, ...], parsed_by(parse_seeds)]
+MOST_PARTS = 1_000
+"""Largest number of combinations of the values of the axes and of the rungs of the ladder."""
 
 
 class MatchSpec(Frozen):
@@ -81,41 +68,41 @@ class Study(Frozen):
     """Name of the study."""
     question: str
     """Question that the study answers, in one sentence."""
-    hypotheses: tuple[str, ...] = ()
+    hypotheses: Texts = ()
     """Expectations, written down before the study ran."""
-    conclusions: tuple[str, ...] = ()
+    conclusions: Texts = ()
     """Conclusions of the author after the first run: place, date, and results that were not expected."""
-    corrections: tuple[str, ...] = ()
+    corrections: Texts = ()
     """Dated statements of what is wrong in the study or its conclusions; its report opens with them."""
-    tasks: tuple[str, ...] = Field(min_length=1)
-    """Tasks, as typed on the command line."""
-    archs: tuple[str, ...] = Field(min_length=1)
-    """Architectures, as typed on the command line."""
-    sizes: Annotated[tuple[int, ...], BeforeValidator(parse_sizes)] = ()
+    tasks: Specs = Field(min_length=1)
+    """Tasks, as typed on the command line or as `name: {key: value}`; one alone needs no list."""
+    archs: Specs = Field(min_length=1)
+    """Architectures, in the same forms as tasks."""
+    sizes: Sizes = ()
     """Sizes to match, given as `16384` or `64KiB`; without any, the architectures stay as typed."""
     match: MatchSpec = MatchSpec()
     """Quantity that the sizes count."""
     lr: RateGrid = parse_lrs("1e-4..1e-1/7")
-    """Learning rates to tune over, given in the grammar of --lr."""
+    """Learning rates to tune over: a number, a list, or text in the grammar of --lr."""
     tune_seeds: SeedList = parse_seeds("1000..1002")
-    """Seeds of the tuning runs, given in the grammar of --seeds."""
+    """Seeds of the tuning runs: a number, a list, or text in the grammar of --seeds."""
     seeds: SeedList = parse_seeds("0..4")
-    """Fresh seeds of the measuring runs, given in the grammar of --seeds."""
-    bimodal_seeds: int = Field(default=10, ge=0)
+    """Fresh seeds of the measuring runs, in the same forms."""
+    bimodal_seeds: int = Field(default=10, ge=0, le=MOST_SEEDS)
     """Number of measuring seeds of an architecture whose seeds turn out bimodal; seeds after the last are added."""
     protocol: Literal[1, 2] = 2
     """Version of tuning: 1 chooses by the median on the grid; 2 by lock-in and the worst seed, refines the grid by half
     its spacing around the best rate, and adds seeds where outcomes are bimodal."""
     primary_test: Literal["rank", "lock-in"] = "rank"
     """Test on which the claims of the report rest: of accuracies by ranks, or of numbers of locked-in seeds."""
-    axes: Mapping[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    axes: Axes = Field(default_factory=dict)
     """Values of fields of --set, such as `model.d_model`; the study repeats itself for every combination of them."""
-    ladder: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    ladder: Ladder = Field(default=(1,), min_length=1)
     """Multiples of `train.steps` at which the study repeats itself, rising; every rung chooses learning rates anew."""
     preset: str = "default"
     """Preset of settings, as for --preset."""
-    settings: tuple[str, ...] = ()
-    """Fields that override the preset, as for --set."""
+    settings: Assignments = ()
+    """Fields that override the preset, as for --set or as a mapping `{train: {steps: 100}}`."""
     precision: Precision = "float32"
     """Arithmetic of the forward and backward pass."""
     published: tuple[Published, ...] = ()
@@ -130,6 +117,11 @@ class Study(Frozen):
             )
         if list(self.ladder) != sorted(set(self.ladder)):
             raise ValueError(f"a ladder rises; got {list(self.ladder)}; write it as [1, 4, 16]")
+        parts = math.prod(len(values) for values in self.axes.values()) * len(self.ladder)
+        if parts > MOST_PARTS:
+            raise ValueError(
+                f"a study repeats itself at most {MOST_PARTS} times; got {parts}; list fewer values in axes"
+            )
         for combination in self.combinations:
             merge_settings(self.preset, (*self.settings, *combination))
         if taken := sorted({"train.lr", "train.steps" * (len(self.ladder) > 1), "data_seed"} & self.axes.keys()):
@@ -155,24 +147,6 @@ class Study(Frozen):
         return tuple(itertools.islice(fresh, max(0, missing)))
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """A safe YAML loader that refuses aliases and repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases, which can expand a small file into a huge one."""
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse repeated keys, of which YAML would silently keep the last."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_study(source: str) -> Study:
     """Load a study from a YAML file, or a packaged one by its name; raise SpecError or UnknownNameError for others."""
     path = Path(source)
@@ -182,11 +156,7 @@ def load_study(source: str) -> Study:
             hint = nearest(source, packaged)
             raise UnknownNameError(f"no study is named {source!r}; {hint}known: {', '.join(packaged)}, or a .yaml file")
         return parse_study(packaged[source], source)
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"a study is a YAML file that can be read; {source}: {error}; check the path") from None
-    return parse_study(text, source)
+    return parse_study(read_study_text(path), source)
 
 
 def packaged_studies() -> dict[str, str]:
@@ -198,18 +168,38 @@ def packaged_studies() -> dict[str, str]:
 
 def parse_study(text: str, source: str) -> Study:
     """Parse the text of a study file, which messages call `source`; raise SpecError if it does not describe a study."""
-    if len(text.encode()) > LARGEST_STUDY:
-        raise SpecError(f"a study file has at most {LARGEST_STUDY} bytes; {source} has {len(text.encode())}; split it")
+    plain = parse_yaml(text, source)
     try:
-        plain = yaml.load(text, UniqueKeyLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise SpecError(f"a study is plain YAML without tags or aliases; {source}: {why}; correct the file") from None
-    if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
-        raise SpecError(f"a study is a YAML mapping; {source} is not; write name:, question:, tasks:, archs:")
-    study = build(Study, plain, source)
+        study = Study.model_validate(plain)
+    except ValidationError as error:
+        place = f"{source}, line {line_of(text, error.errors()[0]['loc'])}"
+        raise SpecError(describe_error(error, Study, place)) from None
+    except IclBenchError as error:
+        raise SpecError(f"{source}: {error}") from None
     refuse_code(study, source)
+    check_specs(study, text, source)
     return study
+
+
+def check_specs(study: Study, text: str, source: str) -> None:
+    """Refuse tasks and architectures that cannot be built, before a run of another starts; raise SpecError."""
+    for field, specs in (("tasks", study.tasks), ("archs", study.archs)):
+        for number, spec in enumerate(specs):
+            try:
+                if field == "tasks":
+                    task_component(spec)
+                else:
+                    check_arch_spec(spec)
+            except IclBenchError as error:
+                raise SpecError(f"{source}, line {line_of(text, (field, number))}: {error}") from None
+
+
+def check_arch_spec(text: str) -> None:
+    """Refuse an architecture that cannot be built; a layer from outside the package is not looked at."""
+    for part in split_pattern(text):
+        if not DOTTED.fullmatch(part):
+            spec = parse_spec(part)
+            build(ARCHITECTURES[spec.name], spec.params, spec.name)
 
 
 def refuse_code(study: Study, source: str) -> None:

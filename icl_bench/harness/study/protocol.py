@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from icl_bench.errors import StateBudgetError
+from icl_bench.errors import SpecError, StateBudgetError
 from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.matching import Budget, Match, Shape, match
 from icl_bench.harness.resolve import Request, expand_request, make_task, merge_settings, model_of, task_component
@@ -30,6 +30,9 @@ from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec, TrainSpec
 from icl_bench.runs.store import Store
 from icl_bench.schema import build
+
+MOST_PARTS = 10_000
+"""Bound of the numbers by which parts are chosen."""
 
 
 class Contender(NamedTuple):
@@ -148,17 +151,20 @@ def runs_of(study: Study, contender: Contender, lrs: Sequence[float], seeds: Seq
     )
 
 
-def run_study(study: Study, executor: Executor, most_parts: int | None = None) -> StudyOutcome:
+def run_study(study: Study, executor: Executor, numbers: Sequence[int] = ()) -> StudyOutcome:
     """Tune the learning rates of all contenders, then measure each at its best rate, part by part.
 
-    With `most_parts`, stop after so many parts.
+    With `numbers`, run these parts alone, counted from 1, and those below them; raises SpecError for others.
     """
     parts, left_out = study_parts(study)
-    asked = parts if most_parts is None else parts[:most_parts]
+    asked = chosen_parts(parts, numbers)
     tuning: dict[Contender, list[RunRecord]] = {}
     measured: list[RunRecord] = []
-    for part in asked:
+    ahead = [plan_part(study, part, executor.store).left for part in asked]
+    for number, part in enumerate(asked, start=1):
+        later = [spec for phases in ahead[number:] for runs in phases for spec in runs]
         if len(study.lr) > 1:
+            executor.reporter.expected([*ahead[number - 1][1], *later])
             grids = first_grids(study, part, tuning)
             tuning |= tune(
                 grids,
@@ -167,13 +173,43 @@ def run_study(study: Study, executor: Executor, most_parts: int | None = None) -
                 executor,
             )
         chosen = {each: rate_of(study, tuning.get(each, [])) for each in part.contenders}
+        executor.reporter.expected(later)
         measured += measure_fresh(study, chosen, executor)
-    if missing := parts[len(asked) :]:
-        left_out = [
-            *left_out,
-            f"{len(missing)} of {len(parts)} parts have not run, from {missing[0].title} on",
-        ]
+    if missing := [number for number, part in enumerate(parts, start=1) if part not in asked]:
+        first = parts[missing[0] - 1].title
+        message = f"{len(missing)} of {len(parts)} parts have not run, of these first part {missing[0]}, {first}"
+        left_out = [*left_out, message]
     return StudyOutcome(measured, [record for records in tuning.values() for record in records], left_out)
+
+
+def parse_parts(text: str) -> tuple[int, ...]:
+    """Parse the numbers of parts, `1,2,7` or `1..3`; raise SpecError for other text.
+
+    >>> parse_parts("1,3..5")
+    (1, 3, 4, 5)
+    """
+    numbers: list[int] = []
+    for piece in text.split(","):
+        first, dots, last = piece.partition("..")
+        if not (first.isdecimal() and (last.isdecimal() or not dots) and int(last or first) < MOST_PARTS):
+            raise SpecError(f"--parts takes numbers such as 1,2,7 or 1..3; got {text!r:.60}; list them with --dry-run")
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+def chosen_parts(parts: Sequence[StudyPart], numbers: Sequence[int]) -> list[StudyPart]:
+    """Return the parts of these numbers, and those one rung below each, whose rates they start from; all without any.
+
+    Raises SpecError for a number that no part has.
+    """
+    if wrong := [number for number in numbers if not 1 <= number <= len(parts)]:
+        raise SpecError(f"this study has parts 1 to {len(parts)}; got {wrong[0]}; list them with --dry-run")
+    chosen: list[StudyPart] = []
+    for part in reversed(parts):
+        needed = any(part.contenders == other.below for other in chosen)
+        if needed or not numbers or parts.index(part) + 1 in numbers:
+            chosen.append(part)
+    return chosen[::-1]
 
 
 def first_grids(study: Study, part: StudyPart, tuning: Mapping[Contender, list[RunRecord]]) -> dict[Contender, Grid]:

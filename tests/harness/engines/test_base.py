@@ -40,10 +40,10 @@ def test_the_options_of_an_engine_are_its_fields() -> None:
         ("local:address=auto", "--engine local has no option 'address'; .* an engine that has it: ray"),
         ("ray:workers=2,partition=gpu", "--engine ray has no option 'partition'; .* an engine that has it: slurm"),
         ("local:worker=2", "--engine local has no parameter 'worker'; did you mean 'workers'"),
-        ("local:workers=0", "--engine local: workers: input should be greater than or equal to 1; got 0"),
-        ("ray:timeout=0.01", "--engine ray: timeout: input should be greater than or equal to 0.1; got 0.01"),
+        ("local:workers=0", "--engine local: workers: must be at least 1; got 0"),
+        ("ray:timeout=0.01", "--engine ray: timeout: must be at least 0.1; got 0.01"),
         ("slurm", "--engine slurm: the number of jobs must be given; got none; write slurm:workers=8"),
-        ("slurm:workers=8,cluster=lokal", "--engine slurm: cluster: input should be 'slurm' or 'local'; got 'lokal'"),
+        ("slurm:workers=8,cluster=lokal", "--engine slurm: cluster: must be 'slurm' or 'local'; got 'lokal'"),
         ("slurm:workers=8,setup=[a|b]", "--engine slurm: setup"),
         ("slurm:partition", "a parameter is key=value; got 'partition'"),
     ],
@@ -121,8 +121,8 @@ class Notes(SilentReporter):
 
     plan, is_closed = (0, 0), False
 
-    def planned(self, runs: int, done: int) -> None:
-        self.plan = (runs, done)
+    def planned(self, specs: Sequence[RunSpec], missing: Sequence[RunSpec]) -> None:
+        self.plan = (len(specs), len(missing))
 
     def closed(self) -> None:
         self.is_closed = True
@@ -134,7 +134,7 @@ def test_the_engine_gets_the_unfinished_runs_and_all_are_returned_in_order(tmp_p
     assert [record.result.seed for record in records] == [3, 2, 1, 0]
     assert sorted(len(fleet) for fleet in engine.fleets) == [1, 2]
     assert {run.seed for fleet in engine.fleets for run in fleet} == {0, 1, 3}
-    assert notes.plan == (4, 1) and notes.is_closed
+    assert notes.plan == (4, 3) and notes.is_closed
 
 
 def test_the_reporter_is_closed_after_a_failure(tmp_path: Path, monkeypatch) -> None:

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
-from icl_bench.commands.progress import LineReporter
 from icl_bench.harness.engines import Local
 from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.engines.inline import InlineEngine
@@ -22,6 +20,7 @@ from icl_bench.harness.engines.supervisor import Supervisor
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.trainer import Machine
+from icl_bench.runs.events import SilentReporter
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
@@ -48,8 +47,8 @@ def runs(arch: str, count: int, *settings: str) -> list[RunSpec]:
     return expand_request(Request(TASK, [arch], seeds=range(count), settings=(*TINY, *settings)))
 
 
-def quiet() -> LineReporter:
-    return LineReporter(Console(quiet=True))
+def quiet() -> SilentReporter:
+    return SilentReporter()
 
 
 @pytest.fixture(autouse=True)

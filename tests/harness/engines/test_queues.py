@@ -3,9 +3,12 @@
 import os
 import threading
 import time
+from pathlib import Path
 
+import pytest
 import torch
 
+from icl_bench.errors import StoreError
 from icl_bench.harness.engines.leases import Leases, lease_name
 from icl_bench.harness.engines.queues import Item, LeaseQueue
 from icl_bench.harness.environment import make_manifest
@@ -50,7 +53,7 @@ def test_a_fleet_whose_holder_vanished_is_passed_on_to_one_alone(tmp_path) -> No
     heirs = [Leases(tmp_path, expiry=60.0) for _ in range(16)]
     assert not any(heir.claim(name, 1) for heir in heirs)
     long_ago = time.time() - 100.0
-    os.utime(heirs[0].path(name, 1), (long_ago, long_ago))
+    os.utime(tmp_path / "leases" / f"{name}.1", (long_ago, long_ago))
     won: list[bool] = []
     threads = [threading.Thread(target=lambda heir=heir: won.append(heir.claim(name, 1))) for heir in heirs]
     for thread in threads:
@@ -64,7 +67,7 @@ def test_leases_are_renewed_and_given_back(tmp_path) -> None:
     fleet, store = runs(1), Store(tmp_path)
     queue = LeaseQueue([fleet], store, Leases(tmp_path, expiry=60.0))
     item = queue.take()
-    path = queue.leases.path(item.name, 1)
+    path = tmp_path / "leases" / f"{item.name}.1"
     os.utime(path, (0.0, 0.0))
     queue.keep()
     assert path.stat().st_mtime == 0.0
@@ -87,3 +90,23 @@ def test_parts_of_a_fleet_share_its_lease(tmp_path) -> None:
         assert queue.leases.generations() == {item.name: 1}
         queue.settle(queue.take())
     assert queue.leases.generations() == {} and queue.left() == 0
+
+
+def test_leases_behind_a_link_are_refused(tmp_path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "leases").symlink_to(tmp_path / "outside")
+    with pytest.raises(StoreError, match="the folders of a store are no links"):
+        Leases(tmp_path / "store")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/etc/hostname"), Path.mkdir])
+def test_what_is_no_lease_ends_no_search(tmp_path, kind) -> None:
+    leases = Leases(tmp_path, expiry=60.0)
+    kind(tmp_path / "leases" / f"{'a' * 16}.1")
+    (tmp_path / "leases" / f"{'b' * 16}.{'9' * 200}").touch()
+    assert leases.generations() == {"a" * 16: 1}
+    assert leases.claim("b" * 16, 0) and leases.claim("a" * 16, 1) in (True, False)
+    leases.release("a" * 16)
+    leases.close()

@@ -174,6 +174,13 @@ def test_a_silent_worker_is_ended_and_its_run_given_up_in_the_end(tmp_path) -> N
     assert all(puppet.ended for puppet in pool.started[:3])
 
 
+def test_a_call_of_code_from_outside_that_does_not_return_is_a_timeout_at_once(tmp_path) -> None:
+    pool = PuppetPool(lambda order: [Heartbeat(outside=599.0), Heartbeat(outside=601.0)])
+    results, _, supervisor = run_queue(pool, [runs(2)], tmp_path)
+    assert [result.status for result in results] == ["timeout"] * 2 and supervisor.usage.lost == 0
+    assert results[0].detail == "a call of code from outside took 601 s" and len(pool.started) == 1
+
+
 def test_time_in_which_the_supervisor_sleeps_does_not_count(tmp_path) -> None:
     submission = Submission(
         Supervisor(PuppetPool(done), 1, MACHINE, Limits()), FleetQueue([]), Store(tmp_path), Quiet()

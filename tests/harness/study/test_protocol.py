@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from icl_bench.commands.progress import LineReporter
+from icl_bench.errors import SpecError
 from icl_bench.harness.engines.base import Executor
 from icl_bench.harness.engines.inline import InlineEngine
+from icl_bench.harness.estimate import Forecast
 from icl_bench.harness.study.file import Study, load_study, packaged_studies, parse_study
-from icl_bench.harness.study.protocol import plan_study, run_study, study_parts
+from icl_bench.harness.study.protocol import parse_parts, plan_study, run_study, study_parts
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
@@ -45,7 +47,7 @@ def test_tunes_measures_and_does_nothing_twice(study, tmp_path, capsys) -> None:
     from rich.console import Console
 
     store, engine = Store(tmp_path), InlineEngine(Machine(torch.device("cpu")))
-    executor = Executor(store, engine, 8, LineReporter(Console(stderr=True)))
+    executor = Executor(store, engine, 8, LineReporter(Console(stderr=True), Forecast("cpu")))
     outcome = run_study(study, executor)
     assert {record.result.seed for record in outcome.measured} == {0, 1, 2}
     assert {record.result.seed for record in outcome.tuning} == {100, 101}
@@ -64,6 +66,15 @@ class Pretended:
 
     accuracy: Callable[[RunSpec], float]
     calls: list[list[RunSpec]] = field(default_factory=list)
+    store: Store = Store(Path("nowhere"))  # noqa: RUF009
+    later: list[int] = field(default_factory=list)
+
+    @property
+    def reporter(self) -> "Pretended":
+        return self
+
+    def expected(self, later: Sequence[RunSpec]) -> None:
+        self.later.append(len(later))
 
     def finish(self, specs: Sequence[RunSpec]) -> list[RunRecord]:
         self.calls.append(list(specs))
@@ -76,7 +87,7 @@ class Pretended:
         return RunRecord(spec=plain, manifest=records.MANIFEST, result=records.result(spec, reached), metrics=metrics)
 
 
-def pretend(text: str, accuracy: Callable[[RunSpec], float], parts: int | None = None):
+def pretend(text: str, accuracy: Callable[[RunSpec], float], parts: Sequence[int] = ()):
     """Run a study on pretended runs; the floor of these is .5."""
     study = parse_study(BASE + text, "s.yaml")
     executor = Pretended(accuracy)
@@ -95,6 +106,11 @@ def test_the_grid_is_refined_by_half_its_spacing_around_the_best_rate() -> None:
     outcome, _ = pretend("", peak(3.2e-3))
     assert {one.result.lr for one in outcome.tuning} == {1e-4, 1e-3, 1e-2, 1e-1, 3.16228e-3, 3.16228e-2}
     assert {one.result.lr for one in outcome.measured} == {3.16228e-3}
+
+
+def test_each_call_is_told_how_many_runs_are_known_to_follow() -> None:
+    _, executor = pretend("axes: {model.d_model: [32, 16]}\n", lambda spec: 0.5)
+    assert executor.later == [5 + 12 + 5, 12 + 5, 5, 0]
 
 
 def test_tuning_where_no_seed_leaves_the_floor_ends_with_the_first_grid() -> None:
@@ -139,12 +155,21 @@ def test_parts_run_rung_by_rung_and_a_higher_rung_starts_around_the_rate_of_the_
     assert not outcome.left_out
 
 
-def test_the_first_parts_run_alone_and_the_report_is_told() -> None:
+def test_a_part_runs_with_the_part_below_it_and_the_report_is_told_of_the_others() -> None:
     text = "ladder: [1, 4]\naxes: {model.d_model: [32, 16]}\n"
-    outcome, executor = pretend(text, peak(1e-2), parts=1)
-    assert {(call[0].model.d_model, call[0].train.steps) for call in executor.calls} == {(32, 300)}
-    message = "3 of 4 parts have not run, from model.d_model=16, train.steps=300 on"
+    outcome, executor = pretend(text, peak(1e-2), parts=[4])
+    shapes = [(call[0].model.d_model, call[0].train.steps) for call in executor.calls]
+    assert list(dict.fromkeys(shapes)) == [(16, 300), (16, 1200)]
+    message = "2 of 4 parts have not run, of these first part 1, model.d_model=32, train.steps=300"
     assert outcome.left_out == [message]
+    with pytest.raises(SpecError, match="this study has parts 1 to 4; got 5"):
+        pretend(text, peak(1e-2), parts=[1, 5])
+
+
+@pytest.mark.parametrize("text", ["", "0..", "..3", "-1", "1,,2", "1.5", "1..99999999", "²"])
+def test_numbers_of_parts_are_refused_in_a_line(text: str) -> None:
+    with pytest.raises(SpecError, match="--parts takes numbers such as"):
+        parse_parts(text)
 
 
 def test_tasks_and_sizes_are_parts_of_their_own() -> None:

@@ -1,0 +1,82 @@
+"""Sessions: a store, a device, an engine and loggers, opened alike for a command and for a Python program."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from icl_bench.errors import StateBudgetError
+from icl_bench.harness.engines.base import FLEET_SIZE, Executor, device_for, make_engine, runs_elsewhere
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.study.file import Study
+from icl_bench.harness.study.protocol import run_study
+from icl_bench.runs.events import Reporter
+from icl_bench.runs.record import RunRecord
+from icl_bench.runs.store import Store
+from icl_bench.runs.store.floors import read_floors, renewed_run
+
+
+class Session(NamedTuple):
+    """The device, the engine and the loggers of runs; nothing here changes a run's numbers beyond rounding."""
+
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    impl: str = "auto"
+    """Kernel implementation."""
+    graphs: bool = True
+    """Capture training steps on a GPU in graphs."""
+    fleet: int | None = None
+    """Runs trained together; None for 1 on a CPU and 32 on a GPU."""
+    engine: str = "inline"
+    """`inline`, `auto`, or `local`, `ray` or `slurm` with options, such as `local:workers=4`; workers import the layers
+    of a program from its file, so that `inline` is the engine of programs and notebooks."""
+    log: Sequence[str] = ()
+    """Loggers by name: `tensorboard`, `trackio`, `wandb`."""
+    quiet: bool = False
+    """Print no progress."""
+    again: bool = False
+    """Repeat finished runs that ended in an error."""
+
+
+def open_session(store: Path, session: Session, reporter: Reporter, keep: tuple[str, ...] = ()) -> Executor:
+    """Make the executor of a session, whose engine the caller closes; raise IclBenchError if a part is not there.
+
+    `keep` names the files that runs keep, as `KEPT_FILES` does.
+    """
+    from icl_bench.harness.environment import check_impl
+    from icl_bench.harness.loggers import LoggingReporter, make_loggers
+    from icl_bench.harness.training.trainer import Machine
+
+    check_impl(session.impl)
+    device = device_for(session.engine, session.device)
+    engine = make_engine(session.engine, Machine(device, session.impl, session.graphs, keep))
+    opened = Store(store)
+    loggers = make_loggers(session.log, opened)
+    told = LoggingReporter(reporter, opened, loggers) if loggers else reporter
+    here = None if runs_elsewhere(session.engine) else device
+    return Executor(opened, engine, session.fleet or FLEET_SIZE[device.type], told, here, session.again)
+
+
+def finish_requests(requests: Sequence[Request], executor: Executor) -> list[RunRecord]:
+    """Train the runs of requests that the store lacks; return the records of all their runs, with renewed floors.
+
+    The engine is closed at the end.
+    """
+    with closing(executor.engine):
+        specs = {spec.id: spec for request in requests for spec in expand_request(request)}
+        floors = read_floors(executor.store.root)
+        return [renewed_run(record, floors) for record in executor.finish(list(specs.values()))]
+
+
+def finish_study(study: Study, executor: Executor, parts: Sequence[int] = ()) -> tuple[list[RunRecord], list[str]]:
+    """Run a study, or parts of it; return each record once, measuring runs first, and a line for what is left out.
+
+    The engine is closed at the end. Raise StateBudgetError if no architecture can be matched.
+    """
+    floors = read_floors(executor.store.root)
+    with closing(executor.engine):
+        outcome = run_study(study, executor, parts)
+    if not outcome.measured:
+        raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
+    once = {record.result.id: record for record in [*outcome.measured, *outcome.tuning]}  # a seed may do both
+    return [renewed_run(record, floors) for record in once.values()], outcome.left_out
