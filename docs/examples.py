@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from sybil import Document, Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
@@ -25,6 +26,8 @@ TINY = (
     "--set evaluation.validation=4 --set evaluation.points=2 --device cpu"
 )
 TRAINING = {"run": TINY, "compare": f"{TINY} --lr 1e-3..1e-2/2 --seeds 0 --state 4096"}
+PREPARATION = "icl_bench.cli.prepare_process"
+"""Opening of the standard streams and of signals, which belong to the process of the tests here."""
 MODULE = re.compile(r"^```python\n# (\w+)\.py\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n?((?:^(?!\$ ).*\n?)*)", re.MULTILINE)
 
@@ -71,7 +74,7 @@ def run_command(words: list[str]) -> str:
     out, err, typed = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = words
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch(PREPARATION):
             main()
     except SystemExit as exit_:
         assert exit_.code == 0, err.getvalue()
