@@ -2,9 +2,10 @@
 
     PYTHONPATH=. python benchmarks/delta_kernels.py OUT.json
 
-A row has a kind of layer, a shape and a launch; times are medians in milliseconds of CUDA-event intervals, forward
-without and with what the backward pass reads, and backward. `difference` is the largest distance of a result from that
-of the first launch of its shape, relative to it: a launch that is compiled wrong shows there. Processes compile first.
+A row has a kind of layer, a shape and the launches of the forward and of the backward pass; times are medians in
+milliseconds of CUDA-event intervals, forward without and with what the backward pass reads, and backward. `difference`
+is the largest distance of a result from that of the first launches of its shape, relative to it: a launch that is
+compiled wrong shows there. Processes compile first.
 """
 
 import argparse
@@ -30,26 +31,31 @@ KINDS = ("delta-net", "gated-delta-net", "kda", "gla", "rwkv-7", "unbounded-kda"
 
 
 class Case(NamedTuple):
-    """A kind of layer, the sizes N, T, H, K and V, and a launch."""
+    """A kind of layer, the sizes N, T, H, K and V, and launches."""
 
     kind: str
     sizes: tuple[int, int, int, int, int]
-    launch: DeltaLaunch
+    forward: DeltaLaunch
+    backward: DeltaLaunch
 
 
 def cases() -> list[Case]:
     """Return all cases, those of one shape after one another."""
     found = []
+    one, two = DeltaLaunch(32, 1, 1), DeltaLaunch(32, 2, 1)
+    piped = [DeltaLaunch(32, 1, stages) for stages in (1, 2, 3)]
+    singles = [DeltaLaunch(32, warps, 1, single=True) for warps in (1, 2)]
+    wide = [DeltaLaunch(64, 2, 1), DeltaLaunch(64, 2, 1, single=True)]
     for kind in KINDS:
-        launches = [DeltaLaunch(32, warps, stages) for warps in (1, 2) for stages in (1, 2, 3)]
-        found += [Case(kind, (8192, 256, 4, 32, 32), one) for one in launches]
+        shape = (8192, 256, 4, 32, 32)
+        found += [Case(kind, shape, launch, one) for launch in piped]
+        found += [Case(kind, shape, one, launch) for launch in (piped[2], two, *singles)]
     for kind in KINDS[:5]:
-        launches = [DeltaLaunch(block_v, warps, 1) for block_v, warps in ((32, 1), (32, 2), (64, 2), (16, 1))]
-        found += [Case(kind, (1024, 512, 4, 64, 64), one) for one in launches]
-    few = [DeltaLaunch(16, 1, 1), DeltaLaunch(16, 1, 3), DeltaLaunch(32, 1, 1), DeltaLaunch(32, 2, 1)]
-    found += [Case("gated-delta-net", (1, 16384, 12, 64, 64), one) for one in few]
-    wide = [DeltaLaunch(16, 2, 1), DeltaLaunch(32, 2, 1)]
-    return found + [Case("gated-delta-net", (512, 512, 4, 128, 128), one) for one in wide]
+        for shape in ((1024, 512, 4, 64, 64), (1, 65_536, 12, 64, 64)):
+            found += [Case(kind, shape, launch, two) for launch in (*piped, wide[0])]
+            found += [Case(kind, shape, one, launch) for launch in (*singles, *wide)]
+    shape, half = (512, 512, 4, 128, 128), DeltaLaunch(16, 2, 1)
+    return found + [Case("gated-delta-net", shape, half, last) for last in (half, half._replace(single=True), two)]
 
 
 def make_call(kind: str, sizes: tuple[int, int, int, int, int]) -> launch.DeltaCall:
@@ -74,18 +80,18 @@ def make_call(kind: str, sizes: tuple[int, int, int, int, int]) -> launch.DeltaC
     )
 
 
-def run(call: launch.DeltaCall, dy: torch.Tensor, one: DeltaLaunch) -> list[torch.Tensor]:
+def run(case: Case, call: launch.DeltaCall, dy: torch.Tensor) -> list[torch.Tensor]:
     """Return the outputs and all gradients of a call."""
-    y, last, states, inverses = launch.launch_delta_forward(call, True, one)
-    return [y, last, *launch.launch_delta_gradient(call, dy, None, states, inverses, one)]
+    y, last, kept = launch.launch_delta_forward(call, True, case.forward)
+    return [y, last, *launch.launch_delta_gradient(call, dy, None, kept, case.backward, case.forward)]
 
 
 def compile_case(case: Case) -> None:
-    """Run a case at a small size, so that its kernels are in the cache."""
+    """Run a case at a small size, so that its kernels are in the cache; one sequence still has segments."""
     n, _, *rest = case.sizes
-    call = make_call(case.kind, (min(n, 16), 16, *rest))
-    launch.launch_delta_forward(call, False, case.launch)
-    run(call, torch.ones_like(call.v), case.launch)
+    call = make_call(case.kind, (min(n, 16), 16 if n > 1 else 1024, *rest))
+    launch.launch_delta_forward(call, False, case.forward)
+    run(case, call, torch.ones_like(call.v))
 
 
 def median_ms(call: Callable[[], object], repeats: int = 5) -> float:
@@ -102,14 +108,16 @@ def median_ms(call: Callable[[], object], repeats: int = 5) -> float:
 
 def measure(case: Case, call: launch.DeltaCall, dy: torch.Tensor, exact: list[torch.Tensor]) -> dict[str, Any]:
     """Return the row of a case."""
-    found = run(call, dy, case.launch)
-    pairs = [(a.double(), b.double()) for a, b in zip(found, exact, strict=True) if a.numel()]
-    row = {"kind": case.kind, "sizes": case.sizes, **case.launch._asdict()}
+    pairs = [(a.double(), b.double()) for a, b in zip(run(case, call, dy), exact, strict=True) if a.numel()]
+    row: dict[str, Any] = {"kind": case.kind, "sizes": case.sizes}
+    row |= {"forward": case.forward._asdict(), "backward": case.backward._asdict()}
     row["difference"] = max(((a - b).norm() / b.norm().clamp(min=1e-9)).item() for a, b in pairs)
-    row["forward"] = median_ms(lambda: launch.launch_delta_forward(call, False, case.launch))
-    row["saving"] = median_ms(lambda: launch.launch_delta_forward(call, True, case.launch))
-    _, _, states, inverses = launch.launch_delta_forward(call, True, case.launch)
-    row["backward"] = median_ms(lambda: launch.launch_delta_gradient(call, dy, None, states, inverses, case.launch))
+    row["forward_ms"] = median_ms(lambda: launch.launch_delta_forward(call, False, case.forward))
+    row["saving_ms"] = median_ms(lambda: launch.launch_delta_forward(call, True, case.forward))
+    kept = launch.launch_delta_forward(call, True, case.forward)[2]
+    row["backward_ms"] = median_ms(
+        lambda: launch.launch_delta_gradient(call, dy, None, kept, case.backward, case.forward)
+    )
     return row
 
 
@@ -125,7 +133,7 @@ def main() -> None:
         if shape != case[:2]:
             shape, call = case[:2], make_call(*case[:2])
             dy = torch.randn_like(call.v)
-            exact = run(call, dy, case.launch)
+            exact = run(case, call, dy)
         rows.append(measure(case, call, dy, exact))
         print(rows[-1], flush=True)
     versions = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}

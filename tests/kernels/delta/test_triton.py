@@ -15,7 +15,9 @@ if DEVICE == "cpu":
 
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
 from icl_bench.kernels.delta.api import delta_rule, delta_step  # noqa: E402
+from icl_bench.kernels.delta.triton import launch  # noqa: E402
 from icl_bench.kernels.delta.triton.ops import delta_triton  # noqa: E402
+from icl_bench.kernels.delta.triton.table import CHUNK, segment_length  # noqa: E402
 from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, poison, results  # noqa: E402
 
 F32 = torch.float32
@@ -38,6 +40,34 @@ def test_variants_match_the_definition(name):
 @pytest.mark.parametrize("t", [1, 16, 17])
 def test_lengths(t):
     check(delta_triton, *make_problem(VARIANTS["gated-delta-net"], t=t, groups=1, dtype=F32, device=DEVICE))
+
+
+SEGMENTED = {"delta-net", "kda", "untied-heads", "channel-delta-product", "rwkv-6"}
+"""Variants that together run every branch of the kernels of segments."""
+
+
+@pytest.mark.parametrize("name", [x if x in SEGMENTED else pytest.param(x, marks=pytest.mark.slow) for x in VARIANTS])
+def test_segments_in_parallel_match_the_definition(name, monkeypatch):
+    monkeypatch.setattr(launch, "segment_length", lambda *sizes: 2 * CHUNK)
+    t = 70 // VARIANTS[name].substeps
+    check(delta_triton, *make_problem(VARIANTS[name], t=t, groups=1, key=8, value=6, dtype=F32, device=DEVICE))
+
+
+@pytest.mark.slow
+def test_segments_of_wide_values_without_a_first_state(monkeypatch):
+    monkeypatch.setattr(launch, "segment_length", lambda *sizes: CHUNK)
+    problem = make_problem(VARIANTS["gated-delta-net"], t=20, groups=1, key=100, value=50, dtype=F32, initial=False,
+                           device=DEVICE)  # fmt: skip
+    check(delta_triton, *problem)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 255, 1024, 4097, 65_536])
+@pytest.mark.parametrize("heads", [1, 12, 100, 32_768])
+def test_segments_are_whole_chunks_and_fill_the_device_at_most(tokens, heads):
+    length = segment_length(tokens, heads, 64, 64)
+    segments = -(-tokens // length)
+    assert segments == 1 or (length % CHUNK == 0 and 2 * heads * segments <= 1056)
+    assert (segments > 1) == (tokens >= 1024 and heads <= 100)
 
 
 @pytest.mark.parametrize("keys", ["same", "few", "cosine"])

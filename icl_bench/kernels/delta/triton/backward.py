@@ -1,4 +1,6 @@
-"""Triton backward pass of the delta rule: a program walks the chunks of one head from the last to the first.
+"""Triton backward pass of the delta rule: a program walks the chunks of a head, or of a segment, from the last on.
+
+Or it takes one chunk, where a walk of its own (`segments`) has found the gradients of all states before.
 
 With D the gradient of the state after a chunk, dY that of its outputs, and the names of `forward`,
 
@@ -33,7 +35,7 @@ from icl_bench.kernels.delta.triton.decays import (
     total_decay,
     upper_part,
 )
-from icl_bench.kernels.delta.triton.forward import SIZES, head_views
+from icl_bench.kernels.delta.triton.forward import SIZES, head_views, segment_of_program
 from icl_bench.kernels.delta.triton.tiles import (
     HEADS,
     NONE,
@@ -72,6 +74,14 @@ def rows_of_part(ptr, n, part, T, PARTS, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def output_gradient(dy, start, end, first, scale, C: tl.constexpr):
+    """Return the gradients of the outputs of a chunk, before their scale, as an operand [BLOCK_V, ROWS]."""
+    PRECISION: tl.constexpr = C.PRECISION
+    rows = load_transposed(dy, start, end, first, C.SUB - 1, C.SUB, C.V, C.ROWS, C.BLOCK_V)
+    return nearest_tf32(rows.to(tl.float32) * scale, PRECISION)
+
+
+@triton.jit
 def channel_sums(x, GATE: tl.constexpr):
     """Return x [ROWS, channels] as decays have it: summed over channels for HEADS."""
     if GATE == HEADS:
@@ -92,23 +102,28 @@ def sum_later(x, INCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.cons
 
 
 @triton.jit(do_not_specialize=SIZES)
-def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, LAST: tl.constexpr, C: tl.constexpr):
+def delta_backward_kernel(
+    x, dy, dlast, states, inverses, out, T, H, G, length, scale, LAST: tl.constexpr, C: tl.constexpr
+):
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
-    Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T or T / SUB, G * blocks, ...].
+    Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T or T / SUB, G * blocks, ...]. Where
+    SEGMENTED, `dlast` holds the gradients of the states after segments [N, G, segments, V, K]. Where SINGLE these are
+    chunks: nothing is carried from one to another, and the gradient of the first state has been written before.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
     SUB: tl.constexpr = C.SUB
     GATE: tl.constexpr = C.GATE
     VALUE_GATE: tl.constexpr = C.VALUE_GATE
+    AGAIN: tl.constexpr = C.SINGLE and C.UNTIED
     DIAGONAL: tl.constexpr = GATE == NONE and not C.AHEAD
     BLOCK_K: tl.constexpr = C.BLOCK_K
     BLOCK_V: tl.constexpr = C.BLOCK_V
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
     pid = tl.program_id(0)
     first = (pid % BLOCKS) * C.BLOCK_V
-    head = (pid // BLOCKS).to(tl.int64)
+    head, segment, first_chunk, end_chunk = segment_of_program(pid // BLOCKS, T, length, C)
     n = head // G
     g = head % G
     part = g * BLOCKS + pid % BLOCKS
@@ -123,17 +138,23 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
     j = tl.arange(0, ROWS)[None, :]
 
     d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
-    if LAST:
+    steps = end_chunk - first_chunk
+    if C.SINGLE:
+        steps = 1
+    if C.SEGMENTED:
+        place = head * tl.cdiv(T, length) + segment
+        ends, end_mask = saved_pointers(dlast + place * (C.K * C.V), first, C)
+        d = tl.load(ends, mask=end_mask, other=0.0)
+    elif LAST:
         pointers, mask = state_pointers(dlast + head * (C.K * C.V), first, C)
         d = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    for step in range(0, chunks):
-        chunk = chunks - 1 - step
+    for step in range(0, steps):
+        chunk = end_chunk - 1 - step
         start = chunk * ROWS
         pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
         state = tl.load(pointers, mask=mask, other=0.0)
-        c = load_chunk(x, start, T, first, ones, C)
-        u_t = load_transposed(dy, start, T, first, SUB - 1, SUB, C.V, ROWS, BLOCK_V).to(tl.float32) * scale
-        u_t = nearest_tf32(u_t, PRECISION)
+        c = load_chunk(x, start, T, T, first, ones, C)
+        u_t = output_gradient(dy, start, T, first, scale, C)
         u = tl.trans(u_t)
         v_t = c.v.to(tl.float32)
         v = tl.trans(v_t)
@@ -224,8 +245,14 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
                 dv_t = tl.dot(z_t, fresh, dw_t, input_precision=PRECISION)
 
             store_transposed(dv_view, dv_t, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-            c = load_vectors_again(c, x, start, T, C)
-            queries = start_operand(c.q, c.gates, C.AHEAD, GATE, PRECISION)
+            if AGAIN:
+                c = load_chunk(x, start, T, T, first, ones, C)
+                u_t = output_gradient(dy, start, T, first, scale, C)
+                u = tl.trans(u_t)
+                w = tl.trans(c.v.to(tl.float32))
+            else:
+                c = load_vectors_again(c, x, start, T, C)
+                queries = start_operand(c.q, c.gates, C.AHEAD, GATE, PRECISION)
 
             # Gradients of the vectors, one after the other: of the scores (dp, and dp_t transposed by a product of its
             # own), then of what they were made of. `upto` and `before` gather those of the cumulated decays.
@@ -269,6 +296,12 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
                     dread_view = rows_of_part(out.read, n, part, T, parts, C.K)
                     store_substeps(dread_view, dread, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
 
+            if AGAIN:
+                c = load_chunk(x, start, T, T, first, ones, C)
+                u_t = output_gradient(dy, start, T, first, scale, C)
+                w = tl.trans(c.v.to(tl.float32))
+            if C.SINGLE:
+                near_d = nearest_tf32(tl.load(ends, mask=end_mask, other=0.0), PRECISION)
             dp_t = nearest_tf32(upper_part(tl.dot(w, u_t, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
             dk = to_end(tl.dot(in_pairs(w, ones), near_d, input_precision=PRECISION), c.gates, GATE)
             if GATE != NONE:
@@ -313,10 +346,11 @@ def delta_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, L
                 else:
                     dlog = rows_of_part(out.log_decay, n, part, tokens, parts, C.K)
                     store_substeps(dlog, dgate + total[None, :], start, T, 0, 0, SUB, C.K, ROWS, BLOCK_K)
-            d = decay_state(d, c.gates, GATE)
-            d = tl.dot(u_t, queries, d, input_precision=PRECISION)
-            if C.TIED or C.UNTIED:
-                d = tl.dot(z_t, reading, d, input_precision=PRECISION)
-    if C.INITIAL:
+            if not C.SINGLE:
+                d = decay_state(d, c.gates, GATE)
+                d = tl.dot(u_t, queries, d, input_precision=PRECISION)
+                if C.TIED or C.UNTIED:
+                    d = tl.dot(z_t, reading, d, input_precision=PRECISION)
+    if C.INITIAL and (not C.SINGLE) and segment == 0:
         pointers, mask = state_pointers(out.state + head * (C.K * C.V), first, C)
         tl.store(pointers, d, mask=mask)

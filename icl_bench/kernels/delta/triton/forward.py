@@ -1,4 +1,4 @@
-"""Triton forward pass of the delta rule: a program walks the chunks of one head with the state in registers.
+"""Triton forward pass of the delta rule: a program walks the chunks of a head, or of a segment, and keeps the state.
 
 The state and whatever has value channels is kept transposed, S^T [V, K], w^T [V, ROWS]. A product leaves its result in
 registers in the order in which the next one reads a left operand, or the transpose of a right operand: in this form no
@@ -33,7 +33,7 @@ from icl_bench.kernels.delta.triton.tiles import (
 )
 from icl_bench.kernels.triton.common import View, at_head
 
-SIZES = ("T", "H", "G")
+SIZES = ("T", "H", "G", "length")
 
 
 @triton.jit
@@ -46,28 +46,37 @@ def head_views(x, n, g, h):
 
 
 @triton.jit
-def found_rows(c, state, C: tl.constexpr):
-    """Return R^T [BLOCK_V, ROWS], what is written by keys ("delta") or by the vectors of their own, and the inverse.
+def inverse_of_system(c, C: tl.constexpr):
+    """Return (I + B P)^{-1} for "delta", P = p k^T E and B = D(beta), and (I - a b^T E)^{-1} for "untied"."""
+    PRECISION: tl.constexpr = C.PRECISION
+    if C.TIED:
+        p = scores(c.read, c.k, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
+        if C.RATED:
+            p = p * c.beta[:, None]
+    else:
+        p = -scores(c.read, c.erase, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
+    return nearest_tf32(unit_lower_inverse(p, C.ROWS), PRECISION)
 
-    delta: R = (I + B P)^{-1} B (v - p~ S), P = p k^T E, B = D(beta);   untied: R = (I - P)^{-1} (a~ S + (a k^T E) v)
+
+@triton.jit
+def found_rows(c, state, inverse, C: tl.constexpr):
+    """Return R^T [BLOCK_V, ROWS], what is written by keys ("delta") or by the vectors of their own.
+
+    delta: R = (I + B P)^{-1} B (v - p~ S);   untied: R = (I - a b^T E)^{-1} (a~ S + (a k^T E) v)
     """
     PRECISION: tl.constexpr = C.PRECISION
     reading = start_operand(c.read, c.gates, C.UNDECAYED, C.GATE, PRECISION)
     seen = tl.dot(nearest_tf32(state, PRECISION), tl.trans(reading), input_precision=PRECISION)
     if C.TIED:
-        p = scores(c.read, c.k, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
         rest = c.v.to(tl.float32) - seen
         if C.RATED:
-            p = p * c.beta[:, None]
             rest = rest * c.beta[None, :]
     else:
-        p = -scores(c.read, c.erase, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
         fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
         rest = tl.dot(c.v.to(tl.float32), in_pairs(tl.trans(fresh), c.ones), seen, input_precision=PRECISION)
-    inverse = nearest_tf32(unit_lower_inverse(p, C.ROWS), PRECISION)
     rest = nearest_tf32(rest, PRECISION)
     r = tl.dot(rest, in_pairs(tl.trans(inverse), c.ones), input_precision=PRECISION)
-    return nearest_tf32(r, PRECISION), inverse
+    return nearest_tf32(r, PRECISION)
 
 
 @triton.jit
@@ -113,19 +122,41 @@ def chunk_outputs(c, state, r, C: tl.constexpr):
     return y
 
 
+@triton.jit
+def segment_of_program(index, T, length, C: tl.constexpr):
+    """Return the head of a program, its segment of `length` tokens, and the first and the end of its chunks.
+
+    Without segments the whole sequence is the only one.
+    """
+    first = 0
+    end = tl.cdiv(T, C.ROWS)
+    segment = 0
+    head = index.to(tl.int64)
+    if C.SEGMENTED:
+        segments = tl.cdiv(T, length)
+        segment = index % segments
+        head = (index // segments).to(tl.int64)
+        first = segment * (length // C.ROWS)
+        end = tl.minimum(first + length // C.ROWS, end)
+    return head, segment, first, end
+
+
 @triton.jit(do_not_specialize=SIZES)
-def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, scale, C: tl.constexpr):
+def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, length, scale, C: tl.constexpr):
     """Write y [N, T / SUB, G, V] and the last state [N, G, K, V].
 
     Where SAVE, also write the states before chunks, transposed, and the inverses of their triangular systems. T counts
     sub-steps. A program has BLOCK_V value channels of one head; the grid is N * G * blocks of values.
+
+    Where SEGMENTED, a program has one segment of `length` sub-steps of these; the grid has as many times the programs.
+    `first_state` then holds the states before segments [N, G, segments, V, K], and the inverses are read.
     """
     BLOCK_K: tl.constexpr = C.BLOCK_K
     BLOCK_V: tl.constexpr = C.BLOCK_V
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
     pid = tl.program_id(0)
     first = (pid % BLOCKS) * C.BLOCK_V
-    head = (pid // BLOCKS).to(tl.int64)
+    head, segment, first_chunk, end_chunk = segment_of_program(pid // BLOCKS, T, length, C)
     n = head // G
     g = head % G
     x = head_views(x, n, g, g // (G // H))
@@ -135,22 +166,32 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, sca
     ones = ones_of_pairs(x.q, C.ROWS)
 
     state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
-    if C.INITIAL:
+    if C.SEGMENTED:
+        place = head * tl.cdiv(T, length) + segment
+        pointers, mask = saved_pointers(first_state + place * (C.K * C.V), first, C)
+        state = tl.load(pointers, mask=mask, other=0.0)
+    elif C.INITIAL:
         pointers, mask = state_pointers(first_state + head * (C.K * C.V), first, C)
         state = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
-    for chunk in range(0, chunks):
+    for chunk in range(first_chunk, end_chunk):
         start = chunk * C.ROWS
         if C.SAVE:
             pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
             tl.store(pointers, nearest_tf32(state, PRECISION), mask=mask)
-        c = load_chunk(x, start, T, first, ones, C)
+        c = load_chunk(x, start, T, T, first, ones, C)
         r = 0.0
         if C.TIED or C.UNTIED:
-            r, inverse = found_rows(c, state, C)
-            if C.SAVE and first == 0:
-                tl.store(inverse_pointers(inverses, head * chunks + chunk, C.ROWS), inverse)
+            kept = inverse_pointers(inverses, head * chunks + chunk, C.ROWS)
+            if C.SEGMENTED:
+                inverse = tl.load(kept)
+            else:
+                inverse = inverse_of_system(c, C)
+                if C.SAVE and first == 0:
+                    tl.store(kept, inverse)
+            r = found_rows(c, state, inverse, C)
         tile = chunk_outputs(c, state, r, C) * scale
         store_transposed(out, tile, start, T, first, C.SUB - 1, C.SUB, C.V, C.ROWS, C.BLOCK_V)
         state = next_state(c, state, r, C)
-    pointers, mask = state_pointers(last + head * (C.K * C.V), first, C)
-    tl.store(pointers, state, mask=mask)
+    if end_chunk == chunks:
+        pointers, mask = state_pointers(last + head * (C.K * C.V), first, C)
+        tl.store(pointers, state, mask=mask)

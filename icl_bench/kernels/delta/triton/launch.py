@@ -7,7 +7,20 @@ from torch import Tensor
 
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
-from icl_bench.kernels.delta.triton.table import CHUNK, DeltaLaunch, delta_launch
+from icl_bench.kernels.delta.triton.segments import (
+    delta_inverse_kernel,
+    delta_join_kernel,
+    delta_segment_kernel,
+    delta_state_gradient_kernel,
+)
+from icl_bench.kernels.delta.triton.table import (
+    CHUNK,
+    SYSTEMS,
+    DeltaLaunch,
+    DeltaShape,
+    join_launch,
+    segment_length,
+)
 from icl_bench.kernels.delta.triton.tiles import DeltaConstants, DeltaViews
 from icl_bench.kernels.triton.common import padded, view_of
 
@@ -44,18 +57,33 @@ class DeltaCall(NamedTuple):
         """Chunks of a sequence."""
         return -(-self.v.shape[1] // CHUNK)
 
-    def best_launch(self, *, backward: bool) -> DeltaLaunch:
-        """Return the launch of the table."""
-        gated = self.log_decay is not None or self.log_value_decay is not None
-        return delta_launch(self.q.shape[3], self.v.shape[3], backward=backward, gated=gated)
+    @property
+    def segment(self) -> int:
+        """Sub-steps to a segment; those of a whole sequence where segments are not taken in parallel."""
+        n, tokens, _, groups, key_width = self.sizes
+        if self.log_value_decay is not None:  # its maps of states are no products with matrices [K, K]
+            return tokens
+        return segment_length(tokens, n * groups, key_width, self.v.shape[3])
+
+    @property
+    def segments(self) -> int:
+        """Segments of a sequence, that are taken in parallel."""
+        return -(-self.v.shape[1] // self.segment)
+
+    @property
+    def shape(self) -> DeltaShape:
+        """Widths, rule and gates, on which the launches of the table depend."""
+        gate = self.log_decay if self.log_value_decay is None else self.log_value_decay
+        kind = "none" if gate is None else "heads" if gate.ndim == 3 else "channels"
+        return DeltaShape(self.q.shape[3], self.v.shape[3], self.rule, kind, self.segments > 1)
 
     def views(self) -> DeltaViews:
         """Return views of the inputs; those that are not given are views of q, which no kernel reads through them."""
         numbers = (x if x is None or x.ndim == 4 else x[..., None] for x in self[:8])
         return DeltaViews(*(view_of(self.q if x is None else x) for x in numbers))
 
-    def options(self, launch: DeltaLaunch, save: bool) -> dict[str, Any]:
-        """Return the constants and the options of a launch."""
+    def options(self, launch: DeltaLaunch, save: bool, single: bool = False) -> dict[str, Any]:
+        """Return the constants and the options of a launch; `single` takes chunks for segments."""
         _, tokens, _, _, key_width = self.sizes
         channels = 2 if self.bounded else 3
         constants = DeltaConstants(
@@ -75,6 +103,8 @@ class DeltaCall(NamedTuple):
             VALUE_GATE=0 if self.log_value_decay is None else channels,
             INITIAL=self.state is not None,
             SAVE=save,
+            SEGMENTED=single or self.segments > 1,
+            SINGLE=single,
             # One product of float32 by three of tf32 keeps the digits of float32.
             PRECISION="tf32x3" if self.q.dtype == torch.float32 else "tf32",
         )
@@ -85,35 +115,75 @@ class DeltaCall(NamedTuple):
         }  # fmt: skip
 
     def grid(self, launch: DeltaLaunch) -> tuple[int]:
-        """Return the grid of one program for each block of values of each head."""
+        """Return the grid of one program for each block of values of each segment of each head."""
         n, _, _, groups, _ = self.sizes
-        return (n * groups * -(-self.v.shape[3] // launch.block_v),)
+        return (n * groups * self.segments * -(-self.v.shape[3] // launch.block_v),)
 
 
-def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return empty tensors for y [N, T, G, V], the last state, and for what the backward pass reads.
+class DeltaKept(NamedTuple):
+    """Results that the backward pass reads, in float32; without elements where it is not kept or not needed."""
 
-    These are the states before chunks, transposed [N, G, chunks, V, K], and inverses [N, G, chunks, C, C].
-    """
+    states: Tensor
+    """States before chunks, transposed [N, G, chunks, V, K]."""
+    inverses: Tensor
+    """Inverses of the systems of chunks [N, G, chunks, C, C]."""
+    maps: Tensor
+    """Maps of segments [N, G, segments, V + K, K], as `segments` has them."""
+
+
+def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKept]:
+    """Return empty tensors for y [N, T, G, V], the last state, and for what the backward pass reads."""
     n, _, _, groups, key_width = call.sizes
     value_width, device = call.v.shape[3], call.v.device
     y = torch.empty(n, call.q.shape[1], groups, value_width, device=device, dtype=call.v.dtype)
     last = torch.empty(n, groups, key_width, value_width, device=device, dtype=torch.float32)
+    segmented = call.segments > 1
     states = (n, groups, call.chunks, value_width, key_width) if save else (0,)
-    inverses = (n, groups, call.chunks, CHUNK, CHUNK) if save and call.rule != "linear" else (0,)
-    kept = [torch.empty(shape, device=device, dtype=torch.float32) for shape in (states, inverses)]
-    return y, last, kept[0], kept[1]
+    inverses = (n, groups, call.chunks, CHUNK, CHUNK) if (save or segmented) and call.rule != "linear" else (0,)
+    maps = (n, groups, call.segments, value_width + key_width, key_width) if segmented else (0,)
+    kept = (torch.empty(shape, device=device, dtype=torch.float32) for shape in (states, inverses, maps))
+    return y, last, DeltaKept(*kept)
 
 
-def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y, the last state and, where `save`, the states before chunks and the inverses (else empty)."""
-    y, last, states, inverses = empty_outputs(call, save)
+def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tuple[Tensor, Tensor, DeltaKept]:
+    """Return y, the last state and what the backward pass reads: where `save` all of it."""
+    y, last, kept = empty_outputs(call, save)
+    first = call.state
+    if call.segments > 1:
+        launch_delta_maps(call, kept, launch)
+        first = join_segments(call, kept.maps, kept.maps, call.state, reverse=False)
     _, tokens, heads, groups, _ = call.sizes
     delta_forward_kernel[call.grid(launch)](
-        call.views(), y, last if call.state is None else call.state, last, states, inverses, tokens, heads, groups,
-        call.scale, **call.options(launch, save),
+        call.views(), y, last if first is None else first, last, kept.states, kept.inverses, tokens, heads, groups,
+        call.segment, call.scale, **call.options(launch, save),
     )  # fmt: skip
-    return y, last, states, inverses
+    return y, last, kept
+
+
+def launch_delta_maps(call: DeltaCall, kept: DeltaKept, launch: DeltaLaunch) -> None:
+    """Write the inverses of all systems, and the maps of all segments."""
+    n, tokens, heads, groups, key_width = call.sizes
+    if call.rule != "linear":
+        delta_inverse_kernel[(n * groups * call.chunks,)](
+            call.views(), kept.inverses, tokens, heads, groups, **call.options(SYSTEMS, save=False)
+        )
+    blocks = sum(-(-width // launch.block_v) for width in (key_width, call.v.shape[3]))
+    delta_segment_kernel[(n * groups * call.segments * blocks,)](
+        call.views(), kept.inverses, kept.maps, tokens, heads, groups, call.segment, **call.options(launch, save=False)
+    )
+
+
+def join_segments(call: DeltaCall, maps: Tensor, sums: Tensor, edge: Tensor | None, *, reverse: bool) -> Tensor:
+    """Return the states before segments [N, G, segments, V, K], or the gradients of those after them."""
+    n, _, _, groups, key_width = call.sizes
+    value_width = call.v.shape[3]
+    states = maps.new_empty(n, groups, call.segments, value_width, key_width)
+    launch = join_launch(key_width)
+    delta_join_kernel[(n * groups * -(-value_width // launch.block_v),)](
+        maps, sums, states if edge is None else edge, states, call.segments, SUM_ROWS=sums.shape[3],
+        EDGE=edge is not None, REVERSE=reverse, **call.options(launch, save=False),
+    )  # fmt: skip
+    return states
 
 
 def empty_gradients(call: DeltaCall, parts: int) -> DeltaGradients:
@@ -142,17 +212,55 @@ def empty_gradients(call: DeltaCall, parts: int) -> DeltaGradients:
 
 
 def launch_delta_gradient(
-    call: DeltaCall, dy: Tensor, dlast: Tensor | None, states: Tensor, inverses: Tensor, launch: DeltaLaunch
+    call: DeltaCall, dy: Tensor, dlast: Tensor | None, kept: DeltaKept, launch: DeltaLaunch, walk: DeltaLaunch
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of the inputs, as they are shaped (empty for those not given)."""
-    _, tokens, heads, groups, _ = call.sizes
+    """Return the gradients of the inputs, as they are shaped (empty for those not given).
+
+    `walk` is the launch of the kernel that finds gradients of states alone.
+    """
+    n, tokens, heads, groups, _ = call.sizes
     blocks = -(-call.v.shape[3] // launch.block_v)
     out = empty_gradients(call, groups * blocks)
-    delta_backward_kernel[call.grid(launch)](
-        call.views(), view_of(dy), states if dlast is None else dlast, states, inverses, out, tokens, heads,
-        groups, call.scale, LAST=dlast is not None, **call.options(launch, save=True),
+    ends, grid, length = dlast, call.grid(launch), call.segment
+    if call.segments > 1:
+        sums = state_gradients(call, dy, None, kept, out.state, walk, each=False)
+        ends = join_segments(call, kept.maps, sums, dlast, reverse=True)
+    if launch.single:
+        ends = state_gradients(call, dy, ends, kept, out.state, walk, each=True)
+        grid, length = (n * groups * call.chunks * blocks,), CHUNK
+    delta_backward_kernel[grid](
+        call.views(), view_of(dy), kept.states if ends is None else ends, kept.states, kept.inverses, out, tokens,
+        heads, groups, length, call.scale, LAST=ends is not None, **call.options(launch, True, launch.single),
     )  # fmt: skip
     return tuple(
-        part if x is None or part.shape == x.shape else part.unflatten(2, (x.shape[2], -1)).sum(3).to(x.dtype)
+        part if x is None or part.shape == x.shape else _added_heads(part, x)
         for part, x in zip(out, call[:9], strict=True)
     )
+
+
+def _added_heads(part: Tensor, like: Tensor) -> Tensor:
+    """Return the sums of neighbouring heads of `part`, shaped as `like`; two are added and rounded in one kernel."""
+    rows: Tensor = part.unflatten(2, (like.shape[2], -1))
+    if rows.shape[3] == 2:
+        total: Tensor = like.new_empty(like.shape)
+        torch.add(rows[:, :, :, 0], rows[:, :, :, 1], out=total)
+        return total
+    summed: Tensor = rows.sum(3)
+    return summed.to(like.dtype)
+
+
+def state_gradients(
+    call: DeltaCall, dy: Tensor, ends: Tensor | None, kept: DeltaKept, first: Tensor, walk: DeltaLaunch, *, each: bool
+) -> Tensor:
+    """Return gradients of states: where `each`, those after chunks [N, G, chunks, V, K] and in `first` of the first.
+
+    Else those before segments [N, G, segments, V, K], from the outputs of each segment alone.
+    """
+    n, tokens, heads, groups, key_width = call.sizes
+    count = call.chunks if each else call.segments
+    gradients = kept.states.new_empty(n, groups, count, call.v.shape[3], key_width)
+    delta_state_gradient_kernel[call.grid(walk)](
+        call.views(), view_of(dy), gradients if ends is None else ends, kept.inverses, gradients, first, tokens, heads,
+        groups, call.segment, call.scale, LAST=ends is not None, EACH=each, **call.options(walk, save=False),
+    )  # fmt: skip
+    return gradients

@@ -9,17 +9,16 @@ from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.delta.records import WIDEST_KEY, WIDEST_VALUE, DeltaInputs, DeltaOptions
 from icl_bench.kernels.delta.reference import current_weights
-from icl_bench.kernels.delta.triton import launch
+from icl_bench.kernels.delta.triton import launch, table
 
 DELTA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? beta, Tensor? log_decay, Tensor? read, Tensor? erase, "
     "Tensor? log_value_decay, Tensor? state, str rule, bool undecayed, bool ahead, float scale, bool bounded"
 )
-FORWARD_SCHEMA = f"({INPUTS}, bool save) -> (Tensor, Tensor, Tensor, Tensor)"
-BACKWARD_SCHEMA = (
-    f"({INPUTS}, Tensor states, Tensor inverses, Tensor dy, Tensor? dlast) -> ({', '.join(9 * ['Tensor'])})"
-)
+FORWARD_SCHEMA = f"({INPUTS}, bool save) -> ({', '.join(5 * ['Tensor'])})"
+KEPT = "Tensor states, Tensor inverses, Tensor maps"
+BACKWARD_SCHEMA = f"({INPUTS}, {KEPT}, Tensor dy, Tensor? dlast) -> ({', '.join(9 * ['Tensor'])})"
 
 
 def delta_triton(inputs: DeltaInputs, options: DeltaOptions) -> tuple[Tensor, Tensor]:
@@ -55,27 +54,31 @@ def delta_triton(inputs: DeltaInputs, options: DeltaOptions) -> tuple[Tensor, Te
 
 
 @torch.library.custom_op("icl_bench::delta_forward", mutates_args=(), schema=FORWARD_SCHEMA)
-def delta_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def delta_forward(*arguments: Any) -> tuple[Tensor, ...]:
     """Return y, the last state and, where the last argument asks for it, what `delta_backward` reads (else empty)."""
     *given, save = arguments
     call = launch.DeltaCall(*given)
     with launch_on(call.q):
-        return launch.launch_delta_forward(call, save, call.best_launch(backward=False))
+        y, last, kept = launch.launch_delta_forward(call, save, table.forward_launch(call.shape))
+    return y, last, *kept
 
 
 @delta_forward.register_fake
-def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, ...]:
     *given, save = arguments
-    return launch.empty_outputs(launch.DeltaCall(*given), save)
+    y, last, kept = launch.empty_outputs(launch.DeltaCall(*given), save)
+    return y, last, *kept
 
 
 @torch.library.custom_op("icl_bench::delta_backward", mutates_args=(), schema=BACKWARD_SCHEMA)
 def delta_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Return the gradients of the nine tensors, shaped as they are (empty for those not given)."""
-    *given, states, inverses, dy, dlast = arguments
+    *given, states, inverses, maps, dy, dlast = arguments
     call = launch.DeltaCall(*given)
+    kept = launch.DeltaKept(states, inverses, maps)
     with launch_on(call.q):
-        return launch.launch_delta_gradient(call, dy, dlast, states, inverses, call.best_launch(backward=True))
+        best, walk = table.backward_launch(call.shape), table.walk_launch(call.shape)
+        return launch.launch_delta_gradient(call, dy, dlast, kept, best, walk)
 
 
 @delta_backward.register_fake
@@ -91,13 +94,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, *_unused: Tensor | None) -> tuple[Any, ...]:
-    *tensors, states, inverses = ctx.saved_tensors
+    *tensors, states, inverses, maps = ctx.saved_tensors
     v, q = tensors[2], tensors[0]
     if dy is None:
         dy = v.new_zeros(v.shape[0], q.shape[1], *v.shape[2:])
     dy = dy if dy.stride(3) == 1 else dy.contiguous()
     dlast = None if dlast is None else dlast.contiguous()
-    gradients = delta_backward(*tensors, *ctx.options, states, inverses, dy, dlast)
+    gradients = delta_backward(*tensors, *ctx.options, states, inverses, maps, dy, dlast)
     kept = (None if x is None else gradient.to(x.dtype) for x, gradient in zip(tensors, gradients, strict=True))
     return *kept, *(None,) * (len(ctx.options) + 1)
 

@@ -44,6 +44,10 @@ class DeltaConstants(NamedTuple):
     """There is a state before the first token."""
     SAVE: bool
     """The state before each chunk is kept."""
+    SEGMENTED: bool
+    """A program takes one of several segments of a sequence."""
+    SINGLE: bool
+    """A program of the backward pass takes one chunk: segments are chunks."""
     PRECISION: str
     """Precision of products of float32."""
 
