@@ -306,6 +306,13 @@ def test_auto_takes_the_cheaper_form():
         assert torch.equal(chosen, other)
 
 
+def test_costs_by_hand():
+    """T = 100, K = 4, V = 3, p = 2, chunks of 32: D = 10, a score costs 39, an expanded key 36, a boundary 10 * 4."""
+    assert power_form_costs(100, 4, 3, 2, 32) == (100**2 * 39, 100 * 32 * 39 + 2 * 100 * 10 * 36 + 3 * 4 * 40 * 32)
+    assert cheapest_chunk(64, 64, 2) == 512  # the root of 3 * 2080 * 65 * 32 / 160 is 285
+    assert cheapest_chunk(4, 3, 2) == 64
+
+
 @pytest.mark.parametrize("key_width, p", [(4, 1), (16, 2), (64, 2), (32, 4)])
 def test_cheapest_chunk_is_a_power_of_two_in_range(key_width, p):
     chunk = cheapest_chunk(key_width, key_width, p)

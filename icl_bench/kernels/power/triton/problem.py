@@ -150,7 +150,7 @@ class PowerProblem(NamedTuple):
     def form(self, kernel: str, *, tiled: bool) -> str:
         """Return the form, part of the keys of a launch table."""
         if kernel == "key_gradient" and self.mixed:
-            return "mixed"
+            return "wide_keys" if self.layout.key_width > self.v else "wide_values"
         if tiled and not self.layout.linear:
             return "tiles"
         return "rows" if self.chunk <= table.SHORT_CHUNK or kernel == "chunk_sums" else "long"

@@ -26,16 +26,17 @@ class Blocks(NamedTuple):
     depth: int = 256  # state rows to a step of that loop
 
 
+FORMS = ("tiles", "rows", "long", "wide_keys", "wide_values")
 TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 32, 64 and 128
 
 # Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form over at most
-# SHORT_CHUNK tokens, "long" over more. "mixed" serves key gradients where key and value widths differ. "value_gradient"
-# is there where gradients of values are made apart from those of keys, "gated_forward" where gates take other blocks.
-# Blocks are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before
-# it is made in the code for "rows" where the widths differ (`PowerProblem.short`), in the "mixed" kernel with K = 64,
-# V = 32 on 64 keys (pipelined, or with one query head to a value head), and in query gradients in tiles of 64 x 64 with
-# K = V = 16 (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows of width 128 are
-# wrong in the first rows of each chunk; four are right.
+# SHORT_CHUNK tokens, "long" over more. "wide_keys" and "wide_values" serve key gradients where that width is larger.
+# "value_gradient" is there where gradients of values are made apart from those of keys, "gated_forward" where gates
+# take other blocks. Blocks are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address
+# of a tile before it is made in the code for "rows" where the widths differ (`PowerProblem.short`), in key gradients of
+# some pairs of unlike widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64 x 64 with
+# K = V = 16 (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows
+# of width 128 are wrong in the first rows of each chunk; four are right.
 # A pipelined loop over a state must advance by two key channels at least, `depth` being twice the value width: with one
 # channel, the registers are written while products still read them.
 _BF16_ROWS: dict[tuple[str, str], TableRow] = {
@@ -50,7 +51,8 @@ _BF16_ROWS: dict[tuple[str, str], TableRow] = {
     ("key_gradient", "tiles"): ((32, 64, 4, 3, 3), (64, 64, 4, 3, 3), (32, 128, 4, 3, 3, 128), (32, 128, 8, 2, 2)),
     ("key_gradient", "rows"): ((32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3)),
     ("key_gradient", "long"): ((64, 128, 4, 3), (32, 128, 4, 3), (64, 64, 4, 3), (64, 128, 8, 3)),
-    ("key_gradient", "mixed"): ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 64, 8, 1)),
+    ("key_gradient", "wide_keys"): ((32, 32, 4, 1), (32, 32, 4, 1), (32, 64, 8, 1), (32, 64, 8, 1)),
+    ("key_gradient", "wide_values"): ((32, 32, 4, 1), (32, 64, 8, 1), (32, 64, 4, 1), (32, 64, 8, 1)),
 }
 
 
@@ -65,7 +67,7 @@ def _by_width(rows: Mapping[tuple[str, str], TableRow]) -> dict[tuple[str, str, 
 def _all_forms(sums: TableRow, forward: TableRow, keys: TableRow) -> dict[tuple[str, str, int], Blocks]:
     """Return a table that is the same for all forms; query gradients run as the forward does."""
     kernels = {"chunk_sums": sums, "forward": forward, "query_gradient": forward, "key_gradient": keys}
-    return _by_width({(k, form): row for k, row in kernels.items() for form in ("tiles", "rows", "long", "mixed")})
+    return _by_width({(k, form): row for k, row in kernels.items() for form in FORMS})
 
 
 _BF16 = _by_width(_BF16_ROWS) | {
