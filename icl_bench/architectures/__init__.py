@@ -5,6 +5,7 @@ from icl_bench.architectures.base import Architecture as Architecture
 from icl_bench.architectures.based import Based as Based
 from icl_bench.architectures.comba import Comba as Comba
 from icl_bench.architectures.delta_net import DeltaNet as DeltaNet
+from icl_bench.architectures.differential import DifferentialAttention as DifferentialAttention
 from icl_bench.architectures.fox import Fox as Fox
 from icl_bench.architectures.gated_conv import GatedConv as GatedConv
 from icl_bench.architectures.gated_delta_net import GatedDeltaNet as GatedDeltaNet
@@ -19,6 +20,7 @@ from icl_bench.architectures.hyena import Hyena as Hyena
 from icl_bench.architectures.kda import Kda as Kda
 from icl_bench.architectures.linear import Linear as Linear
 from icl_bench.architectures.log_linear import LogLinear as LogLinear
+from icl_bench.architectures.log_linear_delta import LogLinearDelta as LogLinearDelta
 from icl_bench.architectures.lstm import Lstm as Lstm
 from icl_bench.architectures.m_lstm import MatrixLstm as MatrixLstm
 from icl_bench.architectures.mamba import Mamba as Mamba
@@ -26,6 +28,9 @@ from icl_bench.architectures.mamba_2 import Mamba2 as Mamba2
 from icl_bench.architectures.mamba_3 import Mamba3 as Mamba3
 from icl_bench.architectures.mesa_net import MesaNet as MesaNet
 from icl_bench.architectures.min_gru import MinGru as MinGru
+from icl_bench.architectures.min_lstm import MinLstm as MinLstm
+from icl_bench.architectures.mla import LatentAttention as LatentAttention
+from icl_bench.architectures.nsa import NativeSparseAttention as NativeSparseAttention
 from icl_bench.architectures.path import Path as Path
 from icl_bench.architectures.power import Power as Power
 from icl_bench.architectures.power_retention import PowerRetention as PowerRetention
@@ -35,4 +40,6 @@ from icl_bench.architectures.rwkv_6 import Rwkv6 as Rwkv6
 from icl_bench.architectures.rwkv_7 import Rwkv7 as Rwkv7
 from icl_bench.architectures.s_lstm import ScalarLstm as ScalarLstm
 from icl_bench.architectures.softmax import Softmax as Softmax
+from icl_bench.architectures.ttt_linear import TttLinear as TttLinear
+from icl_bench.architectures.ttt_mlp import TttMlp as TttMlp
 from icl_bench.architectures.window import Window as Window

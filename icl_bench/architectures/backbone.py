@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from icl_bench.architectures.base import Architecture, FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Interface, Scores
-from icl_bench.architectures.layers import CanonConv, GatedMLP, RMSNorm, start_as_gpt_2
+from icl_bench.architectures.layers import CanonConv, GatedMLP, RMSNorm, start_as_published
 from icl_bench.errors import SpecError
 from icl_bench.kernels.fleet.embedding import TokenOccurrences
 from icl_bench.kernels.fleet.rows import take_rows
@@ -121,8 +121,11 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(members, width)
         self.shares_first_layer = any(block.mixer.asks_first_layer for block in self.blocks[1:])
         self.check_shared_values()
-        if model.init == "gpt-2":
-            start_as_gpt_2(self, places[0].output_gain)
+        if model.init == "published":
+            for block, layer in zip(self.blocks, layers, strict=True):
+                start_as_published(block.mixer, places[0].output_gain, layer.published_init)
+        if model.init != "fan-in":
+            start_as_published(self, places[0].output_gain, "gpt-2")
         initialise(self, seeds)
 
     def check_shared_values(self) -> None:

@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+import torch
 from torch import Tensor, nn
 
+from icl_bench.architectures.layers import PublishedInit
 from icl_bench.errors import SpecError
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.registry import Registry
 from icl_bench.runs.declarations import ArchitectureDeclaration, CapacityLaw
-from icl_bench.schema import Frozen
+from icl_bench.schema import Parameters
 
 Cut = Literal["width", "degree"]
 """Parameters that matching may vary: `width`, those that set widths or windows; `degree`, the power of the scores."""
@@ -55,8 +56,8 @@ class Flops(NamedTuple):
 
     weights: float
     """Products of activations and parameters."""
-    state: float
-    """Products of activations and state, in the recurrent form."""
+    state: float | None
+    """Products of activations and state, in the recurrent form; None where a layer from outside does not tell."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,6 @@ class Mixer(nn.Module, ABC):
         """Compute one token of the recurrent form: x [M, B, C] at `position` -> output [M, B, C] and the next state."""
 
 
-def later(default: Any, gt: float | None = None) -> Any:
-    """Return a field, above `gt` if it is given, that was added when records of its architecture existed already.
-
-    A component leaves it out at its default, so that the ids of those runs stay.
-    """
-    return Field(default=default, gt=gt, exclude_if=lambda value: value == default)
-
-
 class Knob(NamedTuple):
     """A parameter that matching may vary."""
 
@@ -162,13 +155,15 @@ STATE = re.compile(r"State: (.*?)\.(?= [A-Z]|$)")
 SOURCE = re.compile(r"Sources?: .*?(arXiv \d{4}\.\d{5})")
 
 
-class Architecture(Frozen):
+class Architecture(Parameters):
     """Base of all architectures. The fields are its parameters; `None` means derived from the model width."""
 
     family: ClassVar[str] = "other"
     """Heading under which the architecture is listed."""
     operator: ClassVar[str] = "own"
     """Sequence operator of `kernels` that carries the mixer; `own` for none."""
+    published_init: ClassVar[PublishedInit] = "gpt-2"
+    """Start of its projections in the code of its authors, for `model.init=published`."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Parameters that a label names even at their defaults."""
     size_parameters: ClassVar[tuple[str, ...]] = ()
@@ -193,6 +188,11 @@ class Architecture(Frozen):
     @abstractmethod
     def flops(self, d_model: int, length: int) -> Flops:
         """Count the work of one token, averaged over a sequence of `length`."""
+
+    def count_parameters(self, d_model: int, layer: LayerContext) -> int:
+        """Return the number of trained parameters of a layer at a model width."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build(1, d_model, layer).parameters())
 
     @property
     def version(self) -> int:
@@ -240,7 +240,7 @@ class Architecture(Frozen):
             name=ARCHITECTURES.name_of(cls),
             family=cls.family,
             operator=cls.operator,
-            summary=inspect.cleandoc(cls.__doc__ or "").splitlines()[0],
+            summary=ARCHITECTURES.summary(ARCHITECTURES.name_of(cls)),
             recurrence=recurrence if "<-" in recurrence else recurrence.split(",   ")[0],
             state=state[1] if state else "",
             source=source[1] if source else "",
@@ -258,4 +258,20 @@ class Architecture(Frozen):
         )
 
 
-ARCHITECTURES: Registry[type[Architecture]] = Registry("architecture")
+ARCHITECTURES_ELSEWHERE = {
+    **dict.fromkeys(("attention", "mha", "attn", "self-attention", "transformer", "full-attention"), "softmax"),
+    **dict.fromkeys(("sliding-window", "sliding-attn", "swa", "local-attention", "sliding"), "window"),
+    **dict.fromkeys(("linear-attention", "lin-attn", "la"), "linear"),
+    **dict.fromkeys(("power-attention", "sympow"), "power"),
+    **dict.fromkeys(("deltanet", "delta", "delta-rule"), "delta-net"),
+    **dict.fromkeys(("gdn", "gateddeltanet"), "gated-delta-net"),
+    **dict.fromkeys(("ssm", "s6", "mamba1", "mamba-1"), "mamba"),
+    **dict.fromkeys(("mamba2", "ssd"), "mamba-2"),
+    **dict.fromkeys(("conv", "base-conv", "baseconv", "short-conv"), "gated-conv"),
+    **dict.fromkeys(("rwkv", "rwkv7"), "rwkv-7"),
+    **dict.fromkeys(("mlstm", "xlstm"), "m-lstm"),
+    **dict.fromkeys(("rnn", "gru", "mingru"), "min-gru"),
+    "retention": "ret-net",
+}
+"""Names that others give to architectures, with ours."""
+ARCHITECTURES: Registry[type[Architecture]] = Registry("architecture", Architecture, ARCHITECTURES_ELSEWHERE)

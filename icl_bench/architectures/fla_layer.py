@@ -9,7 +9,7 @@ import functools
 import importlib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from icl_bench import random
 from icl_bench.architectures.base import StateSize
-from icl_bench.architectures.plain import Plain, first_line
+from icl_bench.architectures.plain import LayerFacts, Plain
 from icl_bench.errors import SpecError, UnknownNameError
+from icl_bench.outside import first_line
 from icl_bench.registry import import_object
 from icl_bench.schema import Spec, Value, nearest, parse_spec
 
@@ -47,6 +48,10 @@ class CachedLayer(nn.Module):
         y = self.layer(x)
         outputs: Tensor = y[0] if isinstance(y, tuple) else y
         return outputs
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in training mode."""
+        return super().train()
 
 
 class FlaLayer(Plain):
@@ -77,14 +82,20 @@ class FlaLayer(Plain):
                 )
         return cls
 
-    def instantiate(self, cls: type[nn.Module], d_model: int) -> nn.Module:
+    def instantiate(self, entry: Callable[..., object], d_model: int) -> nn.Module:
         """Call the class at this model width, as the first layer that uses a cache."""
-        place = {"layer_idx": 0} if "layer_idx" in inspect.signature(cls).parameters else {}
-        return CachedLayer(cls(hidden_size=d_model, **place, **self.params))
+        place = {"layer_idx": 0} if "layer_idx" in inspect.signature(entry).parameters else {}
+        layer = entry(hidden_size=d_model, **place, **self.params)
+        assert isinstance(layer, nn.Module)
+        return CachedLayer(layer)
 
-    def resolved(self, d_model: int) -> Self:
-        self.make(d_model)
-        return self
+    def facts(self, d_model: int, length: int) -> LayerFacts:
+        """Return the facts about the layer; fla is trusted, so that it needs no process of its own."""
+        return self.find_facts(d_model, length)
+
+    def source(self) -> str | None:
+        """Return None: the identity of a run holds no sources of installed packages that are known by name."""
+        return None
 
     def state_size(self, d_model: int, length: int) -> StateSize | None:
         """Measure the cache of one sequence; None without a CUDA device, or where the class fills no cache."""

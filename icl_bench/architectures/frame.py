@@ -20,6 +20,7 @@ from icl_bench.architectures.layers import (
     StackedLinear,
     widen,
 )  # fmt: skip
+from icl_bench.architectures.rotation import RotationSpeed, rotate
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
 from icl_bench.kernels.fleet.records import HeadColumns
@@ -32,7 +33,6 @@ OutputNorm = Literal["none", "head", "all", "layer"]
 """Norm of the output: none, RMS of each `head`, RMS of `all` heads together, or `layer` norm of each head."""
 OutputGate = Annotated[Literal["none", "silu", "sigmoid"], READS_NONE]
 """Activation of the projection of x that the output is multiplied by; `none` for no gate."""
-ROPE_BASE = 10_000.0
 
 
 class HeadsLayout(NamedTuple):
@@ -59,6 +59,8 @@ class HeadsLayout(NamedTuple):
     key_norm: KeyNorm = "none"
     rope: bool = False
     """Rotate queries and keys by position."""
+    learned_rope: bool = False
+    """Let the speed of the rotation depend on the token and the key head."""
     output_norm: OutputNorm = "none"
     output_gate: OutputGate = "none"
     gate_rank: int | None = None
@@ -96,6 +98,11 @@ class HeadsLayout(NamedTuple):
         """Width of the output of all heads."""
         heads, width = self.output_shape
         return heads * width
+
+    @property
+    def rotated_heads(self) -> int:
+        """Key heads with a speed of rotation of their own; 0 where the speed is fixed."""
+        return self.key_heads if self.learned_rope else 0
 
     def gate_weights(self, d_model: int) -> int:
         """Return the number of weights of the output gate."""
@@ -144,6 +151,8 @@ class HeadsState(NamedTuple):
     """Last inputs of the convolution, [M, B, conv - 1, mixed]."""
     canon: Tensor | None
     """Last inputs of the canon layer, [M, B, 3, channels]."""
+    place: Tensor | None
+    """Sum of the speeds of the rotation, where they are learned, [M, B, J] in float32."""
 
 
 class HeadsMixer(Mixer):
@@ -158,6 +167,7 @@ class HeadsMixer(Mixer):
         self.canon = CanonConv(members, layer.canon_width) if layer.canon_width else None
         self.conv = make_conv(members, layout) if layout.conv else None
         self.key_norms = make_key_norms(members, layout) if layout.key_norm == "rms" else None
+        self.speed = RotationSpeed(members, d_model, layout.key_heads) if layout.learned_rope else None
         self.gate, self.core = gate, core
         self.norm = make_output_norm(members, layout)
         self.output_gate = make_output_gate(members, d_model, layout)
@@ -180,7 +190,10 @@ class HeadsMixer(Mixer):
         qkv = self.project(x)
         q, k, v = self.operands(qkv if self.canon is None else self.canon(qkv))
         if self.layout.rope:
-            q, k = rotate(q, k, torch.arange(x.shape[2], device=x.device))
+            places = (
+                torch.arange(x.shape[2], device=x.device)[:, None] if self.speed is None else self.speed(x).cumsum(2)
+            )
+            q, k = rotate(q, k, places)
         return self.core(q, k, self.offer(v, first), x)
 
     def operands(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,12 +256,14 @@ class HeadsMixer(Mixer):
     def initial_state(self, batch: int) -> HeadsState:
         tail = None if self.conv is None else self.conv.initial_tail(batch)
         canon = None if self.canon is None else self.canon.initial_tail(batch)
-        return HeadsState(self.core.initial_state(batch, self.project.weight), tail, canon)
+        weight = self.project.weight
+        place = None if self.speed is None else widen(weight.new_zeros(weight.shape[0], batch, self.layout.key_heads))
+        return HeadsState(self.core.initial_state(batch, weight), tail, canon, place)
 
     def step(
         self, x: Tensor, state: HeadsState, position: int, first: FirstLayer | None = None
     ) -> tuple[Tensor, HeadsState]:
-        qkv, (_, tail, canon) = self.project(x), state
+        qkv, (_, tail, canon, place) = self.project(x), state
         if self.canon is not None and canon is not None:
             qkv, canon = self.canon.step(qkv, canon)
         if self.conv is not None and tail is not None:
@@ -257,9 +272,10 @@ class HeadsMixer(Mixer):
             qkv = torch.cat([mixed, values], dim=-1)
         q, k, v = self.split(qkv)
         if self.layout.rope:
-            q, k = rotate(q, k, torch.tensor(position, device=x.device))
+            place = None if self.speed is None or place is None else place + self.speed(x)
+            q, k = rotate(q, k, torch.tensor([position], device=x.device) if place is None else place)
         y, core = self.core.step(q, k, self.offer(v, first), x, state.core)
-        return self.project_out(y, x), HeadsState(core, tail, canon)
+        return self.project_out(y, x), HeadsState(core, tail, canon, place)
 
 
 def make_conv(members: int, layout: HeadsLayout) -> ShortConv:
@@ -289,20 +305,6 @@ def make_output_gate(members: int, d_model: int, layout: HeadsLayout) -> Stacked
     if layout.gate_rank is None:
         return StackedLinear(members, d_model, layout.output_width)
     return LowRankLinear(members, d_model, layout.gate_rank, layout.output_width, bias=constant(0.0))
-
-
-def rotate(q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate pairs (i, i + K/2) by position · base^(-2i/K): q, k [..., (T,) H, K], positions [T] or a scalar."""
-    half = q.shape[-1] // 2
-    frequencies = ROPE_BASE ** (-torch.arange(half, device=q.device, dtype=torch.float32) / half)
-    angles = positions[..., None].float() * frequencies
-    cos, sin = angles.cos()[..., None, :], angles.sin()[..., None, :]
-
-    def turn(x: Tensor) -> Tensor:
-        first, second = widen(x).chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
-
-    return turn(q), turn(k)
 
 
 def fold(x: Tensor) -> Tensor:

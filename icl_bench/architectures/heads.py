@@ -24,12 +24,12 @@ from icl_bench.architectures.base import (
     LayerContext,
     Mixer,
     StateSize,
-    later,
 )
 from icl_bench.architectures.decays import INITIAL_GATE_BIAS, DecayGate
 from icl_bench.architectures.frame import Core, HeadsLayout, HeadsMixer, KeyNorm, OutputGate
 from icl_bench.architectures.initialisation import constant
 from icl_bench.errors import SpecError
+from icl_bench.schema import later
 
 WIDEST_MATCHED_KEY = 2048
 
@@ -81,7 +81,7 @@ class MultiHead(Architecture):
     def state_size(self, d_model: int, length: int) -> StateSize:
         full = self.resolved(d_model)
         tail = StateSize(cache=max(0, full.layout.conv - 1) * full.layout.mixed)
-        return full.core_size(length).plus(tail)
+        return full.core_size(length).plus(tail).plus(StateSize(sums=full.layout.rotated_heads))
 
     def key_rank(self, d_model: int) -> tuple[int, int] | None:
         layout = self.resolved(d_model).layout
@@ -99,7 +99,8 @@ class MultiHead(Architecture):
     def flops(self, d_model: int, length: int) -> Flops:
         full = self.resolved(d_model)
         layout = full.layout
-        projections = d_model * (layout.channels + full.gate_heads + layout.output_width) + layout.gate_weights(d_model)
+        projections = d_model * (layout.channels + full.gate_heads + layout.rotated_heads + layout.output_width)
+        projections += layout.gate_weights(d_model)
         core = full.core_flops(d_model, length)
         return Flops(2.0 * (projections + layout.conv * layout.mixed) + core.weights, core.state)
 
@@ -136,6 +137,8 @@ class HeadsArchitecture(MultiHead):
     """Bias of the decay gate at the start."""
     gate_divisor: float = later(1.0, gt=0)
     """Divisor of the logarithm of the decay gate."""
+    learned_rope: bool = later(False)
+    """Let the speed of the rotation depend on the token, 1 + tanh(x W) for each key-value head; needs `rope`."""
 
     def resolved(self, d_model: int) -> Self:
         width = d_model // self.heads
@@ -148,6 +151,8 @@ class HeadsArchitecture(MultiHead):
             raise SpecError(f"heads must be a multiple of kv_heads = {full.kv_heads}; got {full.heads}; change either")
         if full.rope and full.key_width % 2:
             raise SpecError(f"rope needs an even d_key; got {full.d_key}; change d_key or set rope=false")
+        if full.learned_rope and not full.rope:
+            raise SpecError("learned_rope sets the speed of rope; got rope=false; set rope=true")
         return full
 
     @property
@@ -191,6 +196,7 @@ class HeadsArchitecture(MultiHead):
             silu=self.silu,
             key_norm=self.key_norm,
             rope=self.rope,
+            learned_rope=self.learned_rope,
             output_norm="head" if self.output_norm else "none",
             output_gate=self.output_gate,
             norm_eps=1e-6,

@@ -23,6 +23,8 @@ from icl_bench.kernels.fleet.records import GateActivation, HeadColumns, NormOpt
 from icl_bench.kernels.fleet.split_convolution import split_convolution
 from icl_bench.runs.spec import Recipe
 
+PublishedInit = Literal["gpt-2", "torch", "small"]
+"""Start of the projections of a layer in the code of its authors; see `start_as_published`."""
 Kind = Literal["matrix", "table", "vector"]
 """Kind of a parameter, by which an optimiser treats it: a `matrix` takes activations to activations, a `table` takes
 tokens to activations or these to logits, a `vector` is all else: gains, biases, gates, decay rates, taps."""
@@ -172,18 +174,32 @@ class Embedding(Stacked):
         return embed(ids, self.weight, occurrences)
 
 
-def start_as_gpt_2(model: nn.Module, output_gain: float) -> None:
-    """Let embedding, head and projections start normal, std .02, and output projections std .02 times `output_gain`.
+def start_as_published(model: nn.Module, output_gain: float, init: PublishedInit) -> None:
+    """Let embeddings and projections start as published code does.
 
-    A weight that a layer starts in a way of its own keeps it. Source: Radford et al., "Language Models are Unsupervised
-    Multitask Learners" (2019); the published code of most mixers here (fla, zoology) starts so.
+    * gpt-2: normal, std .02 (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019).
+    * torch: uniform within 1 / sqrt(inputs), the start of torch.nn.Linear (Mamba, arXiv 2312.00752).
+    * small: normal, std sqrt(2 / (5 inputs)), and 2 / (L sqrt(inputs)) at outputs (xLSTM, arXiv 2405.04517).
+
+    Output projections have `output_gain`, 1 / sqrt(2 L). A weight that a layer starts in a way of its own keeps it.
     """
     for module in model.modules():
         if isinstance(module, Embedding):
             module.inits["weight"] = normal(GPT_2_STD)
         elif isinstance(module, StackedLinear) and module.gain in (1.0, output_gain):
-            own_way = module.inits["weight"] is not module.fan_in
-            module.inits["weight"] = module.inits["weight"] if own_way else normal(GPT_2_STD * module.gain)
+            as_fan_in = module.inits["weight"] is module.fan_in
+            module.inits["weight"] = published_start(module, init) if as_fan_in else module.inits["weight"]
+
+
+def published_start(layer: StackedLinear, init: PublishedInit) -> Init:
+    """Return the start of a projection, whose gain is 1, or 1 / sqrt(2 L) at the output of a mixer or MLP."""
+    if init == "gpt-2":
+        return normal(GPT_2_STD * layer.gain)
+    inputs = layer.weight.shape[1]
+    if init == "torch":
+        bound = layer.gain / math.sqrt(inputs)
+        return uniform_between(-bound, bound)
+    return normal(math.sqrt(0.4 / inputs) if layer.gain == 1 else 4 * layer.gain**2 / math.sqrt(inputs))
 
 
 class RMSNorm(Stacked):

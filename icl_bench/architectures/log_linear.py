@@ -36,7 +36,7 @@ class LogLinear(Mamba2):
 
     def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         full = self.resolved(d_model)
-        return LevelsMixer(members, d_model, full.layout, LevelsCore(members, d_model, full), None, layer)
+        return LevelsMixer(members, d_model, full.layout, StateSpaceLevels(members, d_model, full), None, layer)
 
     def core_size(self, length: int) -> StateSize:
         return StateSize(sums=live_levels(length - 1) * self.heads * self.key_width * self.value_width)
@@ -47,47 +47,36 @@ class LogLinear(Mamba2):
 
 
 class LevelsCore(Core):
-    """Scores times decays times weights of levels; the state is the sum of each level, [M·B, H, levels, K, V]."""
+    """A recurrence with a sum for each level of each head, [M·B, H, levels, K, V], and their weights."""
 
-    def __init__(self, members: int, d_model: int, config: LogLinear) -> None:
+    project: StackedLinear
+    scale: Coefficients
+
+    def __init__(self, sizes: tuple[int, int, int], levels: int) -> None:
         super().__init__()
-        self.config = config
-        self.decay = StepDecay(members, d_model, config.heads)
-        self.skip = Coefficients(members, (config.heads, 1), constant(1.0))
-        self.project = StackedLinear(members, d_model, config.heads * config.levels)
-        self.scale = Coefficients(members, (config.heads, config.levels), constant(1.0))
+        self.sizes, self.levels = sizes, levels
+
+    def add_weights(self, members: int, d_model: int) -> None:
+        """Add the parameters of the weights of levels."""
+        self.project = StackedLinear(members, d_model, self.sizes[0] * self.levels)
+        self.scale = Coefficients(members, (self.sizes[0], self.levels), constant(1.0))
 
     def weights(self, x: Tensor) -> Tensor:
-        """Return the weights of levels, [M, B, (T,) H, levels], float32."""
-        raw = widen(self.project(x)).unflatten(-1, (self.config.heads, self.config.levels))
+        """Return the weights of levels, softplus(L * (x W)), [M, B, (T,) H, levels], float32."""
+        raw = widen(self.project(x)).unflatten(-1, (self.sizes[0], self.levels))
         return functional.softplus(self.scale(raw) * raw)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    def shares(self, x: Tensor) -> Tensor:
+        """Return the weight of token s at token t for each head, by their level: [M, B, T, C] -> [M·B, H, T, T]."""
         tokens = x.shape[2]
         self.check(tokens - 1)
-        steps = self.decay.steps(x)
-        sums = fold(self.decay.log_decays(steps)).cumsum(1).transpose(1, 2)  # [N, H, T]
-        earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).tril()
-        decays = (sums[..., None] - sums[..., None, :]).masked_fill(~earlier, -torch.inf).exp()
         numbers = level_numbers(tokens, x.device)[..., None]
-        levels = (numbers == torch.arange(self.config.levels, device=x.device)).to(sums.dtype)
-        shares = torch.einsum("nthl,tsl->nhts", fold(self.weights(x)), levels)
-        scores = torch.einsum("ntk,nsk->nts", fold(q[..., 0, :]), fold(k[..., 0, :]))
-        written = fold(steps[..., None] * v)
-        y = torch.einsum("nhts,nshv->nthv", widen(scores)[:, None] * decays * shares, written)
-        return y.to(v.dtype).view(v.shape) + self.skip(v) * v
+        levels = (numbers == torch.arange(self.levels, device=x.device)).to(widen(x).dtype)
+        return torch.einsum("nthl,tsl->nhts", fold(self.weights(x)), levels)
 
     def initial_state(self, batch: int, like: Tensor) -> Tensor:
-        shape = (like.shape[0] * batch, self.config.heads, 0, self.config.key_width, self.config.value_width)
-        return widen(like.new_zeros(shape))
-
-    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        steps, shares = self.decay.steps(x), fold(self.weights(x))[..., : state.shape[2]]
-        state = fold(self.decay.log_decays(steps)).exp()[..., None, None, None] * state
-        written = fold(widen(k[..., 0, :]))[:, None, :, None] * fold(steps[..., None] * v)[:, :, None]
-        state = torch.cat([written[:, :, None], state[:, :, 1:]], dim=2)
-        read = torch.einsum("nhl,nhlkv,nk->nhv", shares, state, fold(widen(q[..., 0, :])))
-        return read.to(v.dtype).unflatten(0, x.shape[:2]) + self.skip(v) * v, state
+        heads, key_width, value_width = self.sizes
+        return widen(like.new_zeros(like.shape[0] * batch, heads, 0, key_width, value_width))
 
     def joined(self, state: Tensor, position: int) -> Tensor:
         """Return the sums before the token at a position, level 0 empty: the lowest ones join in the one above them."""
@@ -100,13 +89,51 @@ class LevelsCore(Core):
         moved = state[:, :, :lowest].sum(2, keepdim=True)
         return torch.cat([torch.zeros_like(state[:, :, :lowest]), moved, state[:, :, lowest + 1 :]], dim=2)
 
+    def read(self, q: Tensor, state: Tensor, x: Tensor) -> Tensor:
+        """Read all levels with queries [M·B, H, K]: the sum of what each holds times its weight, [M·B, H, V]."""
+        weights = fold(self.weights(x))[..., : state.shape[2]]
+        return torch.einsum("nhl,nhlkv,nhk->nhv", weights, state, widen(q))
+
     def check(self, position: int) -> None:
         """Raise SpecError where a position has more levels than weights."""
-        if live_levels(position) > self.config.levels:
+        if live_levels(position) > self.levels:
             raise SpecError(
                 f"log-linear has weights for 2^(levels - 1) tokens; got token {position + 1} with levels = "
-                f"{self.config.levels}; raise levels"
+                f"{self.levels}; raise levels"
             )
+
+
+def between(sums: Tensor) -> Tensor:
+    """Return exp(G_t - G_s) for s <= t, else 0, for running sums of log decays: [N, T, H] -> [N, H, T, T]."""
+    tokens, sums = sums.shape[1], sums.transpose(1, 2)
+    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=sums.device).tril()
+    return (sums[..., None] - sums[..., None, :]).masked_fill(~earlier, -torch.inf).exp()
+
+
+class StateSpaceLevels(LevelsCore):
+    """Scores times decays times weights of levels, and a skip."""
+
+    def __init__(self, members: int, d_model: int, config: LogLinear) -> None:
+        super().__init__((config.heads, config.key_width, config.value_width), config.levels)
+        self.decay = StepDecay(members, d_model, config.heads)
+        self.skip = Coefficients(members, (config.heads, 1), constant(1.0))
+        self.add_weights(members, d_model)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        steps = self.decay.steps(x)
+        decays = between(fold(self.decay.log_decays(steps)).cumsum(1))
+        scores = torch.einsum("ntk,nsk->nts", fold(q[..., 0, :]), fold(k[..., 0, :]))
+        written = fold(steps[..., None] * v)
+        y = torch.einsum("nhts,nshv->nthv", widen(scores)[:, None] * decays * self.shares(x), written)
+        return y.to(v.dtype).view(v.shape) + self.skip(v) * v
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        steps = self.decay.steps(x)
+        state = fold(self.decay.log_decays(steps)).exp()[..., None, None, None] * state
+        written = fold(widen(k[..., 0, :]))[:, None, :, None] * fold(steps[..., None] * v)[:, :, None]
+        state = torch.cat([written[:, :, None], state[:, :, 1:]], dim=2)
+        read = self.read(fold(q).expand(-1, self.sizes[0], -1), state, x)
+        return read.to(v.dtype).unflatten(0, x.shape[:2]) + self.skip(v) * v, state
 
 
 class LevelsMixer(HeadsMixer):

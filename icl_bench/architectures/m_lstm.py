@@ -33,6 +33,7 @@ class MatrixLstm(RecurrentHeads):
     """Matrix LSTM: linear attention with an exponential input gate, a forget gate and a normaliser."""
 
     family = "decay of heads"
+    published_init = "small"
     operator = "power"
 
     conv: int = Field(default=0, ge=0)

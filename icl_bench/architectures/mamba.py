@@ -41,6 +41,7 @@ class Mamba(Architecture):
     """Mamba: a selective state space with a decay for each channel and each number of its state."""
 
     family = "scan"
+    published_init = "torch"
     operator = "scan"
 
     size_parameters = ("d_state", "expand")

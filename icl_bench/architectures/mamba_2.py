@@ -28,6 +28,7 @@ class Mamba2(RecurrentHeads):
     """Mamba-2: a scalar decay for each head and token, and keys that all heads share."""
 
     family = "decay of heads"
+    published_init = "torch"
     operator = "power"
 
     shown = ("d_key",)

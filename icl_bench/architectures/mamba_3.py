@@ -25,6 +25,7 @@ from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, delayed, widen
+from icl_bench.architectures.rotation import rotate_first
 from icl_bench.errors import SpecError
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
@@ -38,6 +39,7 @@ class Mamba3(RecurrentHeads):
     """Mamba-3: writes of this token and of the one before, and keys rotated by data-dependent angles."""
 
     family = "decay of heads"
+    published_init = "torch"
     operator = "delta"
 
     shown = ("d_key",)
@@ -124,7 +126,8 @@ class TrapezoidCore(Core):
         rates = functional.softplus(widen(self.rate(x))).clamp(min=LEAST_RATE)
         turns = math.pi * widen(self.speed(x)).tanh()[..., None, :] * steps[..., None]
         angles = before[:, :, None] + turns.cumsum(2)
-        q, k = (rotate_first(part, angles) for part in (q + self.query_bias(q), k + self.key_bias(k)))
+        cos, sin = angles.cos(), angles.sin()
+        q, k = (rotate_first(part, cos, sin) for part in (q + self.query_bias(q), k + self.key_bias(k)))
         return Coordinates(q, k, angles, steps, -rates * steps, widen(self.share(x)).sigmoid())
 
     def inputs(self, at: Coordinates, k_before: Tensor, v_before: Tensor, v: Tensor) -> DeltaInputs:
@@ -156,11 +159,3 @@ class TrapezoidCore(Core):
         return torch.addcmul(y.view(v.shape), self.skip(v), v), TrapezoidState(
             sums, at.k[:, :, 0], v, at.angles[:, :, 0]
         )
-
-
-def rotate_first(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate pairs (i, i + P) of the first 2 P channels of x [..., K] by angles [..., P]."""
-    pairs = angles.shape[-1]
-    first, second, rest = widen(x).split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(x.dtype)

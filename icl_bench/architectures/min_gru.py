@@ -4,7 +4,8 @@
     g(u) = u + 1/2 for u >= 0, else sigmoid(u)
 
 State: one number for each of the E C channels, E C = `d_inner`. Work a token: 4 E C. Source: Feng et al. (arXiv
-2410.01201). A vector of state, the reference for mixers whose state is a matrix.
+2410.01201). A vector of state, the reference for mixers whose state is a matrix. What it holds meets no query before
+the output projection, so that it learns recall slowly, and only where it has many more channels than the model.
 """
 
 from typing import ClassVar, Self, cast
@@ -24,7 +25,7 @@ from icl_bench.architectures.base import (
     StateSize,
 )
 from icl_bench.architectures.frame import fold
-from icl_bench.architectures.layers import StackedLinear, widen
+from icl_bench.architectures.layers import PublishedInit, StackedLinear, widen
 from icl_bench.kernels.scan.api import ScanImpl, initial_scan_state, linear_scan, linear_scan_step
 
 WIDEST_STATE = 65_536
@@ -35,6 +36,7 @@ class MinGru(Architecture):
     """Minimal GRU: a vector of state, each channel with its own gate."""
 
     family = "scan"
+    published_init: ClassVar[PublishedInit] = "torch"
     operator = "scan"
 
     size_parameters: ClassVar[tuple[str, ...]] = ("d_inner",)
@@ -73,8 +75,8 @@ class MinGruMixer(Mixer):
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return decays and inputs of the scan, [M·B, (T,) E C], in float32."""
-        gate, u = widen(self.gate(x)), widen(self.candidate(x))
-        return fold((-gate).sigmoid()), fold(gate.sigmoid() * torch.where(u >= 0, u + 0.5, u.sigmoid()))
+        gate = widen(self.gate(x))
+        return fold((-gate).sigmoid()), fold(gate.sigmoid() * positive_part(widen(self.candidate(x))))
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         h = linear_scan(*self.operands(x), impl=self.impl)
@@ -91,3 +93,8 @@ class MinGruMixer(Mixer):
     def step(self, x: Tensor, state: Tensor, position: int, first: FirstLayer | None = None) -> tuple[Tensor, Tensor]:
         h, state = linear_scan_step(*self.operands(x), state)
         return self.project_out(h.to(x.dtype).unflatten(0, x.shape[:2]), x), state
+
+
+def positive_part(u: Tensor) -> Tensor:
+    """Return u + 1/2 where u >= 0, else sigmoid(u): a continuous function that is never negative."""
+    return torch.where(u >= 0, u + 0.5, u.sigmoid())

@@ -22,13 +22,14 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from icl_bench.architectures.base import ARCHITECTURES, Flops, Knob, LayerContext, StateSize, later
+from icl_bench.architectures.base import ARCHITECTURES, Flops, Knob, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import HeadsArchitecture
 from icl_bench.architectures.sums import Operands, Sums, SumsCore
 from icl_bench.kernels.power.records import Normalize
 from icl_bench.runs.declarations import CapacityLaw
+from icl_bench.schema import later
 
 Normalizer = Literal["sum", "rms", "raw"]
 """Divisor of the output: the `sum` of scores, the `rms` of the output per head, or none (`raw`)."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, Mixer
 from icl_bench.architectures.initialisation import constant, fixed, uniform_between
-from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, StackedLinear, spread, widen
+from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, StackedLinear, delayed, spread, widen
 from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, depth, rising
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 
@@ -106,8 +106,9 @@ class Rwkv6Mixer(ShiftMixer):
         self.norm = LayerNorm(members, self.value_shape, self.value_width * NORM_EPS, bias=True)
         self.output = StackedLinear(members, values, d_model, layer.output_gain)
 
-    def parts(self, x: Tensor, before: Tensor) -> dict[str, Tensor]:
-        return {name: self.projections[name](stream) for name, stream in self.mixed.streams(x, before).items()}
+    def parts(self, x: Tensor, before: Tensor | None) -> dict[str, Tensor]:
+        streams = self.mixed.streams(x, delayed(x) if before is None else before)
+        return {name: self.projections[name](stream) for name, stream in streams.items()}
 
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")

@@ -29,8 +29,10 @@ from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMix
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.fleet.decays import channel_decays
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
-from icl_bench.kernels.fleet.products import scale_heads
+from icl_bench.kernels.fleet.products import gated_product
 from icl_bench.kernels.fleet.projection import project
+from icl_bench.kernels.fleet.token_bonus import token_bonus
+from icl_bench.kernels.fleet.token_pairs import token_pairs
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
 ADAPTER_GAIN = 0.1
@@ -88,16 +90,19 @@ class ShiftedLinear(Stacked):
         for name, stream in streams.items():
             self.declare(f"weight_{name}", (d_model, stream.width), stream.weight, kind="matrix")
 
-    def parts(self, x: Tensor, before: Tensor) -> dict[str, Tensor]:
-        """Return the projections [M, B, (T,) width] by name, for x and the token before it, [M, B, (T,) C] each."""
+    def parts(self, x: Tensor, before: Tensor | None) -> dict[str, Tensor]:
+        """Return the projections [M, B, (T,) width] by name, for x and the token before it, [M, B, (T,) C] each.
+
+        Where `before` is None, it is that in x.
+        """
         late, early = [], []
         for name, stream in self.streams.items():
             weight: Tensor = getattr(self, f"weight_{name}")
             late.append(weight * getattr(self, f"share_{stream.share}")[..., None])
             early.append(weight - late[-1])
-        rows = torch.cat([x, before], dim=-1).flatten(1, -2)
+        pairs = token_pairs(x) if before is None else torch.cat([x, before], dim=-1)
         weights = torch.cat([torch.cat(early, dim=-1), torch.cat(late, dim=-1)], dim=1)
-        y = project(rows, weights.to(weight.dtype)).view(*x.shape[:-1], -1)
+        y = project(pairs.flatten(1, -2), weights.to(weight.dtype)).view(*x.shape[:-1], -1)
         parts = y.split([stream.width for stream in self.streams.values()], dim=-1)
         return dict(zip(self.streams, parts, strict=True))
 
@@ -136,7 +141,7 @@ class Rwkv7Mixer(ShiftMixer):
     def asks_first_layer(self) -> bool:
         return self.mixes_values
 
-    def parts(self, x: Tensor, before: Tensor) -> dict[str, Tensor]:
+    def parts(self, x: Tensor, before: Tensor | None) -> dict[str, Tensor]:
         return self.shifted.parts(x, before)
 
     def exchange(self, parts: dict[str, Tensor], first: FirstLayer | None) -> Tensor:
@@ -154,11 +159,10 @@ class Rwkv7Mixer(ShiftMixer):
         return DeltaInputs(r, written, v, log_decay=log_decay, read=read, erase=erase)
 
     def finish(self, y: Tensor, inputs: DeltaInputs) -> Tensor:
-        weight = (inputs.q * inputs.k * self.bonus(inputs.k)).sum(-1)
-        return scale_heads(inputs.v, weight, self.norm(y)).flatten(-2)
+        return token_bonus(inputs.q, inputs.k, inputs.v, self.bonus.weight, self.norm(y)).flatten(-2)
 
     def project_out(self, y: Tensor, g: Tensor) -> Tensor:
-        return self.output(y * self.gate(g.sigmoid()))
+        return self.output(gated_product(y, self.gate(g.sigmoid()), "none"))
 
 
 def streams(d_model: int, config: Rwkv7, mixes_values: bool) -> dict[str, Stream]:

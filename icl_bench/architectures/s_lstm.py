@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, FirstLayer, Flops, LayerContext, Mixer, StateSize
 from icl_bench.architectures.initialisation import constant, fixed
-from icl_bench.architectures.layers import LayerNorm, ShortConv, Stacked, StackedLinear, widen
+from icl_bench.architectures.layers import LayerNorm, PublishedInit, ShortConv, Stacked, StackedLinear, widen
 from icl_bench.architectures.lstm import LoopMixer, Lstm
 from icl_bench.architectures.token_shift import depth
 from icl_bench.errors import SpecError
@@ -33,6 +33,7 @@ BEFORE_ANY = -1e30
 class ScalarLstm(Lstm):
     """sLSTM: exponential gates around a vector of state, and recurrent weights within each head."""
 
+    published_init: ClassVar[PublishedInit] = "small"
     size_parameters: ClassVar[tuple[str, ...]] = ("d_inner", "heads")
 
     heads: int = Field(default=4, ge=1)

@@ -5,21 +5,26 @@
 State: the cache, G (K + V) T numbers, and G T more where there is a gate. Work a token: 2 H (K + V) for each key
 seen. Source: Vaswani et al. (arXiv 1706.03762); the gate is that of the forgetting transformer (Lin et al.,
 arXiv 2503.02130). With `alibi`, G_i = -2^(-8 h / G) i in head h = 1..G, a fixed penalty of distance (Press et al.,
-arXiv 2108.12409), which needs no state.
+arXiv 2108.12409), which needs no state. With `sinks`, exp(s_h) is added to the sum of scores, s_h a learned number for
+each query head, 0 at the start, so that a query may read little (attention sinks; OpenAI, arXiv 2508.10925).
 """
 
 from typing import Self, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize, later
+from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import HeadsArchitecture
+from icl_bench.architectures.initialisation import constant
+from icl_bench.architectures.layers import Coefficients
 from icl_bench.errors import SpecError
 from icl_bench.kernels.attention.api import AttentionImpl, attention, attention_step, empty_cache
 from icl_bench.kernels.attention.records import KeyValueCache
+from icl_bench.schema import later
 
 
 class CacheCore(Core):
@@ -73,6 +78,42 @@ class AlibiCore(CacheCore):
         return y, after._replace(decay=None)
 
 
+SINK_COLUMNS = 8
+"""Columns that a sink adds to queries and keys: one is used, the others keep rows whole for a GPU."""
+
+
+class SinkCore(CacheCore):
+    """Keys and values unchanged, and a first key of value 0 whose score is a learned number of the query head."""
+
+    def __init__(self, members: int, heads: int, sizes: tuple[int, int, int], layer: LayerContext) -> None:
+        super().__init__(sizes, None, gated=False, gate=None, layer=layer)
+        self.sinks = Coefficients(members, (heads, 1), constant(0.0))
+
+    def queries(self, q: Tensor) -> Tensor:
+        """Return queries [M, B, (T,) H, K] with the score of the sink in their next column, folded."""
+        logits = (self.sinks(q) * self.sizes[1] ** 0.5).expand(*q.shape[:-1], 1)
+        return fold(functional.pad(torch.cat([q, logits], dim=-1), (0, SINK_COLUMNS - 1)))
+
+    def with_sink(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys [N, T, G, K] and values with the sink before them."""
+        k = functional.pad(k, (0, SINK_COLUMNS, 0, 0, 1, 0))
+        sink = torch.zeros_like(k[:, :1])
+        sink[..., self.sizes[1]] = 1.0
+        return torch.cat([sink, k[:, 1:]], dim=1), functional.pad(v, (0, 0, 0, 0, 1, 0))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        queries = functional.pad(self.queries(q), (0, 0, 0, 0, 1, 0))
+        y = attention(queries, *self.with_sink(fold(k), fold(v)), scale=self.sizes[1] ** -0.5, impl=self.impl)
+        return y[:, 1:].reshape(*q.shape[:-1], -1)
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        key, cache = functional.pad(fold(k), (0, SINK_COLUMNS)), self.with_sink(state.k, state.v)
+        scale = self.sizes[1] ** -0.5
+        y, after = attention_step(self.queries(q), key, fold(v), None, KeyValueCache(*cache, None), scale=scale)
+        kept = KeyValueCache(after.k[:, 1:, :, : self.sizes[1]], after.v[:, 1:], None)
+        return y.view(*q.shape[:-1], -1), kept
+
+
 class CacheHeads(HeadsArchitecture):
     """Base of the architectures that keep keys and values: the size of their state and their work."""
 
@@ -106,3 +147,16 @@ class CacheHeads(HeadsArchitecture):
 @ARCHITECTURES.register("softmax")
 class Softmax(CacheHeads):
     """Softmax attention over the whole past: its state, the cache, grows with every token."""
+
+    sinks: bool = later(False)
+    """Add a learned number for each query head to the sum of scores; not together with `gate` or `alibi`."""
+
+    def resolved(self, d_model: int) -> Self:
+        if self.sinks and (self.gate or self.alibi):
+            raise SpecError("sinks have scores that do not decay; got gate or alibi too; set both false or sinks=false")
+        return super().resolved(d_model)
+
+    def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
+        if self.sinks:
+            return SinkCore(members, self.heads, self.sizes, layer)
+        return super().core(members, d_model, gate, layer)

@@ -9,7 +9,6 @@ from torch import Tensor
 from icl_bench.architectures.base import FirstLayer, LayerContext, Mixer, StateSize
 from icl_bench.architectures.deltas import folded
 from icl_bench.architectures.heads import HeadSizes
-from icl_bench.architectures.layers import delayed
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.fleet.rows import take_rows
@@ -54,8 +53,11 @@ class ShiftMixer(Mixer):
         return self.key_shape[0], self.value_width
 
     @abstractmethod
-    def parts(self, x: Tensor, before: Tensor) -> dict[str, Tensor]:
-        """Project x and the token before it, [M, B, (T,) C] each: [M, B, (T,) width] by name; `g` is for the gate."""
+    def parts(self, x: Tensor, before: Tensor | None) -> dict[str, Tensor]:
+        """Project x and the token before it, [M, B, (T,) C] each: [M, B, (T,) width] by name; `g` is for the gate.
+
+        Where `before` is None, it is that in x [M, B, T, C], zeros before the first.
+        """
 
     @abstractmethod
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
@@ -84,7 +86,7 @@ class ShiftMixer(Mixer):
 
     def mix(self, x: Tensor, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
         """Return the normalised output of all heads [M, B, T, H V], and the part that is for the gate."""
-        parts = self.parts(x, delayed(x))
+        parts = self.parts(x, None)
         inputs = self.inputs(parts, self.exchange(parts, first))
         y, _ = delta_rule(folded(inputs), self.options, self.impl)
         return self.finish(y.unflatten(0, x.shape[:2]), inputs), parts["g"]

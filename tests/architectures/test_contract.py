@@ -23,6 +23,7 @@ SPECS = [
     "based:heads=2,d_key=3",
     "comba:heads=1,value_heads=2,d_key=3,d_value=4",
     "delta-net:heads=2",
+    "differential:heads=2,d_key=3",
     "fox:heads=2",
     "fox:pro=false,conv=2",
     "gated-conv",
@@ -48,6 +49,8 @@ SPECS = [
     "linear:feature_map=silu-l2",
     "linear:feature_map=softplus,rope=true,heads=2",
     "log-linear:heads=2,d_key=3,levels=5",
+    "log-linear-delta:heads=1,value_heads=2,d_key=3,levels=5,conv=0",
+    "log-linear-delta:heads=2,d_key=3,levels=5",
     "lstm:d_inner=7",
     "m-lstm:heads=2,d_value=5",
     "mamba:d_state=3",
@@ -57,6 +60,9 @@ SPECS = [
     "mesa-net:conv=0,d_key=4",
     "mesa-net:heads=2,d_value=5",
     "min-gru:d_inner=7",
+    "min-lstm:d_inner=7",
+    "mla:heads=2,d_latent=5,d_rope=4,d_value=3",
+    "nsa:heads=2,w=3,block=2,selected=3",
     "path:heads=2,d_key=3",
     "power:p=1",
     "power:p=2",
@@ -70,6 +76,7 @@ SPECS = [
     "power:p=5,d_key=2,gate=true",
     "power:p=6,d_key=2",
     "power-retention:heads=2,d_key=4",
+    "power-retention:heads=4,kv_heads=2,d_key=2,learned_rope=true",
     "re-based:heads=2,d_key=3",
     "ret-net:heads=2",
     "rwkv-6:heads=1,d_key=3,d_value=5",
@@ -82,6 +89,9 @@ SPECS = [
     "softmax:d_key=3,d_value=7,conv=2",
     "softmax:gate=true,rope=true,heads=2,kv_heads=1,gate_divisor=4.0",
     "softmax:key_norm=l2,output_norm=true,output_gate=sigmoid",
+    "softmax:sinks=true,heads=2,kv_heads=1,rope=true",
+    "ttt-linear:heads=2,d_key=4",
+    "ttt-mlp:heads=2,d_key=2,conv=2",
     "window",
     "window:alibi=true,w=3",
     "window:w=1,conv=0",
@@ -201,6 +211,17 @@ def test_alibi_leaves_ids_alone_and_takes_no_gate(name: str) -> None:
     assert "alibi" not in architecture(name).model_dump() and architecture(f"{name}:alibi=true").model_dump()["alibi"]
     with pytest.raises(SpecError, match="gate=false"):
         architecture(f"{name}:alibi=true,gate=true").resolved(D_MODEL)
+
+
+def test_a_learned_rotation_starts_as_the_fixed_one_and_needs_it() -> None:
+    fixed, learned, x = (
+        mixer("softmax:rope=true,d_key=4"),
+        mixer("softmax:rope=true,learned_rope=true,d_key=4"),
+        inputs(),
+    )
+    torch.testing.assert_close(learned(x), fixed(x), rtol=1e-6, atol=1e-6)
+    with pytest.raises(SpecError, match="set rope=true"):
+        architecture("softmax:learned_rope=true").resolved(D_MODEL)
 
 
 @pytest.mark.parametrize("factor", ["key_norm", "output_gate"])

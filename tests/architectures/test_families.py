@@ -12,7 +12,7 @@ from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.record import RunRecord
 from tests.reports.factory import make_record, section_of
 
-WITHOUT_OPERATOR = {"log-linear", "lstm", "path", "s-lstm"}
+WITHOUT_OPERATOR = {"log-linear", "log-linear-delta", "lstm", "nsa", "path", "s-lstm", "ttt-linear", "ttt-mlp"}
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
@@ -24,7 +24,22 @@ def test_a_listing_has_every_fact(name: str) -> None:
 
 @pytest.mark.parametrize("target", [2_000, 8_000, 32_000])
 @pytest.mark.parametrize(
-    "text", ["based", "m-lstm", "mamba", "mamba-2", "mamba-3", "min-gru", "power-retention", "re-based", "ret-net"]
+    "text",
+    [
+        "based",
+        "log-linear-delta",
+        "m-lstm",
+        "mamba",
+        "mamba-2",
+        "mamba-3",
+        "min-gru",
+        "min-lstm",
+        "power-retention",
+        "re-based",
+        "ret-net",
+        "ttt-linear",
+        "ttt-mlp",
+    ],
 )
 def test_a_state_is_matched_within_five_percent(text: str, target: int) -> None:
     assert match(text, Budget(target), Shape(d_model=128, layers=2, length=256)).error <= 0.05
@@ -40,6 +55,7 @@ def test_a_state_that_sizes_cannot_reach_is_named() -> None:
     [
         (("mamba-2:d_key=4", "mamba-2:d_key=8,d_value=16", "mamba-2"), "mamba-2"),
         (("gated-delta-net:d_key=4", "gated-delta-net:heads=2,value_heads=4,d_key=9"), "gated-delta-net"),
+        (("ttt-mlp:d_key=4", "ttt-mlp:heads=2,d_key=8"), "ttt-mlp"),
         (("gated-conv+kda:d_key=4", "gated-conv+kda:d_value=5"), "gated-conv+kda"),
     ],
 )
@@ -82,9 +98,18 @@ def test_training_steps_stay_finite_in_bfloat16_and_no_rate_decays(arch: str, ex
 
 def test_a_parameter_added_later_is_no_part_of_a_run_at_its_default() -> None:
     (plain,), (given,) = arch_components("power:p=2", 64), arch_components("power:p=2,silu=true,eps=0.1", 64)
-    assert not {"silu", "key_norm", "output_norm", "output_gate", "gate_bias", "gate_divisor", "eps", "scale"} & set(
-        plain.params
-    )
+    added = {
+        "silu",
+        "key_norm",
+        "output_norm",
+        "output_gate",
+        "gate_bias",
+        "gate_divisor",
+        "learned_rope",
+        "eps",
+        "scale",
+    }
+    assert not added & set(plain.params)
     assert given.params == {**plain.params, "silu": True, "eps": 0.1} and make_arch(given).silu
     assert given.label == "power:p=2,silu=true,eps=0.1"
     assert label_of_arch("power:p=2,silu=false", 64) == plain.label == "power:p=2"

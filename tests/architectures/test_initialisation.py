@@ -92,6 +92,23 @@ def test_the_start_of_gpt_2_is_narrow_and_leaves_gates_alone() -> None:
     assert kept == {"conv.weight", "core.input_gate.weight", "core.forget_gate.weight"}
 
 
+@pytest.mark.parametrize(("text", "inside", "output"), [
+    ("mamba", 3**-0.5 / 16, 0.5 * 3**-0.5 / math.sqrt(512)),
+    ("m-lstm", math.sqrt(2 / 5) / 16, 2 / 2 / 16),
+    ("power", 0.02, 0.5 * 0.02),
+])  # fmt: skip
+def test_projections_start_as_in_the_code_of_their_authors(text: str, inside: float, output: float) -> None:
+    model_spec = ModelSpec(d_model=256, init="published")
+    layers = [make_arch(one) for one in arch_components(text, 256)] * 2
+    model = Backbone([0], Tokens(512), layers, model_spec, "auto")
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    # the standard error of a standard deviation of n values is 1 / sqrt(2 n) of it; n is 65,536 and more
+    assert float(weights["block0.mixer.project.weight"].std()) == pytest.approx(inside, rel=0.01)
+    assert float(weights["block1.mixer.output.weight"].std()) == pytest.approx(output, rel=0.01)
+    for name in ("embedding.weight", "block0.mlp.up.weight"):
+        assert float(weights[name].std()) == pytest.approx(0.02, rel=0.01)
+
+
 def test_an_embedding_scale_is_refused_with_the_start_of_gpt_2() -> None:
     with pytest.raises(SpecError, match=r"embedding_scale belongs to init=fan-in, .* got 0\.3; leave one of them out"):
         build(ModelSpec, {"init": "gpt-2", "embedding_scale": 0.3}, "model")

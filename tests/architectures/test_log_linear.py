@@ -1,6 +1,7 @@
-"""Log-linear attention equals its definition and that of flash-linear-attention; its state grows as log T."""
+"""Log-linear attention, on either base, equals its definition; its state grows as log T."""
 
 import importlib
+import math
 
 import pytest
 import torch
@@ -10,7 +11,16 @@ from torch.nn import functional
 from icl_bench.errors import SpecError
 from tests.architectures.test_contract import architecture, inputs, mixer, varied
 from tests.architectures.test_fla_recurrences import assert_close_with_gradients
-from tests.architectures.test_recurrences import Layer, compare_with_published, linear, projected, rms
+from tests.architectures.test_recurrences import (
+    Layer,
+    compare_with_published,
+    delta_parts,
+    head_decays,
+    linear,
+    projected,
+    rates,
+    rms,
+)
 
 LENGTH = 11
 SPEC = "log-linear:heads=2,d_key=3,levels=5"
@@ -44,6 +54,48 @@ def test_the_mixer_is_its_definition() -> None:
     compare_with_published(SPEC, published, LENGTH)
 
 
+def published_delta(layer: Layer) -> Tensor:
+    """Write with each token, then send what it wrote through the transitions of all later tokens."""
+    a = layer.a
+    (q, k, v), b, alpha = delta_parts(layer), rates(layer), head_decays(layer)
+    raw = linear(layer.p, "core.project", layer.x).view(LENGTH, a.value_heads, a.levels)
+    w = functional.softplus(layer.p["core.scale.weight"] * raw)
+    y, eye = torch.zeros_like(v), torch.eye(a.d_key, dtype=torch.float64)
+    for g in range(a.value_heads):
+        for j in range(LENGTH):
+            written = b[j, g] * torch.outer(k[j, g], v[j, g])
+            for t in range(j, LENGTH):
+                if t > j:
+                    written = alpha[t, g] * (eye - b[t, g] * torch.outer(k[t, g], k[t, g])) @ written
+                y[t, g] += w[t, g, level(t, j)] * (written.T @ q[t, g]) / math.sqrt(a.d_key)
+    y = (rms(y) * layer.p["norm.weight"]).flatten(1) * functional.silu(linear(layer.p, "output_gate", layer.x))
+    return y @ layer.p["output.weight"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "log-linear-delta:heads=2,d_key=3,levels=5",
+        "log-linear-delta:heads=1,value_heads=2,d_key=3,levels=5,negative_eigenvalues=true",
+    ],
+)
+def test_the_mixer_on_the_delta_rule_is_its_definition(text: str) -> None:
+    compare_with_published(text, published_delta, LENGTH)
+
+
+def test_equal_weights_of_levels_give_the_gated_delta_rule() -> None:
+    made, plain, x = mixer("log-linear-delta:heads=2,levels=5"), mixer("gated-delta-net:heads=2"), inputs(length=LENGTH)
+    with torch.no_grad():
+        made.core.project.weight.zero_()
+        made.core.project.weight.requires_grad_(False)
+    own = dict(plain.named_parameters())
+    for name, parameter in made.named_parameters():
+        if name in own:
+            own[name].data.copy_(parameter.data)
+    q, k, v = made.operands(made.project(x))
+    torch.testing.assert_close(made.core(q, k, v, x), math.log(2) * plain.core(q, k, v, x), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_core_is_that_of_flash_linear_attention() -> None:
     pytest.importorskip("fla")
@@ -62,8 +114,9 @@ def test_the_state_grows_by_a_level_for_each_doubling() -> None:
     assert [size // (2 * 3 * 12) for size in sizes] == [1, 2, 3, 3, 4, 4, 5, 5]
 
 
+@pytest.mark.parametrize("name", ["log-linear", "log-linear-delta"])
 @pytest.mark.parametrize("parallel", [True, False])
-def test_more_tokens_than_levels_have_weights_for_are_refused(parallel: bool) -> None:
-    made, x = mixer("log-linear:heads=2,levels=4"), inputs(length=9)
+def test_more_tokens_than_levels_have_weights_for_are_refused(name: str, parallel: bool) -> None:
+    made, x = mixer(f"{name}:heads=2,levels=4"), inputs(length=9)
     with pytest.raises(SpecError, match=r"weights for 2\^\(levels - 1\) tokens; got token 9 with levels = 4; raise"):
         made(x) if parallel else made.step(x[:, :, 0], made.initial_state(2), 8)

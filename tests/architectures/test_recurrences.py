@@ -49,13 +49,14 @@ def layer_norm(x: Tensor, eps: float) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
-def rotated(x: Tensor) -> Tensor:
-    """Rotate pairs (i, i + K/2) of x [T, H, K] as complex numbers."""
+def rotated(x: Tensor, places: Tensor | None = None) -> Tensor:
+    """Rotate pairs (i, i + K/2) of x [T, H, K] as complex numbers, by positions or by `places` [T, H]."""
     first, second = x.chunk(2, dim=-1)
     half = first.shape[-1]
     speeds = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.arange(len(x))[:, None].float() * speeds  # as the mixer: angles in float32
-    turned = torch.complex(first, second) * torch.complex(angles.cos(), angles.sin())[:, None]
+    positions = torch.arange(len(x))[:, None].float() if places is None else places
+    angles = positions[..., None] * speeds  # as the mixer: angles of positions in float32
+    turned = torch.complex(first, second) * torch.complex(angles.cos(), angles.sin())
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
@@ -152,7 +153,8 @@ def power(layer: Layer) -> Tensor:
     if a.key_norm == "rms":
         q, k = rms(q, 1e-6) * p["key_norms.0.weight"], rms(k, 1e-6) * p["key_norms.1.weight"]
     if a.rope:
-        q, k = rotated(q), rotated(k)
+        places = torch.cumsum(1 + torch.tanh(layer.x @ p["speed.weight"]), 0) if a.learned_rope else None
+        q, k = rotated(q, places), rotated(k, places)
     log_g = (
         functional.logsigmoid(linear(p, "gate", layer.x)) / a.gate_divisor if a.gate else torch.zeros(LENGTH, a.heads)
     )
@@ -370,6 +372,7 @@ def hgrn2(layer: Layer) -> Tensor:
         ("mamba-2:heads=2,d_key=3", mamba_2),
         ("power:p=2,heads=2,key_norm=rms,scale=0.5,eps=0.1", power),
         ("power-retention:heads=2,d_key=4", power),
+        ("power-retention:heads=2,d_key=4,learned_rope=true", power),
         ("re-based:heads=2,d_key=3", re_based),
         ("ret-net:heads=2", ret_net),
         ("softmax:key_norm=l2,output_norm=true,output_gate=sigmoid", softmax),

@@ -50,6 +50,18 @@ def min_gru(layer: Layer) -> Tensor:
     return loop(step, torch.zeros(z.shape[1], dtype=torch.float64)) @ layer.p["output.weight"]
 
 
+def min_lstm(layer: Layer) -> Tensor:
+    f, i = (torch.sigmoid(linear(layer.p, name, layer.x)) for name in ("gate", "entry"))
+    u = linear(layer.p, "candidate", layer.x)
+    candidate = torch.where(u >= 0, u + 0.5, torch.sigmoid(u))
+
+    def step(c: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        c = (f[t] * c + i[t] * candidate[t]) / (f[t] + i[t])
+        return c, c
+
+    return loop(step, torch.zeros(f.shape[1], dtype=torch.float64)) @ layer.p["output.weight"]
+
+
 def hyena(layer: Layer) -> Tensor:
     p, a, width = layer.p, layer.a, layer.x.shape[1]
     x1, x2, v = (convolve(linear(p, "project", layer.x), p["conv.weight"]) + p["conv.bias"]).chunk(3, dim=-1)
@@ -140,6 +152,7 @@ def turned(x: Tensor, angles: list[float]) -> Tensor:
         ("mamba:d_state=3", mamba),
         ("mamba-3:heads=2,d_key=10", mamba_3),
         ("min-gru:d_inner=7", min_gru),
+        ("min-lstm:d_inner=7", min_lstm),
     ],
 )
 def test_a_mixer_is_its_published_recurrence(text: str, published: Callable[[Layer], Tensor]) -> None:

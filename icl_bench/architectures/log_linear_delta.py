@@ -1,0 +1,84 @@
+"""Log-linear attention on the gated delta rule: one state for each level of a binary partition of the past.
+
+    y_t = sum_l w_tl (S_t^(l))^T q_t / sqrt(K),   w_t = softplus(L * (x_t W_L)), one for each value head and level
+    S_t^(l) = a_t (I - b_t k_t k_t^T) S_(t-1)^(l) for l > 0,   S_t^(0) = b_t k_t v_t^T
+    out = (rms_norm(y_t) * silu(x_t W_g)) W_o
+
+Every level goes through the transitions of `gated-delta-net`, whose a, b, q, k and v these are; levels and how they
+join are those of `log-linear`. Summed with equal weights, the levels are the state of `gated-delta-net`. State: K V
+sums a value head and level, 1 + ceil(log2 T) levels after T tokens, and the tail of the convolution. Work a token: 6 K
+V for each level, a value head. Source: Guo et al. (arXiv 2506.04761). Training solves one triangular system over all
+tokens, and multiplies its T^2 scores a head by their weights.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from icl_bench.architectures.base import ARCHITECTURES, LayerContext, Mixer, StateSize
+from icl_bench.architectures.decays import StepDecay
+from icl_bench.architectures.deltas import WritingRate
+from icl_bench.architectures.frame import fold
+from icl_bench.architectures.gated_delta_net import GatedDeltaNet
+from icl_bench.architectures.layers import widen
+from icl_bench.architectures.log_linear import LevelsCore, LevelsMixer, between, live_levels
+
+
+@ARCHITECTURES.register("log-linear-delta")
+class LogLinearDelta(GatedDeltaNet):
+    """Log-linear gated delta rule: a state for each doubling of the distance, weighted by each query."""
+
+    operator = "own"
+
+    levels: int = Field(default=12, ge=1)
+    """Levels that have weights, for up to 2^(levels - 1) tokens."""
+
+    def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
+        full = self.resolved(d_model)
+        return LevelsMixer(members, d_model, full.layout, DeltaLevels(members, d_model, full), None, layer)
+
+    def core_size(self, length: int) -> StateSize:
+        return StateSize(sums=live_levels(length - 1) * self.groups * self.key_width * self.value_width)
+
+    def gate_products(self, d_model: int) -> int:
+        return (2 + self.levels) * d_model * self.groups
+
+
+class DeltaLevels(LevelsCore):
+    """The gated delta rule with a sum for each level."""
+
+    def __init__(self, members: int, d_model: int, config: LogLinearDelta) -> None:
+        super().__init__(config.sizes, config.levels)
+        self.shared, self.factor = config.groups // config.heads, config.key_width**-0.5
+        self.rate = WritingRate(members, d_model, config.groups, config.negative_eigenvalues)
+        self.decay = StepDecay(members, d_model, config.groups)
+        self.add_weights(members, d_model)
+
+    def spread_keys(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Repeat queries and keys for the value heads that share them, members and batch in one axis, in float32."""
+        repeated = (part if self.shared == 1 else part.repeat_interleave(self.shared, dim=-2) for part in (q, k))
+        q, k = (widen(fold(part)) for part in repeated)
+        return self.factor * q, k
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        queries, keys = (part.transpose(1, 2) for part in self.spread_keys(q, k))  # [N, G, T, K]
+        rates, shares = fold(self.rate(x)).transpose(1, 2)[..., None], self.shares(x)
+        decays = between(fold(self.decay(x)).cumsum(1))
+        with torch.autocast(x.device.type, enabled=False):  # products of transitions lose too much in bfloat16
+            system = ((keys @ keys.mT) * decays * rates).tril(-1)
+            one = torch.eye(x.shape[2], dtype=system.dtype, device=x.device)
+            # Column j holds what the write of token j has become, so that weights can follow the solution.
+            writes = torch.linalg.solve_triangular(one + system, one * rates, upper=False, unitriangular=True)
+            y = (((queries @ keys.mT) * decays) @ writes * shares) @ widen(fold(v)).transpose(1, 2)
+        rows: Tensor = y.transpose(1, 2).to(v.dtype).unflatten(0, x.shape[:2])
+        return rows
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys = self.spread_keys(q, k)
+        rates, decays = fold(self.rate(x))[..., None], fold(self.decay(x)).exp()
+        held = torch.einsum("nhlkv,nhk->nhlv", state, keys)
+        erased = torch.einsum("nhk,nhlv->nhlkv", rates * keys, held)
+        state = decays[..., None, None, None] * (state - erased)
+        written = (rates * keys)[..., None] * widen(fold(v))[:, :, None]
+        state = torch.cat([written[:, :, None], state[:, :, 1:]], dim=2)
+        return self.read(queries, state, x).to(v.dtype).unflatten(0, x.shape[:2]), state

@@ -1,0 +1,41 @@
+"""The bonus of the current token against its definition in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.fleet.token_bonus import token_bonus  # noqa: E402
+from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "values"), [((2, 3, 7, 2, 12), 5), ((1, 2, 60, 1, 32), 32)], ids=str)
+def test_token_bonus(shape, values, dtype):
+    """Queries and values are columns of a wider tensor, as in the mixer."""
+    members, heads, width = shape[0], *shape[-2:]
+    joint = draw(*shape[:-2], heads * (width + values), dtype=dtype)
+    inputs = [joint, draw(*shape, dtype=dtype, seed=1), draw(members, heads, width, seed=2)]
+    inputs.append(draw(*shape[:-1], values, dtype=dtype, seed=3))
+
+    def run(wide, k, bonus, y, impl):
+        q, v = wide.split([heads * width, heads * values], dim=-1)
+        return token_bonus(q.unflatten(-1, (heads, width)), k, v.unflatten(-1, (heads, values)), bonus, y, impl=impl)
+
+    rows = int(torch.tensor(shape[1:-2]).prod())
+    # The gradient of the bonus adds, over all rows, products of two normal numbers and of a sum of `values` such.
+    assert_forms_match_reference(run, inputs, walk=8 * (rows * width * values) ** 0.5)
+
+
+def test_shapes_are_checked():
+    q, v = draw(2, 3, 4, 5), draw(2, 3, 4, 6)
+    with pytest.raises(ArgumentError, match="v must be"):
+        token_bonus(q, q, draw(2, 3, 5, 6), draw(2, 4, 5), v)
+    with pytest.raises(ArgumentError, match="bonus must be"):
+        token_bonus(q, q, v, draw(2, 5), v)
