@@ -4,11 +4,14 @@ from icl_bench.tasks.assoc_recall import AssocRecall as AssocRecall
 from icl_bench.tasks.base import TASKS as TASKS
 from icl_bench.tasks.base import Batch as Batch
 from icl_bench.tasks.base import Task as Task
+from icl_bench.tasks.bound_recall import BoundRecall as BoundRecall
 from icl_bench.tasks.cells import Cell as Cell
 from icl_bench.tasks.compositional_recall import CompositionalRecall as CompositionalRecall
 from icl_bench.tasks.compression import Compression as Compression
 from icl_bench.tasks.continuous import ContinuousTask as ContinuousTask
 from icl_bench.tasks.copy import Copy as Copy
+from icl_bench.tasks.cross_situational import CrossSituational as CrossSituational
+from icl_bench.tasks.depo import Depo as Depo
 from icl_bench.tasks.flip_flop import FlipFlop as FlipFlop
 from icl_bench.tasks.haystack_recall import HaystackRecall as HaystackRecall
 from icl_bench.tasks.in_context_recall import InContextRecall as InContextRecall
@@ -17,6 +20,8 @@ from icl_bench.tasks.k_hop import KHop as KHop
 from icl_bench.tasks.linear_regression import LinearRegression as LinearRegression
 from icl_bench.tasks.markov_icl import MarkovIcl as MarkovIcl
 from icl_bench.tasks.memorization import Memorization as Memorization
+from icl_bench.tasks.modular_arithmetic import ModularArithmetic as ModularArithmetic
+from icl_bench.tasks.multi_stack import MultiStack as MultiStack
 from icl_bench.tasks.ngram_lookup import NgramLookup as NgramLookup
 from icl_bench.tasks.overwrite_recall import OverwriteRecall as OverwriteRecall
 from icl_bench.tasks.phonebook import Phonebook as Phonebook

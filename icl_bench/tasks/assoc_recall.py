@@ -10,10 +10,12 @@ from torch import Tensor
 
 from icl_bench import random
 from icl_bench.kernels.fleet.random_bits import stable_order
-from icl_bench.tasks.base import TASKS, Batch, ContextContents, Task, TrainingBudget
+from icl_bench.schema import later
+from icl_bench.tasks.base import TASKS, Batch, ContextContents, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_length, check_multiple
+from icl_bench.tasks.dilution import Diluted, undiluted_cell
 from icl_bench.tasks.sampling import first_match, noise, octave
-from icl_bench.tasks.vocabulary import NOISE, PAD, RESERVED, Vocabulary
+from icl_bench.tasks.vocabulary import NOISE, PAD, QUERY, RESERVED, Vocabulary
 
 Variant = Literal["default", "zoology"]
 Filler = Literal["noise", "pad", "random"]
@@ -23,10 +25,11 @@ PUBLISHED_TRAIN = ((64, 4, 100), (128, 8, 20), (256, 16, 20), (256, 32, 20), (25
 PUBLISHED_TEST = ((64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256))
 """Length and pairs."""
 ZOOLOGY_SLOT_POWER = 0.01
+SLOT_WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 @TASKS.register("assoc-recall")
-class AssocRecall(Task):
+class AssocRecall(Diluted):
     """Recall the value that was paired with each queried key.
 
     The context is `pairs` different keys, each followed by its value. After the context every key appears once more,
@@ -42,7 +45,11 @@ class AssocRecall(Task):
     of five cells to train on and seven to test. The default variant removes the leaks of that generator: slots are
     uniform, fillers have an alphabet of their own, and values may repeat.
 
-    Source: Zoology, section 3 and `multiquery_ar.py`. Chance: 1/pairs.
+    With `readout=deferred` the answer is due at a mark `?` that stands `gap` tokens after the query, so that the value
+    must be fetched by the token before, a second step. With `dilute=m` every token of the pairs is followed by m noise
+    tokens: the bits stay, the distances grow, and a window loses what lies beyond its reach.
+
+    Source: Zoology, section 3 and `multiquery_ar.py`; deferred, FactWorld, recall_copy_v1. Chance: 1/pairs.
 
     >>> task = AssocRecall(length=12, pairs=(2,), vocab=64)
     >>> batch = task.sample(random.row_keys(torch.tensor(1), torch.arange(1)), task.eval_cells[0])
@@ -72,6 +79,10 @@ class AssocRecall(Task):
     """Weight of slot i among the query slots is i^(slot_power - 1): 1 is uniform; `zoology` has 0.01."""
     repeat_values: bool = True
     """Allow two keys to have the same value; false in `zoology`."""
+    readout: Literal["immediate", "deferred"] = later("immediate")
+    """Position of the answer: at the query, or `deferred` to a mark `?` after it."""
+    gap: int = later(1, ge=1, le=4)
+    """Tokens from a query to its mark, where the answer is deferred."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,9 +99,18 @@ class AssocRecall(Task):
         return published | {key: value for key, value in data.items() if value is not None}
 
     def check(self) -> None:
+        if self.variant == "zoology" and (self.dilute or self.readout == "deferred"):
+            raise ValueError(
+                "dilute and readout belong to the default variant, whose fillers are no keys; got variant=zoology; "
+                "leave them or the variant out"
+            )
+        if self.readout == "immediate" and self.gap > 1:
+            raise ValueError(f"gap belongs to readout=deferred; got gap={self.gap}; add readout=deferred")
         for cell in (*self.train_cells, *self.eval_cells):
             check_multiple("length", cell.length, 2)
-            check_length(cell.length, 4 * cell.load, f"{cell.load} pairs and queries of two tokens each", "pairs")
+            dense, needed = undiluted_cell(self, cell), (2 + self._slot) * cell.load
+            contents = f"{cell.load} pairs and queries of {SLOT_WORDS[self._slot]} tokens each"
+            check_length(dense.length, needed, contents, "pairs")
             if cell.load > self.keys:
                 least = 2 * cell.load + (2 if self.variant == "zoology" else RESERVED + NOISE)
                 raise ValueError(
@@ -127,16 +147,32 @@ class AssocRecall(Task):
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
         return ExampleShape(length=self.length or 0, load=sizes[0], scored=sizes[0])
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return 2 * cell.load
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         pairs = cell.load
         key_ids = random.distinct(keys, "keys", pairs, self.keys) + self.words.first("keys")
         draw = random.integers if self.repeat_values else random.distinct
         value_ids = draw(keys, "values", pairs, self.values) + self.words.first("values")
-        positions = 2 * pairs + 2 * self._slots(keys, pairs, cell.length // 2 - pairs)
+        queries = 2 * pairs + self._slot * self._slots(keys, pairs, (cell.length - 2 * pairs) // self._slot)
         inputs = self._fillers(keys, cell.length)
         inputs[:, : 2 * pairs] = torch.stack([key_ids, value_ids], dim=-1).flatten(1)
-        inputs.scatter_(1, positions, key_ids)
+        inputs.scatter_(1, queries, key_ids)
+        positions = queries + self._delay
+        if self._delay:
+            inputs.scatter_(1, positions, QUERY)
         return Batch(inputs, positions, value_ids, octave(positions - 2 * torch.arange(pairs, device=keys.device)))
+
+    @property
+    def _delay(self) -> int:
+        """Tokens from a query to the position that is scored."""
+        return self.gap if self.readout == "deferred" else 0
+
+    @property
+    def _slot(self) -> int:
+        """Tokens of a query and of what follows it."""
+        return max(2, self._delay + 1)
 
     def _slots(self, keys: Tensor, count: int, size: int) -> Tensor:
         """Draw the slot of each query, in the order of the context, without replacement: [N, count]."""
@@ -154,9 +190,9 @@ class AssocRecall(Task):
             return random.integers(keys, "fillers", length, self.vocab)
         return noise(keys, length)
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         context_keys, context_values = self._context(inputs, cell)
-        return context_values.gather(1, first_match(inputs.gather(1, positions), context_keys))
+        return context_values.gather(1, first_match(inputs.gather(1, positions - self._delay), context_keys))
 
     def _context(self, inputs: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
         context = inputs[:, : 2 * cell.load]
@@ -178,7 +214,7 @@ class AssocRecall(Task):
             return super().state_bits(cell)
         return sum(math.log2(self.values - i) for i in range(cell.load))
 
-    def controls(self, batch: Batch, cell: Cell) -> Mapping[str, Batch]:
+    def controls_undiluted(self, batch: Batch, cell: Cell) -> Mapping[str, Batch]:
         """Pass each value on to the next key, change the fillers, or replace the keys of the context by one token."""
         blank = PAD if self.variant == "zoology" else RESERVED
         keys, values = slice(0, 2 * cell.load, 2), slice(1, 2 * cell.load, 2)
@@ -186,7 +222,7 @@ class AssocRecall(Task):
         rebound[:, values] = rebound[:, values].roll(1, dims=1)
         keyless[:, keys] = blank
         changed = {
-            "rebound": batch._replace(inputs=rebound, targets=self.oracle(rebound, batch.positions, cell)),
+            "rebound": batch._replace(inputs=rebound, targets=self.oracle_undiluted(rebound, batch.positions, cell)),
             "no keys": batch._replace(inputs=keyless),
         }
         if self.filler == "noise":

@@ -14,10 +14,13 @@ from torch import Tensor
 from icl_bench.architectures.interface import Interface, Tokens
 from icl_bench.errors import UnknownNameError
 from icl_bench.registry import Registry
-from icl_bench.schema import Frozen, nearest
+from icl_bench.schema import Parameters, nearest
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, Sizes, check_values, format_size, one_or_many
 from icl_bench.tasks.sampling import octave_label
 from icl_bench.tasks.vocabulary import Vocabulary, spell_components
+
+MOST_CELLS = 1000
+"""Largest number of cells of a task."""
 
 
 class Batch(NamedTuple):
@@ -73,7 +76,7 @@ class Grade(NamedTuple):
     """Hit of each answer, 1 for the target itself, for vectors on average; not differentiable."""
 
 
-class Task(Frozen):
+class Task(Parameters):
     """Base class of all tasks; its fields are the parameters of the task.
 
     `sample` is a pure function of the row keys (`icl_bench.random.row_keys`), vectorised over rows and equal on every
@@ -104,6 +107,9 @@ class Task(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "Task":
+        cells = math.prod(len(self._axis_values(axis)[1]) for axis in self.axes)
+        if cells > MOST_CELLS:
+            raise ValueError(f"a task has at most {MOST_CELLS} cells; got {cells}; list fewer values")
         for axis in self.axes:
             trained, values = self._axis_values(axis)
             check_values(axis.name if trained == values else f"{axis.name} and extrapolate", values, axis.lowest)
@@ -256,7 +262,18 @@ def cells_by_label(task: Task) -> Mapping[str, Cell]:
     return {cell.label: cell for cell in (*task.train_cells, *task.eval_cells)}
 
 
-TASKS: Registry[type[Task]] = Registry("task")
+TASKS_ELSEWHERE = {
+    **dict.fromkeys(("mqar", "ar", "associative-recall", "multi-query-associative-recall", "recall"), "assoc-recall"),
+    **dict.fromkeys(("copying", "selective-copying"), "selective-copy"),
+    **dict.fromkeys(("needle", "niah", "needle-in-a-haystack", "passkey"), "haystack-recall"),
+    **dict.fromkeys(("induction", "induction-heads", "ngram"), "ngram-lookup"),
+    **dict.fromkeys(("parity", "modular-arithmetic", "s5", "group"), "state-tracking"),
+    **dict.fromkeys(("icl-regression", "regression"), "linear-regression"),
+    **dict.fromkeys(("multi-hop", "khop"), "k-hop"),
+    **dict.fromkeys(("markov", "markov-chain"), "markov-icl"),
+}
+"""Names that others give to tasks, with ours."""
+TASKS: Registry[type[Task]] = Registry("task", Task, TASKS_ELSEWHERE)
 
 
 def measured_floors(

@@ -7,14 +7,15 @@ from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most, check_length, check_multiple
+from icl_bench.tasks.dilution import Diluted
 from icl_bench.tasks.sampling import most_frequent, noise, octave
 from icl_bench.tasks.vocabulary import NOISE, Vocabulary
 
 
 @TASKS.register("compositional-recall")
-class CompositionalRecall(Task):
+class CompositionalRecall(Diluted):
     """Recall the value of a combination of two keys, each of which also occurs in other combinations.
 
     The context is a grid of √pairs first keys and √pairs second keys. Each of the `pairs` combinations has a value and
@@ -68,7 +69,10 @@ class CompositionalRecall(Task):
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
         return ExampleShape(length=self.length, load=sizes[0], scored=sizes[0])
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return 3 * cell.load
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         pairs, side, words = cell.load, math.isqrt(cell.load), self.words
         place = random.permutation(keys, "order", pairs)
         firsts = random.distinct(keys, "firsts", side, self.keys).gather(1, place // side) + words.first("a")
@@ -81,7 +85,7 @@ class CompositionalRecall(Task):
         inputs.scatter_(1, positions - 1, firsts).scatter_(1, positions, seconds)
         return Batch(inputs, positions, values, octave(positions - 1 - 3 * torch.arange(pairs, device=keys.device)))
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         match = self._matches(inputs, positions, cell, 0) & self._matches(inputs, positions, cell, 1)
         return self._values(inputs, cell).gather(1, match.int().argmax(dim=-1))
 

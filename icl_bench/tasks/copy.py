@@ -1,15 +1,17 @@
-"""Copying: a string, then the same string again."""
+"""Copying: a string, then the same string again, forwards or backwards."""
 
 import math
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
+from icl_bench.schema import later
 from icl_bench.tasks.base import TASKS, Batch, ContextContents, Task, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_at_most
-from icl_bench.tasks.sampling import continue_latest, last_positions, octave
+from icl_bench.tasks.sampling import continue_latest, last_positions, octave, octave_label
 from icl_bench.tasks.vocabulary import BOS, EOS, RESERVED, SEP, Vocabulary, letters
 
 END = 31
@@ -28,10 +30,15 @@ class Copy(Task):
     Otherwise the latest two letters nearly always do: the reference `induction`, which keeps the string but not the
     place in it, is right at over .96 of the positions. So high accuracy is no sign that the place is kept.
 
-    Full size: `copy:symbols=[8|16|24|32|40|48|56|64],extrapolate=[80|96|128|256|512]`, which trains up to 64 letters
-    and tests far beyond.
+    With `order=reverse` the copy begins with the last letter (a palindrome). The j-th answer is then 2j - 1 tokens
+    behind its letter, so that one example has every distance, by whose octave the positions are grouped: what a memory
+    keeps by distance shows in one cell.
 
-    Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), whose code packs several strings into a sequence.
+    Full size: `copy:symbols=[8|16|24|32|40|48|56|64],extrapolate=[80|96|128|256|512]`, which trains up to 64 letters
+    and tests far beyond, and `copy:order=reverse,symbols=[16|32|64],extrapolate=[128|256]`.
+
+    Source: Jelassi et al., "Repeat After Me" (arXiv 2402.01032), whose code packs several strings into a sequence;
+    backwards, Kimi Linear (arXiv 2510.26692), section 5.1.
     Chance: 1/alphabet on letters; the end mark follows from the length, so (symbols/alphabet + 1)/(symbols + 1) in all.
 
     >>> task = Copy(symbols=(4,))
@@ -57,6 +64,8 @@ class Copy(Task):
     """Number of letters."""
     distinct_symbols: bool = False
     """Use each letter at most once in a string, which is then at most `alphabet` long."""
+    order: Literal["forward", "reverse"] = later("forward")
+    """Order of the copy: that of the string, or the last letter first."""
 
     def check(self) -> None:
         if self.distinct_symbols:
@@ -73,17 +82,23 @@ class Copy(Task):
         rows, device = keys.shape[0], keys.device
         draw = random.distinct if self.distinct_symbols else random.integers
         string = draw(keys, "string", cell.load, self.alphabet) + RESERVED
+        copied = self._in_order(string)
         begin, separator, end = (torch.full((rows, 1), token, device=device) for token in (BOS, SEP, EOS))
-        inputs = torch.cat([begin, string, separator, string], dim=1)
+        inputs = torch.cat([begin, string, separator, copied], dim=1)
         positions = last_positions(keys, cell.scored, cell.length)
-        places = octave(torch.arange(1, cell.load + 1, device=device))
+        place = torch.arange(1, cell.load + 1, device=device)
+        places = octave(place if self.order == "forward" else 2 * place - 1)
         groups = torch.cat([places, places.new_full((1,), END)]).expand(rows, -1)
-        return Batch(inputs, positions, torch.cat([string, end], dim=1), groups)
+        return Batch(inputs, positions, torch.cat([copied, end], dim=1), groups)
+
+    def _in_order(self, string: Tensor) -> Tensor:
+        """Return the letters of a string in the order of their copy."""
+        return string if self.order == "forward" else string.flip(1)
 
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        place = positions - cell.load
-        ended = torch.cat([inputs, torch.full_like(inputs[:, :1], EOS)], dim=1)
-        return ended.gather(1, torch.where(place > cell.load, inputs.shape[1], place))
+        copied = self._in_order(inputs[:, 1 : cell.load + 1])
+        ended = torch.cat([copied, torch.full_like(inputs[:, :1], EOS)], dim=1)
+        return ended.gather(1, positions - cell.load - 1)
 
     def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the most frequent letter of the string, and the end mark at the last position."""
@@ -102,7 +117,7 @@ class Copy(Task):
     def reference_induction(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the letter that follows the latest equal two letters of the string, or the latest equal letter."""
         # the separator begins the copy as the begin mark begins the string
-        string = torch.cat([torch.full_like(inputs[:, :1], SEP), inputs[:, 1 : cell.load + 1]], dim=1)
+        string = torch.cat([torch.full_like(inputs[:, :1], SEP), self._in_order(inputs[:, 1 : cell.load + 1])], dim=1)
         letters = continue_latest(string, inputs[:, cell.load :].unfold(1, 2, 1))
         return torch.where(positions == cell.length - 1, EOS, letters)
 
@@ -115,4 +130,5 @@ class Copy(Task):
         return None if self.distinct_symbols else ContextContents(cell.load, self.alphabet)
 
     def group_label(self, group: int) -> str:
-        return "end" if group == END else super().group_label(group)
+        unit = self.group_unit if self.order == "forward" else "gap"
+        return "end" if group == END else octave_label(group, unit)

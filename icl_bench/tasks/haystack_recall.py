@@ -4,8 +4,9 @@ from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_at_most, check_length
+from icl_bench.tasks.dilution import Diluted
 from icl_bench.tasks.sampling import (
     block_starts,
     first_match,
@@ -18,7 +19,7 @@ from icl_bench.tasks.vocabulary import NOISE, SEP, Vocabulary
 
 
 @TASKS.register("haystack-recall")
-class HaystackRecall(Task):
+class HaystackRecall(Diluted):
     """Recall the values of a few pairs that stand anywhere in noise.
 
     `pairs` keys, each followed by its value, stand at uniform places among noise tokens. After a separator come the
@@ -74,7 +75,10 @@ class HaystackRecall(Task):
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
         return ExampleShape(length=sizes[0], load=sizes[1], scored=self.queries or sizes[1])
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return cell.length - cell.scored - 1
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         pairs, body = cell.load, cell.length - cell.scored - 1
         key_ids = random.distinct(keys, "keys", pairs, self.keys) + self.words.first("keys")
         values = random.integers(keys, "values", pairs, self.values) + self.words.first("values")
@@ -87,7 +91,7 @@ class HaystackRecall(Task):
         positions = last_positions(keys, cell.scored, cell.length)
         return Batch(inputs, positions, values.gather(1, asked), octave(positions - starts.gather(1, asked)))
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         return inputs.gather(1, first_match(inputs.gather(1, positions), inputs) + 1)
 
     def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:

@@ -5,14 +5,15 @@ from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most
+from icl_bench.tasks.dilution import Diluted
 from icl_bench.tasks.sampling import permutations
 from icl_bench.tasks.vocabulary import BOS, PAD, SEP, Vocabulary
 
 
 @TASKS.register("joint-recall")
-class JointRecall(Task):
+class JointRecall(Diluted):
     """Recall the value that a key has in a given context, where every key has a value in every context.
 
     After `^` come `contexts` blocks. A block is a context token and then `pairs` keys with their values, in random
@@ -64,14 +65,18 @@ class JointRecall(Task):
 
     @property
     def words(self) -> Vocabulary:
-        return Vocabulary({"contexts": self.names, "keys": self.keys, "values": self.values})
+        names = {"contexts": self.names, "keys": self.keys, "values": self.values}
+        return Vocabulary(names | self.noise_alphabet)
 
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
         contexts, pairs = sizes
         bindings = contexts * pairs
         return ExampleShape(length=2 + 2 * contexts * (1 + 2 * pairs), load=bindings, scored=bindings)
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return cell.length // 2
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         (contexts, pairs), words = cell.sizes, self.words
         names = random.distinct(keys, "contexts", contexts, self.names) + words.first("contexts")
         key_ids = random.distinct(keys, "keys", pairs, self.keys) + words.first("keys")
@@ -104,7 +109,7 @@ class JointRecall(Task):
         names = blocks[:, :, :1].expand(-1, -1, pairs)
         return names.flatten(1), blocks[:, :, 1::2].flatten(1), blocks[:, :, 2::2].flatten(1)
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         names, key_ids, values = self._parts(inputs, cell, 1)
         asked_names, asked_keys, _ = self._parts(inputs, cell, cell.length // 2 + 1)
         match = (asked_names[:, :, None] == names[:, None]) & (asked_keys[:, :, None] == key_ids[:, None])

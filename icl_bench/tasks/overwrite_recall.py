@@ -5,14 +5,15 @@ from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import TASKS, Batch, ContextContents, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, ContextContents, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most, check_length
+from icl_bench.tasks.dilution import Diluted
 from icl_bench.tasks.sampling import block_starts, last_positions, noise
 from icl_bench.tasks.vocabulary import NOISE, SEP, Vocabulary
 
 
 @TASKS.register("overwrite-recall")
-class OverwriteRecall(Task):
+class OverwriteRecall(Diluted):
     """Recall the latest value of each key after some keys were written again.
 
     A write is a key followed by its value. First each of `pairs` keys is written once, in random order; then come
@@ -65,7 +66,10 @@ class OverwriteRecall(Task):
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
         return ExampleShape(length=self.length, load=sizes[1], scored=sizes[0])
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return cell.length - cell.scored - 1
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         pairs, updates, body = cell.scored, cell.load, cell.length - cell.scored - 1
         key_ids = random.distinct(keys, "keys", pairs, self.keys) + self.words.first("keys")
         first = random.integers(keys, "values", pairs, self.values)
@@ -90,7 +94,7 @@ class OverwriteRecall(Task):
         """Mark the positions at which each queried key is written: [N, S, body]."""
         return inputs.gather(1, positions)[:, :, None] == inputs[:, None, : cell.length - cell.scored - 1]
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         writes = self._writes(inputs, positions, cell)
         places = torch.arange(writes.shape[-1], device=inputs.device)
         return inputs.gather(1, torch.where(writes, places, -1).amax(dim=-1) + 1)

@@ -5,8 +5,9 @@ from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import TASKS, Batch, ContextContents, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, ContextContents, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, OptionalIntegers, check_at_most
+from icl_bench.tasks.dilution import Diluted
 from icl_bench.tasks.sampling import most_frequent
 from icl_bench.tasks.vocabulary import SEP, Alphabet, Vocabulary
 
@@ -16,7 +17,7 @@ FRAME = 4
 
 
 @TASKS.register("phonebook")
-class Phonebook(Task):
+class Phonebook(Diluted):
     """Recall the number, digit by digit, that stands next to a name in a list.
 
     The list has `entries` lines `first last : d1 ... dm ;`. A name is two tokens, and any two names differ; digits are
@@ -63,13 +64,17 @@ class Phonebook(Task):
     @property
     def words(self) -> Vocabulary:
         marks = {COLON: ":", SEMICOLON: ";"}
-        return Vocabulary({"a": self.names, "b": self.names, "digits": Alphabet(10, str)}, special=marks)
+        names: dict[str, Alphabet | int] = {"a": self.names, "b": self.names, "digits": Alphabet(10, str)}
+        return Vocabulary(names | self.noise_alphabet, special=marks)
 
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
         length = (sizes[0] + self.queries) * (self.digits + FRAME) + 1
         return ExampleShape(length=length, load=sizes[0], scored=self.queries * self.digits)
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return cell.load * (self.digits + FRAME)
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         rows, entries = keys.shape[0], cell.load
         names = random.distinct(keys, "names", entries, self.names**2)
         first, last = names // self.names + self.words.first("a"), names % self.names + self.words.first("b")
@@ -92,7 +97,7 @@ class Phonebook(Task):
         listed, asked = inputs[:, : cell.load * width], inputs[:, cell.load * width + 1 :]
         return listed.unflatten(1, (cell.load, width)), asked.unflatten(1, (self.queries, width))
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         listed, asked = self._lines(inputs, cell)
         match = (asked[:, :, None, :2] == listed[:, None, :, :2]).all(dim=-1)
         place = match.int().argmax(dim=-1)[..., None].expand(-1, -1, self.digits)

@@ -5,14 +5,15 @@ from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most, check_length, check_multiple
+from icl_bench.tasks.dilution import Diluted
 from icl_bench.tasks.sampling import first_match, noise, octave
 from icl_bench.tasks.vocabulary import NOISE, Vocabulary
 
 
 @TASKS.register("two-pass-recall")
-class TwoPassRecall(Task):
+class TwoPassRecall(Diluted):
     """Recall the value that was paired with each queried key, when the context is given several times.
 
     The context, `pairs` keys each followed by its value, is written `passes` times in the same order. Then every key is
@@ -63,7 +64,10 @@ class TwoPassRecall(Task):
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
         return ExampleShape(length=self.length, load=sizes[0], scored=sizes[0])
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return 2 * cell.load * self.passes
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         pairs, body = cell.load, 2 * cell.load * self.passes
         key_ids = random.distinct(keys, "keys", pairs, self.keys) + self.words.first("keys")
         values = random.integers(keys, "values", pairs, self.values) + self.words.first("values")
@@ -74,7 +78,7 @@ class TwoPassRecall(Task):
         latest = body - 2 * pairs + 2 * torch.arange(pairs, device=keys.device)
         return Batch(inputs, positions, values, octave(positions - latest))
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         context = inputs[:, : 2 * cell.load]
         return context[:, 1::2].gather(1, first_match(inputs.gather(1, positions), context[:, 0::2]))
 

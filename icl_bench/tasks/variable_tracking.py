@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.tasks.base import TASKS, Batch, Task, TrainingBudget
+from icl_bench.tasks.base import TASKS, Batch, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most, check_length
+from icl_bench.tasks.dilution import Diluted
 from icl_bench.tasks.sampling import (
     block_starts,
     first_match,
@@ -27,7 +28,7 @@ STATEMENT = 4
 
 
 @TASKS.register("variable-tracking")
-class VariableTracking(Task):
+class VariableTracking(Diluted):
     """Name the literal that a variable received through a chain of assignments.
 
     Each of `chains` chains begins with `x = literal ;` and continues with `hops` statements `y = x ;`, `z = y ;`, each
@@ -95,7 +96,10 @@ class VariableTracking(Task):
     def _statements(self, cell: Cell) -> int:
         return int(cell.load * (cell.sizes[1] + 1))
 
-    def sample(self, keys: Tensor, cell: Cell) -> Batch:
+    def context_tokens(self, cell: Cell) -> int:
+        return cell.length - cell.scored - 1
+
+    def sample_undiluted(self, keys: Tensor, cell: Cell) -> Batch:
         rows, (chains, hops) = keys.shape[0], cell.sizes
         statements, body = self._statements(cell), cell.length - cell.scored - 1
         names = random.distinct(keys, "names", statements, self.variables) + self.words.first("variables")
@@ -116,7 +120,7 @@ class VariableTracking(Task):
         positions = last_positions(keys, cell.scored, cell.length)
         return Batch(inputs, positions, targets, asked.repeat(chains).expand(rows, -1).gather(1, order))
 
-    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+    def oracle_undiluted(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         tokens = inputs.gather(1, positions)
         for _ in range(cell.sizes[1] + 1):
             source = inputs.gather(1, self._definition(inputs, tokens) + 2)

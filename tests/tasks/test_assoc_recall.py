@@ -180,3 +180,32 @@ def test_position_leaks_in_zoology(draw):
     """By simulation, a solver that sees only positions reaches 2.47/pairs; reading in order reaches about 2/pairs."""
     task, cell, batch = draw("assoc-recall:variant=zoology,length=256,pairs=64", 2000)
     assert 1.5 / 64 < measured_floors(task, cell, batch)["query-order"] < 2.47 / 64
+
+
+@pytest.mark.parametrize("gap", [1, 2, 4])
+def test_a_deferred_answer_is_due_at_a_mark_after_the_query(draw, gap):
+    task, cell, batch = draw(f"assoc-recall:length=96,pairs=8,readout=deferred,gap={gap}", 50)
+    for tokens, positions, targets in zip(*(tensor.tolist() for tensor in batch[:3]), strict=True):
+        words = [task.spell(token) for token in tokens]
+        values = dict(zip(words[0:16:2], words[1:16:2], strict=True))
+        assert [words[position] for position in positions] == ["?"] * cell.scored
+        assert words.count("?") == cell.scored
+        asked = [words[position - gap] for position in positions]
+        assert sorted(asked) == sorted(values)
+        assert [values[key] for key in asked] == [task.spell(target) for target in targets]
+        between = {words[position - i] for position in positions for i in range(1, gap)}
+        assert all(word.startswith("n") for word in between)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pairs=16,readout=deferred,gap=4", "length must hold 16 pairs and queries of five tokens each; got 64"),
+        ("gap=2", "gap belongs to readout=deferred; got gap=2; add readout=deferred"),
+        ("variant=zoology,readout=deferred", "dilute and readout belong to the default variant"),
+    ],
+)
+def test_deferred_answers_that_do_not_fit_are_refused(make, spec, message):
+    with pytest.raises(SpecError) as error:
+        make(f"assoc-recall:{spec}")
+    assert message in str(error.value)

@@ -89,3 +89,19 @@ def test_groups_are_octaves_and_the_end(draw):
         "symbol 4-7",
         "end",
     ]
+
+
+def test_the_reversed_copy_by_reading(draw):
+    task, _, batch = draw("copy:order=reverse", 50, "symbols=16")
+    for tokens, positions, targets in zip(*(tensor.tolist() for tensor in batch[:3]), strict=True):
+        string = tokens[1:17]
+        assert tokens == [BOS, *string, SEP, *string[::-1]]
+        assert targets == [*string[::-1], EOS]
+        gaps = [position - (17 - place) for place, position in enumerate(positions[:-1], start=1)]
+        assert gaps == list(range(1, 32, 2))
+    labels = [task.group_label(group) for group in batch.groups[0, :6].tolist()]
+    assert labels == ["gap 1", "gap 2-3", "gap 4-7", "gap 4-7", "gap 8-15", "gap 8-15"]
+
+
+def test_the_order_of_old_records_is_left_out_of_the_specification(make):
+    assert "order" not in make("copy").model_dump() and make("copy:order=reverse").model_dump()["order"] == "reverse"

@@ -24,6 +24,11 @@ def test_bad_parameters_are_refused(make, spec, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_smallest_book_has_one_entry(draw):
+    task, cell, batch = draw("phonebook:entries=1,digits=1,queries=1,names=1", 4)
+    assert torch.equal(task.oracle(batch.inputs, batch.positions, cell), batch.targets)
+
+
 def test_rule_by_reading(draw):
     task, cell, batch = draw("phonebook:entries=8,digits=4,queries=3,names=3", 50)
     for tokens, positions, targets, groups in zip(*(tensor.tolist() for tensor in batch), strict=True):
