@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogLocator
 
-from icl_bench.reports.text import plain
+from icl_bench.escapes import plain
 
 WIDTH = 880 / 96
 """Width of a figure in inches: 880 pixels at the 96 pixels that a browser counts to an inch."""
@@ -181,7 +181,7 @@ def size_axis(axes: Axes, label: str) -> None:
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
     write_ticks(axes.xaxis, short_count)
-    axes.set_xlabel(label, parse_math=False)
+    axes.set_xlabel(readable(label), parse_math=False)
 
 
 def short_count(value: float) -> str:
@@ -209,4 +209,4 @@ def load_scale(axes: Axes, label: str) -> None:
     axes.set_yscale("log", base=2)
     write_ticks(axes.yaxis, "{:g}".format)
     axes.margins(y=0.1)
-    axes.set_ylabel(label, parse_math=False)
+    axes.set_ylabel(readable(label), parse_math=False)

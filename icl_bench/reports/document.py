@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from icl_bench.errors import RecordError
+from icl_bench.escapes import plain
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table, titled
 from icl_bench.reports.context import StudyContext
@@ -15,6 +16,7 @@ from icl_bench.reports.parts import (
     learning,
     rates,
     reach,
+    solved,
     state,
     summary,
 )
@@ -23,11 +25,11 @@ from icl_bench.reports.parts.base import SectionFigure
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.published import published_blocks
 from icl_bench.reports.parts.runs import FAILED_PART, MISSING_PART, environment_blocks
-from icl_bench.reports.text import enumerate_words, format_count, format_failures, plain
+from icl_bench.reports.text import enumerate_words, format_count, format_failures
 from icl_bench.runs.outline import Outline
 
 PARTS = (
-    *(summary.PART, state.PART, capacity.PART, accuracy.ERROR_PART, accuracy.LOAD_PART, reach.PART),
+    *(summary.PART, solved.PART, state.PART, capacity.PART, accuracy.ERROR_PART, accuracy.LOAD_PART, reach.PART),
     *(controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART, rates.PART, learning.PART),
     *(controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
 )
@@ -80,7 +82,7 @@ def opening(context: StudyContext) -> Iterator[Content]:
         ("Corrections, written down later:", context.corrections),
         ("Hypotheses, written down before the study ran:", context.hypotheses),
         ("Conclusions of its author, when it first ran:", context.conclusions),
-        ("Left out, because they cannot be matched:", context.left_out),
+        ("Left out:", context.left_out),
     )
     for introduction, items in lists:
         if items:

@@ -1,10 +1,14 @@
 """The Markdown of a report, as GitHub shows it."""
 
+import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from icl_bench.escapes import markdown_code, markdown_text, plain
 from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table
-from icl_bench.reports.text import code, escaped
+
+NUMBERS = re.compile(r"(?:[\w.,%\u2013=()+/-]|[<>] (?=\d)|\[(?=-?\d)|(?<=\d)\](?!\()| )*")
+"""Cells of own words, numbers and intervals, which are easier to read without escapes."""
 
 
 def render_markdown(blocks: Sequence[Content]) -> str:
@@ -16,15 +20,15 @@ def markdown_of(block: Heading | Prose | Notes | Table | Drawing | Link | Comman
     """Return the Markdown of a block; names in it are shown unchanged, whatever they contain."""
     match block:
         case Heading(level, text):
-            return f"{'#' * level} {escaped(text)}"
+            return f"{'#' * level} {markdown_text(text)}"
         case Prose(text, warning):
-            return f"**Warning:** {escaped(text)}" if warning else escaped(text)
+            return f"**Warning:** {markdown_text(text)}" if warning else markdown_text(text)
         case Notes(items):
-            return "\n".join(f"* {escaped(item)}" for item in items)
+            return "\n".join(f"* {markdown_text(item)}" for item in items)
         case Drawing(caption, link):
-            return f"![{escaped(caption)}]({quote(link)})\n\n*{escaped(caption)}*"
+            return f"![{markdown_text(caption)}]({quote(link)})\n\n*{markdown_text(caption)}*"
         case Link(text, path):
-            return f"[{escaped(text)}]({quote(path)})"
+            return f"[{markdown_text(text)}]({quote(path)})"
         case Commands(lines):
             return fenced(lines)
         case Table():
@@ -33,7 +37,7 @@ def markdown_of(block: Heading | Prose | Notes | Table | Drawing | Link | Comman
 
 def fenced(lines: Sequence[str]) -> str:
     """Return a fenced block, with a fence longer than any inside it."""
-    fence = "```"
+    lines, fence = [plain(line) for line in lines], "```"
     while any(fence in line for line in lines):
         fence += "`"
     return "\n".join([f"{fence}sh", *lines, fence])
@@ -42,11 +46,12 @@ def fenced(lines: Sequence[str]) -> str:
 def markdown_table(table: Table) -> str:
     """Return the Markdown of a table."""
     rule = [":--" if i < table.left else "--:" for i in range(len(table.header))]
-    header = [cell if not isinstance(cell, Name) else cell_text(cell) for cell in table.header]
-    rows = [header, *([cell_text(cell) for cell in row] for row in table.rows)]
+    rows = [[cell_text(cell) for cell in row] for row in (table.header, *table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def cell_text(cell: str) -> str:
-    """Return the text of a cell: a name as code, other text without line breaks."""
-    return code(cell, in_table=True) if isinstance(cell, Name) else cell.replace(" ", "\u00a0")
+    """Return the text of a cell: a name as code, other text without line breaks between its words."""
+    if isinstance(cell, Name):
+        return markdown_code(cell, in_table=True)
+    return (cell if NUMBERS.fullmatch(cell) else markdown_text(cell, in_table=True)).replace(" ", "\u00a0")

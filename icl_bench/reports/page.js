@@ -72,19 +72,21 @@ function ticksOf(low, high, logarithmic) {
     const step = unit * ([1, 2, 5].find((factor) => factor * unit >= raw) || 10);
     for (let value = Math.ceil(low / step) * step; value <= high; value += step) ticks.push(value);
   }
-  return ticks.filter((tick) => tick >= low && tick <= high);
+  const inside = ticks.filter((tick) => tick >= low && tick <= high);
+  return logarithmic && inside.length < 2 ? ticksOf(low, high, false) : inside;
 }
 
 function short(value) {
   if (value >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
-  if (value >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
+  if (value >= 1e3) return `${+(value / 1e3).toPrecision(3)}k`;
   return `${+value.toPrecision(3)}`;
 }
 
 function scaleOf(values, logarithmic) {
   let low = Math.min(...values);
   let high = Math.max(...values);
-  if (low === high) [low, high] = logarithmic ? [low / 2, high * 2] : [low - 1, high + 1];
+  if (logarithmic && high < 1.1 * low) [low, high] = [low / 2, high * 2]; // matched sizes lie side by side
+  if (low === high) [low, high] = [low - 1, high + 1];
   const bend = logarithmic ? Math.log : (value) => value;
   const width = BOX.width - BOX.left - BOX.right - 40;
   return {
@@ -200,7 +202,7 @@ function build(root, data) {
       make("svg:text", { x: BOX.width / 2, y: BOX.height / 2, "text-anchor": "middle" }, svg, "nothing to show");
       return;
     }
-    const logarithmic = log.checked && Math.min(...all) > 0;
+    const logarithmic = log.checked && choice.x !== "step" && Math.min(...all) > 0;
     const scale = scaleOf(all, logarithmic);
     const values = [...new Set(all)];
     const own = choice.x === "load" && values.length <= 12;

@@ -5,17 +5,16 @@ data are JSON in a script element, with every `<` escaped so that no name can en
 never markup; its content security policy forbids it to load anything.
 """
 
-import html
 import json
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from icl_bench.escapes import html_text, plain
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.statistics import chance_corrected
-from icl_bench.reports.text import plain
 from icl_bench.runs.outline import MeasuredRun
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -32,7 +31,7 @@ def render_page(blocks: Sequence[Content], sections: Sequence[Section]) -> str:
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{text(title)}</title>\n<style>\n{style}</style>\n<main>",
+            f"<title>{html_text(title)}</title>\n<style>\n{style}</style>\n<main>",
             *(html_of(block) for block in blocks),
             f'</main>\n<script type="application/json" id="data">{data}</script>',
             f"<script>\n{script}</script>\n</html>\n",
@@ -41,33 +40,38 @@ def render_page(blocks: Sequence[Content], sections: Sequence[Section]) -> str:
 
 
 def embedded(data: Any) -> str:
-    """Return JSON that stays inside its script element, whatever text it contains."""
-    written = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    """Return JSON that stays inside its script element, whatever text it contains, and whose texts are visible."""
+    written = json.dumps(shown(data), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def text(words: str) -> str:
-    """Escape text, also for use inside a quoted attribute."""
-    return html.escape(plain(words))
+def shown(data: Any) -> Any:
+    """Return JSON data with every text on one line, of visible characters alone."""
+    if isinstance(data, dict):
+        return {key: shown(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [shown(value) for value in data]
+    return plain(data) if isinstance(data, str) else data
 
 
 def html_of(block: Content) -> str:
     """Return the HTML of a block."""
     match block:
         case Heading(level, words):
-            return f"<h{level}>{text(words)}</h{level}>"
+            return f"<h{level}>{html_text(words)}</h{level}>"
         case Prose(words, warning):
-            return f'<p class="warning">{text(words)}</p>' if warning else f"<p>{text(words)}</p>"
+            return f'<p class="warning">{html_text(words)}</p>' if warning else f"<p>{html_text(words)}</p>"
         case Notes(items):
-            return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{html_text(item)}</li>" for item in items) + "</ul>"
         case Drawing(caption, link):
-            return f'<figure><img src="{link}" alt="{text(caption)}"><figcaption>{text(caption)}</figcaption></figure>'
+            words = html_text(caption)
+            return f'<figure><img src="{html_text(link)}" alt="{words}"><figcaption>{words}</figcaption></figure>'
         case Chart(section):
             return f'<div class="chart" data-section="{section}"><noscript>The chart needs scripts.</noscript></div>'
         case Link(words, path):
-            return f'<p><a href="{text(path)}">{text(words)}</a></p>'
+            return f'<p><a href="{html_text(path)}">{html_text(words)}</a></p>'
         case Commands(lines):
-            return "<pre>" + "\n".join(text(line) for line in lines) + "</pre>"
+            return "<pre>" + "\n".join(html_text(line) for line in lines) + "</pre>"
         case Table():
             return html_table(block)
 
@@ -82,7 +86,7 @@ def html_table(table: Table) -> str:
 
 def html_cell(tag: str, words: str, left: bool) -> str:
     """Return the HTML of a cell; a name is set as code."""
-    inside = f"<code>{text(words)}</code>" if isinstance(words, Name) else text(words)
+    inside = f"<code>{html_text(words)}</code>" if isinstance(words, Name) else html_text(words)
     return f'<{tag} class="left">{inside}</{tag}>' if left else f"<{tag}>{inside}</{tag}>"
 
 
@@ -99,8 +103,8 @@ def section_data(section: Section) -> dict[str, Any]:
 def entry_data(entry: Entry, index: int, section: Section) -> dict[str, Any]:
     """Return the sizes and points of an entry."""
     return {
-        "label": plain(entry.label),
-        "family": plain(entry.family),
+        "label": entry.label,
+        "family": entry.family,
         "colour": section.families.index(entry.family) if len(section.entries) > len(section.families) else index,
         "elements": entry.state_elements,
         "bytes": entry.state_bytes,

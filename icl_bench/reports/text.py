@@ -1,7 +1,6 @@
-"""The written form of numbers and names in reports, and escapes that keep text from acting as markup."""
+"""The written form of numbers and lists in reports."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -13,34 +12,6 @@ NONE = "\u2013"
 MOST_NAMED = 6
 """Largest number of entries that a sentence names."""
 BINARY_UNITS = ("B", "KiB", "MiB", "GiB")
-BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
-"""Line breaks, control characters, and marks that change the direction of text."""
-MARKUP = re.compile(r"([\\`*_\[\]#|<>&~$])")
-
-
-def plain(text: str) -> str:
-    """Return text on one line without control characters."""
-    return BREAKS.sub(" ", text).strip()
-
-
-def code(text: str, in_table: bool = False) -> str:
-    r"""Return a Markdown code span that shows any text unchanged.
-
-    >>> code("power:p=2")
-    '`power:p=2`'
-    >>> code("a`b|c", in_table=True)
-    '``a`b\\|c``'
-    """
-    text = plain(text) or " "
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    if text.startswith("`") or text.endswith("`"):
-        text = f" {text} "
-    return fence + (text.replace("|", "\\|") if in_table else text) + fence
-
-
-def escaped(text: str) -> str:
-    """Return Markdown that shows any text unchanged, outside of a code span."""
-    return MARKUP.sub(lambda found: f"&#{ord(found[1])};" if found[1] in "<>&|`" else "\\" + found[1], plain(text))
 
 
 def format_share(value: float | None) -> str:

@@ -90,7 +90,7 @@ def make_record(
             cells=tuple(cells),
             files={},
         ),
-        metrics=tuple(make_point(step, mean * step / 500) for step in range(100, 501, 100)) if ok else (),
+        metrics=tuple(make_point(step, min(1.0, mean * step / 500)) for step in range(100, 501, 100)) if ok else (),
     )
 
 
@@ -132,7 +132,7 @@ def make_cell(load: int, accuracy: float, floor: float) -> CellScore:
         floor_solver="any-value",
         state_bits=load * math.log2(240),
         scored=load,
-        answers=load,
+        answers=load or None,
         alphabet=240,
         groups={
             "gap 8..15": GroupScore(accuracy=2 * accuracy - near, count=512 * load),
@@ -185,5 +185,5 @@ def with_cells(run: RunRecord, **fields: Any) -> RunRecord:
 
 def several(arch: str, accuracy: float, spread: float = 0.01, **fields: Any) -> list[RunRecord]:
     """Five seeds of an architecture about an accuracy."""
-    values = {seed: accuracy + noise(seed, spread) for seed in range(5)}
+    values = {seed: min(1.0, accuracy + noise(seed, spread)) for seed in range(5)}
     return [make_record(arch, seed, accuracies=(value,) * 3, **fields) for seed, value in values.items()]

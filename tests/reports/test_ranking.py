@@ -22,6 +22,13 @@ def test_one_seed_is_no_sample() -> None:
     assert [row.claim for row in ranking.comparisons] == ["not compared"]
 
 
+def test_two_seeds_are_a_sample() -> None:
+    pairs = [make_record(arch, seed, accuracies=(value + 0.01 * seed,) * 3) for seed in (0, 1)
+             for arch, value in (("linear", 0.5), ("softmax", 0.9))]  # fmt: skip
+    (ranking,) = rankings(section_of(pairs))
+    assert [(row.claim, row.p) for row in ranking.comparisons] == [("not significant", pytest.approx(2 / 6))]
+
+
 def test_states_match_within_five_percent_of_one_size() -> None:
     section = section_of([make_record(f"window:w={w}", state=w) for w in (950, 1050, 1051, 2000)])
     groups = state_groups(section.entries, lambda entry: entry.state_elements)

@@ -172,7 +172,7 @@ def test_every_run_has_its_rows(troubled: Path) -> None:
     scored = [row for row in rows if row["status"] == "ok"]
     assert len(scored) == 4 * 3 * 3 + 1  # architectures, seeds and cells; a task of one cell
     assert sorted(row["status"] for row in rows if row["accuracy"] == "") == ["diverged", "error", "oom"]
-    linear = next(row for row in scored if (row["architecture"], row["seed"], row["load"]) == ("linear", "0", "8"))
+    linear = next(row for row in scored if (row["arch"], row["seed"], row["load"]) == ("linear", "0", "8"))
     assert linear["accuracy"] == str(comparison(1)[1].result.cells[1].accuracy)
     assert {row["task"] for row in rows} == {"assoc-recall", f"task {HOSTILE}".replace("\n", " ")}
 

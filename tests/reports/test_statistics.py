@@ -44,6 +44,7 @@ def test_wilson_at_the_ends() -> None:
 
 def test_a_median_has_an_exact_interval_at_the_level_that_it_allows() -> None:
     assert median_interval([0.5]) is None
+    assert median_interval([0.3, 0.1]) == (0.1, 0.3, 0.5)
     assert median_interval([0.3, 0.1, 0.2]) == (0.1, 0.3, 0.75)
     assert median_interval(list(range(6))) == (0, 5, 1 - 2 / 2**6)
     assert median_interval(list(range(10))) == (1, 8, pytest.approx(1 - 2 * (1 + 10) / 2**10))
@@ -149,10 +150,19 @@ def test_aggregate_resamples_within_tasks() -> None:
     assert aggregate([[0.1, 0.3], [0.6]])[1] is None  # one run says nothing of others
 
 
+def test_the_interval_of_an_aggregate_by_counting() -> None:
+    # One run of two is drawn from each of two tasks: means 0, 1/2, 1/2, 1, whose deviation is the root of 1/8.
+    _, found = aggregate([[0.0, 1.0], [0.0, 1.0]])
+    assert found is not None
+    assert found.high - found.low == pytest.approx(2 * 4.302653 * math.sqrt(1 / 8), rel=0.05)
+
+
 def test_an_accuracy_at_the_floor_varies_with_its_examples() -> None:
     widest = 1.959964 * math.sqrt(0.2 * 0.8 / 400)
     assert clustered_error(0.2, [0.2, 0.9], 400, 16) == pytest.approx(widest)  # two seeds estimate nothing
     assert clustered_error(0.2, [0.0, 0.2, 0.9], 400, 16) == pytest.approx(widest)  # nor can it be wider
+    # the deviation of three seeds is .02, with two degrees of freedom
+    assert clustered_error(0.5, [0.48, 0.5, 0.52], 100, 16) == pytest.approx(4.302653 * 0.02)
     seeds = [0.2] * 6  # nor narrower than that of independent positions
     assert clustered_error(0.2, seeds, 400, 16) == pytest.approx(2.570582 * math.sqrt(0.2 * 0.8 / 400) / 4)
 
@@ -210,6 +220,12 @@ def test_capacity_does_not_extrapolate() -> None:
     assert (above.k50.side, above.k50.value) == ("above", 64)
     assert (below.k90.side, below.k90.value) == ("below", 4)
     assert capacity([4], [[0.5]], [0.0]) is None
+
+
+def test_a_fit_looks_one_octave_beyond_the_loads() -> None:
+    x = np.log2(np.array(LOADS, dtype=np.float64))
+    centres, _ = fits.fit_logistic(x, np.array([[0.0] * 5, [1.0] * 5]))
+    assert centres[0] == pytest.approx(x[0] - 1) and x[-1] < centres[1] < x[-1] + 1 + fits.FIT_STEP
 
 
 def test_accuracy_that_does_not_depend_on_load_has_no_capacity() -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Name, Table
-from icl_bench.reports.canvas import FLOOR_LINE, SeriesStyle, draw_seeds, name_ticks
+from icl_bench.reports.canvas import FLOOR_LINE, SeriesStyle, draw_seeds, name_ticks, readable
 from icl_bench.reports.context import StudyContext
 from icl_bench.reports.entry import ZERO_ERROR, Entry, field_median, known_median
 from icl_bench.reports.panels import draw_panels
@@ -147,7 +147,7 @@ def place_loads(axes: Axes, axis: LoadAxis) -> None:
         axes.set_xlim(place - 1, place + 1)
     if axis.label == "cell" and len(axis.places) > 4:
         axes.tick_params(axis="x", labelrotation=30)
-    axes.set_xlabel(axis.label, parse_math=False)
+    axes.set_xlabel(readable(axis.label), parse_math=False)
 
 
 def group_table(section: Section) -> Table:

@@ -79,8 +79,8 @@ def learning_row(entry: Entry, section: Section) -> dict[str, str]:
 def flops_of_example(entry: Entry, section: Section) -> float | None:
     """Return the operations of the mixers on a training example; None where cells differ in length."""
     lengths = {cell.length for cell in section.cells}
-    work = entry.example.result.work
-    return BACKWARD * (work.weights + work.state) * lengths.pop() if len(lengths) == 1 else None
+    work = entry.example.result.work.total
+    return BACKWARD * work * lengths.pop() if work is not None and len(lengths) == 1 else None
 
 
 def learning_curves(section: Section, context: StudyContext) -> Figure | None:

@@ -7,7 +7,7 @@ from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Content, Name, Prose, Table, titled
 from icl_bench.reports.naming import natural_key
 from icl_bench.reports.parts.base import Part
-from icl_bench.reports.text import enumerate_words, plain
+from icl_bench.reports.text import enumerate_words
 from icl_bench.runs.outline import Outline
 from icl_bench.runs.record import Environment
 from icl_bench.schema import canonical_json
@@ -27,7 +27,7 @@ def failure_table(section: Section) -> Table:
 def error_line(detail: str | None) -> str:
     """Return the line that names the error: the first line, or the last of a traceback."""
     lines = [line for line in (detail or "").splitlines() if line.strip()] or ["no detail"]
-    return plain(lines[-1] if lines[0].startswith("Traceback") else lines[0])[:200]
+    return (lines[-1] if lines[0].startswith("Traceback") else lines[0]).strip()[:200]
 
 
 def missing_table(section: Section) -> Table:

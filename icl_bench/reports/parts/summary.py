@@ -60,7 +60,7 @@ def main_row(entry: Entry, section: Section) -> dict[str, str]:
         "state elements": format_integer(entry.state_elements),
         "state size": format_bytes(entry.state_bytes),
         "parameters": format_integer(result.params or None),
-        "FLOPs per token": format_number(work.weights + work.state),
+        "FLOPs per token": format_number(work.total),
         "weight-state FLOP ratio": format_number(work.weights / work.state if work.state else None),
         "learning rate": f"{entry.rate:.3g}",
         "failed runs": f"{len(entry.failed)}/{len(entry.runs)}",

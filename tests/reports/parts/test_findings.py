@@ -6,7 +6,7 @@ import pytest
 
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.ranking import rankings
-from icl_bench.runs.record import RunRecord
+from icl_bench.runs.record import SOLVED, RunRecord
 from tests.reports.factory import comparison, make_record, section_of, several, with_cells
 
 
@@ -33,9 +33,9 @@ def test_a_lone_architecture_is_described() -> None:
     assert "power:p=2 reaches an accuracy of 0.900; the floor is 0.146 (one seed" in sentences([make_record()])
 
 
-@pytest.mark.parametrize(("accuracy", "reason"), [(0.995, "saturated"), (0.05, "at the floor")])
+@pytest.mark.parametrize(("accuracy", "reason"), [(0.995, "saturated"), (SOLVED, "saturated"), (0.05, "at the floor")])
 def test_saturated_and_floor_cells_do_not_rank(accuracy: float, reason: str) -> None:
-    records = [*several("linear", accuracy, 0.001), *several("softmax", accuracy + 0.002, 0.001)]
+    records = [*several("linear", accuracy, 0.0), *several("softmax", accuracy + 0.002, 0.001)]
     (ranking,) = rankings(section_of(records))
     assert set(ranking.verdicts.values()) == {reason}
     assert ranking.best is None
