@@ -29,7 +29,8 @@ def command(
     from icl_bench import cli
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "listen", lambda: None)
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)
+    monkeypatch.setattr(cli, "conclude", lambda: None)
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["icl-bench", *arguments])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from docs import pictures
+from docs import pages, pictures
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.cli import app
 from icl_bench.runs import record, spec
@@ -38,6 +38,11 @@ def anchor(heading: str) -> str:
 )
 def test_everything_has_its_heading(page: str, names) -> None:
     assert set(names) <= set(headings(ROOT / "docs" / page))
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_budget_of_a_task_is_on_its_page(name: str) -> None:
+    assert pages.budget(name, TASKS[name].budget) in (ROOT / "docs" / "tasks.md").read_text()
 
 
 def test_every_record_has_its_heading() -> None:
@@ -116,3 +121,13 @@ def test_the_wheel_says_its_types_and_licence() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["license"] == "Apache-2.0" and "Apache License" in (ROOT / "LICENSE").read_text()
     assert (ROOT / "icl_bench" / "py.typed").is_file()
+
+
+def test_an_index_learns_what_the_package_is() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (
+        project["authors"] and project["keywords"] and project["urls"] and "Typing :: Typed" in project["classifiers"]
+    )
+    extras = dict(project["optional-dependencies"])
+    (everything,) = extras.pop("all")
+    assert everything == f"icl-bench[{','.join(extras)}]"

@@ -23,8 +23,8 @@ LONGEST_FILE = 400
 HELP_SECONDS = 0.4
 HEAVY = {"torch", "triton", "numpy", "scipy", "matplotlib", "yaml", "safetensors"}
 COMMANDS = [
-    "quickstart", "run", "compare", "sweep", "studies", "report", "verify", "tasks", "archs", "plugins", "show",
-    "state", "check-arch", "doctor", "merge", "kernels", "runs",
+    "quickstart", "run", "compare", "sweep", "studies", "report", "samples", "verify", "tasks", "archs", "plugins",
+    "show", "state", "check-arch", "check-task", "doctor", "merge", "kernels", "runs",
 ]  # fmt: skip
 DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py", "icl_bench/architectures/causality.py"}
 """A layer of one's own draws its parameters as its class does, and its dropout, under a seed of torch."""
@@ -32,7 +32,9 @@ OWN_GENERATORS = {"icl_bench/kernels/measurement/problem.py", "icl_bench/kernels
 """Inputs to check kernels on, drawn from a generator of torch; no run sees them."""
 
 SUITES = {
-    "architectures/canon", "architectures/contract", "architectures/fla_recurrences", "architectures/families",
+    "architectures/attention_variants", "architectures/canon", "architectures/contract", "architectures/fla_layers",
+    "architectures/fla_recurrences",
+    "architectures/families",
     "architectures/learning", "architectures/recurrences", "architectures/state_spaces", "harness/crashes",
     "harness/engines/contract",
     "harness/training/continuous", "harness/training/free_running", "harness/training/fused_path",
@@ -41,7 +43,7 @@ SUITES = {
     "kernels/gpu/plain_forms", "kernels/gpu/power_triton", "kernels/gpu/scan_triton",
     "reports/parts/figures",
     "reports/parts/tables", "runs/store/store_machine", "tasks/contract", "tasks/parameters", "docs", "fuzz",
-    "language", "layout", "plugin",
+    "hostile_text", "language", "layout", "own_layer", "plugin", "security", "surroundings",
 }  # fmt: skip
 """Test files for what several modules do together; every other test file has the path of the module that it tests."""
 
@@ -71,7 +73,7 @@ def test_an_architecture_has_the_file_of_its_name(name: str) -> None:
 def test_no_file_without_a_name(folder: str) -> None:
     registry = {"tasks": TASKS, "architectures": ARCHITECTURES}[folder]
     shared = {
-        "tasks": ["base", "cells", "continuous", "sampling", "vocabulary"],
+        "tasks": ["base", "cells", "continuous", "dilution", "sampling", "vocabulary"],
         "architectures": [
             *(
                 "base",
@@ -85,7 +87,7 @@ def test_no_file_without_a_name(folder: str) -> None:
                 "interface",
                 "layers",
             ),
-            *("fla_layer", "plain", "sums", "token_shift"),
+            *("fla_layer", "plain", "rotation", "sums", "token_shift"),
         ],
     }[folder]
     files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - {f"{stem}.py" for stem in shared}
@@ -124,8 +126,14 @@ def test_no_keyword_catch_all_in_a_public_signature(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_text_reaches_a_terminal_through_its_doors_alone(path: Path) -> None:
+    doors = {"output": r"\becho\(|std(out|err)\.write\(|write_text\(sys\.", "console": r"(?<!\w)Console\("}
+    assert [door for door, call in doors.items() if re.search(call, path.read_text()) and path.stem != door] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_path_of_a_machine(path: Path) -> None:
-    assert not re.search(r"[\"']/(?!proc/)\w+/", path.read_text())
+    assert not re.search(r"[\"']/(?!proc/|sys/)\w+/", path.read_text())
 
 
 def test_every_error_is_raised_somewhere() -> None:
