@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DONE := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-slow test-gpu lint fix docs bench
+.PHONY: help install quickstart test test-slow test-gpu lint package fix docs bench
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,7 @@ install: $(DONE)  ## create .venv and install, once
 
 quickstart: $(DONE)  ## the main job on two cores, ending with report.md
 	$(BIN)/icl-bench quickstart
+	@echo "next: . $(BIN)/activate, so that the shell finds icl-bench"
 
 test: $(DONE)  ## all tests that need no GPU and little time
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu and not slow"
@@ -34,6 +35,9 @@ lint: $(DONE)  ## style, types, layers, generated pages
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m cogapp --check $(COGGED)
+
+package: $(DONE)  ## build wheel and sdist into dist/, check them, and run the wheel in an environment of its own
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/package.py dist
 
 fix: $(DONE)  ## format and mend what can be mended
 	$(BIN)/ruff check --fix .

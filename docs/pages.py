@@ -33,6 +33,7 @@ from icl_bench.harness.resolve import PRESETS
 from icl_bench.harness.study.file import MatchSpec, Published, Study
 from icl_bench.harness.training.batches import ExampleStream, draw_example
 from icl_bench.runs import declarations, record, spec
+from icl_bench.runs.columns import CELL_COLUMNS, CURVE_COLUMNS, RUN_COLUMNS
 from icl_bench.schema import Frozen, canonical_json, format_value
 from icl_bench.tasks import TASKS, Batch, Cell, Task
 from icl_bench.tasks.base import TrainingBudget, measured_floors
@@ -186,7 +187,7 @@ def task_section(name: str) -> str:
             prose(cls.__doc__),
             budget(name, cls.budget),
             f"![A small example of {name}, scored tokens framed, their targets below](figures/tasks/{name}.svg)\n",
-            parameters(cls, task.model_dump(), cls.model_fields),
+            parameters(cls, {name: getattr(task, name) for name in cls.model_fields}, cls.model_fields),
             f"{alphabet(task)} Load: {task.load_name}.\n",
             cells(task),
             trivial_solvers(task),
@@ -336,6 +337,13 @@ def study_models() -> str:
 def manifest_model() -> str:
     """Return the fields of a manifest."""
     return model_sections((record.Manifest,))
+
+
+def columns() -> str:
+    """Return the columns of runs, cells and curves as tables."""
+    heads = (("a run", RUN_COLUMNS), ("a cell", CELL_COLUMNS), ("a validation of a cell", CURVE_COLUMNS))
+    rows = [(what, ", ".join(f"`{name}`" for name in names)) for what, names in heads]
+    return "\n" + table(("columns of", "names"), rows) + "\n"
 
 
 def metric_model() -> str:
