@@ -1,6 +1,7 @@
 """Tasks whose inputs and targets are vectors: training, scores, the recurrent form, what is recorded."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ def specs(task: str, arch: str = "power:p=2", seeds=(0,), lrs=(), precision="flo
 
 class Answering:
     """A model whose answers are given."""
+
+    evaluating = nullcontext
 
     def __init__(self, task, solve) -> None:
         self.task, self.solve = task, solve

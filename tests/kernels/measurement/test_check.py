@@ -3,8 +3,8 @@
 import json
 import math
 import os
-import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ if not torch.cuda.is_available():
     # Read when the kernels are defined: it must be set before anything imports them.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from icl_bench import cli
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.measurement import check as checking
 from icl_bench.kernels.measurement.check import CheckJob, check_job, form_errors, plan_checks, relative_error, run_form
@@ -132,14 +131,9 @@ def test_forms_and_types_that_cannot_run_are_refused(monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["icl-bench", "kernels", *arguments])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return int(exit_.value.code or 0), *capsys.readouterr()
-
-    return run
+def command(command):
+    """Return a function that runs a command of the group `kernels`."""
+    return partial(command, "kernels")
 
 
 QUICK = ("check", "--device", "cpu", "--op", "attention", "--impl", "torch", "--dtype", "float32", "--quick")
