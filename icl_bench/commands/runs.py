@@ -205,10 +205,11 @@ def report(
 
 
 def open_store(path: Path) -> "Store":
-    """Open a store that exists; raises StoreError if it does not."""
+    """Open a store that exists; raises StoreError if it does not, or cannot be opened."""
     from icl_bench.runs.store import Store
+    from icl_bench.runs.store.files import Folder
 
-    if not path.is_dir():
+    if not Folder(path).exists():
         raise StoreError(f"a store is a folder of runs; {path} is none; choose another with --store")
     store = Store(path)
     store.check_folders()

@@ -14,6 +14,7 @@ from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.runs.events import Progress
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
+from icl_bench.runs.store.files import Folder
 from icl_bench.runs.store.index import Index
 from icl_bench.schema import canonical_json
 from icl_bench.tasks.cells import Cell
@@ -85,7 +86,7 @@ def run_kind(spec: Mapping[str, Any]) -> str:
 
 def measured_seconds(store: Store, device_name: str) -> dict[str, float]:
     """Return the mean seconds of the finished runs of a store on a device, by kind; a fleet's are shared evenly."""
-    if not store.root.is_dir():
+    if not Folder(store.root).exists():
         return {}
     index = Index(store)
     seconds = {row.id: row.seconds for row in index.summaries()[0] if row.status == "ok"}

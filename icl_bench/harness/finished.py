@@ -7,6 +7,7 @@ from typing import Any
 from icl_bench.runs.record import Status
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
+from icl_bench.runs.store.files import Folder
 from icl_bench.runs.store.index import Index
 from icl_bench.schema import canonical_json
 
@@ -25,7 +26,7 @@ def set_failed_aside(store: Store, specs: Iterable[RunSpec]) -> list[str]:
 def edited_parts(store: Store, specs: Sequence[RunSpec]) -> dict[str, int]:
     """Count the finished runs of each layer or task from outside that have another source than these new runs."""
     sources = {key_of_part(part): part["source"] for spec in specs for part in parts_of(spec.model_dump(mode="json"))}
-    if not sources or not store.root.is_dir():
+    if not sources or not Folder(store.root).exists():
         return {}
     found: Counter[str] = Counter()
     outlines = Index(store).runs()[0].outlines

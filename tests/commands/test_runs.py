@@ -1,5 +1,6 @@
 """The commands of `icl-bench runs`, `merge`, `--plugin` and `--log` as their users meet them."""
 
+import errno
 import json
 import os
 import re
@@ -142,6 +143,19 @@ def test_a_store_that_is_not_there_is_named(command) -> None:
     for arguments in (["list"], ["verify"], ["show", "00"], ["rm", "00"], ["export", "x.csv"]):
         refused = command("runs", *arguments)
         assert refused.status == 2 and "a store is a folder of runs; icl-runs is none" in refused.err
+
+
+def test_a_store_that_a_disk_cannot_open_is_one_line(command, store: Store, monkeypatch) -> None:
+    real = os.open
+
+    def failing(path, *arguments, **named) -> int:
+        if str(path) == str(store.root):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", failing)
+    done = command("runs", "rm", "0", "--store", str(store.root))
+    assert done.status == 2 and done.err.startswith("Error: ") and len(done.err.splitlines()) == 1
 
 
 def test_a_report_counts_interrupted_runs(command, store: Store, tmp_path) -> None:

@@ -10,7 +10,7 @@ from icl_bench.errors import LinkError, RecordError, StoreError
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.store.attempt import COMPANIONS, KEPT, clear_attempts, publish_all
 from icl_bench.runs.store.faults import reach
-from icl_bench.runs.store.files import Handle, sync_folders, writing
+from icl_bench.runs.store.files import Folder, Handle, sync_folders, writing
 from icl_bench.runs.store.processes import writer_mark
 from icl_bench.runs.store.store import Store, StoredRun, changed
 
@@ -72,7 +72,7 @@ def merge_stores(sources: Sequence[Path], target: Store) -> Merged:
 
 def check_source(source: Path, target: Store) -> None:
     """Raise StoreError if a source is no store or is the target itself."""
-    if not (source / "runs").is_dir():
+    if not Folder(source, ("runs",)).exists():
         raise StoreError(
             f"a source of a merge is a store, a folder that contains a folder runs; got {source}; check the path"
         )
