@@ -25,7 +25,8 @@ import torch
 from rich.console import Console
 
 from icl_bench.commands.progress import LineReporter
-from icl_bench.harness.engines.base import Executor, make_engine
+from icl_bench.harness.engines.base import make_engine
+from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.supervisor import Supervisor
 from icl_bench.harness.resolve import Request, expand_request

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.runs.events import Progress
-from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.spec import RunSpec, TrainSpec
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.files import Folder
 from icl_bench.runs.store.index import Index
-from icl_bench.schema import canonical_json
+from icl_bench.schema import build, canonical_json
 from icl_bench.tasks.cells import Cell
 
 OPERATIONS = {"cpu": 2e10, "cuda": 4e13}
@@ -78,10 +78,11 @@ class RunTimes:
 
 
 def run_kind(spec: Mapping[str, Any]) -> str:
-    """Return a key that is equal for specifications which differ in seeds, learning rate and weight decay alone."""
+    """Return a key that is equal for specifications which differ in seeds, rate, weight decay and gain alone."""
     train = {name: value for name, value in spec["train"].items() if name not in ("lr", "weight_decay")}
+    model = {name: value for name, value in spec["model"].items() if name != "gain"}
     rest = {name: value for name, value in spec.items() if name not in ("seed", "data_seed")}
-    return canonical_json({**rest, "train": train})
+    return canonical_json({**rest, "train": train, "model": model})
 
 
 def measured_seconds(store: Store, device_name: str) -> dict[str, float]:
@@ -124,6 +125,17 @@ def token_operations(spec: RunSpec) -> tuple[float, float]:
     return trained, sum(map(example, task.eval_cells))
 
 
+def with_target(spec: RunSpec, flops: float) -> RunSpec:
+    """Return a run with as many steps as a number of training operations allows, at least one.
+
+    A step counts three forward passes of weights (the head included, the embedding not) and of the state, in the
+    cheaper of its two forms. Raise SpecError for more steps than a run can have.
+    """
+    step = BACKWARD * spec.train.batch * token_operations(spec)[0]
+    train = {**spec.train.model_dump(), "steps": max(1, round(flops / step))}
+    return spec.model_copy(update={"train": build(TrainSpec, train, "--target-flops")})
+
+
 class Forecast:
     """The time that is left, from the work that was done and the time that it took; corrected by every finished run.
 
@@ -146,8 +158,8 @@ class Forecast:
         self.later = [self.times.of(spec) for spec in later]
 
     def plan(self, specs: Sequence[RunSpec], missing: Sequence[RunSpec]) -> None:
-        """Note the runs of a plan, and those of them that are left."""
-        self.left = {spec.id: self.times.of(spec) for spec in missing}
+        """Note the runs of a plan, and those of them that are left, beside those of earlier plans."""
+        self.left |= {spec.id: self.times.of(spec) for spec in missing}
         self.ended |= {spec.id for spec in specs} - self.left.keys()
 
     def progress(self, specs: Sequence[RunSpec], progress: Progress) -> None:

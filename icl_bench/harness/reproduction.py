@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from icl_bench.errors import StoreError
-from icl_bench.harness.engines.base import Executor
+from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.resolve import make_arch, split_pattern
 from icl_bench.harness.study.file import load_study
 from icl_bench.harness.study.protocol import runs_of, study_parts
@@ -177,6 +177,11 @@ def fleet_of(store: Store, chosen: Outline, outlines: Sequence[Outline]) -> list
     ]
 
 
+def versions_of(task: str) -> list[int]:
+    """Return the versions of the data of a task that can be made."""
+    return [each.data_version for each in TASKS.versions(task)]
+
+
 def spec_of_record(record: RunRecord) -> RunSpec:
     """Return the specification of a record; raise StoreError if this version of the package would run another."""
     document, result = dict(record.spec), record.result
@@ -189,7 +194,7 @@ def spec_of_record(record: RunRecord) -> RunSpec:
         spec = RunSpec.model_validate(document)
     except ValidationError:
         spec = None
-    current = spec is not None and spec.id == result.id and TASKS[spec.task.name].data_version == spec.task.version
+    current = spec is not None and spec.id == result.id and spec.task.version in versions_of(spec.task.name)
     if spec is None or not current or any(make_arch(part).version != part.version for part in spec.arch):
         raise StoreError(
             f"a run is repeated by a version of icl-bench that makes the same data and models; {result.id} is of "

@@ -5,13 +5,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from icl_bench.errors import StateBudgetError
-from icl_bench.harness.engines.base import FLEET_SIZE, Executor, device_for, make_engine, runs_elsewhere
+from icl_bench.errors import SpecError, StateBudgetError
+from icl_bench.harness.engines.base import FLEET_SIZE, device_for, make_engine, runs_elsewhere
+from icl_bench.harness.engines.executor import Executor
+from icl_bench.harness.estimate import with_target
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.study.file import Study
 from icl_bench.harness.study.protocol import run_study
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunRecord
+from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.floors import read_floors, renewed_run
 
@@ -36,6 +39,10 @@ class Session(NamedTuple):
     """Print no progress."""
     again: bool = False
     """Repeat finished runs that ended in an error."""
+    accumulate: int = 1
+    """Parts of a training batch that go through the model one after the other, where it does not fit as a whole."""
+    recompute: bool = False
+    """Compute the activations of a training step twice instead of keeping them."""
 
 
 def open_session(store: Path, session: Session, reporter: Reporter, keep: tuple[str, ...] = ()) -> Executor:
@@ -49,12 +56,23 @@ def open_session(store: Path, session: Session, reporter: Reporter, keep: tuple[
 
     check_impl(session.impl)
     device = device_for(session.engine, session.device)
-    engine = make_engine(session.engine, Machine(device, session.impl, session.graphs, keep))
+    machine = Machine(device, session.impl, session.graphs, keep, session.accumulate, session.recompute)
+    engine = make_engine(session.engine, machine)
     opened = Store(store)
     loggers = make_loggers(session.log, opened)
     told = LoggingReporter(reporter, opened, loggers) if loggers else reporter
     here = None if runs_elsewhere(session.engine) else device
     return Executor(opened, engine, session.fleet or FLEET_SIZE[device.type], told, here, session.again)
+
+
+def requested_runs(request: Request) -> list[RunSpec]:
+    """Return the runs of a request, with the steps that its number of operations allows, if it gives one."""
+    runs, flops = expand_request(request), request.target_flops
+    if flops is None:
+        return runs
+    if steps := [setting for setting in request.settings if setting.startswith("train.steps=")]:
+        raise SpecError(f"--target-flops sets train.steps; got --set {steps[0]} too; leave one of them out")
+    return [with_target(run, flops) for run in runs]
 
 
 def finish_requests(requests: Sequence[Request], executor: Executor) -> list[RunRecord]:
@@ -63,7 +81,7 @@ def finish_requests(requests: Sequence[Request], executor: Executor) -> list[Run
     The engine is closed at the end.
     """
     with closing(executor.engine):
-        specs = {spec.id: spec for request in requests for spec in expand_request(request)}
+        specs = {spec.id: spec for request in requests for spec in requested_runs(request)}
         floors = read_floors(executor.store.root)
         return [renewed_run(record, floors) for record in executor.finish(list(specs.values()))]
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from icl_bench.errors import SpecError
 from icl_bench.harness import estimate
-from icl_bench.harness.estimate import Forecast, estimate_runs, measured_seconds, rough_seconds, run_kind
+from icl_bench.harness.estimate import Forecast, estimate_runs, measured_seconds, rough_seconds, run_kind, with_target
 from icl_bench.runs.events import Progress
 from icl_bench.runs.store import Store
 from tests.harness.training.small_runs import specs
@@ -75,3 +76,21 @@ def test_a_plan_counts_no_finished_run_twice() -> None:
     forecast.plan(runs, [])
     forecast.plan([*runs, spec(7)], [spec(7)])
     assert (forecast.finished, forecast.total) == (3, 4)
+
+
+def test_steps_follow_from_operations() -> None:
+    """By hand: two layers of width 16, rows of 32 bytes, 8 rows a step, softmax, whose two forms are one."""
+    (run,) = specs("softmax:heads=2,conv=0", task="text:corpus=example,length=32")
+    d, length, layers, hidden = 16, 32, 2, 32
+    mixers = layers * (8 * d * d + 2 * d * length)  # projections, and the causal half of scores and sums
+    row = length * (mixers + layers * 6 * d * hidden) + (length - 1) * 2 * d * 256
+    step = 3 * 8 * row
+    assert with_target(run, 40.2 * step).train.steps == pytest.approx(40, abs=1)
+    assert with_target(run, 1).train.steps == 1
+    with pytest.raises(SpecError, match="--target-flops: steps: must be at most 10000000"):
+        with_target(run, 1e30)
+
+
+def test_steps_are_given_in_one_way(command) -> None:
+    told = command("run", "copy", "-a", "linear", "--target-flops", "1e9", "--set", "train.steps=3")
+    assert told.status == 2 and "--target-flops sets train.steps; got --set train.steps=3 too; leave one" in told.err

@@ -1,15 +1,14 @@
 """Choose between this process and worker processes: on a CPU one thread a process, and a process for each core."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
+from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import Local
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
-from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
 if TYPE_CHECKING:
@@ -36,20 +35,20 @@ class AutoEngine(Engine):
         self.inline: Engine = InlineEngine(machine)
         self.local: Engine | None = None
 
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
+    def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets where they end sooner, and yield their results."""
-        if self.local is None and self.are_worth_workers(fleets):
+        if self.local is None and self.are_worth_workers(agenda):
             self.local = Local().start(self.machine)
-        return (self.local or self.inline).submit(fleets, store, reporter)
+        return (self.local or self.inline).submit(agenda, store, reporter)
 
-    def are_worth_workers(self, fleets: Sequence[Sequence[RunSpec]]) -> bool:
+    def are_worth_workers(self, agenda: Agenda) -> bool:
         """Return whether workers pay; never where OMP_NUM_THREADS is set, nor for layers that a program defines."""
         from icl_bench.harness.environment import THREADS, usable_cores
         from icl_bench.harness.estimate import estimate_runs
 
-        if self.machine.device.type != "cpu" or THREADS in os.environ or len(fleets) < 2 or usable_cores() < 2:
+        if self.machine.device.type != "cpu" or THREADS in os.environ or len(agenda) < 2 or usable_cores() < 2:
             return False
-        runs = [spec for fleet in fleets for spec in fleet]
+        runs = [spec for fleet in agenda.fleets() for spec in fleet]
         if any(part.name.startswith("__main__:") for spec in runs for part in spec.arch):
             return False
         return estimate_runs(runs, self.machine.device.type).seconds > WORTH_WORKERS

@@ -1,12 +1,13 @@
-"""The interface of engines, their registry, the functions that start one, and the executor that fills a store."""
+"""The interface of engines, the agenda that they take fleets from, their registry, and the functions that start one."""
 
+import heapq
 import importlib.util
-import logging
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from icl_bench.errors import EngineError, SpecError
+from icl_bench.outside import guarding
 from icl_bench.registry import Registry
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
@@ -18,20 +19,50 @@ if TYPE_CHECKING:
     import torch
 
     from icl_bench.harness.training.trainer import Machine
-from dataclasses import dataclass, field
 
-from icl_bench.runs.record import RunRecord
-
-LOG = logging.getLogger("icl_bench")
 FLEET_SIZE = {"cpu": 1, "cuda": 32}
 """Members trained together by device type: one tiny model leaves a GPU idle, but not a processor."""
+
+
+class Agenda:
+    """Fleets that wait for an engine: lower ranks first, then larger fleets, then in the order in which they came.
+
+    Whoever takes the results of an engine may add fleets in between.
+    """
+
+    def __init__(self, fleets: Iterable[Sequence[RunSpec]] = ()) -> None:
+        self.waiting: list[tuple[int, int, int, Sequence[RunSpec]]] = []
+        self.added = 0
+        self.add(fleets)
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, fleets: Iterable[Sequence[RunSpec]], rank: int = 0) -> None:
+        """Add fleets of a rank."""
+        for fleet in fleets:
+            examples = sum(spec.train.steps * spec.train.batch for spec in fleet)  # the long ones first: none is last
+            heapq.heappush(self.waiting, (rank, -examples, self.added, fleet))
+            self.added += 1
+
+    def take(self) -> Sequence[RunSpec]:
+        """Remove and return the next fleet; raise IndexError if there is none."""
+        return heapq.heappop(self.waiting)[-1]
+
+    def fleets(self) -> list[Sequence[RunSpec]]:
+        """Return the fleets in order."""
+        return [each[-1] for each in sorted(self.waiting)]
+
+    def take_all(self) -> list[Sequence[RunSpec]]:
+        """Remove and return all fleets, in order."""
+        return [self.take() for _ in range(len(self))]
 
 
 class Engine(Protocol):
     """A running engine, which carries fleets to their results."""
 
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Run the fleets; yield each result once, after its commit, in the order in which the fleets end.
+    def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Run the fleets until the agenda is empty; yield each result once, after its commit, as the fleets end.
 
         The engine replaces a lost worker and runs its fleet again. A fault of a run itself is the result of that run.
 
@@ -74,7 +105,8 @@ def engine_config(text: str) -> EngineConfig:
                 f"--engine {spec.name} has no option {key!r}; got {text!r}; leave it out, or choose an engine that has "
                 f"it: {', '.join(owners)}"
             )
-    return build(engine, spec.params, f"--engine {spec.name}")
+    with guarding(engine, f"--engine {spec.name}"):
+        return build(engine, spec.params, f"--engine {spec.name}")
 
 
 def make_engine(text: str, machine: "Machine") -> Engine:
@@ -83,7 +115,8 @@ def make_engine(text: str, machine: "Machine") -> Engine:
     name = parse_spec(text).name
     if missing := missing_package(name):
         raise EngineError(f"--engine {name} needs {missing}, which is not installed; {install_command(name)}")
-    return config.start(machine)
+    with guarding(type(config), f"--engine {name}"):
+        return config.start(machine)
 
 
 def device_for(text: str, device: str) -> "torch.device":
@@ -109,46 +142,3 @@ def missing_package(name: str) -> str | None:
 def install_command(name: str) -> str:
     """Return the command that installs the package of an engine."""
     return f"pip install 'icl-bench[{name}]'"
-
-
-@dataclass(frozen=True)
-class Executor:
-    """A store, an engine that fills it, and a reporter that receives the progress."""
-
-    store: Store
-    engine: Engine
-    fleet_size: int
-    """Number of runs trained together."""
-    reporter: Reporter
-    device: "torch.device | None" = None
-    """Device of this machine that the runs must fit on; None where they run elsewhere."""
-    again: bool = False
-    """Repeat finished runs that ended in an error, once."""
-    seen: set[str] = field(default_factory=set)
-    """Ids of the runs that were asked for, and names of the layers whose edit was told."""
-
-    def finish(self, specs: Sequence[RunSpec]) -> list[RunRecord]:
-        """Finish the runs that the store lacks; return all records, in order; raise StoreError if the store fails."""
-        from icl_bench.harness.finished import edited_parts, set_failed_aside
-        from icl_bench.harness.training.fleet import pack
-        from icl_bench.harness.training.memory import check_memory
-
-        self.store.check_writable()
-        if self.again:
-            set_failed_aside(self.store, [spec for spec in specs if spec.id not in self.seen])
-        missing = [spec for spec in specs if not self.store.has(spec.id)]
-        for name, count in edited_parts(self.store, missing).items():
-            if name not in self.seen:
-                LOG.warning("%s has another source than in %d finished runs here: these are new runs", name, count)
-            self.seen.add(name)
-        self.seen.update(spec.id for spec in specs)
-        if self.device is not None:
-            check_memory(missing, self.device)
-        self.reporter.planned(specs, missing)
-        try:
-            for _ in self.engine.submit(pack(missing, self.fleet_size), self.store, self.reporter):
-                pass
-            self.store.clear_up()  # a lost worker leaves the checkpoints of a fleet whose members then run alone
-        finally:
-            self.reporter.closed()
-        return [self.store.load(spec.id) for spec in specs]

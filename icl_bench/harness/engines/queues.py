@@ -2,9 +2,10 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.leases import Leases, lease_name
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
@@ -35,22 +36,24 @@ class Item(NamedTuple):
 
 
 class FleetQueue:
-    """The fleets that are left to run: those of a single supervisor, in their order."""
+    """The fleets that are left to run: those of a single supervisor, from an agenda that may grow."""
 
-    def __init__(self, fleets: Iterable[Sequence[RunSpec]]) -> None:
-        self.waiting = deque(Item(specs) for specs in fleets)
+    def __init__(self, agenda: Agenda) -> None:
+        self.agenda = agenda
+        self.waiting: deque[Item] = deque()
         self.taken = 0
 
     def left(self) -> int:
         """Return the number of unfinished fleets, including those that run here or elsewhere."""
-        return len(self.waiting) + self.taken
+        return len(self.waiting) + len(self.agenda) + self.taken
 
     def take(self) -> Item | None:
         """Return the next item; None if there is none, or none at the moment."""
-        if not self.waiting:
+        is_known = bool(self.waiting) and (self.waiting[0].losses < LOSSES_TO_WAIT or not self.agenda)
+        if not is_known and not self.agenda:
             return None
         self.taken += 1
-        return self.waiting.popleft()
+        return self.waiting.popleft() if is_known else Item(self.agenda.take())
 
     def settle(self, item: Item, again: Sequence[Item] = ()) -> None:
         """Mark a taken item as done and put back the items of it that must run again."""
@@ -71,7 +74,7 @@ class LeaseQueue(FleetQueue):
     """
 
     def __init__(self, fleets: Sequence[Sequence[RunSpec]], store: Store, leases: Leases, start: int = 0) -> None:
-        super().__init__(())
+        super().__init__(Agenda())
         self.unfinished = {lease_name(fleet): fleet for fleet in (*fleets[start:], *fleets[:start])}
         self.store, self.leases = store, leases
         self.held: dict[str, int] = {}

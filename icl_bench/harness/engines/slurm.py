@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
-from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
+from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.leases import EXPIRY, Leases, lease_name
 from icl_bench.harness.engines.messages import Limits
 from icl_bench.harness.engines.queues import LeaseQueue
@@ -101,8 +101,15 @@ class SlurmEngine(Engine):
     def __init__(self, config: Slurm, machine: "Machine", limits: Limits, expiry: float = EXPIRY) -> None:
         self.config, self.machine, self.limits, self.expiry = config, machine, limits, expiry
 
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Submit jobs and yield the results that appear in the store."""
+    def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Submit jobs and yield the results that appear in the store; fleets that are added wait for the next jobs."""
+        while agenda:
+            yield from self.submit_round(agenda.take_all(), store, reporter)
+
+    def submit_round(
+        self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter
+    ) -> Iterator[RunResult]:
+        """Submit jobs for these fleets, again where they end too early, until all results are in the store."""
         watcher = SubmissionWatcher(fleets, store, reporter)
         jobs: list[Any] = []
         with interruption.deferred():

@@ -13,6 +13,7 @@ import torch
 from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
+from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.queues import FleetQueue, Item
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.training.results import failed_result
@@ -80,9 +81,9 @@ class Supervisor:
     usage: Usage = field(default_factory=Usage)
     slots: list[WorkerSlot] = field(default_factory=list)
 
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
+    def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets on the workers and yield their results."""
-        return self.run_queue(FleetQueue(fleets), store, reporter)
+        return self.run_queue(FleetQueue(agenda), store, reporter)
 
     def run_queue(self, queue: FleetQueue, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets of a queue and yield their results; afterwards no worker has a fleet, even after an error."""
@@ -286,7 +287,7 @@ class Submission:
                 if isinstance(message, messages.Finished):
                     self.reporter.finished(message.results)
                 if isinstance(message, messages.Finished | messages.FleetError | messages.WorkerLost):
-                    busy.pop(worker)
+                    busy.pop(worker, None)  # one that finished may be lost in the same moment
         for slot in self.slots:
             if slot.item:
                 self.queue.settle(slot.item, [slot.item])

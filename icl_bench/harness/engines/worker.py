@@ -15,6 +15,7 @@ from icl_bench import outside
 from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
+from icl_bench.harness.environment import kept_heap
 from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.isolation import prepare_for_outside_code
@@ -38,7 +39,8 @@ def execute_order(order: messages.Order, machine: Machine, report: Report) -> me
     """Run the fleet of an order and return its results, or the error that is not a result."""
     started = time.perf_counter()
     try:
-        results = run_fleet(order.specs, Store(order.root), machine, report)
+        with kept_heap(machine.device):
+            results = run_fleet(order.specs, Store(order.root), machine, report)
     except (IclBenchError, OSError) as error:
         return messages.FleetError(error)
     except Exception:  # a fault of the harness: its exception may not survive pickling, its traceback as text does

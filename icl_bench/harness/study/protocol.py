@@ -3,15 +3,16 @@
 A study has parts: one for every rung of its ladder, combination of its axes, task and size, in this order. A part tunes
 the learning rate of each contender, measures fresh seeds at the chosen rate, and measures more of them where outcomes
 are bimodal. A higher rung starts its grid around the rate that the rung below chose. All runs are ordinary runs, found
-in the store by their ids, so that a study can grow, part by part, without repeating a finished run.
+in the store by their ids, so that a study can grow, part by part, without repeating a finished run. Contenders do not
+wait for each other: each is a chain of runs that follow from its own records.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from icl_bench.errors import SpecError, StateBudgetError
-from icl_bench.harness.engines.base import Executor
+from icl_bench.harness.engines.executor import Ask, Chain, Executor
 from icl_bench.harness.matching import Budget, Match, Shape, match
 from icl_bench.harness.resolve import Request, expand_request, make_task, merge_settings, model_of, task_component
 from icl_bench.harness.study.file import Study
@@ -152,34 +153,56 @@ def runs_of(study: Study, contender: Contender, lrs: Sequence[float], seeds: Seq
 
 
 def run_study(study: Study, executor: Executor, numbers: Sequence[int] = ()) -> StudyOutcome:
-    """Tune the learning rates of all contenders, then measure each at its best rate, part by part.
+    """Tune the learning rate of each contender, then measure it at its best rate.
 
-    With `numbers`, run these parts alone, counted from 1, and those below them; raises SpecError for others.
+    Contenders go on side by side, each as soon as its own runs are there, and runs of earlier parts go first. With
+    `numbers`, run these parts alone, counted from 1, and those below them; raises SpecError for others.
     """
     parts, left_out = study_parts(study)
     asked = chosen_parts(parts, numbers)
     tuning: dict[Contender, list[RunRecord]] = {}
-    measured: list[RunRecord] = []
-    ahead = [plan_part(study, part, executor.store).left for part in asked]
-    for number, part in enumerate(asked, start=1):
-        later = [spec for phases in ahead[number:] for runs in phases for spec in runs]
-        if len(study.lr) > 1:
-            executor.reporter.expected([*ahead[number - 1][1], *later])
-            grids = first_grids(study, part, tuning)
-            tuning |= tune(
-                grids,
-                lambda each, grid: runs_of(study, each, grid, study.tune_seeds),
-                lambda grid, records: next_grid(study, grid, records),
-                executor,
-            )
-        chosen = {each: rate_of(study, tuning.get(each, [])) for each in part.contenders}
-        executor.reporter.expected(later)
-        measured += measure_fresh(study, chosen, executor)
+    measured: dict[Contender, list[RunRecord]] = {}
+    executor.follow([climb(study, ladder, tuning, measured) for ladder in ladders_of(asked)])
     if missing := [number for number, part in enumerate(parts, start=1) if part not in asked]:
         first = parts[missing[0] - 1].title
         message = f"{len(missing)} of {len(parts)} parts have not run, of these first part {missing[0]}, {first}"
         left_out = [*left_out, message]
-    return StudyOutcome(measured, [record for records in tuning.values() for record in records], left_out)
+    contenders = dict.fromkeys(each for part in asked for each in part.contenders)
+    ends, grids = ([record for each in contenders for record in kind.get(each, ())] for kind in (measured, tuning))
+    return StudyOutcome(ends, grids, left_out)
+
+
+def ladders_of(parts: Sequence[StudyPart]) -> list[list[tuple[int, Contender]]]:
+    """Return the rungs of each contender that these parts have, from the lowest on, each with the place of its part."""
+    ladders: dict[Contender, list[tuple[int, Contender]]] = {}  # by their highest rung so far
+    for place, part in enumerate(parts):
+        for i, each in enumerate(part.contenders):
+            if each not in ladders:  # an architecture may be listed twice
+                ladders[each] = [*(ladders.pop(part.below[i], []) if part.below else []), (place, each)]
+    return list(ladders.values())
+
+
+def climb(
+    study: Study,
+    ladder: Sequence[tuple[int, Contender]],
+    tuning: dict[Contender, list[RunRecord]],
+    measured: dict[Contender, list[RunRecord]],
+) -> Chain:
+    """Tune a contender and measure it, rung by rung; put the records into `tuning` and `measured`."""
+    below: list[RunRecord] = []
+    for height, (place, each) in enumerate(ladder):
+        planned = [planned_runs(study, rung, i) for i, (_, rung) in enumerate(ladder)]
+        above = [spec for phases in planned[height + 1 :] for runs in phases for spec in runs]
+        later = [*planned[height][1], *above]
+        if len(study.lr) > 1:
+            ask_at = lambda grid: Ask(runs_of(study, each, grid, study.tune_seeds), place, later)  # noqa: B023, E731
+            grow = lambda grid, records: next_grid(study, grid, records)  # noqa: E731
+            below = tuning[each] = yield from tune(first_grid(study, below), ask_at, grow)
+        rate = rate_of(study, below)
+        records = yield Ask(runs_of(study, each, [rate], study.seeds), place, above)
+        if study.more_seeds and is_bimodal_contender(records):
+            records += yield Ask(runs_of(study, each, [rate], study.more_seeds), place, above)
+        measured[each] = records
 
 
 def parse_parts(text: str) -> tuple[int, ...]:
@@ -212,15 +235,12 @@ def chosen_parts(parts: Sequence[StudyPart], numbers: Sequence[int]) -> list[Stu
     return chosen[::-1]
 
 
-def first_grids(study: Study, part: StudyPart, tuning: Mapping[Contender, list[RunRecord]]) -> dict[Contender, Grid]:
-    """Return the first grid of each contender of a part: around the rate of the rung below, where that trained."""
-    grids = dict.fromkeys(part.contenders, study.lr)
-    spacing = spacing_of(study.lr)
-    for each, below in zip(part.contenders, part.below, strict=False):
-        if any_locked_in(tuning[below]):
-            rate = rate_of(study, tuning[below])
-            grids[each] = rounded_rate(rate / spacing), rate, rounded_rate(rate * spacing)
-    return grids
+def first_grid(study: Study, below: Sequence[RunRecord]) -> Grid:
+    """Return the first grid of a contender: around the rate of the rung below, where its runs trained."""
+    if not any_locked_in(below):
+        return study.lr
+    spacing, rate = spacing_of(study.lr), rate_of(study, below)
+    return rounded_rate(rate / spacing), rate, rounded_rate(rate * spacing)
 
 
 def next_grid(study: Study, grid: Grid, records: Sequence[RunRecord]) -> Grid:
@@ -235,21 +255,6 @@ def rate_of(study: Study, records: Sequence[RunRecord]) -> float:
     return best_rate(records, study.choice) if records else study.lr[0]
 
 
-def measure_fresh(study: Study, chosen: Mapping[Contender, float], executor: Executor) -> list[RunRecord]:
-    """Measure contenders at their chosen rates on fresh seeds, and on more of them where outcomes are bimodal."""
-    wanted = {each: runs_of(study, each, [rate], study.seeds) for each, rate in chosen.items()}
-    if not wanted:
-        return []
-    by_id = {one.result.id: one for one in executor.finish([spec for specs in wanted.values() for spec in specs])}
-    more = [
-        spec
-        for each, specs in wanted.items()
-        if study.more_seeds and is_bimodal_contender([by_id[spec.id] for spec in specs])
-        for spec in runs_of(study, each, [chosen[each]], study.more_seeds)
-    ]
-    return [*by_id.values(), *(executor.finish(more) if more else ())]
-
-
 def is_bimodal_contender(records: Sequence[RunRecord]) -> bool:
     """Return whether the seeds of a contender fall into two modes by their test accuracy."""
     return is_bimodal([one.result.accuracy for one in records if one.result.status in SCORED], run_floor(records))
@@ -262,10 +267,19 @@ def plan_study(study: Study, store: Store) -> StudyPlan:
 
 
 def plan_part(study: Study, part: StudyPart, store: Store) -> StudyPartPlan:
-    """Count the runs of a part; above the lowest rung a grid is counted as three rates."""
+    """Count the runs of a part before its grids grow."""
+    planned = [planned_runs(study, each, len(part.below)) for each in part.contenders]
+    phases = [[spec for phases in planned for spec in phases[i]] for i in range(2)]
+    left = [[spec for spec in runs if not store.has(spec.id)] for runs in phases]
+    return StudyPartPlan(part, sum(map(len, phases)), len(phases[0]) - len(left[0]), left)
+
+
+def planned_runs(study: Study, contender: Contender, height: int) -> tuple[list[RunSpec], list[RunSpec]]:
+    """Return the first tuning runs of a contender, and its measuring runs, listed at the first rate of the grid.
+
+    Above the lowest rung, whose height is 0, a grid has three rates.
+    """
     rates = study.lr if len(study.lr) > 1 else ()
-    rates = rates[:3] if part.below else rates
-    grid = [spec for each in part.contenders if rates for spec in runs_of(study, each, rates, study.tune_seeds)]
-    measuring = [spec for each in part.contenders for spec in runs_of(study, each, study.lr[:1], study.seeds)]
-    left = [[spec for spec in runs if not store.has(spec.id)] for runs in (grid, measuring)]
-    return StudyPartPlan(part, len(grid) + len(measuring), len(grid) - len(left[0]), left)
+    rates = rates[:3] if height else rates
+    tuned = runs_of(study, contender, rates, study.tune_seeds) if rates else []
+    return tuned, runs_of(study, contender, study.lr[:1], study.seeds)

@@ -5,14 +5,12 @@ follow from records, so that the same study, given again, takes the same steps a
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from statistics import median
-from typing import TypeVar
 
-from icl_bench.harness.engines.base import Executor
+from icl_bench.harness.engines.executor import Ask
 from icl_bench.runs.rates import SCORED, Choice, choose_rate, locked_in, rate_rank, validation_accuracy
 from icl_bench.runs.record import RunRecord
-from icl_bench.runs.spec import RunSpec
 
 MOST_EXTENSIONS = 4
 """Largest number of points by which a grid of learning rates may grow on each side."""
@@ -20,29 +18,21 @@ SAME_RATE = 0.2
 """Distance, in spacings of the grid, within which two learning rates count as one."""
 
 Grid = tuple[float, ...]
-Tuned = TypeVar("Tuned")
 
 
 def tune(
-    grids: Mapping[Tuned, Grid],
-    runs_at: Callable[[Tuned, Sequence[float]], list[RunSpec]],
-    grow: Callable[[Grid, Sequence[RunRecord]], Grid],
-    executor: Executor,
-) -> dict[Tuned, list[RunRecord]]:
-    """Train the subjects on their grids of learning rates, and again until `grow` adds nothing to any grid.
+    grid: Grid, ask_at: Callable[[Sequence[float]], Ask], grow: Callable[[Grid, Sequence[RunRecord]], Grid]
+) -> Generator[Ask, list[RunRecord], list[RunRecord]]:
+    """Train a subject on its grid of learning rates, and again until `grow` adds nothing; return the records.
 
-    `runs_at` gives the runs of a subject at some rates, `grow` its next grid from the records of the present one.
+    `ask_at` asks for the runs at some rates, `grow` gives the next grid from the records of the present one.
     """
-    grids = dict(grids)
     while True:
-        wanted = {each: runs_at(each, grid) for each, grid in grids.items()}
-        records = executor.finish([spec for specs in wanted.values() for spec in specs]) if wanted else []
-        by_id = {record.result.id: record for record in records}
-        tuning = {each: [by_id[spec.id] for spec in specs] for each, specs in wanted.items()}
-        grown = {each: grow(grids[each], tuning[each]) for each in grids}
-        if grown == grids:
-            return tuning
-        grids = grown
+        records = yield ask_at(grid)
+        grown = grow(grid, records)
+        if grown == grid:
+            return records
+        grid = grown
 
 
 def best_rate(records: Sequence[RunRecord], choice: Choice) -> float:

@@ -8,6 +8,7 @@ import torch
 from icl_bench.harness import environment
 from icl_bench.harness.engines import auto
 from icl_bench.harness.engines.auto import AutoEngine
+from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.environment import one_thread, usable_cores
 from icl_bench.harness.resolve import Request, expand_request
@@ -33,20 +34,20 @@ def engine() -> AutoEngine:
 
 
 def test_workers_are_worth_it_for_several_long_fleets_on_several_cores(idle, engine, monkeypatch) -> None:
-    assert engine.are_worth_workers(LONG)
-    assert not engine.are_worth_workers(LONG[:1])
-    assert not engine.are_worth_workers(pack(specs("linear", seeds=range(4)), 1))
-    assert not AutoEngine(Machine(torch.device("cuda"))).are_worth_workers(LONG)
+    assert engine.are_worth_workers(Agenda(LONG))
+    assert not engine.are_worth_workers(Agenda(LONG[:1]))
+    assert not engine.are_worth_workers(Agenda(pack(specs("linear", seeds=range(4)), 1)))
+    assert not AutoEngine(Machine(torch.device("cuda"))).are_worth_workers(Agenda(LONG))
     local = [[spec.model_copy(update={"arch": (spec.arch[0].model_copy(update={"name": "__main__:Own"}),)})]
              for (spec,) in LONG]  # fmt: skip
-    assert not engine.are_worth_workers(local)
+    assert not engine.are_worth_workers(Agenda(local))
     monkeypatch.setattr(environment, "usable_cores", lambda: 1)
-    assert not engine.are_worth_workers(LONG)
+    assert not engine.are_worth_workers(Agenda(LONG))
 
 
 def test_threads_that_the_user_sets_keep_everything_in_this_process(idle, engine, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert not engine.are_worth_workers(LONG)
+    assert not engine.are_worth_workers(Agenda(LONG))
 
 
 def test_workers_once_started_take_what_follows_and_end_with_the_engine(idle, engine, monkeypatch, tmp_path) -> None:
@@ -60,7 +61,7 @@ def test_workers_once_started_take_what_follows_and_end_with_the_engine(idle, en
     monkeypatch.setattr(AutoEngine, "are_worth_workers", lambda self, fleets: len(fleets) > 1)
     fleets = pack(specs("linear", seeds=range(3)), 1)
     for part in (fleets[:2], fleets[2:]):
-        assert len(list(engine.submit(part, Store(tmp_path), SilentReporter()))) == len(part)
+        assert len(list(engine.submit(Agenda(part), Store(tmp_path), SilentReporter()))) == len(part)
         assert isinstance(engine.local, Workers)
     engine.close()
     assert Workers.closed and engine.local is None
@@ -73,7 +74,7 @@ def test_a_run_on_a_cpu_takes_one_thread_unless_the_user_sets_another_number(idl
         runs, records = specs("linear", seeds=(0, 1)), []
         for run in runs:
             store = Store(tmp_path)
-            list(InlineEngine(Machine(CPU)).submit([[run]], store, SilentReporter()))
+            list(InlineEngine(Machine(CPU)).submit(Agenda([[run]]), store, SilentReporter()))
             records.append(store.load(run.id))
             assert torch.get_num_threads() == 2
             monkeypatch.setenv("OMP_NUM_THREADS", "2")

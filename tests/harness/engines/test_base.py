@@ -12,12 +12,14 @@ import torch
 from icl_bench.errors import EngineError, IclBenchError, SpecError
 from icl_bench.harness.doctor import check_engine
 from icl_bench.harness.engines import ENGINES, EngineConfig, Inline, Local, Ray, Slurm
-from icl_bench.harness.engines.base import Executor, device_for, engine_config, make_engine
+from icl_bench.harness.engines.base import Agenda, device_for, engine_config, make_engine
+from icl_bench.harness.engines.executor import Ask, Chain, Executor
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.events import Reporter, SilentReporter
 from icl_bench.runs.record import RunResult
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
+from icl_bench.schema import field_descriptions
 from tests.runs.records import filled, finished, spec
 
 MACHINE = Machine(torch.device("cpu"))
@@ -79,7 +81,7 @@ def test_the_registry_loads_nothing_heavy() -> None:
 def test_an_engine_has_the_file_of_its_name_and_says_what_each_option_is_for(name: str) -> None:
     assert inspect.getfile(ENGINES[name]).endswith(f"engines/{name}.py")
     assert ENGINES.summary(name).endswith(".")
-    assert all(field.description for field in ENGINES[name].model_fields.values())
+    assert field_descriptions(ENGINES[name]).keys() == ENGINES[name].model_fields.keys()
 
 
 def test_an_engine_is_one_registered_class(monkeypatch) -> None:
@@ -106,11 +108,12 @@ class FakeEngine:
     def __init__(self) -> None:
         self.fleets: list[list[RunSpec]] = []
 
-    def submit(self, fleets: Sequence[Sequence[RunSpec]], store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        self.fleets += [list(fleet) for fleet in fleets]
-        for run in [run for fleet in fleets for run in fleet]:
-            finished(store, run)
-            yield store.load(run.id).result
+    def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        while agenda:
+            self.fleets.append(list(agenda.take()))
+            for run in self.fleets[-1]:
+                finished(store, run)
+                yield store.load(run.id).result
 
     def close(self) -> None:
         """Do nothing."""
@@ -143,3 +146,55 @@ def test_the_reporter_is_closed_after_a_failure(tmp_path: Path, monkeypatch) -> 
     with pytest.raises(pytest.fail.Exception):
         Executor(Store(tmp_path), FakeEngine(), 1, notes).finish([spec(0)])
     assert notes.is_closed
+
+
+def test_a_chain_goes_on_as_soon_as_its_own_runs_are_there(tmp_path: Path) -> None:
+    """The first chain asks twice; the second waits for a run of higher rank, which therefore comes last."""
+    store, engine, order = filled(tmp_path), FakeEngine(), []
+
+    def chain(name: str, *asks: Ask) -> Chain:
+        for ask in asks:
+            records = yield ask
+            assert [record.result.id for record in records] == [run.id for run in ask.runs]
+            order.append(name)
+
+    first = chain("first", Ask([spec(0)]), Ask([spec(1), spec(0)]), Ask([spec(3)], rank=1))
+    second = chain("second", Ask([spec(2)], rank=1), Ask([spec(1)]))
+    Executor(store, engine, 1, Notes()).follow([first, second, chain("nothing")])
+    assert [run.seed for (run,) in engine.fleets] == [0, 1, 2, 3]
+    assert order == ["first", "first", "second", "second", "first"]
+
+
+def test_runs_that_two_chains_ask_for_are_trained_once(tmp_path: Path) -> None:
+    store, engine, ended = filled(tmp_path), FakeEngine(), []
+
+    def chain(*runs: RunSpec) -> Chain:
+        ended.append([record.result.seed for record in (yield Ask(runs))])
+
+    Executor(store, engine, 4, Notes()).follow([chain(spec(0), spec(1)), chain(spec(1), spec(2)), chain(spec(1))])
+    assert sorted(run.seed for fleet in engine.fleets for run in fleet) == [0, 1, 2]
+    assert sorted(ended) == [[0, 1], [1], [1, 2]]
+
+
+def test_an_agenda_gives_low_ranks_first_and_then_large_fleets() -> None:
+    agenda = Agenda([[spec(0)], [spec(1), spec(2)]])
+    agenda.add([[spec(3)]], rank=-1)
+    agenda.add([[spec(4)]])
+    assert [[run.seed for run in fleet] for fleet in agenda.fleets()] == [[3], [1, 2], [0], [4]]
+    assert len(agenda) == 4 and [run.seed for run in agenda.take()] == [3]
+    assert len(agenda.take_all()) == 3 and not agenda
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (None, "--engine faulty failed: TypeError: Can't instantiate abstract class Faulty"),
+        (lambda self, machine: 1 / 0, "--engine faulty failed: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_an_engine_of_a_plugin_that_does_not_start_is_one_line(monkeypatch, start, message: str) -> None:
+    monkeypatch.setattr(ENGINES, "_entries", dict(ENGINES._entries))
+    members = {"__doc__": "Start wrongly.", "__module__": "elsewhere"} | ({"start": start} if start else {})
+    ENGINES.register("faulty")(type("Faulty", (EngineConfig,), members))
+    with pytest.raises(IclBenchError, match=message):
+        make_engine("faulty", MACHINE)

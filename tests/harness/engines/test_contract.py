@@ -13,7 +13,8 @@ import torch
 
 from icl_bench.errors import ArgumentError
 from icl_bench.harness.engines import ENGINES, Engine, Slurm
-from icl_bench.harness.engines.base import Executor, make_engine
+from icl_bench.harness.engines.base import Agenda, make_engine
+from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.messages import Limits
 from icl_bench.harness.engines.slurm import SlurmEngine
@@ -82,6 +83,9 @@ class Notes:
         self.under_way: set[str] = set()
         self.finished_runs: list[str] = []
         self.losses: list[str] = []
+
+    def expected(self, later) -> None:
+        """Do nothing."""
 
     def planned(self, specs, missing) -> None:
         self.plan = (len(specs), len(missing))
@@ -179,7 +183,7 @@ def test_records_are_those_of_one_process_though_a_worker_is_killed(engine, tmp_
     killer = threading.Thread(target=kill_one, args=(store.root, over))
     if not isinstance(engine, InlineEngine):
         killer.start()
-    assert len(list(engine.submit(pack(specs, 1), store, notes))) == 8
+    assert len(list(engine.submit(Agenda(pack(specs, 1)), store, notes))) == 8
     over.set()
     records = [store.load(spec.id) for spec in specs]
     assert sorted(notes.finished_runs) == sorted(store.ids()) == sorted(spec.id for spec in specs)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from icl_bench.harness.engines import Local
-from icl_bench.harness.engines.base import Executor
+from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import ProcessPool
 from icl_bench.harness.engines.messages import Limits

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from icl_bench.errors import EngineError, SpecError
-from icl_bench.harness.engines import Slurm
+from icl_bench.harness.engines import Slurm, slurm
 from icl_bench.harness.engines.base import make_engine
-from icl_bench.harness.engines.slurm import SubmissionWatcher
+from icl_bench.harness.engines.slurm import SubmissionWatcher, end_jobs, have_ended
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.events import SilentReporter
@@ -64,10 +64,17 @@ def test_a_machine_that_cannot_submit_jobs_is_refused(monkeypatch, tmp_path) -> 
 
 
 class Job:
-    """A job that ended."""
+    """A job that has ended, or that is seen to have ended after it was looked at so many times."""
 
-    def __init__(self, outcome) -> None:
-        self.outcome = outcome
+    def __init__(self, outcome, looks: float = 0) -> None:
+        self.outcome, self.looks, self.cancelled = outcome, looks, False
+
+    def done(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def cancel(self, check: bool) -> None:
+        self.cancelled = True
 
     def exception(self):
         return self.outcome if isinstance(self.outcome, RuntimeError) else None
@@ -85,3 +92,12 @@ def test_what_jobs_met_is_raised_and_idle_rounds_are_counted(tmp_path) -> None:
         watcher.check_round([Job(RuntimeError("the node\nvanished"))])
     with pytest.raises(EngineError, match="3 rounds of jobs ended without; vanished; see their logs"):
         watcher.check_round([Job(RuntimeError("the node\nvanished")), Job(None)])
+
+
+def test_jobs_are_waited_for_and_then_cancelled(monkeypatch) -> None:
+    monkeypatch.setattr(slurm, "STORE_POLL_SECONDS", 0.01)
+    assert have_ended([], 0.0) and have_ended([Job(None, 3), Job(None)], 60.0)
+    quick, endless = Job(None, 2), Job(None, float("inf"))
+    assert not have_ended([quick, endless], 0.05)
+    end_jobs([quick, endless], 0.0, 0.0)
+    assert endless.cancelled and not quick.cancelled

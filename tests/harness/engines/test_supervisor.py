@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from icl_bench.errors import EngineError, StoreError
+from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.leases import Leases, lease_name
 from icl_bench.harness.engines.messages import (
     Finished,
@@ -22,7 +23,7 @@ from icl_bench.harness.engines.messages import (
     WorkerLost,
 )
 from icl_bench.harness.engines.queues import FleetQueue, LeaseQueue
-from icl_bench.harness.engines.supervisor import Submission, Supervisor
+from icl_bench.harness.engines.supervisor import Submission, Supervisor, Usage, WorkerSlot
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
@@ -102,7 +103,7 @@ def done(order: Order) -> list[Message]:
 
 def run_queue(pool: PuppetPool, fleets, root: Path, limits: Limits = Limits(), size: int = 2):  # noqa: B008
     reporter, supervisor = Quiet(), Supervisor(pool, size, MACHINE, limits)
-    results = list(supervisor.submit(fleets, Store(root), reporter))
+    results = list(supervisor.submit(Agenda(fleets), Store(root), reporter))
     return results, reporter, supervisor
 
 
@@ -119,6 +120,8 @@ def test_of_a_fleet_that_ends_workers_only_the_guilty_member_is_given_up(tmp_pat
     assert reporter.losses == ["ended by SIGSEGV"] * 3
     detail = next(result.detail for result in results if result.seed == 2)
     assert detail == "lost 3 workers, the last: ended by SIGSEGV"
+    devices = [Store(tmp_path).load(result.id).manifest.device for result in results]
+    assert len(set(devices)) == 1 and devices[0] != "a GPU elsewhere"
 
 
 def test_where_someone_else_ends_workers_no_fleet_is_given_up_for_it(tmp_path) -> None:
@@ -183,11 +186,33 @@ def test_a_call_of_code_from_outside_that_does_not_return_is_a_timeout_at_once(t
 
 def test_time_in_which_the_supervisor_sleeps_does_not_count(tmp_path) -> None:
     submission = Submission(
-        Supervisor(PuppetPool(done), 1, MACHINE, Limits()), FleetQueue([]), Store(tmp_path), Quiet()
+        Supervisor(PuppetPool(done), 1, MACHINE, Limits()), FleetQueue(Agenda()), Store(tmp_path), Quiet()
     )
     submission.last_tick -= 3600.0
     submission.advance_clock()
     assert submission.clock == 1.0
+
+
+def test_a_worker_that_was_heard_a_moment_ago_goes_on(tmp_path) -> None:
+    supervisor = Supervisor(PuppetPool(done), 1, MACHINE, Limits(silence=60.0))
+    submission = Submission(supervisor, FleetQueue(Agenda([runs(1)])), Store(tmp_path), Quiet())
+    slot = WorkerSlot(supervisor.pool.start(), last_heard=940.0, ready=True)
+    supervisor.slots.append(slot)
+    submission.clock = 1000.0
+    assert list(submission.enforce_limits()) == [] and supervisor.slots == [slot]
+    submission.clock = 1000.5
+    assert list(submission.enforce_limits()) == [] and supervisor.slots == [] and supervisor.usage.lost == 1
+
+
+def test_workers_are_given_their_grace_to_save(tmp_path, monkeypatch) -> None:
+    supervisor = Supervisor(PuppetPool(done), 1, MACHINE, Limits())
+    submission = Submission(supervisor, FleetQueue(Agenda([runs(1)])), Store(tmp_path), Quiet())
+    supervisor.slots.append(WorkerSlot(supervisor.pool.start(), 0.0, ready=True))
+    list(submission.fill_slots())
+    monkeypatch.setattr(submission.reporter, "finished", lambda results: saved.extend(results))
+    saved: list = []
+    submission.stop_workers()
+    assert len(saved) == 1 and supervisor.slots == []
 
 
 def test_an_error_of_the_store_ends_the_sweep_and_lets_the_others_save(tmp_path) -> None:
@@ -204,10 +229,15 @@ def test_workers_are_kept_from_one_submission_to_the_next(tmp_path) -> None:
     pool, store = PuppetPool(done), Store(tmp_path)
     supervisor = Supervisor(pool, 2, MACHINE, Limits())
     for seed in range(3):
-        assert len(list(supervisor.submit([[runs(3)[seed]]], store, Quiet()))) == 1
+        assert len(list(supervisor.submit(Agenda([[runs(3)[seed]]]), store, Quiet()))) == 1
     assert len(pool.started) == 1
     supervisor.close()
     assert pool.started[0].ended == "killed"
+
+
+def test_the_overhead_of_a_fleet_is_what_its_trip_takes_beyond_its_own_time() -> None:
+    assert Usage().overhead == 0.0
+    assert Usage(trips=12.0, busy=9.0, fleets=2).overhead == 1.5
 
 
 def test_a_fleet_that_cost_three_jobs_is_given_up(tmp_path) -> None:

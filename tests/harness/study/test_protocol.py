@@ -1,5 +1,6 @@
 """The protocol of studies: tuned rates, fresh seeds, nothing done twice."""
 
+import contextlib
 import csv
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import torch
 
 from icl_bench.commands.progress import LineReporter
 from icl_bench.errors import SpecError
-from icl_bench.harness.engines.base import Executor
+from icl_bench.harness.engines.executor import Chain, Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.estimate import Forecast
 from icl_bench.harness.study.file import Study, load_study, packaged_studies, parse_study
@@ -67,18 +68,18 @@ class Pretended:
     accuracy: Callable[[RunSpec], float]
     calls: list[list[RunSpec]] = field(default_factory=list)
     store: Store = Store(Path("nowhere"))  # noqa: RUF009
-    later: list[int] = field(default_factory=list)
+    later: list[tuple[int, int]] = field(default_factory=list)
+    """Rank of each call, and number of runs that were known to follow."""
 
-    @property
-    def reporter(self) -> "Pretended":
-        return self
-
-    def expected(self, later: Sequence[RunSpec]) -> None:
-        self.later.append(len(later))
-
-    def finish(self, specs: Sequence[RunSpec]) -> list[RunRecord]:
-        self.calls.append(list(specs))
-        return [self.record(spec) for spec in specs]
+    def follow(self, chains: Sequence[Chain]) -> None:
+        for chain in chains:
+            records = None
+            with contextlib.suppress(StopIteration):
+                while True:
+                    ask = chain.send(records)
+                    self.calls.append(list(ask.runs))
+                    self.later.append((ask.rank, len(ask.later)))
+                    records = [self.record(spec) for spec in ask.runs]
 
     def record(self, spec: RunSpec) -> RunRecord:
         reached = self.accuracy(spec)
@@ -110,7 +111,9 @@ def test_the_grid_is_refined_by_half_its_spacing_around_the_best_rate() -> None:
 
 def test_each_call_is_told_how_many_runs_are_known_to_follow() -> None:
     _, executor = pretend("axes: {model.d_model: [32, 16]}\n", lambda spec: 0.5)
-    assert executor.later == [5 + 12 + 5, 12 + 5, 5, 0]
+    assert executor.later == [(0, 5), (0, 0), (1, 5), (1, 0)]
+    _, executor = pretend("ladder: [1, 4]\n", lambda spec: 0.5)
+    assert executor.later == [(0, 5 + 9 + 5), (0, 9 + 5), (1, 5), (1, 0)]
 
 
 def test_tuning_where_no_seed_leaves_the_floor_ends_with_the_first_grid() -> None:
@@ -147,8 +150,11 @@ def test_bimodal_contenders_are_measured_with_ten_seeds_and_others_with_five() -
 def test_parts_run_rung_by_rung_and_a_higher_rung_starts_around_the_rate_of_the_lower() -> None:
     text = "ladder: [1, 4]\naxes: {model.d_model: [32, 16], model.layers: [2]}\n"
     outcome, executor = pretend(text, peak(1e-2))
-    shapes = [(call[0].model.d_model, call[0].train.steps) for call in executor.calls]
-    assert list(dict.fromkeys(shapes)) == [(32, 300), (16, 300), (32, 1200), (16, 1200)]
+    ranks = {
+        (call[0].model.d_model, call[0].train.steps): rank
+        for call, (rank, _) in zip(executor.calls, executor.later, strict=True)
+    }
+    assert ranks == {(32, 300): 0, (16, 300): 1, (32, 1200): 2, (16, 1200): 3}
     higher = {one.result.lr for one in outcome.tuning if one.spec["train"]["steps"] == 1200}
     assert higher == {1e-3, 3.16228e-3, 1e-2, 3.16228e-2, 1e-1}
     assert all(one.spec["train"]["warmup"] == 0.1 for one in outcome.tuning)

@@ -1,0 +1,155 @@
+"""Fill a store with the runs that chains ask for: each chain gets its records as soon as they are there.
+
+A chain is a generator. It yields what it asks for, receives the records, and asks again, until it knows enough. Chains
+run side by side, so that one which waits for a long run holds up no other.
+"""
+
+import logging
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from icl_bench.harness.engines.base import Agenda, Engine
+from icl_bench.runs.events import Reporter
+from icl_bench.runs.record import RunRecord
+from icl_bench.runs.spec import RunSpec
+from icl_bench.runs.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+LOG = logging.getLogger("icl_bench")
+
+
+class Ask(NamedTuple):
+    """The runs whose records a chain waits for."""
+
+    runs: Sequence[RunSpec]
+    rank: int = 0
+    """Place in the agenda: runs of lower rank go first."""
+    later: Sequence[RunSpec] = ()
+    """Runs that this chain is known to ask for afterwards, at a rate that may still change."""
+
+
+Chain = Generator[Ask, list[RunRecord], None]
+"""A sequence of asks, each of which may follow from the records of those before it."""
+
+
+@dataclass(frozen=True)
+class Executor:
+    """A store, an engine that fills it, and a reporter that receives the progress."""
+
+    store: Store
+    engine: Engine
+    fleet_size: int
+    """Number of runs trained together."""
+    reporter: Reporter
+    device: "torch.device | None" = None
+    """Device of this machine that the runs must fit on; None where they run elsewhere."""
+    again: bool = False
+    """Repeat finished runs that ended in an error, once."""
+    seen: set[str] = field(default_factory=set)
+    """Ids of the runs that were asked for, and names of the layers whose edit was told."""
+
+    def finish(self, specs: Sequence[RunSpec]) -> list[RunRecord]:
+        """Finish the runs that the store lacks; return all records, in order; raise StoreError if the store fails."""
+        records: list[RunRecord] = []
+
+        def only() -> Chain:
+            records.extend((yield Ask(specs)))
+
+        self.follow([only()])
+        return records
+
+    def follow(self, chains: Sequence[Chain]) -> None:
+        """Give all chains the records that they ask for, until each has ended; raise StoreError if the store fails."""
+        self.store.check_writable()
+        try:
+            Pursuit(self).follow(chains)
+            self.store.clear_up()  # a lost worker leaves the checkpoints of a fleet whose members then run alone
+        finally:
+            self.reporter.closed()
+
+    def lacking(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
+        """Return the runs that the store lacks; first set failed ones aside, if these are to be repeated."""
+        from icl_bench.harness.finished import edited_parts, set_failed_aside
+
+        if self.again:
+            set_failed_aside(self.store, [spec for spec in specs if spec.id not in self.seen])
+        missing = list({spec.id: spec for spec in specs if not self.store.has(spec.id)}.values())
+        for name, count in edited_parts(self.store, missing).items():
+            if name not in self.seen:
+                LOG.warning("%s has another source than in %d finished runs here: these are new runs", name, count)
+            self.seen.add(name)
+        self.seen.update(spec.id for spec in specs)
+        return missing
+
+
+class Pursuit:
+    """Chains on their way: what each waits for, and the agenda of fleets from which its records will come."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor, self.agenda = executor, Agenda()
+        self.waiting: dict[Chain, Ask] = {}
+        self.lacking: dict[Chain, set[str]] = {}
+        self.wanted: dict[str, list[Chain]] = {}
+
+    def follow(self, chains: Iterable[Chain]) -> None:
+        """Run the chains to their ends."""
+        self.advance(chains)
+        while self.waiting:
+            for result in self.executor.engine.submit(self.agenda, self.executor.store, self.executor.reporter):
+                self.advance(self.freed_by(result.id))
+            if not self.agenda:  # whatever an engine did not yield is in the store, or is missed there
+                self.advance(list(self.waiting))
+
+    def freed_by(self, run: str) -> list[Chain]:
+        """Note that a run is finished; return the chains that waited for nothing else."""
+        chains = self.wanted.pop(run, [])
+        for chain in chains:
+            self.lacking[chain].discard(run)
+        return [chain for chain in chains if not self.lacking[chain]]
+
+    def advance(self, chains: Iterable[Chain]) -> None:
+        """Let each chain go on until it asks for runs that are missing; plan these."""
+        asked: list[RunSpec] = []
+        missing: list[tuple[int, RunSpec]] = []
+        for chain in chains:
+            while ask := self.next_ask(chain):
+                asked += ask.runs
+                if lacking := self.executor.lacking(ask.runs):
+                    missing += [(ask.rank, spec) for spec in lacking if spec.id not in self.wanted]
+                    self.wait_for(chain, lacking)
+                    break
+        if asked:
+            self.plan(asked, missing)
+
+    def wait_for(self, chain: Chain, lacking: Sequence[RunSpec]) -> None:
+        """Note the runs that a chain waits for."""
+        self.lacking[chain] = {spec.id for spec in lacking}
+        for spec in lacking:
+            self.wanted.setdefault(spec.id, []).append(chain)
+
+    def next_ask(self, chain: Chain) -> Ask | None:
+        """Send a chain the records that it waits for, if any; return what it asks for next, None at its end."""
+        ask = self.waiting.pop(chain, None)
+        try:
+            load = self.executor.store.load
+            self.waiting[chain] = chain.send([load(spec.id) for spec in ask.runs]) if ask else next(chain)
+        except StopIteration:
+            return None
+        return self.waiting[chain]
+
+    def plan(self, asked: Sequence[RunSpec], missing: Sequence[tuple[int, RunSpec]]) -> None:
+        """Put missing runs, given with their ranks, on the agenda, those of a rank in common fleets."""
+        from icl_bench.harness.training.fleet import pack
+        from icl_bench.harness.training.memory import check_memory
+
+        specs = [spec for _, spec in missing]
+        if self.executor.device is not None:
+            check_memory(specs, self.executor.device)
+        self.executor.reporter.expected([spec for ask in self.waiting.values() for spec in ask.later])
+        self.executor.reporter.planned(asked, specs)
+        for rank, members in groupby(sorted(missing, key=lambda one: one[0]), key=lambda one: one[0]):
+            self.agenda.add(pack((spec for _, spec in members), self.executor.fleet_size), rank)
