@@ -27,8 +27,8 @@ from icl_bench.tasks.base import measured_floors
 
 CPU = torch.device("cpu")
 AT_ONCE = 1000
-TOKENS = {"cpu": 1 << 15, "cuda": 1 << 24}
-"""Tokens of a timed batch: few on a CPU, so that a busy machine rarely interrupts it; enough to fill a GPU."""
+TOKENS = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Tokens of a timed batch: on a CPU fewer than training makes at once (`TOKENS_PER_REFILL`); enough to fill a GPU."""
 SMALL = ("state-tracking:symbols=[16|32]", "state-tracking:group=s5,symbols=[4|16]", "set-disjointness", "regbench")
 """Tasks that have few different examples in their smallest cell."""
 
@@ -92,11 +92,11 @@ def speed(task: Task, cell: Cell, device: torch.device, seconds: float) -> dict[
 
 
 def timed(feed: ExampleStream, index: Tensor) -> float:
-    """Time one batch, in seconds; on a GPU it is replayed from a graph, as in training."""
+    """Time one batch, in seconds: processor time on a CPU; on a GPU it is replayed from a graph, as in training."""
     if index.device.type == "cpu":
-        started = time.perf_counter()
+        started = time.process_time()
         feed.batch(index)
-        return time.perf_counter() - started
+        return time.process_time() - started
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         feed.batch(index)

@@ -3,8 +3,11 @@
 from icl_bench.tasks.assoc_recall import AssocRecall as AssocRecall
 from icl_bench.tasks.base import TASKS as TASKS
 from icl_bench.tasks.base import Batch as Batch
+from icl_bench.tasks.base import DistributionTask as DistributionTask
 from icl_bench.tasks.base import Task as Task
+from icl_bench.tasks.base import WholeAnswerTask as WholeAnswerTask
 from icl_bench.tasks.bound_recall import BoundRecall as BoundRecall
+from icl_bench.tasks.brevo import Brevo as Brevo
 from icl_bench.tasks.cells import Cell as Cell
 from icl_bench.tasks.compositional_recall import CompositionalRecall as CompositionalRecall
 from icl_bench.tasks.compression import Compression as Compression
@@ -13,6 +16,7 @@ from icl_bench.tasks.copy import Copy as Copy
 from icl_bench.tasks.cross_situational import CrossSituational as CrossSituational
 from icl_bench.tasks.depo import Depo as Depo
 from icl_bench.tasks.flip_flop import FlipFlop as FlipFlop
+from icl_bench.tasks.grammar import Grammar as Grammar
 from icl_bench.tasks.haystack_recall import HaystackRecall as HaystackRecall
 from icl_bench.tasks.in_context_recall import InContextRecall as InContextRecall
 from icl_bench.tasks.joint_recall import JointRecall as JointRecall
@@ -30,6 +34,7 @@ from icl_bench.tasks.selective_copy import SelectiveCopy as SelectiveCopy
 from icl_bench.tasks.set_disjointness import SetDisjointness as SetDisjointness
 from icl_bench.tasks.stacked_recall import StackedRecall as StackedRecall
 from icl_bench.tasks.state_tracking import StateTracking as StateTracking
+from icl_bench.tasks.text import Text as Text
 from icl_bench.tasks.two_pass_recall import TwoPassRecall as TwoPassRecall
 from icl_bench.tasks.variable_tracking import VariableTracking as VariableTracking
 from icl_bench.tasks.vector_recall import VectorRecall as VectorRecall

@@ -64,6 +64,7 @@ class AssocRecall(Diluted):
     answer_alphabet = "values"
     budget = TrainingBudget(steps=500, lr=5e-3, params="pairs=4")
     picture = "length=20,pairs=4,vocab=64"
+    by_rule = ("look-up-latest", "look-up-first", "look-up-frequent")
 
     variant: Variant = "default"
     """Generator: `default`, or `zoology` for the published one."""
@@ -201,6 +202,14 @@ class AssocRecall(Diluted):
     def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the most frequent value of the context."""
         return self._context(inputs, cell)[1].mode(dim=1).values[:, None].expand_as(positions)
+
+    def floor_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the last value of the context, the answer of the nearest query."""
+        return self._context(inputs, cell)[1][:, -1:].expand_as(positions)
+
+    def floor_second_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the value before the last one of the context."""
+        return self._context(inputs, cell)[1][:, -2:][:, :1].expand_as(positions)
 
     def floor_query_order(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the r-th value for the r-th query, which uses any link between the orders of keys and queries."""

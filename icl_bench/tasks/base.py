@@ -5,18 +5,19 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple, Self, final
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
 
 from icl_bench.architectures.interface import Interface, Tokens
+from icl_bench.corpus.tokens import Split
 from icl_bench.errors import UnknownNameError
-from icl_bench.registry import Registry
 from icl_bench.schema import Parameters, nearest
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, Sizes, check_values, format_size, one_or_many
 from icl_bench.tasks.sampling import octave_label
+from icl_bench.tasks.versions import VersionedRegistry
 from icl_bench.tasks.vocabulary import Vocabulary, spell_components
 
 MOST_CELLS = 1000
@@ -98,12 +99,18 @@ class Task(Parameters):
     """Distance whose octaves are the groups, unless `group_label` names them otherwise."""
     data_version: ClassVar[int] = 1
     """Version of the data, part of every row key; raised when the same parameters give other data than before."""
+    retired: ClassVar[str] = ""
+    """Reason why this version of the data is retired, of a class kept for it; empty for the present version."""
     generative: ClassVar[bool] = False
     """Show each answer as the token after its scored position, so that a model can read its own answers instead."""
     repeats: ClassVar[bool] = False
     """Have cells of so few different examples that some test examples occur in training; a run then counts them."""
+    scores_leading: ClassVar[bool] = False
+    """Score positions 0 to S - 1 of every training example, so that no rows need to be gathered."""
     several_correct: ClassVar[bool] = False
     """Accept other tokens than the target as correct; `hits` then decides from the inputs."""
+    by_rule: ClassVar[tuple[str, ...]] = ()
+    """Shallow solvers of `icl-bench validate` that do what the task asks for, and so are no shortcut."""
 
     @model_validator(mode="after")
     def _check(self) -> "Task":
@@ -136,6 +143,14 @@ class Task(Parameters):
     @abstractmethod
     def sample(self, keys: Tensor, cell: Cell) -> Batch:
         """Make one example for each key: keys [N] int64."""
+
+    def sample_split(self, keys: Tensor, cell: Cell, split: Split) -> Batch:
+        """Make one example of a split for each key; a task that holds data out tells splits apart, others do not."""
+        return self.sample(keys, cell)
+
+    def resolved(self) -> Self:
+        """Return the task with names of data replaced by the ids of their content; raise IclBenchError if unfit."""
+        return self
 
     @abstractmethod
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
@@ -227,6 +242,11 @@ class Task(Parameters):
         return tuple(cell for cell in self.eval_cells if cell.weight > 0)
 
     @property
+    def training_examples(self) -> int | None:
+        """Number of training examples, over all cells, that the parameters ask for; None if `train.steps` decides."""
+        return None
+
+    @property
     def interface(self) -> Interface:
         """Inputs and outputs of a model of this task: the tokens of its vocabulary, unless a task says otherwise."""
         return Tokens(self.vocabulary)
@@ -256,6 +276,59 @@ class Task(Parameters):
         return cells[label]
 
 
+class WholeAnswerTask(Task):
+    """Base class of tasks whose answer is a string of tokens that has several right forms, and is judged as a whole.
+
+    The scored positions are the last one of the question and those of the answer, in a row. A solver, and a model that
+    reads its own answers, name the whole string; `accepts` judges it, and the verdict holds at every scored position,
+    so that accuracy is the share of right strings. The loss is that of the string shown.
+    """
+
+    generative = True
+    several_correct = True
+
+    @abstractmethod
+    def accepts(self, inputs: Tensor, answers: Tensor, cell: Cell) -> Tensor:
+        """Judge whole answers [N, S] by the question in the inputs [N, T], whose answer is not looked at: [N] bool."""
+
+    @final
+    def hits(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
+        return self.accepts(batch.inputs, answers, cell).double()[:, None].expand(answers.shape)
+
+
+class DistributionTask(Task):
+    """Base class of tasks whose next token is random, with a distribution that is known exactly.
+
+    The target is the token that came, which training takes. An answer counts by its probability, relative to that of
+    the most probable token, so that nearly equal tokens are nearly equal in worth. A record has also the divergence of
+    a model's distribution from the exact one, and its mass on tokens that are possible.
+    """
+
+    several_correct = True
+
+    @abstractmethod
+    def distribution(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Return the exact probability of each token at each scored position: [N, S, vocabulary] float64."""
+
+    @final
+    def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        return self.distribution(inputs, positions, cell).argmax(dim=-1)
+
+    @final
+    def hits(self, answers: Tensor, batch: Batch, cell: Cell) -> Tensor:
+        return relative_probability(answers, self.distribution(batch.inputs, batch.positions, cell))
+
+    @property
+    def tolerance(self) -> float:
+        return 0.01
+
+
+def relative_probability(answers: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the probability of answers relative to the most probable token: [..., S], [..., S, V] -> [..., S]."""
+    own = probabilities.gather(-1, answers[..., None])[..., 0]
+    return own / probabilities.amax(dim=-1)
+
+
 @functools.lru_cache
 def cells_by_label(task: Task) -> Mapping[str, Cell]:
     """Return all cells of a task; of a label that is both trained and evaluated, the evaluated cell."""
@@ -267,13 +340,18 @@ TASKS_ELSEWHERE = {
     **dict.fromkeys(("copying", "selective-copying"), "selective-copy"),
     **dict.fromkeys(("needle", "niah", "needle-in-a-haystack", "passkey"), "haystack-recall"),
     **dict.fromkeys(("induction", "induction-heads", "ngram"), "ngram-lookup"),
-    **dict.fromkeys(("parity", "modular-arithmetic", "s5", "group"), "state-tracking"),
+    **dict.fromkeys(("parity", "s5", "group"), "state-tracking"),
     **dict.fromkeys(("icl-regression", "regression"), "linear-regression"),
     **dict.fromkeys(("multi-hop", "khop"), "k-hop"),
+    **dict.fromkeys(("language-modelling", "language-modeling", "lm", "longcrawl64", "fineweb"), "text"),
     **dict.fromkeys(("markov", "markov-chain"), "markov-icl"),
+    **dict.fromkeys(("topological-sort", "ancestors"), "brevo"),
+    **dict.fromkeys(("mano", "arithmetic"), "modular-arithmetic"),
+    **dict.fromkeys(("lano", "cfg", "context-free"), "grammar"),
+    **dict.fromkeys(("capo", "facts"), "memorization"),
 }
 """Names that others give to tasks, with ours."""
-TASKS: Registry[type[Task]] = Registry("task", Task, TASKS_ELSEWHERE)
+TASKS: VersionedRegistry[type[Task]] = VersionedRegistry("task", Task, TASKS_ELSEWHERE)
 
 
 def measured_floors(

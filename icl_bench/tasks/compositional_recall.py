@@ -104,3 +104,13 @@ class CompositionalRecall(Diluted):
     def floor_second_key(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the most frequent value in the context that goes with the second key of the query."""
         return most_frequent(self._values(inputs, cell), self._matches(inputs, positions, cell, 1))
+
+    def floor_latest_of_second_key(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the latest value in the context that goes with the second key of the query."""
+        match = self._matches(inputs, positions, cell, 1)
+        latest = torch.where(match, torch.arange(cell.load, device=inputs.device), -1).amax(dim=-1)
+        return self._values(inputs, cell).gather(1, latest)
+
+    def floor_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the last value of the context."""
+        return self._values(inputs, cell)[:, -1:].expand_as(positions)

@@ -69,3 +69,12 @@ class Compression(Task):
     def floor_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the last symbol of the string."""
         return inputs[:, cell.load - 1, None].expand_as(positions)
+
+    def floor_first(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the first symbol of the string."""
+        return inputs[:, :1].expand_as(positions)
+
+    def floor_latest_four(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the symbol where it is one of the latest four tokens, else the last symbol of the string."""
+        near = positions - inputs.gather(1, positions) + self.words.first("places") < 4
+        return torch.where(near, self.oracle(inputs, positions, cell), self.floor_latest(inputs, positions, cell))

@@ -53,6 +53,7 @@ class Copy(Task):
     load_name = "symbols"
     budget = TrainingBudget(steps=300, lr=5e-3, params="symbols=8")
     picture = "symbols=8"
+    by_rule = ("copy-distance", "copy-place")
     group_unit = "symbol"
     generative = True
 
@@ -104,6 +105,16 @@ class Copy(Task):
         """Name the most frequent letter of the string, and the end mark at the last position."""
         letter = inputs[:, 1 : cell.load + 1].mode(dim=1).values[:, None]
         return torch.where(positions == cell.length - 1, EOS, letter)
+
+    def floor_first(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the letter that is copied first."""
+        return self._in_order(inputs[:, 1 : cell.load + 1])[:, :1].expand_as(positions)
+
+    def floor_latest_four(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the right letter where it is one of the latest four tokens, else the letter that is copied first."""
+        back = 2 * (positions - cell.load) - 1 if self.order == "reverse" else cell.load
+        first = self.floor_first(inputs, positions, cell)
+        return torch.where(torch.as_tensor(back) <= 4, self.oracle(inputs, positions, cell), first)
 
     def floor_bag(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the letter with the most occurrences in the string that the copy has not yet shown."""

@@ -40,6 +40,7 @@ class CrossSituational(Task):
     load_name = "scenes"
     budget = TrainingBudget(steps=4000, lr=4e-3, params="scenes=16")
     picture = "lexicon=3,shown=2,scenes=3"
+    by_rule = ("look-up-frequent",)
     group_unit = "scenes"
     several_correct = True
 
@@ -123,6 +124,12 @@ class CrossSituational(Task):
     def floor_commonest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the thing of most scenes, whatever the word."""
         return self._scenes(inputs, cell)[1].flatten(1).mode(dim=1).values[:, None].expand_as(positions)
+
+    def floor_rarest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the thing of fewest scenes, whatever the word."""
+        things = torch.arange(self.lexicon, device=inputs.device) + self.words.first("things")
+        occurs = (self._scenes(inputs, cell)[1].flatten(1)[..., None] == things).sum(dim=1)
+        return (occurs.argmin(dim=1, keepdim=True) + self.words.first("things")).expand_as(positions)
 
     def state_bits(self, cell: Cell) -> float:
         return math.lgamma(self.lexicon + 1) / math.log(2)

@@ -80,11 +80,15 @@ class Diluted(Task):
 
     @property
     def floors(self) -> Mapping[str, Solver]:
-        return {name: functools.partial(self._solve, solver) for name, solver in super().floors.items()}
+        return {name: self._for_diluted(solver) for name, solver in super().floors.items()}
 
     @property
     def references(self) -> Mapping[str, Solver]:
-        return {name: functools.partial(self._solve, solver) for name, solver in super().references.items()}
+        return {name: self._for_diluted(solver) for name, solver in super().references.items()}
+
+    def _for_diluted(self, solver: Solver) -> Solver:
+        """Return a solver of diluted examples, with the docstring of the solver, which pages print."""
+        return functools.update_wrapper(functools.partial(self._solve, solver), solver)
 
     def _solve(self, solver: Solver, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         dense = undiluted_cell(self, cell)

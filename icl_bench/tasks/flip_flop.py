@@ -91,5 +91,16 @@ class FlipFlop(Task):
         """Name the bit that was more frequent so far."""
         return mode_so_far(inputs, self.words.first("bits"), 2).gather(1, positions)
 
+    def floor_latest_read(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the bit of the latest read, or before any the bit that was more frequent so far."""
+        latest = latest_true(inputs == READ).gather(1, (positions - 1).clamp(min=0))
+        shown = inputs.gather(1, latest.clamp(min=0) + 1)
+        return torch.where(latest < 0, self.floor_most_frequent(inputs, positions, cell), shown)
+
+    def floor_latest_two(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the bit of the latest instruction; if that is `ignore`, the bit of the one before."""
+        ignored = inputs.gather(1, (positions - 2).clamp(min=0)) == IGNORE
+        return inputs.gather(1, torch.where(ignored, (positions - 3).clamp(min=1), positions - 1))
+
     def state_bits(self, cell: Cell) -> float:
         return 1.0

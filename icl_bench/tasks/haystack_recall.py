@@ -47,6 +47,7 @@ class HaystackRecall(Diluted):
     answer_alphabet = "values"
     budget = TrainingBudget(steps=500, lr=5e-3, params="pairs=2")
     picture = "length=22,pairs=3"
+    by_rule = ("look-up-latest", "look-up-first", "look-up-frequent")
 
     length: IntegerList = (64,)
     """Positions in a sequence, T; every length is combined with every number of pairs."""
@@ -102,6 +103,14 @@ class HaystackRecall(Diluted):
     def floor_latest_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the value that stands closest to the queries."""
         return inputs.gather(1, self._value_places(inputs, cell)[:, -1:]).expand_as(positions)
+
+    def floor_second_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the value before the one that stands closest to the queries."""
+        return inputs.gather(1, self._value_places(inputs, cell)[:, -2:][:, :1]).expand_as(positions)
+
+    def floor_first_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the first value of the context."""
+        return inputs.gather(1, self._value_places(inputs, cell)[:, :1]).expand_as(positions)
 
     def _value_places(self, inputs: Tensor, cell: Cell) -> Tensor:
         """Return the positions of the values of the context: [N, pairs]."""

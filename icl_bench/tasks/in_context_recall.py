@@ -45,6 +45,7 @@ class InContextRecall(Task):
     load_name = "keys"
     budget = TrainingBudget(steps=300, lr=5e-3, params="keys=4")
     picture = "length=20,keys=3"
+    by_rule = ("look-up-latest", "look-up-first", "look-up-frequent")
 
     length: int = Field(default=64, ge=4)
     """Positions in a sequence, T."""
@@ -130,6 +131,20 @@ class InContextRecall(Task):
         fits = fits * (index < index[:, None]).int()[..., None]
         latest = (fits * (index + 1)[:, None]).amax(dim=2) - 1
         return self._answer(inputs, positions, values.gather(1, latest.clamp(min=0)))
+
+    def floor_latest_two(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the value of the pair before if it has the same key, else that of the pair before that."""
+        _, words, values = self._stream(inputs)
+        same = (words[:, 1:] == words[:, :-1]).all(dim=-1, keepdim=True)
+        one, two = (values[:, :1].expand(-1, back, -1) for back in (1, 2))
+        before, earlier = torch.cat([one, values[:, :-1]], dim=1), torch.cat([two, values[:, :-2]], dim=1)
+        repeated = torch.cat([torch.ones_like(same[:, :1]), same], dim=1)
+        return self._answer(inputs, positions, torch.where(repeated, before, earlier))
+
+    def floor_first_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the first value of the context."""
+        values = self._stream(inputs)[2]
+        return self._answer(inputs, positions, values[:, :1].expand_as(values))
 
     def contents(self, cell: Cell) -> ContextContents:
         return ContextContents(cell.load * self.motif, self.alphabet)

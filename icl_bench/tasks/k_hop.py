@@ -48,6 +48,7 @@ class KHop(Task):
     load_name = "hops"
     budget = TrainingBudget(steps=300, lr=5e-3, params="hops=1")
     picture = "symbols=16,hops=1"
+    by_rule = ("look-up-latest", "look-up-first", "look-up-frequent")
 
     symbols: int = Field(default=63, ge=2)
     """Length of the sequence after the number of hops."""
@@ -114,6 +115,28 @@ class KHop(Task):
     def floor_other_symbol(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the previous symbol, which is never the current one, or `~` at positions where `~` is more likely."""
         return self._early_missing(inputs.gather(1, (positions - 1).clamp(min=1)), positions, cell)
+
+    def floor_latest_four(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Follow the chain where it stays within the latest four symbols; else name the current or the previous one."""
+        reached, answers = self._follow(inputs[:, 1:] - self.words.first("symbols"), cell.load)
+        near = (reached >= torch.arange(self.symbols, device=inputs.device) - 3) & (answers != MISSING)
+        otherwise = self.floor_other_symbol if cell.load == 1 else self.floor_current_symbol
+        return torch.where(
+            near.gather(1, positions - 1), answers.gather(1, positions - 1), otherwise(inputs, positions, cell)
+        )
+
+    def floor_likely_of_four(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the current symbol, but after `z x y x` the z, the likeliest of the latest four after four hops."""
+        now, one, two, three = (inputs.gather(1, (positions - back).clamp(min=1)) for back in range(4))
+        return torch.where((now == two) & (one != three), three, now)
+
+    def floor_same_symbol(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the current symbol everywhere."""
+        return inputs.gather(1, positions)
+
+    def floor_two_before(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the symbol two positions before."""
+        return inputs.gather(1, (positions - 2).clamp(min=1))
 
     def _early_missing(self, answers: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Replace answers by `~` at early positions, from which k hops mostly lead out of the sequence.

@@ -43,6 +43,7 @@ class MarkovIcl(Task):
     load_name = "order"
     budget = TrainingBudget(steps=1500, lr=3e-3, params="order=1")
     picture = "length=24,order=1,alphabet=3,queries=8"
+    by_rule = ("look-up-frequent",)
     group_unit = "position"
 
     length: int = Field(default=64, ge=4)

@@ -48,6 +48,7 @@ class ModularArithmetic(Task):
     load_name = "operators"
     budget = TrainingBudget(steps=4000, lr=1e-3, params="operators=2")
     picture = "operators=4,modulus=10"
+    by_rule = ("n-gram",)
     group_unit = "depth"
     repeats = True
 

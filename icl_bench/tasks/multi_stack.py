@@ -14,7 +14,6 @@ from icl_bench.tasks.vocabulary import Vocabulary, numbered
 
 FILLING = 0.7
 """Fraction of pushes in the first half; that of pops in the second."""
-SHALLOW, DEEP = 0, 1
 
 
 class Operations(NamedTuple):
@@ -111,28 +110,40 @@ class MultiStack(Task):
 
     def _operations(self, keys: Tensor, stacks: int) -> Operations:
         """Draw the operations of examples; of each half exactly 7 and 3 of 10 are pushes, or the nearest numbers."""
-        rows, half = keys.shape[0], self.operations // 2
-        kinds, choices = (random.uniform(keys, purpose, self.operations) for purpose in ("kinds", "stacks"))
+        rows, count = keys.shape[0], self.operations
+        push = self._kinds(random.uniform(keys, "kinds", count))
+        choices = random.uniform(keys, "stacks", count).split(1, dim=1)
+        top = torch.full((rows, stacks), -1, device=keys.device)
+        popped = torch.zeros_like(top, dtype=torch.bool)
+        below = torch.empty((rows, count), dtype=torch.int64, device=keys.device)
+        steps = []
+        for i, pushed in enumerate(push.split(1, dim=1)):
+            allowed = ((top >= 0) | pushed).cumsum(dim=1, dtype=torch.float64)
+            stack = (allowed <= choices[i] * allowed[:, -1:]).sum(dim=1, keepdim=True)
+            under = top.gather(1, stack)
+            below[:, i : i + 1] = under
+            item = torch.where(pushed, i, under)
+            top.scatter_(1, stack, torch.where(pushed, i, below.gather(1, item)))
+            # the top of a stack is not its last push after a pop
+            steps.append((stack, item, popped.gather(1, stack)))
+            popped.scatter_(1, stack, ~pushed)
+        stack, item, after_pop = (torch.cat(part, dim=1) for part in zip(*steps, strict=True))
+        return Operations(push, stack, item, ~push & after_pop)
+
+    def _kinds(self, draws: Tensor) -> Tensor:
+        """Choose the operations that are pushes, of each half a fixed number but where stacks are empty: [N, count]."""
+        half = self.operations // 2
         filling = round(FILLING * half)
-        top, newest = (torch.full((rows, stacks), -1, device=keys.device) for _ in range(2))
-        below = torch.empty((rows, self.operations), dtype=torch.int64, device=keys.device)
-        left, steps = torch.zeros_like(keys), []
-        for i in range(self.operations):
-            if i in (0, half):
-                left = torch.full_like(keys, half - filling if i else filling)
-            filled = top >= 0
-            push = (kinds[:, i] * (half - i % half) < left) | ~filled.any(dim=1)
-            left = left - push.long()
-            allowed = (filled | push[:, None]).cumsum(dim=1)
-            wanted = (choices[:, i] * allowed[:, -1]).long()
-            stack = (allowed <= wanted[:, None]).sum(dim=1, keepdim=True)
-            item = torch.where(push[:, None], i, top.gather(1, stack))
-            deep = ~push & (item != newest.gather(1, stack))[:, 0]
-            below[:, i : i + 1] = top.gather(1, stack)
-            top = top.scatter(1, stack, torch.where(push[:, None], i, below.gather(1, item)))
-            newest = torch.where(push[:, None], newest.scatter(1, stack, i), newest)
-            steps.append((push, stack[:, 0], item[:, 0], deep))
-        return Operations(*(torch.stack(part, dim=1) for part in zip(*steps, strict=True)))
+        left_over = half - torch.arange(half, device=draws.device)
+        scaled = (draws * left_over.repeat(2)).T.contiguous()
+        pushes, kinds = torch.zeros_like(scaled[0]), []
+        before = pushes  # pushes of the first half
+        for i, draw in enumerate(scaled):
+            before = pushes if i == half else before
+            wanted = half - filling if i >= half else filling
+            kinds.append((draw < wanted - (pushes - before)) | (pushes + pushes == i))
+            pushes = pushes + kinds[-1]
+        return torch.stack(kinds, dim=1)
 
     def oracle(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         return self._values(inputs, positions, self._pushes(inputs, cell).top)
@@ -179,4 +190,4 @@ class MultiStack(Task):
         return held * math.log2(self.values) + math.log2(math.comb(held + cell.load - 1, held))
 
     def group_label(self, group: int) -> str:
-        return "deep" if group == DEEP else "shallow"
+        return "deep" if group else "shallow"

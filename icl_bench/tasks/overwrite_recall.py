@@ -8,7 +8,7 @@ from icl_bench import random
 from icl_bench.tasks.base import TASKS, Batch, ContextContents, TrainingBudget
 from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_at_most, check_length
 from icl_bench.tasks.dilution import Diluted
-from icl_bench.tasks.sampling import block_starts, last_positions, noise
+from icl_bench.tasks.sampling import block_starts, last_positions, latest_true, noise
 from icl_bench.tasks.vocabulary import NOISE, SEP, Vocabulary
 
 
@@ -41,6 +41,7 @@ class OverwriteRecall(Diluted):
     load_name = "updates"
     budget = TrainingBudget(steps=1000, lr=5e-3, params="updates=4")
     picture = "length=24,pairs=3,updates=4"
+    by_rule = ("look-up-latest",)
 
     length: int = Field(default=64, ge=8)
     """Positions in a sequence, T; noise fills those that writes and queries leave."""
@@ -109,6 +110,12 @@ class OverwriteRecall(Diluted):
         choice = 1 + positions % writes.sum(dim=-1)
         picked = writes & (writes.cumsum(dim=-1) == choice[..., None])
         return inputs.gather(1, picked.int().argmax(dim=-1) + 1)
+
+    def floor_latest_value(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the value that was written last, whatever its key."""
+        body = inputs[:, : cell.length - cell.scored - 1]
+        latest = latest_true(body >= self.words.first("values"))[:, -1:]
+        return inputs.gather(1, latest).expand_as(positions)
 
     def contents(self, cell: Cell) -> ContextContents:
         return ContextContents(cell.scored, self.values)

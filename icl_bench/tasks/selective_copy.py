@@ -112,3 +112,18 @@ class SelectiveCopy(Task):
     def floor_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the symbol that stands closest to the queries."""
         return self._data(inputs, cell)[:, -1:].expand_as(positions)
+
+    def floor_second_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the symbol before the one that stands closest to the queries."""
+        return self._data(inputs, cell)[:, -2:][:, :1].expand_as(positions)
+
+    def floor_first(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the first symbol."""
+        return self._data(inputs, cell)[:, :1].expand_as(positions)
+
+    def floor_usual_place(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name for the r-th query the token at the likeliest place of the r-th symbol, if blanks fall independently."""
+        order = torch.arange(cell.load, device=inputs.device)
+        blanks = cell.length - 2 * cell.load - self._marks
+        place = order + (blanks + 1) * (order + 1) // cell.load
+        return inputs[:, place.clamp(max=cell.length - cell.load - self._marks - 1)]

@@ -123,10 +123,19 @@ class StateTracking(Task):
 
     def floor_latest_two(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the product of the latest two elements, which is right at the first two positions."""
-        now = inputs.gather(1, positions) - RESERVED
-        before = inputs.gather(1, (positions - 1).clamp(min=0)) - RESERVED
-        product = products(self.group, inputs.device)[before * self.order + now]
-        return torch.where(positions == 0, now, product) + RESERVED
+        return self._product_of_latest(inputs, positions, 2)
+
+    def floor_latest_four(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the product of the latest four elements, which is right at the first four positions."""
+        return self._product_of_latest(inputs, positions, 4)
+
+    def _product_of_latest(self, inputs: Tensor, positions: Tensor, count: int) -> Tensor:
+        """Return the product of the latest elements at each position, of fewer where there are not so many."""
+        table, product = products(self.group, inputs.device), inputs.gather(1, positions) - RESERVED
+        for back in range(1, count):
+            before = inputs.gather(1, (positions - back).clamp(min=0)) - RESERVED
+            product = torch.where(positions < back, product, table[before * self.order + product])
+        return product + RESERVED
 
     def state_bits(self, cell: Cell) -> float:
         return math.log2(self.order)

@@ -38,6 +38,7 @@ class TwoPassRecall(Diluted):
     answer_alphabet = "values"
     budget = TrainingBudget(steps=500, lr=5e-3, params="pairs=4")
     picture = "length=20,pairs=3"
+    by_rule = ("look-up-latest", "look-up-first", "look-up-frequent")
 
     length: int = Field(default=64, ge=4)
     """Positions in a sequence, T; even."""
@@ -85,6 +86,14 @@ class TwoPassRecall(Diluted):
     def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the most frequent value of the context."""
         return inputs[:, 1 : 2 * cell.load : 2].mode(dim=1).values[:, None].expand_as(positions)
+
+    def floor_latest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the last value of the context."""
+        return inputs[:, 2 * cell.load - 1, None].expand_as(positions)
+
+    def floor_first(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the first value of the context."""
+        return inputs[:, 1:2].expand_as(positions)
 
     def floor_query_order(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the r-th value for the r-th query."""

@@ -14,10 +14,12 @@ import torch
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.harness.task_conformance import (
     CELL_FAULTS,
+    EXAMPLES,
     check_cells,
     check_description,
     check_repeats,
     equal_batches,
+    fault_of_oracle,
     task_cells,
 )
 from icl_bench.schema import build, parse_spec
@@ -58,14 +60,20 @@ MORE = (
     "depo:nodes=12,hops=8,name_tokens=2,shown=true",
     "multi-stack:operations=24,stacks=3,shown=true",
     "bound-recall:objects=3,updates=1,agents=4",
+    "text:length=[64|128],stretch=512,extrapolate=[]",
+    "brevo:vertices=[5|20],vocab=20,extrapolate=9",
+    "memorization:exposures=10,keys=[40|200],length=20,attributes=3",
+    "grammar:grammar=fresh,depth=2,length=40,rules=3",
 )
 """Specs, in addition to the defaults, whose parameters change the code path."""
-SPECS = (*TASKS, *MORE)
+RETIRED = tuple(f"{name}@{cls.data_version}" for name in TASKS for cls in TASKS.versions(name) if cls.retired)
+"""Former versions of the data, which can be made for ever."""
+SPECS = (*TASKS, *MORE, *RETIRED)
 
 
 def task_of(text: str) -> Task:
-    spec = parse_spec(text)
-    return build(TASKS[spec.name], spec.params, spec.name)
+    spec = parse_spec(text, versioned=True)
+    return build(TASKS.version(spec.name, spec.version), spec.params, spec.name)
 
 
 CELLS = [pytest.param(text, cell, id=f"{text}/{cell.label}") for text in SPECS for cell in task_cells(task_of(text))]
@@ -86,10 +94,18 @@ def test_batches_keep_the_contract(name, text, cell):
     assert CELL_FAULTS[name](task_of(text), cell) is None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "cell"), CELLS)
+def test_the_oracle_is_right_on_ten_thousand_examples(text, cell):
+    task = task_of(text)
+    faults = {first: fault_of_oracle(task, cell, first) for first in range(0, 10_000, EXAMPLES)}
+    assert {first: fault for first, fault in faults.items() if fault} == {}
+
+
 @pytest.mark.parametrize("text", SPECS)
 def test_state_is_positive(text):
     task = task_of(text)
-    assert all((task.state_bits(cell) > 0) != text.startswith("memorization") for cell in task_cells(task))
+    assert all((task.state_bits(cell) > 0) != text.startswith(("memorization", "text")) for cell in task_cells(task))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +157,7 @@ class TestDevice:
 @pytest.mark.parametrize("text", SPECS)
 class TestTask:
     def test_golden_digest(self, text, rows):
-        """If this fails, the data has changed: raise `data_version` of the task and write the new digest."""
+        """If this fails, the data has changed: raise `data_version`, keep the former class and its digest, `name@1`."""
         task = task_of(text)
         assert json.loads(GOLDEN.read_text()).get(text) == digest(task, rows)
 

@@ -53,6 +53,13 @@ def test_majority_floors_are_those_of_the_simulation(draw, hops, floor):
     assert abs(max(floors["missing"], floors["most-frequent"]) - floor) < 0.02
 
 
+def test_early_positions_are_those_within_two_thirds_of_a_deviation_of_the_mean_reach(draw):
+    """With five symbols a hop goes back 4 positions, with variance 12: two hops 8 + 2/3 sqrt(24) = 11.3."""
+    task, cell, batch = draw("k-hop:symbols=20,hops=2,alphabet=5", 4)
+    answers = task.floor_current_symbol(batch.inputs, batch.positions, cell)
+    assert (answers == MISSING).tolist() == [[position <= 11 for position in range(1, 21)]] * 4
+
+
 def test_symbols_are_uniform(draw):
     """Every symbol is equally frequent at every position, within five standard errors over 8000 rows."""
     _, _, batch = draw("k-hop:symbols=20,hops=1,alphabet=5", 8000)
