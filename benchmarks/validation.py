@@ -1,0 +1,71 @@
+"""Hold every task, and settings that change its code path, against the shallow solvers; write their results.
+
+    python benchmarks/validation.py --workers 8 --trained
+
+writes `benchmarks/results/validation.json`, from which the page on validation is made.
+"""
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from icl_bench.commands.validate import TRAINED_PER_TESTED, document
+from icl_bench.harness.resolve import make_task, task_component
+from icl_bench.harness.validation.gate import Sample, names_answers, validate_task
+from icl_bench.harness.validation.trained import train_solvers
+from icl_bench.tasks import TASKS
+
+VARIANTS = (
+    "assoc-recall:variant=zoology,length=64,pairs=8,vocab=512",
+    "assoc-recall:readout=deferred,gap=2,pairs=[4|8]",
+    "assoc-recall:dilute=3",
+    "copy:order=reverse",
+    "depo:nodes=12,hops=8,name_tokens=2,shown=true",
+    "flip-flop:length=64,ignore=0.5",
+    "in-context-recall:length=96,keys=5,motif=2,noise=0.25",
+    "linear-regression:variant=garg,dims=5,points=11",
+    "markov-icl:length=40,order=2,alphabet=5,queries=8",
+    "multi-stack:operations=24,stacks=3,shown=true",
+    "ngram-lookup:side=prefix",
+    "selective-copy:variant=mad",
+    "set-disjointness:first=4,second=32,alphabet=600",
+    "state-tracking:group=parity",
+    "state-tracking:group=a5",
+    "variable-tracking:length=128,chains=4,hops=4,ask=last,variables=64",
+)
+"""Settings that are held against the solvers besides the defaults."""
+RESULTS = Path(__file__).parent / "results" / "validation.json"
+
+
+def validate_setting(examples: int, trained: bool, text: str) -> dict[str, object]:
+    """Return the verdicts on one task as typed."""
+    torch.set_num_threads(1)
+    sample = Sample(TRAINED_PER_TESTED * examples, examples)
+    found = validate_task(make_task(task_component(text)), sample, train_solvers(text) if trained else {})
+    print(text, sum(len(cell.above) for cell in found), "above", flush=True)
+    return document(text, found)
+
+
+def main() -> None:
+    """Validate all settings in processes of their own."""
+    parser = argparse.ArgumentParser(description="Hold every task against the shallow solvers; write their results.")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--examples", type=int, default=4000)
+    parser.add_argument("--trained", action="store_true")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    settings = sorted([*(name for name in TASKS if names_answers(TASKS[name]())), *VARIANTS])
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        tasks = list(pool.map(partial(validate_setting, options.examples, options.trained), settings))
+    ok = all(task["ok"] for task in tasks)
+    written = json.dumps({"examples": options.examples, "ok": ok, "tasks": tasks}, indent=1, default=float)
+    options.output.write_text(written + "\n")
+
+
+if __name__ == "__main__":
+    main()
