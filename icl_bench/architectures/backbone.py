@@ -6,9 +6,13 @@ x = x + mixer_i(norm(x));  x = x + mlp(norm(x))     for each layer; no mlp where
 logits = norm(x)[scored positions] head             head: the embedding's transpose where tied
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from icl_bench.architectures.base import Architecture, FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.initialisation import initialise
@@ -45,8 +49,15 @@ class Block(nn.Module):
         self.mlp_canon = CanonConv(members, width) if "c" in canon else None
         self.mlp = GatedMLP(members, width, hidden, gain, "d" in canon) if hidden else None
 
-    def forward(self, x: Tensor, y: Tensor | None, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
-        """Apply the layer to x + y, [M, B, T, C]; the two tensors returned are summed with the next norm."""
+    def forward(
+        self, x: Tensor, y: Tensor | None, first: FirstLayer | None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the layer to x + y, [M, B, T, C], or for some positions only, [M, B, S].
+
+        The two tensors returned are summed with the next norm.
+        """
+        if positions is not None:
+            return self.forward_at(x, y, positions, first)
         x, normed = self.mixer_input(x, y)
         return self.apply_mlp(x, self.mixer(normed, first))
 
@@ -95,19 +106,43 @@ class Block(nn.Module):
         return x, BlockState(mixer, before_mixer, before_mlp, in_mlp)
 
 
+def recomputed(
+    block: Block, x: Tensor, y: Tensor | None, first: FirstLayer | None, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Apply a block without keeping its activations, which the backward pass computes again; `first` must be None.
+
+    The parameters in use, which may stand in for those of the module, are arguments: the second pass needs them too.
+    """
+    names, parameters = zip(*block.named_parameters(), strict=True)
+
+    def apply(x: Tensor, y: Tensor | None, *parameters: Tensor) -> Any:
+        return functional_call(block, dict(zip(names, parameters, strict=True)), (x, y, first, positions))
+
+    out: tuple[Tensor, Tensor] = checkpoint(apply, x, y, *parameters, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
 class Backbone(nn.Module):
     """M models of the same shape, with parameters drawn on the CPU.
 
-    The initial parameters of a member depend on its seed alone. There is a block for each architecture of `layers`;
-    `model` gives the sizes around the mixers, and `impl` the kernel implementation, `auto` for the best available.
+    The initial parameters of a member depend on its seed and its gain alone, that of `model` where no `gains` are
+    given. There is a block for each architecture of `layers`; `model` gives the sizes around the mixers, and `impl` the
+    kernel implementation, `auto` for the best available. With `recompute` set, a training step keeps the inputs of each
+    block alone, and computes its activations twice.
     """
 
     def __init__(
-        self, seeds: list[int], interface: Interface, layers: list[Architecture], model: ModelSpec, impl: str
+        self,
+        seeds: list[int],
+        interface: Interface,
+        layers: list[Architecture],
+        model: ModelSpec,
+        impl: str,
+        gains: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         members, width = len(seeds), model.d_model
-        self.interface = interface
+        self.interface, self.recompute = interface, False
         self.embedding = interface.make_embedding(members, width, model.embedding_scale)
         self.head = interface.make_head(members, width, model.tied)
         canon_widths = [layer.canon_width(width) if "b" in model.canon else 0 for layer in layers]
@@ -127,6 +162,18 @@ class Backbone(nn.Module):
         if model.init != "fan-in":
             start_as_published(self, places[0].output_gain, "gpt-2")
         initialise(self, seeds)
+        self.apply_gains([model.gain] * members if gains is None else gains)
+
+    def apply_gains(self, gains: Sequence[float]) -> None:
+        """Multiply the initial queries and keys of each member by its gain; raise SpecError if no layer has any."""
+        if all(gain == 1 for gain in gains):
+            return
+        scaled = [block.mixer.scale_scores(torch.tensor(gains)) for block in self.blocks]
+        if not any(scaled):
+            raise SpecError(
+                "model.gain scales the queries and keys of multi-head mixers; got "
+                f"{max(gains):g} for layers that have none; leave it at 1"
+            )
 
     def check_shared_values(self) -> None:
         """Raise SpecError where a layer asks for values that the first layer does not have in this shape."""
@@ -145,20 +192,31 @@ class Backbone(nn.Module):
         return self.outputs(self.scored_rows(inputs, positions))
 
     def scores(
-        self, inputs: Tensor, positions: Tensor, targets: Tensor, occurrences: TokenOccurrences | None = None
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        occurrences: TokenOccurrences | None = None,
+        leading: bool = False,
     ) -> Scores:
-        """Return losses and hits against targets [M, B, S]; `occurrences` of input tokens save the gradient a sort."""
-        rows = self.scored_rows(inputs, positions, occurrences)
+        """Return losses and hits against targets [M, B, S]; `occurrences` of input tokens save the gradient a sort.
+
+        With `leading`, the positions are 0 to S - 1, and rows are cut off instead of gathered.
+        """
+        rows = self.scored_rows(inputs, positions, occurrences, leading)
         return self.interface.score(rows, self.embedding, self.head, targets)
 
-    def scored_rows(self, inputs: Tensor, positions: Tensor, occurrences: TokenOccurrences | None = None) -> Tensor:
+    def scored_rows(
+        self, inputs: Tensor, positions: Tensor, occurrences: TokenOccurrences | None = None, leading: bool = False
+    ) -> Tensor:
         """Return the last hidden state at the scored positions, after the last norm: [M, B, S, C]."""
         x, y = self.interface.embed(self.embedding, inputs, occurrences), None
         first = FirstLayer() if self.shares_first_layer else None
+        apply = recomputed if self.recompute and torch.is_grad_enabled() else Block.__call__
         for block in self.blocks[:-1]:
-            x, y = block(x, y, first)
-        rows: Tensor = self.norm.after(*self.blocks[-1].forward_at(x, y, positions, first))[1]
-        return rows
+            x, y = apply(block, x, y, first)
+        rows: Tensor = self.norm.after(*apply(self.blocks[-1], x, y, first, None if leading else positions))[1]
+        return rows[:, :, : positions.shape[2]]
 
     def outputs(self, rows: Tensor) -> Tensor:
         """Apply the head, after the last norm: [M, ..., C] -> [M, ..., O]."""

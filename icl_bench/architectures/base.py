@@ -106,6 +106,10 @@ class Mixer(nn.Module, ABC):
         """Read `FirstLayer.values`, of the shape of its own values, in a layer that is not the first."""
         return False
 
+    def scale_scores(self, gains: Tensor) -> bool:
+        """Multiply the weights of queries and of keys by the gain of each member [M]; return False if it has none."""
+        return False
+
     @abstractmethod
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         """Compute the parallel form, causal in T: [M, B, T, C] -> [M, B, T, C]."""

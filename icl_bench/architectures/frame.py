@@ -21,8 +21,10 @@ from icl_bench.architectures.layers import (
     widen,
 )  # fmt: skip
 from icl_bench.architectures.rotation import RotationSpeed, rotate
+from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
+from icl_bench.kernels.fleet.projection import project_parts
 from icl_bench.kernels.fleet.records import HeadColumns
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.schema import READS_NONE
@@ -137,6 +139,10 @@ class Core(nn.Module, ABC):
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Compute one token: arguments without the axis T -> [M, B, H, V] and the next state."""
 
+    def step_at(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Any, position: int) -> tuple[Tensor, Any]:
+        """Compute one token as `step` does, at a position, on which few cores depend."""
+        return self.step(q, k, v, x, state)
+
     def log_gate(self, x: Tensor) -> Tensor | None:
         """Return the logarithm of the shared decay gate, [M, B, (T,) G]; None without a gate."""
         (gate,) = self.gates
@@ -177,17 +183,36 @@ class HeadsMixer(Mixer):
     def value_shape(self) -> tuple[int, int]:
         return self.layout.shapes[-1]
 
+    @torch.no_grad()
+    def scale_scores(self, gains: Tensor) -> bool:
+        columns = sum(heads * width for heads, width in self.layout.shapes[:2])
+        self.project.weight[..., :columns].mul_(gains[:, None, None])
+        return True
+
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
-        return self.project_out(self.mix(x, first), x)
+        qkv, gate = self.projections(x)
+        y = self.mix(qkv, x, first)
+        return self.output(self.finish(y, None if gate is None else gate.view(y.shape)))
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return queries, keys and values [M, B, T, channels], and the output gate, None without one.
+
+        Where Triton runs, one operator makes both, so that their gradients of x are added inside of a product.
+        """
+        if not (isinstance(self.output_gate, StackedLinear) and takes_triton("auto", x)):
+            return self.project(x), None if self.output_gate is None else self.output_gate(x)
+        weight = torch.cat([self.project.weight, self.output_gate.weight], dim=-1)
+        blocks = project_parts(x.flatten(1, -2), weight, [self.layout.channels, self.layout.output_width])
+        qkv, gate = (block.view(*x.shape[:-1], -1) for block in blocks)
+        return qkv, gate
 
     def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
-        y = self.mix(x, first)
+        y = self.mix(self.project(x), x, first)
         rows = take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:])
         return self.project_out(rows, x if self.output_gate is None else take_rows(x, positions))
 
-    def mix(self, x: Tensor, first: FirstLayer | None) -> Tensor:
-        """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]."""
-        qkv = self.project(x)
+    def mix(self, qkv: Tensor, x: Tensor, first: FirstLayer | None) -> Tensor:
+        """Compute the output of the core: [M, B, T, channels] and the input [M, B, T, C] -> [M, B, T, H, V]."""
         q, k, v = self.operands(qkv if self.canon is None else self.canon(qkv))
         if self.layout.rope:
             places = (
@@ -274,7 +299,7 @@ class HeadsMixer(Mixer):
         if self.layout.rope:
             place = None if self.speed is None or place is None else place + self.speed(x)
             q, k = rotate(q, k, torch.tensor([position], device=x.device) if place is None else place)
-        y, core = self.core.step(q, k, self.offer(v, first), x, state.core)
+        y, core = self.core.step_at(q, k, self.offer(v, first), x, state.core, position)
         return self.project_out(y, x), HeadsState(core, tail, canon, place)
 
 

@@ -9,13 +9,17 @@ convolution. Work a token: 6 K V a value head. Source: Yang et al. (arXiv 2412.0
 (0, 16), where a draw near 0 never forgets.
 """
 
+import torch
 from torch import Tensor
 
 from icl_bench.architectures.base import ARCHITECTURES, LayerContext
 from icl_bench.architectures.decays import DecayGate, StepDecay
 from icl_bench.architectures.deltas import DeltaCore, DeltaHeads, WritingRate
 from icl_bench.architectures.frame import Core, HeadsLayout
+from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.delta_gates import delta_gates
+from icl_bench.kernels.fleet.projection import project
 
 
 @ARCHITECTURES.register("gated-delta-net")
@@ -55,4 +59,14 @@ class GatedDeltaCore(DeltaCore):
         self.decay = StepDecay(members, d_model, config.groups)
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> DeltaInputs:
-        return DeltaInputs(q, k, v, beta=self.rate(x), log_decay=self.decay(x))
+        rates, decays = self.writing_gates(x)
+        return DeltaInputs(q, k, v, beta=rates, log_decay=decays)
+
+    def writing_gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rates of writing and log decays, [M, B, T, G]: in Triton from one projection by both weights."""
+        if not takes_triton("auto", x):
+            return self.rate(x), self.decay(x)
+        steps = self.decay.steps
+        weight = torch.cat([self.rate.weight, steps.project.weight], dim=-1)
+        raw = project(x.flatten(1, -2), weight).view(*x.shape[:-1], -1)
+        return delta_gates(raw, steps.step_bias, self.decay.log_rate, doubled=self.rate.doubled)

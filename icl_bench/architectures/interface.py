@@ -4,6 +4,7 @@ A task names its interface: `Tokens` (an embedding, a head that ends in logits, 
 projection, a head that ends in vectors, squared error). The layers between the two ends are the same.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ class Scores(NamedTuple):
     losses: Tensor
     """Cross-entropy with the target; for vectors the squared error."""
     hits: Tensor
-    """1 where the target's logit is above all others, else 0; for vectors by the task's rule; not differentiable."""
+    """1 where the target's logit is above all others, else 0, or the share of bits saved; for vectors by the rule of
+    the task; not differentiable."""
 
 
 class Interface(ABC):
@@ -39,6 +41,8 @@ class Interface(ABC):
     """Let the occurrences of each token be sorted in advance, for the gradient of the embedding."""
     squared_error: ClassVar[bool]
     """Score outputs by a squared error, which is reported next to the accuracy."""
+    graded_by_bits: bool
+    """Grade answers by the share of bits saved; results then keep the mean loss of each group of positions."""
 
     @abstractmethod
     def make_embedding(self, members: int, width: int, scale: float) -> InputLayer:
@@ -72,6 +76,8 @@ class Tokens(Interface):
 
     size: int
     """Number of token ids, the vocabulary."""
+    graded_by_bits: bool = False
+    """Grade an answer by the share of bits saved, 1 - loss / log(size), in place of a hit for the likeliest token."""
 
     dtype = torch.int64
     sorts_tokens = True
@@ -96,6 +102,8 @@ class Tokens(Interface):
         rows = rows.flatten(1, -2)
         words = embedding.weight if head is None else head.weight.transpose(1, 2)
         losses, hits = cross_entropy(rows, words.to(rows.dtype), targets.flatten(1))
+        if self.graded_by_bits:
+            hits = 1 - losses.detach() / math.log(self.size)
         return Scores(losses.view(targets.shape), hits.view(targets.shape))
 
     def batch_shapes(self, length: int, scored: int) -> list[tuple[int, ...]]:
@@ -113,6 +121,7 @@ class Vectors(Interface):
     """Components of a target, O."""
     grade: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     """Return losses and hits, [M, B, S], of answers and targets [M, B, S, O]."""
+    graded_by_bits: bool = False
 
     dtype = torch.float32
     sorts_tokens = False

@@ -18,7 +18,7 @@ from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
-from icl_bench.kernels.fleet.projection import project
+from icl_bench.kernels.fleet.projection import project, project_parts
 from icl_bench.kernels.fleet.records import GateActivation, HeadColumns, NormOptions
 from icl_bench.kernels.fleet.split_convolution import split_convolution
 from icl_bench.runs.spec import Recipe
@@ -139,6 +139,11 @@ class StackedLinear(Stacked):
     def forward(self, x: Tensor) -> Tensor:
         y = project(x.flatten(1, -2), self.weight, self.bias)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def parts(self, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return blocks of `widths` columns of x W, [M, ..., width] each, for a layer without bias."""
+        blocks = project_parts(x.flatten(1, -2), self.weight, widths)
+        return tuple(block.view(*x.shape[:-1], -1) for block in blocks)
 
 
 class LowRankLinear(nn.Module):

@@ -115,7 +115,7 @@ class MambaMixer(Mixer):
         return fold(x), fold(self.steps(low)), decays, fold(b), fold(c), self.skip.weight, self.step_bias.weight
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
-        inner, z = self.project(x).chunk(2, dim=-1)
+        inner, z = self.project.parts(x, [self.shape[0]] * 2)
         y = selective_scan(*self.operands(self.conv(inner)), impl=self.impl)
         return self.output(gated_product(y.view(z.shape), z, "silu"))
 

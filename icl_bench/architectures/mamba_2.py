@@ -19,6 +19,7 @@ from icl_bench.architectures.initialisation import constant, uniform_between
 from icl_bench.architectures.layers import Coefficients
 from icl_bench.architectures.sums import Operands, Sums, SumsCore
 from icl_bench.kernels.fleet.products import scale_heads
+from icl_bench.kernels.fleet.state_space import state_space, takes_state_space
 
 STATE_WIDTH = 16
 
@@ -63,6 +64,13 @@ class StateSpaceCore(SumsCore):
         super().__init__(Sums(config.heads, config.key_width, config.value_width, scale=1.0), layer)
         self.decay = StepDecay(members, d_model, config.heads)
         self.skip = Coefficients(members, (config.heads, 1), constant(1.0))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        if self.impl != "auto" or not takes_state_space(q, v):
+            return super().forward(q, k, v, x)
+        sizes, log_rate = self.decay.steps, self.decay.log_rate
+        raw, skip = sizes.project(x), self.skip.weight.squeeze(-1)
+        return state_space(q.squeeze(-2), k.squeeze(-2), v, raw, sizes.step_bias, log_rate, skip)
 
     def operands(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Operands:
         steps = self.decay.steps(x)

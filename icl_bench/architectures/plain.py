@@ -146,7 +146,8 @@ class Plain(Architecture):
 def facts_of(text: str, d_model: int, length: int) -> LayerFacts:
     """Return the facts about a layer, as typed."""
     spec = parse_spec(text)
-    return Plain(path=spec.name, params=spec.params).find_facts(d_model, length)
+    with guarded(f"{text} cannot be built"):  # a property or the parameters of its module may fail too
+        return Plain(path=spec.name, params=spec.params).find_facts(d_model, length)
 
 
 def width_argument(entry: Callable[..., object]) -> str | None:

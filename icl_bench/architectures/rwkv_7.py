@@ -29,7 +29,7 @@ from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMix
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.fleet.decays import channel_decays
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
-from icl_bench.kernels.fleet.products import gated_product
+from icl_bench.kernels.fleet.products import blend, gated_product
 from icl_bench.kernels.fleet.projection import project
 from icl_bench.kernels.fleet.token_bonus import token_bonus
 from icl_bench.kernels.fleet.token_pairs import token_pairs
@@ -148,8 +148,7 @@ class Rwkv7Mixer(ShiftMixer):
         v = super().exchange(parts, first)
         if self.residual is None or first is None or first.values is None:
             return v
-        share = self.residual(parts["v1"]).sigmoid().view(v.shape)
-        return torch.lerp(v, first.values.to(v.dtype), share.to(v.dtype))
+        return blend(v.flatten(-2), first.values.flatten(-2), self.residual(parts["v1"])).view(v.shape)
 
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")

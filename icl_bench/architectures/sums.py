@@ -1,8 +1,11 @@
 """Cores over power attention: sums of expanded keys times values, decayed by one scalar for each token and head."""
 
+import math
 from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
@@ -11,7 +14,8 @@ from icl_bench.architectures.base import Flops, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
-from icl_bench.architectures.layers import widen
+from icl_bench.architectures.initialisation import constant
+from icl_bench.architectures.layers import Stacked, spread, widen
 from icl_bench.kernels.power.api import PowerImpl, initial_power_state, power_attention, power_step
 from icl_bench.kernels.power.records import Normalize, PowerState
 
@@ -115,3 +119,89 @@ class SumsCore(Core):
             *operands.folded(), state, p=sums.p, scale=sums.scale, normalize=sums.normalize, eps=sums.eps
         )
         return self.finish(y.unflatten(0, q.shape[:2]), operands, v), state
+
+
+INITIAL_OFFSET = 0.01
+"""Offset of scores at the start: capacity falls where it is a large part of a score, so that it has to be learned."""
+
+
+class ScoreOffset(Stacked):
+    """beta = softplus(b) for each query head, added to scores: one more channel, beta / scale in q and 1 in k."""
+
+    weight: Tensor
+
+    def __init__(self, members: int, heads: int, scale: float) -> None:
+        super().__init__(members)
+        self.scale = scale
+        self.declare("weight", (heads,), constant(math.log(math.expm1(INITIAL_OFFSET))), decay=False)
+
+    def extended(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries [.., H, K + 1] and keys [.., J, K + 1] whose scores are beta + scale q.k."""
+        beta = functional.softplus(spread(self.weight, q[..., 0]))
+        channel = (beta / self.scale).to(q.dtype).expand(q.shape[:-1])
+        return torch.cat([q, channel[..., None]], dim=-1), functional.pad(k, (0, 1), value=1.0)
+
+
+class PowerCore(SumsCore):
+    """Power attention on features of queries and keys, with the shared gate and, where there is one, an offset."""
+
+    def __init__(
+        self,
+        sums: Sums,
+        layer: LayerContext,
+        gate: DecayGate | None,
+        features: Callable[[Tensor], Tensor],
+        offset: ScoreOffset | None = None,
+    ) -> None:
+        super().__init__(sums, layer, gate)
+        self.features, self.offset = features, offset
+
+    def operands(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Operands:
+        q, k = self.features(q), self.features(k)
+        q, k = (q, k) if self.offset is None else self.offset.extended(q, k)
+        return Operands(q, k, v, self.log_gate(x))
+
+
+class MixedCore(Core):
+    """Power attention of another degree in each of several equal groups of heads, and their outputs side by side."""
+
+    def __init__(
+        self, parts: Sequence[Sums], layer: LayerContext, gate: DecayGate | None, features: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(gate)
+        self.parts, self.impl, self.features = tuple(parts), cast(PowerImpl, layer.impl), features
+
+    def groups(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Iterator[tuple[Sums, Operands]]:
+        """Yield the options and the arguments of each group of heads."""
+        count, log_g = len(self.parts), self.log_gate(x)
+        gates = [None] * count if log_g is None else log_g.chunk(count, dim=-1)
+        heads = (one.chunk(count, dim=-2) for one in (self.features(q), self.features(k), v))
+        for sums, *own in zip(self.parts, *heads, gates, strict=True):
+            yield sums, Operands(*own)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        outputs = [
+            power_attention(
+                *own.folded(), p=sums.p, scale=sums.scale, normalize=sums.normalize, eps=sums.eps, impl=self.impl
+            )
+            for sums, own in self.groups(q, k, v, x)
+        ]
+        y: Tensor = torch.cat(outputs, dim=-2).unflatten(0, q.shape[:2])
+        return y
+
+    def initial_state(self, batch: int, like: Tensor) -> tuple[PowerState, ...]:
+        rows, device, dtype = like.shape[0] * batch, like.device, like.dtype
+        return tuple(
+            initial_power_state(rows, *sums[:3], p=sums.p, normalize=sums.normalize, device=device, dtype=dtype)
+            for sums in self.parts
+        )
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: tuple[PowerState, ...]
+    ) -> tuple[Tensor, tuple[PowerState, ...]]:
+        steps = [
+            power_step(*own.folded(), before, p=sums.p, scale=sums.scale, normalize=sums.normalize, eps=sums.eps)
+            for (sums, own), before in zip(self.groups(q, k, v, x), state, strict=True)
+        ]
+        outputs, after = zip(*steps, strict=True)
+        return torch.cat(outputs, dim=-2).unflatten(0, q.shape[:2]), after

@@ -112,3 +112,15 @@ def test_projections_start_as_in_the_code_of_their_authors(text: str, inside: fl
 def test_an_embedding_scale_is_refused_with_the_start_of_gpt_2() -> None:
     with pytest.raises(SpecError, match=r"embedding_scale belongs to init=fan-in, .* got 0\.3; leave one of them out"):
         build(ModelSpec, {"init": "gpt-2", "embedding_scale": 0.3}, "model")
+
+
+def test_a_gain_multiplies_queries_and_keys_alone_and_needs_some() -> None:
+    power = [make_arch(one) for one in arch_components("power:heads=2,d_key=3,kv_heads=1", 16)]
+    plain, scaled = (Backbone([3], Tokens(7), power, ModelSpec(d_model=16, gain=gain), "auto") for gain in (1.0, 4.0))
+    for (name, before), after in zip(plain.named_parameters(), scaled.parameters(), strict=True):
+        factor = torch.ones(before.shape[-1])
+        factor[: 9 if name.endswith("project.weight") else 0] = 4.0  # two queries and one key of width 3
+        assert torch.equal(after, before * factor), name
+    convolutions = [make_arch(one) for one in arch_components("gated-conv", 16)]
+    with pytest.raises(SpecError, match="leave it at 1"):
+        Backbone([3], Tokens(7), convolutions, ModelSpec(d_model=16, gain=4.0), "auto")

@@ -5,18 +5,19 @@ One example can also be drawn and spelled out in words, for people.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from icl_bench import random
+from icl_bench.corpus.tokens import Split
 from icl_bench.harness.resolve import make_task, task_component
 from icl_bench.kernels.fleet.embedding import TokenOccurrences, find_occurrences
+from icl_bench.outside import guarding
+from icl_bench.runs.spec import Component
 from icl_bench.tasks import Batch, Cell, Task
 from icl_bench.tasks.base import TASKS
-
-Split = Literal["train", "val", "test"]
 
 TOKENS_PER_REFILL = 1 << 22
 """Most tokens made at once, over all members; one step's batch is made whole even if it has more."""
@@ -28,7 +29,8 @@ class ExampleStream:
     """Examples of one cell and split for the members of a fleet; members of one data seed share their examples."""
 
     def __init__(self, task: Task, cell: Cell, split: Split, data_seeds: Sequence[int], device: torch.device) -> None:
-        self.task, self.cell, self.members, self.device = task, cell, len(data_seeds), device
+        self.task, self.cell, self.split = task, cell, split
+        self.members, self.device = len(data_seeds), device
         unique = list(dict.fromkeys(data_seeds))
         name = TASKS.name_of(type(task))
         ids = [random.stream(name, task.data_version, cell.label, seed, split) for seed in unique]
@@ -39,7 +41,7 @@ class ExampleStream:
     def batch(self, index: Tensor) -> Batch:
         """Make the examples of these indices [B] for every member: tensors [M, B, ...]."""
         keys = random.row_keys(self.stream_ids[:, None], index)  # [unique seeds, B]
-        flat = self.task.sample(keys.flatten(), self.cell)
+        flat = self.task.sample_split(keys.flatten(), self.cell, self.split)
         parts = [part.view(*keys.shape, *part.shape[1:]) for part in flat]
         return Batch(*(part if self.rows is None else part[self.rows] for part in parts))
 
@@ -93,6 +95,8 @@ class TrainBatch(NamedTuple):
     """Token ids, [M, B, S], or vectors, [M, B, S, O]."""
     occurrences: TokenOccurrences | None
     """Occurrences of each token id in the inputs, if the queue sorts them."""
+    leading: bool
+    """True where the positions are 0 to S - 1."""
 
 
 def steps_per_refill(tokens: int, needed: int) -> int:
@@ -171,7 +175,8 @@ class BatchQueue:
         inputs, positions, targets, *occurrences = (
             part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)
         )
-        return TrainBatch(inputs, positions.long(), targets, TokenOccurrences(*occurrences) if occurrences else None)
+        sorted_tokens = TokenOccurrences(*occurrences) if occurrences else None
+        return TrainBatch(inputs, positions.long(), targets, sorted_tokens, self.stream.task.scores_leading)
 
 
 class Example(NamedTuple):
@@ -196,6 +201,12 @@ class Example(NamedTuple):
 def draw_example(text: str, cell_label: str | None, seed: int) -> Example:
     """Draw the first test example of a cell, by default the first; raise IclBenchError if task or cell is unknown."""
     component = task_component(text)
+    with guarding(TASKS[component.name], component.name):
+        return spelled_example(component, cell_label, seed)
+
+
+def spelled_example(component: Component, cell_label: str | None, seed: int) -> Example:
+    """Draw the example of a component and spell it out."""
     task = make_task(component)
     cell = task.eval_cells[0] if cell_label is None else task.cell(cell_label)
     batch = ExampleStream(task, cell, "test", [seed], torch.device("cpu")).batch(torch.arange(1))

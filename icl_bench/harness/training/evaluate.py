@@ -2,7 +2,8 @@
 
 Teacher forcing shows the right answer after each question, so that a model that lost its place finds it again. In free
 running the model's own answer, its likeliest token, takes that place. The whole example goes through `step`, the prompt
-included, so that the score also tests that the recurrent form does what the parallel form learned.
+included, so that the score also tests that the recurrent form does what the parallel form learned. A task that judges
+whole answers (`WholeAnswerTask`) is scored on own answers alone, by the parallel form in its accuracy and by `step`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from icl_bench.architectures.interface import Scores
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.runs.record import GroupScore
-from icl_bench.tasks import Batch, Task
+from icl_bench.schema import LARGEST_REAL
+from icl_bench.tasks import Batch, Cell, DistributionTask, Task, WholeAnswerTask
+from icl_bench.tasks.base import relative_probability
 
 TOKENS_PER_PIECE = {"cpu": 1 << 18, "cuda": 1 << 20}
 """Most tokens of a piece by device, over all members: what a cache holds, and fewer than a fleet trains on at once."""
@@ -24,6 +26,19 @@ CONTROL_EXAMPLES = 256
 """Most changed examples of a cell."""
 MOST_GROUPS = 64
 """Most groups of scored positions that a task may have."""
+
+
+class PieceScores(NamedTuple):
+    """Scores of a model at the scored positions of one piece, [M, B, S] each."""
+
+    losses: Tensor
+    """Cross-entropy with the target, or squared error."""
+    hits: Tensor
+    """Hits, by the rule of the task."""
+    divergences: Tensor | None = None
+    """Kullback-Leibler divergence of the model's distribution from the exact one, for a `DistributionTask`, in nats."""
+    possible: Tensor | None = None
+    """Mass of the model's distribution on tokens that are possible, for a `DistributionTask`."""
 
 
 class CellCounts(NamedTuple):
@@ -43,12 +58,18 @@ class CellCounts(NamedTuple):
     """Sum of cross-entropies, or of squared errors if the task is scored by them, [M]."""
     oracle_errors: Tensor
     """Sum of the oracle's squared errors, [M]."""
+    divergences: Tensor
+    """Sum of the divergences from exact distributions, [M]; 0 for tasks without these."""
+    possible: Tensor
+    """Sum of the masses on tokens that are possible, [M]; 0 for tasks without exact distributions."""
     group_hits: Tensor
     """Hits of the model by group, [M, MOST_GROUPS]."""
     group_oracle_hits: Tensor
     """Hits of the oracle by group, [M, MOST_GROUPS]."""
     group_positions: Tensor
     """Scored positions by group, [M, MOST_GROUPS]."""
+    group_losses: Tensor
+    """Sum of cross-entropies or squared errors by group, [M, MOST_GROUPS]."""
 
     def plus(self, other: "CellCounts") -> "CellCounts":
         """Return the counts over the examples of both."""
@@ -75,17 +96,31 @@ class CellCounts(NamedTuple):
         """Mean squared error of the oracle relative to answering 0; 0 for tokens."""
         return as_list(self.oracle_errors / self.positions)
 
+    @property
+    def divergence(self) -> list[float]:
+        """Mean divergence of each member's distribution from the exact one, in nats."""
+        return as_list(self.divergences / self.positions)
+
+    @property
+    def possible_mass(self) -> list[float]:
+        """Mean mass of each member's distribution on tokens that are possible."""
+        return as_list(self.possible / self.positions)
+
     def groups(self, task: Task) -> list[dict[str, GroupScore]]:
         """Return the scores of each member by label of group, for the groups that occur."""
         accuracies = relative_hits(self.group_hits, self.group_oracle_hits).tolist()
-        rows = zip(accuracies, self.group_positions.tolist(), strict=True)
+        means = (self.group_losses / self.group_positions).nan_to_num(posinf=LARGEST_REAL).tolist()
+        rows = zip(accuracies, means, self.group_positions.tolist(), strict=True)
+        keeps_loss = task.interface.graded_by_bits
         return [
             {
-                task.group_label(group): GroupScore(accuracy=accuracy[group], count=int(count))
+                task.group_label(group): GroupScore(
+                    accuracy=accuracy[group], count=int(count), loss=losses[group] if keeps_loss else None
+                )
                 for group, count in enumerate(counts)
                 if count > 0
             }
-            for accuracy, counts in rows
+            for accuracy, losses, counts in rows
         ]
 
 
@@ -116,14 +151,45 @@ def evaluate(model: WorkingModel, stream: ExampleStream, pieces: Iterable[Batch]
         return reduce(CellCounts.plus, counts)
 
 
-def score_piece(model: WorkingModel, batch: Batch, stream: ExampleStream) -> Scores:
+def score_piece(model: WorkingModel, batch: Batch, stream: ExampleStream) -> PieceScores:
     """Return losses and hits of one piece; if other answers than the target may be right, the task judges the hits."""
-    scores = model.scores(batch.inputs, batch.positions, batch.targets)
+    if isinstance(stream.task, DistributionTask):
+        return compare_distributions(model, batch, stream.task, stream.cell)
+    scores = PieceScores(*model.scores(batch.inputs, batch.positions, batch.targets))
     if not stream.task.several_correct:
         return scores
-    answers = model.answers(batch.inputs, batch.positions).flatten(0, 1)  # [M B, S]
-    hits = stream.task.hits(answers, flatten_members(batch), stream.cell)
-    return scores._replace(hits=hits.view_as(scores.hits))
+    inputs = read_own_answers(model, batch) if isinstance(stream.task, WholeAnswerTask) else batch.inputs
+    return scores._replace(hits=judge_answers(model.answers(inputs, batch.positions), batch, stream))
+
+
+def compare_distributions(model: WorkingModel, batch: Batch, task: DistributionTask, cell: Cell) -> PieceScores:
+    """Score the distributions of one piece against the exact ones."""
+    logits: Tensor = model.call(model.model, batch.inputs, batch.positions)  # [M, B, S, V]
+    logs = logits.double().log_softmax(-1)
+    flat = flatten_members(batch)
+    exact = task.distribution(flat.inputs, flat.positions, cell).view(logs.shape)
+    return PieceScores(
+        losses=-logs.gather(-1, batch.targets[..., None])[..., 0],
+        hits=relative_probability(logits.argmax(-1), exact),
+        divergences=torch.where(exact > 0, exact * (exact.log() - logs), 0.0).sum(-1),
+        possible=(logs.exp() * (exact > 0)).sum(-1),
+    )
+
+
+def judge_answers(answers: Tensor, batch: Batch, stream: ExampleStream) -> Tensor:
+    """Return the hits of answers [M, B, S] by the rule of the task, float64."""
+    return stream.task.hits(answers.flatten(0, 1), flatten_members(batch), stream.cell).view(answers.shape)
+
+
+def read_own_answers(model: WorkingModel, batch: Batch) -> Tensor:
+    """Return the inputs [M, B, T] with the model's own greedy answers in place of those shown after scored positions.
+
+    The parallel form runs once for each answer, so that any layer can do it, also one without a recurrent form.
+    """
+    tokens = batch.inputs.clone()
+    for place in batch.positions.split(1, dim=2)[:-1]:  # no scored position reads the last answer
+        tokens.scatter_(2, place + 1, model.answers(tokens, place))
+    return tokens
 
 
 def flatten_members(batch: Batch) -> Batch:
@@ -131,13 +197,14 @@ def flatten_members(batch: Batch) -> Batch:
     return Batch(*(part.flatten(0, 1) for part in batch))
 
 
-def count_piece(scores: Scores, batch: Batch, stream: ExampleStream) -> CellCounts:
+def count_piece(scores: PieceScores, batch: Batch, stream: ExampleStream) -> CellCounts:
     """Count the scores [M, B, S] of one piece."""
     oracle = stream.task.oracle_grade(flatten_members(batch), stream.cell)
     hits, oracle_hits = scores.hits.double(), oracle.hits.view(scores.hits.shape)
     missed, allowed = oracle_hits.sum(-1) - hits.sum(-1), stream.task.tolerance * oracle_hits.sum(-1).abs()  # [M, B]
     groups = batch.groups.flatten(1)  # [M, B S]
     empty = torch.zeros(hits.shape[0], MOST_GROUPS, device=hits.device, dtype=torch.float64)
+    none = torch.zeros_like(hits)
     return CellCounts(
         examples=hits.shape[1],
         positions=hits.shape[1] * hits.shape[2],
@@ -146,9 +213,12 @@ def count_piece(scores: Scores, batch: Batch, stream: ExampleStream) -> CellCoun
         all_right=(missed <= allowed).double().sum(-1),
         losses=scores.losses.double().sum((1, 2)),
         oracle_errors=oracle.errors.view(hits.shape).sum((1, 2)),
+        divergences=(none if scores.divergences is None else scores.divergences).sum((1, 2)),
+        possible=(none if scores.possible is None else scores.possible).sum((1, 2)),
         group_hits=empty.scatter_add(1, groups, hits.flatten(1)),
         group_oracle_hits=empty.scatter_add(1, groups, oracle_hits.flatten(1)),
         group_positions=empty.scatter_add(1, groups, torch.ones_like(hits).flatten(1)),
+        group_losses=empty.scatter_add(1, groups, scores.losses.double().flatten(1)),
     )
 
 
@@ -190,8 +260,8 @@ def run_freely(model: WorkingModel, stream: ExampleStream, examples: int, state:
     size = STATE_PER_PIECE[stream.device.type] // (stream.members * max(1, state))
     with model.evaluating():
         for batch in stream.pieces(min(examples, MOST_EXAMPLES), size):
-            hits.append(generate(model, batch.inputs, batch.positions) == batch.targets)
-    right = torch.cat(hits, dim=1).double()  # [M, B, S]
+            hits.append(judge_answers(generate(model, batch.inputs, batch.positions), batch, stream))
+    right = torch.cat(hits, dim=1)  # [M, B, S]
     return FreeRunning(right.mean((1, 2)).tolist(), right.prod(-1).mean(-1).tolist())
 
 

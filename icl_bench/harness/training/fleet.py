@@ -75,10 +75,9 @@ def run_part(specs: Sequence[RunSpec], store: Store, machine: Machine, report: R
 
 def run_alone(spec: RunSpec, store: Store, machine: Machine) -> RunResult:
     """Run in a fresh process, which commits the result; a process that ends without a result is a crash of the run."""
-    plain = {"spec": spec.labelled(), "store": str(store.root.resolve()), "device": str(machine.device)}
-    job: bytes | None = json.dumps(
-        {**plain, "impl": machine.impl, "graphs": machine.graphs, "keep": machine.keep}
-    ).encode()
+    place = {**machine._asdict(), "device": str(machine.device)}
+    plain = {"spec": spec.labelled(), "store": str(store.root.resolve()), "machine": place}
+    job: bytes | None = json.dumps(plain).encode()
     started, command = time.perf_counter(), [sys.executable, "-m", "icl_bench.harness.training.fleet"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
@@ -104,7 +103,8 @@ def finish_job(text: str) -> None:
     """Carry out a run that `run_alone` wrote as JSON."""
     job = json.loads(text)
     spec, store = RunSpec.model_validate(job["spec"]), Store(Path(job["store"]))
-    machine = Machine(torch.device(job["device"]), job["impl"], job["graphs"], tuple(job["keep"]))
+    place = job["machine"]
+    machine = Machine(**{**place, "device": torch.device(place["device"]), "keep": tuple(place["keep"])})
     listen()
     load_plugins()
     with deferred():

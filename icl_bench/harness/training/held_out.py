@@ -12,7 +12,7 @@ from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.runs.outline import Outline
 from icl_bench.runs.spec import Component
 from icl_bench.runs.store.floors import CellFloors, GroupFloors, examples_key
-from icl_bench.tasks import TASKS, Batch, Cell, Task
+from icl_bench.tasks import Batch, Cell, Task
 from icl_bench.tasks.base import Solver, measured_floors
 
 TRAINED_TOKENS = 1 << 20
@@ -23,12 +23,12 @@ def cell_floors(task: Task, cell: Cell, batch: Batch) -> CellFloors:
     """Measure the solvers of a task on the test examples of a cell; the floor is the best trivial solver on them.
 
     The best of several solvers on the test examples themselves is never below the best constant answer, and errs in
-    favour of the floor.
+    favour of the floor. A group has a floor of its own, which may be of another solver than that of the cell.
     """
     trivial, contents = measured_floors(task, cell, batch), task.contents(cell)
     best = max(trivial, key=trivial.__getitem__)
     by_group = {name: solved_by_group(task, cell, batch, solve) for name, solve in task.references.items()}
-    floors = solved_by_group(task, cell, batch, task.floors[best])
+    floors = [solved_by_group(task, cell, batch, solve) for solve in task.floors.values()]
     return CellFloors(
         floor=trivial[best],
         floor_solver=best,
@@ -36,8 +36,11 @@ def cell_floors(task: Task, cell: Cell, batch: Batch) -> CellFloors:
         answers=contents.answers if contents else None,
         alphabet=contents.alphabet if contents else None,
         groups={
-            group: GroupFloors(floor=floor, references={name: found[group] for name, found in by_group.items()})
-            for group, floor in floors.items()
+            group: GroupFloors(
+                floor=max(found[group] for found in floors),
+                references={name: found[group] for name, found in by_group.items()},
+            )
+            for group in floors[0]
         },
     )
 
@@ -96,7 +99,7 @@ def remeasure(outlines: Iterable[Outline]) -> tuple[dict[str, Mapping[str, CellF
         if not labels or key in found:
             continue
         try:
-            task = task_of_examples(Component(**spec["task"], label=outline.setting.task))
+            task = make_task(Component(**spec["task"], label=outline.setting.task))
             found[key] = {
                 label: floors_by_member(stream, spec["evaluation"]["examples"])[0]
                 for label in labels
@@ -105,13 +108,3 @@ def remeasure(outlines: Iterable[Outline]) -> tuple[dict[str, Mapping[str, CellF
         except (SpecError, UnknownNameError) as error:
             problems[f"{outline.setting.task}: {error}"] = None
     return found, list(problems)
-
-
-def task_of_examples(component: Component) -> Task:
-    """Make the task that drew stored examples; raise SpecError if the task of today draws others."""
-    today = TASKS[component.name].data_version
-    if component.version != today:
-        raise SpecError(
-            f"floors need the examples of the run, version {component.version}; {component.name} makes version {today}"
-        )
-    return make_task(component)

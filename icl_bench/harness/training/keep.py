@@ -12,13 +12,14 @@ from icl_bench.architectures.backbone import Backbone
 from icl_bench.errors import RecordError
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training.batches import ExampleStream
-from icl_bench.harness.training.evaluate import score_piece
+from icl_bench.harness.training.evaluate import read_own_answers, score_piece
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.harness.training.trainer import Trainer
 from icl_bench.runs.kept import KEPT_FILES, SAMPLES_PER_CELL, AnsweredExample, CellSamples, Samples
+from icl_bench.runs.probes import ProbePoint, Probes
 from icl_bench.runs.spec import RunSpec
 from icl_bench.schema import canonical_json
-from icl_bench.tasks import Batch, Task
+from icl_bench.tasks import Batch, Task, WholeAnswerTask
 
 OUTPUTS_PER_PIECE = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Most logits of a piece by device, over all members."""
@@ -44,6 +45,12 @@ def kept_files(trainer: Trainer) -> list[dict[str, bytes]]:
             samples = Samples(id=spec.id, task=spec.task.label, arch=spec.arch_label, cells=own)
             files[member][KEPT_FILES["samples"]] = (canonical_json(samples.model_dump(mode="json")) + "\n").encode()
     return files
+
+
+def probes_file(spec: RunSpec, names: Sequence[str], points: Sequence[ProbePoint]) -> bytes:
+    """Return the file of the probes of a member."""
+    probes = Probes(id=spec.id, task=spec.task.label, arch=spec.arch_label, names=tuple(names), points=tuple(points))
+    return (canonical_json(probes.model_dump(mode="json")) + "\n").encode()
 
 
 def weights_of(trainer: Trainer, member: int) -> bytes:
@@ -72,6 +79,8 @@ def cell_samples(trainer: Trainer, label: str) -> list[CellSamples]:
 def answered(trainer: Trainer, stream: ExampleStream, batch: Batch) -> list[list[AnsweredExample]]:
     """Return the examples of a piece, [M, B, ...], with the answers of each member."""
     model, task = trainer.working_model, trainer.task
+    if isinstance(task, WholeAnswerTask):
+        batch = batch._replace(inputs=read_own_answers(model, batch))
     outputs: Tensor = model.call(model.model, batch.inputs, batch.positions).float()  # [M, B, S, O]
     hits = score_piece(model, batch, stream).hits
     if task.interface.squared_error:

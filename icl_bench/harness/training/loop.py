@@ -10,18 +10,21 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from icl_bench.harness.interruption import is_interrupted, raise_if_interrupted
-from icl_bench.harness.training.keep import kept_files
+from icl_bench.harness.training.keep import kept_files, probes_file
+from icl_bench.harness.training.optimiser import LOSS_LIMIT
+from icl_bench.harness.training.probes import Probe, probe_marks
 from icl_bench.harness.training.results import FleetScores, MemberScores
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Trainer
 from icl_bench.runs.events import Progress, Report
+from icl_bench.runs.kept import KEPT_FILES
+from icl_bench.runs.probes import ProbePoint
 from icl_bench.runs.record import SOLVED, MetricPoint
 from icl_bench.runs.store.checkpoint import Checkpoints, FleetState, Saved
 from icl_bench.runs.store.faults import reach
+from icl_bench.runs.store.parsing import LARGEST_HEADER
 
 LOG = logging.getLogger("icl_bench")
-LARGEST_HEADER = 1 << 24
-"""Largest size of the header of a file of tensors, in bytes."""
 
 
 class TrainingLoop:
@@ -44,9 +47,12 @@ class TrainingLoop:
         checkpoints: Checkpoints | None = None,
     ) -> None:
         self.trainer, self.report, self.log, self.checkpoints = trainer, report, log, checkpoints
-        self.spec, self.roster = trainer.spec, Roster(len(trainer.specs))
+        self.specs, self.spec, self.roster = trainer.specs, trainer.spec, Roster(len(trainer.specs))
         self.solved_at: list[int | None] = [None] * self.roster.size
         self.metrics: list[list[MetricPoint]] = [[] for _ in range(self.roster.size)]
+        self.points: list[list[ProbePoint]] = [[] for _ in range(self.roster.size)]
+        self.probe = Probe(trainer) if "probes" in trainer.machine.keep else None
+        self.marks = probe_marks(self.spec.train.steps) if self.probe else set[int]()
         now = time.perf_counter()
         self.report_every, self.last_report = report_every, now
         self.started = now  # earlier by the time of previous parts, if the run was interrupted
@@ -68,13 +74,23 @@ class TrainingLoop:
         reach("tested")
         diverged_at = self.roster.diverged_at(self.trainer)
         examples = self.spec.train.steps * self.spec.train.batch * self.roster.size
+        exploded = [any(point.train_loss > LOSS_LIMIT.margin for point in points) for points in self.metrics]
+        members = zip(cells, diverged_at, self.solved_at, exploded, strict=True)
         return FleetScores(
-            members=[MemberScores(*fields) for fields in zip(cells, diverged_at, self.solved_at, strict=True)],
+            members=[MemberScores(*fields) for fields in members],
             params=self.trainer.model.parameters_per_member(),
             seconds=self.seconds,
             examples_per_second=examples / self.training_seconds,
-            kept=self.roster.widen(kept_files(self.trainer), {}),
+            kept=self.kept_files(),
         )
+
+    def kept_files(self) -> list[dict[str, bytes]]:
+        """Return the files that each member keeps; probes, alone, also of members that diverged."""
+        files = [dict(own) for own in self.roster.widen(kept_files(self.trainer), {})]
+        if self.probe is not None:
+            for own, spec, points in zip(files, self.specs, self.points, strict=True):
+                own[KEPT_FILES["probes"]] = probes_file(spec, self.probe.names, points)
+        return files
 
     @property
     def seconds(self) -> float:
@@ -89,9 +105,13 @@ class TrainingLoop:
         largest = sum(tensor.nbytes for tensor in wanted.values()) + LARGEST_HEADER
         for saved in self.checkpoints.saved(largest):
             tensors = tensors_of(saved, wanted)
-            if tensors is not None:
-                self.continue_from(saved, tensors)
-                return
+            if tensors is None:
+                continue
+            if name := self.roster.spoiled(self.trainer, tensors):
+                LOG.warning("checkpoint skipped: step %d has numbers in %r that are none", saved.state.step, name)
+                continue
+            self.continue_from(saved, tensors)
+            return
 
     def continue_from(self, saved: Saved, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the fleet to the state of a checkpoint."""
@@ -100,6 +120,9 @@ class TrainingLoop:
         self.started -= saved.state.seconds
         self.training_seconds = saved.state.training
         self.solved_at = list(saved.state.solved_at)
+        if self.probe is not None:
+            self.probe = Probe(self.trainer)
+            self.points = [list(points) for points in saved.state.probes] or self.points
         for member, points in enumerate(saved.state.metrics):
             for point in points:
                 self.add_point(member, point)
@@ -115,6 +138,8 @@ class TrainingLoop:
         reported_sums, reported_at = torch.zeros(2, len(self.roster.held), dtype=torch.float64), begin
         for step in range(self.trainer.done + 1, end + 1):
             self.trainer.step()
+            if self.probe is not None and step in self.marks:
+                self.probe.record()
             reach("step-done")
             if time.perf_counter() - self.last_report >= self.report_every or step == end:
                 sums = self.trainer.monitor.sums.to("cpu", copy=True)  # [2, members held]; waits for the device
@@ -145,7 +170,11 @@ class TrainingLoop:
         """
         means, by_cell = self.trainer.take_means(end - begin), self.trainer.validate()
         points: list[MetricPoint | None] = self.roster.widen(list(metric_points(end, means, by_cell)), None)
-        self.trainer = self.roster.narrow(self.trainer)
+        self.take_probes()
+        narrowed = self.roster.narrow(self.trainer)
+        if self.probe is not None and narrowed is not self.trainer:
+            self.probe = Probe(narrowed)
+        self.trainer = narrowed
         for member, measured in enumerate(points):
             point = measured or self.repeated_point(member, end, by_cell)
             if self.solved_at[member] is None and point.accuracy >= SOLVED:
@@ -155,6 +184,12 @@ class TrainingLoop:
             self.report(self.latest._replace(validations=[own[-1] for own in self.metrics]))
         self.training_since = time.perf_counter()
         reach("validated")
+
+    def take_probes(self) -> None:
+        """Add the probes since the last call to those of the members held."""
+        if self.probe is not None:
+            for member, taken in zip(self.roster.held, self.probe.take(), strict=True):
+                self.points[member] += taken
 
     def repeated_point(self, member: int, step: int, labels: Mapping[str, object]) -> MetricPoint:
         """Return the last metrics of a member again, at a later step; zeros if it was dropped before the first."""
@@ -168,6 +203,7 @@ class TrainingLoop:
         """Save the state if a checkpoint is due or a signal asked to stop; in the second case, raise `Interrupted`."""
         if self.checkpoints is not None and (is_interrupted() or self.checkpoints.due()):
             self.count_training_time()
+            self.take_probes()
             state = FleetState(
                 origin=self.checkpoints.origin,
                 step=self.trainer.done,
@@ -175,6 +211,7 @@ class TrainingLoop:
                 training=self.training_seconds,
                 solved_at=tuple(self.solved_at),
                 metrics=tuple(tuple(points) for points in self.metrics),
+                probes=() if self.probe is None else tuple(map(tuple, self.points)),
             )
             tensors = {name: tensor.cpu().contiguous() for name, tensor in self.roster.state(self.trainer).items()}
             self.checkpoints.save(state, safetensors.save(tensors))

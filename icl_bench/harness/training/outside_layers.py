@@ -29,7 +29,11 @@ from icl_bench.tasks import TASKS
 
 def check_sources(spec: RunSpec) -> None:
     """Raise SourceChangedError if a layer or a task from outside is no longer what the run was named after."""
-    now = [outside_source(TASKS[spec.task.name]), *map(current_source, spec.arch)] if spec.from_outside else []
+    now = (
+        [outside_source(TASKS.version(spec.task.name, spec.task.version)), *map(current_source, spec.arch)]
+        if spec.from_outside
+        else []
+    )
     for component, source in zip((spec.task, *spec.arch), now, strict=False):
         if component.source != source:
             raise SourceChangedError(

@@ -50,10 +50,15 @@ class WorkingModel:
             return functional_call(self.module, self.parameters, (method, arguments))
 
     def scores(
-        self, inputs: Tensor, positions: Tensor, targets: Tensor, occurrences: TokenOccurrences | None = None
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        targets: Tensor,
+        occurrences: TokenOccurrences | None = None,
+        leading: bool = False,
     ) -> Scores:
         """Return losses and hits at the scored positions, [M, B, S] each; see `Backbone.scores`."""
-        scores: Scores = self.call(self.model.scores, inputs, positions, targets, occurrences)
+        scores: Scores = self.call(self.model.scores, inputs, positions, targets, occurrences, leading)
         return scores
 
     def answers(self, inputs: Tensor, positions: Tensor) -> Tensor:

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 from icl_bench.architectures.base import Flops
 from icl_bench.errors import OutsideCodeError
-from icl_bench.harness.accounting import Footprint
+from icl_bench.harness.accounting import Footprint, quadratic_work
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.evaluate import CellCounts, FreeRunning
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.outside import guarded
-from icl_bench.runs.record import CellScore, RunResult, StateReport, Status, WorkReport
+from icl_bench.runs.record import CellScore, RunResult, StateReport, Status, TokenWork, WorkReport
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store.floors import CellFloors
+from icl_bench.tasks import DistributionTask, Task
 
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -29,6 +30,8 @@ class MemberScores(NamedTuple):
     """Step at which the member was found to have diverged; 0 if it never was."""
     solved_at: int | None
     """First validated step with an accuracy of at least `SOLVED`."""
+    exploded: bool
+    """True if the loss of a member that diverged was too large, False if a loss or gradient was not finite."""
 
 
 class FleetScores(NamedTuple):
@@ -64,6 +67,8 @@ def cell_scores(
     squared_error = task.interface.squared_error
     accuracy, exact_match, loss = counts.accuracy, counts.exact_match, counts.loss
     oracle_error, groups = counts.oracle_error, counts.groups(task)
+    exact = isinstance(task, DistributionTask)
+    divergence, possible_mass = counts.divergence, counts.possible_mass
     return [
         CellScore(
             label=cell.label,
@@ -74,6 +79,8 @@ def cell_scores(
             loss=loss[member],
             error=loss[member] if squared_error else None,
             oracle_error=oracle_error[member] if squared_error else None,
+            divergence=max(0.0, divergence[member]) if exact else None,
+            possible_mass=possible_mass[member] if exact else None,
             **floors[member].scores(groups[member]),
             repeated=repeated[member] if repeated else None,
             state_bits=task.state_bits(cell),
@@ -94,10 +101,9 @@ def member_result(spec: RunSpec, scores: FleetScores, member: int, first_batch: 
     outcome: dict[str, Any] = {"status": "ok", "steps": spec.train.steps, "cells": measured.cells}
     if measured.diverged_at:
         factor, margin, patience = LOSS_LIMIT
-        detail = (
-            f"diverged at step {measured.diverged_at}: loss or gradient not finite, or loss above {factor:g} x its "
-            f"first + {margin:g} for {patience} steps"
-        )
+        exploded = f"loss above {factor:g} x its first + {margin:g} for {patience} steps"
+        reason = exploded if measured.exploded else "loss or gradient not finite"
+        detail = f"diverged at step {measured.diverged_at}: {reason}"
         outcome = {"status": "diverged", "detail": detail, "steps": measured.diverged_at, "cells": ()}
     return RunResult(
         **spec_fields(spec),
@@ -128,13 +134,13 @@ def spec_fields(spec: RunSpec) -> dict[str, Any]:
         "load_name": task.load_name,
         "seed": spec.seed,
         "lr": spec.train.lr,
-        **size_fields(spec, length),
+        **size_fields(spec, length, task),
         "declarations": tuple(make_arch(component).declaration() for component in spec.arch),
         "files": {},
     }
 
 
-def size_fields(spec: RunSpec, length: int) -> dict[str, Any]:
+def size_fields(spec: RunSpec, length: int, task: Task) -> dict[str, Any]:
     """Return state and work of the layers after `length` tokens; unknown where a layer from outside fails to tell."""
     layers, model = [make_arch(component) for component in spec.layer_components], spec.model
     size = Footprint(layers, model.d_model, length, model.canon, model.mlp_width)
@@ -146,5 +152,17 @@ def size_fields(spec: RunSpec, length: int) -> dict[str, Any]:
     activation = ACTIVATION_BYTES[spec.precision]
     return {
         "state": state and StateReport(elements=state.elements, bytes=state.bytes(activation), length=length),
-        "work": WorkReport(weights=flops.weights, state=flops.state),
+        "work": WorkReport(weights=flops.weights, state=flops.state, training=token_work(spec, task)),
     }
+
+
+def token_work(spec: RunSpec, task: Task) -> TokenWork | None:
+    """Return the work of a whole model for a token of the longest training row, for tasks that are graded by bits."""
+    if not task.interface.graded_by_bits or spec.from_outside:
+        return None
+    layers, model = [make_arch(component) for component in spec.layer_components], spec.model
+    length = max(cell.length for cell in task.train_cells)
+    flops = Footprint(layers, model.d_model, length, model.canon, model.mlp_width).flops
+    around = 6.0 * model.layers * model.d_model * model.mlp_width + 2.0 * model.d_model * task.vocabulary
+    quadratic = quadratic_work(layers, model.d_model, length)
+    return TokenWork(length=length, weights=flops.weights + around, recurrent=flops.state, quadratic=quadratic)

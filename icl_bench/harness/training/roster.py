@@ -71,6 +71,17 @@ class Roster:
         copy_members(held, StateOfMembers(whole, self.layout(trainer), self.held))
         return whole
 
+    def spoiled(self, trainer: Trainer, state: Mapping[str, Tensor]) -> str | None:
+        """Return the name of a tensor of all members that holds a NaN for an active one; None if there is none.
+
+        No step leaves any: a member whose loss is NaN is never updated.
+        """
+        whole = StateOfMembers(state, self.layout(trainer), range(self.size))
+        for name in sorted(FLAT & state.keys()):
+            if any(bool(row[state["alive"]].isnan().any()) for row in whole.rows(name)):
+                return name
+        return None
+
     def restore(self, trainer: Trainer, step: int, state: Mapping[str, Tensor]) -> Trainer:
         """Continue from the state of all members after `step` steps; the trainer must hold all, at their start."""
         self.set_state(trainer, step, state)

@@ -19,7 +19,7 @@ A training step, in order:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,10 @@ from torch import Tensor
 
 from icl_bench import random
 from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.interface import Scores
 from icl_bench.architectures.plain import PlainMixer
+from icl_bench.corpus.tokens import Split
+from icl_bench.errors import SpecError
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training import batches
@@ -64,6 +67,10 @@ class Machine(NamedTuple):
     """Capture training steps on a CUDA device in graphs."""
     keep: tuple[str, ...] = ()
     """Files that runs keep beside their records, by the names of `KEPT_FILES`."""
+    accumulate: int = 1
+    """Parts of a training batch that go through the model one after the other; their gradients are added."""
+    recompute: bool = False
+    """Keep the inputs of layers alone in training, and compute the activations inside them again."""
 
 
 class StepGraphs:
@@ -119,7 +126,11 @@ class Trainer:
 
         self.layers = [make_arch(component) for component in self.spec.layer_components]
         seeds = [spec.seed for spec in specs]
-        self.model = Backbone(seeds, self.task.interface, self.layers, self.spec.model, machine.impl).to(self.device)
+        gains = [spec.model.gain for spec in specs]
+        model = Backbone(seeds, self.task.interface, self.layers, self.spec.model, machine.impl, gains)
+        self.model = model.to(self.device)
+        if machine.recompute:
+            self.recompute_activations()
         trained = list(self.model.parameters())
         rounded = torch.bfloat16 if self.spec.precision == "bfloat16" else None
         self.optimiser = FleetOptimiser(trained, [spec.train for spec in specs], rounded)
@@ -130,6 +141,14 @@ class Trainer:
         self.captured = machine.graphs and self.device.type == "cuda"
         self.refill_graphs = StepGraphs(self.device if self.captured else None)
         self.update_graphs = StepGraphs(self.device if self.captured else None)
+
+    def recompute_activations(self) -> None:
+        """Let the model compute activations twice; raise SpecError for layers whose second pass could differ."""
+        if self.spec.from_outside or self.model.shares_first_layer:
+            raise SpecError(
+                f"--recompute is for built-in layers that share no values; got {self.spec.arch_label}; leave it out"
+            )
+        self.model.recompute = True
 
     def check_outside_layers(self) -> None:
         """Check every layer from outside the package; raise LayerFaultError for what it must not do."""
@@ -142,7 +161,7 @@ class Trainer:
                 state = layer.state_size(d_model, length)
                 self.working_model.call(check_layer, drawn, block.mixer, str(component.label), state)
 
-    def make_stream(self, label: str, split: batches.Split) -> batches.ExampleStream:
+    def make_stream(self, label: str, split: Split) -> batches.ExampleStream:
         """Make the stream of examples of the cell of this label and a split."""
         return batches.ExampleStream(
             self.task, self.task.cell(label), split, [spec.data_seed for spec in self.specs], self.device
@@ -153,7 +172,8 @@ class Trainer:
         cell, train = self.cells[index], self.spec.train
         size = batches.training_set_size(self.cells, cell, train.examples)
         steps = batches.steps_per_refill(len(self.specs) * train.batch * cell.length, self.cell_of_step.count(index))
-        sort = has_triton(self.monitor.sums) and self.task.interface.sorts_tokens
+        whole = self.machine.accumulate == 1
+        sort = whole and has_triton(self.monitor.sums) and self.task.interface.sorts_tokens
         return batches.BatchQueue(self.make_stream(cell.label, "train"), train.batch, size, steps, sort)
 
     def step(self) -> None:
@@ -175,10 +195,29 @@ class Trainer:
     def update(self, cell: int) -> None:
         """Update every member on the next batch of a cell; on device tensors alone, so that a graph can hold it."""
         batch = self.queues[cell].take()  # inputs [M, B, T], positions [M, B, S], targets [M, B, S]
-        losses, hits = self.working_model.scores(*batch)  # [M, B, S]
-        mean = self.monitor.mean_losses(losses.flatten(1), hits.flatten(1))  # [M]
-        self.optimiser.differentiate(mean)
+        if self.machine.accumulate > 1:
+            mean = self.accumulate(batch)
+        else:
+            losses, hits = self.working_model.scores(*batch)  # [M, B, S]
+            mean = self.monitor.mean_losses(losses.flatten(1), hits.flatten(1))  # [M]
+            self.optimiser.differentiate(mean)
         self.optimiser.step(mean.detach())
+
+    def accumulate(self, batch: batches.TrainBatch) -> Tensor:
+        """Write the gradients of a batch, one part after the other; return the mean losses, [M]."""
+        found: list[Scores] = []
+        scored = batch.positions[0].numel()
+
+        def sums() -> Iterator[Tensor]:
+            parts = (whole.chunk(self.machine.accumulate, dim=1) for whole in batch[:3])
+            for inputs, positions, targets in zip(*parts, strict=True):
+                scores = self.working_model.scores(inputs, positions, targets, None, batch.leading)
+                yield scores.losses.flatten(1).sum(1) / scored
+                found.append(Scores(scores.losses.detach(), scores.hits))
+
+        self.optimiser.differentiate_pieces(sums())
+        losses, hits = (torch.cat(parts, dim=1).flatten(1) for parts in zip(*found, strict=True))
+        return self.monitor.mean_losses(losses, hits)
 
     @property
     def diverged_at(self) -> list[int]:

@@ -59,9 +59,12 @@ def power_basis(key_width: int, p: int, device: torch.device) -> Basis:
     return basis
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant_basis(key_width: int, p: int, device: torch.device) -> Basis:
     return _cached_basis(key_width, p, device)
+
+
+# The mark of `torch.compiler.assume_constant_result`, which imports torch._dynamo and with it a second of start-up.
+_constant_basis._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=64)

@@ -8,14 +8,16 @@ for m = 0 .. p // 2, with w_0 = 1. The lower terms cost no state: |k|^2 phi_(p-2
 
 w_t being the weights of `expansion` and cct the tuple t with the index c joined twice. So y is the read-out of S by
 another query vector. Over a sequence each term is a call of power attention of its own degree, with values |k|^2m v;
-degree 0 is linear attention with keys of one channel of ones.
+degree 0 is linear attention with keys of one channel of ones. In Triton, one pass makes all degrees where one chunk
+covers the sequence.
 """
 
 import torch
 from torch import Tensor
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.arguments import accumulation_dtype
+from icl_bench.kernels.arguments import accumulation_dtype, check_sequences
+from icl_bench.kernels.backends import check_triton, has_triton
 from icl_bench.kernels.power.api import PowerImpl, power_attention, power_attention_with_state, power_step
 from icl_bench.kernels.power.expansion import expand, power_basis
 from icl_bench.kernels.power.records import PowerInputs, PowerState, repeat_heads
@@ -23,8 +25,8 @@ from icl_bench.kernels.power.records import PowerInputs, PowerState, repeat_head
 
 def spectrum_attention(
     inputs: PowerInputs, lower: Tensor, *, p: int, scale: float | None = None, impl: PowerImpl = "auto",
-    chunk: int | None = None,
-) -> tuple[Tensor, PowerState]:  # fmt: skip
+    chunk: int | None = None, keep_state: bool = True,
+) -> tuple[Tensor, PowerState | None]:  # fmt: skip
     """Return y [N, T, O, V] of power attention with lower degrees, unnormalised, and the state after the last token.
 
     Args:
@@ -34,6 +36,7 @@ def spectrum_attention(
         scale: Factor on q.k; 1/sqrt(K) by default.
         impl: An implementation of `power_attention`, for every term.
         chunk: Tokens to a chunk; chosen for every term by default.
+        keep_state: Return the state after the last token, None otherwise.
 
     Raises:
         ArgumentError: A shape, type or value breaks a rule.
@@ -41,9 +44,19 @@ def spectrum_attention(
     """
     q, k, v, log_g, state = inputs
     scale = _check(q, lower, p, scale)
-    y, last = power_attention_with_state(
-        q, k, v, log_g, p=p, scale=scale, normalize="none", initial_state=state, impl=impl, chunk=chunk
-    )
+    if not keep_state and _takes_one_pass(inputs, p, impl, chunk):
+        check_sequences(q, k, v, log_g, shared=True)
+        from icl_bench.kernels.power.triton.spectrum import spectrum_attention_triton
+
+        return spectrum_attention_triton(inputs, lower, p, scale), None
+    first = (q, k, v, log_g)
+    last: PowerState | None = None
+    if keep_state:
+        y, last = power_attention_with_state(
+            *first, p=p, scale=scale, normalize="none", initial_state=state, impl=impl, chunk=chunk
+        )
+    else:
+        y = power_attention(*first, p=p, scale=scale, normalize="none", initial_state=state, impl=impl, chunk=chunk)
     out, start = y.to(accumulation_dtype(y.dtype)), None if state is None else state.s
     for m in range(1, p // 2 + 1):
         degree = p - 2 * m
@@ -59,6 +72,16 @@ def spectrum_attention(
         term = repeat_heads(term, inputs.heads)
         out = out + lower[..., m - 1, None] * repeat_heads(_norm_power(scale * q, 2 * m), inputs.heads) * term
     return out.to(v.dtype), last
+
+
+def _takes_one_pass(inputs: PowerInputs, p: int, impl: PowerImpl, chunk: int | None) -> bool:
+    if impl == "triton":
+        check_triton(inputs.q)
+    elif impl != "auto" or not has_triton(inputs.q):
+        return False
+    from icl_bench.kernels.power.triton.spectrum import fits_one_pass
+
+    return fits_one_pass(inputs, p, chunk)
 
 
 def spectrum_step(

@@ -9,7 +9,14 @@ from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.interface import Tokens
 from icl_bench.harness.resolve import arch_components, make_arch, make_task, task_component
 from icl_bench.harness.training.batches import ExampleStream
-from icl_bench.harness.training.evaluate import MOST_EXAMPLES, evaluate, generate, run_freely
+from icl_bench.harness.training.evaluate import (
+    MOST_EXAMPLES,
+    evaluate,
+    generate,
+    judge_answers,
+    read_own_answers,
+    run_freely,
+)
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.runs.spec import ModelSpec, Precision
 from icl_bench.tasks import TASKS, Batch, Task
@@ -109,6 +116,20 @@ def test_a_model_that_is_perfect_when_shown_is_perfect_when_free(text: str) -> N
     free = run_freely(model, own, 20, 100)
     assert shown.accuracy == shown.exact_match == [1.0, 1.0]
     assert free.accuracy == free.exact_match == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("arch", ["softmax", "power:p=2"])
+def test_a_task_that_judges_whole_answers_scores_those_of_a_model_that_reads_its_own(arch: str) -> None:
+    """By the parallel form as by steps; an answer shown in the inputs is not read, and no position is right alone."""
+    stream = stream_of("brevo:vertices=5,vocab=5")
+    model, batch = model_of(arch, stream.task), stream.batch(torch.arange(64))
+    answers = model.answers(read_own_answers(model, batch), batch.positions)
+    assert torch.equal(answers, generate(model, batch.inputs, batch.positions))
+    verdicts = judge_answers(answers, batch, stream)
+    scored = evaluate(model, stream, [batch])
+    assert scored.accuracy == scored.exact_match == verdicts.mean((1, 2)).tolist()
+    assert run_freely(model, stream, 64, 1).exact_match == scored.accuracy
+    assert torch.equal(judge_answers(batch.targets, batch, stream), torch.ones_like(verdicts))
 
 
 def test_one_slip_is_read_back() -> None:

@@ -9,12 +9,15 @@ if not torch.cuda.is_available():
     # Read when the kernels are defined: it must be set before anything imports them.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from icl_bench.architectures import frame as frame
+from icl_bench.architectures import gated_delta_net as gated_delta_net
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.kernels.fleet import adamw as adamw
 from icl_bench.kernels.fleet import convolution as convolution
 from icl_bench.kernels.fleet import cross_entropy as cross_entropy
 from icl_bench.kernels.fleet import decays as decays
+from icl_bench.kernels.fleet import delta_gates as delta_gates
 from icl_bench.kernels.fleet import embedding as embedding
 from icl_bench.kernels.fleet import erasing_keys as erasing_keys
 from icl_bench.kernels.fleet import gated_norm as gated_norm
@@ -22,14 +25,15 @@ from icl_bench.kernels.fleet import gated_unit as gated_unit
 from icl_bench.kernels.fleet import norm as norm
 from icl_bench.kernels.fleet import products as products
 from icl_bench.kernels.fleet import split_convolution as split_convolution
+from icl_bench.kernels.fleet import state_space as state_space
 from icl_bench.kernels.fleet import token_bonus as token_bonus
 from icl_bench.kernels.fleet import token_pairs as token_pairs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
 STEPS = 3
 FUSED = (
-    adamw, convolution, decays, embedding, erasing_keys, gated_norm, gated_unit, norm, products, split_convolution,
-    token_bonus, token_pairs,
+    adamw, convolution, decays, delta_gates, embedding, erasing_keys, frame, gated_delta_net, gated_norm, gated_unit,
+    norm, products, split_convolution, state_space, token_bonus, token_pairs,
 )  # fmt: skip
 MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7"]
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from icl_bench.errors import SpecError
+from icl_bench.corpus.tokens import Split
+from icl_bench.errors import UnknownNameError
 from icl_bench.harness.resolve import make_task, task_component
-from icl_bench.harness.training.batches import ExampleStream, Split
+from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.held_out import (
     cell_floors,
     floors_by_member,
     remeasure,
     repeated_shares,
-    task_of_examples,
 )
 from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.store.floors import examples_key
@@ -90,5 +90,5 @@ def test_old_runs_get_floors_by_todays_solvers_once_for_equal_examples() -> None
 
 def test_examples_of_another_version_cannot_be_made() -> None:
     component = task_component("copy").model_copy(update={"version": 0})
-    with pytest.raises(SpecError, match="examples of the run, version 0; copy makes version 1"):
-        task_of_examples(component)
+    with pytest.raises(UnknownNameError, match="task copy has no version 0; versions: 1"):
+        make_task(component)

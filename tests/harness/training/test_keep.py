@@ -64,6 +64,13 @@ def test_samples_say_what_was_scored() -> None:
                 assert all(0 <= p <= best <= 1 for p, best in zip(own, likeliest, strict=True))
 
 
+def test_whole_answers_are_those_that_a_model_reads_back() -> None:
+    trainer = stepped(specs("softmax", task="brevo:vertices=5,vocab=5"), steps=1)
+    for example in Samples.model_validate_json(kept_files(trainer)[0]["samples.json"]).cells[0].examples:
+        assert example.inputs[example.positions[0] + 1 :] == example.answers[:-1]
+        assert len(set(example.hits)) == 1
+
+
 def test_answers_that_are_vectors_have_no_probability() -> None:
     trainer = stepped(specs("linear", task="vector-recall:length=16,pairs=2"))
     samples = Samples.model_validate_json(kept_files(trainer)[0]["samples.json"])

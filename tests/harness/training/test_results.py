@@ -16,9 +16,7 @@ def test_a_member_ends_well_or_diverged() -> None:
     assert (first.status, first.steps, first.detail, first.first_batch) == ("ok", 12, None, "f" * 64)
     assert first.cells == scores.members[0].cells and first.params == second.params > 0
     assert second.status == "diverged" and second.cells == () and second.steps == scores.members[1].diverged_at > 0
-    assert second.detail == (
-        f"diverged at step {second.steps}: loss or gradient not finite, or loss above 10 x its first + 10 for 50 steps"
-    )
+    assert second.detail == (f"diverged at step {second.steps}: loss or gradient not finite")
 
 
 def test_a_failed_run_knows_its_state_and_work_all_the_same() -> None:

@@ -39,6 +39,13 @@ def test_a_member_of_three_equals_the_run_alone(arch: str) -> None:
     assert_a_member_equals_its_run_alone(runs, 1, steps=4)
 
 
+def test_members_of_different_gains_train_together_as_alone() -> None:
+    runs = [specs("power:p=2,normalizer=rms", extra=(f"model.gain={gain}",))[0] for gain in (0.5, 1.0, 4.0)]
+    assert len({run.id for run in runs}) == 3 and len({run.fleet_key() for run in runs}) == 1
+    for member in range(3):
+        assert_a_member_equals_its_run_alone(runs, member, steps=4)
+
+
 def test_a_member_that_diverges_leaves_the_others_alone() -> None:
     runs = [specs("power:p=2", seeds=[seed])[0] for seed in range(3)]
     assert_a_diverging_member_harms_no_other(runs)

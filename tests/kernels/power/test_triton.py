@@ -263,3 +263,36 @@ def test_lower_degrees_are_read_from_the_same_kernels(p):
     exact = PowerInputs(q.double(), k.double(), v.double(), log_g.double(), None)
     wanted, _ = spectrum_attention(exact, lower.double(), p=p, impl="quadratic")
     assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    "p, t, heads, groups, key_heads, gated",
+    [
+        (2, 20, 2, 2, 2, True),
+        (2, 70, 1, 2, 1, False),
+        (3, 70, 2, 1, 1, True),
+        (4, 20, 2, 2, 2, True),
+        (5, 20, 1, 1, 1, False),
+        (6, 20, 1, 1, 1, True),
+        pytest.param(3, table.SHORT_CHUNK + 14, 1, 1, 1, True, marks=pytest.mark.slow),
+        pytest.param(4, table.SHORT_CHUNK + 14, 2, 1, 1, False, marks=pytest.mark.slow),
+    ],
+)
+def test_one_pass_makes_all_degrees_and_their_gradients(p, t, heads, groups, key_heads, gated):
+    case = Case(
+        t=t, heads=heads, groups=groups, key_heads=key_heads, key=5, value=16, p=p, normalize="none", gated=gated,
+        dtype=F32, device=DEVICE,
+    )  # fmt: skip
+    q, k, v, log_g, _, _ = case.inputs
+    generator = torch.Generator().manual_seed(3)
+    lower = torch.randn(len(q), t, max(heads, groups), p // 2, generator=generator).to(DEVICE)
+    dy = torch.randn(len(q), t, max(heads, groups), 16, generator=generator).to(DEVICE)
+
+    def results(kind, impl):
+        given = [None if x is None else x.detach().to(kind).requires_grad_() for x in (q, k, v, log_g, lower)]
+        y, _ = spectrum_attention(PowerInputs(*given[:4], None), given[4], p=p, impl=impl, keep_state=False)
+        leaves = [x for x in given if x is not None]
+        return [y, *torch.autograd.grad(y, leaves, dy.to(kind))]
+
+    for found, wanted in zip(results(F32, "triton"), results(torch.float64, "quadratic"), strict=True):
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm()

@@ -9,6 +9,17 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.power.triton.forward import read_tiles
+from icl_bench.kernels.power.triton.lower import (
+    add_weight_gradients,
+    join_weight_gradients,
+    load_stored_weights,
+    load_weights,
+    norm_slope,
+    polynomial_and_slope,
+    squared_norms,
+    store_weight_gradients,
+    store_weights,
+)
 from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
 from icl_bench.kernels.power.triton.tiles import (
     at_group,
@@ -25,12 +36,13 @@ from icl_bench.kernels.triton.common import View, at_head, load_for_columns, par
 
 @triton.jit
 def _query_block(
-    acc, total, queries, cotangents, delta, k, v, gates, gate, m0, n0, end, scale_in,
+    acc, total, of_weights, queries, cotangents, delta, k, v, gates, gate, a, norms, m0, n0, end, scale_in,
     BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """acc_i + sum_j ds_ij k_j, and parts of R_i = sum_j ds_ij s_ij, for the rows m0.. and the keys n0...
 
     With s the score and g its decay, ds_ij = (dy_i.v_j - delta_i) s_ij^(p-1) g_ij. OWN: keys may lie after a row.
+    TERMS: s^(p-1) is (dA / ds) / p, and parts of da_m = sum_j dy_i.v_j g_ij b_j^m s_ij^(p-2m) are added up.
     `gate` is that of each row, or of the first of them before their own block.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
@@ -42,7 +54,8 @@ def _query_block(
     ds = tl.dot(cotangents, tl.trans(values), input_precision=C.PRECISION)
     if C.SUM:
         ds -= delta[:, None]
-    ds *= power(s, C.P - 1)
+    if C.TERMS == 0:
+        ds *= power(s, C.P - 1)
     if C.GATED:
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
     if OWN:
@@ -52,20 +65,29 @@ def _query_block(
         ds = tl.where(causal, ds, 0.0)
     elif C.GATED:
         ds *= tl.exp2(gate - gates)[None, :]
-    if C.GATED:
+    if C.TERMS > 0:
+        b = load_for_columns(norms, n0, end, BLOCK_N, WHOLE)[None, :]
+        of_weights = add_weight_gradients(of_weights, ds, s, b, BLOCK_N, C)
+        weight, slope = polynomial_and_slope(s, (a[0][:, None], a[1][:, None], a[2][:, None]), b, C)
+        if C.GATED:
+            total += part_sums(ds * weight, BLOCK_M, BLOCK_N)
+        ds *= slope
+    elif C.GATED:
         total += part_sums(ds * s, BLOCK_M, BLOCK_N)
-    return tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION), total
+    return tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION), total, of_weights
 
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows"])
 def power_query_gradient_kernel(
-    q, k, v, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, T, chunk, chunks, heads, repeat, low_rows,
-    scale_in, scale_out, eps, MAKE_STATS: tl.constexpr, LOW: tl.constexpr, C: tl.constexpr,
+    q, k, v, lower, norms, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, d_lower,
+    T, chunk, chunks, heads, repeat, low_rows, scale_in, scale_out, eps,
+    MAKE_STATS: tl.constexpr, LOW: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dq_i = p w_i (sum_j ds_ij k_j + the state's part) and, with gates, R_i of the state and of the chunk.
 
     This is for a block of rows of one head; grid: row blocks times N * H. MAKE_STATS: the kernel also does the work of
     `power_query_stats_kernel`, where nothing before it needs the statistics. EDGE: a state enters the first chunk.
+    TERMS: also the gradient of the weights of lower degrees, [N, T, H, TERMS].
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     K_BLOCK: tl.constexpr = C.K_BLOCK
@@ -89,6 +111,7 @@ def power_query_gradient_kernel(
     mask = index < end
     state_total = tl.zeros([BLOCK_M], tl.float32)
     start_gate, gate, decay = 0.0, state_total, state_total
+    a = (state_total, state_total, state_total)
     if C.GATED:
         gates += (n * groups + g) * T
         start_gate = tl.load(gates + m0)
@@ -105,17 +128,23 @@ def power_query_gradient_kernel(
                 low = View(y_low + n * low_rows * y.t + h * y.h, y.n, y.t, y.h)
                 outputs += load_tokens(low, m0, low_rows, C.V, BLOCK_M, C.V_BLOCK, False).to(tl.float32)
             delta = tl.sum(outputs * cotangents.to(tl.float32), 1)
-        store_query_stats(query_stats, row, T, index, mask, weight, delta, gate)
+        if C.TERMS > 0:
+            norms += (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T
+            a = load_weights(at_head(lower, n, h), squared_norms(queries, scale_in, C), m0, end, BLOCK_M, C)
+            store_weights(query_stats, row, T, index, mask, a, gate)
+        else:
+            store_query_stats(query_stats, row, T, index, mask, weight, delta, gate)
     else:
         weight, delta, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
     acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_M, 8], tl.float32)
+    of_weights = (sums, sums, sums)
     if C.SHORT:  # see `power_forward_kernel`
         OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
         for i in tl.static_range(C.BLOCK_M // OWN_N):
-            acc, sums = _query_block(
-                acc, sums, queries, cotangents, delta, k, v, gates, gate, m0, m0 + i * OWN_N, end, scale_in,
-                OWN_N, True, C.WHOLE, C,
+            acc, sums, of_weights = _query_block(
+                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, norms, m0, m0 + i * OWN_N,
+                end, scale_in, OWN_N, True, C.WHOLE, C,
             )  # fmt: skip
     if C.STATE:
         if (c > 0) | C.EDGE:
@@ -131,22 +160,31 @@ def power_query_gradient_kernel(
     if m0 > c0:  # a loop of its own accumulators: see `power_forward_kernel`
         part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
         part_sum = tl.zeros([BLOCK_M, 8], tl.float32)
+        part_weights = (part_sum, part_sum, part_sum)
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
-            part, part_sum = _query_block(
-                part, part_sum, queries, cotangents, delta, k, v, gates, start_gate, m0, n0, end, scale_in,
-                C.BLOCK_N, False, True, C,
+            part, part_sum, part_weights = _query_block(
+                part, part_sum, part_weights, queries, cotangents, delta, k, v, gates, start_gate, a, norms, m0, n0,
+                end, scale_in, C.BLOCK_N, False, True, C,
             )  # fmt: skip
         if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
+        if C.TERMS > 0:
+            before = decay if C.GATED else tl.full([BLOCK_M], 1.0, tl.float32)
+            of_weights = join_weight_gradients(of_weights, part_weights, before, C)
         acc += part
         sums += part_sum
     if not C.SHORT:
         for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
-            acc, sums = _query_block(
-                acc, sums, queries, cotangents, delta, k, v, gates, gate, m0, n0, end, scale_in,
+            acc, sums, of_weights = _query_block(
+                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, norms, m0, n0, end, scale_in,
                 C.BLOCK_N, True, C.WHOLE, C,
             )  # fmt: skip
+    if C.TERMS > 0:
+        acc = store_weight_gradients(
+            acc, of_weights, queries, at_head(lower, n, h), d_lower + (n * T * heads + h) * C.TERMS, heads, m0, end,
+            scale_in, scale_out, C,
+        )  # fmt: skip
     factor = weight * scale_out
     if C.GATED:
         total = tl.sum(sums, 1)
@@ -161,30 +199,50 @@ def power_query_gradient_kernel(
 
 @triton.jit
 def _key_block(
-    dk, dv, sums, keys, values, q, dy, query_stats, gate, m0, n0, end, scale_in,
+    dk, dv, sums, of_norms, keys, values, b, q, dy, query_stats, gate, m0, n0, end, scale_in,
     OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, OWN: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dk_j + sum_i ds_ij q_i, dv_j + sum_i A_ij dy_i, and parts of C_j = sum_i ds_ij s_ij, for the keys n0...
 
     The queries are m0..; OWN: they may lie before a key. `gate` is that of each key, or of the last of them after their
-    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij.
+    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij. TERMS: s^(p-1) is
+    (dA / ds) / p, and parts of db_j = sum_i dy_i.v_j g_ij dA_ij / db_j are added up.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
     queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
     cotangents = load_tokens(dy, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
-    weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+    if C.TERMS > 0:
+        a, row_gate = load_stored_weights(query_stats, m0, end, BLOCK_M, C.WHOLE)
+        a = (a[0][None, :], a[1][None, :], a[2][None, :])
+        weight = tl.full([BLOCK_M], 1.0, tl.float32)
+    else:
+        weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
     if C.GATED and not OWN:
         weight *= tl.exp2(row_gate - gate)
     s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
-    lower = power(s, C.P - 1) * weight[None, :]
+    if C.TERMS > 0:
+        lower = tl.full([BLOCK_N, BLOCK_M], 1.0, tl.float32) * weight[None, :]
+    else:
+        lower = power(s, C.P - 1) * weight[None, :]
     if OWN:
         causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
         if C.GATED:
             lower *= tl.exp2(tl.where(causal, row_gate[None, :] - gate[:, None], 0.0))
         lower = tl.where(causal, lower, 0.0)
+    if C.TERMS > 0:
+        score, slope = polynomial_and_slope(s, a, b[:, None], C)
+        if OF_VALUES:
+            dv = tl.dot((lower * score).to(C.DOT), cotangents, dv, input_precision=C.PRECISION)
+        if OF_KEYS:
+            ds = tl.dot(values, tl.trans(cotangents), input_precision=C.PRECISION) * lower
+            if C.GATED:
+                sums += part_sums(ds * score, BLOCK_N, BLOCK_M)
+            of_norms += part_sums(ds * norm_slope(s, a, b[:, None], C), BLOCK_N, BLOCK_M)
+            dk = tl.dot((ds * slope).to(C.DOT), queries, dk, input_precision=C.PRECISION)
+        return dk, dv, sums, of_norms
     if OF_VALUES:
         dv = tl.dot((lower * s).to(C.DOT), cotangents, dv, input_precision=C.PRECISION)
     if OF_KEYS:
@@ -195,12 +253,12 @@ def _key_block(
         if C.GATED:
             sums += part_sums(ds * s, BLOCK_N, BLOCK_M)
         dk = tl.dot(ds.to(C.DOT), queries, dk, input_precision=C.PRECISION)
-    return dk, dv, sums
+    return dk, dv, sums, of_norms
 
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
 def power_key_gradient_kernel(
-    q, k, v, u, w, dy, query_stats, gates, states, dk, dv, column_sums, T, chunk, chunks, groups,
+    q, k, v, u, w, norms, dy, query_stats, gates, states, dk, dv, column_sums, T, chunk, chunks, groups,
     scale_in, state_factor, scale_out,
     REPEAT: tl.constexpr, CONTRACT: tl.constexpr, OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -231,7 +289,11 @@ def power_key_gradient_kernel(
     dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_N, 8], tl.float32)
+    of_norms = tl.zeros([BLOCK_N, 8], tl.float32)
     state_total = tl.zeros([BLOCK_N], tl.float32)
+    b = state_total
+    if C.TERMS > 0:
+        b = load_vector(norms + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
     last = tl.minimum(n0 + BLOCK_N, end)
     last_gate, gate, decay = 0.0, state_total, state_total
     if C.GATED:
@@ -269,8 +331,8 @@ def power_key_gradient_kernel(
             dk_part = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
             dv_part = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
             for m0 in tl.range(first, end, C.BLOCK_M, num_stages=C.STAGES):
-                dk_part, dv_part, sums = _key_block(
-                    dk_part, dv_part, sums, keys, values, heads_later(q, r), heads_later(dy, r),
+                dk_part, dv_part, sums, of_norms = _key_block(
+                    dk_part, dv_part, sums, of_norms, keys, values, b, heads_later(q, r), heads_later(dy, r),
                     query_stats + r * T * 4, gate if C.SHORT else last_gate, m0, n0, end, scale_in,
                     OF_KEYS, OF_VALUES, C.SHORT, C,
                 )  # fmt: skip
@@ -282,10 +344,11 @@ def power_key_gradient_kernel(
     if not C.SHORT:
         if C.GATED:
             sums *= decay[:, None]
+            of_norms *= decay[:, None]
         for r in range(REPEAT):
             for m0 in tl.range(n0, last, C.BLOCK_M, num_stages=1):
-                dk_acc, dv_acc, sums = _key_block(
-                    dk_acc, dv_acc, sums, keys, values, heads_later(q, r), heads_later(dy, r),
+                dk_acc, dv_acc, sums, of_norms = _key_block(
+                    dk_acc, dv_acc, sums, of_norms, keys, values, b, heads_later(q, r), heads_later(dy, r),
                     query_stats + r * T * 4, gate, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
                 )  # fmt: skip
     index = n0 + tl.arange(0, BLOCK_N)
@@ -298,6 +361,8 @@ def power_key_gradient_kernel(
         dk_acc *= C.P * scale_out
         if C.SCALE:
             dk_acc *= scale_in
+        if C.TERMS > 0:  # b = |k|^2
+            dk_acc += (2.0 * scale_out * tl.sum(of_norms, 1))[:, None] * keys.to(tl.float32)
         store_tokens(at_head(dk, n, g), dk_acc, n0, end, C.K, BLOCK_N, K_BLOCK)
     if OF_VALUES:
         dv_acc *= scale_out

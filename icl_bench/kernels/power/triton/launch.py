@@ -10,7 +10,8 @@ from icl_bench.kernels.power.records import repeat_heads
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
-from icl_bench.kernels.power.triton.problem import PowerProblem, TokenWeights, kernel_constants
+from icl_bench.kernels.power.triton.lower import power_key_norms_kernel
+from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, kernel_constants
 from icl_bench.kernels.power.triton.state import (
     SumConstants,
     power_linear_sums_kernel,
@@ -55,6 +56,17 @@ def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
         View(log_g, *log_g.stride()), out, decay, t, chunk, groups, BLOCK=table.GATE_BLOCK
     )
     return out, decay
+
+
+def key_norms(k: Tensor) -> Tensor:
+    """Return the squared norms of keys [N, T, J, K], float32 [N, J, T]."""
+    n, t, heads, width = k.shape
+    out = torch.empty(n, heads, t, device=k.device)
+    rows = table.STATISTICS_ROWS
+    power_key_norms_kernel[(-(-t // rows) * n * heads,)](
+        view_of(k), out, t, heads, K=width, K_BLOCK=padded(width, 16), BLOCK=rows, num_warps=4
+    )
+    return out
 
 
 def factor_vectors(problem: PowerProblem, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +149,7 @@ def _scan(
 
 def power_outputs(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
-    low_rows: int,
+    low_rows: int, lower: LowerTerms | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y [N, T, H, V], the bits that its type loses of its first `low_rows` rows, and weight sums [N, H, T]."""
     u, w = factor_vectors(problem, q) if states is not None else (q, q)
@@ -147,7 +159,7 @@ def power_outputs(
     gated, stateful = gates is not None, states is not None
     blocks = problem.blocks("forward", tiled=stateful, gated=gated)
     power_forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v, u, w)), q if gates is None else gates,
+        *map(view_of, (q, k, v, u, w)), *_lower_arguments(lower, q), q if gates is None else gates,
         problem.state_view(q if states is None else states), view_of(y), y_low, den,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, low_rows,
         problem.scale_in, problem.state_factor, problem.scale_out, problem.eps, LOW=low_rows > 0,
@@ -173,11 +185,13 @@ def query_statistics(
 
 def query_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
-    stats: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool,
+    stats: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool, lower: LowerTerms | None = None,
+    d_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none.
 
-    dq is [N, T, H, K] for the H heads of the output, in float32 where these share queries.
+    With `lower`, the gradients of its weights are written to `d_weights` [N, T, H, TERMS] in float32. dq is
+    [N, T, H, K] for the H heads of the output, in float32 where these share queries.
     """
     make_stats, gated = stats is None, gates is not None
     stats = den.new_empty(*den.shape, 4) if stats is None else stats
@@ -186,8 +200,9 @@ def query_gradient(
     blocks = problem.blocks("query_gradient", tiled=states is not None)
     state = states is not None and problem.layout.p <= 2
     power_query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v, y)), y_low, view_of(dy), den, stats, q if gates is None else gates,
-        problem.state_view(q if states is None else states), view_of(dq), dq if row_sums is None else row_sums,
+        *map(view_of, (q, k, v)), *_lower_arguments(lower, q), view_of(y), y_low, view_of(dy), den, stats,
+        q if gates is None else gates, problem.state_view(q if states is None else states), view_of(dq),
+        dq if row_sums is None else row_sums, dq if d_weights is None else d_weights,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, y_low.shape[1],
         problem.scale_in, problem.scale_out, problem.eps, MAKE_STATS=make_stats, LOW=y_low.numel() > 0,
         C=kernel_constants(problem, blocks, gated, state, initial), num_warps=blocks.warps,
@@ -197,7 +212,7 @@ def query_gradient(
 
 def key_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, stats: Tensor, gates: Tensor | None,
-    states: Tensor | None, final: bool,
+    states: Tensor | None, final: bool, lower: LowerTerms | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk.
 
@@ -213,7 +228,8 @@ def key_gradient(
     for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
         blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful)
         power_key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-            *map(view_of, (q, k, v, u, w, dy)), stats, q if gates is None else gates,
+            *map(view_of, (q, k, v, u, w)), _lower_arguments(lower, q)[1], view_of(dy), stats,
+            q if gates is None else gates,
             problem.state_view(q if states is None else states), view_of(dk), view_of(dv),
             dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups,
             problem.scale_in, problem.state_factor, problem.scale_out,
@@ -221,6 +237,11 @@ def key_gradient(
             C=kernel_constants(problem, blocks, gated, stateful, final), num_warps=blocks.warps,
         )  # fmt: skip
     return dk, dv, column_sums
+
+
+def _lower_arguments(lower: LowerTerms | None, other: Tensor) -> tuple[View, Tensor]:
+    """Return weights and norms as kernels take them; any other tensor where there are none."""
+    return (view_of(other), other) if lower is None else (view_of(lower.weights), lower.norms)
 
 
 def gate_gradient(problem: PowerProblem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:

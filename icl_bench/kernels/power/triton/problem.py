@@ -20,6 +20,8 @@ class KernelConstants(NamedTuple):
     """
 
     P: int
+    TERMS: int
+    """Lower degrees of a score; 0 for the plain power."""
     K: int
     V: int
     QUERY_SHARE: int
@@ -79,6 +81,8 @@ class PowerProblem(NamedTuple):
     dtype: torch.dtype
     stateful: bool
     """Read a state: with more than one chunk, or one that enters or receives a gradient."""
+    terms: int = 0
+    """Lower degrees of a score."""
 
     @property
     def arithmetic(self) -> str:
@@ -145,7 +149,8 @@ class PowerProblem(NamedTuple):
 
     def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> table.Blocks:
         """Return the launch configuration of a kernel; `tiled` says that it meets a state in tiles."""
-        return table.launch_blocks(kernel, self.form(kernel, tiled=tiled), self.arithmetic, self.width, gated)
+        variant = "lower" if self.terms else "gated" if gated else ""
+        return table.launch_blocks(kernel, self.form(kernel, tiled=tiled), self.arithmetic, self.width, variant)
 
     def form(self, kernel: str, *, tiled: bool) -> str:
         """Return the form, part of the keys of a launch table."""
@@ -167,8 +172,9 @@ def kernel_constants(
     """Return the constants of a kernel over tokens that has these blocks."""
     layout = problem.layout
     return KernelConstants(
-        P=layout.p, K=layout.key_width, V=problem.v, QUERY_SHARE=problem.heads // problem.query_heads,
-        KEY_SHARE=problem.groups // problem.key_heads, U=layout.u, W=layout.w, K_BLOCK=padded(layout.key_width, 16),
+        P=layout.p, TERMS=problem.terms, K=layout.key_width, V=problem.v,
+        QUERY_SHARE=problem.heads // problem.query_heads, KEY_SHARE=problem.groups // problem.key_heads,
+        U=layout.u, W=layout.w, K_BLOCK=padded(layout.key_width, 16),
         V_BLOCK=padded(problem.v, 16), WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m, BLOCK_N=blocks.n,
         DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
@@ -187,6 +193,15 @@ def make_problem(
         tile_layout(width, p), n, t, max(query_heads, groups), groups, query_heads, key_heads, v.shape[3], scale,
         normalize, eps, chunk, q.dtype, edge or chunk < t,
     )  # fmt: skip
+
+
+class LowerTerms(NamedTuple):
+    """Lower degrees of a score."""
+
+    weights: Tensor
+    """Weights w_m [N, T, H, TERMS], of any stride but that of the last axis, which is 1."""
+    norms: Tensor
+    """Squared norms of keys, float32 [N, J, T]."""
 
 
 class TokenWeights(NamedTuple):

@@ -32,13 +32,13 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 # Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form over at most
 # SHORT_CHUNK tokens, "long" over more. "wide_keys" and "wide_values" serve key gradients where that width is larger.
 # "value_gradient" is there where gradients of values are made apart from those of keys, "gated_forward" where gates
-# take other blocks. Blocks are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address
-# of a tile before it is made in the code for "rows" where the widths differ (`PowerProblem.short`), in key gradients of
-# some pairs of unlike widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64 x 64 with
-# K = V = 16 (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows
-# of width 128 are wrong in the first rows of each chunk; four are right.
-# A pipelined loop over a state must advance by two key channels at least, `depth` being twice the value width: with one
-# channel, the registers are written while products still read them.
+# take other blocks, "lower_key_gradient" where lower degrees do, whose registers would be spilled on 64 queries. Blocks
+# are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before it is
+# made in the code for "rows" where the widths differ (`PowerProblem.short`), in key gradients of some pairs of unlike
+# widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64 x 64 with K = V = 16
+# (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows of width 128 are wrong in
+# the first rows of each chunk; four are right. A pipelined loop over a state must advance by two key channels at least,
+# `depth` being twice the value width: with one channel, the registers are written while products still read them.
 _BF16_ROWS: dict[tuple[str, str], TableRow] = {
     ("chunk_sums", "tiles"): ((0, 128, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3)),
     ("chunk_sums", "rows"): ((0, 128, 4, 2), (0, 128, 4, 2), (0, 128, 4, 2), (0, 64, 4, 3)),
@@ -73,6 +73,9 @@ def _all_forms(sums: TableRow, forward: TableRow, keys: TableRow) -> dict[tuple[
 _BF16 = _by_width(_BF16_ROWS) | {
     ("gated_forward", "tiles", 64): Blocks(128, 32, 4, 3, 3),
     ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3),
+    ("lower_key_gradient", "long", 16): Blocks(64, 64, 4, 3),
+    ("lower_key_gradient", "long", 32): Blocks(32, 64, 4, 3),
+    ("lower_key_gradient", "long", 64): Blocks(32, 64, 4, 3),
 }
 _TF32 = _all_forms(
     [(0, 32, 4, 2)] * 2 + [(0, 32, 8, 2)] * 2,
@@ -100,10 +103,13 @@ def arithmetic(dtype: torch.dtype, p: int, stateful: bool) -> str:
     return "tf32" if dtype == torch.bfloat16 and p > 2 and stateful else ARITHMETIC[dtype]
 
 
-def launch_blocks(kernel: str, form: str, kind: str, width: int, gated: bool = False) -> Blocks:
-    """Return the configuration of a kernel in an arithmetic, width being that of the wider of key and value."""
+def launch_blocks(kernel: str, form: str, kind: str, width: int, variant: str = "") -> Blocks:
+    """Return the configuration of a kernel in an arithmetic, width being that of the wider of key and value.
+
+    The `variant`, `gated` or `lower`, may have blocks of its own.
+    """
     table, key = LAUNCH_TABLES[kind], (form, padded(width, 16, 128))
-    return (table.get((f"gated_{kernel}", *key)) if gated else None) or table[kernel, *key]
+    return table.get((f"{variant}_{kernel}", *key)) or table[kernel, *key]
 
 
 def splits_keys(form: str, kind: str, width: int) -> bool:
