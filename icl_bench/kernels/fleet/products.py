@@ -1,4 +1,4 @@
-"""Products of the outputs of heads: with a factor for each head and token, and with an activated gate."""
+"""Products with the outputs of heads: a factor for each head and token, an activated gate, and a blend of two."""
 
 from typing import get_args
 
@@ -43,6 +43,21 @@ def gated_product(x: Tensor, gate: Tensor, activation: GateActivation, *, impl: 
     if impl == "reference":
         return (x.double() * activate(gate.double(), activation)).to(x.dtype)
     return x * activate(gate, activation)
+
+
+def blend(x: Tensor, y: Tensor, gate: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return x + (y - x) sigmoid(gate) for tensors [..., C], in the type of x."""
+    check_shape("y", y, tuple(x.shape), "[..., C]")
+    check_shape("gate", gate, tuple(x.shape), "[..., C]")
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.products import FusedBlend
+
+        blended: Tensor = FusedBlend.apply(x, y, gate)
+        return blended
+    if impl == "reference":
+        share = gate.double().sigmoid()
+        return (x.double() * (1 - share) + y.double() * share).to(x.dtype)
+    return torch.lerp(x, y.to(x.dtype), gate.sigmoid().to(x.dtype))
 
 
 def activate(gate: Tensor, activation: GateActivation) -> Tensor:

@@ -5,6 +5,7 @@ it to one multiprocessor for each member, which reads all rows alone. In parts, 
 parts are added in a fixed order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,22 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         check_shape("bias", bias, (x.shape[0], weight.shape[-1]), "[M, C_out]")
     y: Tensor = _Projection.apply(x.to(weight.dtype), weight, bias)
     return y
+
+
+def project_parts(x: Tensor, weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return blocks of `widths` columns of `project(x, weight)`, [M, N, width] each.
+
+    On a device they are tensors of their own, whose gradients are not joined by a copy.
+    """
+    if x.ndim != 3:
+        raise ArgumentError(f"x must be [M, N, C_in]; got {list(x.shape)}: flatten the rows")
+    check_shape("weight", weight, (x.shape[0], x.shape[2], sum(widths)), "[M, C_in, sum of widths]")
+    parts: tuple[Tensor, ...]
+    if x.device.type == "cpu":
+        parts = project(x, weight).split(list(widths), dim=-1)
+    else:
+        parts = _ProjectedParts.apply(x.to(weight.dtype), weight, tuple(widths))
+    return parts
 
 
 def row_parts(members: int, rows: int, width_in: int, width_out: int, device: torch.device) -> int:
@@ -74,6 +91,23 @@ class _Projection(torch.autograd.Function):
             return *narrow_projection_gradient(x, weight, gradient), None
         dx = torch.bmm(gradient, weight.transpose(1, 2))
         return dx, weight_gradient(x, gradient), gradient.sum(1) if ctx.biased else None
+
+
+class _ProjectedParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, weight)
+        ctx.widths = widths
+        return tuple(torch.bmm(x, block) for block in weight.split(widths, dim=-1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        first, *others = (block.transpose(1, 2) for block in weight.split(ctx.widths, dim=-1))
+        dx = torch.bmm(gradients[0], first)
+        for gradient, block in zip(gradients[1:], others, strict=True):
+            dx.baddbmm_(gradient, block)
+        return dx, torch.cat([weight_gradient(x, gradient) for gradient in gradients], dim=-1), None
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:

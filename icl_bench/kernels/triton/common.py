@@ -68,6 +68,15 @@ def part_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def softplus(x):
+    """Return log(1 + exp(x)), with the digits that 1 + exp(-|x|) rounds off."""
+    small = tl.exp(-tl.abs(x))
+    total = 1.0 + small
+    lost = tl.where(total == 1.0, 1.0, total - 1.0)
+    return tl.maximum(x, 0.0) + tl.where(total == 1.0, small, tl.log(total) * (small / lost))
+
+
+@triton.jit
 def load_for_columns(base, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
     """Load elements from `start` on, one for each column of a tile; zeros past `end`, unless WHOLE excludes that case.
 
@@ -112,4 +121,32 @@ def add_parts(partial: Tensor, dtype: torch.dtype) -> Tensor:
         add_parts_kernel[(-(-width // block_c), members)](
             partial, out, parts, width, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=8
         )
+    return out
+
+
+@triton.jit
+def add_neighbours_kernel(
+    partial, out, count, width, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Sum [rows, PARTS, C] to [rows, C] in float32. Grid (rows, columns)."""
+    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for part in tl.static_range(PARTS):
+        places = (rows[:, None] * PARTS + part) * width + columns[None, :]
+        total += tl.load(partial + places, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + rows[:, None] * width + columns[None, :], total.to(out.dtype.element_ty), mask=mask)
+
+
+def add_neighbours(partial: Tensor, like: Tensor, axis: int) -> Tensor:
+    """Sum neighbours along an axis in order, to the shape and the type of `like`, added in float32."""
+    out, width = like.new_empty(like.shape), like.shape[axis + 1 :].numel()
+    block_r, block_c = tile_shape(width, 128)
+    count = out.numel() // width
+    with launch_on(partial):
+        add_neighbours_kernel[(-(-count // block_r), -(-width // block_c))](
+            partial.contiguous(), out, count, width, PARTS=partial.shape[axis] // like.shape[axis], BLOCK_R=block_r,
+            BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
     return out

@@ -11,7 +11,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.products import gated_product, scale_heads  # noqa: E402
+from icl_bench.kernels.fleet.products import blend, gated_product, scale_heads  # noqa: E402
 from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -31,6 +31,17 @@ def test_scaled_heads(shape, added, dtype):
 def test_gated_product(shape, activation, dtype):
     inputs = [draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)]
     run = lambda x, gate, impl: gated_product(x, gate, activation, impl=impl)  # noqa: E731
+    assert_forms_match_reference(run, inputs, walk=10.0)
+
+
+@TYPES
+@pytest.mark.parametrize("shape", [(2, 3, 7, 12), (5, 260)], ids=str)
+def test_blend(shape, dtype):
+    """One of both tensors is columns of a wider one."""
+    width = shape[-1]
+    inputs = [draw(*shape[:-1], 2 * width, dtype=dtype), draw(*shape, dtype=dtype, seed=1)]
+    inputs.append(draw(*shape, dtype=dtype, seed=2))
+    run = lambda wide, y, gate, impl: blend(wide[..., width:], y, gate, impl=impl)  # noqa: E731
     assert_forms_match_reference(run, inputs, walk=10.0)
 
 
@@ -58,3 +69,5 @@ def test_shapes_are_checked():
         scale_heads(draw(2, 3, 4), draw(2, 3), draw(2, 4))
     with pytest.raises(ArgumentError, match="gate must be"):
         gated_product(draw(2, 3, 4), draw(2, 3), "silu")
+    with pytest.raises(ArgumentError, match="y must be"):
+        blend(draw(2, 3, 4), draw(2, 3), draw(2, 3, 4))

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet import projection
-from icl_bench.kernels.fleet.projection import project, row_parts
+from icl_bench.kernels.fleet.projection import project, project_parts, row_parts
 from tests.kernels.numerics import assert_within_rounding, draw
 
 CUDA = torch.device("cuda")
@@ -28,6 +28,18 @@ def test_gradients_are_those_of_the_product(count, monkeypatch):
     bias = torch.randn(3, 7, generator=generator, dtype=torch.float64).requires_grad_()
     assert torch.equal(project(*leaves, bias), torch.baddbmm(bias[:, None], *leaves))
     assert torch.autograd.gradcheck(project, [*leaves, bias])
+
+
+def test_projection_in_blocks_of_columns():
+    """Outputs and gradients of the device's form and of a CPU are those of one product."""
+    leaves = [draw(3, 16, 5).double().requires_grad_(), draw(3, 5, 9, seed=1).double().requires_grad_()]
+    along = draw(3, 16, 9, seed=2).double()
+    expected = torch.autograd.grad(project(*leaves), leaves, along)
+    for form in (project_parts, projection._ProjectedParts.apply):
+        found = torch.cat(form(*leaves, (2, 4, 3)), dim=-1)
+        torch.testing.assert_close(found, project(*leaves), rtol=1e-12, atol=1e-12)
+        for actual, wanted in zip(torch.autograd.grad(found, leaves, along), expected, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("rows", "width", "columns"), [(70, 20, 4), (3, 5, 1), (130, 128, 8)])

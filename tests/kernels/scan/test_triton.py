@@ -61,8 +61,9 @@ def test_half_types_round_inputs_and_outputs_alone(half_steps):
     assert_close_to_exact(linear_case(33, dtype=torch.float16, decay_dtype=kind), "triton", bound)
 
 
-@pytest.mark.parametrize("channels", [5, 300])
-def test_steps_may_come_before_their_softplus(channels):
+@pytest.mark.parametrize(("channels", "span"), [(5, 64), (300, 64), (300, 8)])
+def test_steps_may_come_before_their_softplus(channels, span, monkeypatch):
+    monkeypatch.setattr("icl_bench.kernels.scan.triton.steps.LEAST_SPAN", span)
     case = selective_case(9, members=2, batch=2, channels=channels, width=1)
     case["dt"][:, :3] *= 30
     assert_close_to_exact(case, "triton", FLOAT32_BOUND)

@@ -10,7 +10,14 @@ if DEVICE == "cpu":
     # Read when the kernels are defined: it must be set before anything imports them.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from icl_bench.kernels.triton.common import MOST_PARTS, add_parts, padded, split_rows, tile_shape  # noqa: E402
+from icl_bench.kernels.triton.common import (  # noqa: E402
+    MOST_PARTS,
+    add_neighbours,
+    add_parts,
+    padded,
+    split_rows,
+    tile_shape,
+)
 from tests.kernels.numerics import assert_within_rounding, draw  # noqa: E402
 
 
@@ -21,6 +28,15 @@ def test_parts_are_added(shape):
     # Partial sums grow to the root of their number, and their roundings add up as a random walk of as many steps.
     assert_within_rounding("sum", found, partial.double().sum(1), partial.sum(1), walk=shape[1])
     assert torch.equal(add_parts(partial, torch.float16), found.half())
+
+
+@pytest.mark.parametrize(("shape", "heads"), [((2, 3, 6, 5), 2), ((1, 40, 4), 1), ((2, 3, 2, 200), 1)], ids=str)
+def test_neighbours_are_added(shape, heads):
+    partial = draw(*shape)
+    like = draw(*shape[:2], heads, *shape[3:], dtype=torch.float16)
+    exact = partial.double().unflatten(2, (heads, -1)).sum(3)
+    plain = partial.unflatten(2, (heads, -1)).sum(3).half()
+    assert_within_rounding("sum", add_neighbours(partial, like, axis=2), exact, plain)
 
 
 def test_sizes_are_padded_to_powers_of_two_within_limits():

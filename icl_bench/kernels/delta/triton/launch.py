@@ -22,7 +22,7 @@ from icl_bench.kernels.delta.triton.table import (
     segment_length,
 )
 from icl_bench.kernels.delta.triton.tiles import DeltaConstants, DeltaViews
-from icl_bench.kernels.triton.common import padded, view_of
+from icl_bench.kernels.triton.common import add_neighbours, padded, view_of
 
 BOUND = -5.0
 """Least log decay of a channel at which exp of the sums over 16 tokens stays in the range of float32 (e^88)."""
@@ -233,20 +233,9 @@ def launch_delta_gradient(
         heads, groups, length, call.scale, LAST=ends is not None, **call.options(launch, True, launch.single),
     )  # fmt: skip
     return tuple(
-        part if x is None or part.shape == x.shape else _added_heads(part, x)
+        part if x is None or part.shape == x.shape else add_neighbours(part, x, axis=2)
         for part, x in zip(out, call[:9], strict=True)
     )
-
-
-def _added_heads(part: Tensor, like: Tensor) -> Tensor:
-    """Return the sums of neighbouring heads of `part`, shaped as `like`; two are added and rounded in one kernel."""
-    rows: Tensor = part.unflatten(2, (like.shape[2], -1))
-    if rows.shape[3] == 2:
-        total: Tensor = like.new_empty(like.shape)
-        torch.add(rows[:, :, :, 0], rows[:, :, :, 1], out=total)
-        return total
-    summed: Tensor = rows.sum(3)
-    return summed.to(like.dtype)
 
 
 def state_gradients(

@@ -59,9 +59,9 @@ def forward_launch(shape: DeltaShape) -> DeltaLaunch:
     128 but the tied rule with gates of heads, and widths of keys that differ from those of values.
     """
     if shape.narrow:
-        return DeltaLaunch(shape.block_v(), 1, 2)
+        return DeltaLaunch(shape.block_v(), 1, 3 if shape.rule == "untied" else 2)
     if shape.block_k < 64:
-        return DeltaLaunch(shape.block_v(), 1, 1)
+        return DeltaLaunch(shape.block_v(), 1, 2 if shape.rule == "delta" and shape.gate == "heads" else 1)
     if shape.block_k > 64:
         return DeltaLaunch(padded(shape.value_width, 16, 32), 2, 1)
     if shape.rule == "untied":
@@ -78,6 +78,8 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     wide keys with gates, and beside narrow ones for the untied rule and gates of channels.
     """
     reads = shape.rule != "linear"
+    if shape.block_k < 64 and not shape.narrow and shape.rule == "delta" and shape.gate == "heads":
+        return DeltaLaunch(shape.block_v(1024 // shape.block_k), 1, 2)
     if shape.block_k < 64:
         single = reads and (shape.rule == "untied" or shape.gate == "channels")
         stages = 3 if shape.narrow and shape.gate == "none" and not single else 1

@@ -16,12 +16,12 @@ TAPS = 4
 
 
 @triton.jit
-def convolve_tile(x, offsets, times, mask, width, taps, member, columns, LENGTH: tl.constexpr):
-    """Return sum_j taps_j x_(t-j) of a tile."""
+def convolve_tile(x, offsets, apart, times, mask, width, taps, member, columns, LENGTH: tl.constexpr):
+    """Return sum_j taps_j x_(t-j) of a tile of x, whose tokens are `apart` elements apart."""
     total = tl.zeros(mask.shape, tl.float32)
     for j in tl.static_range(LENGTH):
         seen = mask & (times >= j)[:, None]
-        value = tl.load(x + offsets - j * width, mask=seen, other=0.0).to(tl.float32)
+        value = tl.load(x + offsets - j * apart, mask=seen, other=0.0).to(tl.float32)
         tap = tl.load(taps + (member * LENGTH + j) * width + columns, mask=columns < width, other=0.0).to(tl.float32)
         total += value * tap[None, :]
     return total
@@ -38,7 +38,7 @@ def convolution_kernel(
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (rows < count)[:, None] & (columns < width)[None, :]
     offsets = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
-    mixed = convolve_tile(x, offsets, rows % length, mask, width, taps, member, columns, LENGTH)
+    mixed = convolve_tile(x, offsets, width, rows % length, mask, width, taps, member, columns, LENGTH)
     if GATED:
         mixed *= tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32)
         mixed += tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)

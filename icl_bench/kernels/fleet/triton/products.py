@@ -76,6 +76,38 @@ def gated_product_gradient_kernel(
     tl.store(dgate + offsets, (upstream * value * slope).to(dgate.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def blend_kernel(x, y, gate, out, count, width, apart_x, apart_y, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Write x + (y - x) sigmoid(gate); rows of x and y lie apart. Grid (rows, columns)."""
+    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = rows[:, None] * width + columns[None, :]
+    one = tl.load(x + rows[:, None] * apart_x + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(y + rows[:, None] * apart_y + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    share = tl.sigmoid(tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32))
+    tl.store(out + offsets, (one + (other - one) * share).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def blend_gradient_kernel(
+    x, y, gate, gradient, dx, dy, dgate, count, width, apart_x, apart_y, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Write dx = g (1 - s), dy = g s and dgate = g (y - x) s (1 - s), s = sigmoid(gate). Grid (rows, columns)."""
+    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    offsets = rows[:, None] * width + columns[None, :]
+    one = tl.load(x + rows[:, None] * apart_x + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(y + rows[:, None] * apart_y + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    share = tl.sigmoid(tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32))
+    upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx + offsets, (upstream * (1.0 - share)).to(dx.dtype.element_ty), mask=mask)
+    tl.store(dy + offsets, (upstream * share).to(dy.dtype.element_ty), mask=mask)
+    slope = upstream * (other - one) * share * (1.0 - share)
+    tl.store(dgate + offsets, slope.to(dgate.dtype.element_ty), mask=mask)
+
+
 class FusedScaledHeads(torch.autograd.Function):
     """`scale_heads` in one launch each way."""
 
@@ -139,6 +171,38 @@ class FusedGatedProduct(torch.autograd.Function):
                 BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
             )  # fmt: skip
         return dx, dgate, None
+
+
+class FusedBlend(torch.autograd.Function):
+    """`blend` in one launch each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+        x, ctx.apart_x = spaced_rows(x, 1)
+        y, ctx.apart_y = spaced_rows(y, 1)
+        gate = gate.contiguous()
+        ctx.save_for_backward(x, y, gate)
+        out, width = x.new_empty(x.shape), x.shape[-1]
+        rows, columns = tile_shape(width, 128)
+        count = x.numel() // width
+        with launch_on(x):
+            blend_kernel[(-(-count // rows), -(-width // columns))](
+                x, y, gate, out, count, width, ctx.apart_x, ctx.apart_y, BLOCK_R=rows, BLOCK_C=columns, num_warps=4
+            )
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, y, gate = ctx.saved_tensors
+        made, width = tuple(part.new_empty(part.shape) for part in (x, y, gate)), x.shape[-1]
+        rows, columns = tile_shape(width, 128)
+        count = x.numel() // width
+        with launch_on(x):
+            blend_gradient_kernel[(-(-count // rows), -(-width // columns))](
+                x, y, gate, gradient.contiguous(), *made, count, width, ctx.apart_x, ctx.apart_y, BLOCK_R=rows,
+                BLOCK_C=columns, num_warps=4,
+            )  # fmt: skip
+        return made
 
 
 def spaced_rows(x: Tensor, axes: int) -> tuple[Tensor, int]:

@@ -1,7 +1,7 @@
 """The convolution of joint queries, keys and values in Triton, with bias, SiLU and norm of heads in the same launch.
 
 A launch for each part writes it as a tensor of its own, so that no gradient is joined by a copy. Backward, a launch for
-each part computes the gradient before bias and activation anew from x, and the plain convolution does the rest.
+each part computes what is before bias and activation anew from x, and writes its columns of the gradient of x.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,25 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import UNIT_EPS, HeadColumns
-from icl_bench.kernels.fleet.triton.convolution import convolve_tile, launch_convolution_gradient
-from icl_bench.kernels.triton.common import add_parts, split_rows, tile_shape
+from icl_bench.kernels.fleet.triton.convolution import convolve_tile
+from icl_bench.kernels.fleet.triton.products import spaced_rows
+from icl_bench.kernels.triton.common import add_parts, padded, tile_shape
+
+WIDEST_BLOCK = 64
+"""Most columns to a program, where heads are not normalised."""
+SEQUENCES = 8
+"""Sequences to a program of the backward pass."""
+SEGMENT = 64
+"""Tokens to a program of the backward pass."""
+ELEMENTS = 4
+"""Elements of a token to a thread of the backward pass."""
+TOKENS = 4
+"""Tokens that a program of the backward pass loads at once."""
 
 
 @triton.jit
 def split_convolution_kernel(
-    x, taps, bias, out, count, length, width, first, span, step, eps, LENGTH: tl.constexpr, BIAS: tl.constexpr,
+    x, taps, bias, out, count, length, width, first, span, step, apart, eps, LENGTH: tl.constexpr, BIAS: tl.constexpr,
     SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write the `span` columns from `first` on of silu(conv(x) + bias), normalised by head. Grid (rows, blocks, M).
@@ -31,8 +43,8 @@ def split_convolution_kernel(
     rows, local = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * step + index
     valid = (index < step) & (local < span)
     mask, start = (rows < count)[:, None] & valid[None, :], member.to(tl.int64) * count + rows
-    offsets = start[:, None] * width + (first + local)[None, :]
-    value = convolve_tile(x, offsets, rows % length, mask, width, taps, member, first + local, LENGTH)
+    offsets = start[:, None] * apart + (first + local)[None, :]
+    value = convolve_tile(x, offsets, apart, rows % length, mask, width, taps, member, first + local, LENGTH)
     if BIAS:
         value += tl.load(bias + member * width + first + local, mask=valid, other=0.0).to(tl.float32)[None, :]
     if SILU:
@@ -43,73 +55,123 @@ def split_convolution_kernel(
 
 
 @triton.jit
-def split_convolution_gradient_kernel(
-    x, taps, bias, gradient, inner, partial, count, length, width, first, span, step, eps, each,
-    LENGTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of conv(x) of `each` rows, and their part of that of the bias. Grid (parts, blocks, M).
+def load_token(pointer, offsets, token, mask, low, high):
+    """Load the columns of a token of each sequence; zeros for tokens before `low` and from `high` on."""
+    place = tl.where(mask, token, low - 1)
+    return tl.load(pointer + offsets, mask=(place >= low) & (place < high), other=0.0)
+
+
+@triton.jit
+def inner_gradient(
+    recent, weights, shift, upstream, mask, eps, LENGTH: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr
+):
+    """Return the gradient of conv(x) at a token, from x at it and at those before it, the latest first.
 
     For u = z s, s = 1 / sqrt(sum z^2 + eps), the gradient of z is s (g - u sum(g u)).
     """
+    value = shift + tl.zeros(mask.shape, tl.float32)
+    for j in tl.static_range(LENGTH):
+        value += recent[j] * weights[j]
+    share = tl.sigmoid(value) if SILU else tl.full(value.shape, 1.0, tl.float32)
+    if UNIT:
+        unit = tl.where(mask, value * share, 0.0)
+        scale = (1.0 / tl.sqrt(tl.sum(unit * unit, 1) + eps))[:, None]
+        unit *= scale
+        upstream = (upstream - unit * tl.sum(upstream * unit, 1)[:, None]) * scale
+    if SILU:
+        upstream *= share * (1.0 + value * (1.0 - share))
+    return upstream
+
+
+@triton.jit
+def split_convolution_gradient_kernel(
+    x, taps, bias, gradient, dx, partial, partial_bias, batch, length, width, first, span, step, apart, eps, each,
+    LENGTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Walk `each` tokens of BLOCK_S sequences from the last on; write dx, and their part of dtaps and dbias.
+
+    With g the gradient of conv(x), dx_t = sum_j taps_j g_(t+j) and dtaps_j = sum_t g_t x_(t-j): what tokens share stays
+    in registers. Grid (blocks of sequences times segments of tokens, blocks of columns, M).
+    """
     part, member, index = tl.program_id(0), tl.program_id(2), tl.arange(0, BLOCK_C)
-    local = tl.program_id(1) * step + index
+    segments = tl.cdiv(length, each)
+    rows, start = part // segments * BLOCK_S + tl.arange(0, BLOCK_S), part % segments * each
+    end, local = tl.minimum(start + each, length), tl.program_id(1) * step + index
     valid = (index < step) & (local < span)
-    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    mask = (rows < batch)[:, None] & valid[None, :]
+    tokens = ((member.to(tl.int64) * batch + rows) * length)[:, None]
+    inputs, upstreams = tokens * apart + (first + local)[None, :], tokens * span + local[None, :]
+    results = tokens * width + (first + local)[None, :]
+    empty = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    shift = 0.0
     if BIAS:
-        shift = tl.load(bias + member * width + first + local, mask=valid, other=0.0).to(tl.float32)
-    for begin in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
-        rows = begin + tl.arange(0, BLOCK_R)
-        mask, start = (rows < count)[:, None] & valid[None, :], member.to(tl.int64) * count + rows
-        offsets = start[:, None] * width + (first + local)[None, :]
-        value = convolve_tile(x, offsets, rows % length, mask, width, taps, member, first + local, LENGTH)
-        upstream = tl.load(gradient + start[:, None] * span + local[None, :], mask=mask, other=0.0).to(tl.float32)
-        if BIAS:
-            value += shift[None, :]
-        share = tl.sigmoid(value) if SILU else tl.full(value.shape, 1.0, tl.float32)
-        if UNIT:
-            scale = (1.0 / tl.sqrt(tl.sum(tl.where(mask, value * share * value * share, 0.0), 1) + eps))[:, None]
-            unit = value * share * scale
-            upstream = (upstream - unit * tl.sum(upstream * unit, 1)[:, None]) * scale
-        if SILU:
-            upstream *= share * (1.0 + value * (1.0 - share))
-        if BIAS:
-            total += upstream
-        tl.store(inner + offsets, upstream.to(inner.dtype.element_ty), mask=mask)
+        shift = tl.load(bias + member * width + first + local, mask=valid, other=0.0).to(tl.float32)[None, :]
+    weights, recent, later, sums = (), (), (), ()
+    for j in tl.static_range(LENGTH):
+        tap = tl.load(taps + (member * LENGTH + j) * width + first + local, mask=valid, other=0.0)
+        weights, sums = weights + (tap.to(tl.float32)[None, :],), sums + (empty,)
+    for j in tl.static_range(LENGTH - 1):
+        token = end + LENGTH - 2 - j
+        recent = recent + (load_token(x, inputs + token * apart, token, mask, 0, length).to(tl.float32),)
+    for j in tl.static_range(LENGTH - 1):
+        token = end + LENGTH - 2 - j
+        oldest = token - LENGTH + 1
+        window = recent + (load_token(x, inputs + oldest * apart, oldest, mask, 0, length).to(tl.float32),)
+        upstream = load_token(gradient, upstreams + token * span, token, mask, 0, length).to(tl.float32)
+        later = (inner_gradient(window, weights, shift, upstream, mask, eps, LENGTH, SILU, UNIT),) + later
+        recent = window[1:]
+    total = empty
+    for group in range(0, tl.cdiv(end - start, TOKENS)):
+        latest = end - 1 - group * TOKENS
+        earlier, given = (), ()
+        for i in tl.static_range(TOKENS):
+            token = latest - i
+            oldest = token - LENGTH + 1
+            earlier = earlier + (load_token(x, inputs + oldest * apart, oldest, mask, 0, length),)
+            given = given + (load_token(gradient, upstreams + token * span, token, mask, start, length),)
+        for i in tl.static_range(TOKENS):
+            window = recent + (earlier[i].to(tl.float32),)
+            upstream = given[i].to(tl.float32)
+            inner = inner_gradient(window, weights, shift, upstream, mask, eps, LENGTH, SILU, UNIT)
+            later = (inner,) + later
+            result, added = empty, ()
+            for j in tl.static_range(LENGTH):
+                result += weights[j] * later[j]
+                added = added + (sums[j] + inner * window[j],)
+            sums, recent, later = added, window[1:], later[: LENGTH - 1]
+            if BIAS:
+                total += inner
+            token = latest - i
+            own = tl.where(mask, token, start - 1) >= start
+            tl.store(dx + results + token * width, result.to(dx.dtype.element_ty), mask=own)
+    place = member * tl.num_programs(0) + part
+    for j in tl.static_range(LENGTH):
+        tl.store(partial + (place * LENGTH + j) * width + first + local, tl.sum(sums[j], 0), mask=valid)
     if BIAS:
-        pointers = partial + (member * tl.num_programs(0) + part) * width + first + local
-        tl.store(pointers, tl.sum(total, 0), mask=valid)
-
-
-class Tiling(NamedTuple):
-    """Blocks of columns, and tile, of the launches for a part."""
-
-    blocks: int
-    step: int
-    rows: int
-    columns: int
+        tl.store(partial_bias + place * width + first + local, tl.sum(total, 0), mask=valid)
 
 
 class FusedSplitConvolution(torch.autograd.Function):
-    """`split_convolution` in one launch for each part forward, and one more than that backward."""
+    """`split_convolution` in one launch for each part forward and backward, and sums for taps and bias."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None, parts: tuple[HeadColumns, ...], silu: bool
     ) -> tuple[Tensor, ...]:
-        x, taps = x.contiguous(), taps.contiguous()
+        (x, ctx.apart), taps = spaced_rows(x, 1), taps.contiguous()
         bias = None if bias is None else bias.contiguous()
         ctx.save_for_backward(x, taps, bias)
         ctx.parts, ctx.silu = parts, silu
         members, batch, time, width = x.shape
         outs = tuple(x.new_empty(members, batch, time, part.heads, part.width) for part in parts)
         with launch_on(x):
-            for first, part, out in zip(starts(parts), parts, outs, strict=True):
-                tiling = tiling_of(part)
-                split_convolution_kernel[(-(-batch * time // tiling.rows), tiling.blocks, members)](
-                    x, taps, x if bias is None else bias, out, batch * time, time, width, first,
-                    part.heads * part.width, tiling.step, UNIT_EPS, LENGTH=taps.shape[1], BIAS=bias is not None,
-                    SILU=silu, UNIT=part.unit, BLOCK_R=tiling.rows, BLOCK_C=tiling.columns, num_warps=4,
+            for columns, out in zip(columns_of(parts), outs, strict=True):
+                block_r, block_c = tile_shape(columns.step, 128)
+                split_convolution_kernel[(-(-batch * time // block_r), columns.blocks, members)](
+                    x, taps, x if bias is None else bias, out, batch * time, time, width, columns.first, columns.span,
+                    columns.step, ctx.apart, UNIT_EPS, LENGTH=taps.shape[1], BIAS=bias is not None, SILU=silu,
+                    UNIT=columns.unit, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
                 )  # fmt: skip
         return outs
 
@@ -117,32 +179,41 @@ class FusedSplitConvolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, taps, bias = ctx.saved_tensors
         members, batch, time, width = x.shape
-        count, inner = batch * time, torch.empty_like(x)
-        tilings = [tiling_of(part) for part in ctx.parts]
-        # One number of programs for all parts, whose sums for the bias lie side by side.
-        programs, each = split_rows(count, max(tiling.rows for tiling in tilings), members)
-        partial = x.new_empty(members, programs, width, dtype=torch.float32) if bias is not None else x
+        length, programs = taps.shape[1], -(-batch // SEQUENCES) * -(-time // SEGMENT)
+        dx = x.new_empty(x.shape)
+        partial = x.new_empty(members, programs, length, width, dtype=torch.float32)
+        partial_bias = None if bias is None else x.new_empty(members, programs, width, dtype=torch.float32)
         with launch_on(x):
-            for first, part, tiling, gradient in zip(starts(ctx.parts), ctx.parts, tilings, gradients, strict=True):
-                split_convolution_gradient_kernel[(programs, tiling.blocks, members)](
-                    x, taps, x if bias is None else bias, gradient.contiguous(), inner, partial, count, time, width,
-                    first, part.heads * part.width, tiling.step, UNIT_EPS, each, LENGTH=taps.shape[1],
-                    BIAS=bias is not None, SILU=ctx.silu, UNIT=part.unit, BLOCK_R=tiling.rows,
-                    BLOCK_C=tiling.columns, num_warps=4,
+            for columns, gradient in zip(columns_of(ctx.parts), gradients, strict=True):
+                block_c = padded(columns.step)
+                split_convolution_gradient_kernel[(programs, columns.blocks, members)](
+                    x, taps, x if bias is None else bias, gradient.contiguous(), dx, partial,
+                    partial if partial_bias is None else partial_bias, batch, time, width, columns.first, columns.span,
+                    columns.step, ctx.apart, UNIT_EPS, SEGMENT, LENGTH=length, BIAS=bias is not None, SILU=ctx.silu,
+                    UNIT=columns.unit, BLOCK_S=SEQUENCES, BLOCK_C=block_c, TOKENS=TOKENS,
+                    num_warps=padded(SEQUENCES * block_c // (32 * ELEMENTS), 1, 8),
                 )  # fmt: skip
-        dx, dtaps, _ = launch_convolution_gradient(x, taps, None, inner)
-        return dx, dtaps, None if bias is None else add_parts(partial, bias.dtype), None, None
+        dbias = None if partial_bias is None or bias is None else add_parts(partial_bias, bias.dtype)
+        return dx, add_parts(partial, taps.dtype), dbias, None, None
 
 
-def starts(parts: Sequence[HeadColumns]) -> list[int]:
-    """Return the first column of each part."""
-    return [sum(part.heads * part.width for part in parts[:i]) for i in range(len(parts))]
+class Columns(NamedTuple):
+    """Columns of a part, and the blocks that launches cut them into."""
+
+    first: int
+    span: int
+    blocks: int
+    step: int
+    """Columns to a block: those of a head where heads are normalised."""
+    unit: bool
 
 
-def tiling_of(part: HeadColumns) -> Tiling:
-    """Return the blocks and the tile of a part: a block for each head where heads are normalised."""
-    if part.unit:
-        return Tiling(part.heads, part.width, *tile_shape(part.width))
-    span = part.heads * part.width
-    rows, columns = tile_shape(span, 128)
-    return Tiling(-(-span // columns), columns, rows, columns)
+def columns_of(parts: Sequence[HeadColumns]) -> list[Columns]:
+    """Return the columns of each part."""
+    found, first = [], 0
+    for part in parts:
+        span = part.heads * part.width
+        step = part.width if part.unit else padded(span, most=WIDEST_BLOCK)
+        found.append(Columns(first, span, -(-span // step), step, part.unit))
+        first += span
+    return found
