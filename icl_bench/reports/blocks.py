@@ -38,19 +38,19 @@ class Table(NamedTuple):
     left: int = 1
 
 
+class Folded(NamedTuple):
+    """A table that a reader opens, under a line that says what it has."""
+
+    summary: str
+    table: Table
+
+
 class Drawing(NamedTuple):
     """A figure that was drawn."""
 
     caption: str
     link: str
-    """A path relative to the report, or a data URI."""
-
-
-class Chart(NamedTuple):
-    """The place of a section's chart in an HTML page; Markdown has none."""
-
-    section: int
-    """Position of the section in the report."""
+    """A path relative to the report."""
 
 
 class Link(NamedTuple):
@@ -67,7 +67,7 @@ class Commands(NamedTuple):
     lines: tuple[str, ...]
 
 
-Content = Heading | Prose | Notes | Table | Drawing | Chart | Link | Commands
+Content = Heading | Prose | Notes | Table | Folded | Drawing | Link | Commands
 
 
 def table_of(rows: Sequence[Mapping[str, str]], left: int = 1) -> Table:

@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterator, Sequence
 from icl_bench.errors import RecordError
 from icl_bench.escapes import plain
 from icl_bench.reports.analysis import Section
-from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table, titled
+from icl_bench.reports.blocks import Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table, titled
 from icl_bench.reports.context import StudyContext
 from icl_bench.reports.parts import (
     accuracy,
     capacity,
     comparisons,
     controls,
+    gains,
     ladder,
     learning,
+    positions,
     rates,
     reach,
     solved,
@@ -29,9 +31,10 @@ from icl_bench.reports.text import enumerate_words, format_count, format_failure
 from icl_bench.runs.outline import Outline
 
 PARTS = (
-    *(summary.PART, solved.PART, state.PART, capacity.PART, accuracy.ERROR_PART, accuracy.LOAD_PART, reach.PART),
-    *(controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART, rates.PART, learning.PART),
-    *(controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
+    *(summary.PART, solved.PART, state.PART, capacity.PART, accuracy.DIVERGENCE_PART, accuracy.ERROR_PART),
+    *(accuracy.LOAD_PART, reach.PART, controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART),
+    *(positions.POSITION_PART, positions.WORK_PART, rates.PART),
+    *(gains.PART, learning.PART, controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
 )
 """Topics of a section, in order."""
 
@@ -50,12 +53,12 @@ def compose(
     the path, relative to the report, of a file with every run.
     """
     runs = [run for section in sections for run in section.runs]
-    blocks: list[Content] = [Heading(1, title(sections, context)), *opening(context)]
+    blocks: list[Content] = [Heading(1, title_of(sections, context)), *opening(context)]
     blocks.append(Prose(totals(runs, problems, context.interrupted)))
     blocks += [Link("Results of every run and cell, failed runs included", rows)] if rows else []
     blocks += [*published_blocks(sections, context.published), *across_blocks(sections)]
     for i, section in enumerate(sections):
-        blocks += [Heading(2, section.task), *map(Prose, findings(section)), Chart(i)]
+        blocks += [Heading(2, section.task), *map(Prose, findings(section))]
         for part in PARTS:
             blocks += part.blocks(section, place(i, part.figure) if part.figure else None)
     unreadable = tuple((Name(text),) for text in sorted(map(str, problems)))
@@ -65,7 +68,7 @@ def compose(
     return [*blocks, Heading(2, "Reproduce"), Commands(tuple(dict.fromkeys((*made, plain(command)))))]
 
 
-def title(sections: Sequence[Section], context: StudyContext) -> str:
+def title_of(sections: Sequence[Section], context: StudyContext) -> str:
     """Return the title: the study, or the tasks of a store."""
     tasks = [section.task for section in sections]
     if context.name:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from icl_bench.escapes import markdown_code, markdown_text, plain
-from icl_bench.reports.blocks import Chart, Commands, Content, Drawing, Heading, Link, Name, Notes, Prose, Table
+from icl_bench.reports.blocks import Commands, Content, Drawing, Folded, Heading, Link, Name, Notes, Prose, Table
 
 NUMBERS = re.compile(r"(?:[\w.,%\u2013=()+/-]|[<>] (?=\d)|\[(?=-?\d)|(?<=\d)\](?!\()| )*")
 """Cells of own words, numbers and intervals, which are easier to read without escapes."""
@@ -13,10 +13,10 @@ NUMBERS = re.compile(r"(?:[\w.,%\u2013=()+/-]|[<>] (?=\d)|\[(?=-?\d)|(?<=\d)\](?
 
 def render_markdown(blocks: Sequence[Content]) -> str:
     """Return the text of a report."""
-    return "\n\n".join(markdown_of(block) for block in blocks if not isinstance(block, Chart)) + "\n"
+    return "\n\n".join(map(markdown_of, blocks)) + "\n"
 
 
-def markdown_of(block: Heading | Prose | Notes | Table | Drawing | Link | Commands) -> str:
+def markdown_of(block: Content) -> str:
     """Return the Markdown of a block; names in it are shown unchanged, whatever they contain."""
     match block:
         case Heading(level, text):
@@ -33,6 +33,8 @@ def markdown_of(block: Heading | Prose | Notes | Table | Drawing | Link | Comman
             return fenced(lines)
         case Table():
             return markdown_table(block)
+        case Folded(summary, table):
+            return f"<details><summary>{markdown_text(summary)}</summary>\n\n{markdown_table(table)}\n\n</details>"
 
 
 def fenced(lines: Sequence[str]) -> str:

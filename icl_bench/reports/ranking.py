@@ -229,7 +229,7 @@ def groups_of(section: Section) -> list[Group]:
     others = [group for group in same_bytes if not any(set(group) <= set(known) for known in elements)]
     found = [*(Group(group, "elements") for group in elements), *(Group(group, "bytes") for group in others)]
     parts = [part for group in found for part in split_by_fields(group) if len(part.entries) > 1]
-    if len(found) < 2:
+    if len(found) < 2 or not parts:
         whole = Group(entries, "elements" if matched_state(entries) else "nothing")
         parts = [part for part in split_by_fields(whole) if len(part.entries) > 1] or [whole]
     return parts

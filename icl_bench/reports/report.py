@@ -1,6 +1,5 @@
 """`write_report`: finished runs to one Markdown file with a folder of figures and a CSV file, or to one HTML page."""
 
-import base64
 import csv
 import io
 from collections.abc import Sequence
@@ -10,9 +9,11 @@ from icl_bench.errors import RecordError, StoreError
 from icl_bench.reports.analysis import Section, analyse, run_order
 from icl_bench.reports.blocks import Drawing
 from icl_bench.reports.context import NO_STUDY, StudyContext
-from icl_bench.reports.document import compose
+from icl_bench.reports.document import compose, title_of
+from icl_bench.reports.explorer.answers import answered_caption
+from icl_bench.reports.explorer.document import ViewedStore, explorer_document
+from icl_bench.reports.explorer.page import render_page
 from icl_bench.reports.markdown import render_markdown
-from icl_bench.reports.page import render_page
 from icl_bench.reports.parts.base import SectionFigure
 from icl_bench.runs.columns import csv_values, score_rows
 from icl_bench.runs.outline import FinishedRuns
@@ -67,7 +68,8 @@ def write_markdown(
         folder.mkdir(exist_ok=True)
         target = folder / f"{i + 1}-{figure.name}.svg"
         replace_file(target, image)
-        return Drawing(figure.full_caption(sections[i]), f"{folder.name}/{target.name}")
+        caption = answered_caption(figure.name, sections[i], figure.full_caption(sections[i]))
+        return Drawing(caption, f"{folder.name}/{target.name}")
 
     rows = None
     if 0 < sum(len(section.runs) for section in sections) <= MOST_CSV_RUNS:
@@ -80,16 +82,10 @@ def write_markdown(
 def write_page(
     sections: Sequence[Section], problems: Sequence[RecordError], path: Path, command: str, context: StudyContext
 ) -> str:
-    """Return the text of an HTML page, which contains its figures."""
-
-    def place(i: int, figure: SectionFigure) -> Drawing | None:
-        image = figure.render(sections[i], context) if figure.on_page(context) else None
-        if image is None:
-            return None
-        data = base64.b64encode(image).decode()
-        return Drawing(figure.full_caption(sections[i]), f"data:image/svg+xml;base64,{data}")
-
-    return render_page(compose(sections, place, problems, command, context), sections)
+    """Return the text of an HTML page: the explorer, with the report without its figures as one of its views."""
+    store = ViewedStore(context.name or "store", sections, problems)
+    document = explorer_document([store], title_of(sections, context), command)
+    return render_page(document, compose(sections, lambda i, figure: None, problems, command, context))
 
 
 CSV_COLUMNS = (

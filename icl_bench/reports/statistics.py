@@ -9,11 +9,12 @@ fixed seed, so that a report has the same bytes every time.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # loads scipy.stats, which takes half a second, when it is first used
 from numpy.typing import NDArray
-from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -43,7 +44,7 @@ def wilson(successes: int, trials: int) -> Interval:
     >>> print(f"{low:.2f} {high:.2f}")
     0.38 0.96
     """
-    found = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
+    found = scipy.stats.binomtest(successes, trials).proportion_ci(LEVEL, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
@@ -59,9 +60,10 @@ def median_interval(values: Sequence[float]) -> Interval | None:
     count = len(values)
     if count < 2:
         return None
-    k = max(1, int(stats.binom.ppf((1 - LEVEL) / 2, count, 0.5)))
+    tails = [splits / 2**count for splits in accumulate(math.comb(count, less) for less in range(count // 2))]
+    k = max(1, sum(tail < (1 - LEVEL) / 2 for tail in tails))
     ordered = sorted(values)
-    return Interval(ordered[k - 1], ordered[-k], float(1 - 2 * stats.binom.cdf(k - 1, count, 0.5)))
+    return Interval(ordered[k - 1], ordered[-k], 1 - 2 * tails[k - 1])
 
 
 @lru_cache(maxsize=1024)  # without ties, equal for all samples of equal sizes
@@ -90,8 +92,8 @@ def rank_test(first: Sequence[float], second: Sequence[float]) -> float:
     if np.ptp(values) == 0:
         return 1.0
     if count > MOST_EXACT:
-        return float(stats.mannwhitneyu(values[:size], values[size:], method="asymptotic").pvalue)
-    ranks = (2 * stats.rankdata(values)).astype(int)  # twice the mean rank is an integer
+        return float(scipy.stats.mannwhitneyu(values[:size], values[size:], method="asymptotic").pvalue)
+    ranks = (2 * scipy.stats.rankdata(values)).astype(int)  # twice the mean rank is an integer
     splits = rank_sums(tuple(sorted(ranks.tolist())), size)
     deviations = np.abs(np.arange(len(splits)) * count - size * int(ranks.sum()))
     seen = abs(int(ranks[:size].sum()) * count - size * int(ranks.sum()))
@@ -131,7 +133,7 @@ def shift_between(first: Sequence[float], second: Sequence[float]) -> Shift:
     gaps = np.sort(np.subtract.outer(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)), None)
     if n + m > MOST_EXACT:
         spread = math.sqrt(n * m * (n + m + 1) / 12)
-        k = max(1, math.floor(n * m / 2 - float(stats.norm.ppf((1 + LEVEL) / 2)) * spread))
+        k = max(1, math.floor(n * m / 2 - float(scipy.special.ndtri((1 + LEVEL) / 2)) * spread))
         level = LEVEL
     else:
         splits = rank_sums(tuple(range(1, n + m + 1)), n)[n * (n + 1) // 2 :]
@@ -149,11 +151,11 @@ def clustered_error(accuracy: float, by_data: Sequence[float], examples: int, sc
     all wrong in an example. With fewer than three data seeds it is the latter.
     """
     widest = math.sqrt(accuracy * (1 - accuracy) / examples)
-    bound = float(stats.norm.ppf((1 + LEVEL) / 2)) * widest
+    bound = float(scipy.special.ndtri((1 + LEVEL) / 2)) * widest
     if len(by_data) < 3:
         return bound
     error = max(widest / math.sqrt(scored), float(np.std(by_data, ddof=1)))
-    return min(bound, float(stats.t.ppf((1 + LEVEL) / 2, len(by_data) - 1)) * error)
+    return min(bound, float(scipy.special.stdtrit(len(by_data) - 1, (1 + LEVEL) / 2)) * error)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -171,7 +173,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def fisher_exact(solved: tuple[int, int], runs: tuple[int, int]) -> float:
     """Return the two-sided p value of Fisher's exact test that two proportions of solved runs are equal."""
     table = [[solved[0], runs[0] - solved[0]], [solved[1], runs[1] - solved[1]]]
-    return float(stats.fisher_exact(table).pvalue)
+    return float(scipy.stats.fisher_exact(table).pvalue)
 
 
 class SurvivalTime(NamedTuple):
@@ -229,7 +231,7 @@ def aggregate(scores: Sequence[Sequence[float]]) -> tuple[float, Interval | None
     draws = [runs[rng.integers(0, len(runs), (RESAMPLES, len(runs) - 1))] for runs in tasks]
     shares = np.concatenate([np.full(free, 1 / free) for free in freedom])
     spread = float(interquartile_mean(np.concatenate(draws, axis=1), shares).std())
-    half = float(stats.t.ppf((1 + LEVEL) / 2, sum(freedom))) * spread
+    half = float(scipy.special.stdtrit(sum(freedom), (1 + LEVEL) / 2)) * spread
     return mean, Interval(mean - half, mean + half)
 
 

@@ -102,7 +102,7 @@ def make_spec(
     parts = []
     for part in arch.split("+"):
         try:
-            name, params = parse_spec(part)
+            name, params, _ = parse_spec(part)
         except SpecError:
             name, params = part, {}
         parts.append({"name": name, "version": 1, "params": {**defaults, **params, **(arch_params or {})}})

@@ -50,9 +50,9 @@ def with_lock_in(runs: list[RunRecord]) -> Section:
     return section
 
 
-def bimodal(arch: str, locked: int, level: float) -> list[RunRecord]:
-    """Ten seeds, of which some are locked in at a level."""
-    values = [level + noise(seed) if seed < locked else 0.14 + noise(seed) for seed in range(10)]
+def bimodal(arch: str, locked: int, level: float, seeds: int = 10) -> list[RunRecord]:
+    """Ten or more seeds, of which some are locked in at a level."""
+    values = [level + noise(seed) if seed < locked else 0.14 + noise(seed) for seed in range(seeds)]
     return [make_record(arch, seed, accuracies=(value,) * 3) for seed, value in enumerate(values)]
 
 
@@ -65,6 +65,21 @@ def test_the_primary_test_decides_which_difference_is_claimed() -> None:
     assert ranking.best is not None and ranking.best.label == "linear"
     assert [row.claim for row in ranking.comparisons] == ["ahead"]
     assert ranking.comparisons[0].p == ranking.comparisons[0].p_lock_in < 0.001
+
+
+def test_the_larger_share_of_locked_in_seeds_is_the_best_whatever_the_number_of_seeds() -> None:
+    few = [record for record in bimodal("linear", 10, 0.8) if record.result.seed < 3]
+    (ranking,) = rankings(with_lock_in([*few, *bimodal("softmax", 4, 0.9)]))
+    assert ranking.best is not None and ranking.best.label == "linear"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((20, 0.3), (8, 0.4)), ((19, 0.8), (11, 0.96))], ids=["low median", "median above the share"]
+)
+def test_shares_of_locked_in_seeds_are_compared_with_shares(first: tuple, second: tuple) -> None:
+    (ranking,) = rankings(with_lock_in([*bimodal("linear", *first, 20), *bimodal("softmax", *second, 20)]))
+    assert ranking.best is not None and ranking.best.label == "linear"
+    assert [row.claim for row in ranking.comparisons] == ["ahead"] and ranking.comparisons[0].favourable
 
 
 def test_an_untrained_entry_has_no_rank_and_no_shift() -> None:

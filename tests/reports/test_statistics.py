@@ -120,6 +120,15 @@ def test_intervals_and_tests_are_those_of_scipy() -> None:
         assert fisher_exact((a, b), (n, m)) == pytest.approx(expected, abs=ROUNDING)
 
 
+def test_the_rank_test_counts_up_to_its_limit() -> None:
+    half = statistics.MOST_EXACT // 2
+    for size, method in ((half, "exact"), (half + 1, "asymptotic")):
+        first, second = list(range(size)), [value + 5.5 for value in range(size)]
+        expected = {way: stats.mannwhitneyu(first, second, method=way).pvalue for way in ("exact", "asymptotic")}
+        assert abs(expected["exact"] - expected["asymptotic"]) > 1e-4
+        assert rank_test(first, second) == pytest.approx(expected[method], abs=ROUNDING)
+
+
 def test_interquartile_mean_drops_a_quarter_at_each_end() -> None:
     rows = np.array([[-100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 100.0], [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]])
     assert interquartile_mean(rows, np.ones(8)) == pytest.approx([2.5, 4.5])
@@ -226,6 +235,14 @@ def test_a_fit_looks_one_octave_beyond_the_loads() -> None:
     x = np.log2(np.array(LOADS, dtype=np.float64))
     centres, _ = fits.fit_logistic(x, np.array([[0.0] * 5, [1.0] * 5]))
     assert centres[0] == pytest.approx(x[0] - 1) and x[-1] < centres[1] < x[-1] + 1 + fits.FIT_STEP
+
+
+@pytest.mark.parametrize(
+    ("middle", "side", "value"), [(4, "within", 4), (64, "within", 64), (3.9, "below", 4), (65, "above", 64)]
+)
+def test_a_load_at_the_end_is_measured(middle: float, side: str, value: float) -> None:
+    found = fits.locate(np.array([2.0, middle, 100.0]), LOADS)
+    assert (found.side, found.value, found.interval) == (side, value, (4, 64, 0.75))
 
 
 def test_accuracy_that_does_not_depend_on_load_has_no_capacity() -> None:

@@ -10,7 +10,7 @@ from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Name, Table
 from icl_bench.reports.canvas import FLOOR_LINE, SeriesStyle, draw_seeds, name_ticks, readable
 from icl_bench.reports.context import StudyContext
-from icl_bench.reports.entry import ZERO_ERROR, Entry, field_median, known_median
+from icl_bench.reports.entry import ZERO_ERROR, Entry, cell_of, field_median, known_median
 from icl_bench.reports.panels import draw_panels
 from icl_bench.reports.parts.base import Part, SectionFigure, measured_seeds_remark
 from icl_bench.reports.parts.reach import ceilings, reach_remark
@@ -27,6 +27,31 @@ ERROR_NOTE = (
     "average; a diverged run counts as 1. The oracle's error is due to what the context does not determine. Accuracy, "
     "which ranks architectures, is computed as the task defines it."
 )
+
+
+DIVERGENCE_NOTE = (
+    "Divergence: the Kullback-Leibler divergence of the model's distribution of the next token from the exact one, in "
+    "nats; possible mass: the share of its probability on tokens that can come. Medians of the means over scored "
+    "positions, over the seeds that did not diverge."
+)
+
+
+def divergence_table(section: Section) -> Table:
+    """Make a table of divergence and possible mass in each cell; without rows where no distribution is known."""
+    measures = (("divergence", "divergence"), ("possible mass", "possible_mass"))
+    known = any(run.result.divergence is not None for entry in section.entries for run in entry.scored)
+    rows = [
+        (Name(entry.label), words, *(format_share(known_median_in(entry, cell.label, name)) for cell in section.cells))
+        for entry in section.entries
+        for words, name in measures
+    ]
+    header = ("architecture", "measure", *(Name(cell.label) for cell in section.cells))
+    return Table(header, tuple(rows) if known else (), 2)
+
+
+def known_median_in(entry: Entry, label: str, field: str) -> float | None:
+    """Return the median of a field of the score in a cell, over the seeds that have it."""
+    return known_median(getattr(cell_of(run, label), field, None) for run in entry.scored)
 
 
 def error_table(section: Section) -> Table:
@@ -207,6 +232,7 @@ def accuracy_by_group(section: Section, context: StudyContext) -> Figure | None:
     return figure
 
 
+DIVERGENCE_PART = Part("Divergence from the exact distribution", divergence_table, note=DIVERGENCE_NOTE)
 ERROR_PART = Part("Error by load", error_table, note=ERROR_NOTE)
 LOAD_PART = Part(
     "Accuracy by load",
@@ -227,6 +253,5 @@ GROUP_PART = Part(
         "Accuracy by group of scored positions, over all loads: a dot for each seed, a line through the medians.",
         accuracy_by_group,
         measured_seeds_remark,
-        on_page=lambda context: True,
     ),
 )

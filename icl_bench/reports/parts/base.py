@@ -6,7 +6,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from icl_bench.reports.analysis import Section
-from icl_bench.reports.blocks import Content, Drawing, Notes, Prose, Table, titled
+from icl_bench.reports.blocks import Content, Drawing, Folded, Notes, Prose, Table, titled
 from icl_bench.reports.canvas import MOST_DOTS, figure_settings, svg
 from icl_bench.reports.context import StudyContext
 
@@ -21,8 +21,6 @@ class SectionFigure(NamedTuple):
     """Draw the figure; None where it would show nothing."""
     remark: Callable[[Section], str] = lambda section: ""
     """Return sentences for the caption: on seeds that the figure leaves out, and on lines that few figures have."""
-    on_page: Callable[[StudyContext], bool] = lambda context: False
-    """Return whether an HTML page shows the figure; it leaves out those whose data are in its chart."""
 
     def render(self, section: Section, context: StudyContext) -> bytes | None:
         """Draw the figure as SVG; return None where it would show nothing."""
@@ -45,6 +43,8 @@ class Part(NamedTuple):
     figure: SectionFigure | None = None
     note: Callable[[Section], str | Notes] | str = ""
     """Explanation of the table."""
+    details: Callable[[Section], Folded] | None = None
+    """Make a table that stands folded under the note; without rows it is left out."""
 
     def blocks(self, section: Section, drawing: Drawing | None) -> list[Content]:
         """Return the content of the topic, with its figure if that was drawn; empty where there is nothing to show."""
@@ -53,6 +53,8 @@ class Part(NamedTuple):
         if table is not None and table.rows:
             note = self.note if isinstance(self.note, str) else self.note(section)
             shown += [table, *([Prose(note) if isinstance(note, str) else note] if note else [])]
+            details = self.details(section) if self.details else None
+            shown += [details] if details and details.table.rows else []
         return titled(3, self.heading, *shown) if self.heading else shown
 
 

@@ -104,7 +104,6 @@ PART = Part(
         "capacity",
         "K50 against state, with intervals. Open arrows: beyond the measured loads. Stars: predicted pairs.",
         capacity_by_state,
-        on_page=lambda context: True,
     ),
     NOTE,
 )

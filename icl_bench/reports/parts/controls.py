@@ -11,7 +11,8 @@ from icl_bench.runs.outline import MeasuredRun, seeds_of
 
 OWN_ANSWERS_NOTE = (
     "Shown: after each question the model reads the right answer. Its own: it reads its own answer in that place, "
-    "token by token in the recurrent form, on at most 128 examples of a cell."
+    "token by token in the recurrent form, on at most 128 examples of a cell. Where a task judges whole answers, the "
+    "model reads its own in both rows, in the parallel form and in the recurrent one."
 )
 SCORES = (
     ("shown", "tokens", "accuracy"),
@@ -23,8 +24,9 @@ SCORES = (
 CONTROLS_NOTE = (
     "Runs that are locked in, whether they solve the task or recall a part of it. Rebound: the value of each key is "
     "given to the next key, and the answer must change with it, so that accuracy stays. Refilled: other fillers, which "
-    "must change nothing. No keys: the keys of the context are blanked, so that accuracy must fall to the floor. At "
-    "most 256 examples of a cell."
+    "must change nothing. No keys: the keys of the context are blanked, so that accuracy must fall to the floor. "
+    "Second half and prefix swap: positions in the second half of a row of text, after its own first half and after "
+    "that of another row. At most 256 examples of a cell."
 )
 
 

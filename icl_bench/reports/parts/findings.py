@@ -40,7 +40,7 @@ def findings(section: Section) -> list[str]:
 def question(section: Section, ranked: Sequence[Ranking]) -> str:
     """Write the question that the runs answer."""
     names = [entry.label for entry in section.entries]
-    many = f"{len(names)} architectures of {enumerate_words(section.families)}"
+    many = f"{len(names)} architectures of {len(section.families)} families"
     who = ("does " if len(names) == 1 else "do ") + (enumerate_words(names) if len(names) <= MOST_NAMED else many)
     loads = sorted({cell.load for cell in section.cells})
     at = f" at {format_span(loads)} {section.load_name}" if loads else ""
@@ -100,13 +100,14 @@ def at_state(ranking: Ranking) -> str:
             gaps = [f" ({gap(row.shift, ' ')})" if row.shift and claim == "ahead" else "" for row in rows]
             names = [short_name(row.other, ranking) + told for row, told in zip(rows, gaps, strict=True)]
             parts.append(words.format(enumerate_some(names)))
-    return f"{where} {short_name(ranking.best, ranking)} {enumerate_words(parts)}"
+    return f"{where}, {short_name(ranking.best, ranking)} {enumerate_words(parts)}"
 
 
 def short_name(entry: Entry, ranking: Ranking) -> str:
-    """Return the family of an entry, where it has no other entry of this size, else the label."""
+    """Return the family of an entry, or its label where others of this size are of the family, without the place."""
     families = [other.family for other in ranking.entries]
-    return entry.family if families.count(entry.family) == 1 else entry.label
+    name = entry.family if families.count(entry.family) == 1 else entry.label
+    return name.removesuffix(f", {ranking.group.where}")
 
 
 def single(entry: Entry, section: Section) -> str:

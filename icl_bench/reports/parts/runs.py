@@ -57,6 +57,10 @@ def environment_blocks(runs: Sequence[Outline]) -> list[Content]:
         warnings.append(f"the runs differ in {enumerate_words(mixed)}; {rule}.")
     if differing_data(runs):
         warnings.append("runs of the same task and data seed began training on different examples.")
+    for task, versions in mixed_versions(runs).items():
+        warnings.append(
+            f"the runs of {task} are on versions {enumerate_words(versions)} of its data; they do not compare."
+        )
     table = Table(("property", "value"), tuple((key, Name(values_text(found))) for key, found in counts.items()), 2)
     return titled(2, "Environment", *(Prose(text, warning=True) for text in warnings), table)
 
@@ -80,6 +84,16 @@ def values_text(values: Counter[str]) -> str:
     """Format the only value, or each value with its number of runs."""
     listed = "; ".join(f"{value} ({number})" for value, number in sorted(values.items()))
     return listed if len(values) > 1 else next(iter(values))
+
+
+def mixed_versions(runs: Sequence[Outline]) -> dict[str, list[str]]:
+    """Return the versions of the data of each task of which the runs have several."""
+    settings = {run.setting for run in runs}
+    known = sorted({(one.spec["task"]["name"], one.spec["task"]["version"]) for one in settings})
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, version in known:
+        found[name].append(str(version))
+    return {name: versions for name, versions in found.items() if len(versions) > 1}
 
 
 def differing_data(runs: Sequence[Outline]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from icl_bench.reports.analysis import Section
-from icl_bench.reports.blocks import Name, Table
+from icl_bench.reports.blocks import Folded, Name, Table
 from icl_bench.reports.entry import Entry, cell_of, known_median
 from icl_bench.reports.parts.base import Part
 from icl_bench.reports.statistics import wilson
@@ -11,7 +11,7 @@ from icl_bench.reports.text import NONE, format_integer, format_interval
 from icl_bench.runs.record import SOLVED
 
 NOTE = (
-    f"A seed solves a cell with a test accuracy of at least {SOLVED}, and a group of scored positions likewise. In "
+    f"A seed solves a cell with a test accuracy of at least {SOLVED}. In "
     "brackets: Wilson's interval at 95 %. Solved at: the first validated step with such an accuracy over all cells, "
     "median over the seeds that reached it. The table is shown where seeds of an architecture differ: a mean over "
     "those that solved a cell and those that did not describes neither."
@@ -24,7 +24,7 @@ def jumps(entry: Entry, label: str) -> bool:
 
 
 def solved_table(section: Section) -> Table:
-    """Make a table of solved seeds by cell and group; without rows where no architecture has both kinds of seeds."""
+    """Make a table of solved seeds by cell; without rows where no architecture has both kinds of seeds."""
     if not any(jumps(entry, cell.label) for entry in section.entries for cell in section.cells):
         return Table(("architecture",), ())
     labels = [cell.label for cell in section.cells]
@@ -33,12 +33,20 @@ def solved_table(section: Section) -> Table:
         steps = known_median([run.result.solved_at for run in entry.scored])
         solved_at = NONE if steps is None else format_integer(round(steps))
         counts = (share([accuracy >= SOLVED for accuracy in entry.in_cell(label).values()]) for label in labels)
-        rows.append((Name(entry.label), "all", *counts, solved_at))
-        rows += [
-            (Name(entry.label), Name(group), *(share(solved_groups(entry, label, group)) for label in labels), NONE)
-            for group in group_names(section)
-        ]
-    return Table(("architecture", "positions", *map(Name, labels), "solved at"), tuple(rows), 2)
+        rows.append((Name(entry.label), *counts, solved_at))
+    return Table(("architecture", *map(Name, labels), "solved at"), tuple(rows))
+
+
+def solved_details(section: Section) -> Folded:
+    """Make a folded table of solved seeds by group of scored positions, of groups in which seeds differ."""
+    labels = [cell.label for cell in section.cells]
+    rows = [
+        (Name(entry.label), Name(group), *(share(solved_groups(entry, label, group)) for label in labels))
+        for entry in section.entries
+        for group in group_names(section)
+    ]
+    table = Table(("architecture", "positions", *map(Name, labels)), tuple(rows), 2)
+    return Folded("Solved seeds by group of scored positions", table)
 
 
 def group_names(section: Section) -> list[str]:
@@ -68,4 +76,4 @@ def share(solved: list[bool]) -> str:
     return f"{sum(solved)}/{len(solved)} {format_interval(wilson(sum(solved), len(solved)), 2)}"
 
 
-PART = Part("Solved seeds", solved_table, note=NOTE)
+PART = Part("Solved seeds", solved_table, note=NOTE, details=solved_details)

@@ -85,6 +85,5 @@ PART = Part(
         "medians of a family.",
         recall_by_state,
         lambda section: measured_seeds_remark(section) + reach_remark(section),
-        on_page=lambda context: bool(context.published),
     ),
 )

@@ -9,7 +9,7 @@ from icl_bench.commands.tables import results_table
 from icl_bench.reports.blocks import Heading, Table
 from icl_bench.reports.context import NO_STUDY
 from icl_bench.reports.document import compose
-from icl_bench.reports.parts.accuracy import cell_table, error_table, group_table, ranking_note
+from icl_bench.reports.parts.accuracy import cell_table, divergence_table, error_table, group_table, ranking_note
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.summary import main_table
 from icl_bench.reports.text import NONE
@@ -63,6 +63,13 @@ def test_a_diverged_run_counts_as_answering_0() -> None:
     section = section_of([*RUNS, dead, make_record("linear", 4, status="diverged")])
     (linear,) = (entry for entry in section.entries if entry.label == "linear")
     assert sorted(linear.errors.values())[2:] == [0.5, 1.0, 1.0]
+
+
+def test_divergences_from_exact_distributions_have_a_table() -> None:
+    runs = [with_cells(make_record(seed=s), divergence=0.1 * (1 + s), possible_mass=0.9) for s in range(3)]
+    table = divergence_table(section_of(runs))
+    assert [row[1:3] for row in table.rows] == [("divergence", "0.200"), ("possible mass", "0.900")]
+    assert divergence_table(section_of(RUNS)).rows == ()
 
 
 def test_tokens_have_no_errors() -> None:

@@ -60,7 +60,7 @@ def test_sizes_are_ranked_among_equals() -> None:
     found = rankings(section_of([*small, *large, *loose]))
     assert [ranking.best.label for ranking in found if ranking.best] == ["linear", "window:w=32"]
     text = sentences([*small, *large, *loose])
-    assert "at 1,000 to 1,040 state elements linear is ahead of window (by 0.100 [0.096, 0.104])" in text
+    assert "at 1,000 to 1,040 state elements, linear is ahead of window (by 0.100 [0.096, 0.104])" in text
     assert "not ranked, for lack of a match in state: 1 architecture" in text
 
 

@@ -1,0 +1,174 @@
+"""The documentation site: README and pages of `docs/`, the glossary and the Python face, built by Zensical.
+
+    python -m docs.site build/site
+
+Sources are written to a folder of their own, because links between them are those of a repository: a link to a page
+leads to that page of the site, a link to any other file to the repository. The site loads nothing from a network. Its
+links and anchors are checked; the exit status is 1 where one leads nowhere.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from icl_bench.reports.explorer.glossary import GLOSSARY
+
+ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = "https://github.com/icl-bench/icl-bench/blob/main/"
+CHAPTERS: Mapping[str, tuple[str, ...]] = {
+    "Start": ("README.md", "docs/your_layer.md", "docs/python.md", "glossary.md"),
+    "Use": ("docs/cli.md", "docs/tasks.md", "docs/architectures.md", "docs/study-files.md", "docs/engines.md"),
+    "Results": ("docs/studies/README.md", "docs/records.md", "docs/statistics.md", "docs/log.md"),
+    "Inside": ("docs/design.md", "docs/kernels.md", "docs/security.md", "CONTRIBUTING.md", "reference.md"),
+    "Releases": ("CHANGELOG.md",),
+}
+"""Pages by chapter, as paths in the repository; `glossary.md` and `reference.md` are written here."""
+FACE = ("icl_bench.api.functions", "icl_bench.api.results", "icl_bench.harness.session")
+"""Modules of the Python face, whose docstrings are the reference."""
+LINK = re.compile(r"(\]\(|src=\")([^)\s\"]+)")
+CONFIGURATION = """
+[project]
+site_name = "icl-bench"
+site_description = "Recall from context against state size, for sequence-mixing layers"
+repo_url = "https://github.com/icl-bench/icl-bench"
+use_directory_urls = false
+nav = [{nav}]
+
+[project.theme]
+font = false
+features = ["navigation.sections", "navigation.footer", "search.highlight", "content.code.copy"]
+palette = [
+    {{ media = "(prefers-color-scheme: light)", scheme = "default" }},
+    {{ media = "(prefers-color-scheme: dark)", scheme = "slate" }},
+]
+
+[project.plugins.mkdocstrings.handlers.python]
+paths = ["{root}"]
+
+[project.plugins.mkdocstrings.handlers.python.options]
+docstring_style = "google"
+show_source = false
+show_root_heading = true
+show_root_full_path = false
+heading_level = 2
+filters = ["!^_"]
+
+[project.markdown_extensions.attr_list]
+[project.markdown_extensions.tables]
+[project.markdown_extensions.md_in_html]
+[project.markdown_extensions.pymdownx.superfences]
+[project.markdown_extensions.pymdownx.highlight]
+[project.markdown_extensions.toc]
+permalink = true
+slugify = {{ object = "pymdownx.slugs.slugify", kwds = {{ case = "lower" }} }}
+"""
+
+
+def staged_name(path: str) -> str:
+    """Return the path in the site of a page or picture of the repository."""
+    return "index.md" if path == "README.md" else path.removeprefix("docs/").replace("README.md", "index.md")
+
+
+def stage(folder: Path) -> None:
+    """Write the sources of the site to a folder: pages, pictures, and the configuration."""
+    content = folder / "docs"
+    shutil.rmtree(folder, ignore_errors=True)
+    sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.is_file()]
+    pages = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(path for path in sources if path.endswith(".md"))]
+    pictures = [path for path in sources if path.endswith((".svg", ".png"))]
+    for path in (*pages, *pictures):
+        target = content / staged_name(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path in pages:
+            target.write_text(linked((ROOT / path).read_text(), path, {*pages, *pictures}))
+        else:
+            shutil.copyfile(ROOT / path, target)
+    terms = "\n\n".join(
+        f"## {term}\n\n{words}" for term, words in sorted(GLOSSARY.items(), key=lambda one: one[0].lower())
+    )
+    (content / "glossary.md").write_text(f"# Glossary\n\n{terms}\n")
+    (content / "reference.md").write_text("# Python reference\n\n" + "\n".join(f"::: {name}\n" for name in FACE))
+    nav = ", ".join(f'{{"{chapter}" = [{", ".join(map(quoted, paths))}]}}' for chapter, paths in CHAPTERS.items())
+    (folder / "zensical.toml").write_text(CONFIGURATION.format(nav=nav, root=ROOT.as_posix()))
+
+
+def quoted(path: str) -> str:
+    """Return the page of a path in the repository as a string of TOML."""
+    return f'"{staged_name(path)}"'
+
+
+def linked(text: str, path: str, there: set[str]) -> str:
+    """Return the text of a page with links to pages and pictures of the site, or to the repository, outside of code."""
+    parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.DOTALL | re.MULTILINE)
+
+    def moved(found: re.Match[str]) -> str:
+        target, mark, anchor = found[2].partition("#")
+        if not target or urlsplit(target).scheme:
+            return found[0]
+        whole = (ROOT / path).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
+        here = Path(staged_name(path)).parent
+        name = relative(Path(staged_name(whole)), here) if whole in there else REPOSITORY + whole
+        return f"{found[1]}{name}{mark}{anchor}"
+
+    return "".join(part if i % 2 else LINK.sub(moved, part) for i, part in enumerate(parts))
+
+
+def relative(path: Path, folder: Path) -> str:
+    """Return a path of the site relative to a folder of it."""
+    up = len(folder.parts)
+    return "../" * up + path.as_posix()
+
+
+class Anchors(HTMLParser):
+    """Collect the anchors of a page, and the places that it links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep ids, links and sources."""
+        for name, value in attrs:
+            if value and name in ("id", "name"):
+                self.names.add(value)
+            elif value and (name == "href" or name == "src"):
+                self.links.append(value)
+
+
+def broken_links(site: Path) -> Iterator[str]:
+    """Yield each link of a built site that leads to no file or to no anchor of it."""
+    pages = {path: Anchors(path.read_text()) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = target / "index.html" if target.is_dir() else target
+            known = pages.get(target)
+            if not target.is_file() or (parts.fragment and known and unquote(parts.fragment) not in known.names):
+                yield f"{path.relative_to(site)}: {link}"
+
+
+def main() -> None:
+    """Build the site and check its links."""
+    target = Path(sys.argv[1]).resolve()
+    sources = target.with_name(f"{target.name}-sources")
+    stage(sources)
+    subprocess.run([sys.executable, "-m", "zensical", "build", "--clean"], cwd=sources, check=True)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.move(sources / "site", target)
+    broken = list(dict.fromkeys(broken_links(target)))
+    sys.stdout.write("".join(f"leads nowhere: {line}\n" for line in broken) + f"{target}\n")
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

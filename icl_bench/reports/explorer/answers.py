@@ -1,0 +1,216 @@
+"""Titles of the explorer's figures: the answer that each figure gives, in words, with its uncertainty.
+
+The numbers are those of the report (rankings, fits, windows, survival); a title claims nothing that a report does not.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from icl_bench.reports.analysis import Section
+from icl_bench.reports.entry import Entry
+from icl_bench.reports.parts.across import Standing
+from icl_bench.reports.parts.capacity import load_interval
+from icl_bench.reports.parts.findings import gap, medians, no_ranking, short_name, single
+from icl_bench.reports.parts.learning import LEVELS, reached
+from icl_bench.reports.ranking import Claim, Ranking, rankings
+from icl_bench.reports.recall import Recall, recalls
+from icl_bench.reports.statistics import rate_window, survival
+from icl_bench.reports.text import (
+    enumerate_words,
+    format_count,
+    format_failures,
+    format_interval,
+    format_level,
+    format_load,
+    format_number,
+    format_share,
+)
+from icl_bench.runs.outline import Outline
+
+MOST_IN_TITLE = 2
+"""Largest number of entries that a title names one by one."""
+OTHER_CLAIMS: Mapping[Claim, str] = {
+    "not significant": "does not differ significantly from {}",
+    "rate decides": "is ahead of {} at the chosen learning rates only",
+    "not compared": "is not compared with {}, for lack of two seeds",
+    "untrained": "has no opponent in {}, untrained",
+}
+"""Claims of a comparison without a difference, in words."""
+
+
+def recall_answer(section: Section) -> str:
+    """Answer which entry recalls most: a sentence for each of up to two groups of matched state, else their numbers."""
+    scored = [entry for entry in section.entries if entry.accuracies]
+    if not scored or not section.cells:
+        return "No run ended with a score"
+    if len(scored) == 1:
+        return single(scored[0], section)
+    ranked = rankings(section)
+    if max(ranking.most_seeds for ranking in ranked) == 1:
+        return f"No ranking, since every architecture has one seed; {medians(scored)}"
+    if len(ranked) <= MOST_IN_TITLE:
+        return "; ".join(group_answer(ranking) for ranking in ranked)
+    return groups_answer(ranked)
+
+
+def groups_answer(ranked: Sequence[Ranking]) -> str:
+    """Count the groups of matched state in which each family is ahead, with the range of the claimed differences."""
+    ahead: Counter[str] = Counter()
+    shifts: dict[str, list[float]] = {}
+    for ranking in ranked:
+        rows = ranking.by_claim.get("ahead", [])
+        if ranking.best is not None and rows:
+            name = ranking.best.family
+            ahead[name] += 1
+            shifts.setdefault(name, []).extend(row.shift.value for row in rows if row.shift)
+    parts = [
+        f"{name} is ahead at {number} of {len(ranked)} (by {min(shifts[name]):.3f} to {max(shifts[name]):.3f})"
+        for name, number in ahead.most_common(MOST_IN_TITLE)
+    ]
+    rest = len(ranked) - ahead.total()
+    if not parts:
+        return f"In none of {len(ranked)} groups of matched state is a difference significant"
+    parts += [f"no difference is significant at {rest}"] if rest else []
+    return f"Of {len(ranked)} groups of matched state, {enumerate_words(parts)}"
+
+
+def group_answer(ranking: Ranking) -> str:
+    """Answer which entry of a group is best, against how many others, and by how much at least."""
+    where = f", {ranking.group.where}" if ranking.group.where else ""
+    if ranking.best is None:
+        return no_ranking(ranking) + where
+    if ranking.most_seeds == 1:
+        return f"no ranking, since every architecture has one seed{where}"
+    rows, name = ranking.by_claim, short_name(ranking.best, ranking)
+    if where and name.endswith(where):
+        where = ""
+    ahead = sorted(rows.get("ahead", []), key=lambda row: row.shift.value if row.shift else 0.0)
+    parts = []
+    if 0 < len(ahead) <= MOST_IN_TITLE:
+        gaps = [f"{short_name(row.other, ranking)} ({gap(row.shift, ' ')})" for row in ahead if row.shift]
+        parts.append(f"recalls more than {enumerate_words(gaps)}")
+    elif ahead and ahead[0].shift:
+        nearest = f"the nearest, {short_name(ahead[0].other, ranking)}, {gap(ahead[0].shift, ' ')}"
+        parts.append(f"recalls more than {len(ahead)} of {len(ranking.comparisons)} others ({nearest})")
+    for claim, words in OTHER_CLAIMS.items():
+        found = [short_name(row.other, ranking) for row in ranking.comparisons if row.claim == claim]
+        if found:
+            parts.append(words.format(few_names(found)))
+    return f"{name}{where} {enumerate_words(parts)}" if parts else f"{name}{where} has the best median"
+
+
+def few_names(names: Sequence[str]) -> str:
+    """Enumerate one or two names, or count more."""
+    return enumerate_words(names) if len(names) <= MOST_IN_TITLE else f"{len(names)} others"
+
+
+def capacity_answer(section: Section) -> str:
+    """Answer at which load half of recall is lost: by entry, or the largest and the smallest."""
+    fits = [(row, row.capacity.k50) for row in recalls(section) if row.capacity]
+    if not fits:
+        return "No load at which recall falls to one half can be fitted"
+    fits.sort(key=lambda fit: -fit[1].value)
+    words = [f"{row.entry.label} at {half_load(row)}" for row, _ in fits]
+    unit = section.load_name
+    if len(words) <= MOST_IN_TITLE:
+        return f"Recall falls to one half for {enumerate_words(words)} {unit}"
+    return f"Recall falls to one half latest for {words[0]} {unit}, first for {words[-1]}"
+
+
+def half_load(row: Recall) -> str:
+    """Write K50 with its interval."""
+    assert row.capacity is not None
+    found = row.capacity.k50
+    interval = load_interval(found)
+    return f"{format_load(found)} {interval}" if interval[0] == "[" else format_load(found)
+
+
+def rates_answer(section: Section) -> str:
+    """Answer how wide the windows of good learning rates are."""
+    swept = [entry for entry in section.entries if len(entry.rates) > 1]
+    if not swept:
+        return "No learning rates were swept"
+    windows = sorted(
+        (rate_window([rate.rate for rate in one.rates], [max(0.0, rate.score) for rate in one.rates]), one.label)
+        for one in swept
+    )
+    written = [f"{'≥ ' if window.open_end else ''}{window.decades:.2f} ({label})" for window, label in windows]
+    edges = sum(entry.at_edge for entry in swept)
+    note = f"; {format_count(edges, 'choice')} at an edge of the sweep" if edges else ""
+    if len(written) == 1:
+        return f"The window of good learning rates spans {written[0]} decades{note}"
+    return f"Windows of good learning rates span {written[0]} to {written[-1]} decades{note}"
+
+
+def learning_answer(section: Section) -> str:
+    """Answer which entry first reaches the upper level of validation accuracy, and when."""
+    times: list[tuple[float, Entry, int, int]] = []
+    validated = [entry for entry in section.entries if any(run.curve for run in entry.scored)]
+    for entry in validated:
+        found = [reached(run, LEVELS[-1]) for run in entry.scored]
+        middle = survival([one.updates for one in found], [one.there for one in found]).median
+        if middle is not None:
+            times.append((middle, entry, sum(one.there for one in found), len(found)))
+    if not validated:
+        return "No validation was recorded"
+    if not times:
+        return f"No architecture reaches a validation accuracy of {LEVELS[-1]} in half of its seeds"
+    middle, entry, there, total = min(times, key=lambda row: (row[0], row[1].label))
+    when = f"after a median of {format_number(middle)} updates ({there} of {total} seeds)"
+    first = f"{entry.label} reaches {LEVELS[-1]} {when}"
+    rest = len(validated) - len(times)
+    return f"{first}; {rest} of {len(validated)} do not in half of their seeds" if rest else first
+
+
+def failure_answer(runs: Sequence[Outline]) -> str:
+    """Answer how many runs failed, and with which status."""
+    failed = [run.status for run in runs if run.status != "ok"]
+    return (
+        f"{format_failures(failed)} of {format_count(len(runs), 'run')}"
+        if failed
+        else f"No run of {len(runs):,} failed"
+    )
+
+
+def matrix_answer(rows: Sequence[Standing], tasks: int) -> str:
+    """Answer which architecture has the best interquartile mean over tasks; empty where none has a score on all."""
+    if not rows:
+        return ""
+    first, *others = sorted(rows, key=lambda row: -row.mean)
+    words = f"Over {format_count(tasks, 'task')}, {first.name} has the best interquartile mean, {standing_text(first)}"
+    return f"{words}; next is {others[0].name}, {standing_text(others[0])}" if others else words
+
+
+def standing_text(row: Standing) -> str:
+    """Write an interquartile mean with its interval."""
+    return f"{format_share(row.mean)} {format_interval(row.interval)}" if row.interval else format_share(row.mean)
+
+
+def median_text(entry: Entry) -> str:
+    """Write the median accuracy of an entry with its interval and level."""
+    if entry.interval is None:
+        return format_share(entry.accuracy)
+    return f"{format_share(entry.accuracy)} {format_interval(entry.interval)} ({format_level(entry.interval)})"
+
+
+def load_answer(section: Section) -> str:
+    """Answer which entry recalls most, unless a figure of states has said it."""
+    return "" if section.differs_in_state else recall_answer(section)
+
+
+FIGURE_ANSWERS: Mapping[str, Callable[[Section], str]] = {
+    "recall-by-state": recall_answer,
+    "accuracy-by-load": load_answer,
+    "capacity": capacity_answer,
+    "learning-rates": rates_answer,
+    "learning-curves": learning_answer,
+}
+"""Answers that the figures of a report give, by the name of the figure."""
+
+
+def answered_caption(name: str, section: Section, caption: str) -> str:
+    """Return the caption of a figure behind its answer, if it gives one."""
+    answer = FIGURE_ANSWERS[name](section) if name in FIGURE_ANSWERS else ""
+    return (
+        f"{answer[0].upper() if answer.startswith('no ') else answer[0]}{answer[1:]}. {caption}" if answer else caption
+    )
