@@ -5,9 +5,9 @@
 A fault changes one operator, constant or condition on one line. Faults are drawn with a seed, as many in each area,
 from all lines of the area. Each is planted in a copy of the checkout, in a temporary folder. The tests of its module
 run first; if these pass, the tests that name the module and those beside its own; then those of its area (not with
-`--quick`). A process that has imported torch is forked for every run of tests. Results are written after each fault,
-and the same command goes on after an interruption; `--again` tries the faults that survived once more, after tests
-were added.
+`--quick`). A test that fails counts if it passes without the fault; one that does not is left out from then on. A
+process that has imported torch is forked for every run of tests. Results are written after each fault, and the same
+command goes on after an interruption; `--again` tries the faults that survived once more, after tests were added.
 
 Not drawn: texts, annotations, decorators, what is raised, and calls that only log.
 """
@@ -28,7 +28,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,6 +66,10 @@ IMPORTS_ALL = "tests/test_registry.py"
 QUICK_FILES = 6
 """Number of files of tests that name a module and run with `--quick`."""
 SURVIVED, NOTICED, HANGED = "survived", "noticed", "hanged"
+EQUIVALENT: Mapping[tuple[str, str], str] = {}
+"""Reasons why a fault changes nothing that anybody could notice, by its module and its line."""
+FAILING: set[str] = set()
+"""Tests that fail without any fault, on this machine."""
 
 
 @dataclass
@@ -105,32 +109,25 @@ def main() -> None:
     import_early()
     with tempfile.TemporaryDirectory() as scratch:
         copies = [copy_checkout(Path(scratch) / str(i)) for i in range(asked.jobs)]
-        check_tests(copies[0], left, asked.quick)
         with ThreadPoolExecutor(asked.jobs) as pool:
-            for fault in pool.map(lambda fault: try_fault(fault, copies, asked.quick), left):
+            for done in as_completed([pool.submit(try_fault, fault, copies, asked.quick) for fault in left]):
+                fault = done.result()
                 asked.results.write_text(json.dumps([asdict(one) for one in faults], indent=1))
                 told = f"{fault.path}:{fault.line}: {fault.before.strip()}  ->  {fault.after.strip()}"
                 print(f"{fault.outcome} in {fault.seconds:.0f} s: {told} {fault.by}", flush=True)
+    print(f"left out, because they fail without a fault: {sorted(FAILING)}")
     summarise(faults)
 
 
-def check_tests(folder: Path, faults: Sequence[Fault], quick: bool) -> None:
-    """Run the tests that come first for these faults, or all of them, without a fault; AssertionError if one fails."""
-    runs = [list(stages(folder, fault, quick)) for fault in faults]
-    chosen = {test for stages in runs for stage in stages[: 1 if quick else None] for test in stage}
-    files = sorted((test for test in chosen if "/" in test), reverse=True)  # without a choice of examples by name
-    passed, why = run_tests(folder, files)
-    assert passed == SURVIVED, f"the tests fail without a fault: {why}"
-    print(f"{len(files)} files of tests pass without a fault", flush=True)
-
-
 def summarise(faults: Sequence[Fault]) -> None:
-    """Print the share of faults that were noticed, by area."""
-    for area in AREAS:
-        found = Counter(fault.outcome for fault in faults if fault.area == area)
-        tried = sum(found.values()) - found[""]
-        if tried:
-            print(f"{area}: {tried - found[SURVIVED]} of {tried} noticed, {found[HANGED]} of them by a hang")
+    """Print the share of faults that were noticed, by area; faults that change nothing do not count."""
+    counted = [fault for fault in faults if fault.outcome and (fault.path, fault.after.strip()) not in EQUIVALENT]
+    for area in (*AREAS, "all"):
+        found = Counter(fault.outcome for fault in counted if area in (fault.area, "all"))
+        if found:
+            told = f"{found[NOTICED] + found[HANGED]} of {found.total()} noticed, {found[HANGED]} of them by a hang"
+            print(f"{area}: {told}")
+    print(f"{sum(bool(fault.outcome) for fault in faults) - len(counted)} more change nothing")
 
 
 def draw(areas: Sequence[str], count: int, seed: int) -> list[Fault]:
@@ -246,9 +243,15 @@ def try_fault(fault: Fault, copies: list[Path], quick: bool) -> Fault:
         copies.append(folder)
         return fault
     try:
-        path.write_text(changed)
         for tests in stages(folder, fault, quick):
-            fault.outcome, fault.by = run_tests(folder, tests)
+            fault.outcome, fault.by = NOTICED, ""
+            while fault.outcome == NOTICED:
+                path.write_text(changed)
+                fault.outcome, fault.by = run_tests(folder, tests)
+                path.write_text(whole)
+                if fault.outcome == NOTICED and run_tests(folder, [test_of(fault.by)])[0] == SURVIVED:
+                    break
+                FAILING.update([test_of(fault.by)] if fault.outcome == NOTICED else [])
             if fault.outcome != SURVIVED:
                 break
     finally:
@@ -256,6 +259,12 @@ def try_fault(fault: Fault, copies: list[Path], quick: bool) -> Fault:
         copies.append(folder)
     fault.seconds = round(time.monotonic() - started, 1)
     return fault
+
+
+def test_of(line: str) -> str:
+    """Return the test, or the file of tests, that a line of pytest's summary names; any file if it names none."""
+    found = re.fullmatch(r"(?:FAILED|ERROR) (\S.*?)(?: - .*)?", line)
+    return found[1] if found else IMPORTS_ALL
 
 
 def planted(text: str, fault: Fault) -> str | None:
@@ -302,7 +311,8 @@ def naming(folder: Path, path: Path) -> list[str]:
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[str, str]:
-    """Run tests in a fork until the first fails; return the outcome and the test that failed."""
+    """Run tests in a fork until the first fails; return the outcome and the line that names the test that failed."""
+    tests = [test for test in tests if test not in FAILING]
     if not tests:
         return SURVIVED, ""
     out = folder.with_suffix(".out")
@@ -317,7 +327,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[str, str]:
             failed = [
                 line for line in out.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))
             ]
-            return (SURVIVED if code in (0, 5) else NOTICED), (failed or [f"status {code}"])[0][:160] if code else ""
+            return (SURVIVED if code in (0, 5) else NOTICED), (failed or [f"status {code}"])[0] if code else ""
         grown = out.stat().st_size if out.exists() else 0
         if grown != size:
             size, since = grown, time.monotonic()
@@ -343,8 +353,9 @@ def run_in_fork(folder: Path, tests: Sequence[str], out: Path) -> None:
         import pytest
 
         # What is slow or needs a GPU is no ordinary test; a hang of one example is a failure at once.
+        left_out = [f"--{'deselect' if '::' in test else 'ignore'}={test}" for test in FAILING]
         status = int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=line",
-                                  "-m", "not slow and not gpu", *tests]))  # fmt: skip
+                                  "-m", "not slow and not gpu", *left_out, *tests]))  # fmt: skip
     except BaseException:
         traceback.print_exc()
     finally:

@@ -26,7 +26,7 @@ from icl_bench.runs.store.attempt import attempts
 from icl_bench.runs.store.faults import CRASH_VARIABLE
 from tests import hostile
 from tests.harness.scenes import TASK, TINY
-from tests.runs.records import finished, spec
+from tests.runs.records import finished, kept_files, spec
 
 LONGEST = 5.0
 """Seconds of processor time after which a command counts as a hang."""
@@ -112,7 +112,7 @@ def untrained() -> Iterator[None]:
     """Leave out training, and the results that there are none of."""
     with ExitStack() as patches:
         patches.enter_context(
-            mock.patch("icl_bench.harness.engines.base.Executor.finish", lambda *arguments, **named: [])
+            mock.patch("icl_bench.harness.engines.executor.Executor.finish", lambda *arguments, **named: [])
         )
         patches.enter_context(mock.patch("icl_bench.commands.run.finish", lambda *arguments, **named: None))
         yield
@@ -162,12 +162,13 @@ def reading(store: str, run: str, folder: Path) -> list[tuple[str, ...]]:
         *2 * [("runs", "verify", "--store", store), ("merge", store, "--store", merged)],
         ("runs", "export", table, "--store", store),
         ("report", store, "-o", str(folder / "report.md")), ("report", store, "-o", str(folder / "report.html")),
+        ("view", store, "-o", str(folder / "page")),
     ]  # fmt: skip
 
 
 def clear(folder: Path) -> None:
     """Delete what the commands that read a store have written beside it."""
-    for name in ("merged", "report_files"):
+    for name in ("merged", "report_files", "page"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("runs.csv", "report.md", "report.html"):
         (folder / name).unlink(missing_ok=True)
@@ -270,7 +271,7 @@ class Places(NamedTuple):
             call(*TRAIN, str(filled.root))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         (cut,) = attempts(filled.root)
-        written(filled.root, 0)
+        finished(filled, spec(0), kept=kept_files(spec(0)))
         written(folder / "other", 1)
         places = cls(folder, cut.run_id)
         places.furnish()
@@ -313,7 +314,9 @@ class Places(NamedTuple):
         whole = spec(0).id
         writing = [(*TRAIN, store), ("merge", str(self.folder / "other"), "--store", store),
                    ("runs", "rm", whole, "--store", store)]  # fmt: skip
-        return [*reading(store, whole, self.folder), *4 * writing, writing[0]]
+        samples = ("samples", whole, "--store", store)
+        backwards = ("merge", store, "--store", str(self.folder / "merged"))
+        return [*reading(store, whole, self.folder), samples, backwards, *4 * writing, writing[0]]
 
 
 def fuzz_places(folder: Path, count: int, seed: int) -> Found:
@@ -331,6 +334,20 @@ def fuzz_places(folder: Path, count: int, seed: int) -> Found:
                 wrong.append("outside was touched")
                 places.furnish()
             yield f"{what}: {' '.join(command)}", wrong
+
+
+def fuzz_samples(folder: Path, count: int, seed: int) -> Found:
+    """Damage the kept examples of a run, digests fitting, and print them."""
+    drawn, good = random.Random(seed), json.loads(kept_files(spec(0))["samples.json"])
+    for _ in range(count):
+        plain = json.loads(json.dumps(good))
+        hostile.poison(plain, drawn)
+        data = hostile.line_of(plain)
+        finished(Store(folder), spec(0), kept={"samples.json": data})
+        more = ["--json"] if drawn.random() < 0.5 else ["--wrong", "--examples", "5"]
+        ended = call("samples", spec(0).id, "--store", str(folder), *more)
+        yield repr(data[:500]), wrong_end(ended) + (wrong_json(ended.out) if ended.out and "--json" in more else [])
+        shutil.rmtree(folder)
 
 
 def fuzz_checkpoints(folder: Path, count: int, seed: int) -> Found:

@@ -51,6 +51,10 @@ def test_records_that_must_be_refused(tmp_path) -> None:
     assert list(fuzzing.accepted_records(tmp_path)) == []
 
 
+def test_kept_examples_whose_digests_fit(tmp_path) -> None:
+    assert_survived(fuzzing.fuzz_samples(tmp_path / "samples", 20, 11))
+
+
 def test_things_in_wrong_places(tmp_path) -> None:
     assert_survived(fuzzing.fuzz_places(tmp_path, 20, 5))
 
@@ -64,5 +68,6 @@ def test_ten_thousand_hostile_inputs(work, tmp_path) -> None:
     fuzz_texts(work, 2500)
     assert_survived(fuzzing.fuzz_studies(tmp_path, 2500, 7))
     assert_survived(fuzzing.fuzz_records(tmp_path, 2000, 8))
+    assert_survived(fuzzing.fuzz_samples(tmp_path / "samples", 200, 12))
     assert_survived(fuzzing.fuzz_places(tmp_path / "places", 400, 9))
     assert_survived(fuzzing.fuzz_checkpoints(tmp_path / "checkpoints", 100, 10))

@@ -5,6 +5,7 @@ from typing import Any
 
 from icl_bench.escapes import csv_text
 from icl_bench.runs.outline import MeasuredRun
+from icl_bench.runs.probes import ending_of
 from icl_bench.runs.record import CellScore, RunRecord
 
 ColumnValue = str | int | float | None
@@ -15,12 +16,13 @@ RUN_COLUMNS: Mapping[str, type] = {
     **{"p": int, "seed": int, "data_seed": int, "lr": float, "weight_decay": float},
     **{"status": str, "detail": str, "params": int, "state_elements": int, "state_bytes": int},
     **{"weight_flops": float, "state_flops": float, "steps": int, "seconds": float, "solved_at": int},
-    **{"validation": float, "device": str},
+    **{"validation": float, "device": str, "gain": float, "outcome": str, "outcome_step": int},
 }
 """Columns of a run: its setting, its sizes and its outcome."""
 CELL_COLUMNS: Mapping[str, type] = {
     **{"cell": str, "load": int, "length": int, "accuracy": float, "exact_match": float, "loss": float},
     **{"floor": float, "floor_solver": str, "state_bits": float, "free_running": float, "free_running_exact": float},
+    **{"divergence": float, "possible_mass": float},
 }
 """Columns of the test scores of a cell."""
 CURVE_COLUMNS: Mapping[str, type] = {
@@ -38,7 +40,10 @@ STEP_COLUMNS: Mapping[str, type] = {**{name: RUN_COLUMNS[name] for name in KEY_C
 def run_values(run: MeasuredRun | RunRecord) -> Row:
     """Return the values of `RUN_COLUMNS`."""
     result, spec = run.result, run.spec
-    curve = [value for _, value in run.curve] if isinstance(run, MeasuredRun) else [one.accuracy for one in run.metrics]
+    points = run.curve if isinstance(run, MeasuredRun) else [(one.step, one.accuracy) for one in run.metrics]
+    curve = [value for _, value in points]
+    trained = result.status in ("ok", "diverged")
+    ending = ending_of(result.status, result.steps, result.detail, points, result.floor) if trained else None
     return {
         "id": result.id,
         "task": result.task,
@@ -60,6 +65,9 @@ def run_values(run: MeasuredRun | RunRecord) -> Row:
         "solved_at": result.solved_at,
         "validation": curve[-1] if curve else None,
         "device": run.manifest.device,
+        "gain": spec["model"].get("gain", 1.0),
+        "outcome": ending.outcome if ending else None,
+        "outcome_step": ending.step if ending else None,
     }
 
 

@@ -5,16 +5,19 @@ was not asked for it lacks it. Examples are kept as text, so that they are read 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from icl_bench.errors import SpecError
-from icl_bench.runs.record import SCHEMA, RunResult
-from icl_bench.schema import Frozen, nearest
+from pydantic import Field, ValidationError, model_validator
+
+from icl_bench.errors import RecordError, SpecError
+from icl_bench.runs.probes import Probes
+from icl_bench.runs.record import SCHEMA, RunResult, Share
+from icl_bench.schema import Count, Frozen, Real, nearest
 
 if TYPE_CHECKING:  # the store takes the names of the files from here
     from icl_bench.runs.store import Store
 
-KEPT_FILES: Mapping[str, str] = {"model": "model.safetensors", "samples": "samples.json"}
+KEPT_FILES: Mapping[str, str] = {"model": "model.safetensors", "samples": "samples.json", "probes": "probes.json"}
 """File of a run's folder by the name that --keep takes."""
 SAMPLES_PER_CELL = 32
 """Largest number of test examples of a cell that are kept, the first of its test split."""
@@ -23,22 +26,33 @@ SAMPLES_PER_CELL = 32
 class AnsweredExample(Frozen):
     """A test example and the answers of the model; the lists after `inputs` have an entry for each scored position."""
 
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = Field(min_length=1)
     """Spelling of each input token; of a vector, its first components."""
-    positions: tuple[int, ...]
+    positions: tuple[Count, ...] = Field(min_length=1)
     """Scored positions, counted from 0: the model answers after it has read the token there."""
     targets: tuple[str, ...]
     """Right answers."""
     answers: tuple[str, ...]
     """Answers of the model: its likeliest token, or its vector."""
-    hits: tuple[float, ...]
+    hits: tuple[Real, ...]
     """1 for a right answer, 0 for a wrong one; for vectors whose variance is explained, the explained share."""
     groups: tuple[str, ...]
     """Groups of the scored positions."""
-    answer_probabilities: tuple[float, ...] | None
+    answer_probabilities: tuple[Share, ...] | None
     """Probability that the model gave its answer; none for vectors."""
-    target_probabilities: tuple[float, ...] | None
+    target_probabilities: tuple[Share, ...] | None
     """Probability that the model gave the right answer; none for vectors."""
+
+    @model_validator(mode="after")
+    def check_positions(self) -> "AnsweredExample":
+        """Refuse lists of unequal lengths, and positions beyond the inputs."""
+        lists = (self.targets, self.answers, self.hits, self.groups, self.answer_probabilities,
+                 self.target_probabilities)  # fmt: skip
+        if any(len(part) != len(self.positions) for part in lists if part is not None):
+            raise ValueError("an example has an entry for each scored position")
+        if max(self.positions) >= len(self.inputs):
+            raise ValueError("a scored position is that of an input")
+        return self
 
 
 class CellSamples(Frozen):
@@ -46,7 +60,7 @@ class CellSamples(Frozen):
 
     label: str
     """Name of the cell."""
-    load: int
+    load: Count
     """Load of the cell."""
     examples: tuple[AnsweredExample, ...]
     """The first test examples, at most 32."""
@@ -67,8 +81,11 @@ class Samples(Frozen):
     """Examples by cell, in the order of the result."""
 
 
+KeptRecord = TypeVar("KeptRecord", Samples, Probes)
+
+
 def parse_keep(text: str) -> tuple[str, ...]:
-    """Parse `model`, `samples` or `model,samples`; raise SpecError for another name.
+    """Parse names of `KEPT_FILES` with commas between them; raise SpecError for another name.
 
     >>> parse_keep("samples,model")
     ('model', 'samples')
@@ -77,7 +94,7 @@ def parse_keep(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in KEPT_FILES:
             raise SpecError(
-                f"--keep takes {' or '.join(KEPT_FILES)}; got {name!r}; {nearest(name, KEPT_FILES)}"
+                f"--keep takes {', '.join(KEPT_FILES)}; got {name!r}; {nearest(name, KEPT_FILES)}"
                 f"write --keep {','.join(KEPT_FILES)}"
             )
     return tuple(name for name in KEPT_FILES if name in names)
@@ -109,5 +126,23 @@ def kept_file(store: "Store", result: RunResult, name: str) -> bytes:
 
 
 def kept_samples(store: "Store", result: RunResult) -> Samples:
-    """Return the answered examples that a run keeps; raise SpecError if it keeps none."""
-    return Samples.model_validate_json(kept_file(store, result, "samples"))
+    """Return the answered examples that a run keeps; raise SpecError without any, RecordError for forged ones."""
+    return kept_record(store, result, "samples", Samples)
+
+
+def kept_probes(store: "Store", result: RunResult) -> Probes:
+    """Return the probes that a run keeps; raise SpecError without any, RecordError for forged ones."""
+    return kept_record(store, result, "probes", Probes)
+
+
+def kept_record(store: "Store", result: RunResult, name: str, model: type[KeptRecord]) -> KeptRecord:
+    """Return the record of a kept file by its name; raises as `kept_samples` does."""
+    path = store.path(result.id) / KEPT_FILES[name]
+    try:
+        found = model.model_validate_json(kept_file(store, result, name), strict=True)
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
+        raise RecordError(f"{name} have the fields of a record; {path}: {reason}; delete {path.parent}") from None
+    if (found.id, found.task, found.arch) != (result.id, result.task, result.arch):
+        raise RecordError(f"the files of a run agree with each other; {path} is of another run; delete {path.parent}")
+    return found

@@ -35,9 +35,11 @@ class GroupScore(Frozen):
     count: Count
     """Number of scored positions in the group."""
     floor: Share | None = None
-    """Accuracy of the cell's best trivial solver on these positions; none in results of older versions."""
+    """Accuracy of the best trivial solver on these positions; in older results of the cell's best, or none."""
     references: Mapping[str, Share] = Field(default_factory=dict)
     """Accuracy on these positions of solvers that learn nothing but keep the whole context, by name."""
+    loss: Real | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Mean cross-entropy of these positions, in nats; none unless accuracy is the share of bits saved."""
 
 
 class CellScore(Frozen):
@@ -51,7 +53,7 @@ class CellScore(Frozen):
     """Number of positions in a sequence."""
     accuracy: Share
     """Share of scored positions answered correctly; for continuous tasks, the share of variance explained, relative to
-    the share that the oracle explains."""
+    the share that the oracle explains; for `text`, the share of bits saved, 1 - loss / log(vocabulary)."""
     exact_match: Share
     """Share of examples with a correct answer at every scored position; for continuous tasks, of examples explained to
     at least 99 % of what the oracle explains."""
@@ -61,6 +63,11 @@ class CellScore(Frozen):
     """Mean squared error of a scored position, relative to the error of the answer 0; none for tasks of tokens."""
     oracle_error: Size | None = None
     """Relative squared error of the oracle on the same examples; none for tasks of tokens."""
+    divergence: Size | None = None
+    """Mean Kullback-Leibler divergence of the model's distribution from the exact one, in nats, where a task has exact
+    distributions."""
+    possible_mass: Share | None = None
+    """Mean mass of the model's distribution on tokens that are possible, where a task has exact distributions."""
     floor: Share
     """Accuracy of the best trivial solver on the same examples; before 2026-11-29, of the one best on validation."""
     floor_solver: str
@@ -101,6 +108,19 @@ class StateReport(Frozen):
     """Number of tokens after which the state is counted: the length of the longest evaluated cell."""
 
 
+class TokenWork(Frozen):
+    """Forward floating-point operations of the whole model for a token of a training row; an embedding has none."""
+
+    length: Count
+    """Number of tokens in the row, over which operations are averaged."""
+    weights: Size
+    """Operations of all matrix products with parameters: mixers, MLPs and head."""
+    recurrent: Size | None
+    """Operations on the state in the form whose state the result counts; none if a layer does not tell them."""
+    quadratic: Size | None
+    """Operations of scores and sums of values over all earlier tokens; none unless every layer has this form."""
+
+
 class WorkReport(Frozen):
     """Forward floating-point operations of the mixers per token, summed over all layers."""
 
@@ -108,6 +128,8 @@ class WorkReport(Frozen):
     """Operations between an activation and a parameter."""
     state: Size | None
     """Operations between an activation and the state; none if a layer from outside does not tell them."""
+    training: TokenWork | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Operations of the whole model for a token in training; kept where accuracy is the share of bits saved."""
 
     @property
     def total(self) -> float | None:
@@ -190,6 +212,11 @@ class RunResult(Frozen):
         return mean_known([cell.error for cell in self.cells if cell.error is not None])
 
     @property
+    def divergence(self) -> float | None:
+        """Divergence from exact distributions, mean over cells; none if a cell has none."""
+        return mean_known([cell.divergence for cell in self.cells])
+
+    @property
     def floor(self) -> float:
         """Accuracy of the best trivial solver, mean over cells; 0 without cells."""
         return mean_known([cell.floor for cell in self.cells]) or 0.0
@@ -208,7 +235,7 @@ class RunResult(Frozen):
 SUMMARY_FIELDS = (
     *("id", "task", "arch", "seed", "lr", "status", "detail", "params", "state", "steps", "seconds"),
     *("examples_per_second", "solved_at", "accuracy", "by_cell", "floor", "exact_match", "error"),
-    *("free_running", "free_running_exact"),
+    *("free_running", "free_running_exact", "divergence"),
 )
 """Fields that `--json` prints of a run, in order."""
 

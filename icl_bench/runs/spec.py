@@ -62,7 +62,7 @@ class Component(GrownSpec):
 class ModelSpec(GrownSpec):
     """The model around the sequence mixers."""
 
-    former: ClassVar[Mapping[str, Any]] = {"init": "fan-in", "canon": "none"}
+    former: ClassVar[Mapping[str, Any]] = {"init": "fan-in", "canon": "none", "gain": 1.0}
 
     d_model: int = Field(default=64, ge=1, le=65_536)
     """Model width, C."""
@@ -81,6 +81,9 @@ class ModelSpec(GrownSpec):
     canon: Canon = "none"
     """Places of canon layers x + conv(x), causal, of four taps for each channel: before the mixer (a), on its queries,
     keys and values (b), before the MLP (c), inside it (d); `acd`, `abcd`, or none."""
+    gain: float = Field(default=1.0, gt=0, le=1e6)
+    """Factor on the initial weights of queries and of keys in multi-head mixers: scores start gain^2 times as large.
+    Runs that differ in it train together, as those that differ in the learning rate do."""
 
     @property
     def mlp_width(self) -> int:
@@ -216,10 +219,9 @@ class RunSpec(Frozen):
         return document
 
     def fleet_key(self) -> str:
-        """Return a key that is equal for runs which differ in seeds, learning rate and weight decay alone."""
-        shared = self.model_dump(
-            mode="json", exclude={"seed": True, "data_seed": True, "train": {"lr", "weight_decay"}}
-        )
+        """Return a key that is equal for runs which differ in seeds, learning rate, weight decay and gain alone."""
+        own: dict[str, Any] = {"seed": True, "data_seed": True, "train": {"lr", "weight_decay"}, "model": {"gain"}}
+        shared = self.model_dump(mode="json", exclude=own)
         return content_hash(shared, "icl-bench/fleet/v1")
 
 

@@ -6,6 +6,7 @@ made to fail.
 
 import ctypes
 import errno
+import gc
 import importlib
 import json
 import os
@@ -125,6 +126,9 @@ class ForkServer:
 
 def serve() -> None:
     """Fork a command for each line of standard input, and print how it ended."""
+    import matplotlib.backends.backend_svg  # noqa: F401 - as the next two, commands import it when they first need it
+    import scipy.special
+    import scipy.stats  # noqa: F401
     import torch
 
     import icl_bench
@@ -133,6 +137,7 @@ def serve() -> None:
         if "triton" not in module.name and not module.name.endswith((".ray", ".__main__")):
             importlib.import_module(module.name)
     torch.set_num_threads(1)
+    gc.freeze()  # a collection in a fork would copy the memory of all that is imported
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()

@@ -120,6 +120,12 @@ def test_elements_and_bytes(count: int) -> None:
     assert parse_state(f"{4 * count}B") == count and parse_state(f"{count}M") == 10**6 * count
 
 
+def test_five_percent_is_within_five_percent() -> None:
+    shape = Shape(d_model=64, layers=1, length=256)
+    found = match("linear:conv=0,heads=1,kv_heads=1,d_value=21", Budget(80), shape)
+    assert (found.value, found.error) == (84, 0.05)
+
+
 @pytest.mark.parametrize("text", ["", "0", "-5", "many", "1.5", "KiB", "10 GB"])
 def test_wrong_states(text: str) -> None:
     with pytest.raises(SpecError, match=r"a state is elements, as 16384 or 16k, or bytes of float32, as 64KiB; got"):

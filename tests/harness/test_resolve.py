@@ -157,3 +157,11 @@ def test_a_pattern_longer_than_the_model_is_refused() -> None:
         IclBenchError, match=r"at most as many parts as there are layers, 2; got 3 in softmax\+linear\+window"
     ):
         expand_request(Request("copy", ["softmax+linear+window"]))
+
+
+def test_a_task_that_asks_for_a_number_of_examples_decides_the_steps() -> None:
+    """1,000 entities, 100 times each, 5 to an example and 64 examples to a step."""
+    task = "memorization:exposures=100,keys=1000"
+    assert [run.train.steps for run in expand_request(Request(task, ["linear"], preset="quick"))] == [313]
+    with pytest.raises(IclBenchError, match=r"train\.steps follows from .*, 313 steps; got train\.steps=9; leave it"):
+        expand_request(Request(task, ["linear"], settings=["train.steps=9"]))

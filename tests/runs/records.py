@@ -1,8 +1,11 @@
 """Finished runs without training, for tests of the store and of all that reads it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.runs.kept import AnsweredExample, CellSamples, Samples
 from icl_bench.runs.record import CellScore, Manifest, MetricPoint, RunRecord, RunResult, WorkReport
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
@@ -12,6 +15,8 @@ MANIFEST = Manifest(
     started="2026-01-01T00:00:00+00:00",
 )  # fmt: skip
 POINT = MetricPoint(step=5, train_loss=1.5, train_accuracy=0.25, accuracy=0.5, by_cell={"pairs=2": 0.5})
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file without tensors."""
 BASE = expand_request(Request("assoc-recall", ["linear"]))[0]
 
 
@@ -33,10 +38,25 @@ def result(run: RunSpec, accuracy: float = 0.5) -> RunResult:
     )  # fmt: skip
 
 
-def finished(store: Store, run: RunSpec, accuracy: float = 0.5) -> Path:
-    """Put a finished run into a store, and return its folder."""
+def kept_files(run: RunSpec) -> dict[str, bytes]:
+    """Return the files that a run keeps on request: weights, of which there are none, and one example."""
+    example = AnsweredExample(
+        inputs=("k1", "v1"), positions=(0,), targets=("v1",), answers=("v2",), hits=(0.0,), groups=("gap 1",),
+        answer_probabilities=(0.9,), target_probabilities=(0.1,),
+    )  # fmt: skip
+    cells = (CellSamples(label="pairs=2", load=2, examples=(example,)),)
+    samples = Samples(id=run.id, task="assoc-recall", arch="linear", cells=cells)
+    return {"model.safetensors": NO_TENSORS, "samples.json": samples.model_dump_json().encode()}
+
+
+def finished(
+    store: Store, run: RunSpec, accuracy: float = 0.5, kept: Mapping[str, bytes] = MappingProxyType({})
+) -> Path:
+    """Put a finished run into a store, with the files that it kept, and return its folder."""
     writer = store.begin(run, MANIFEST)
     writer.log(POINT)
+    for name, data in kept.items():
+        writer.keep(name, data)
     writer.commit(result(run, accuracy))
     return store.path(run.id)
 

@@ -7,9 +7,11 @@ from icl_bench.runs.kept import KEPT_FILES, lacking, parse_keep
 
 
 def test_names_of_what_is_kept() -> None:
-    assert parse_keep("model") == ("model",) and parse_keep("samples, model,model") == tuple(KEPT_FILES)
+    assert parse_keep("model") == ("model",) and parse_keep("probes,samples, model,model") == tuple(KEPT_FILES)
     for wrong in ("", "models", "model,", "model samples"):
-        with pytest.raises(SpecError, match=r"--keep takes model or samples; got .*; .*write --keep model,samples"):
+        with pytest.raises(
+            SpecError, match=r"--keep takes model, samples, probes; got .*; .*write --keep model,samples"
+        ):
             parse_keep(wrong)
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.study.file import load_study
 from icl_bench.harness.study.protocol import runs_of, study_parts
-from icl_bench.runs.spec import RunSpec, TrainSpec
-from icl_bench.schema import content_hash
+from icl_bench.runs.spec import RunSpec, TrainSpec, label_of
+from icl_bench.schema import Spec, content_hash
 
 OLD = ("train.recipe=1",)
 STUDIES = {
@@ -44,6 +44,14 @@ def test_new_requests_take_the_newest_recipe_and_have_ids_of_their_own() -> None
     new, old = (expand_request(Request("copy", ["linear"], settings=own))[0] for own in ((), OLD))
     assert (new.train.recipe, old.train.recipe) == (2, 1) and new.id != old.id and new.fleet_key() != old.fleet_key()
     assert "recipe" not in old.model_dump()["train"] and "optimiser" not in new.model_dump()["train"]
+
+
+def test_a_label_has_what_is_always_shown_and_what_was_typed_and_differs() -> None:
+    defaults = {"p": 2, "heads": 4, "conv": 4, "gate": False}
+    typed = Spec("power", {"conv": 4, "heads": 2, "gate": True})
+    assert label_of(typed, {**defaults, "heads": 2, "gate": True}, defaults, ("p",)) == "power:p=2,heads=2,gate=true"
+    untyped = label_of(Spec("power", {}), {**defaults, "heads": 2}, defaults, ("p",))
+    assert untyped == "power:p=2"  # what a match has chosen is not named
 
 
 @given(

@@ -52,24 +52,25 @@ def is_label(label: str, components: str) -> bool:
 
     Several components are joined by plus signs, as layers of a pattern are.
     """
-    named, place = [(part["name"], part["params"]) for part in json.loads(components)], 0
-    for i, (name, params) in enumerate(named):
+    named, place = [(part["name"], part) for part in json.loads(components)], 0
+    for i, (name, part) in enumerate(named):
         following = label.find(f"+{named[i + 1][0]}", place + len(name)) if i + 1 < len(named) else len(label)
-        if following < 0 or not is_label_of(label[place:following], name, params):
+        if following < 0 or not is_label_of(label[place:following], part):
             return False
         place = following + 1
     return bool(named)
 
 
-def is_label_of(label: str, name: str, params: Mapping[str, Any]) -> bool:
-    """Return whether a label is this name with some of these parameters."""
+def is_label_of(label: str, component: Mapping[str, Any]) -> bool:
+    """Return whether a label is the name of a component with some of its parameters, and with no other version."""
+    name, params = component["name"], component["params"]
     if label == name:
         return True
     try:
-        spec = parse_spec(label)
+        spec = parse_spec(label, versioned=True)
     except SpecError:
         return False
-    return spec.name == name and all(
+    return (spec.name, spec.version or component["version"]) == (name, component["version"]) and all(
         key in params and (value is None or values_in(value) == values_in(params[key]))
         for key, value in spec.params.items()
     )

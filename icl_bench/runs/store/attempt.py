@@ -22,14 +22,18 @@ from icl_bench.runs.spec import ID_LENGTH, RunSpec
 from icl_bench.runs.store import files
 from icl_bench.runs.store.faults import reach
 from icl_bench.runs.store.files import Folder, Handle
-from icl_bench.runs.store.parsing import parse_object, text_of
+from icl_bench.runs.store.parsing import parse_object, tensors_length, text_of
 from icl_bench.runs.store.processes import MARK, Writer, writer_mark
 from icl_bench.schema import canonical_json
 
 COMPANIONS = ("spec.json", "manifest.json", "metrics.jsonl")
 """Files of a run beside its result."""
 RESULT = "result.json"
-KEPT: Mapping[str, int] = {KEPT_FILES["model"]: 1 << 34, KEPT_FILES["samples"]: files.LARGEST_RECORD}
+KEPT: Mapping[str, int] = {
+    KEPT_FILES["model"]: 1 << 34,
+    KEPT_FILES["samples"]: files.LARGEST_RECORD,
+    KEPT_FILES["probes"]: files.LARGEST_RECORD,
+}
 """Largest size in bytes of each further file that a run may keep; only `runs verify` and `merge` read them unasked."""
 ATTEMPT = re.compile(rf"([0-9a-f]{{{ID_LENGTH}}})-{MARK}")
 MARKER = re.compile(r"fleet-.*\.json", re.DOTALL)
@@ -236,6 +240,13 @@ def attempts(root: Path) -> Iterator[Attempt]:
             found = ATTEMPT.fullmatch(name)
             if found:
                 yield Attempt(found[1], place.at(name), Writer.of(found, 2), folder.changed(name))
+
+
+def kept_length(folder: Handle, name: str) -> int:
+    """Return the largest length in bytes of a file that a run kept; raise RecordError for a file of another name."""
+    if name not in KEPT:
+        raise RecordError(f"a run keeps {', '.join(KEPT)}; {folder.path} names {name!r:.60}; delete it")
+    return tensors_length(folder, name, KEPT[name]) if name == KEPT_FILES["model"] else KEPT[name]
 
 
 def check_field(digest: str) -> bytes:

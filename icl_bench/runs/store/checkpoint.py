@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import icl_bench
 from icl_bench.errors import RecordError, SpecError
+from icl_bench.runs.probes import ProbePoint
 from icl_bench.runs.record import MetricPoint
 from icl_bench.runs.spec import ID_LENGTH, RunSpec
 from icl_bench.runs.store import files
 from icl_bench.runs.store.faults import reach
 from icl_bench.runs.store.files import Folder, Handle
-from icl_bench.runs.store.parsing import parse_model, parse_object
+from icl_bench.runs.store.parsing import parse_model, parse_object, tensors_length
 from icl_bench.runs.store.processes import writer_mark
 from icl_bench.schema import Frozen, canonical_json, content_hash
 
@@ -72,6 +73,8 @@ class FleetState(Frozen):
     """First validated step with an accuracy of at least 0.99, by member."""
     metrics: tuple[tuple[MetricPoint, ...], ...]
     """Validations so far, by member."""
+    probes: tuple[tuple[ProbePoint, ...], ...] = ()
+    """Probes so far, by member; empty where none are kept."""
 
 
 class Saved(NamedTuple):
@@ -229,7 +232,8 @@ def read_checkpoint(folder: Handle, most: int | None = None) -> Saved:
 
 def verify_checkpoint(folder: Handle) -> None:
     """Compare every byte of a checkpoint with its digest, without keeping it in memory; raise RecordError."""
-    check_digests(folder, {name: folder.digest(name, LARGEST[name]) for name in (TENSORS, STATE)})
+    limits = {TENSORS: tensors_length(folder, TENSORS, LARGEST[TENSORS]), STATE: LARGEST[STATE]}
+    check_digests(folder, {name: folder.digest(name, most) for name, most in limits.items()})
     parse_model(FleetState, folder.read(STATE, LARGEST[STATE]), folder.path / STATE, canonical=False)
 
 

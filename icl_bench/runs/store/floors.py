@@ -24,7 +24,7 @@ class GroupFloors(Frozen):
     """The accuracy of solvers that learn nothing on the scored positions of one group."""
 
     floor: Share
-    """Accuracy of the trivial solver that is best in the cell."""
+    """Accuracy of the trivial solver that is best in the group."""
     references: Mapping[str, Share]
     """Accuracy of solvers that keep the whole context, by name."""
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from icl_bench.errors import LinkError, RecordError, StoreError
 from icl_bench.runs.record import RunRecord
-from icl_bench.runs.store.attempt import COMPANIONS, KEPT, clear_attempts, publish_all
+from icl_bench.runs.store.attempt import COMPANIONS, clear_attempts, kept_length, publish_all
 from icl_bench.runs.store.faults import reach
 from icl_bench.runs.store.files import Folder, Handle, sync_folders, writing
 from icl_bench.runs.store.processes import writer_mark
@@ -113,10 +113,8 @@ def copy_kept(source: Store, record: RunRecord, target: Handle) -> None:
     """Copy the further files that a run kept; raise RecordError if one is damaged."""
     for name in record.result.files.keys() - set(COMPANIONS):
         with source.opened_run(record.result.id) as folder, target.creating(name) as copy:
-            if name not in KEPT:
-                raise changed(folder.path / name)
             digest = hashlib.sha256()
-            for block in folder.blocks(name, KEPT[name]):
+            for block in folder.blocks(name, kept_length(folder, name)):
                 digest.update(block)
                 copy.write(block)
             if digest.hexdigest() != record.result.files[name]:

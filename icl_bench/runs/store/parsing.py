@@ -10,7 +10,13 @@ from pydantic_core import from_json, to_json
 
 from icl_bench.errors import RecordError
 from icl_bench.runs.record import SCHEMA
+from icl_bench.runs.store.files import Handle, unreadable
 from icl_bench.schema import Frozen, FrozenT, canonical_json
+
+LENGTH_BYTES = 8
+"""Bytes of a safetensors file before its header, which state the length of the header."""
+LARGEST_HEADER = 1 << 24
+"""Largest length of the header of a safetensors file, in bytes."""
 
 
 def text_of(record: Frozen) -> bytes:
@@ -103,6 +109,24 @@ def parse_object(data: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise RecordError(f"a record must be a JSON object; {path} is not; restore it or delete {path.parent}")
     return plain
+
+
+def tensors_length(folder: Handle, name: str, most: int) -> int:
+    """Return the length in bytes that the header of a safetensors file gives it, at most `most`.
+
+    A file that is longer is not read to its end to find out. Raises RecordError for a file without such a header.
+    """
+    start, header_end = b"", LENGTH_BYTES
+    for block in folder.blocks(name, most):
+        start += block
+        header_end = LENGTH_BYTES + int.from_bytes(start[:LENGTH_BYTES], "little")
+        if header_end > LARGEST_HEADER or len(start) >= header_end:
+            break
+    try:
+        tensors = [part for key, part in json.loads(start[LENGTH_BYTES:header_end]).items() if key != "__metadata__"]
+        return min(header_end + max((int(part["data_offsets"][1]) for part in tensors), default=0), most)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        raise unreadable(folder.path / name, "it has no header of a safetensors file") from None
 
 
 def one_line(text: str) -> str:

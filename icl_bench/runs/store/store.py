@@ -144,9 +144,9 @@ class Store:
         """Return a further file that a run kept; raise RecordError if it kept none, or if the file is damaged."""
         with self.opened_run(run_id) as folder:
             result = parse_result(folder.read(attempt.RESULT), folder.path / attempt.RESULT)
-            if name not in result.files or name not in attempt.KEPT:
+            if name not in result.files:
                 raise files.unreadable(folder.path / name, "the run did not keep it")
-            data = folder.read(name, attempt.KEPT[name])
+            data = folder.read(name, attempt.kept_length(folder, name))
         if files.sha256(data) != result.files[name]:
             raise changed(folder.path / name)
         return data

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from icl_bench.errors import RecordError
-from icl_bench.runs.store.attempt import COMPANIONS, KEPT
+from icl_bench.runs.store.attempt import COMPANIONS, kept_length
 from icl_bench.runs.store.checkpoint import FLEET_FILE, saved_fleets, steps_in, verify_checkpoint
 from icl_bench.runs.store.files import Folder, Handle
 from icl_bench.runs.store.store import PREFIX, RUN_ID, Store, changed
@@ -44,9 +44,7 @@ def verify_run(store: Store, run_id: str) -> None:
     result = store.load(run_id).result
     with store.opened_run(run_id) as folder:
         for name in result.files.keys() - set(COMPANIONS):
-            if name not in KEPT:
-                raise RecordError(f"a run keeps {', '.join(KEPT)}; {folder.path} names {name!r:.60}; delete it")
-            if folder.digest(name, KEPT[name]) != result.files[name]:
+            if folder.digest(name, kept_length(folder, name)) != result.files[name]:
                 raise changed(folder.path / name)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import safetensors.torch as safetensors
 import torch
 
 from icl_bench.errors import SpecError, StoreError
@@ -20,6 +21,7 @@ from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store, checkpoint, verify
 from icl_bench.runs.store.checkpoint import Checkpoints, Saved, checkpoint_interval, clear_checkpoints
 from icl_bench.runs.store.files import Handle, sha256
+from tests.runs.records import NO_TENSORS
 
 CPU = torch.device("cpu")
 TASK = "assoc-recall:length=16,pairs=[2|4],vocab=64"
@@ -158,9 +160,46 @@ def test_a_checkpoint_that_fits_its_digest_and_not_the_fleet_gives_way_to_the_on
     assert all("\n" not in line for line in said)
 
 
+def spoil_member(root: Path, runs: list[RunSpec], name: str) -> None:
+    """Put a NaN into a flat tensor of the newest checkpoint, where the second member has its part."""
+
+    def change(data: bytes) -> bytes:
+        tensors = safetensors.load(data)
+        Trainer(runs, Machine(CPU)).optimiser.layout.rows(tensors[name])[0][1].view(-1)[0] = float("nan")
+        return safetensors.save(tensors)
+
+    spoil(kept(root, runs), "tensors.safetensors", change)
+
+
+@pytest.mark.parametrize("name", ["parameters", "means", "squares"])
+def test_a_checkpoint_with_what_is_no_number_gives_way_to_the_one_before(tmp_path, caplog, name: str) -> None:
+    runs = specs(lrs=(1e-5,))
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), 12)
+    spoil_member(tmp_path, runs, name)
+    with caplog.at_level(logging.INFO):
+        assert_same(train(runs, kept(tmp_path, runs)), train(runs, None))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"checkpoint skipped: step 11 has numbers in {name!r} that are none",
+        "continued from step 10 of 12",
+    ]
+
+
+def test_a_member_that_diverged_may_be_saved_with_what_is_no_number(tmp_path, caplog) -> None:
+    runs = specs(seeds=(0,), lrs=(1e-3, 1e30))
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), 12)
+    spoil_member(tmp_path, runs, "squares")
+    with caplog.at_level(logging.INFO):
+        resumed = train(runs, kept(tmp_path, runs))
+    assert resumed.scores.members == train(runs, None).scores.members
+    assert [record.getMessage() for record in caplog.records] == ["continued from step 11 of 12"]
+
+
 def test_a_checkpoint_that_is_pruned_meanwhile_is_no_damage(tmp_path, monkeypatch) -> None:
     checkpoints = Checkpoints(tmp_path, specs(), "2", "cpu", 0.0)
-    checkpoints.save(state_of(checkpoints), b"tensors")
+    checkpoints.save(state_of(checkpoints), NO_TENSORS)
 
     def pruned(folder: Handle) -> None:
         checkpoints.remove()
@@ -211,8 +250,8 @@ def test_the_interval_counts_from_the_last_one(tmp_path) -> None:
     assert not checkpoints.due()
     now[0] = 61.0
     assert checkpoints.due()
-    checkpoints.save(state_of(checkpoints), b"tensors")
-    assert not checkpoints.due() and newest(checkpoints).tensors == b"tensors"
+    checkpoints.save(state_of(checkpoints), NO_TENSORS)
+    assert not checkpoints.due() and newest(checkpoints).tensors == NO_TENSORS
 
 
 def steps(checkpoints: Checkpoints) -> list[str]:
@@ -277,9 +316,9 @@ def test_a_fleet_goes_on_though_another_process_removes_its_checkpoints(tmp_path
         with monkeypatch.context() as patched:
             for function in ("create", "move"):
                 patched.setattr(Handle, function, remove_before(getattr(Handle, function)))
-            ours.save(state_of(ours).model_copy(update={"step": step}), b"tensors")
+            ours.save(state_of(ours).model_copy(update={"step": step}), NO_TENSORS)
     assert "checkpoint not kept: another process removed" in caplog.text
-    ours.save(state_of(ours).model_copy(update={"step": 5}), b"tensors")
+    ours.save(state_of(ours).model_copy(update={"step": 5}), NO_TENSORS)
     assert newest(ours) is not None
     ours.remove()
     clear_checkpoints(tmp_path, lambda run_id: False)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.runs.store import Store, attempt, faults, files
 from icl_bench.runs.store.attempt import commit_fleet, finish_moves
+from icl_bench.runs.store.merge import merge_stores
 from icl_bench.runs.store.verify import verify_store
-from tests.runs.records import MANIFEST, POINT, finished, read_all, result, spec
+from tests.runs.records import MANIFEST, POINT, filled, finished, read_all, result, spec
 
 FILES = ["manifest.json", "metrics.jsonl", "result.json", "spec.json"]
 
@@ -93,6 +94,25 @@ def test_a_fleet_is_committed_as_one(tmp_path, monkeypatch, point: str, which: i
         assert not list((tmp_path / "attempts").iterdir())
 
 
+@pytest.mark.parametrize("point", ["run-published", "fleet-published", None])
+def test_a_fleet_of_two_is_committed_as_one_and_leaves_nothing(tmp_path, monkeypatch, point: str | None) -> None:
+    store, runs = Store(tmp_path), [spec(0), spec(1)]
+
+    def cut(name: str) -> None:
+        if name == point:
+            raise CutError
+
+    writers = [store.begin(run, MANIFEST) for run in runs]
+    for writer in writers:
+        writer.log(POINT)
+    with contextlib.suppress(CutError), monkeypatch.context() as patched:
+        patched.setattr(attempt, "reach", cut)
+        commit_fleet(writers, [result(run) for run in runs])
+    if point is not None:
+        store.check_writable()
+    assert len(read_all(store)) == 2 and not list((tmp_path / "attempts").iterdir())
+
+
 def test_two_processes_may_finish_the_same_moves(tmp_path, monkeypatch) -> None:
     store = Store(tmp_path)
     writer = store.begin(spec(0), MANIFEST)
@@ -105,11 +125,18 @@ def test_two_processes_may_finish_the_same_moves(tmp_path, monkeypatch) -> None:
     assert list(store.ids()) == [spec(0).id] and not list((tmp_path / "attempts").iterdir())
 
 
-def test_a_marker_that_says_nonsense_is_dropped(tmp_path) -> None:
-    (tmp_path / "attempts").mkdir()
-    (tmp_path / "attempts" / "fleet-1.json").write_bytes(b"\x00{")
-    Store(tmp_path).check_writable()
-    assert not list((tmp_path / "attempts").iterdir())
+@pytest.mark.parametrize(
+    "marker", [b"\x00{", b"null", b"[]", b'{"attempts":null}', b'{"attempts":5}', b'{"attempts":[null,5,"../x",["y"]]}']
+)
+@pytest.mark.parametrize(
+    "use", [Store.check_writable, lambda store: merge_stores([filled(store.root / "from", 1).root], store)]
+)
+def test_a_marker_that_says_nonsense_is_dropped(tmp_path, marker: bytes, use: Callable) -> None:
+    store = filled(tmp_path, 0)
+    (tmp_path / "attempts" / "fleet-a.json").write_bytes(marker)
+    use(store)
+    finished(store, spec(2))
+    assert not list((tmp_path / "attempts").iterdir()) and {spec(0).id, spec(2).id} <= set(store.ids())
 
 
 def test_a_slow_attempt_at_a_run_that_another_ended_finds_it(tmp_path) -> None:

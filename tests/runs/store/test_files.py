@@ -19,7 +19,7 @@ from icl_bench.runs.store.files import Folder, replace_file
 from icl_bench.runs.store.index import Index
 from icl_bench.runs.store.merge import merge_stores
 from icl_bench.runs.store.verify import verify_store
-from tests.runs.records import filled, finished, spec
+from tests.runs.records import MANIFEST, NO_TENSORS, filled, finished, result, spec
 
 NAMES = ("a", "b", "c")
 
@@ -45,7 +45,7 @@ def saved_fleet(store: Store) -> Checkpoints:
     state = FleetState(
         origin=checkpoints.origin, step=3, seconds=1.0, training=1.0, solved_at=(None,), metrics=((),)
     )  # fmt: skip
-    checkpoints.save(state, b"tensors")
+    checkpoints.save(state, NO_TENSORS)
     return checkpoints
 
 
@@ -180,6 +180,49 @@ def test_what_is_no_file_of_a_checkpoint_is_skipped(tmp_path, kind: str, name: s
     KINDS[kind](path)
     assert list(checkpoints.saved(1 << 20)) == []
     assert len(verify_store(store).problems) == 1
+
+
+def as_header(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        (1 << 40).to_bytes(8, "little"),
+        NO_TENSORS,
+        as_header(b"[]"),
+        as_header(b'{"w":{"data_offsets":[0,1e999]}}'),
+        as_header(b'{"w":{"data_offsets":[0,-5]}}'),
+        as_header(b'{"w":{"data_offsets":[0,999]},"__metadata__":{"a":"b"}}'),
+    ],
+    ids=["nothing", "endless", "empty", "no object", "infinite", "negative", "short"],
+)
+def test_tensors_that_are_longer_than_their_header_says_are_refused_unread(tmp_path, monkeypatch, start) -> None:
+    store, taken = Store(tmp_path / "store"), [0]
+    writer = store.begin(spec(0), MANIFEST)
+    writer.keep("model.safetensors", NO_TENSORS)
+    writer.commit(result(spec(0)))
+    places = (store.path(spec(0).id) / "model.safetensors", saved_fleet(store).folder / "000000003/tensors.safetensors")
+    for path in places:
+        path.write_bytes(start)
+        os.truncate(path, 1 << 33)
+
+    def read(handle: int, count: int) -> bytes:
+        taken[0] += len(block := real(handle, count))
+        return block
+
+    real = os.read
+    monkeypatch.setattr(files.os, "read", read)
+    found = verify_store(store)
+    assert found.runs == found.checkpoints == 0
+    assert all(str(path) in problem for path, problem in zip(places, found.problems, strict=True))
+    done = merge_stores([store.root], Store(tmp_path / "target"))
+    assert done.copied == 0 and str(places[0]) in str(done.problems[0])
+    with pytest.raises(RecordError, match=r"model\.safetensors: it "):
+        store.read_kept(spec(0).id, "model.safetensors")
+    assert taken[0] < files.LARGEST_RECORD
 
 
 def test_a_store_survives_a_loss_of_every_name_that_was_not_synced(tmp_path, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from icl_bench.runs.store.files import sha256
 from icl_bench.runs.store.merge import merge_stores
 from icl_bench.runs.store.verify import verify_store
 from icl_bench.schema import canonical_json
-from tests.runs.records import MANIFEST, POINT, filled, result, spec
+from tests.runs.records import MANIFEST, NO_TENSORS, POINT, filled, result, spec
 
 
 def test_runs_that_are_not_there_are_copied_whole(tmp_path) -> None:
@@ -79,13 +79,13 @@ def test_kept_files_are_copied_and_verified(tmp_path) -> None:
     theirs, ours = filled(tmp_path / "a"), filled(tmp_path / "b")
     for seed in (0, 1):
         writer = theirs.begin(spec(seed), MANIFEST)
-        writer.keep("model.safetensors", b"weights")
+        writer.keep("model.safetensors", NO_TENSORS)
         writer.commit(result(spec(seed)))
     damaged = theirs.path(spec(1).id) / "model.safetensors"
-    damaged.write_bytes(b"others")
+    damaged.write_bytes((3).to_bytes(8, "little") + b"{ }")
     done = merge_stores([theirs.root], ours)
     assert done.copied == 1 and str(damaged) in str(done.problems[0]) and not list((ours.root / "attempts").iterdir())
-    assert ours.read_kept(spec(0).id, "model.safetensors") == b"weights"
+    assert ours.read_kept(spec(0).id, "model.safetensors") == NO_TENSORS
     assert verify_store(ours).problems == [] and str(damaged) in verify_store(theirs).problems[0]
     with pytest.raises(RecordError, match=r"samples\.json: the run did not keep it"):
         ours.read_kept(spec(0).id, "samples.json")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from icl_bench.errors import RecordError
 from icl_bench.runs.record import MetricPoint
-from icl_bench.runs.spec import RUN_DOMAIN
+from icl_bench.runs.spec import RUN_DOMAIN, RunSpec
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.attempt import check_field
 from icl_bench.runs.store.files import sha256
@@ -104,6 +104,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "a former default written out": lambda text: text.replace('"tied"', '"canon":"none","tied"'),
     "a key twice": lambda text: text.replace('"seed":0', '"seed":0,"seed":0'),
     "a boolean for a number": lambda text: text.replace('"seed":0', '"seed":false'),
+    "booleans for both seeds": lambda text: text.replace('seed":0', 'seed":false'),
     "no end of line": lambda text: text.removesuffix("\n"),
 }
 
@@ -113,8 +114,36 @@ def test_another_spelling_of_a_specification_is_no_second_run(tmp_path, what: st
     store = filled(tmp_path / "store", 0, 1)
     text = (store.path(spec(0).id) / "spec.json").read_text()
     assert SPELLINGS[what](text) != text
+    store.load(spec(1).id)  # a specification of equal setting was found to be right
     folder = forge(store, "spec.json", SPELLINGS[what](text).encode())
     assert_skipped(store, folder, tmp_path / "target")
+
+
+def test_a_specification_of_equal_setting_is_not_validated_again(tmp_path, monkeypatch) -> None:
+    store = filled(tmp_path, 0, 1, 2)
+    store.load(spec(0).id)
+    monkeypatch.setattr(RunSpec, "model_validate", lambda plain: pytest.fail("validated again"))
+    assert [store.load(spec(seed).id).spec["data_seed"] for seed in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("place", "ends"),
+    [
+        (("cells", 0), {"accuracy": 0.0, "exact_match": 1.0, "floor": 0.0, "loss": 0.0, "state_bits": 0.0, "load": 0}),
+        (("cells", 0), {"accuracy": 1.0, "exact_match": 0.0, "floor": 1.0, "error": 0.0, "oracle_error": 0.0}),
+        (("work",), {"weights": 0.0, "state": 0.0}),
+        ((), {"seconds": 0.0, "examples_per_second": 0.0, "params": 0, "steps": 0}),
+    ],
+)
+def test_values_at_the_ends_of_their_ranges_are_read(tmp_path, place: tuple, ends: dict) -> None:
+    store = filled(tmp_path, 0)
+    outcome = json.loads((store.path(spec(0).id) / "result.json").read_bytes())
+    part = outcome
+    for key in place:
+        part = part[key]
+    part |= ends
+    forge(store, "result.json", (canonical_json(outcome) + "\n").encode())
+    assert verify_store(store).problems == []
 
 
 def test_a_key_twice_in_a_result_is_named(tmp_path) -> None:

@@ -19,7 +19,7 @@ from icl_bench.runs.store.index import INDEX_NAME, Index
 from icl_bench.runs.store.listing import unfinished
 from icl_bench.runs.store.merge import merge_stores
 from icl_bench.runs.store.verify import verify_store
-from tests.runs.records import MANIFEST, POINT, read_all, result, spec
+from tests.runs.records import MANIFEST, NO_TENSORS, POINT, read_all, result, spec
 
 SEEDS = st.lists(st.integers(0, 7), min_size=1, max_size=3, unique=True)
 WHICH = st.sampled_from(["a", "b"])
@@ -70,7 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
                 origin=checkpoints.origin, step=self.tries, seconds=1.0, training=1.0,
                 solved_at=(None,) * len(missing), metrics=((),) * len(missing),
             ),
-            b"tensors",
+            NO_TENSORS,
         )  # fmt: skip
         commit_fleet(writers, [result(run, accuracy(run.seed)) for run in missing])
         checkpoints.remove()
