@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DONE := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-slow test-gpu lint package fix docs bench
+.PHONY: help install quickstart test test-slow test-gpu lint package fix docs site bench
 
 help:  ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ $(DONE): pyproject.toml constraints.txt
 
 install: $(DONE)  ## create .venv and install, once
 
-quickstart: $(DONE)  ## the main job on two cores, ending with report.md
+quickstart: $(DONE)  ## the main job on two cores, ending with quickstart.md
 	$(BIN)/icl-bench quickstart
 	@echo "next: . $(BIN)/activate, so that the shell finds icl-bench"
 
@@ -45,9 +45,14 @@ fix: $(DONE)  ## format and mend what can be mended
 
 docs: $(DONE)  ## write the generated pages anew
 	$(BIN)/python -m docs.pictures
+	$(BIN)/python -m docs.validation
 	$(BIN)/python -m cogapp -r $(COGGED)
+
+site: $(DONE)  ## the documentation site into build/site, with its links checked
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group site
+	$(BIN)/python -m docs.site build/site
 
 bench: $(DONE)  ## time fleets and kernels on this machine
 	$(BIN)/python benchmarks/fleet.py
 
-COGGED := README.md docs/design.md docs/tasks.md docs/architectures.md docs/cli.md docs/engines.md docs/records.md docs/study-files.md
+COGGED := README.md docs/design.md docs/tasks.md docs/architectures.md docs/cli.md docs/engines.md docs/records.md docs/study-files.md docs/validation.md

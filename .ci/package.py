@@ -48,7 +48,7 @@ def build(folder: Path) -> Path:
     readme = run(sys.executable, "-c", f"import zipfile as z; w = z.ZipFile({str(wheel)!r}); "
                  "print(w.read(next(n for n in w.namelist() if n.endswith('METADATA'))).decode())")  # fmt: skip
     if found := RELATIVE_LINK.findall(readme):
-        sys.exit(f"an index shows no files beside the README; links are absolute; got {found[:3]}")
+        sys.exit(f"an index shows no files beside the README; it has no links to them; got {found[:3]}")
     return wheel
 
 

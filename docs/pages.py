@@ -29,31 +29,28 @@ from icl_bench.cli import app
 from icl_bench.commands.tables import example_text
 from icl_bench.harness.accounting import account
 from icl_bench.harness.engines.base import ENGINES, install_command
-from icl_bench.harness.resolve import PRESETS
+from icl_bench.harness.resolve import PRESETS, make_task, task_component
 from icl_bench.harness.study.file import MatchSpec, Published, Study
 from icl_bench.harness.training.batches import ExampleStream, draw_example
 from icl_bench.runs import declarations, record, spec
 from icl_bench.runs.columns import CELL_COLUMNS, CURVE_COLUMNS, RUN_COLUMNS
-from icl_bench.schema import Frozen, canonical_json, format_value
+from icl_bench.schema import Frozen, canonical_json, field_descriptions, format_value
 from icl_bench.tasks import TASKS, Batch, Cell, Task
 from icl_bench.tasks.base import TrainingBudget, measured_floors
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOOR_EXAMPLES = 256
+SHOWN = {"text": "text:corpus=example,length=32"}
+"""Specs in place of defaults that differ from machine to machine."""
 FOLDERS = {
     "tests": "Tests, in the folders and files of the modules that they test",
     "benchmarks": "Scripts that measure, and their results",
     "docs": "These pages; `make docs` writes their generated parts",
 }
 RUN_MODELS = (
-    record.RunResult,
-    record.CellScore,
-    record.GroupScore,
-    record.StateReport,
-    record.WorkReport,
-    declarations.ArchitectureDeclaration,
-    declarations.CapacityLaw,
-)
+    record.RunResult, record.CellScore, record.GroupScore, record.StateReport, record.WorkReport,
+    declarations.ArchitectureDeclaration, declarations.CapacityLaw,
+)  # fmt: skip
 SPEC_MODELS = (spec.RunSpec, spec.Component, spec.ModelSpec, spec.TrainSpec, spec.EvalSpec)
 
 
@@ -93,14 +90,14 @@ def parameters(
     derived: Mapping[str, object] | None = None,
 ) -> str:
     """Return a table of parameters with their defaults and docstrings; `derived` has those of one model width."""
-    rows = []
+    rows, meanings = [], field_descriptions(model)
     for name in names:
         default = plain(defaults[name])
         shown = "derived" if default is None else f"`{format_value(default)}`"
         value = plain((derived or {}).get(name))
         if default is None and value is not None:
             shown += f", `{format_value(value)}` at width 64"
-        rows.append((f"`{name}`", shown, model.model_fields[name].description or ""))
+        rows.append((f"`{name}`", shown, meanings.get(name, "")))
     return table(("parameter", "default", "meaning"), rows)
 
 
@@ -138,8 +135,9 @@ def engines() -> str:
     rows = [(f"`{name}`", ENGINES.summary(name), engine_needs(name)) for name in ENGINES]
     parts = [table(("engine", "meaning", "needs"), rows)]
     for name in ENGINES:
+        meanings = field_descriptions(ENGINES[name])
         options = [
-            (f"`{key}`", "required" if field.is_required() else option_default(field.default), field.description or "")
+            (f"`{key}`", "required" if field.is_required() else option_default(field.default), meanings.get(key, ""))
             for key, field in ENGINES[name].model_fields.items()
         ]
         parts += [f"### {name}\n", table(("option", "default", "meaning"), options)] if options else []
@@ -176,22 +174,22 @@ def tasks() -> str:
 
 def task_section(name: str) -> str:
     """Return the rule, the parameters, the cells and an example of a task."""
-    cls = TASKS[name]
-    task = cls()
+    cls, spec = TASKS[name], SHOWN.get(name, name)
+    task, defaults = make_task(task_component(spec)), cls()
     shortest = min(task.eval_cells, key=lambda cell: cell.length)
     choice = "" if shortest == task.eval_cells[0] else f" --cell {shortest.label}"
-    shown = example_text(draw_example(name, shortest.label, 0)).plain
+    shown = example_text(draw_example(spec, shortest.label, 0)).plain
     return "\n".join(
         [
             f"## {name}\n",
             prose(cls.__doc__),
             budget(name, cls.budget),
             f"![A small example of {name}, scored tokens framed, their targets below](figures/tasks/{name}.svg)\n",
-            parameters(cls, {name: getattr(task, name) for name in cls.model_fields}, cls.model_fields),
+            parameters(cls, {name: getattr(defaults, name) for name in cls.model_fields}, cls.model_fields),
             f"{alphabet(task)} Load: {task.load_name}.\n",
             cells(task),
             trivial_solvers(task),
-            block(f"$ icl-bench show {name}{choice}\n{shown}", "console"),
+            block(f"$ icl-bench show {spec}{choice}\n{shown}", "console"),
         ]
     )
 
@@ -359,12 +357,12 @@ def model_sections(models: Iterable[type[Frozen]]) -> str:
 
 def fields(model: type[Frozen]) -> str:
     """Return a table of the fields of a record."""
-    rows = []
+    rows, meanings = [], field_descriptions(model)
     for name, field in model.model_fields.items():
         value = None if field.is_required() else field.get_default(call_default_factory=True)
         plain_value = value.model_dump(mode="json") if isinstance(value, Frozen) else value
         default = "" if field.is_required() else f"`{canonical_json(plain_value)}`"
-        rows.append((f"`{name}`", f"`{type_name(field.annotation)}`", default, field.description or ""))
+        rows.append((f"`{name}`", f"`{type_name(field.annotation)}`", default, meanings.get(name, "")))
     return table(("field", "type", "default", "meaning"), rows)
 
 

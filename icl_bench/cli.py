@@ -11,6 +11,7 @@ import typer
 
 from icl_bench import __version__
 from icl_bench.commands.catalogue import archs, check_arch, check_task, doctor, plugins, show, state, tasks
+from icl_bench.commands.corpus import corpus
 from icl_bench.commands.kernels import kernels
 from icl_bench.commands.output import USER_MUST_CHANGE_SOMETHING, WHOLE_TRACEBACKS, note, note_trace, say
 from icl_bench.commands.run import quickstart, run
@@ -18,7 +19,9 @@ from icl_bench.commands.runs import merge, report, runs
 from icl_bench.commands.samples import samples
 from icl_bench.commands.streams import open_streams
 from icl_bench.commands.study import compare, studies, sweep
+from icl_bench.commands.validate import validate
 from icl_bench.commands.verify import verify
+from icl_bench.commands.view import view
 from icl_bench.errors import IclBenchError, OutsideCodeError
 from icl_bench.harness.interruption import Interrupted, conclude, listen, raise_if_interrupted
 from icl_bench.isolation import isolating
@@ -29,11 +32,12 @@ app = typer.Typer(
     context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]},
 )
 LISTED = (
-    *(quickstart, run, compare, sweep, studies, report, samples, verify),
-    *(tasks, archs, plugins, show, state, check_arch, check_task, doctor, merge),
+    *(quickstart, run, compare, sweep, studies, report, view, samples, verify),
+    *(tasks, archs, plugins, show, state, check_arch, check_task, validate, doctor, merge),
 )
 for command in LISTED:
     app.command()(command)
+app.add_typer(corpus, name="corpus")
 app.add_typer(kernels, name="kernels")
 app.add_typer(runs, name="runs")
 
@@ -97,8 +101,9 @@ def run_command() -> int:
         note_trace(error.trace if isinstance(error, OutsideCodeError) else "")
         note(f"Error: {error}")
     except USAGE_ERROR as error:
-        if error.message:  # there is none after the help that a command without arguments prints
-            note(f"Error: {error.format_message().rstrip('.')}; see `{error.ctx.command_path} --help`")
+        if text := error.format_message():  # there is none after the help that a command without arguments prints
+            place = error.ctx.command_path if error.ctx else "icl-bench"
+            note(f"Error: {text.rstrip('.')}; see `{place} --help`")
     return USER_MUST_CHANGE_SOMETHING
 
 

@@ -58,6 +58,10 @@ class RecordError(StoreError):
     """A stored record is damaged, incomplete or of an unknown version."""
 
 
+class CorpusError(IclBenchError):
+    """A source of text or a token file cannot be used."""
+
+
 class StateBudgetError(IclBenchError):
     """No dimensions of an architecture come close enough to the requested size."""
 

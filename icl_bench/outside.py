@@ -17,7 +17,7 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,6 +84,11 @@ def guarded(action: str, way_out: str = "mend it") -> Iterator[None]:
             CURRENT.since = None
 
 
+def guarding(entry: object, name: str) -> AbstractContextManager[None]:
+    """Return the guard for calls of a registered class from outside the package; no guard for a built-in class."""
+    return guarded(f"{name} failed") if is_outside(entry) else nullcontext()
+
+
 def is_request_of_the_user(error: BaseException) -> bool:
     """Return True for a KeyboardInterrupt that Python raises at Ctrl-C; where signals are handled, it raises none."""
     return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -97,7 +102,8 @@ def failure(action: str, error: BaseException, way_out: str = "mend it") -> Outs
 
 def first_line(error: BaseException) -> str:
     """Return the kind of an error and the first line of its message."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    # A TracebackException reads the text of an error whose own __str__ fails.
+    text = error.msg if isinstance(error, SyntaxError) else str(traceback.TracebackException(type(error), error, None))
     return ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
 
 

@@ -39,13 +39,14 @@ class Registry(Generic[T]):
                 raise SpecError(f"a name is lower-case letters, digits and hyphens; got {name!r}; rename it")
             if self.base is not None and not (isinstance(entry, type) and issubclass(entry, self.base)):
                 raise SpecError(
-                    f"a {self.kind} is a class of {self.base.__name__}; {name} is {entry!r:.80}; derive it from that"
+                    f"every {self.kind} is a class of {self.base.__name__}; {name} is {entry!r:.80}; derive it from "
+                    "that"
                 )
             if name in self._entries:
                 owner = self._entries[name].__module__
-                raise DuplicateNameError(f"a {self.kind} name is used once; {owner} has {name!r}; choose another")
+                raise DuplicateNameError(f"every {self.kind} has its own name; {owner} has {name!r}; choose another")
             if not entry.__dict__.get("__doc__") and sys.flags.optimize < 2:  # python -OO drops docstrings
-                raise SpecError(f"a {self.kind} has a docstring; {entry.__qualname__} has none; describe it")
+                raise SpecError(f"every {self.kind} has a docstring; {entry.__qualname__} has none; describe it")
             self._entries[name] = entry
             return entry
 

@@ -2,22 +2,26 @@
 
 A spec is ``name`` or ``name:key=value,key=value``. A value is an integer, a float, ``true``, ``false``, ``none``,
 a word, a double-quoted string, or a list of these, ``a/b/c`` or ``[a|b|c]``; the second form is the one
-written. A layer from outside the package is written
+written. A task may be `name@1`, a version of its data. A layer from outside the package is written
 ``package.module:Class``, with its parameters after a second colon; in a module whose name is lower-case letters alone,
 the class begins with a capital letter.
 
 >>> parse_spec("power:p=2,gate=true")
-Spec(name='power', params={'p': 2, 'gate': True})
+Spec(name='power', params={'p': 2, 'gate': True}, version=None)
 >>> str(parse_spec("assoc-recall:pairs=4/8,variant=zoology"))
 'assoc-recall:pairs=[4|8],variant=zoology'
 """
 
+import ast
 import difflib
 import hashlib
+import inspect
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +35,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DOTTED = re.compile(
     r"((?:(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*|[a-z]*[A-Z_]\w*):[A-Za-z_]\w*|[A-Za-z_]\w*:[A-Z]\w*)(?::(.*))?", re.DOTALL
 )
+VERSION = re.compile(r"[1-9][0-9]{0,3}")
 KEY = re.compile(r"[a-z][a-z0-9_]*")
 WORD = re.compile(r"[A-Za-z_][\w.\-]*")
 ITEM = re.compile(r'(?:"(?:[^"\\]|\\.)*"|\[[^\]]*\]|[^,])+')
@@ -59,12 +64,29 @@ READS_NONE = BeforeValidator(lambda value: "none" if value is None else value)
 class Frozen(BaseModel):
     """The base of every configuration and record: immutable, without unknown keys, infinities or NaN."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 FrozenT = TypeVar("FrozenT", bound=Frozen)
+
+
+def field_descriptions(model: type[Frozen]) -> dict[str, str]:
+    """Return the docstrings of the fields of a model, by field; a field without one is left out.
+
+    Models are made at every start and described now and then: pydantic would read all of their source at the start.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):  # a class that was typed into an interpreter
+            continue
+        for statement in ast.parse(source).body:
+            for field, docstring in pairwise(getattr(statement, "body", ())):
+                match field, docstring:
+                    case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                        found[name] = inspect.cleandoc(text)
+    return {name: text for name, text in found.items() if name in model.model_fields}
 
 
 class Parameters(Frozen):
@@ -98,26 +120,41 @@ class Spec(NamedTuple):
 
     name: str
     params: Mapping[str, Value]
+    version: int | None = None
+    """Version of the data of a task; None for the present one."""
 
     def __str__(self) -> str:
+        name = self.name if self.version is None else f"{self.name}@{self.version}"
         if not self.params:
-            return self.name
-        return self.name + ":" + ",".join(f"{key}={format_value(value)}" for key, value in self.params.items())
+            return name
+        return name + ":" + ",".join(f"{key}={format_value(value)}" for key, value in self.params.items())
 
 
-def parse_spec(text: str) -> Spec:
-    """Parse `name` or `package.module:Class`, with or without `:key=value,...`; raise SpecError for other text."""
+def parse_spec(text: str, versioned: bool = False) -> Spec:
+    """Parse `name` or `package.module:Class`, with or without `:key=value,...`; raise SpecError for other text.
+
+    The name of a task is `versioned`: it may be followed by `@` and a version of its data.
+    """
     dotted = DOTTED.fullmatch(text)
     if dotted:
         return Spec(dotted[1], parse_params(dotted[2], text) if dotted[2] is not None else {})
     name, colon, rest = text.partition(":")
+    version = None
+    if versioned and "@" in name:
+        name, _, number = name.partition("@")
+        if not VERSION.fullmatch(number):
+            raise SpecError(
+                f"a version is a number from 1 up, name@1; got {quoted(number)} in {quoted(text)}; leave it out for "
+                "the present version"
+            )
+        version = int(number)
     if not NAME.fullmatch(name):
         likely = name.lower().replace("_", "-")
         way_out = f"did you mean {likely!r}?" if NAME.fullmatch(likely) else "write name or name:key=value"
         raise SpecError(
             f"a name is lower-case letters, digits and hyphens; got {quoted(name)} in {quoted(text)}; {way_out}"
         )
-    return Spec(name, parse_params(rest, text) if colon else {})
+    return Spec(name, parse_params(rest, text) if colon else {}, version)
 
 
 def parse_params(text: str, whole: str) -> dict[str, Value]:

@@ -174,7 +174,7 @@ def test_compare_tunes_measures_and_reports(command, tmp_path) -> None:
     ]
     outcome = command("compare", TASK, "--json", *wish)
     document = json.loads(outcome.out)
-    assert outcome.status == 0 and (tmp_path / "report.md").is_file()
+    assert outcome.status == 0 and (tmp_path / "compare-assoc-recall-512.md").is_file()
     for run in document["runs"]:
         assert abs(run["state"]["elements"] - 512) <= 0.05 * 512
     again = command("compare", TASK, *wish)
@@ -256,3 +256,21 @@ def test_a_packaged_study_demands_a_clean_revision(command, monkeypatch) -> None
     monkeypatch.setattr(environment, "git_revision", lambda: "0123456789ab+")
     refused = command("sweep", "suite")
     assert refused.status == 2 and "suite would run at 0123456789ab+, with changes; commit them, or add" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", TASK], "Missing option '--arch' / '-a'"),
+        (["run"], "Missing argument 'task'"),
+        (["run", TASK, "--arch"], "Option '--arch' requires an argument"),
+        (["run", TASK, "--ach", "linear"], "No such option: --ach (Possible options: --arch, --graphs)"),
+        (["compare", TASK, "--arch", "linear"], "Missing option '--state'"),
+        (["runs", "show"], "Missing argument 'run'"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+    ],
+)
+def test_a_wrong_usage_is_one_line(command, arguments: list[str], message: str) -> None:
+    outcome = command(*arguments)
+    assert (outcome.status, outcome.out) == (2, "") and outcome.err.count("\n") == 1
+    assert outcome.err.startswith(f"Error: {message}; see `") and outcome.err.endswith(" --help`\n")

@@ -22,9 +22,12 @@ OWN_FILES = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / 
 LONGEST_FILE = 400
 HELP_SECONDS = 0.4
 HEAVY = {"torch", "triton", "numpy", "scipy", "matplotlib", "yaml", "safetensors"}
+SECONDS_TO_LOAD = {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy", "scipy.stats", "matplotlib"}
+"""Modules that take half a second or more each, of which a run needs none."""
 COMMANDS = [
-    "quickstart", "run", "compare", "sweep", "studies", "report", "samples", "verify", "tasks", "archs", "plugins",
-    "show", "state", "check-arch", "check-task", "doctor", "merge", "kernels", "runs",
+    "quickstart", "run", "compare", "sweep", "studies", "report", "view", "samples", "verify", "tasks", "archs",
+    "plugins", "show", "state", "check-arch", "check-task", "validate", "doctor", "merge",
+    "corpus", "kernels", "runs",
 ]  # fmt: skip
 DRAWS_GLOBALLY = {"icl_bench/architectures/plain.py", "icl_bench/architectures/causality.py"}
 """A layer of one's own draws its parameters as its class does, and its dropout, under a seed of torch."""
@@ -38,12 +41,13 @@ SUITES = {
     "architectures/learning", "architectures/recurrences", "architectures/state_spaces", "harness/crashes",
     "harness/engines/contract",
     "harness/training/continuous", "harness/training/free_running", "harness/training/fused_path",
-    "harness/training/gpu", "harness/training/untrained", "kernels/launches", "kernels/gpu/attention_triton",
+    "harness/training/gpu", "harness/training/plain_loop", "harness/training/untrained",
+    "kernels/launches", "kernels/gpu/attention_triton",
     "kernels/gpu/delta_triton", "kernels/gpu/fused_step", "kernels/gpu/long_convolution_triton",
     "kernels/gpu/plain_forms", "kernels/gpu/power_triton", "kernels/gpu/scan_triton",
     "reports/parts/figures",
     "reports/parts/tables", "runs/store/store_machine", "tasks/contract", "tasks/parameters", "docs", "fuzz",
-    "hostile_text", "language", "layout", "own_layer", "plugin", "security", "surroundings",
+    "hostile_text", "site", "language", "layout", "own_layer", "plugin", "security", "surroundings",
 }  # fmt: skip
 """Test files for what several modules do together; every other test file has the path of the module that it tests."""
 
@@ -73,7 +77,7 @@ def test_an_architecture_has_the_file_of_its_name(name: str) -> None:
 def test_no_file_without_a_name(folder: str) -> None:
     registry = {"tasks": TASKS, "architectures": ARCHITECTURES}[folder]
     shared = {
-        "tasks": ["base", "cells", "continuous", "dilution", "sampling", "vocabulary"],
+        "tasks": ["base", "cells", "continuous", "dilution", "ngrams", "sampling", "versions", "vocabulary"],
         "architectures": [
             *(
                 "base",
@@ -87,7 +91,7 @@ def test_no_file_without_a_name(folder: str) -> None:
                 "interface",
                 "layers",
             ),
-            *("fla_layer", "plain", "rotation", "sums", "token_shift"),
+            *("fla_layer", "plain", "rotation", "spectrum", "sums", "token_shift"),
         ],
     }[folder]
     files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - {f"{stem}.py" for stem in shared}
@@ -167,14 +171,14 @@ try:
 except SystemExit as exit_:
     assert exit_.code in (0, None), exit_.code
 used = resource.getrusage(resource.RUSAGE_SELF)
-loaded = sorted({{module.split(".")[0] for module in sys.modules}})
-print(json.dumps([loaded, used.ru_utime + used.ru_stime]), file=sys.stderr)
+print(json.dumps([sorted(sys.modules), used.ru_utime + used.ru_stime]), file=sys.stderr)
 """
 
 
-def loaded_and_seconds(arguments: str) -> tuple[set[str], float]:
-    """Run a command in a process of its own; return the packages it loads and its processor time."""
-    done = subprocess.run([sys.executable, "-c", LIGHT.format(arguments=arguments)], capture_output=True, text=True)
+def loaded_and_seconds(arguments: str, folder: Path | None = None) -> tuple[set[str], float]:
+    """Run a command in a process of its own; return the modules it loads and its processor time."""
+    code = LIGHT.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     loaded, seconds = json.loads(done.stderr.splitlines()[-1])
     return set(loaded), seconds
@@ -188,3 +192,12 @@ def test_help_is_light(arguments: str) -> None:
     assert "pydantic" not in loaded or arguments != '"--help"'  # typer itself loads it to read the options of a command
     others = (loaded_and_seconds(arguments)[1] for _ in range(2))
     assert seconds < HELP_SECONDS or min(others) < HELP_SECONDS
+
+
+def test_a_run_loads_no_module_that_takes_long(tmp_path: Path) -> None:
+    tiny = ["train.steps=1", "evaluation.points=1", "evaluation.validation=2", "evaluation.examples=2"]
+    arguments = ["run", "assoc-recall:pairs=4", "--arch", "power:p=2", "--arch", "softmax", "--seeds", "0..1"]
+    arguments += ["--device", "cpu", *(part for setting in tiny for part in ("--set", setting))]
+    for _ in ("trained", "found in the store"):
+        loaded, _ = loaded_and_seconds(json.dumps(arguments)[1:-1], tmp_path)
+        assert "torch" in loaded and SECONDS_TO_LOAD & loaded == set()

@@ -147,6 +147,20 @@ class Forks(GatedDelta):
 class Negative(GatedDelta):
     def state_elements(self, length):
         return -1
+class Mute(GatedDelta):
+    def __init__(self, d_model):
+        raise type("MuteError", (Exception,), {"__str__": lambda self: 1 / 0})
+class Lazy(GatedDelta):
+    def __init__(self, d_model):
+        super().__init__(d_model)
+        self.late = torch.nn.LazyLinear(d_model)
+class Unready(GatedDelta):
+    @property
+    def state_elements(self):
+        raise RuntimeError("not yet")
+class Secret(GatedDelta):
+    def parameters(self, recurse=True):
+        raise ValueError("not told")
 class EndsEarly(GatedDelta):
     def state_elements(self, length):
         os._exit(0)
@@ -181,6 +195,10 @@ def test_hostile_layers_are_results_and_their_neighbours_are_as_alone(example, t
         ),
         ("EndsEarly", "mine:EndsEarly cannot be built: ended with exit status 0; mend it"),
         ("GatedDelta:d_head=none", "TypeError: "),
+        ("Mute", "MuteError: <exception str() failed> (mine.py, line "),
+        ("Lazy", "mine:Lazy cannot be built: ValueError: Attempted to use an uninitialized parameter"),
+        ("Unready", "mine:Unready cannot be built: RuntimeError: not yet (mine.py, line "),
+        ("Secret", "mine:Secret cannot be built: ValueError: not told (mine.py, line "),
         ("Missing", "module 'mine' has no 'Missing'"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from docs import pages
 from icl_bench.harness.task_conformance import check_task_contract
-from icl_bench.registry import PLUGIN_ALLOW_LIST, load_plugins
+from icl_bench.registry import PLUGIN_ALLOW_LIST, PLUGIN_MODULES, load_plugins
 from icl_bench.tasks import TASKS
 from tests.tasks import test_contract as contract
 from tests.tasks.conftest import keys_of
@@ -181,6 +181,42 @@ FAULTS = {
     "Chance: 1/alphabet.": ("", "description", "the docstring says Chance:"),
     "return ContextContents(cell.load, self.alphabet)": ("raise ValueError('no idea')", "bits of the state", "no idea"),
 }
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "found"),
+    [
+        (
+            "string = random.integers",
+            "string = 1 / 0 * random.integers",
+            "ZeroDivisionError: division by zero (late_task.",
+        ),
+        ('    load_name = "symbols"\n', "", "'Late' object has no attribute 'load_name'"),
+        ('    budget = TrainingBudget(steps=300, lr=1e-2, params="symbols=4")\n', "", "AttributeError: budget"),
+        (
+            "return ContextContents(cell.load, self.alphabet)",
+            "return None",
+            "Late gives neither contents nor state_bits",
+        ),
+    ],
+)
+def test_a_task_that_fails_in_a_listing_is_one_line(
+    command, tmp_path, monkeypatch, right: str, wrong: str, found: str
+) -> None:
+    assert right in SOURCE
+    source = SOURCE.replace(right, wrong).replace("mirror", "late").replace("Mirror", "Late")
+    (tmp_path / "late_task.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+    monkeypatch.setenv(PLUGIN_MODULES, "")
+    importlib.invalidate_caches()
+    try:
+        done = command("--plugin", "late_task", "tasks", "late")
+        shown = command("show", "late")
+    finally:
+        del sys.modules["late_task"]
+    assert done.status == 2 and done.err.startswith("Error: late failed: ") and done.err.count("\n") == 1
+    assert found in done.err and (found in shown.err or "budget" in found)
 
 
 @pytest.mark.parametrize("right", FAULTS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from icl_bench.errors import IclBenchError, SpecError
-from icl_bench.schema import Frozen, Spec, build, canonical_json, content_hash, parse_spec
+from icl_bench.schema import Frozen, Spec, build, canonical_json, content_hash, field_descriptions, parse_spec
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)
 KEYS = st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True)
@@ -126,3 +126,19 @@ def test_names_of_layers_from_outside(text: str, name: str) -> None:
 def test_lower_case_words_after_a_name_are_parameters(text: str) -> None:
     with pytest.raises(SpecError, match="a parameter is key=value"):
         parse_spec(text)
+
+
+class MoreKnobs(Knobs):
+    """A record with an inherited field that says more."""
+
+    rate: float = 0.25
+    """Rate,
+    on two lines."""
+    bare: int = 0
+
+
+def test_descriptions_of_fields_are_the_docstrings_below_them() -> None:
+    assert field_descriptions(MoreKnobs) == {"pairs": "Pairs.", "rate": "Rate,\non two lines."}
+    namespace = {"Frozen": Frozen, "__name__": "typed"}
+    exec("class Typed(Frozen):\n    pairs: int = 1\n    'Pairs.'\n", namespace)
+    assert field_descriptions(namespace["Typed"]) == {}

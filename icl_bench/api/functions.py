@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from icl_bench.api.results import Runs, TaskExamples
 from icl_bench.errors import SpecError
-from icl_bench.runs.kept import KEPT_FILES, lacking_lines, parse_keep
+from icl_bench.runs.kept import lacking_lines, parse_keep
 from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.store import Store
 from icl_bench.schema import Scalar, Spec, format_value
 
 if TYPE_CHECKING:  # all of them load torch
-    from icl_bench.harness.engines.base import Executor
+    from icl_bench.harness.engines.executor import Executor
     from icl_bench.harness.session import Session
     from icl_bench.harness.study.file import Study
 
@@ -57,7 +57,7 @@ def run(
     settings: Mapping[str, Scalar] | None = None,
     precision: str = "float32",
     store: str | Path = "icl-runs",
-    keep: Iterable[str] = tuple(KEPT_FILES),
+    keep: Iterable[str] = ("model", "samples"),
     session: "Session | None" = None,
 ) -> Runs:
     """Train and evaluate architectures on a task; runs that the store holds already are not trained again.
@@ -71,7 +71,7 @@ def run(
         settings: Any other field, such as `{"train.steps": 1000}`.
         precision: `float32` or `bfloat16`.
         store: Folder of finished runs.
-        keep: Files that runs keep: `model`, `samples`.
+        keep: Files that runs keep: `model`, `samples`, `probes`.
         session: Device, engine and loggers.
 
     Raises:

@@ -6,7 +6,6 @@ import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic.fields import FieldInfo
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -15,7 +14,9 @@ from icl_bench.commands.tables import example_text, make_table
 from icl_bench.harness.accounting import account
 from icl_bench.harness.resolve import arch_component, make_arch, make_task, task_component
 from icl_bench.harness.training.batches import draw_example
-from icl_bench.schema import Frozen, format_value
+from icl_bench.outside import guarding
+from icl_bench.runs.spec import Component
+from icl_bench.schema import Frozen, field_descriptions, format_value
 from icl_bench.tasks import TASKS
 from icl_bench.tasks.cells import Cell
 
@@ -69,7 +70,14 @@ class DetailCard(NamedTuple):
 def task_card(text: str) -> DetailCard:
     """Return the card of a task as typed, `name` or `name:key=value,...`; raise IclBenchError if there is none."""
     component = task_component(text)
-    cls, task = TASKS[component.name], make_task(component)
+    with guarding(TASKS.version(component.name, component.version), component.name):
+        return card_of_task(component, text)
+
+
+def card_of_task(component: Component, text: str) -> DetailCard:
+    """Return the card of the component of a task as typed."""
+    task = make_task(component)
+    cls = type(task)
     total = sum(cell.weight for cell in task.train_cells)
     shares = {cell.label: cell.weight / total for cell in task.train_cells}
 
@@ -83,7 +91,7 @@ def task_card(text: str) -> DetailCard:
     )
     return DetailCard(
         component.label,
-        f"{component.label}: {prose(cls.__doc__)}",
+        f"{component.label}: {prose(cls.__doc__)}" + (f"\n\nRetired: {cls.retired}" if cls.retired else ""),
         list(parameters_of(cls, values_of(task), {})),
         [row(cell) for cell in task.eval_cells],
         example_text(picture or draw_example(text, shortest.label, 0)),
@@ -129,16 +137,13 @@ def values_of(model: Frozen) -> dict[str, Any]:
 
 def parameters_of(model: type[Frozen], defaults: Mapping[str, Any], derived: Mapping[str, Any]) -> Iterator[Parameter]:
     """Yield the parameters of a model; `derived` has the values that follow from the width where no default stands."""
+    meanings = field_descriptions(model)
     for name, field in model.model_fields.items():
         default = format_value(defaults[name]).replace('"none"', "none")  # as a user may type it
         if defaults[name] is None and derived.get(name) is not None:
             default = f"{format_value(derived[name])} (derived)"
-        yield Parameter(name, type_words(field.annotation, field.metadata), default, meaning_of(field))
-
-
-def meaning_of(field: FieldInfo) -> str:
-    """Return the description of a field on one line."""
-    return " ".join((field.description or "").split())
+        meaning = " ".join(meanings.get(name, "").split())
+        yield Parameter(name, type_words(field.annotation, field.metadata), default, meaning)
 
 
 def type_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:

@@ -19,6 +19,7 @@ output_option = partial(typer.Option, rich_help_panel="Output")
 
 DEFAULT_STORE = Path("icl-runs")
 REPORT_HELP = "Write a report to this file: Markdown, or one HTML page if the name ends in .html."
+report_option = partial(output_option, "--report", "-o", help=REPORT_HELP)
 
 REGISTERED = re.compile(r"\.register\(\"([a-z0-9-]+)\"\)")
 
@@ -62,9 +63,12 @@ SeedsOption = Annotated[str, typer.Option("--seeds", "-s", help="Seeds: 0, 0,1,5
 LrOption = Annotated[
     str | None, typer.Option(help="Learning rates: 1e-3, 1e-3,3e-3 or a logarithmic grid 1e-4..3e-2/7.")
 ]
+TargetOption = Annotated[
+    float | None,
+    typer.Option("--target-flops", min=1, help="Operations of each training, in place of train.steps, such as 1e15."),
+]
 StoreOption = Annotated[Path, output_option(help="Folder of finished runs.")]
-ReportOption = Annotated[Path | None, output_option("--report", "-o", help=REPORT_HELP)]
-NeededReportOption = Annotated[Path, output_option("--report", "-o", help=REPORT_HELP)]
+ReportOption = Annotated[Path | None, report_option()]
 JsonOption = Annotated[bool, output_option("--json", help="Print one JSON document and nothing else.")]
 QuietOption = Annotated[bool, output_option("--quiet", "-q", help="Print no progress.")]
 DeviceOption = Annotated[str, machine_option(help="Device: auto, cpu or cuda.")]
@@ -103,6 +107,12 @@ class MachineOptions(NamedTuple):
     graphs: Annotated[
         bool, machine_option("--graphs/--no-graphs", help="Capture training steps on a GPU in graphs.")
     ] = True
+    accumulate: Annotated[
+        int, machine_option(min=1, help="Parts of a training batch that are computed one after the other.")
+    ] = 1
+    recompute: Annotated[
+        bool, machine_option("--recompute", help="Compute activations twice instead of keeping them, for memory.")
+    ] = False
     fleet: Annotated[
         int | None, machine_option("--fleet", min=1, help="Runs trained together: 1 on a CPU, 32 on a GPU.")
     ] = None
@@ -124,7 +134,9 @@ class OutputOptions(NamedTuple):
     ] = None
     keep: Annotated[
         str | None,
-        output_option(help="Files that runs keep: model (its weights), samples (32 answered test examples a cell)."),
+        output_option(
+            help="Files that runs keep: model (its weights), samples (32 answered test examples a cell), probes."
+        ),
     ] = None
     as_json: JsonOption = False
     quiet: QuietOption = False

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from icl_bench.runs.store.index import Index
 
 REPORT_SUFFIXES = ("", ".md", ".markdown", ".txt", ".html", ".htm")
+LONGEST_NAME = 80
+"""Most characters of a report's name that nobody gave, without its ending."""
 USER_MUST_CHANGE_SOMETHING = 2
 """Exit status after an error that the user can mend."""
 SOMETHING_FAILED = 3
@@ -80,6 +83,15 @@ def check_report(report: Path | None) -> None:
         raise StoreError(
             f"a report is a file in a folder that exists and can be written; got {report}; choose another file"
         )
+
+
+def default_report(command: str, *subject: str) -> Path:
+    """Return the file of a report that nobody named: commands do not overwrite the reports of others.
+
+    >>> print(default_report("compare", "assoc-recall", "64KiB"))
+    compare-assoc-recall-64KiB.md
+    """
+    return Path(re.sub(r"[^A-Za-z0-9]+", "-", "-".join((command, *subject)))[:LONGEST_NAME].strip("-") + ".md")
 
 
 def write_files(

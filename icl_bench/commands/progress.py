@@ -76,14 +76,20 @@ class LineReporter(Reporter):
 
     def planned(self, specs: Sequence[RunSpec], missing: Sequence[RunSpec]) -> None:
         """Say how many runs there are, how many of those the store holds already, and about how long they take."""
+        is_first = not self.forecast.left
         self.forecast.plan(specs, missing)
-        runs, done = len(specs), len(specs) - len(missing)
-        held = ", done already" if done == runs else f", {done} of them done already" if done else ""
-        self.say(f"{runs} run{'s' if runs > 1 else ''}{held}{self.outlook() if missing else ''}")
+        if is_first:  # else runs of one contender among others, which go on
+            self.say_plan(specs, missing)
         for line in advice(missing):
             if line not in self.advised:
                 self.advised.add(line)
                 self.say(f"note: {line}")
+
+    def say_plan(self, specs: Sequence[RunSpec], missing: Sequence[RunSpec]) -> None:
+        """Say how many runs of a plan there are and are left."""
+        runs, done = len(specs), len(specs) - len(missing)
+        held = ", done already" if done == runs else f", {done} of them done already" if done else ""
+        self.say(f"{runs} run{'s' if runs > 1 else ''}{held}{self.outlook() if missing else ''}")
 
     def outlook(self) -> str:
         """Return the estimated time of what is left, where it is long enough to be worth a word."""

@@ -1,6 +1,7 @@
 """The commands that train one request: `quickstart` and `run`."""
 
 from pathlib import Path
+from typing import Annotated
 
 from icl_bench.commands import options
 from icl_bench.commands.output import check_report, finish
@@ -9,7 +10,7 @@ from icl_bench.commands.session import execute, load_plugins_or_warn
 
 def quickstart(
     store: options.StoreOption = options.DEFAULT_STORE,
-    report: options.NeededReportOption = Path("report.md"),
+    report: Annotated[Path, options.report_option()] = Path("quickstart.md"),
     device: options.DeviceOption = "auto",
 ) -> None:
     """Train four architectures on associative recall in about a minute, and write a report."""
@@ -28,6 +29,7 @@ def run(
     setting: options.SettingOptions,
     seeds: options.SeedsOption = "0",
     lr: options.LrOption = None,
+    target_flops: options.TargetOption = None,
     machine: options.MachineOptions,
     output: options.OutputOptions,
     report: options.ReportOption = None,
@@ -41,6 +43,6 @@ def run(
     load_plugins_or_warn()
     check_report(report)
     lrs, settings = parse_lrs(lr) if lr else (), setting.settings or ()
-    chosen = (arch, setting.preset, lrs, parse_seeds(seeds), setting.precision, settings)
+    chosen = (arch, setting.preset, lrs, parse_seeds(seeds), setting.precision, settings, target_flops)
     requests = [Request(each, *chosen) for each in task]
     finish(execute(requests, machine, output), as_json=output.as_json, report=report)

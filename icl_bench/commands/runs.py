@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from icl_bench.commands.options import DEFAULT_STORE, REPORT_HELP, JsonOption, StoreOption
-from icl_bench.commands.output import SOMETHING_FAILED, note, note_problems, print_json, say, write_files
+from icl_bench.commands.output import (
+    SOMETHING_FAILED,
+    default_report,
+    note,
+    note_problems,
+    print_json,
+    say,
+    write_files,
+)
 from icl_bench.commands.session import load_plugins_or_warn
 from icl_bench.errors import SpecError, StoreError
 
@@ -116,6 +124,31 @@ def measure_floors(store: StoreOption = DEFAULT_STORE) -> None:
         note(f"not measured: {line}")
 
 
+@runs.command("probes")
+def show_probes(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Print the probes of a run that was trained with --keep probes: the first, the median and the last value of each.
+
+    The first line has the outcome of the run, its step, and the causes that the probes show; --json has every value.
+    """
+    from icl_bench.commands.console import terminal
+    from icl_bench.commands.tables import probes_table
+    from icl_bench.runs.kept import kept_probes
+    from icl_bench.runs.probes import causes_of, ending_of
+
+    opened = open_store(store)
+    record = opened.load(opened.find(run))
+    kept, result = kept_probes(opened, record.result), record.result
+    curve = [(point.step, point.accuracy) for point in record.metrics]
+    ending = ending_of(result.status, result.steps, result.detail, curve, result.floor)
+    causes = causes_of(kept, record.spec["train"]["clip"])
+    if as_json:
+        found = {"outcome": ending.outcome, "outcome_step": ending.step, "causes": causes}
+        print_json({**found, "probes": kept.model_dump(mode="json")})
+    else:
+        why = f"; causes: {', '.join(causes)}" if causes else ""
+        terminal().print(probes_table(kept, f"{result.id}: {ending.outcome} at step {ending.step}{why}"))
+
+
 @runs.command("export")
 def export_runs(
     file: Annotated[
@@ -184,7 +217,9 @@ def merge(
 
 def report(
     source: Annotated[Path, typer.Argument(help="A store of finished runs.")] = DEFAULT_STORE,
-    output: Annotated[Path, typer.Option("--output", "-o", help=REPORT_HELP)] = Path("report.md"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help=REPORT_HELP, show_default="report-STORE.md")
+    ] = None,
 ) -> None:
     """Write a report, with figures, of every run in a store."""
     from icl_bench.reports.context import NO_STUDY
@@ -201,7 +236,8 @@ def report(
         )
     note_problems(index, ())
     with uncollected():
-        say(str(write_files(runs, problems, output, NO_STUDY._replace(interrupted=interrupted))))
+        file = output or default_report("report", source.resolve().name)
+        say(str(write_files(runs, problems, file, NO_STUDY._replace(interrupted=interrupted))))
 
 
 def open_store(path: Path) -> "Store":

@@ -9,7 +9,7 @@ from icl_bench.commands.output import finish, note
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from icl_bench.harness.engines.base import Executor
+    from icl_bench.harness.engines.executor import Executor
     from icl_bench.harness.estimate import Estimate
     from icl_bench.harness.resolve import Request
     from icl_bench.harness.session import Session
@@ -24,7 +24,8 @@ def make_executor(machine: MachineOptions, output: OutputOptions) -> "Executor":
     from icl_bench.harness.session import Session
 
     where = (machine.device, machine.impl, machine.graphs, machine.fleet, machine.engine)
-    session = Session(*where, output.log or (), output.quiet, output.again)
+    memory = (machine.accumulate, machine.recompute)
+    session = Session(*where, output.log or (), output.quiet, output.again, *memory)
     return open_with_progress(output.store, session, keep_of(output))
 
 

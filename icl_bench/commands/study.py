@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from icl_bench.commands import options
-from icl_bench.commands.output import check_report, print_json, print_listing, say
+from icl_bench.commands.output import check_report, default_report, print_json, print_listing, say
 from icl_bench.commands.session import complete_study, estimate_left, load_plugins_or_warn
 from icl_bench.errors import SpecError
 
@@ -32,7 +32,7 @@ def compare(
     dry_run: options.DryRunOption = False,
     machine: options.MachineOptions,
     output: options.OutputOptions,
-    report: options.NeededReportOption = Path("report.md"),
+    report: Annotated[Path | None, options.report_option(show_default="compare-TASK-SIZE.md")] = None,
 ) -> None:
     """Compare architectures of equal size: tune learning rates, measure with fresh seeds, write a report.
 
@@ -41,10 +41,9 @@ def compare(
     from icl_bench.harness.matching import parse_state
     from icl_bench.harness.resolve import parse_lrs, parse_seeds
     from icl_bench.harness.study.file import Study
-    from icl_bench.schema import build
+    from icl_bench.schema import build, parse_spec
 
     load_plugins_or_warn()
-    check_report(report)
     fields = {
         "name": "compare",
         "question": f"which architecture recalls more at {target.state} of {target.match}?",
@@ -62,8 +61,10 @@ def compare(
     study = build(Study, fields, "compare")
     if dry_run:
         show_plan(study, (), machine, output)
-    else:
-        complete_study(study, machine, output, report)
+        return
+    file = report or default_report("compare", parse_spec(task, versioned=True).name, target.state)
+    check_report(file)
+    complete_study(study, machine, output, file)
 
 
 @options.grouped
@@ -80,7 +81,7 @@ def sweep(
     ] = False,
     machine: options.MachineOptions,
     output: options.OutputOptions,
-    report: options.NeededReportOption = Path("report.md"),
+    report: Annotated[Path | None, options.report_option(show_default="sweep-NAME.md")] = None,
 ) -> None:
     """Run a study: tune, measure, write a report. The same command again continues an interrupted study."""
     from icl_bench.harness.study.file import load_study, packaged_studies
@@ -90,10 +91,11 @@ def sweep(
     loaded = load_study(study)
     numbers = parse_parts(parts) if parts else ()
     if not dry_run:
-        check_report(report)
+        file = report or default_report("sweep", loaded.name)
+        check_report(file)
         if study in packaged_studies() and not dirty:
             check_revision(study)
-        complete_study(loaded, machine, output, report, numbers)
+        complete_study(loaded, machine, output, file, numbers)
         return
     show_plan(loaded, numbers, machine, output)
 

@@ -1,6 +1,6 @@
 """Tables and text on the terminal: results, a bar chart, sizes of architectures, an example of a task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -11,14 +11,17 @@ from rich.text import Text
 from icl_bench.escapes import plain
 from icl_bench.reports.analysis import Section, analyse
 from icl_bench.reports.entry import Entry, known_median
+from icl_bench.reports.statistics import median
 from icl_bench.reports.text import NONE, format_bytes, format_integer, format_share
 from icl_bench.runs.outline import FinishedRuns
+from icl_bench.runs.probes import Probes
 from icl_bench.runs.record import RunRecord
 
 if TYPE_CHECKING:  # all of them load torch
     from icl_bench.harness.accounting import Account
     from icl_bench.harness.conformance import ConformanceCheck
     from icl_bench.harness.training.batches import Example
+    from icl_bench.harness.validation.gate import CellVerdict
 
 FIRST = ("lr", "state", "params", "accuracy")
 BAR_LENGTH = 40
@@ -117,9 +120,14 @@ def cell_headings(section: Section) -> list[str]:
 
 
 def further_headings(section: Section) -> list[str]:
-    """Return the heads of further columns: error for vector tasks, accuracy on own answers for generative tasks."""
+    """Return the heads of further columns: error of vector tasks, divergence, accuracy on own answers."""
     reads_own = any(entry.reads_own_answers for entry in section.entries)
-    return (["error"] if section.has_errors else []) + (["own answers", "exact"] if reads_own else [])
+    diverges = any(run.result.divergence is not None for entry in section.entries for run in entry.scored)
+    return [
+        *(["error"] if section.has_errors else []),
+        *(["divergence"] if diverges else []),
+        *(["own answers", "exact"] if reads_own else []),
+    ]
 
 
 def entry_cells(entry: Entry, section: Section) -> list[str]:
@@ -128,6 +136,7 @@ def entry_cells(entry: Entry, section: Section) -> list[str]:
     failed = f" ({len(entry.failed)} failed)" if entry.failed else ""
     further = {
         "error": entry.error,
+        "divergence": known_median([run.result.divergence for run in entry.scored]),
         "own answers": known_median([run.result.free_running for run in entry.scored]),
         "exact": known_median([run.result.free_running_exact for run in entry.scored]),
     }
@@ -164,6 +173,24 @@ def conformance_table(checks: "Sequence[ConformanceCheck]") -> Table:
     return table
 
 
+def verdict_table(found: "Mapping[str, Sequence[CellVerdict]]") -> RenderableType:
+    """Return the tables of `icl-bench validate`: a row for each cell, then one for each solver above a floor."""
+    trained = list(next(iter(found.values()))[0].trained)
+    table = make_table("", ["cell", "floor by", "best shallow by", "outcome"], ["floor", "best", *trained])
+    above = make_table("above the stated floor:", ["cell", "group", "solver", "stated by"], ["accuracy", "stated", "z"])
+    for task, cells in found.items():
+        for cell in cells:
+            place = f"{plain(task)} {plain(cell.cell)}"
+            outcome = f"{len(cell.above)} above" if cell.above else "by rule" if cell.by_rule else "below"
+            numbers = (cell.floor, cell.best, *(cell.trained[name] for name in trained))
+            row = [place, plain(cell.floor_by), plain(cell.best_by), outcome, *map(format_share, numbers)]
+            table.add_row(*row, style="bold red" if cell.above else "")
+            for one in cell.above:
+                row = [place, plain(one.group) or "all", one.solver, plain(one.stated_by)]
+                above.add_row(*row, format_share(one.accuracy), format_share(one.stated), f"{one.statistic:.1f}")
+    return Group(table, above) if above.rows else table
+
+
 def example_text(shown: "Example") -> Text:
     """Write tokens in rows; an arrow and the target follow each scored position."""
     width = max(len(token) for token in shown.tokens)
@@ -192,3 +219,13 @@ def row_length(lengths: Sequence[int]) -> int:
     while row > 1 and max(sum(lengths[i : i + row]) for i in range(0, len(lengths), row)) > LONGEST_ROW:
         row //= 2
     return row
+
+
+def probes_table(probes: Probes, title: str) -> Table:
+    """Return a table of the probes of a run: the first, the median and the last known value of each."""
+    table = make_table(title, ["probe"], ["first", "median", "last"])
+    for place, name in enumerate(probes.names):
+        values = [value for point in probes.points if (value := point.values[place]) is not None]
+        shown = [f"{value:.3g}" for value in (values[0], median(values), values[-1])] if values else [NONE] * 3
+        table.add_row(Text(plain(name)), *shown)
+    return table

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from icl_bench.architectures import Architecture
 from icl_bench.architectures.base import Flops, LayerContext, StateSize
+from icl_bench.architectures.heads import HeadsArchitecture
 from icl_bench.architectures.layers import CANON_TAPS
 from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import arch_components, make_arch
@@ -66,6 +67,21 @@ class Footprint:
         places = [LayerContext(i, len(self.layers)) for i in range(len(self.layers))]
         counts = [layer.count_parameters(self.d_model, at) for layer, at in zip(self.layers, places, strict=True)]
         return CANON_TAPS * self.canon_channels + sum(counts)
+
+
+def quadratic_work(layers: Sequence[Architecture], d_model: int, length: int) -> float | None:
+    """Return the operations of a token, averaged over a row, if each layer compares it with all earlier ones.
+
+    These are 2 H (K + V) for each token seen, of attention, a window and power attention; None for other layers.
+    """
+    total = 0.0
+    for layer in layers:
+        if not isinstance(layer, HeadsArchitecture) or layer.operator not in ("attention", "power"):
+            return None
+        work = layer.flops(d_model, length).state
+        compared = 2.0 * layer.heads * (layer.key_width + layer.value_width) * (length + 1) / 2
+        total += compared if layer.operator == "power" else work or 0.0
+    return total
 
 
 class Account(NamedTuple):

@@ -1,5 +1,6 @@
 """The environment of a run: device, kernel implementation, package versions and revision of the code."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -22,6 +23,9 @@ NUMERIC_PACKAGES = ("torch", "triton", "numpy", "scipy")
 """Packages that can change numbers."""
 THREADS = "OMP_NUM_THREADS"
 """Environment variable by which a user sets the number of threads of torch."""
+TRIM_THRESHOLD, MOST_MAPPINGS = -1, -4
+"""Parameters of glibc's mallopt: free bytes at the end of the heap before they are returned to the system, and blocks
+that have mappings of their own, which are returned when they are freed."""
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Processor time that a container may use, in microseconds, and the period that it is counted over."""
 DEVICES = ("auto", "cpu", "cuda")
@@ -78,6 +82,27 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def kept_heap(device: torch.device) -> Iterator[None]:
+    """Keep freed memory inside the block for the next tensors, on a CPU with glibc; return it at the end.
+
+    By default malloc returns large tensors to the system as soon as they are freed, and the system clears every page of
+    the next ones: a fifth of the processor time of a training step.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(TRIM_THRESHOLD, -1)
+    library.mallopt(MOST_MAPPINGS, 0)
+    try:
+        yield
+    finally:
+        library.mallopt(TRIM_THRESHOLD, 128 << 10)  # the defaults of glibc
+        library.mallopt(MOST_MAPPINGS, 1 << 16)
+        library.malloc_trim(0)
 
 
 def visible_gpus() -> list[str]:

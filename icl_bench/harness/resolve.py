@@ -4,15 +4,14 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from icl_bench.architectures import ARCHITECTURES, Architecture
 from icl_bench.architectures.fla_layer import outside_layer
 from icl_bench.errors import SpecError, UnknownNameError
-from icl_bench.outside import guarded, is_outside, source_digest
+from icl_bench.outside import guarding, is_outside, source_digest
 from icl_bench.runs.spec import NEWEST_RECIPE, Component, EvalSpec, ModelSpec, RunSpec, TrainSpec, label_of
-from icl_bench.schema import DOTTED, Frozen, Value, build, nearest, parse_scalar, parse_spec
+from icl_bench.schema import DOTTED, Frozen, Spec, Value, build, nearest, parse_scalar, parse_spec
 from icl_bench.tasks import TASKS, Task
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -48,6 +47,8 @@ class Request(NamedTuple):
     precision: str = "float32"
     settings: Sequence[str] = ()
     """Assignments `section.field=value`, as given to --set."""
+    target_flops: float | None = None
+    """Operations of each training, from which its steps follow; None for the steps of the settings."""
 
 
 QUICKSTART = Request(task="assoc-recall", archs=("softmax", "power:p=2", "linear", "window:w=8"), preset="quick")
@@ -64,6 +65,7 @@ def expand_request(request: Request) -> list[RunSpec]:
         for component in itertools.chain.from_iterable(archs):
             make_arch(component).canon_width(model.d_model)  # refuses a mixer that cannot have this layer
     sections = {name: settings.get(name, {}) for name in SECTIONS}
+    sections["train"] = {**sections["train"], **steps_of_task(task, sections["train"], request.settings)}
     runs = {}
     for arch, lr, seed in itertools.product(archs, request.lrs or (None,), request.seeds):
         train = sections["train"] if lr is None else {**sections["train"], "lr": lr}
@@ -71,6 +73,17 @@ def expand_request(request: Request) -> list[RunSpec]:
         run = build(RunSpec, {**own, **settings, **sections, "train": train}, "run")
         runs[run.id] = run
     return list(runs.values())
+
+
+def steps_of_task(task: Component, train: Mapping[str, Any], settings: Sequence[str]) -> dict[str, int]:
+    """Return the steps that show the training examples that a task asks for; nothing if it asks for no number."""
+    wanted = make_task(task).training_examples
+    if wanted is None:
+        return {}
+    steps = -(-wanted // build(TrainSpec, train, "train").batch)
+    if set_steps := [setting for setting in settings if setting.startswith("train.steps=")]:
+        raise SpecError(f"train.steps follows from {task.label}, {steps} steps; got {set_steps[0]}; leave it out")
+    return {"steps": steps}
 
 
 def model_of(preset: str, settings: Sequence[str]) -> ModelSpec:
@@ -103,27 +116,30 @@ def merge_settings(preset: str, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def make_task(component: Component) -> Task:
-    """Build the task that a component describes."""
-    cls = TASKS[component.name]
+    """Build the task that a component describes; raise UnknownNameError for a version of its data that nobody makes."""
+    cls = TASKS.version(component.name, component.version)
     with guarding(cls, component.name):
         return build(cls, component.params, component.name)
 
 
 def task_component(text: str) -> Component:
-    """Return the component of a task as typed, with every parameter written out."""
-    spec = parse_spec(text)
-    cls = TASKS[spec.name]
+    """Return the component of a task as typed, with every parameter written out.
+
+    The label names the version of the data where that is a retired one.
+    """
+    spec = parse_spec(text, versioned=True)
+    cls = TASKS.version(spec.name, spec.version)
     with guarding(cls, spec.name):
-        task = build(cls, spec.params, spec.name)
+        typed = build(cls, spec.params, spec.name)
+        task = typed.resolved()
         params, version = plain_params(task.model_dump()), cls.data_version
-        for part in ("eval_cells", "interface"):  # so that errors of a task from outside show before training
+        for part in ("eval_cells", "interface", "load_name"):  # errors of a task from outside show before training
             getattr(task, part)
-    return Component(name=spec.name, version=version, params=params, source=outside_source(cls), label=str(spec))
-
-
-def guarding(cls: type, name: str) -> AbstractContextManager[None]:
-    """Return the guard for calls of a registered class from outside the package; no guard for a built-in class."""
-    return guarded(f"{name} failed") if is_outside(cls) else nullcontext()
+    named = {
+        key: value if getattr(task, key) == getattr(typed, key) else params[key] for key, value in spec.params.items()
+    }
+    label = str(Spec(spec.name, named, version if cls.retired else None))
+    return Component(name=spec.name, version=version, params=params, source=outside_source(cls), label=label)
 
 
 def outside_source(cls: type) -> str | None:

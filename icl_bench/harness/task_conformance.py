@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from icl_bench import random
+from icl_bench.corpus.tokens import Split
 from icl_bench.errors import SpecError
 from icl_bench.harness.conformance import ConformanceCheck, Outcome, Verdict
 from icl_bench.harness.resolve import make_task, task_component
@@ -53,10 +54,10 @@ def task_cells(task: Task) -> list[Cell]:
     return list({cell.label: cell for cell in (*task.train_cells, *task.eval_cells)}.values())
 
 
-def example_keys(task: Task, split: str, count: int) -> Tensor:
-    """Return the keys of the first examples of a split, [N]."""
+def example_keys(task: Task, split: str, count: int, first: int = 0) -> Tensor:
+    """Return the keys of examples of a split, [N], from the one with this number on."""
     stream = random.stream(TASKS.name_of(type(task)), task.data_version, 0, split)
-    return random.row_keys(torch.tensor(stream), torch.arange(count))
+    return random.row_keys(torch.tensor(stream), torch.arange(first, first + count))
 
 
 def for_all_cells(check: Callable[[Task, Cell], str | None]) -> Callable[[Task], Verdict]:
@@ -112,9 +113,12 @@ def fault_of_batch(task: Task, cell: Cell) -> str | None:
     return None
 
 
-def fault_of_oracle(task: Task, cell: Cell) -> str | None:
-    """Return where the oracle is not right; of tasks that tell it apart from a floor, by five sigma of their errors."""
-    batch = task.sample(example_keys(task, "test", EXAMPLES), cell)
+def fault_of_oracle(task: Task, cell: Cell, first: int = 0) -> str | None:
+    """Return where the oracle is not right; of tasks that tell it apart from a floor, by five sigma of their errors.
+
+    The examples are 500 from the one with the number `first` on.
+    """
+    batch = task.sample(example_keys(task, "test", EXAMPLES, first), cell)
     answers = task.oracle(batch.inputs, batch.positions, cell)
     if not isinstance(task, ContinuousTask) or task.criterion == "nearest":
         if bool((task.hits(answers, batch, cell) == 1).all()):
@@ -197,9 +201,10 @@ def check_repeats(task: Task) -> Verdict:
     """Check that no test example occurs in training, in the cell of the smallest load; of the largest if it repeats."""
     pick = max if task.repeats else min
     cell = pick(task_cells(task), key=lambda cell: (cell.load, cell.length))
+    sizes: Mapping[Split, int] = {"train": TRAINED, "test": TESTED}
     trained, tested = (
-        {row.tobytes() for row in task.sample(example_keys(task, split, count), cell).inputs.numpy()}
-        for split, count in (("train", TRAINED), ("test", TESTED))
+        {row.tobytes() for row in task.sample_split(example_keys(task, split, count), cell, split).inputs.numpy()}
+        for split, count in sizes.items()
     )
     shared = len(trained & tested)
     if shared:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from icl_bench.registry import PLUGIN_MODULES
+from icl_bench.runs.probes import ProbePoint, Probes
 from icl_bench.runs.store import Store
 from tests.runs.records import MANIFEST, POINT, finished, result, spec
 
@@ -163,7 +164,7 @@ def test_a_report_counts_interrupted_runs(command, store: Store, tmp_path) -> No
     gone = writer.attempt.name.replace(f"-{os.getpid()}-", "-99999999-")
     writer.attempt.rename(writer.attempt.with_name(gone))
     assert command("report", "icl-runs").status == 0
-    assert "1 run interrupted" in (tmp_path / "report.md").read_text()
+    assert "1 run interrupted" in (tmp_path / "report-icl-runs.md").read_text()
 
 
 def test_a_study_file_imports_what_was_named_alone(command, tmp_path, monkeypatch) -> None:
@@ -200,3 +201,23 @@ def test_floors_are_measured_anew_for_reports(command, tmp_path) -> None:
     outcome = command("report", str(made.root), "-o", str(tmp_path / "r.md"))
     text = (tmp_path / "r.md").read_text()
     assert outcome.status == 0 and "| `most-frequent` | `any-value` |" in text
+
+
+def test_probes_are_shown_with_the_outcome_and_its_causes(command, tmp_path) -> None:
+    made = Store(tmp_path / "icl-runs")
+    names = ("gradient", "block0.sink_share", "block0.largest_score")
+    points = tuple(ProbePoint(step=i, values=(2.0 + i, 0.5, None)) for i in range(3))
+    done = result(spec(0))
+    probes = Probes(id=done.id, task=done.task, arch=done.arch, names=names, points=points)
+    for seed, kept in ((0, probes), (1, None)):
+        writer = made.begin(spec(seed), MANIFEST)
+        if kept is not None:
+            writer.keep("probes.json", kept.model_dump_json().encode())
+        writer.commit(result(spec(seed)))
+    shown = command("runs", "probes", done.id[:8]).out
+    assert "causes: sink, over-clipped" in shown
+    assert re.search(r"gradient +2 +3 +4\n", shown) and re.search(r"largest_score( +\W){3}\n", shown)
+    document = json.loads(command("runs", "probes", done.id, "--json").out)
+    assert document["causes"] == ["sink", "over-clipped"] and len(document["probes"]["points"]) == 3
+    lacks = command("runs", "probes", spec(1).id)
+    assert lacks.status == 2 and "has no probes" in lacks.err

@@ -73,6 +73,37 @@ def test_a_run_without_samples_says_how_to_get_them(command, store: Store) -> No
     assert unknown.status == 2 and "no cell is labelled 'pairs=3'; cells: pairs=2, pairs=4" in unknown.err
 
 
+def forged(**fields: object) -> bytes:
+    """Return kept examples of which the first has other fields, as JSON."""
+    plain = KEPT.model_dump(mode="json")
+    plain["cells"][0]["examples"][0] |= fields
+    return json.dumps(plain).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(forged(**{name: []}) for name in AnsweredExample.model_fields),
+        *(forged(positions=positions) for positions in ([2, 4], [2, -1], [2, 10**400], [2], None)),
+        *(forged(hits=hits) for hits in ([1, 1e999], ["1", 1], [True, 1])),
+        forged(inputs=["\ud800"] * 4),
+        KEPT.model_copy(update={"id": "\x1b[2J"}).model_dump_json().encode(),
+        KEPT.model_copy(update={"arch": "softmax"}).model_dump_json().encode(),
+        b"[" * 100_000,
+        b"null",
+        b"\xff",
+    ],
+)
+def test_forged_samples_are_refused_in_a_line(command, tmp_path, data: bytes) -> None:
+    writer = Store(tmp_path / "icl-runs").begin(spec(2), MANIFEST)
+    writer.keep("samples.json", data)
+    writer.commit(result(spec(2)))
+    for arguments in (("--wrong",), ("--json",)):
+        refused = command("samples", spec(2).id, *arguments)
+        assert (refused.status, refused.out, refused.err.count("\n")) == (2, "", 1), refused
+        assert "samples.json" in refused.err and "Traceback" not in refused.err
+
+
 TINY = ("train.steps=2", "train.batch=2", "model.d_model=8", "evaluation.examples=4", "evaluation.validation=2")
 
 
@@ -90,4 +121,4 @@ def test_a_run_keeps_what_it_is_asked_for_and_one_that_is_there_is_named(command
     assert command("merge", "icl-runs", "--store", "merged").status == 0
     assert "answers right in 4 kept examples" in command("samples", first, "--store", "merged").out
     wrong = command(*train, "--keep", "weights")
-    assert wrong.status == 2 and "--keep takes model or samples; got 'weights'" in wrong.err
+    assert wrong.status == 2 and "--keep takes model, samples, probes; got 'weights'" in wrong.err
