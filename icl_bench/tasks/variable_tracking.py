@@ -136,6 +136,11 @@ class VariableTracking(Diluted):
         places = first_true(inputs >= self.words.first("values"), cell.load)
         return inputs.gather(1, pick_by_position(places, positions))
 
+    def floor_most_frequent(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name the most frequent literal of the context."""
+        places = first_true(inputs >= self.words.first("values"), cell.load)
+        return inputs.gather(1, places).mode(dim=1).values[:, None].expand_as(positions)
+
     def floor_latest_literal(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Name the literal assigned latest before the statement of the queried variable."""
         latest = latest_true(inputs >= self.words.first("values"))
