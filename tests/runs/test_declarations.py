@@ -17,6 +17,17 @@ def test_a_result_without_declarations_gets_those_that_the_architectures_declare
         assert declaration_by_name(component.model_dump(mode="json")) == make_arch(component).declaration()
 
 
+def test_a_name_alone_declares_a_layer_that_sees_all() -> None:
+    plain = ArchitectureDeclaration(name="mine:Layer")
+    assert (plain.law, plain.reach, plain.short_range, plain.shown, plain.size_parameters) == (
+        None,
+        None,
+        False,
+        (),
+        (),
+    )
+
+
 def test_the_law_speaks_of_power_sums_of_unmapped_keys() -> None:
     (component,) = arch_components("power:p=3,kv_heads=2,d_key=5", 16)
     assert make_arch(component).declaration() == ArchitectureDeclaration(

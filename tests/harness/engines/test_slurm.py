@@ -101,3 +101,27 @@ def test_jobs_are_waited_for_and_then_cancelled(monkeypatch) -> None:
     assert not have_ended([quick, endless], 0.05)
     end_jobs([quick, endless], 0.0, 0.0)
     assert endless.cancelled and not quick.cancelled
+
+
+@pytest.mark.parametrize(("device", "workers", "threads"), [("cpu", 3, 1), ("cuda", 1, 7)])
+def test_a_job_has_a_worker_for_each_core_or_one_for_its_gpu(monkeypatch, tmp_path, device, workers, threads) -> None:
+    made = []
+
+    class Recorded:
+        def __init__(self, pool, size, machine, limits) -> None:
+            made.append((pool, size))
+
+        def run_queue(self, queue, store, reporter) -> list:
+            return []
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(slurm.interruption, "listen", lambda signals: None)
+    monkeypatch.setattr(slurm, "load_plugins", list)
+    monkeypatch.setattr("icl_bench.harness.environment.usable_cores", lambda: 7)
+    monkeypatch.setattr("icl_bench.harness.engines.local.ProcessPool", lambda machine, own: own)
+    monkeypatch.setattr("icl_bench.harness.engines.supervisor.Supervisor", Recorded)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fleets.json").write_text("[]")
+    engine = Slurm(workers=1, cpus_per_task=3, cluster="local").start(Machine(torch.device(device)))
+    assert engine.run_job(tmp_path / "fleets.json", tmp_path, tmp_path, 0) is None and made == [(threads, workers)]

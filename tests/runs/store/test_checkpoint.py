@@ -76,6 +76,13 @@ def test_a_fleet_that_was_cut_continues_bit_for_bit(tmp_path, arch: str, cut_at:
     assert_same(train(runs, kept(tmp_path, runs)), whole)
 
 
+def test_a_fleet_of_one_continues(tmp_path) -> None:
+    runs = specs(seeds=(0,))
+    with pytest.raises(CutError):
+        train(runs, kept(tmp_path, runs), 8)
+    assert_same(train(runs, kept(tmp_path, runs)), train(runs, None))
+
+
 @pytest.mark.parametrize("cut_at", [3, 7, 11])
 def test_bfloat16_and_a_fixed_training_set_continue_too(tmp_path, cut_at: int) -> None:
     runs = [
