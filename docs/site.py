@@ -3,8 +3,8 @@
     python -m docs.site build/site
 
 Sources are written to a folder of their own, because links between them are those of a repository: a link to a page
-leads to that page of the site, a link to any other file to the repository. The site loads nothing from a network. Its
-links and anchors are checked; the exit status is 1 where one leads nowhere.
+leads to that page of the site, and any other file that is linked comes along. The site loads nothing from a network.
+Its links and anchors are checked; the exit status is 1 where one leads nowhere.
 """
 
 import re
@@ -19,23 +19,29 @@ from urllib.parse import unquote, urlsplit
 from icl_bench.reports.explorer.glossary import GLOSSARY
 
 ROOT = Path(__file__).resolve().parents[1]
-REPOSITORY = "https://github.com/icl-bench/icl-bench/blob/main/"
 CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "Start": ("README.md", "docs/your_layer.md", "docs/python.md", "glossary.md"),
     "Use": ("docs/cli.md", "docs/tasks.md", "docs/architectures.md", "docs/study-files.md", "docs/engines.md"),
-    "Results": ("docs/studies/README.md", "docs/records.md", "docs/statistics.md", "docs/log.md"),
-    "Inside": ("docs/design.md", "docs/kernels.md", "docs/security.md", "CONTRIBUTING.md", "reference.md"),
+    "Results": ("docs/studies/README.md", "docs/records.md", "docs/statistics.md", "docs/validation.md", "docs/log.md"),
+    "Inside": (
+        "docs/design.md",
+        "docs/kernels.md",
+        "docs/security.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "reference.md",
+    ),
     "Releases": ("CHANGELOG.md",),
 }
 """Pages by chapter, as paths in the repository; `glossary.md` and `reference.md` are written here."""
 FACE = ("icl_bench.api.functions", "icl_bench.api.results", "icl_bench.harness.session")
 """Modules of the Python face, whose docstrings are the reference."""
 LINK = re.compile(r"(\]\(|src=\")([^)\s\"]+)")
+CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 CONFIGURATION = """
 [project]
 site_name = "icl-bench"
 site_description = "Recall from context against state size, for sequence-mixing layers"
-repo_url = "https://github.com/icl-bench/icl-bench"
 use_directory_urls = false
 nav = [{nav}]
 
@@ -70,24 +76,34 @@ slugify = {{ object = "pymdownx.slugs.slugify", kwds = {{ case = "lower" }} }}
 
 
 def staged_name(path: str) -> str:
-    """Return the path in the site of a page or picture of the repository."""
-    return "index.md" if path == "README.md" else path.removeprefix("docs/").replace("README.md", "index.md")
+    """Return the path in the site of a page, a picture or another file of the repository."""
+    if path.startswith("docs/") or path.endswith(".md"):
+        return "index.md" if path == "README.md" else path.removeprefix("docs/").replace("README.md", "index.md")
+    return f"files/{path}"
 
 
 def stage(folder: Path) -> None:
-    """Write the sources of the site to a folder: pages, pictures, and the configuration."""
+    """Write the sources of the site to a folder: pages, pictures, linked files, and the configuration."""
     content = folder / "docs"
     shutil.rmtree(folder, ignore_errors=True)
     sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.is_file()]
-    pages = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(path for path in sources if path.endswith(".md"))]
+    pages = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        *(path for path in sources if path.endswith(".md")),
+    ]
     pictures = [path for path in sources if path.endswith((".svg", ".png"))]
-    for path in (*pages, *pictures):
-        target = content / staged_name(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path in pages:
-            target.write_text(linked((ROOT / path).read_text(), path, {*pages, *pictures}))
-        else:
-            shutil.copyfile(ROOT / path, target)
+    texts = {path: (ROOT / path).read_text() for path in pages}
+    for path in {*pictures, *(linked for page, text in texts.items() for linked in link_targets(text, page))} - {
+        *pages
+    }:
+        (content / staged_name(path)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, content / staged_name(path))
+    for path, text in texts.items():
+        (content / staged_name(path)).parent.mkdir(parents=True, exist_ok=True)
+        (content / staged_name(path)).write_text(linked(text, path))
     terms = "\n\n".join(
         f"## {term}\n\n{words}" for term, words in sorted(GLOSSARY.items(), key=lambda one: one[0].lower())
     )
@@ -102,20 +118,31 @@ def quoted(path: str) -> str:
     return f'"{staged_name(path)}"'
 
 
-def linked(text: str, path: str, there: set[str]) -> str:
-    """Return the text of a page with links to pages and pictures of the site, or to the repository, outside of code."""
-    parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.DOTALL | re.MULTILINE)
+def linked(text: str, path: str) -> str:
+    """Return the text of a page with its links, outside of code, as they are in the site."""
 
     def moved(found: re.Match[str]) -> str:
         target, mark, anchor = found[2].partition("#")
         if not target or urlsplit(target).scheme:
             return found[0]
-        whole = (ROOT / path).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
-        here = Path(staged_name(path)).parent
-        name = relative(Path(staged_name(whole)), here) if whole in there else REPOSITORY + whole
+        name = relative(Path(staged_name(in_repository(target, path))), Path(staged_name(path)).parent)
         return f"{found[1]}{name}{mark}{anchor}"
 
-    return "".join(part if i % 2 else LINK.sub(moved, part) for i, part in enumerate(parts))
+    return "".join(part if i % 2 else LINK.sub(moved, part) for i, part in enumerate(CODE.split(text)))
+
+
+def link_targets(text: str, path: str) -> Iterator[str]:
+    """Yield the files of the repository that a page links to, outside of code."""
+    for part in CODE.split(text)[::2]:
+        for found in LINK.finditer(part):
+            target = found[2].partition("#")[0]
+            if target and not urlsplit(target).scheme:
+                yield in_repository(target, path)
+
+
+def in_repository(target: str, path: str) -> str:
+    """Return the path in the repository of what a page there links to."""
+    return (ROOT / path).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -1,26 +1,26 @@
-"""The sources of the documentation site: every page, with links to pages or to the repository, and code unchanged."""
+"""The sources of the documentation site: every page, with its links and the files that they lead to; code unchanged."""
 
 from pathlib import Path
 
 from docs import site
 from icl_bench.reports.explorer.glossary import GLOSSARY
 
-THERE = {"README.md", "docs/cli.md", "docs/studies/README.md", "docs/figures/a.svg"}
 
-
-def test_links_lead_to_pages_of_the_site_and_other_files_to_the_repository() -> None:
-    text = "[a](docs/cli.md#run) ![b](docs/figures/a.svg) [c](SECURITY.md) [d](#here) [e](https://x.org/docs/cli.md)"
-    assert site.linked(text, "README.md", THERE) == (
-        f"[a](cli.md#run) ![b](figures/a.svg) [c]({site.REPOSITORY}SECURITY.md) [d](#here) [e](https://x.org/docs/cli.md)"
+def test_links_lead_to_pages_and_files_of_the_site() -> None:
+    text = "[a](docs/cli.md#run) ![b](docs/figures/a.svg) [`c`](LICENSE) [d](#here) [e](https://x.org/docs/cli.md)"
+    assert site.linked(text, "README.md") == (
+        "[a](cli.md#run) ![b](figures/a.svg) [`c`](files/LICENSE) [d](#here) [e](https://x.org/docs/cli.md)"
     )
-    assert site.linked("[up](../cli.md) [home](../../README.md)", "docs/studies/README.md", THERE) == (
-        "[up](../cli.md) [home](../index.md)"
+    assert list(site.link_targets(text, "README.md")) == ["docs/cli.md", "docs/figures/a.svg", "LICENSE"]
+    text = "[up](../cli.md) [home](../../README.md) [file](../../icl_bench/studies/depth.yaml)"
+    assert site.linked(text, "docs/studies/README.md") == (
+        "[up](../cli.md) [home](../index.md) [file](../files/icl_bench/studies/depth.yaml)"
     )
 
 
 def test_code_is_no_link() -> None:
     code = "`[a](docs/cli.md)` and\n```python\nx = [a](docs/cli.md)\n```\n"
-    assert site.linked(code, "README.md", THERE) == code
+    assert site.linked(code, "README.md") == code
 
 
 def test_every_page_of_the_repository_is_in_the_site(tmp_path: Path) -> None:
@@ -30,6 +30,7 @@ def test_every_page_of_the_repository_is_in_the_site(tmp_path: Path) -> None:
     assert all((content / site.staged_name(path)).is_file() for path in listed)
     pages = {path.relative_to(site.ROOT).as_posix() for path in (site.ROOT / "docs").glob("*.md")}
     assert pages <= listed
+    assert (content / "files" / "LICENSE").is_file()
     assert all(f"## {term}\n" in (content / "glossary.md").read_text() for term in GLOSSARY)
 
 
