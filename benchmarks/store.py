@@ -1,4 +1,4 @@
-"""Time a store of many runs, and measure the memory of each command: what `docs/records.md` promises of a large store.
+"""Time commands on a store of many runs, and what the store adds to a tiny run; measure the memory of each.
 
     python benchmarks/store.py FOLDER --runs 100000
     python benchmarks/store.py FOLDER --runs 100000 --only index list

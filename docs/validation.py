@@ -60,9 +60,10 @@ def summary() -> str:
     cells = [cell for task in found["tasks"] for cell in task["cells"]]
     above = sum(len(cell["above"]) for cell in cells)
     trained = sum(bool(cell["trained"]) for cell in cells)
+    by_training = f"trained solvers in {trained}" if trained else "without trained solvers"
     return (
         f"\n{len(found['tasks'])} settings of tasks, {len(cells)} cells with {found['examples']:,} test examples each, "
-        f"trained solvers in {trained}: {above} comparisons above a stated floor.\n\n"
+        f"{by_training}:\n{above} comparisons above a stated floor.\n\n"
     )
 
 
@@ -87,15 +88,17 @@ def picture() -> str:
         f'<text x="{LEFT - 18}" y="{bottom - at(share) + 4:g}" fill="{PALE}">{share:g}</text>'
         for share in (0, 0.25, 0.5, 0.75, 1)
     ]
+    drawn = list(points())
+    kinds = [mark for kind, mark in KINDS.items() if any(kind == point[0] for point in drawn)]
     dots = [
         f'<circle cx="{LEFT + at(floor):g}" cy="{bottom - at(accuracy):g}" {KINDS[kind][1]}>'
         f"<title>{escape(label)} {accuracy:.3f}, floor {floor:.3f}</title></circle>"
-        for kind, floor, accuracy, label in points()
+        for kind, floor, accuracy, label in drawn
     ]
     legend = [
         f'<circle cx="{LEFT + SIDE + 24}" cy="{TOP + 20 + 24 * i}" {mark}/>'
         f'<text x="{LEFT + SIDE + 36}" y="{TOP + 24 + 24 * i}" fill="{INK}" style="text-anchor:start">{name}</text>'
-        for i, (name, mark) in enumerate(KINDS.values())
+        for i, (name, mark) in enumerate(kinds)
     ]
     said = "Accuracy of shallow solvers against the stated floor of each cell: none is above the diagonal"
     return "\n".join(

@@ -191,7 +191,7 @@ class HeadsMixer(Mixer):
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         qkv, gate = self.projections(x)
-        y = self.mix(qkv, x, first)
+        y = self.mix(x, first, qkv)
         return self.output(self.finish(y, None if gate is None else gate.view(y.shape)))
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -207,12 +207,13 @@ class HeadsMixer(Mixer):
         return qkv, gate
 
     def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
-        y = self.mix(self.project(x), x, first)
+        y = self.mix(x, first)
         rows = take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:])
         return self.project_out(rows, x if self.output_gate is None else take_rows(x, positions))
 
-    def mix(self, qkv: Tensor, x: Tensor, first: FirstLayer | None) -> Tensor:
-        """Compute the output of the core: [M, B, T, channels] and the input [M, B, T, C] -> [M, B, T, H, V]."""
+    def mix(self, x: Tensor, first: FirstLayer | None, qkv: Tensor | None = None) -> Tensor:
+        """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]; `qkv` is the projection where it is made."""
+        qkv = self.project(x) if qkv is None else qkv
         q, k, v = self.operands(qkv if self.canon is None else self.canon(qkv))
         if self.layout.rope:
             places = (

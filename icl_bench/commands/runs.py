@@ -9,6 +9,7 @@ import typer
 from icl_bench.commands.options import DEFAULT_STORE, REPORT_HELP, JsonOption, StoreOption
 from icl_bench.commands.output import (
     SOMETHING_FAILED,
+    check_report,
     default_report,
     note,
     note_problems,
@@ -227,6 +228,8 @@ def report(
     from icl_bench.runs.store.index import Index, uncollected
     from icl_bench.runs.store.listing import INTERRUPTED, unfinished
 
+    file = output or default_report("report", source.resolve().name)
+    check_report(file)
     index = Index(Store(source))
     runs, problems = index.runs()
     interrupted = sum(row.status == INTERRUPTED for row in unfinished(index.store))
@@ -236,7 +239,6 @@ def report(
         )
     note_problems(index, ())
     with uncollected():
-        file = output or default_report("report", source.resolve().name)
         say(str(write_files(runs, problems, file, NO_STUDY._replace(interrupted=interrupted))))
 
 

@@ -136,7 +136,9 @@ def task_component(text: str) -> Component:
         for part in ("eval_cells", "interface", "load_name"):  # errors of a task from outside show before training
             getattr(task, part)
     named = {
-        key: value if getattr(task, key) == getattr(typed, key) else params[key] for key, value in spec.params.items()
+        key: value if getattr(task, key) == getattr(typed, key) else params[key]
+        for key, value in spec.params.items()
+        if key in params  # a later parameter at its default is left out
     }
     label = str(Spec(spec.name, named, version if cls.retired else None))
     return Component(name=spec.name, version=version, params=params, source=outside_source(cls), label=label)

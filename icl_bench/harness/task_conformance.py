@@ -113,12 +113,12 @@ def fault_of_batch(task: Task, cell: Cell) -> str | None:
     return None
 
 
-def fault_of_oracle(task: Task, cell: Cell, first: int = 0) -> str | None:
+def fault_of_oracle(task: Task, cell: Cell, first: int = 0, count: int = EXAMPLES) -> str | None:
     """Return where the oracle is not right; of tasks that tell it apart from a floor, by five sigma of their errors.
 
-    The examples are 500 from the one with the number `first` on.
+    The examples are `count` from the one with the number `first` on.
     """
-    batch = task.sample(example_keys(task, "test", EXAMPLES, first), cell)
+    batch = task.sample(example_keys(task, "test", count, first), cell)
     answers = task.oracle(batch.inputs, batch.positions, cell)
     if not isinstance(task, ContinuousTask) or task.criterion == "nearest":
         if bool((task.hits(answers, batch, cell) == 1).all()):
@@ -128,7 +128,7 @@ def fault_of_oracle(task: Task, cell: Cell, first: int = 0) -> str | None:
     error = task.grade(answers, batch.targets.double()).errors.mean(dim=1)
     for name, solve in task.floors.items():
         other = task.grade(solve(batch.inputs, batch.positions, cell), batch.targets.double()).errors.mean(dim=1)
-        if float((other - error).mean()) <= SIGMAS * float((other - error).std()) / EXAMPLES**0.5:
+        if float((other - error).mean()) <= SIGMAS * float((other - error).std()) / count**0.5:
             return f"the oracle errs less than every floor; {name} errs as little"
     return None
 

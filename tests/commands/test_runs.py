@@ -165,6 +165,8 @@ def test_a_report_counts_interrupted_runs(command, store: Store, tmp_path) -> No
     writer.attempt.rename(writer.attempt.with_name(gone))
     assert command("report", "icl-runs").status == 0
     assert "1 run interrupted" in (tmp_path / "report-icl-runs.md").read_text()
+    for name in ("-", "x.pdf"):
+        assert "a report is Markdown or one HTML page" in command("report", "icl-runs", "-o", name).err
 
 
 def test_a_study_file_imports_what_was_named_alone(command, tmp_path, monkeypatch) -> None:

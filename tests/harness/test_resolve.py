@@ -12,6 +12,7 @@ from icl_bench.harness.resolve import (
     parse_lrs,
     parse_seeds,
     split_pattern,
+    task_component,
 )
 
 
@@ -165,3 +166,9 @@ def test_a_task_that_asks_for_a_number_of_examples_decides_the_steps() -> None:
     assert [run.train.steps for run in expand_request(Request(task, ["linear"], preset="quick"))] == [313]
     with pytest.raises(IclBenchError, match=r"train\.steps follows from .*, 313 steps; got train\.steps=9; leave it"):
         expand_request(Request(task, ["linear"], settings=["train.steps=9"]))
+
+
+def test_a_label_has_no_later_parameter_at_its_default() -> None:
+    """Its component leaves the parameter out, and a record is refused whose label has what its specification lacks."""
+    assert task_component("assoc-recall:dilute=0,pairs=4").label == "assoc-recall:pairs=4"
+    assert task_component("assoc-recall:dilute=1,pairs=4").label == "assoc-recall:dilute=1,pairs=4"

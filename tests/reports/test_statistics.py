@@ -57,6 +57,7 @@ def test_ranks_are_tested_by_counting() -> None:
     # ranks 1, 2.5, 2.5, 4: sums of two lie at 5 or further from it by 1.5 in four of six splits
     assert rank_test([1, 2], [2, 3]) == pytest.approx(4 / 6)
     assert rank_test([0.5] * 5, [0.5] * 5) == 1.0
+    assert rank_test([0, 0, 0], [1, 1, 1]) == pytest.approx(2 / math.comb(6, 3))
     assert rank_test([0.1 + 0.2] * 2, [0.3] * 2) == 1.0  # equal but for rounding
 
 
@@ -76,6 +77,13 @@ def test_a_shift_is_the_median_difference() -> None:
     found = shift_between([5.0, 6.0, 9.0], [1.0, 2.0, 3.0])
     assert found.value == 4.0  # of 4 3 2 5 4 3 8 7 6
     assert found.interval == (2.0, 8.0, pytest.approx(1 - 2 / 20))
+
+
+def test_the_interval_of_a_shift_by_counting() -> None:
+    """Of 924 splits of six and six, 19 have at most 5 pairs the other way round and 30 at most 6: the sixth gap."""
+    first, second = [1.0, 10.0, 100.0, 1000.0, 3.0, 30.0], [0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
+    gaps = sorted(one - other for one in first for other in second)
+    assert shift_between(first, second).interval == (gaps[5], gaps[-6], pytest.approx(1 - 2 * 19 / 924))
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (5, 5), (6, 9), (10, 10), (40, 45)])
@@ -229,6 +237,8 @@ def test_capacity_does_not_extrapolate() -> None:
     assert (above.k50.side, above.k50.value) == ("above", 64)
     assert (below.k90.side, below.k90.value) == ("below", 4)
     assert capacity([4], [[0.5]], [0.0]) is None
+    between = capacity([4, 16], [[1.0, 0.0]], [0.0, 0.0])  # two loads are enough
+    assert between is not None and between.k50.side == "within" and 4 < between.k50.value < 16
 
 
 def test_a_fit_looks_one_octave_beyond_the_loads() -> None:

@@ -201,7 +201,7 @@ class Example(NamedTuple):
 def draw_example(text: str, cell_label: str | None, seed: int) -> Example:
     """Draw the first test example of a cell, by default the first; raise IclBenchError if task or cell is unknown."""
     component = task_component(text)
-    with guarding(TASKS[component.name], component.name):
+    with guarding(TASKS.version(component.name, component.version), component.name):
         return spelled_example(component, cell_label, seed)
 
 

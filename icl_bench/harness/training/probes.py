@@ -101,8 +101,9 @@ class Probe:
             for handle in handles:
                 handle.remove()
         for name, seen in self.passes.items():
-            core = self.cores[name]
-            found |= {f"{name}.{key}": value for key, value in pass_statistics(seen, core.sums).items()}
+            core, mixer = self.cores[name], trainer_mixer(self.trainer, name)
+            statistics = pass_statistics(seen, core.sums, normed=mixer.norm is not None)
+            found |= {f"{name}.{key}": value for key, value in statistics.items()}
             if isinstance(core, SpectrumCore) and core.shares.level is not None:
                 shares = core.shares.level.weight.flatten(1)
                 found |= {f"{name}.theta{i}": shares[:, i] for i in range(shares.shape[1])}
@@ -147,16 +148,23 @@ class Probe:
             yield "gradient.ends", gradient
 
 
-def pass_statistics(seen: Pass, sums: Sums) -> dict[str, Tensor]:
+def trainer_mixer(trainer: Trainer, block: str) -> HeadsMixer:
+    """Return the multi-head mixer of a block by its name."""
+    mixer = trainer.model.blocks[int(block.removeprefix("block"))].mixer
+    assert isinstance(mixer, HeadsMixer)
+    return mixer
+
+
+def pass_statistics(seen: Pass, sums: Sums, normed: bool) -> dict[str, Tensor]:
     """Return numbers of the scores, weights and keys of a pass, [M] each; the weights are decayed powers |s|^p.
 
     largest_score: of |s|. denominator: median over tokens of the sum of weights; least_denominator: its minimum.
-    eps_share: share of tokens whose sum of weights, or without a sum the mean square of the output, is below ten times
-    the constant added to it. key_share: largest share of a token's weight on one key, mean over tokens. sink_share:
-    share of tokens whose weight lies mostly on the key that has most weight of all. participation: participation ratio
-    of weights over the number of keys, mean. mass_share: share of sum |k|^p of the 1 % longest keys. key_rank:
-    participation ratio of the expanded keys over the most that there can be. output_rms: of the output. horizon: mean
-    of -1 / log g in tokens.
+    eps_share: share of tokens whose sum of weights, or without a sum the mean square of an output that is `normed`,
+    is below ten times the constant added to it; there is none without either. key_share: largest share of a token's
+    weight on one key, mean over tokens. sink_share: share of tokens whose weight lies mostly on the key that has
+    most weight of all. participation: participation ratio of weights over the number of keys, mean. mass_share:
+    share of sum |k|^p of the 1 % longest keys. key_rank: participation ratio of the expanded keys over the most
+    that there can be. output_rms: of the output. horizon: mean of -1 / log g in tokens.
     """
     shared = seen.q.shape[3] // seen.k.shape[3]
     q, k = seen.q.movedim(3, 2), seen.k.repeat_interleave(max(1, shared), dim=3).movedim(3, 2)  # [M, E, H, T, K]
@@ -170,11 +178,11 @@ def pass_statistics(seen: Pass, sums: Sums) -> dict[str, Tensor]:
     counts = torch.arange(1, t + 1, device=q.device)
     mean_square = seen.y.square().mean(-1)
     small = total < NEAR_EPS * sums.eps if sums.normalize == "sum" else mean_square < NEAR_EPS * NORM_EPS
-    found = {
+    found = {"eps_share": small.float().flatten(1).mean(1)} if normed or sums.normalize == "sum" else {}
+    found |= {
         "largest_score": scores.flatten(1).amax(1),
         "denominator": total.flatten(1).median(1).values,
         "least_denominator": total.flatten(1).amin(1),
-        "eps_share": small.float().flatten(1).mean(1),
         "key_share": shares.amax(-1).flatten(1).mean(1),
         "sink_share": (shares.gather(-1, sink) > 0.5).float().flatten(1).mean(1),
         "participation": (1 / shares.square().sum(-1).clamp(min=1e-9) / counts).flatten(1).mean(1),

@@ -22,11 +22,13 @@ from icl_bench.tasks.flip_flop import FlipFlop
 from icl_bench.tasks.overwrite_recall import OverwriteRecall
 
 NAMED = [name for name in TASKS if names_answers(TASKS[name]())]
+FEWER = {"grammar": Sample(2_000, 60)}
+"""Samples of tasks whose hits take long: those of grammar follow all derivations of every example."""
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_no_shallow_solver_beats_the_floors(name: str) -> None:
-    assert [one for cell in validate_task(TASKS[name](), QUICK) for one in cell.above] == []
+    assert [one for cell in validate_task(TASKS[name](), FEWER.get(name, QUICK)) for one in cell.above] == []
 
 
 @pytest.mark.parametrize("name", list(TASKS))
