@@ -1,7 +1,7 @@
 """The commands of `icl-bench corpus`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -82,13 +82,11 @@ def describe(shown: "Corpus", as_json: bool) -> None:
 
 def description(shown: "Corpus") -> dict[str, Any]:
     """Return the facts of a corpus as plain data."""
+    from icl_bench.corpus.tokens import Split
+
     lengths, header = shown.lengths, shown.header.model_dump()
     chosen: list[tuple[dict[str, Any], Any]] = [({"from": 2**power}, lengths >= 2**power) for power in LENGTHS]
-    splits: list[tuple[dict[str, Any], Any]] = [
-        ({"split": "train"}, shown.in_split("train")),
-        ({"split": "val"}, shown.in_split("val")),
-        ({"split": "test"}, shown.in_split("test")),
-    ]
+    splits: list[tuple[dict[str, Any], Any]] = [({"split": split}, shown.in_split(split)) for split in get_args(Split)]
     counted = [
         [{**name, "documents": int(mask.sum()), "tokens": int(lengths[mask].sum())} for name, mask in rows]
         for rows in (chosen, splits)

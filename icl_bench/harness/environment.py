@@ -72,8 +72,8 @@ def usable_cores() -> int:
 def one_thread(device: torch.device) -> Iterator[None]:
     """Compute in one thread on a CPU inside the block, unless OMP_NUM_THREADS is set.
 
-    Models this small gain nothing from several threads, and threads that wait for each other on busy cores cost ten
-    times the work.
+    Threads that wait for each other on busy cores cost nine times the work; a second one on idle cores would save a
+    third of the time of a single run (docs/log.md).
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and THREADS not in os.environ:

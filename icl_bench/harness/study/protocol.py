@@ -190,8 +190,8 @@ def climb(
 ) -> Chain:
     """Tune a contender and measure it, rung by rung; put the records into `tuning` and `measured`."""
     below: list[RunRecord] = []
+    planned = [planned_runs(study, rung, height) for height, (_, rung) in enumerate(ladder)]
     for height, (place, each) in enumerate(ladder):
-        planned = [planned_runs(study, rung, i) for i, (_, rung) in enumerate(ladder)]
         above = [spec for phases in planned[height + 1 :] for runs in phases for spec in runs]
         later = [*planned[height][1], *above]
         if len(study.lr) > 1:
