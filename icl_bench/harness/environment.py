@@ -23,9 +23,9 @@ NUMERIC_PACKAGES = ("torch", "triton", "numpy", "scipy")
 """Packages that can change numbers."""
 THREADS = "OMP_NUM_THREADS"
 """Environment variable by which a user sets the number of threads of torch."""
-TRIM_THRESHOLD, MOST_MAPPINGS = -1, -4
-"""Parameters of glibc's mallopt: free bytes at the end of the heap before they are returned to the system, and blocks
-that have mappings of their own, which are returned when they are freed."""
+TRIM_THRESHOLD, MOST_MAPPINGS, MOST_HEAPS = -1, -4, -8
+"""Parameters of glibc's mallopt: free bytes at the end of the heap before they are returned to the system, blocks that
+have mappings of their own, which are returned when they are freed, and heaps, of which threads may have several."""
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Processor time that a container may use, in microseconds, and the period that it is counted over."""
 DEVICES = ("auto", "cpu", "cuda")
@@ -97,11 +97,13 @@ def kept_heap(device: torch.device) -> Iterator[None]:
     library = ctypes.CDLL(None)
     library.mallopt(TRIM_THRESHOLD, -1)
     library.mallopt(MOST_MAPPINGS, 0)
+    library.mallopt(MOST_HEAPS, 1)
     try:
         yield
     finally:
         library.mallopt(TRIM_THRESHOLD, 128 << 10)  # the defaults of glibc
         library.mallopt(MOST_MAPPINGS, 1 << 16)
+        library.mallopt(MOST_HEAPS, 0)
         library.malloc_trim(0)
 
 

@@ -20,7 +20,9 @@ from icl_bench.schema import build, canonical_json
 from icl_bench.tasks.cells import Cell
 
 OPERATIONS = {"cpu": 2e10, "cuda": 4e13}
-"""Floating-point operations in a second: of a core, and of a GPU that trains a full fleet."""
+"""Floating-point operations in a second: of a core, and of a GPU that trains a full fleet of models up to 128 wide."""
+NARROW, MOST_GAIN = 128, 8.0
+"""Width up to which a GPU waits for memory, and the most by which wider models, in proportion, do more operations."""
 STEP_SECONDS = {"cpu": 8e-3, "cuda": 1e-4}
 """Seconds of an update of a member that do not depend on the number of tokens."""
 BACKWARD = 3
@@ -34,6 +36,13 @@ class Estimate(NamedTuple):
     measured: int
     """Number of runs whose time is that of finished runs of their kind."""
     runs: int
+    device: str
+    """Type of the device, `cpu` or `cuda`."""
+
+    @property
+    def place(self) -> str:
+        """Place of the runs, in words."""
+        return "on one GPU" if self.device == "cuda" else "in one process"
 
     @property
     def source(self) -> str:
@@ -48,7 +57,7 @@ def estimate_runs(runs: Sequence[RunSpec], device: str, known: Mapping[str, floa
     """Estimate the time of runs on a type of device, `cpu` or `cuda`; `known` has the seconds of a run by kind."""
     times = RunTimes(device, known or {})
     found = [times.of(spec) for spec in runs]
-    return Estimate(sum(own.seconds for own in found), sum(own.measured for own in found), len(runs))
+    return Estimate(sum(own.seconds for own in found), sum(own.measured for own in found), len(runs), device)
 
 
 class RunTime(NamedTuple):
@@ -103,9 +112,15 @@ def measured_seconds(store: Store, device_name: str) -> dict[str, float]:
 def rough_seconds(spec: RunSpec, device: str) -> float:
     """Estimate the seconds of a run on a type of device by the rule of thumb, as a member of a full fleet."""
     trained, evaluated = token_operations(spec)
-    steps = spec.train.steps * (BACKWARD * spec.train.batch * trained / OPERATIONS[device] + STEP_SECONDS[device])
+    rate = operations_in_a_second(spec.model.d_model, device)
+    steps = spec.train.steps * (BACKWARD * spec.train.batch * trained / rate + STEP_SECONDS[device])
     examples = spec.evaluation.points * spec.evaluation.validation + spec.evaluation.examples
-    return steps + examples * evaluated / OPERATIONS[device]
+    return steps + examples * evaluated / rate
+
+
+def operations_in_a_second(d_model: int, device: str) -> float:
+    """Return the operations in a second, by the rule, of a type of device with models of a width."""
+    return OPERATIONS[device] * (min(MOST_GAIN, max(1.0, d_model / NARROW)) if device == "cuda" else 1.0)
 
 
 def token_operations(spec: RunSpec) -> tuple[float, float]:

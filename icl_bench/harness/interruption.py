@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -64,7 +65,13 @@ def conclude() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Keep a first signal until `raise_if_interrupted` is called, or until the block ends without an exception."""
+    """Keep a first signal until `raise_if_interrupted` is called, or until the block ends without an exception.
+
+    Signals reach the main thread alone, so that the block of another thread defers none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     CURRENT.depth += 1
     try:
         yield
@@ -77,6 +84,16 @@ def deferred() -> Iterator[None]:
 def is_interrupted() -> bool:
     """Return True if a signal has asked to stop."""
     return CURRENT.received is not None
+
+
+def received_signal() -> int | None:
+    """Return the signal that has asked to stop, None if there was none."""
+    return CURRENT.received
+
+
+def adopt(number: int) -> None:
+    """Act from now on as if this process had received a signal that another process of its command received."""
+    CURRENT.received = CURRENT.received or number
 
 
 def raise_if_interrupted() -> None:

@@ -77,6 +77,14 @@ class Match(NamedTuple):
     """Relative distance from the target."""
 
 
+class Tried(NamedTuple):
+    """A setting of an architecture that was measured; its text is written once it is chosen."""
+
+    params: Mapping[str, Value]
+    value: int
+    error: float
+
+
 STATE_DIGITS = re.compile("0*[1-9][0-9]{0,15}")
 """A number of elements or bytes, from 1 up."""
 
@@ -246,7 +254,7 @@ def free_knobs(part: PatternPart, cut: Cut, shape: Shape) -> Mapping[str, Sequen
 
 def nearest_match(spec: Spec, knobs: Mapping[str, Sequence[Value]], budget: Budget, shape: Shape) -> Match | None:
     """Return the setting of these knobs nearest to the target; None where no setting is allowed."""
-    best: Match | None = None
+    best: Tried | None = None
     inner, *outer = knobs
     for setting in itertools.product(*(knobs[name] for name in outer)):
         fixed = dict(zip(outer, setting, strict=True))
@@ -255,12 +263,12 @@ def nearest_match(spec: Spec, knobs: Mapping[str, Sequence[Value]], budget: Budg
                 best = found
         if best is not None and best.error <= TOLERANCE:
             break
-    return best
+    return None if best is None else Match(str(Spec(spec.name, best.params)), best.value, best.error)
 
 
 def along(
     spec: Spec, params: Mapping[str, Value], name: str, values: Sequence[Value], budget: Budget, shape: Shape
-) -> Iterator[Match]:
+) -> Iterator[Tried]:
     """Measure the values of one knob; stop once twice the target is passed, where the values are a `range`."""
     outside = bool(DOTTED.fullmatch(spec.name))
     for value in values:
@@ -279,7 +287,7 @@ def along(
             if isinstance(values, range):
                 return
             continue
-        yield Match(str(Spec(spec.name, full)), got, abs(got - budget.target) / budget.target)
+        yield Tried(full, got, abs(got - budget.target) / budget.target)
         if got > 2 * budget.target and isinstance(values, range):
             return
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from icl_bench.errors import StoreError
 from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.resolve import make_arch, split_pattern
-from icl_bench.harness.study.file import load_study
+from icl_bench.harness.study.file import load_study, packaged_studies
 from icl_bench.harness.study.protocol import runs_of, study_parts
 from icl_bench.runs.outline import Outline
 from icl_bench.runs.rates import SCORED
@@ -114,6 +114,10 @@ class NoiseFloor(Frozen):
         """Largest difference in accuracy between a run and its repetition; none without repetitions."""
         return max((abs(one.published - one.repeated) for one in self.repetitions), default=None)
 
+    def without(self, run_id: str) -> "NoiseFloor":
+        """Return the noise floor that judges a run: a repetition of itself is no evidence for it."""
+        return NoiseFloor(repetitions=tuple(one for one in self.repetitions if one.id != run_id))
+
 
 class Source:
     """Published runs: a store, or a Markdown report of a packaged study with the rows beside it.
@@ -206,8 +210,8 @@ def spec_of_record(record: RunRecord) -> RunSpec:
 def report_runs(report: Path, rows: Path, count: int) -> list[PublishedRun]:
     """Return the first scored runs, in the order of ids, that a report of a packaged study lists."""
     heading = STUDY_HEADING.search(report.read_text())
-    if heading is None:
-        raise StoreError(f"a report names its study in the heading; {report} is a report of no study; give its store")
+    if heading is None or heading[1] not in packaged_studies():
+        raise StoreError(f"a report is verified by its packaged study; {report} is a report of none; give its store")
     study, by_id = load_study(heading[1]), dict[str, list[dict[str, str]]]()
     with rows.open(newline="") as lines:
         for plain in csv.DictReader(lines):

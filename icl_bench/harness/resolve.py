@@ -67,11 +67,13 @@ def expand_request(request: Request) -> list[RunSpec]:
     sections = {name: settings.get(name, {}) for name in SECTIONS}
     sections["train"] = {**sections["train"], **steps_of_task(task, sections["train"], request.settings)}
     runs = {}
-    for arch, lr, seed in itertools.product(archs, request.lrs or (None,), request.seeds):
+    for arch, lr in itertools.product(archs, request.lrs or (None,)):
         train = sections["train"] if lr is None else {**sections["train"], "lr": lr}
-        own = {"task": task, "arch": arch, "seed": seed, "data_seed": seed, "precision": request.precision}
-        run = build(RunSpec, {**own, **settings, **sections, "train": train}, "run")
-        runs[run.id] = run
+        fields = {"task": task, "arch": arch, "precision": request.precision, **sections, "train": train}
+        for seed in request.seeds:
+            run = build(RunSpec, {"seed": seed, "data_seed": seed, **settings, **fields}, "run")
+            fields = {name: getattr(run, name) for name in fields}  # validated, for the other seeds
+            runs[run.id] = run
     return list(runs.values())
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from icl_bench.errors import SpecError, StateBudgetError
 from icl_bench.harness.engines.base import FLEET_SIZE, device_for, make_engine, runs_elsewhere
 from icl_bench.harness.engines.executor import Executor
+from icl_bench.harness.engines.ranks import ENGINES_OF_RANKS, FirstRank, train_along
 from icl_bench.harness.estimate import with_target
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.study.file import Study
@@ -48,16 +49,27 @@ class Session(NamedTuple):
 def open_session(store: Path, session: Session, reporter: Reporter, keep: tuple[str, ...] = ()) -> Executor:
     """Make the executor of a session, whose engine the caller closes; raise IclBenchError if a part is not there.
 
-    `keep` names the files that runs keep, as `KEPT_FILES` does.
+    `keep` names the files that runs keep, as `KEPT_FILES` does. In a process that torchrun started as a later rank,
+    train along with the first rank until it is done, then raise SystemExit.
     """
     from icl_bench.harness.environment import check_impl
     from icl_bench.harness.loggers import LoggingReporter, make_loggers
+    from icl_bench.harness.training.ranks import joined_ranks
     from icl_bench.harness.training.trainer import Machine
 
     check_impl(session.impl)
     device = device_for(session.engine, session.device)
-    machine = Machine(device, session.impl, session.graphs, keep, session.accumulate, session.recompute)
-    engine = make_engine(session.engine, machine)
+    ranks = joined_ranks(device)
+    device = ranks.device if ranks else device
+    machine = Machine(device, session.impl, session.graphs, keep, session.accumulate, session.recompute, ranks)
+    if ranks and session.engine not in ENGINES_OF_RANKS:
+        raise SpecError(
+            f"torchrun started the processes of this command; got --engine {session.engine} besides; leave one out"
+        )
+    if ranks and ranks.rank:
+        train_along(machine, ranks)
+        raise SystemExit
+    engine = FirstRank(machine, ranks) if ranks else make_engine(session.engine, machine)
     opened = Store(store)
     loggers = make_loggers(session.log, opened)
     told = LoggingReporter(reporter, opened, loggers) if loggers else reporter

@@ -5,17 +5,12 @@ was not asked for it lacks it. Examples are kept as text, so that they are read 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from icl_bench.errors import RecordError, SpecError
-from icl_bench.runs.probes import Probes
+from icl_bench.errors import SpecError
 from icl_bench.runs.record import SCHEMA, RunResult, Share
 from icl_bench.schema import Count, Frozen, Real, nearest
-
-if TYPE_CHECKING:  # the store takes the names of the files from here
-    from icl_bench.runs.store import Store
 
 KEPT_FILES: Mapping[str, str] = {"model": "model.safetensors", "samples": "samples.json", "probes": "probes.json"}
 """File of a run's folder by the name that --keep takes."""
@@ -81,9 +76,6 @@ class Samples(Frozen):
     """Examples by cell, in the order of the result."""
 
 
-KeptRecord = TypeVar("KeptRecord", Samples, Probes)
-
-
 def parse_keep(text: str) -> tuple[str, ...]:
     """Parse names of `KEPT_FILES` with commas between them; raise SpecError for another name.
 
@@ -113,36 +105,3 @@ def lacking_lines(results: Iterable[RunResult], keep: tuple[str, ...]) -> list[s
         for result in results
         if result.status == "ok" and (missing := lacking(result.files, keep))
     ]
-
-
-def kept_file(store: "Store", result: RunResult, name: str) -> bytes:
-    """Return a file that a run keeps, `model` or `samples`; raise SpecError if it was trained without asking for it."""
-    if lacking(result.files, (name,)):
-        raise SpecError(
-            f"a run has what it was asked to keep; {result.id} has no {name}; remove it with `icl-bench runs rm "
-            f"{result.id}`, and run it again with --keep {name}"
-        )
-    return store.read_kept(result.id, KEPT_FILES[name])
-
-
-def kept_samples(store: "Store", result: RunResult) -> Samples:
-    """Return the answered examples that a run keeps; raise SpecError without any, RecordError for forged ones."""
-    return kept_record(store, result, "samples", Samples)
-
-
-def kept_probes(store: "Store", result: RunResult) -> Probes:
-    """Return the probes that a run keeps; raise SpecError without any, RecordError for forged ones."""
-    return kept_record(store, result, "probes", Probes)
-
-
-def kept_record(store: "Store", result: RunResult, name: str, model: type[KeptRecord]) -> KeptRecord:
-    """Return the record of a kept file by its name; raises as `kept_samples` does."""
-    path = store.path(result.id) / KEPT_FILES[name]
-    try:
-        found = model.model_validate_json(kept_file(store, result, name), strict=True)
-    except ValidationError as error:
-        reason = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
-        raise RecordError(f"{name} have the fields of a record; {path}: {reason}; delete {path.parent}") from None
-    if (found.id, found.task, found.arch) != (result.id, result.task, result.arch):
-        raise RecordError(f"the files of a run agree with each other; {path} is of another run; delete {path.parent}")
-    return found

@@ -97,6 +97,8 @@ class MeasuredRun(NamedTuple):
     manifest: Manifest
     result: RunResult
     curve: Curve
+    losses: tuple[float, ...]
+    """Mean training loss since the validation before, for each validation of the curve."""
 
 
 class FinishedRuns(NamedTuple):
@@ -127,7 +129,8 @@ class FinishedRuns(NamedTuple):
 def measured(record: RunRecord) -> MeasuredRun:
     """Return the part of a record that reports read."""
     curve = tuple((point.step, point.accuracy) for point in record.metrics)
-    return MeasuredRun(record.spec, record.manifest, record.result, curve)
+    losses = tuple(point.train_loss for point in record.metrics)
+    return MeasuredRun(record.spec, record.manifest, record.result, curve, losses)
 
 
 def shared_texts(record: RunRecord) -> dict[str, str]:

@@ -109,7 +109,10 @@ class StateReport(Frozen):
 
 
 class TokenWork(Frozen):
-    """Forward floating-point operations of the whole model for a token of a training row; an embedding has none."""
+    """Floating-point operations of the whole model for a token of a training row; an embedding has none.
+
+    They are those of the forward pass, but for the executed ones.
+    """
 
     length: Count
     """Number of tokens in the row, over which operations are averaged."""
@@ -119,6 +122,9 @@ class TokenWork(Frozen):
     """Operations on the state in the form whose state the result counts; none if a layer does not tell them."""
     quadratic: Size | None
     """Operations of scores and sums of values over all earlier tokens; none unless every layer has this form."""
+    executed: Size | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Operations of matrix products that the kernels of the run executed for a token, forward and backward, with what
+    they computed twice; none where they are not counted, and in results of older versions."""
 
 
 class WorkReport(Frozen):

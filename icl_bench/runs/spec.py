@@ -5,6 +5,7 @@ fleet size and paths are no part of it.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -186,10 +187,16 @@ class RunSpec(Frozen):
             )
         return self
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the specification, 64 hexadecimal digits."""
         return content_hash(self.model_dump(mode="json"), RUN_DOMAIN)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values, which are not validated, and with a digest of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("digest", None)  # pydantic copies what was computed too
+        return copied
 
     @property
     def id(self) -> str:

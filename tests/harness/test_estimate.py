@@ -4,7 +4,15 @@ import pytest
 
 from icl_bench.errors import SpecError
 from icl_bench.harness import estimate
-from icl_bench.harness.estimate import Forecast, estimate_runs, measured_seconds, rough_seconds, run_kind, with_target
+from icl_bench.harness.estimate import (
+    Forecast,
+    estimate_runs,
+    measured_seconds,
+    operations_in_a_second,
+    rough_seconds,
+    run_kind,
+    with_target,
+)
 from icl_bench.runs.events import Progress
 from icl_bench.runs.store import Store
 from tests.harness.training.small_runs import specs
@@ -19,6 +27,12 @@ def test_the_rule_grows_with_steps_batch_and_width_and_shrinks_for_no_run() -> N
     assert rough_seconds(specs("softmax", extra=("train.batch=16",))[0], "cpu") > base
     assert rough_seconds(specs("softmax", extra=("model.d_model=64",))[0], "cpu") > base
     assert rough_seconds(specs("softmax")[0], "cuda") < base
+
+
+def test_wider_models_use_more_of_a_gpu_and_none_of_a_core() -> None:
+    rates = [[operations_in_a_second(width, device) for width in (64, 128, 512, 4096)] for device in ("cpu", "cuda")]
+    assert len(set(rates[0])) == 1 and [rate / rates[1][0] for rate in rates[1]] == [1, 1, 4, 8]
+    assert [estimate_runs([], device).place for device in ("cpu", "cuda")] == ["in one process", "on one GPU"]
 
 
 def test_a_layer_that_tells_no_work_on_its_state_is_estimated_all_the_same(tmp_path, monkeypatch) -> None:

@@ -66,6 +66,7 @@ def test_the_noise_floor_is_the_largest_difference_on_another_machine(tmp_path) 
     assert source.noise.largest == pytest.approx(0.03)
     source.keep_noise([redone(0.5, 0.51)])
     assert source.noise.largest == pytest.approx(0.01)
+    assert source.noise.without(records.BASE.id).largest is None and source.noise.without("another") == source.noise
     (source.folder / "noise.json").write_text("{}x")
     with pytest.raises(StoreError, match=r"noise\.json is damaged; remove it"):
         _ = source.noise
@@ -91,6 +92,15 @@ def test_runs_of_a_packaged_report_are_found_by_their_ids() -> None:
 def test_what_is_no_source_is_refused(tmp_path, name: str) -> None:
     with pytest.raises(StoreError, match=r"published runs are a store, or a report with its runs\.csv beside it"):
         Source(tmp_path / name)
+
+
+@pytest.mark.parametrize("heading", ["# icl-bench study: mine", "# icl-bench report: copy"])
+def test_a_report_of_no_packaged_study_is_verified_by_its_store(tmp_path, heading: str) -> None:
+    (tmp_path / "mine.md").write_text(heading)
+    (tmp_path / "mine_files").mkdir()
+    (tmp_path / "mine_files" / "runs.csv").write_text("id\n")
+    with pytest.raises(StoreError, match=r"mine\.md is a report of none; give its store"):
+        Source(tmp_path / "mine.md").pick(1)
 
 
 def test_a_store_verifies_on_the_machine_that_made_it_in_whole_fleets(command, tmp_path) -> None:

@@ -1,5 +1,7 @@
 """Specifications of runs: ids that later fields leave alone, and what the JSON leaves out."""
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from icl_bench.harness.study.file import load_study
 from icl_bench.harness.study.protocol import runs_of, study_parts
 from icl_bench.runs.spec import RunSpec, TrainSpec, label_of
 from icl_bench.schema import Spec, content_hash
+from tests.runs.records import spec
 
 OLD = ("train.recipe=1",)
 STUDIES = {
@@ -78,3 +81,14 @@ def test_what_the_json_leaves_out_is_read_back(
     plain = run.model_dump(mode="json")["train"]
     assert TrainSpec.model_validate(plain) == run.train
     assert ("recipe" in plain, "optimiser" in plain) == (recipe == 2, optimiser == "muon")
+
+
+def test_a_copy_has_a_digest_of_its_own() -> None:
+    """The digest is kept in a specification, and no copy takes it along."""
+    run = spec(0)
+    assert run.digest == spec(0).digest and run.digest != spec(1).digest
+    for copied in (run.model_copy(), run.model_copy(deep=True), pickle.loads(pickle.dumps(run))):
+        assert copied == run and copied.digest == run.digest
+    longer = run.model_copy(update={"train": run.train.model_copy(update={"steps": 7})})
+    assert longer.digest == RunSpec.model_validate(longer.labelled()).digest != run.digest
+    assert run.model_dump() == spec(0).model_dump() and "digest" not in run.labelled()

@@ -1,17 +1,23 @@
-"""Run fleets in this process, on a CPU in one thread: nothing has to start, and a debugger reaches everything.
+"""Run fleets in this process: nothing has to start, and a debugger reaches everything.
+
+On a CPU they run one after the other in one thread, on a GPU several at once in threads (side_by_side.py).
 
 Commands run fleets with code from outside the package in a worker process all the same, one after the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.local import Local
+from icl_bench.harness.engines.side_by_side import MOST_AT_ONCE, SideBySide
 from icl_bench.isolation import is_isolating
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
+from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
 if TYPE_CHECKING:
@@ -20,19 +26,25 @@ if TYPE_CHECKING:
 
 @ENGINES.register("inline")
 class Inline(EngineConfig):
-    """Run fleets in this process, one after the other."""
+    """Run fleets in this process: one after the other on a CPU, several at once on a GPU."""
+
+    at_once: int | None = Field(default=None, ge=1, le=16)
+    """Most fleets at once on a GPU; by default 8, of which as many train at once as raise the sum of their speeds."""
 
     def start(self, machine: "Machine") -> "InlineEngine":
         """Return the running engine."""
-        return InlineEngine(machine)
+        return InlineEngine(machine, self.at_once)
 
 
 class InlineEngine(Engine):
     """The running engine: a loop over the fleets, with one worker for those that are not trusted to come back."""
 
-    def __init__(self, machine: "Machine") -> None:
+    def __init__(self, machine: "Machine", at_once: int | None = None) -> None:
         self.machine = machine
         self.apart: Engine | None = None
+        self.beside: Engine | None = None
+        if machine.device.type == "cuda" and at_once != 1:
+            self.beside = SideBySide(machine, self.run_alone, at_once or MOST_AT_ONCE)
 
     def close(self) -> None:
         """End the worker, if there is one."""
@@ -41,17 +53,22 @@ class InlineEngine(Engine):
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets in order and yield their results."""
+        if self.beside is not None:
+            yield from self.beside.submit(agenda, store, reporter)
+        while agenda:
+            yield from self.run_alone(agenda.take(), store, reporter)
+
+    def run_alone(self, fleet: Sequence[RunSpec], store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Run a fleet in this thread, or in the worker; yield its results."""
         from icl_bench.harness.environment import kept_heap, one_thread
         from icl_bench.harness.training.fleet import run_fleet
 
-        while agenda:
-            fleet = agenda.take()
-            if fleet[0].from_outside and is_isolating():
-                self.apart = self.apart or Local(workers=1).start(self.machine)
-                yield from self.apart.submit(Agenda([fleet]), store, reporter)
-                continue
-            reporter.started(fleet)
-            with one_thread(self.machine.device), kept_heap(self.machine.device):
-                results = run_fleet(fleet, store, self.machine, partial(reporter.progressed, fleet))
-            reporter.finished(results)
-            yield from results
+        if fleet[0].from_outside and is_isolating():
+            self.apart = self.apart or Local(workers=1).start(self.machine)
+            yield from self.apart.submit(Agenda([fleet]), store, reporter)
+            return
+        reporter.started(fleet)
+        with one_thread(self.machine.device), kept_heap(self.machine.device):
+            results = run_fleet(fleet, store, self.machine, partial(reporter.progressed, fleet))
+        reporter.finished(results)
+        yield from results

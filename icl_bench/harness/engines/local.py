@@ -35,6 +35,8 @@ class Local(EngineConfig):
     """Number of worker processes; by default one for each core, or one for each GPU."""
     timeout: float | None = Field(default=None, ge=0.1)
     """Seconds after which a fleet is ended and recorded as `timeout`; by default none."""
+    at_once: int = Field(default=1, ge=1, le=16)
+    """Fleets that each worker trains at once, for GPUs; layers from outside the package take 1."""
 
     def start(self, machine: "Machine") -> Engine:
         """Return the running engine; it starts its workers with the first fleets."""
@@ -44,24 +46,39 @@ class Local(EngineConfig):
         on_gpu = machine.device.type == "cuda"
         size = self.workers or (len(visible_gpus()) if on_gpu else usable_cores())
         threads = max(1, usable_cores() // size) if on_gpu else 1
-        return Supervisor(ProcessPool(machine, threads), size, machine, Limits(fleet=self.timeout))
+        pool = ProcessPool(machine, threads, size, self.at_once)
+        return Supervisor(pool, size * self.at_once, machine, Limits(fleet=self.timeout))
 
 
 class ProcessPool(WorkerPool):
-    """Start worker processes on this machine and spread them evenly over its GPUs."""
+    """Start worker processes on this machine and spread them evenly over its GPUs.
 
-    def __init__(self, machine: "Machine", threads: int) -> None:
+    Args:
+        machine: The device and kernels of the workers.
+        threads: Threads of torch on the CPU in each process.
+        most: Most processes.
+        at_once: Fleets that each process carries at once; each is a worker of its own for the supervisor.
+    """
+
+    def __init__(self, machine: "Machine", threads: int, most: int, at_once: int = 1) -> None:
         from icl_bench.harness.environment import visible_gpus
 
-        self.machine, self.threads = machine, threads
+        self.machine, self.threads, self.most, self.at_once = machine, threads, most, at_once
         self.gpus = visible_gpus() if machine.device.type == "cuda" else []
         self.started: list[ProcessWorker] = []
+        self.spare: list[ProcessWorker] = []  # of running processes
 
     def start(self) -> "ProcessWorker":
-        """Start a process."""
-        setup = WorkerSetup(self.machine, self.threads, Path.cwd(), dict(os.environ), self.least_used_gpu())
-        worker = ProcessWorker(setup)
-        self.started = [other for other in self.started if not other.connection.closed] + [worker]
+        """Start a process, or take a spare worker of one that runs."""
+        self.started = [other for other in self.started if not other.connection.closed]
+        self.spare = [other for other in self.spare if other.process.is_alive()]
+        used = [worker.process for worker in self.started]
+        if not self.spare or len(set(used)) < self.most:
+            setup = WorkerSetup(self.machine, self.threads, Path.cwd(), dict(os.environ), self.least_used_gpu())
+            self.spare += WorkerProcess(setup, self.at_once).workers
+        worker = min(self.spare, key=lambda one: used.count(one.process))
+        self.spare.remove(worker)
+        self.started.append(worker)
         return worker
 
     def least_used_gpu(self) -> str | None:
@@ -78,21 +95,37 @@ class ProcessPool(WorkerPool):
             yield from ((worker, message) for message in worker.messages())
 
 
-class ProcessWorker:
-    """A worker process and the supervisor's end of its connection."""
+class WorkerProcess:
+    """A process with some workers, each of which has a connection of its own."""
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, count: int) -> None:
         from icl_bench.harness.engines.worker import worker_main
 
-        self.gpu = setup.gpu
-        ours, other = socket.socketpair()
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STUCK_SECONDS, 0))
-        self.connection = Connection(ours.detach())
-        with Connection(other.detach()) as theirs:
+        pairs = [socket.socketpair() for _ in range(count)]
+        for ours, _ in pairs:
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STUCK_SECONDS, 0))
+        self.gpu, self.is_asked = setup.gpu, False
+        with contextlib.ExitStack() as opened:
+            theirs = [opened.enter_context(Connection(other.detach())) for _, other in pairs]
             self.process = start_method().Process(target=worker_main, args=(theirs, setup), daemon=True)
             with environment_variable("OMP_NUM_THREADS", "1"):  # so that libraries start no threads on import
                 self.process.start()
+        self.workers = [ProcessWorker(self, Connection(ours.detach())) for ours, _ in pairs]
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, once: a second one would end the process before it has saved."""
+        if not self.is_asked:
+            self.is_asked = True
+            self.process.terminate()
+
+
+class ProcessWorker:
+    """A worker: the supervisor's end of a connection to a process. Workers of one process end together."""
+
+    def __init__(self, host: WorkerProcess, connection: Connection) -> None:
+        self.host, self.connection = host, connection
+        self.gpu, self.process = host.gpu, host.process
 
     def messages(self) -> Iterator[Message]:
         """Yield all messages that have arrived."""
@@ -108,8 +141,8 @@ class ProcessWorker:
             self.connection.send(order)
 
     def ask_to_end(self) -> None:
-        """Send SIGTERM."""
-        self.process.terminate()
+        """Ask the process to end."""
+        self.host.ask_to_end()
 
     def kill(self) -> None:
         """Send SIGKILL, and wait until the process is gone."""

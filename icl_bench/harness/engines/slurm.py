@@ -160,7 +160,7 @@ class SlurmEngine(Engine):
         fleets = [[RunSpec.model_validate(one) for one in fleet] for fleet in json.loads(listed.read_text())]
         on_gpu = self.machine.device.type == "cuda"
         workers, threads = (1, usable_cores()) if on_gpu else (self.config.cpus_per_task, 1)
-        supervisor = Supervisor(ProcessPool(self.machine, threads), workers, self.machine, self.limits)
+        supervisor = Supervisor(ProcessPool(self.machine, threads, workers), workers, self.machine, self.limits)
         store, leases = Store(root), Leases(root, self.expiry)
         try:
             for _ in supervisor.run_queue(LeaseQueue(fleets, store, leases, start), store, SilentReporter()):

@@ -1,4 +1,4 @@
-"""A worker process: it runs one fleet after the other, and lives as long as its supervisor."""
+"""A worker process: it runs one fleet after the other, or several at once, and lives as long as its supervisor."""
 
 import contextlib
 import os
@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import torch
@@ -15,6 +16,7 @@ from icl_bench import outside
 from icl_bench.errors import EngineError, IclBenchError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
+from icl_bench.harness.engines.side_by_side import SWITCH_SECONDS, use_own_stream
 from icl_bench.harness.environment import kept_heap
 from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.trainer import Machine
@@ -22,6 +24,9 @@ from icl_bench.isolation import prepare_for_outside_code
 from icl_bench.registry import load_plugins
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.store import Store
+
+WAKE_SECONDS = 0.1
+"""Seconds between two looks for a signal while threads carry out fleets."""
 
 
 def prepare(setup: messages.WorkerSetup) -> None:
@@ -62,11 +67,12 @@ def context_is_broken(machine: Machine) -> bool:
 
 
 class SupervisorLine:
-    """The connection to the supervisor; a thread sends heartbeats on it."""
+    """A connection to the supervisor, for one fleet at a time; a thread sends heartbeats on it."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.sending = threading.Lock()
+        self.is_busy = False
 
     def send(self, message: messages.Message) -> None:
         """Send a message; one thread at a time."""
@@ -78,31 +84,73 @@ class SupervisorLine:
         with contextlib.suppress(OSError):
             self.send(messages.ProgressReport(progress))
 
-    def beat(self) -> None:
-        """Send heartbeats until the supervisor is gone, then end this process."""
-        try:
-            while True:
-                time.sleep(messages.HEARTBEAT_SECONDS)
-                self.send(messages.Heartbeat(outside.CURRENT.seconds))
-        except OSError:  # the supervisor is gone
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(messages.SECONDS_TO_SAVE)
-            outside.EXIT_PROCESS(128 + signal.SIGTERM)
+    def serve(self, machine: Machine, several: bool) -> None:
+        """Carry out orders until the connection or the process ends."""
+        self.send(messages.Ready())
+        while True:
+            order = self.connection.recv()
+            self.is_busy = True
+            if several and order.specs[0].from_outside:
+                self.send(messages.FleetError(EngineError(refusal(order))))
+            else:
+                self.send(execute_order(order, machine, self.progressed))
+            self.is_busy = False
 
 
-def worker_main(connection: Connection, setup: messages.WorkerSetup) -> None:
-    """Run a worker process until SIGTERM or the end of the connection; SIGINT and SIGHUP are left to the supervisor."""
+def refusal(order: messages.Order) -> str:
+    """Return the message for code from outside in a worker with several fleets at once."""
+    arch = order.specs[0].arch_label
+    return f"--engine local:at_once=2 and more train layers of the package; got {arch}; leave at_once out"
+
+
+def beat(lines: Sequence[SupervisorLine]) -> None:
+    """Send heartbeats until the supervisor is gone, then end this process."""
+    try:
+        while True:
+            time.sleep(messages.HEARTBEAT_SECONDS)
+            for line in lines:
+                line.send(messages.Heartbeat(outside.CURRENT.seconds))
+    except OSError:  # the supervisor is gone
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(messages.SECONDS_TO_SAVE)
+        outside.EXIT_PROCESS(128 + signal.SIGTERM)
+
+
+def worker_main(connections: Sequence[Connection], setup: messages.WorkerSetup) -> None:
+    """Run a worker process, with a connection for each fleet at once, until SIGTERM or the end of the connections.
+
+    SIGINT and SIGHUP are left to the supervisor.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     interruption.listen((signal.SIGTERM,))
     try:
-        line = SupervisorLine(connection)
-        threading.Thread(target=line.beat, daemon=True).start()
+        lines = [SupervisorLine(connection) for connection in connections]
+        threading.Thread(target=beat, args=(lines,), daemon=True).start()
         prepare(setup)
-        line.send(messages.Ready())
-        while True:
-            line.send(execute_order(connection.recv(), setup.machine, line.progressed))
+        if len(lines) == 1:
+            lines[0].serve(setup.machine, several=False)
+        else:
+            serve_all(lines, setup.machine)
     except interruption.Interrupted as interrupted:
         sys.exit(interrupted.status)
     except (EOFError, ConnectionError):
         sys.exit(128 + signal.SIGTERM)  # the supervisor is gone
+
+
+def serve_all(lines: Sequence[SupervisorLine], machine: Machine) -> None:
+    """Serve each line in a thread until SIGTERM, and then until every fleet is saved; raise `Interrupted`."""
+
+    def serve(line: SupervisorLine) -> None:
+        use_own_stream(machine)
+        try:
+            line.serve(machine, several=True)
+        except (interruption.Interrupted, EOFError, OSError):
+            line.is_busy = False
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with interruption.deferred():
+        for line in lines:
+            threading.Thread(target=serve, args=(line,), daemon=True).start()
+        while not interruption.is_interrupted() or any(line.is_busy for line in lines):
+            time.sleep(WAKE_SECONDS)

@@ -93,7 +93,8 @@ def train_members(
         loop.trainer.check_outside_layers()
         scores = loop.run()
     except BaseException as error:  # an error of a layer, whatever its type, is the result of its runs
-        if error in failures or not is_outcome(error, specs[0].from_outside):
+        # Other ranks know nothing of an error of this one, and cannot go on without it.
+        if machine.ranks or error in failures or not is_outcome(error, specs[0].from_outside):
             raise
         status, detail = describe_failure(error, len(specs), last)
         seconds = time.perf_counter() - started

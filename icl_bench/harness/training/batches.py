@@ -13,6 +13,7 @@ from torch import Tensor
 from icl_bench import random
 from icl_bench.corpus.tokens import Split
 from icl_bench.harness.resolve import make_task, task_component
+from icl_bench.harness.training.ranks import Ranks
 from icl_bench.kernels.fleet.embedding import TokenOccurrences, find_occurrences
 from icl_bench.outside import guarding
 from icl_bench.runs.spec import Component
@@ -122,10 +123,20 @@ class BatchQueue:
         size: Size of a fixed training set, which is cycled through; None if every example is fresh.
         steps: Steps whose batches are made at once.
         sort: Also sort the tokens of each batch by id, for the gradient of the embedding.
+        ranks: Processes that divide each batch; the queue has the rows of this one.
     """
 
-    def __init__(self, stream: ExampleStream, batch: int, size: int | None, steps: int, sort: bool = False) -> None:
-        self.stream, self.batch, self.size, self.steps = stream, batch, size, steps
+    def __init__(
+        self,
+        stream: ExampleStream,
+        batch: int,
+        size: int | None,
+        steps: int,
+        sort: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.stream, self.whole_batch, self.size, self.steps, self.ranks = stream, batch, size, steps, ranks
+        self.batch = batch = ranks.part(batch) if ranks else batch
         cell, device, members = stream.cell, stream.device, stream.members
         interface = stream.task.interface
         shapes = interface.batch_shapes(cell.length, cell.scored)
@@ -147,15 +158,16 @@ class BatchQueue:
     def skip_to(self, step: int) -> None:
         """Continue after `step` steps of this cell; the queue must be at its start."""
         self.steps_counted = step
-        self.next_index += step // self.steps * self.steps * self.batch
+        self.next_index += step // self.steps * self.steps * self.whole_batch
         if step % self.steps:
             self.refill()
             self.next_row += step % self.steps
 
     def refill(self) -> None:
         """Make the batches of the next steps."""
-        count = self.steps * self.batch
+        count = self.steps * self.whole_batch
         index = self.next_index + torch.arange(count, device=self.next_index.device)
+        index = self.ranks.own(index) if self.ranks else index
         self.next_index += count
         made = self.stream.batch(index if self.size is None else index % self.size)
         parts = self.buffer.split(self.sizes, dim=1)

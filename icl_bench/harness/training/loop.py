@@ -4,18 +4,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from icl_bench.harness.interruption import is_interrupted, raise_if_interrupted
+from icl_bench.harness.training.executed import executed_operations
 from icl_bench.harness.training.keep import kept_files, probes_file
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.harness.training.probes import Probe, probe_marks
 from icl_bench.harness.training.results import FleetScores, MemberScores
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.harness.training.validator import Validation, Validator
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.kept import KEPT_FILES
 from icl_bench.runs.probes import ProbePoint
@@ -25,6 +28,18 @@ from icl_bench.runs.store.faults import reach
 from icl_bench.runs.store.parsing import LARGEST_HEADER
 
 LOG = logging.getLogger("icl_bench")
+
+
+class StartedValidation(NamedTuple):
+    """A validation that may be under way."""
+
+    step: int
+    held: list[int]
+    """Index in the fleet of each member that is validated."""
+    means: tuple[list[float], list[float]]
+    """Mean training loss and accuracy of each of these members over the span."""
+    result: Callable[[], Validation]
+    """Waits for the validation."""
 
 
 class TrainingLoop:
@@ -53,6 +68,8 @@ class TrainingLoop:
         self.points: list[list[ProbePoint]] = [[] for _ in range(self.roster.size)]
         self.probe = Probe(trainer) if "probes" in trainer.machine.keep else None
         self.marks = probe_marks(self.spec.train.steps) if self.probe else set[int]()
+        self.validator = Validator(trainer)
+        self.validation: StartedValidation | None = None
         now = time.perf_counter()
         self.report_every, self.last_report = report_every, now
         self.started = now  # earlier by the time of previous parts, if the run was interrupted
@@ -64,13 +81,17 @@ class TrainingLoop:
         """Train from the newest usable checkpoint and test; if a signal asks to stop, save and raise `Interrupted`."""
         self.resume()
         self.began = self.trainer.done
-        for begin, end in validation_spans(self.spec.train.steps, self.spec.evaluation.points):
-            if end > self.trainer.done:
-                self.train(begin, end)
-                self.validate(begin, end)
-                self.save_if_due()
-        reach("trained")
-        cells = self.roster.widen(self.trainer.test(), ())
+        try:
+            for begin, end in validation_spans(self.spec.train.steps, self.spec.evaluation.points):
+                if end > self.trainer.done:
+                    self.train(begin, end)
+                    self.start_validation(begin, end)
+                    self.save_if_due()
+            reach("trained")
+            cells = self.roster.widen(self.trainer.test(), ())
+            self.finish_validation()
+        finally:
+            self.validator.close()
         reach("tested")
         diverged_at = self.roster.diverged_at(self.trainer)
         examples = self.spec.train.steps * self.spec.train.batch * self.roster.size
@@ -82,6 +103,7 @@ class TrainingLoop:
             seconds=self.seconds,
             examples_per_second=examples / self.training_seconds,
             kept=self.kept_files(),
+            executed=executed_operations(self.spec, self.trainer.machine, self.roster.size),
         )
 
     def kept_files(self) -> list[dict[str, bytes]]:
@@ -99,8 +121,15 @@ class TrainingLoop:
 
     def resume(self) -> None:
         """Continue from the newest usable checkpoint, if there is one."""
+        found, ranks = self.newest_usable(), self.trainer.machine.ranks
+        found = ranks.share(found) if ranks else found
+        if found is not None:
+            self.continue_from(*found)
+
+    def newest_usable(self) -> tuple[Saved, dict[str, torch.Tensor]] | None:
+        """Return the newest checkpoint that this fleet can continue from, with its tensors; None if there is none."""
         if self.checkpoints is None:
-            return
+            return None
         wanted = self.roster.state(self.trainer)
         largest = sum(tensor.nbytes for tensor in wanted.values()) + LARGEST_HEADER
         for saved in self.checkpoints.saved(largest):
@@ -110,18 +139,17 @@ class TrainingLoop:
             if name := self.roster.spoiled(self.trainer, tensors):
                 LOG.warning("checkpoint skipped: step %d has numbers in %r that are none", saved.state.step, name)
                 continue
-            self.continue_from(saved, tensors)
-            return
+            return saved, tensors
+        return None
 
     def continue_from(self, saved: Saved, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the fleet to the state of a checkpoint."""
-        self.trainer = self.roster.restore(self.trainer, saved.state.step, tensors)
+        self.hold(self.roster.restore(self.trainer, saved.state.step, tensors))
         LOG.info("continued from step %d of %d", saved.state.step, self.spec.train.steps)
         self.started -= saved.state.seconds
         self.training_seconds = saved.state.training
         self.solved_at = list(saved.state.solved_at)
         if self.probe is not None:
-            self.probe = Probe(self.trainer)
             self.points = [list(points) for points in saved.state.probes] or self.points
         for member, points in enumerate(saved.state.metrics):
             for point in points:
@@ -163,27 +191,44 @@ class TrainingLoop:
         self.training_seconds += now - self.training_since
         self.training_since = now
 
-    def validate(self, begin: int, end: int) -> None:
-        """Measure all members at the end of a span, then drop diverged members if they are many.
+    def start_validation(self, begin: int, end: int) -> None:
+        """Begin to measure all members at the end of a span, then drop diverged members if they are many."""
+        self.finish_validation()
+        means = self.trainer.take_means(end - begin)
+        self.validation = StartedValidation(end, self.roster.held, means, self.validator.start())
+        if not self.validator.beside:
+            self.finish_validation()
+        self.take_probes()
+        narrowed = self.roster.narrow(self.trainer)
+        if narrowed is not self.trainer:
+            self.hold(narrowed)
+        self.training_since = time.perf_counter()
+        reach("validated")
+
+    def finish_validation(self) -> None:
+        """Keep and report the measurements of the validation that was started last, if it is not finished.
 
         A dropped member is no longer updated; its last measurement is repeated.
         """
-        means, by_cell = self.trainer.take_means(end - begin), self.trainer.validate()
-        points: list[MetricPoint | None] = self.roster.widen(list(metric_points(end, means, by_cell)), None)
-        self.take_probes()
-        narrowed = self.roster.narrow(self.trainer)
-        if self.probe is not None and narrowed is not self.trainer:
-            self.probe = Probe(narrowed)
-        self.trainer = narrowed
-        for member, measured in enumerate(points):
-            point = measured or self.repeated_point(member, end, by_cell)
+        if self.validation is None:
+            return
+        step, held, means, result = self.validation
+        by_cell, self.validation = result(), None
+        points = dict(zip(held, metric_points(step, means, by_cell), strict=True))
+        for member in range(self.roster.size):
+            point = points.get(member) or self.repeated_point(member, step, by_cell)
             if self.solved_at[member] is None and point.accuracy >= SOLVED:
-                self.solved_at[member] = end
+                self.solved_at[member] = step
             self.add_point(member, point)
         if self.latest is not None:
             self.report(self.latest._replace(validations=[own[-1] for own in self.metrics]))
-        self.training_since = time.perf_counter()
-        reach("validated")
+
+    def hold(self, trainer: Trainer) -> None:
+        """Go on with another trainer."""
+        self.validator.close()
+        self.trainer, self.validator = trainer, Validator(trainer)
+        if self.probe is not None:
+            self.probe = Probe(trainer)
 
     def take_probes(self) -> None:
         """Add the probes since the last call to those of the members held."""
@@ -201,8 +246,11 @@ class TrainingLoop:
 
     def save_if_due(self) -> None:
         """Save the state if a checkpoint is due or a signal asked to stop; in the second case, raise `Interrupted`."""
+        if self.trainer.machine.ranks:
+            self.trainer.machine.ranks.hear()
         if self.checkpoints is not None and (is_interrupted() or self.checkpoints.due()):
             self.count_training_time()
+            self.finish_validation()
             self.take_probes()
             state = FleetState(
                 origin=self.checkpoints.origin,

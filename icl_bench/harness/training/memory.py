@@ -10,7 +10,7 @@ import torch
 from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import make_task
 from icl_bench.harness.training.batches import TOKENS_PER_REFILL
-from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.harness.training.trainer import CAPTURING, Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
 USABLE_FRACTION = 0.9
@@ -55,6 +55,14 @@ def total_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def unused_memory(device: torch.device) -> int:
+    """Return the bytes of a device that no tensor takes, with those that torch holds; all of the machine for a CPU."""
+    if device.type != "cuda":
+        return total_memory(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
 def measure_bytes(spec: RunSpec, machine: Machine) -> int:
     """Return the most bytes that one member takes in two steps on the longest cell; makes these steps."""
     device = machine.device
@@ -77,7 +85,8 @@ def release_memory(device: torch.device) -> None:
     """Free all memory that nothing refers to any more."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with CAPTURING:
+            torch.cuda.empty_cache()
 
 
 def cut_evenly(specs: Sequence[RunSpec], most: int) -> list[Sequence[RunSpec]]:
@@ -91,8 +100,7 @@ def fit_memory(specs: Sequence[RunSpec], machine: Machine) -> list[Sequence[RunS
     """Cut a fleet on a GPU into fleets that its memory holds; raise RuntimeError if the measured step fails."""
     if machine.device.type != "cuda" or len(specs) == 1:
         return [specs]
-    unused = torch.cuda.memory_reserved(machine.device) - torch.cuda.memory_allocated(machine.device)  # torch holds it
-    free = torch.cuda.mem_get_info(machine.device)[0] + unused
+    free = unused_memory(machine.device)
     if estimate_bytes(specs[0], len(specs)) <= TRUSTED_FRACTION * free:
         return [specs]
     return cut_evenly(specs, int(USABLE_FRACTION * free / measure_bytes(specs[0], machine)))

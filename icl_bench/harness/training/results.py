@@ -47,6 +47,8 @@ class FleetScores(NamedTuple):
     """Training examples per second, summed over members."""
     kept: list[dict[str, bytes]]
     """Files that each member keeps beside its record, by name."""
+    executed: float | None
+    """Operations that kernels execute in training for a token, where they are counted."""
 
 
 def cell_scores(
@@ -105,9 +107,15 @@ def member_result(spec: RunSpec, scores: FleetScores, member: int, first_batch: 
         reason = exploded if measured.exploded else "loss or gradient not finite"
         detail = f"diverged at step {measured.diverged_at}: {reason}"
         outcome = {"status": "diverged", "detail": detail, "steps": measured.diverged_at, "cells": ()}
+    fields = spec_fields(spec)
+    work: WorkReport = fields.pop("work")
+    if work.training is not None:
+        training = work.training.model_copy(update={"executed": scores.executed})
+        work = work.model_copy(update={"training": training})
     return RunResult(
-        **spec_fields(spec),
+        **fields,
         **outcome,
+        work=work,
         params=scores.params,
         seconds=round(scores.seconds, 3),
         examples_per_second=round(scores.examples_per_second, 1),

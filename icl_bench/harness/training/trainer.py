@@ -19,6 +19,7 @@ A training step, in order:
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ from icl_bench.harness.training.held_out import floors_by_member, repeated_share
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
 from icl_bench.harness.training.outside_layers import check_layer, check_sources
 from icl_bench.harness.training.precision import WorkingModel
+from icl_bench.harness.training.ranks import Ranks
 from icl_bench.harness.training.results import cell_scores
 from icl_bench.kernels.backends import has_triton
 from icl_bench.runs.record import CellScore
@@ -71,6 +73,12 @@ class Machine(NamedTuple):
     """Parts of a training batch that go through the model one after the other; their gradients are added."""
     recompute: bool = False
     """Keep the inputs of layers alone in training, and compute the activations inside them again."""
+    ranks: Ranks | None = None
+    """The processes among which each batch is divided; None for this one alone."""
+
+
+CAPTURING = threading.Lock()
+"""Held while a thread captures a graph: one at a time, and no memory is given back to the device meanwhile."""
 
 
 class StepGraphs:
@@ -83,7 +91,7 @@ class StepGraphs:
         self.device = device
         self.warm_steps: dict[int, int] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.stream = None if device is None else torch.cuda.Stream(device)
+        self.stream = None if device is None else capture_stream(device)
 
     def run(self, work: Callable[[int], None], cell: int) -> None:
         """Do the work on the cell of this index; the work is the same in every call and never waits for the device."""
@@ -104,12 +112,28 @@ class StepGraphs:
         self.graphs[cell].replay()
 
     def capture(self, work: Callable[[int], None], cell: int) -> torch.cuda.CUDAGraph:
-        """Record the work without running it; all graphs share one memory pool, since no two run at once."""
+        """Record the work without running it; all graphs share one memory pool, since no two run at once.
+
+        Other threads, those of libraries such as NCCL too, may use the device meanwhile.
+        """
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
-        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
-            work(cell)
+        with CAPTURING, torch.cuda.stream(self.stream):
+            if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > torch.cuda.mem_get_info()[0]:
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()  # what eager steps left behind, which a pool of graphs cannot use
+            graph.capture_begin(pool, "thread_local")
+            try:
+                work(cell)
+            finally:
+                graph.capture_end()
         return graph
+
+
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the current stream, or another one where that is the default stream, which captures nothing."""
+    current = torch.cuda.current_stream(device)
+    return torch.cuda.Stream(device) if current == torch.cuda.default_stream(device) else current
 
 
 class Trainer:
@@ -174,7 +198,8 @@ class Trainer:
         steps = batches.steps_per_refill(len(self.specs) * train.batch * cell.length, self.cell_of_step.count(index))
         whole = self.machine.accumulate == 1
         sort = whole and has_triton(self.monitor.sums) and self.task.interface.sorts_tokens
-        return batches.BatchQueue(self.make_stream(cell.label, "train"), train.batch, size, steps, sort)
+        stream = self.make_stream(cell.label, "train")
+        return batches.BatchQueue(stream, train.batch, size, steps, sort, self.machine.ranks)
 
     def step(self) -> None:
         """Update every member once, on the cell whose turn it is; never waits for the device."""
@@ -195,7 +220,7 @@ class Trainer:
     def update(self, cell: int) -> None:
         """Update every member on the next batch of a cell; on device tensors alone, so that a graph can hold it."""
         batch = self.queues[cell].take()  # inputs [M, B, T], positions [M, B, S], targets [M, B, S]
-        if self.machine.accumulate > 1:
+        if self.machine.accumulate > 1 or self.machine.ranks is not None:
             mean = self.accumulate(batch)
         else:
             losses, hits = self.working_model.scores(*batch)  # [M, B, S]
@@ -204,19 +229,25 @@ class Trainer:
         self.optimiser.step(mean.detach())
 
     def accumulate(self, batch: batches.TrainBatch) -> Tensor:
-        """Write the gradients of a batch, one part after the other; return the mean losses, [M]."""
+        """Write the gradients of a batch, one part after the other, over all ranks; return the mean losses, [M]."""
         found: list[Scores] = []
-        scored = batch.positions[0].numel()
+        ranks = self.machine.ranks
+        scored = batch.positions[0].numel() * (ranks.size if ranks else 1)
 
         def sums() -> Iterator[Tensor]:
             parts = (whole.chunk(self.machine.accumulate, dim=1) for whole in batch[:3])
             for inputs, positions, targets in zip(*parts, strict=True):
-                scores = self.working_model.scores(inputs, positions, targets, None, batch.leading)
+                scores = self.working_model.scores(inputs, positions, targets, batch.occurrences, batch.leading)
                 yield scores.losses.flatten(1).sum(1) / scored
                 found.append(Scores(scores.losses.detach(), scores.hits))
 
         self.optimiser.differentiate_pieces(sums())
         losses, hits = (torch.cat(parts, dim=1).flatten(1) for parts in zip(*found, strict=True))
+        if ranks:
+            ranks.add(self.optimiser.buffers.gradients)
+            means = torch.stack([losses.mean(1), hits.float().mean(1)]) / ranks.size
+            ranks.add(means)
+            losses, hits = means[..., None]
         return self.monitor.mean_losses(losses, hits)
 
     @property
@@ -231,16 +262,16 @@ class Trainer:
         self.monitor.sums.zero_()
         return losses, accuracies
 
-    def validate(self) -> dict[str, list[float]]:
-        """Return the validation accuracy of each member by label of cell; the examples are made once and kept."""
+    def validate(self, model: WorkingModel) -> dict[str, list[float]]:
+        """Return the validation accuracy of each member of a model, this trainer's or its copy, by label of cell.
+
+        The examples are made once and kept.
+        """
         if not self.validation:
             streams = [self.make_stream(cell.label, "val") for cell in self.task.eval_cells]
             count = self.spec.evaluation.validation
             self.validation = [(stream, list(evaluation_pieces(stream, count))) for stream in streams]
-        return {
-            stream.cell.label: evaluate(self.working_model, stream, pieces).accuracy
-            for stream, pieces in self.validation
-        }
+        return {stream.cell.label: evaluate(model, stream, pieces).accuracy for stream, pieces in self.validation}
 
     def test(self) -> list[tuple[CellScore, ...]]:
         """Return the test scores of each member, one for each evaluated cell; none for a member that has diverged.

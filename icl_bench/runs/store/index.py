@@ -31,7 +31,7 @@ from icl_bench.runs.store.floors import read_floors, with_floors
 from icl_bench.schema import content_hash
 
 INDEX_NAME = "index.sqlite"
-INDEX_VERSION = 6
+INDEX_VERSION = 7
 """Version of the tables; a change makes every index anew."""
 TABLES = """
 CREATE TABLE runs (
@@ -236,7 +236,8 @@ def row_of(record: RunRecord, stamp: str) -> IndexRow:
     """Convert a record to columns; `stamp` tells whether the run's folder has changed since."""
     result = record.result
     summary = (result.id, stamp, result.task, result.arch, result.seed, result.lr, result.status, result.accuracy)
-    curve = json.dumps([(point.step, point.accuracy) for point in record.metrics], separators=(",", ":"))
+    points = [(point.step, point.accuracy, point.train_loss) for point in record.metrics]
+    curve = json.dumps(points, separators=(",", ":"))
     return IndexRow(
         (*summary, record.manifest.started, result.seconds),
         shared_texts(record),
@@ -317,11 +318,13 @@ def read_measured(base: sqlite3.Connection, outline: Outline) -> MeasuredRun:
         raise DamagedError
     _, _, started, curve, result, _ = row
     try:
+        points = json.loads(curve)
         return MeasuredRun(
             spec=outline.setting.spec_of(outline.seeds, outline.lr),
             manifest=Manifest.model_construct(**vars(outline.environment), started=started),
             result=RunResult.model_validate_json(result),
-            curve=tuple((step, accuracy) for step, accuracy in json.loads(curve)),
+            curve=tuple((step, accuracy) for step, accuracy, _ in points),
+            losses=tuple(loss for _, _, loss in points),
         )
     except (TypeError, ValueError) as error:
         raise DamagedError from error

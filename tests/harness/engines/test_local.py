@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from icl_bench.errors import EngineError
 from icl_bench.harness.engines import Local
 from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.engines.inline import InlineEngine
@@ -59,8 +60,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_a_sweep_outlives_its_workers(tmp_path) -> None:
-    specs, engine, over = runs("linear", 24), Local(workers=2).start(MACHINE), threading.Event()
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_sweep_outlives_its_workers(at_once: int, tmp_path) -> None:
+    specs, engine, over = runs("linear", 24), Local(workers=2, at_once=at_once).start(MACHINE), threading.Event()
 
     def kill_three_workers() -> None:
         killed = 0
@@ -76,17 +78,40 @@ def test_a_sweep_outlives_its_workers(tmp_path) -> None:
     over.set()
     killer.join()
     alone = Executor(Store(tmp_path / "alone"), InlineEngine(MACHINE), 1, quiet()).finish(specs)
-    assert [run.result.status for run in records] == ["ok"] * 24 and 1 <= engine.usage.lost <= 3
+    assert [run.result.status for run in records] == ["ok"] * 24 and 1 <= engine.usage.lost <= 3 * at_once
     assert [run.result.cells for run in records] == [run.result.cells for run in alone]
     assert [run.metrics for run in records] == [run.metrics for run in alone]
     engine.close()
+
+
+def test_processes_come_before_further_workers_of_a_process(tmp_path) -> None:
+    pool = ProcessPool(MACHINE, 1, most=2, at_once=2)
+    workers = [pool.start() for _ in range(4)]
+    first, second = dict.fromkeys(worker.process for worker in workers)
+    assert [worker.process for worker in workers] == [first, second, first, second] and not pool.spare
+    workers[2].kill()
+    workers[0].kill()
+    assert pool.start().process not in (first, second) and len(pool.spare) == 1
+    for worker in [*workers, *pool.started]:
+        worker.kill()
+
+
+def test_layers_from_outside_are_refused_beside_other_fleets(tmp_path, monkeypatch) -> None:
+    (tmp_path / "halting.py").write_text(STOPPED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    engine = Local(workers=1, at_once=2).start(MACHINE)
+    with pytest.raises(EngineError, match="at_once=2 and more train layers of the package; got halting:Stopped; leave"):
+        Executor(Store(tmp_path / "store"), engine, 1, quiet()).finish(runs("halting:Stopped", 1))
+    engine.close()
+    sys.modules.pop("halting")
 
 
 def test_a_stopped_worker_is_noticed(tmp_path, monkeypatch) -> None:
     (tmp_path / "halting.py").write_text(STOPPED)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    engine = Supervisor(ProcessPool(MACHINE, 1), 1, MACHINE, Limits(silence=2.5))
+    engine = Supervisor(ProcessPool(MACHINE, 1, 1), 1, MACHINE, Limits(silence=2.5))
     (record,) = Executor(Store(tmp_path / "store"), engine, 1, quiet()).finish(runs("halting:Stopped", 1))
     assert record.result.status == "timeout" and "no sign of life for 2.5 s" in str(record.result.detail)
     engine.close()
@@ -95,7 +120,7 @@ def test_a_stopped_worker_is_noticed(tmp_path, monkeypatch) -> None:
 
 def test_workers_are_spread_evenly_over_gpus(monkeypatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    pool = ProcessPool(Machine(torch.device("cuda")), 1)
+    pool = ProcessPool(Machine(torch.device("cuda")), 1, 5)
 
     class StartedWorker:
         def __init__(self) -> None:
@@ -116,11 +141,11 @@ ENDLESS = [
 ]
 
 
-def started(folder: Path) -> tuple[subprocess.Popen, list[int]]:
+def started(folder: Path, engine: str) -> tuple[subprocess.Popen, list[int]]:
     """A command with two workers in the middle of training, and their processes."""
     command = [sys.executable, "-m", "icl_bench", "run", TASK, "--arch", "linear", "--seeds", "0,1", *ENDLESS]
     process = subprocess.Popen(
-        [*command, "--engine", "local:workers=2", "--store", str(folder)],
+        [*command, "--engine", engine, "--store", str(folder)],
         stderr=subprocess.PIPE,
         env=os.environ | {"ICL_BENCH_CHECKPOINT_EVERY": "0.1"},
     )
@@ -150,9 +175,16 @@ def wait_until_gone(pids: list[int], seconds: float) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_workers_end_with_the_command(number, status, tmp_path) -> None:
-    process, pids = started(tmp_path)
+@pytest.mark.parametrize(
+    ("number", "status", "engine"),
+    [
+        (signal.SIGTERM, 143, "local:workers=2"),
+        (signal.SIGKILL, -9, "local:workers=2"),
+        (signal.SIGTERM, 143, "local:workers=1,at_once=2"),
+    ],
+)
+def test_workers_end_with_the_command(number, status, engine, tmp_path) -> None:
+    process, pids = started(tmp_path, engine)
     process.send_signal(number)
     _, err = process.communicate(timeout=60.0)
     assert process.returncode == status

@@ -205,6 +205,7 @@ def test_every_packaged_study_can_be_planned(tmp_path) -> None:
 def test_a_published_study_still_asks_for_the_runs_of_its_report(name: str, tmp_path) -> None:
     with (STUDIES / f"{name}_files" / "runs.csv").open() as lines:
         published = {row["id"] for row in csv.DictReader(lines)}
-    tuning = [{spec.id for spec in part.left[0]} for part in plan_study(load_study(name), Store(tmp_path)).parts]
+    lowest = [part for part in plan_study(load_study(name), Store(tmp_path)).parts if not part.part.below]
+    tuning = [{spec.id for spec in part.left[0]} for part in lowest]  # higher rungs begin at rates chosen below
     assert tuning[0] and tuning[0] <= published
     assert all(part <= published or not part & published for part in tuning)  # parts that have not run yet

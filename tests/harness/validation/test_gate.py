@@ -16,6 +16,7 @@ from icl_bench.harness.validation.gate import (
     validate_task,
     views,
 )
+from icl_bench.harness.validation.trained import TRAINED
 from icl_bench.tasks import TASKS
 from icl_bench.tasks.assoc_recall import AssocRecall
 from icl_bench.tasks.flip_flop import FlipFlop
@@ -33,7 +34,7 @@ def test_no_shallow_solver_beats_the_floors(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_solvers_by_rule_are_solvers(name: str) -> None:
-    assert set(TASKS[name].by_rule) <= gate.FOR_TOKENS.keys() | gate.FOR_VECTORS.keys()
+    assert set(TASKS[name].by_rule) <= gate.FOR_TOKENS.keys() | gate.FOR_VECTORS.keys() | TRAINED.keys()
 
 
 def test_a_task_of_probabilities_is_refused() -> None:

@@ -53,6 +53,7 @@ def test_runs_are_loaded_without_their_folders(store: Store, monkeypatch) -> Non
     runs, _ = Index(store).runs()
     monkeypatch.setattr(Store, "load", lambda self, run_id: pytest.fail("read a folder"))
     assert [run.curve for run in runs.load_all()] == [((5, 0.5),)] * 5
+    assert [run.losses for run in runs.load_all()] == [(1.5,)] * 5
     assert runs.load(spec(1).id) is runs.load(spec(1).id)
 
 

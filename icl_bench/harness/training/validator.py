@@ -1,0 +1,53 @@
+"""Validations of a fleet; on a CPU with a second core, in a thread, of copies of its models, while it trains on."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+
+import torch
+
+from icl_bench.harness.environment import usable_cores
+from icl_bench.harness.training.precision import WorkingModel
+from icl_bench.harness.training.trainer import Trainer
+
+Validation = Mapping[str, list[float]]
+"""Validation accuracy of each member by label of cell."""
+
+
+class Validator:
+    """Validate a trainer's models as they are in one moment; the numbers are the same with and without the thread.
+
+    Each of the two threads computes alone, so that nothing waits where other work runs. Layers from outside the package
+    are validated between two steps: nothing says that they can be copied, or that they change nothing when they run.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.copy: WorkingModel | None = None
+        self.beside = trainer.device.type == "cpu" and usable_cores() > 1 and not trainer.spec.from_outside
+        self.pool = ThreadPoolExecutor(1) if self.beside else None
+
+    def start(self) -> Callable[[], Validation]:
+        """Begin a validation; return a function that waits for it and returns or raises what came of it."""
+        if self.pool is None:
+            found = self.trainer.validate(self.trainer.working_model)
+            return lambda: found
+        return self.pool.submit(self.trainer.validate, self.copied_model()).result
+
+    @torch.no_grad()
+    def copied_model(self) -> WorkingModel:
+        """Return a copy of the models, made once and given the present numbers; no validation may be under way."""
+        model = self.trainer.working_model
+        if self.copy is None:
+            parameters = [tensor.clone() for tensor in model.parameters.values()]
+            self.copy = WorkingModel(deepcopy(model.model), parameters, model.precision)
+        pairs = [*zip(self.copy.parameters.values(), model.parameters.values(), strict=True)]
+        pairs += zip(self.copy.model.buffers(), model.model.buffers(), strict=True)
+        for ours, theirs in pairs:
+            ours.copy_(theirs)
+        return self.copy
+
+    def close(self) -> None:
+        """End the thread after what it does."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=False)
