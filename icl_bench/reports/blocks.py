@@ -51,6 +51,8 @@ class Drawing(NamedTuple):
     caption: str
     link: str
     """A path relative to the report."""
+    title: str = ""
+    """The answer that the figure gives, which stands over it, inside of the figure."""
 
 
 class Link(NamedTuple):

@@ -7,7 +7,8 @@ tell apart; marker and dash differ as well.
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -34,8 +35,14 @@ GREY = "#57606a"
 FAINT = "#d0d7de"
 FLOOR_LINE: Any = {"color": GREY, "linestyle": ":", "linewidth": 1.4}
 LONGEST_NAME = 34
+TITLE_WIDTH = 104
+"""Characters in a line of a figure's title."""
+TITLE_HEIGHT = 18
+"""Height in pixels of a line of a figure's title."""
 MOST_DOTS = 30
 """Largest number of dots in one place; of more seeds, this number of quantiles is drawn."""
+SIZE_STEPS = ((200, (1,)), (20, (1, 3)), (8, (1, 2, 5)), (0, (1, 1.5, 2, 3, 4, 5, 6, 8)))
+"""Ratios of the two ends of an axis of counts, and the ticks in a power of ten above that ratio."""
 LEAST_SPAN = 3.0
 """Smallest ratio of the two ends of an axis of counts, so that small differences look small."""
 SETTINGS: Any = {
@@ -99,17 +106,27 @@ def svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def readable(name: str) -> str:
+def add_title(figure: Figure, title: str) -> None:
+    """Write a title over a figure, a line or more for each of its sentences, and make the figure as much higher."""
+    parts = title.replace("≥", "at least").split("; ")
+    sentences = [textwrap.wrap(readable(part, len(part)), TITLE_WIDTH) for part in parts]
+    lines = [line for part in sentences for line in part]
+    figure.set_figheight(figure.get_figheight() + (8 + TITLE_HEIGHT * len(lines)) / 96)
+    looks: Any = {"x": 0.01, "ha": "left", "fontsize": 10, "fontweight": "bold", "linespacing": 1.35}
+    figure.suptitle("\n".join(lines), **looks).set_parse_math(False)
+
+
+def readable(name: str, most: int = LONGEST_NAME) -> str:
     """Shorten a name for a figure, and replace characters that its font lacks."""
     name = plain(name).encode("latin-1", "replace").decode("latin-1")
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def add_legend(place: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:
     """Add a legend to the right of a figure, or a small one to the right of a panel; names are shown unchanged."""
     small: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1), "fontsize": 8, "title": title, "title_fontsize": 8}
     numbers = [str(i) for i in range(len(names))]
-    legend = place.legend(handles, numbers, **(small if isinstance(place, Axes) else {"loc": "outside right upper"}))
+    legend = place.legend(handles, numbers, **(small if isinstance(place, Axes) else {"loc": "outside right center"}))
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(readable(name))
@@ -138,15 +155,53 @@ def thinned(values: Sequence[float]) -> list[float]:
     return [ordered[round(i * last / (MOST_DOTS - 1))] for i in range(MOST_DOTS)]
 
 
-def draw_seeds(axes: Axes, places: Sequence[float], columns: Sequence[Sequence[float]], style: SeriesStyle) -> None:
-    """Draw at each place a dot for every seed, or for 30 quantiles of more seeds.
+def draw_seeds(
+    axes: Axes,
+    places: Sequence[float],
+    columns: Sequence[Sequence[float]],
+    style: SeriesStyle,
+    filled: bool = True,
+    factor: float = 1.0,
+) -> None:
+    """Draw at each place a dot for every seed, or for 30 quantiles of more seeds; open dots where not `filled`.
 
-    All dots of an entry are one artist, which takes a quarter of the time of an artist for each place.
+    Seeds of a place lie side by side, within this factor to both sides. All dots of an entry are one artist, which
+    takes a quarter of the time of an artist for each place.
     """
-    dots = [(x, value) for x, values in zip(places, columns, strict=True) for value in thinned(values)]
-    looks: Any = {"linestyle": "none", "marker": style.marker, "markersize": 4.5, "markeredgewidth": 0.4, "zorder": 3}
-    looks |= {"markerfacecolor": (*style.colour, 0.55), "markeredgecolor": "white"}
+    dots = [
+        (x * factor ** jitter(i), value)
+        for x, values in zip(places, columns, strict=True)
+        for i, value in enumerate(thinned(values))
+    ]
+    looks = dot_looks(style, filled)
     axes.plot([x for x, _ in dots], [value for _, value in dots], clip_on=False, in_layout=False, **looks)
+
+
+def dot_looks(style: SeriesStyle, filled: bool) -> Any:
+    """Return the looks of the dots of seeds: filled if they are locked in, else open."""
+    looks: Any = {"linestyle": "none", "marker": style.marker, "markersize": 4.5, "zorder": 3}
+    face, edge = ((*style.colour, 0.55), "white") if filled else ("white", style.colour)
+    return looks | {"markerfacecolor": face, "markeredgecolor": edge, "markeredgewidth": 0.4 if filled else 1.0}
+
+
+def draw_locked(
+    axes: Axes,
+    places: Sequence[float],
+    columns: Sequence[Mapping[Any, float]],
+    locked: Container[Any],
+    style: SeriesStyle,
+    factor: float = 1.0,
+) -> None:
+    """Draw at each place a dot for every seed, given by seed: filled if the seed is locked in, else open."""
+    for filled in (True, False):
+        found = [[value for seed, value in column.items() if (seed in locked) == filled] for column in columns]
+        if any(found):
+            draw_seeds(axes, places, found, style, filled, factor)
+
+
+def jitter(i: int) -> float:
+    """Return a number between -1 and 1 for the seed at this position, far from those of its neighbours."""
+    return i * 0.6180339887 % 1 * 2 - 1
 
 
 def share_axis(axes: Axes, label: str) -> None:
@@ -179,7 +234,8 @@ def size_axis(axes: Axes, label: str) -> None:
     short_of = math.sqrt(max(1.0, LEAST_SPAN * low / high))
     low, high = low / short_of, high * short_of
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    steps = next(steps for ratio, steps in SIZE_STEPS if high > ratio * low)
+    axes.xaxis.set_major_locator(LogLocator(10, subs=steps))
     write_ticks(axes.xaxis, short_count)
     axes.set_xlabel(readable(label), parse_math=False)
 

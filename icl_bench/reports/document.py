@@ -31,7 +31,7 @@ from icl_bench.reports.text import enumerate_words, format_count, format_failure
 from icl_bench.runs.outline import Outline
 
 PARTS = (
-    *(summary.PART, solved.PART, state.PART, capacity.PART, accuracy.DIVERGENCE_PART, accuracy.ERROR_PART),
+    *(solved.PART, summary.PART, state.PART, capacity.PART, accuracy.DIVERGENCE_PART, accuracy.ERROR_PART),
     *(accuracy.LOAD_PART, reach.PART, controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART),
     *(positions.POSITION_PART, positions.WORK_PART, rates.PART),
     *(gains.PART, learning.PART, controls.CONTROLS_PART, FAILED_PART, MISSING_PART),

@@ -25,8 +25,9 @@ def markdown_of(block: Content) -> str:
             return f"**Warning:** {markdown_text(text)}" if warning else markdown_text(text)
         case Notes(items):
             return "\n".join(f"* {markdown_text(item)}" for item in items)
-        case Drawing(caption, link):
-            return f"![{markdown_text(caption)}]({quote(link)})\n\n*{markdown_text(caption)}*"
+        case Drawing(caption, link, title):
+            words = f"{title}. {caption}" if title else caption
+            return f"![{markdown_text(words)}]({quote(link)})\n\n*{markdown_text(caption)}*"
         case Link(text, path):
             return f"[{markdown_text(text)}]({quote(path)})"
         case Commands(lines):

@@ -1,8 +1,9 @@
 """Panels of a figure: one panel for few entries, a panel for each family where there are many. Loads matplotlib."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -10,11 +11,18 @@ from matplotlib.lines import Line2D
 from icl_bench.reports import canvas
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.entry import Entry
+from icl_bench.reports.labels import End, draw_apart, label_ends
 from icl_bench.reports.naming import natural_key
 
 MOST_ENTRIES = 7
 """Largest number of entries in one panel; with more, each family has a panel."""
+MOST_OF_SETTING = 12
+"""Largest number of entries in the panel of a setting."""
+LONGEST_TITLES = 123
+"""Largest number of characters in the titles of the panels that stand side by side."""
 COLUMNS = 2
+FEW = 4
+"""Largest number of entries of panels that stand side by side."""
 
 
 class Panel(NamedTuple):
@@ -26,13 +34,33 @@ class Panel(NamedTuple):
     names: tuple[str, ...]
 
 
-def panels_of(section: Section) -> list[Panel]:
-    """Return one panel, or a panel for each family where there are too many entries."""
+def panels_of(section: Section, crowded: bool = False) -> list[Panel]:
+    """Return one panel of few entries; of more, a panel for each setting or, where sizes differ, for each family.
+
+    A setting is what labels name behind the architecture, such as a number of layers. `crowded`: an entry has many
+    lines, so that those of a setting would hide each other.
+    """
     entries = section.entries
     if len(entries) <= MOST_ENTRIES:
         styles = tuple(canvas.series_style(i) for i in range(len(entries)))
         return [Panel("", entries, styles, tuple(entry.label for entry in entries))]
+    by_setting: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_setting.setdefault(entry.family.partition(", ")[2], []).append(entry)
+    if (
+        not crowded
+        and 2 * len(section.families) > len(entries)
+        and max(map(len, by_setting.values())) <= MOST_OF_SETTING
+    ):
+        return [setting_panel(section, setting, members) for setting, members in by_setting.items()]
     return [family_panel(section, family, i) for i, family in enumerate(section.families)]
+
+
+def setting_panel(section: Section, setting: str, members: Sequence[Entry]) -> Panel:
+    """Return the panel of a setting; an architecture has the same colour in all panels."""
+    kinds = list(dict.fromkeys(entry.family.partition(", ")[0] for entry in section.entries))
+    styles = tuple(canvas.series_style(kinds.index(entry.family.partition(", ")[0])) for entry in members)
+    return Panel(setting, tuple(members), styles, tuple(entry.label.removesuffix(f", {setting}") for entry in members))
 
 
 def family_panel(section: Section, family: str, index: int) -> Panel:
@@ -43,7 +71,7 @@ def family_panel(section: Section, family: str, index: int) -> Panel:
     states = [entry.state_elements for entry in members]
     same = len(set(states)) < len(states)
     names = (one.label if same else canvas.short_count(state or 0) for one, state in zip(members, states, strict=True))
-    return Panel(family, tuple(members), styles, tuple(names))
+    return Panel(family if same else f"{family}, by state elements", tuple(members), styles, tuple(names))
 
 
 def by_state(entry: Entry) -> tuple[int, object]:
@@ -55,32 +83,61 @@ def draw_panels(
     section: Section,
     label: str,
     draw: Callable[[Axes, Entry, canvas.SeriesStyle, float], None],
+    scale: Callable[[Axes], None],
     draw_floor: Callable[[Axes], None] | None = None,
-) -> tuple[Figure, list[Axes]]:
-    """Draw the entries of a section over vertical axes from 0 to 1; return the figure and the axes of its panels.
+    crowded: bool = False,
+) -> Figure:
+    """Draw the entries of a section over vertical axes from 0 to 1, with a label at the end of each line.
 
-    `draw` draws an entry on the axes of its panel; the number is its distance from the middle entry. `draw_floor` draws
-    the floor on the axes of each panel. Each of several panels has a title and a small legend of its own.
+    `draw` draws an entry on the axes of its panel, its line first; the number is its distance from the middle entry.
+    `draw_floor` draws the floor as a line on the axes of each panel. `scale` sets the axes of a panel. Lines that
+    coincide are shifted by up to two pixels. Labels that do not fit are a legend. Panels of one entry have its name as
+    title, and stand three in a row; panels of many entries stand below each other, because their labels take room.
+    `crowded`: an entry has many lines.
     """
-    panels = panels_of(section)
-    columns = min(COLUMNS, len(panels))
+    panels = panels_of(section, crowded)
+    most = max(len(panel.entries) for panel in panels)
+    alone = most == 1 and len(panels) > 1
+    columns = min(len(panels), 3 if alone else COLUMNS if most <= FEW else 1)
     rows = -(-len(panels) // columns)
-    figure, axes = canvas.new_figure(360 if rows == 1 else 270 * rows, rows, columns)
+    height = 360 if len(panels) == 1 else 200 if alone else 290
+    figure, axes = canvas.new_figure(height * rows, rows, columns)
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
-    axes = axes[: len(panels)]
-    for i, (one, panel) in enumerate(zip(axes, panels, strict=True)):
+    for i, (one, panel) in enumerate(zip(axes, panels, strict=False)):
         if draw_floor:
             draw_floor(one)
+        floor = main_line(one, 0)
+        lines: list[tuple[Line2D, str, canvas.SeriesStyle]] = []
         for k, (entry, style) in enumerate(zip(panel.entries, panel.styles, strict=True)):
+            before = len(one.get_lines())
             draw(one, entry, style, k - (len(panel.entries) - 1) / 2)
+            if (line := main_line(one, before)) is not None:
+                lines.append((line, panel.names[k], style))
         canvas.share_axis(one, label if i % columns == 0 else "")
-        handles = canvas.legend_handles(panel.styles)
+        scale(one)
         if len(panels) > 1:
-            one.set_title(canvas.readable(panel.title), loc="left", parse_math=False)
-            canvas.add_legend(one, handles, panel.names, "state")
-        elif draw_floor:
-            canvas.add_legend(figure, [*handles, Line2D([], [], **canvas.FLOOR_LINE)], [*panel.names, "floor"])
-        else:
-            canvas.add_legend(figure, handles, panel.names)
-    return figure, axes
+            title = panel.entries[0].label if alone else panel.title
+            one.set_title(canvas.readable(title, LONGEST_TITLES // columns), loc="left", parse_math=False, fontsize=8.5)
+        draw_apart(one, [line for line, _, _ in lines])
+        ends = [end_of(line, name, style.colour) for line, name, style in lines]
+        if floor is not None and len(panels) == 1:
+            ends.append(end_of(floor, "floor", canvas.GREY))
+        if not alone and not label_ends(one, ends, height):
+            canvas.add_legend(one, canvas.legend_handles(panel.styles), panel.names)
+    return figure
+
+
+def main_line(axes: Axes, before: int) -> Line2D | None:
+    """Return the first line that was drawn after so many others; None where it has no point."""
+    new = axes.get_lines()[before:]
+    return new[0] if new and np.size(new[0].get_xdata()) else None
+
+
+def end_of(line: Line2D, name: str, colour: object) -> End:
+    """Return the end of a line: of a line with gaps, its last place and the median of the ends of its parts."""
+    x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+    known = np.flatnonzero(np.isfinite(y))
+    last = [i for i in known if i + 1 == len(y) or not np.isfinite(y[i + 1])]
+    through = line.axes is not None and not line.get_transform().contains_branch(line.axes.transData)
+    return End(None if through else float(np.max(x[last])), float(np.median(y[last])), name, colour)

@@ -10,7 +10,7 @@ from icl_bench.reports.analysis import Section, analyse, run_order
 from icl_bench.reports.blocks import Drawing
 from icl_bench.reports.context import NO_STUDY, StudyContext
 from icl_bench.reports.document import compose, title_of
-from icl_bench.reports.explorer.answers import answered_caption
+from icl_bench.reports.explorer.answers import figure_title
 from icl_bench.reports.explorer.document import ViewedStore, explorer_document
 from icl_bench.reports.explorer.page import render_page
 from icl_bench.reports.markdown import render_markdown
@@ -62,14 +62,14 @@ def write_markdown(
     folder = path.with_name(f"{path.stem}_files")
 
     def place(i: int, figure: SectionFigure) -> Drawing | None:
-        image = figure.render(sections[i], context)
+        title = figure_title(figure.name, sections[i])
+        image = figure.render(sections[i], context, title)
         if image is None:
             return None
         folder.mkdir(exist_ok=True)
         target = folder / f"{i + 1}-{figure.name}.svg"
         replace_file(target, image)
-        caption = answered_caption(figure.name, sections[i], figure.full_caption(sections[i]))
-        return Drawing(caption, f"{folder.name}/{target.name}")
+        return Drawing(figure.full_caption(sections[i]), f"{folder.name}/{target.name}", title)
 
     rows = None
     if 0 < sum(len(section.runs) for section in sections) <= MOST_CSV_RUNS:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.entry import Entry
+from icl_bench.reports.parts.accuracy import group_accuracies
 from icl_bench.reports.parts.across import Standing
 from icl_bench.reports.parts.capacity import load_interval
 from icl_bench.reports.parts.findings import gap, medians, no_ranking, short_name, single
 from icl_bench.reports.parts.learning import LEVELS, reached
-from icl_bench.reports.ranking import Claim, Ranking, rankings
+from icl_bench.reports.ranking import Claim, Ranking, judge_cell, rankings
 from icl_bench.reports.recall import Recall, recalls
-from icl_bench.reports.statistics import rate_window, survival
+from icl_bench.reports.statistics import median, median_interval, rate_window, survival
 from icl_bench.reports.text import (
     enumerate_words,
     format_count,
@@ -162,6 +163,23 @@ def learning_answer(section: Section) -> str:
     return f"{first}; {rest} of {len(validated)} do not in half of their seeds" if rest else first
 
 
+def loss_answer(section: Section) -> str:
+    """Answer which entry ends with the lowest training loss, by the median over its seeds."""
+    ends = [(entry, [run.losses[-1] for run in entry.scored if run.losses]) for entry in section.entries]
+    found = sorted((median(losses), entry.label, losses) for entry, losses in ends if losses)
+    if not found:
+        return "No training loss was recorded"
+    middle, label, losses = found[0]
+    seeds = format_count(len(losses), "seed")
+    first = f"{label} ends with the lowest training loss, {middle:.3g} (median of {seeds}, {span_text(losses)})"
+    return first if len(found) == 1 else f"{first}; next is {found[1][1]} with {found[1][0]:.3g}"
+
+
+def span_text(values: Sequence[float]) -> str:
+    """Write the least and the largest of some values."""
+    return f"{min(values):.3g} to {max(values):.3g}"
+
+
 def failure_answer(runs: Sequence[Outline]) -> str:
     """Answer how many runs failed, and with which status."""
     failed = [run.status for run in runs if run.status != "ok"]
@@ -194,13 +212,55 @@ def median_text(entry: Entry) -> str:
 
 
 def load_answer(section: Section) -> str:
-    """Answer which entry recalls most, unless a figure of states has said it."""
-    return "" if section.differs_in_state else recall_answer(section)
+    """Answer which two medians are best at the largest load that ranks; a statement on medians, and no test."""
+    cells = [cell for cell in section.cells if judge_cell(section, section.entries, cell) == "ranks"]
+    if not cells:
+        return "No load ranks architectures: each is solved by all, or by none above the floor"
+    label = max(cells, key=lambda cell: (cell.load, cell.length)).label
+    return f"At {label} the best median is that of {best_two(scores_in_cell(section, label))}"
+
+
+def scores_in_cell(section: Section, label: str) -> list[tuple[Entry, list[float]]]:
+    """Return the accuracies of each entry in a cell."""
+    found = [(entry, list(entry.in_cell(label).values())) for entry in section.entries]
+    return [(entry, values) for entry, values in found if values]
+
+
+def best_two(scores: Sequence[tuple[Entry, Sequence[float]]]) -> str:
+    """Write the best median with its interval, and the next one."""
+    rows = sorted(
+        ((median(values), entry.label, values) for entry, values in scores), key=lambda row: (-row[0], row[1])
+    )
+    words = []
+    for _, label, values in rows[:2]:
+        interval = median_interval(values)
+        words.append(f"{label}, {format_share(median(values))}{f' {format_interval(interval)}' if interval else ''}")
+    return "; the next that of ".join(words)
+
+
+def group_positions_answer(section: Section) -> str:
+    """Answer where the best median falls most between two groups of scored positions."""
+    if len(section.groups) < 2:
+        return ""
+    best: list[tuple[float, str, str]] = []
+    for name in section.groups:
+        found = [(median(values), one.label) for one in section.entries if (values := group_accuracies(one, name))]
+        best += [(*max(found), name)] if found else []
+    if len(best) < 2:
+        return ""
+    (most, first, easy), (least, last, hard) = max(best), min(best)
+    if format_share(most) == format_share(least):
+        return f"The best median is {format_share(least)} at all of {len(best)} groups of positions"
+    return (
+        f"The best median is highest at {easy}, {format_share(most)} ({first}), and lowest at {hard}, "
+        f"{format_share(least)} ({last})"
+    )
 
 
 FIGURE_ANSWERS: Mapping[str, Callable[[Section], str]] = {
     "recall-by-state": recall_answer,
     "accuracy-by-load": load_answer,
+    "accuracy-by-group": group_positions_answer,
     "capacity": capacity_answer,
     "learning-rates": rates_answer,
     "learning-curves": learning_answer,
@@ -208,9 +268,7 @@ FIGURE_ANSWERS: Mapping[str, Callable[[Section], str]] = {
 """Answers that the figures of a report give, by the name of the figure."""
 
 
-def answered_caption(name: str, section: Section, caption: str) -> str:
-    """Return the caption of a figure behind its answer, if it gives one."""
+def figure_title(name: str, section: Section) -> str:
+    """Return the title of a figure, the answer that it gives; empty where it gives none."""
     answer = FIGURE_ANSWERS[name](section) if name in FIGURE_ANSWERS else ""
-    return (
-        f"{answer[0].upper() if answer.startswith('no ') else answer[0]}{answer[1:]}. {caption}" if answer else caption
-    )
+    return f"{answer[0].upper()}{answer[1:]}" if answer.startswith("no ") else answer

@@ -11,6 +11,20 @@ function base(width, rest) {
 const SHARE_AXIS = { domain: [-0.02, 1.02], ticks: [0, 0.25, 0.5, 0.75, 1], tickFormat: (value) => value.toFixed(2) };
 const grey = () => ink("--quiet");
 
+// The axis of accuracies, or the part of it that is zoomed to.
+function shareAxis(rest) {
+  const part = zoom();
+  return part ? { domain: part, ticks: 6, tickFormat: (value) => `${+value.toFixed(4)}`, ...rest } : { ...SHARE_AXIS, ...rest };
+}
+
+// Places of direct labels: rows by rising `y`, moved apart by at least this share of the axis, as `at`.
+function spaced(rows, share = 0.045) {
+  const [low, high] = zoom() ?? [0, 1];
+  const sorted = d3.sort(rows.filter((row) => inZoom(row.y)), (row) => row.y);
+  sorted.forEach((row, i) => { row.at = i ? Math.max(row.y, sorted[i - 1].at + share * (high - low)) : row.y; });
+  return sorted;
+}
+
 // A chart with its points: { plot, points: [{ x, y, run or entry, words }] }. The pointer, a finger, or the arrow keys pick one.
 function figure({ name, title, note, controls, draw, columns, rows, charts }) {
   const place = h("div", { class: charts ? "plots grid" : "plots" });
@@ -158,94 +172,131 @@ const trained = (entry) => entry.training === "trained" || entry.training === "b
 const summarised = () => seedsTyped() === null;
 
 function recallChart(one, width, small = false) {
-  const entries = shownEntries(one).filter((entry) => entry.median !== null);
+  const layers = [one, small ? null : laidOver(one)].filter(Boolean);
+  const entries = layers.flatMap(shownEntries).filter((entry) => entry.median !== null);
   const sizes = entries.map((entry) => entry[sizeOf(one)]).filter(Boolean);
   const matched = !sizes.length || Math.max(...sizes) <= 1.2 * Math.min(...sizes);
   return matched ? stripChart(one, entries, width, small) : sizeChart(one, entries, width, small);
 }
 
+// True for what comes from the store that is laid over: it has dashed lines and crosses.
+const over = (one, entry) => entry.section !== one.place;
+
 function sizeChart(one, entries, width, small) {
-  const scores = scoresIn(one);
+  const scoresBy = new Map([...new Set(entries.map((entry) => entry.section))].map((place) => [place, scoresIn(data.sections[place])]));
+  const scores = { of: (run) => scoresBy.get(run.section).of(run), median: (entry) => scoresBy.get(entry.section).median(entry), interval: (entry) => scoresBy.get(entry.section).interval(entry) };
+  const { floor, words } = scoresIn(one);
   const known = entries.filter((entry) => entry[sizeOf(one)] > 0);
-  const published = small || sizeOf(one) !== "bytes" ? [] : one.published;
+  const published = small || sizeOf(one) !== "bytes" ? [] : one.published.filter((point) => inZoom(point.accuracy));
   const sizes = [...known.map((entry) => entry[sizeOf(one)]), ...published.map((point) => point.bytes)];
   const [low, high] = [Math.min(...sizes), Math.max(...sizes)];
   const spread = (high / low) ** 0.006;
-  const points = known.flatMap((entry) => scoredRuns(entry).filter((run) => scores.of(run) !== null).map((run) => ({
-    x: entry[sizeOf(one)] * spread ** jitter(run.seed), y: scores.of(run), run, entry, words: runWords(run, share(scores.of(run))),
+  const points = known.flatMap((entry) => scoredRuns(entry).filter((run) => scores.of(run) !== null && inZoom(scores.of(run))).map((run) => ({
+    x: entry[sizeOf(one)] * spread ** jitter(run.seed), y: scores.of(run), run, entry, over: over(one, entry), words: runWords(run, share(scores.of(run))),
   })));
-  const families = d3.groups(known, (entry) => entry.family);
+  const series = d3.flatGroup(known, (entry) => entry.shownAs, (entry) => entry.section);
   const narrow = width < 560 || small;
-  const ends = families.map(([, members]) => d3.greatest(members, (entry) => entry[sizeOf(one)]));
-  const direct = !narrow && families.length <= 7 && summarised();
+  const ends = series.filter(([, place]) => place === one.place).map(([, , members]) => d3.greatest(members, (entry) => entry[sizeOf(one)]));
+  const direct = !narrow && ends.length <= 9 && summarised();
+  const name = brief(ends.map((entry) => entry.family));
+  const labels = direct ? spaced(ends.filter((entry) => scores.median(entry) !== null).map((entry) => ({ entry, x: entry[sizeOf(one)], y: scores.median(entry) }))) : [];
+  const clip = Boolean(zoom());
+  const differing = summarised() ? known.filter((entry) => over(one, entry) && differenceOf(entry)?.differs && inZoom(scores.median(entry))) : [];
   const marks = [
-    Plot.ruleY([scores.floor], { stroke: grey(), strokeDasharray: "2 4" }),
-    Plot.text([scores.floor], { y: (value) => value, frameAnchor: "right", dx: -4, dy: -7, textAnchor: "end", text: () => "floor", fill: grey() }),
-    ...(summarised() ? families.map(([family, members]) => Plot.line(d3.sort(members, (entry) => entry[sizeOf(one)]), {
-      x: sizeOf(one), y: scores.median, stroke: styleOf(family).colour, strokeWidth: 2,
+    ...floorMarks(floor, "y"),
+    ...(summarised() ? series.map(([family, place, members]) => Plot.line(d3.sort(members, (entry) => entry[sizeOf(one)]), {
+      x: sizeOf(one), y: scores.median, stroke: styleOf(family).colour, strokeWidth: 2, strokeDasharray: place === one.place ? null : "6 4", clip,
     })) : []),
     ...(summarised() ? [Plot.ruleX(known.filter(scores.interval), {
       x: sizeOf(one), y1: (entry) => scores.interval(entry)[0], y2: (entry) => scores.interval(entry)[1],
-      stroke: (entry) => styleOf(entry.family).colour, strokeWidth: 3, strokeOpacity: 0.35,
+      stroke: (entry) => styleOf(entry.shownAs).colour, strokeWidth: 3, strokeOpacity: 0.35, clip,
     })] : []),
     ...dots(points, small),
     Plot.dot(published, { x: "bytes", y: "accuracy", r: 6, stroke: "currentColor", fill: "none", strokeWidth: 2 }),
-    ...(direct ? [Plot.text(apart(one, ends, scores), {
-      x: "x", y: "y", dx: 10, textAnchor: "start", text: (row) => cut(row.entry.family, 26), fill: (row) => styleOf(row.entry.family).colour,
+    Plot.text(differing, { x: sizeOf(one), y: scores.median, dx: -12, text: () => "◆", fontSize: 14 }),
+    ...(direct ? [Plot.text(labels, {
+      x: "x", y: "at", dx: 10, textAnchor: "start", text: (row) => cut(name(row.entry.family), 27), fill: (row) => styleOf(row.entry.shownAs).colour,
     })] : []),
   ];
   const hollow = published.map((point) => ({ x: point.bytes, y: point.accuracy, words: `published: ${point.label}, ${share(point.accuracy)}; ${point.source}` }));
   const plot = Plot.plot(base(width, {
     height: small ? 150 : narrow ? 340 : 430, marginLeft: 48, marginRight: direct ? 200 : 16, marginBottom: small ? 30 : 44,
     x: { type: "log", label: small ? null : SIZES[sizeOf(one)], tickFormat: short, ticks: narrow ? 4 : 8, domain: [low / 1.15, high * 1.15] },
-    y: { ...SHARE_AXIS, label: small ? null : `test accuracy, ${scores.words}`, grid: true, labelArrow: "none" }, marks,
+    y: shareAxis({ label: small ? null : `test accuracy, ${words}`, grid: true, labelArrow: "none" }), marks,
   }));
-  return { plot, points: [...points, ...hollow], legend: direct || small ? null : families.map(([family]) => family) };
+  return { plot, points: [...points, ...hollow], legend: direct || small ? null : [...new Set(series.map(([family]) => family))] };
 }
 
-// Places of direct labels, moved apart where medians lie close.
-function apart(one, ends, scores) {
-  const rows = d3.sort(ends.filter((entry) => scores.median(entry) !== null), scores.median).map((entry) => ({ entry, x: entry[sizeOf(one)], y: scores.median(entry) }));
-  rows.forEach((row, i) => { if (i && row.y < rows[i - 1].y + 0.045) row.y = rows[i - 1].y + 0.045; });
-  return rows;
+// The floor as a dotted line with its name, across an axis of accuracies.
+function floorMarks(floor, axis) {
+  if (!inZoom(floor)) return [];
+  const looks = { stroke: grey(), strokeDasharray: "2 4" };
+  const words = { text: () => "floor", fill: grey() };
+  return axis === "y"
+    ? [Plot.ruleY([floor], looks), Plot.text([floor], { y: (value) => value, frameAnchor: "right", dx: -4, dy: -7, textAnchor: "end", ...words })]
+    : [Plot.ruleX([floor], looks), Plot.text([floor], { x: (value) => value, frameAnchor: "top", dy: -10, ...words })];
 }
 
-// A dot for each seed, in the colour and the symbol of its family; a seed that is not locked in is open.
+// Names without the parts, behind commas, that all of them have.
+function brief(names) {
+  const parts = names.map((name) => name.split(", "));
+  const common = new Set(names.length > 1 ? parts[0].slice(1).filter((part) => parts.every((own) => own.includes(part))) : []);
+  return (name) => name.split(", ").filter((part) => !common.has(part)).join(", ");
+}
+
+// A dot for each seed, in the colour and the symbol of its family; a seed that is not locked in is open, one of the
+// store that is laid over is a cross.
 function dots(points, small = false) {
+  const colour = (point) => styleOf(point.entry.shownAs).colour;
+  const own = points.filter((point) => !point.over);
   const looks = (open) => ({
-    x: "x", y: "y", r: small ? 2.2 : 4, symbol: (point) => styleOf(point.entry.family).symbol,
-    [open ? "stroke" : "fill"]: (point) => styleOf(point.entry.family).colour, ...(open ? { strokeWidth: 1.3, fill: ink("--card") } : { fillOpacity: 0.7 }),
+    x: "x", y: "y", r: small ? 2.2 : 4, symbol: (point) => styleOf(point.entry.shownAs).symbol,
+    [open ? "stroke" : "fill"]: colour, ...(open ? { strokeWidth: 1.3, fill: ink("--card") } : { fillOpacity: 0.7 }),
   });
-  const scale = (open) => Plot.dot(points.filter((point) => Boolean(point.run.locked) !== open), looks(open));
-  return [scale(true), scale(false)];
+  const scale = (open) => Plot.dot(own.filter((point) => Boolean(point.run.locked) !== open), looks(open));
+  const crosses = { x: "x", y: "y", r: small ? 2 : 3.4, symbol: "times", stroke: colour, strokeWidth: 1.5, strokeOpacity: (point) => (point.run.locked ? 0.9 : 0.45) };
+  return [scale(true), scale(false), Plot.dot(points.filter((point) => point.over), crosses)];
 }
 
-// Entries of one size: a row for each, its seeds side by side, the median as a bar over its interval.
+// Entries of one size: a row for each, its seeds side by side, the median as a bar over its interval. What a second store
+// has of the same name stands below it, in the same row.
 function stripChart(one, entries, width, small) {
-  const scores = scoresIn(one);
-  const sorted = d3.sort(entries, (entry) => -(scores.median(entry) ?? -1)).slice(0, small ? 6 : 80);
+  const scoresBy = new Map([...new Set([one.place, ...entries.map((entry) => entry.section)])].map((place) => [place, scoresIn(data.sections[place])]));
+  const scores = scoresBy.get(one.place);
+  const median = (entry) => scoresBy.get(entry.section).median(entry);
+  const twins = new Map(entries.filter((entry) => !over(one, entry)).map((entry) => [twinOf(entry), entry]));
+  const named = d3.groups(entries, (entry) => twins.get(entry) ?? entry).map(([, members]) => d3.sort(members, (entry) => over(one, entry)));
+  const sorted = d3.sort(named, ([first]) => -(median(first) ?? -1)).slice(0, small ? 6 : 80);
   const narrow = width < 620 || small;
-  const longest = Math.max(0, ...sorted.map((entry) => entry.label.length));
-  const points = sorted.flatMap((entry, i) => scoredRuns(entry).filter((run) => scores.of(run) !== null).map((run) => ({
-    x: scores.of(run), y: i + 0.17 * jitter(run.seed), run, entry, words: runWords(run, share(scores.of(run))),
+  const two = entries.some((entry) => over(one, entry));
+  const longest = Math.max(0, ...sorted.map(([first]) => first.label.length));
+  const rows = sorted.flatMap((members, i) => members.map((entry) => {
+    const dashed = over(one, entry);
+    return { entry, i: two ? i + (dashed ? 0.24 : -0.1) : i, row: i, dashed, median: median(entry), interval: scoresBy.get(entry.section).interval(entry) };
+  }));
+  const points = rows.flatMap(({ entry, i, dashed }) => scoredRuns(entry).map((run) => ({ run, value: scoresBy.get(entry.section).of(run) })).filter(({ value }) => value !== null && inZoom(value)).map(({ run, value }) => ({
+    x: value, y: i + (two ? 0.1 : 0.17) * jitter(run.seed), run, entry, over: dashed, words: runWords(run, share(value)),
   })));
-  const rows = sorted.map((entry, i) => ({ entry, i, median: scores.median(entry), interval: scores.interval(entry) }));
-  const colour = (row) => styleOf(row.entry.family).colour;
+  const colour = (row) => styleOf(row.entry.shownAs).colour;
   const known = summarised() ? rows.filter((row) => row.median !== null) : [];
+  const clip = Boolean(zoom());
+  const tall = (small ? 34 : narrow ? 46 : 34) * (two ? 1.4 : 1);
+  const left = narrow ? (zoom() ?? [0])[0] : undefined;
+  const mark = (entry) => (differenceOf(entry)?.differs && two ? "◆ " : "");
+  const heads = sorted.map(([entry], i) => ({ entry, i }));
   const plot = Plot.plot(base(width, {
-    height: 60 + rows.length * (small ? 34 : narrow ? 46 : 34), marginTop: 14,
+    height: 60 + sorted.length * tall, marginTop: 14,
     marginLeft: narrow ? 10 : Math.min(width * 0.42, 14 + 7.3 * longest), marginRight: 14, marginBottom: small ? 28 : 44,
-    x: { ...SHARE_AXIS, label: small ? null : `test accuracy, ${scores.words}`, grid: true, labelArrow: "none" },
-    y: { domain: [rows.length - 0.45, narrow ? -0.75 : -0.55], axis: null },
+    x: shareAxis({ label: small ? null : `test accuracy, ${scores.words}`, grid: true, labelArrow: "none" }),
+    y: { domain: [sorted.length - 0.45, narrow ? -0.75 : -0.55], axis: null },
     marks: [
-      Plot.ruleX([scores.floor], { stroke: grey(), strokeDasharray: "2 4" }),
-      Plot.text([scores.floor], { x: (value) => value, frameAnchor: "top", dy: -10, text: () => "floor", fill: grey() }),
-      Plot.ruleY(known.filter((row) => row.interval), { y: "i", x1: (row) => row.interval[0], x2: (row) => row.interval[1], stroke: colour, strokeWidth: small ? 6 : 10, strokeOpacity: 0.25 }),
+      ...floorMarks(scores.floor, "x"),
+      Plot.ruleY(known.filter((row) => row.interval), { y: "i", x1: (row) => row.interval[0], x2: (row) => row.interval[1], stroke: colour, strokeWidth: small ? 6 : 10, strokeOpacity: 0.25, clip }),
       ...dots(points, small),
-      Plot.ruleX(known, { x: "median", y1: (row) => row.i - 0.3, y2: (row) => row.i + 0.3, stroke: colour, strokeWidth: 3 }),
-      Plot.text(rows, {
-        x: narrow ? () => 0 : undefined, frameAnchor: narrow ? undefined : "left", y: (row) => (narrow ? row.i - 0.46 : row.i), dx: narrow ? 0 : -10,
-        textAnchor: narrow ? "start" : "end", text: (row) => cut(row.entry.label, narrow ? Math.floor(width / 7.4) : Math.floor((width * 0.42) / 7.3)) + (trained(row.entry) || small ? "" : ` (${row.entry.training})`),
+      Plot.ruleX(known, { x: "median", y1: (row) => row.i - (two ? 0.16 : 0.3), y2: (row) => row.i + (two ? 0.16 : 0.3), stroke: colour, strokeWidth: 3, strokeDasharray: (row) => (row.dashed ? "3 2" : null), clip }),
+      Plot.text(heads, {
+        x: narrow ? () => left : undefined, frameAnchor: narrow ? undefined : "left", y: (row) => (narrow ? row.i - 0.46 : row.i), dx: narrow ? 0 : -10,
+        textAnchor: narrow ? "start" : "end", text: (row) => mark(row.entry) + cut(row.entry.label, narrow ? Math.floor(width / 7.4) : Math.floor((width * 0.42) / 7.3)) + (trained(row.entry) || small ? "" : ` (${row.entry.training})`),
         fill: (row) => (trained(row.entry) ? "currentColor" : grey()), fontSize: small ? 11 : 13,
       }),
     ],

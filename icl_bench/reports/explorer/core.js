@@ -27,7 +27,8 @@ let families = []; // of all sections, so that a family has one colour everywher
 
 function take(found) {
   data = found;
-  runs = data.runs.map((row) => Object.fromEntries(data.runFields.map((name, i) => [name, row[i]])));
+  const columns = Object.entries(data.runs);
+  runs = data.runs.id.map((_, i) => Object.fromEntries(columns.map(([name, values]) => [name, values[i]])));
   runById = new Map(runs.map((run) => [run.id, run]));
   data.sections.forEach((section, place) => {
     section.place = place;
@@ -44,7 +45,8 @@ const storeName = (section) => data.stores[section.store].name;
 
 const DEFAULTS = {
   view: "answers", task: "", store: "", hide: "", p: "", seeds: "", low: "", high: "", find: "", x: "", cell: "",
-  step: "", sort: "", run: "", sample: "", group: "", wrong: "", theme: "", page: "1",
+  step: "", sort: "", run: "", sample: "", group: "", wrong: "", theme: "", page: "1", over: "", bottom: "", top: "",
+  columns: "", measure: "",
 };
 const state = { ...DEFAULTS };
 
@@ -68,7 +70,16 @@ function go(changes, step = false) {
 
 // Filters
 
-const hidden = () => new Set(JSON.parse(state.hide || "[]"));
+// What an address holds as JSON; an address that someone changed by hand may hold anything.
+function parsed(text, otherwise) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return otherwise;
+  }
+}
+
+const hidden = () => new Set([parsed(state.hide, [])].flat());
 
 function section() {
   const found = data.sections.filter((one) => String(one.store) === state.store || state.store === "");
@@ -99,6 +110,24 @@ function admitted(entry) {
 
 const shownEntries = (one) => one.entries.filter(admitted);
 const scoredRuns = (entry) => entry.runs.filter((run) => run.cells !== null && seedAdmitted(run.seed));
+
+// The section of another store that is laid over one: the same task there.
+const laidOver = (one) => data.sections.find((found) => state.over !== "" && String(found.store) === state.over && found.store !== one.store && found.task === one.task);
+const differenceOf = (entry) => data.differences?.rows.find((row) => row.task === data.sections[entry.section].task && row.labels[data.sections[entry.section].store] === entry.label);
+function twinOf(entry) {
+  const other = laidOver(data.sections[entry.section]);
+  const label = other && (differenceOf(entry)?.labels[other.store] ?? entry.label);
+  return other?.entries.find((found) => found.label === label);
+}
+
+// The part of the axis of accuracies or losses that is shown; null for the whole axis. One end alone leaves the other.
+function zoom() {
+  if (state.bottom === "" && state.top === "") return null;
+  const low = state.bottom === "" ? 0 : Number(state.bottom);
+  const high = state.top === "" ? (state.measure === "loss" && state.view === "training" ? Infinity : 1) : Number(state.top);
+  return low < high ? [low, high] : null;
+}
+const inZoom = (value) => !zoom() || (zoom()[0] <= value && value <= zoom()[1]);
 
 // Numbers in words
 

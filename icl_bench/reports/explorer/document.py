@@ -1,7 +1,7 @@
 """The data document of the explorer: what is known of stores, tasks, entries and runs, as plain JSON.
 
-Runs are rows of one table, whose columns `RUN_FIELDS` names. Runs that measure have scores and curves; of the others,
-the outline is enough. Medians, intervals, fits and titles are computed here, over all seeds that measure.
+Runs are one table, column by column, which is shorter when it is compressed. Runs that measure have scores and curves;
+of the others, the outline is enough. Medians, intervals, fits and titles are computed here, of all seeds that measure.
 """
 
 import itertools
@@ -38,7 +38,7 @@ from icl_bench.runs.kept import Samples
 from icl_bench.runs.outline import MeasuredRun
 from icl_bench.runs.record import SOLVED
 
-DOCUMENT_SCHEMA = 1
+DOCUMENT_SCHEMA = 2
 """Version of the layout of the document."""
 DIGITS = 4
 """Decimals of accuracies in the document."""
@@ -46,12 +46,15 @@ MOST_CROSSED = 80
 """Largest number of entries of a task whose crossings are listed."""
 MOST_EXAMPLES = 4
 """Largest number of kept examples of a run and cell that the document has."""
+MOST_POINTS = 120
+"""Largest number of validations of a run that the document has: a small chart has a pixel or two for each."""
 RUN_FIELDS = (
     *("id", "section", "entry", "seed", "lr", "status", "role", "locked", "validation", "accuracy", "exact"),
-    *("cells", "curve", "command", "device", "detail"),
+    *("cells", "curve", "losses", "command", "device", "detail"),
 )
-"""Columns of a run. Role: `measures`, `chooses` (a seed that chose the learning rate) or `other`. Cells: accuracies in
-the order of the section's cells. Curve: step and validation accuracy in turn. Command and device: places in lists."""
+"""Columns of runs. Role: `measures`, `chooses` (a seed that chose the learning rate) or `other`. Cells: accuracies in
+the order of the section's cells. Curve: step and validation accuracy in turn. Losses: the mean training loss before
+each of these validations. Command and device: places in lists."""
 
 
 class ViewedStore(NamedTuple):
@@ -94,8 +97,7 @@ def explorer_document(stores: Sequence[ViewedStore], title: str, command: str) -
         "command": command,
         "stores": [store_fields(store) for store in stores],
         "sections": sections,
-        "runFields": list(RUN_FIELDS),
-        "runs": runs,
+        "runs": {name: [row[i] for row in runs] for i, name in enumerate(RUN_FIELDS)},
         "commands": [*commands.places],
         "devices": [*devices.places],
         "samples": samples,
@@ -166,6 +168,7 @@ def section_fields(section: Section) -> dict[str, Any]:
             "capacity": answers.capacity_answer(section),
             "rates": answers.rates_answer(section),
             "learning": answers.learning_answer(section),
+            "loss": answers.loss_answer(section),
             "failures": answers.failure_answer(section.runs),
         },
         "groups": [group_fields(section, ranking) for ranking in ranked],
@@ -302,15 +305,28 @@ def run_rows(section: Section, place: int, commands: Numbered, devices: Numbered
 
 
 def run_scores(section: Section, run: MeasuredRun | None) -> list[Any]:
-    """Return accuracy, exact match, accuracy by cell, and the curve; a diverged run has accuracy 0."""
+    """Return accuracy, exact match, accuracy by cell, curve and losses; a diverged run has accuracy 0."""
     if run is None or run.result.status not in ("ok", "diverged"):
-        return [None, None, None, None]
+        return [None] * 5
     result = run.result
     failed = 0.0 if result.status == "diverged" else None
     found = [cell_of(run, cell.label) for cell in section.cells]
     cells = [failed if cell is None else to_digits(cell.accuracy) for cell in found]
-    curve = [value for step, accuracy in run.curve for value in (step, to_digits(accuracy))]
-    return [to_digits(result.accuracy), to_digits(result.exact_match), cells, curve]
+    kept = spread_points(len(run.curve))
+    curve = [value for i in kept for value in (run.curve[i][0], to_digits(run.curve[i][1]))]
+    losses = [float(f"{run.losses[i]:.{DIGITS}g}") for i in kept]
+    return [to_digits(result.accuracy), to_digits(result.exact_match), cells, curve, losses]
+
+
+def spread_points(number: int) -> list[int]:
+    """Return the places of so many points, or of 120 that lie evenly among them, the first and the last included.
+
+    >>> spread_points(3), spread_points(1000)[:3], spread_points(1000)[-1]
+    ([0, 1, 2], [0, 8, 17], 999)
+    """
+    if number <= MOST_POINTS:
+        return list(range(number))
+    return [round(i * (number - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)]
 
 
 def sample_fields(samples: Samples) -> dict[str, Any]:

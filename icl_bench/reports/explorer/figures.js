@@ -21,39 +21,43 @@ function stateSteps(one) {
   }));
 }
 
-function loadChart(one, entries, width) {
-  const place = (cell, i) => (one.byLoad ? cell.load : i);
-  const places = one.cells.map(place);
+function loadChart(one, chosen, width) {
+  const entries = chosen.flatMap((entry) => [entry, twinOf(entry)].filter((found) => found && found.median !== null));
+  const places = one.cells.map((cell, i) => (one.byLoad ? cell.load : i));
+  const placeOf = (entry, i) => places[one.cells.findIndex((cell) => cell.label === data.sections[entry.section].cells[i].label)];
   const ratio = Math.max(...places) / Math.max(1e-9, Math.min(...places));
   const nudge = (x, k) => (one.logarithmic ? x * ratio ** (0.006 * k) : x + 0.006 * k * Math.max(1, places.at(-1) - places[0]));
   const shift = (entry) => entries.indexOf(entry) - (entries.length - 1) / 2;
-  const points = entries.flatMap((entry) => scoredRuns(entry).flatMap((run) => run.cells.map((value, i) => ({ value, i })).filter(({ value }) => value !== null).map(({ value, i }) => ({
-    x: nudge(places[i], shift(entry)), y: value, run, entry, line: run.id, words: `${runWords(run, share(value))} at ${one.cells[i].label}`,
+  const points = entries.flatMap((entry) => scoredRuns(entry).flatMap((run) => run.cells.map((value, i) => ({ value, i })).filter(({ value, i }) => value !== null && inZoom(value) && placeOf(entry, i) !== undefined).map(({ value, i }) => ({
+    x: nudge(placeOf(entry, i), shift(entry)), y: value, run, entry, over: over(one, entry), line: `${run.id} ${run.section}`, words: `${runWords(run, share(value))} at ${data.sections[entry.section].cells[i].label}`,
   }))));
-  const medians = summarised() ? entries.flatMap((entry) => entry.cells.map((cell, i) => cell && {
-    entry, x: nudge(places[i], shift(entry)), y: cell[0], low: cell[1]?.[0], high: cell[1]?.[1],
+  const medians = summarised() ? entries.flatMap((entry) => entry.cells.map((cell, i) => cell && placeOf(entry, i) !== undefined && {
+    entry, over: over(one, entry), x: nudge(placeOf(entry, i), shift(entry)), y: cell[0], low: cell[1]?.[0], high: cell[1]?.[1],
   }).filter(Boolean)) : [];
-  const crossings = summarised() ? crossingsAmong(one, entries) : [];
-  const colour = (row) => styleOf(row.entry.family).colour;
+  const name = brief(chosen.map((entry) => entry.family));
+  const crossings = summarised() ? d3.groups(crossingsAmong(one, chosen), (row) => row[2]).map(([, [row]]) => row) : []; // a band for each place
+  const colour = (row) => styleOf(row.entry.shownAs).colour;
   const narrow = width < 560;
-  const direct = !narrow && entries.length <= 8 && summarised();
-  const ends = direct ? d3.sort(medians.filter((row) => row.x === d3.max(medians.filter((other) => other.entry === row.entry), (other) => other.x)), (row) => row.y) : [];
-  ends.forEach((row, i) => { row.at = i ? Math.max(row.y, ends[i - 1].at + 0.045) : row.y; });
+  const direct = !narrow && chosen.length <= 12 && summarised();
+  const ends = direct ? spaced(d3.rollups(medians.filter((row) => !row.over), (rows) => d3.greatest(rows, (row) => row.x), (row) => row.entry).map(([, row]) => row)) : [];
+  const clip = Boolean(zoom());
+  const line = (rows, looks) => Plot.line(rows, { x: "x", y: "y", z: (row) => row.entry.label, stroke: colour, strokeWidth: 2, clip, ...looks });
   const plot = Plot.plot(base(width, {
     height: narrow ? 340 : 430, marginLeft: 48, marginRight: direct ? 210 : 16, marginBottom: 44,
     x: {
       type: one.logarithmic ? "log" : "linear", base: 2, label: one.byLoad ? one.load : "cell", ticks: places,
       tickFormat: (value) => (one.byLoad ? short(value) : one.cells[value]?.label ?? ""),
     },
-    y: { ...SHARE_AXIS, label: "test accuracy", grid: true, labelArrow: "none" },
+    y: shareAxis({ label: "test accuracy", grid: true, labelArrow: "none" }),
     marks: [
-      Plot.rectX(crossings, { x1: (row) => places[row[2]], x2: (row) => places[row[3]], y1: 0, y2: 1, fill: "currentColor", fillOpacity: 0.05 }),
-      Plot.line(one.cells, { x: (cell, i) => places[i], y: "floor", stroke: grey(), strokeDasharray: "2 4" }),
-      Plot.text(one.cells.slice(0, 1), { x: () => places[0], y: "floor", dx: 4, dy: -8, textAnchor: "start", text: () => "floor", fill: grey() }),
-      Plot.ruleX(medians.filter((row) => row.low !== undefined), { x: "x", y1: "low", y2: "high", stroke: colour, strokeWidth: 3, strokeOpacity: 0.22 }),
-      Plot.line(medians, { x: "x", y: "y", z: (row) => row.entry.label, stroke: colour, strokeWidth: 2 }),
+      Plot.rectX(crossings, { x1: (row) => places[row[2]], x2: (row) => places[row[3]], y1: (zoom() ?? [0])[0], y2: (zoom() ?? [0, 1])[1], fill: "currentColor", fillOpacity: 0.05 }),
+      Plot.line(one.cells, { x: (cell, i) => places[i], y: "floor", stroke: grey(), strokeDasharray: "2 4", clip }),
+      Plot.text(one.cells.slice(0, 1).filter((cell) => inZoom(cell.floor)), { x: () => places[0], y: "floor", dx: 4, dy: -8, textAnchor: "start", text: () => "floor", fill: grey() }),
+      Plot.ruleX(medians.filter((row) => row.low !== undefined), { x: "x", y1: "low", y2: "high", stroke: colour, strokeWidth: 3, strokeOpacity: 0.22, clip }),
+      line(medians.filter((row) => !row.over), {}),
+      line(medians.filter((row) => row.over), { strokeDasharray: "6 4" }),
       ...dots(points, entries.length > 4 || narrow),
-      Plot.text(ends, { x: () => places.at(-1), y: "at", dx: 12 + 0.006 * 380 * entries.length, textAnchor: "start", text: (row) => cut(row.entry.family, 26), fill: colour }),
+      Plot.text(ends, { x: () => places.at(-1), y: "at", dx: 12 + 0.006 * 380 * entries.length, textAnchor: "start", text: (row) => cut(name(row.entry.family), 27), fill: colour }),
     ],
   }));
   return { plot, points, legend: direct ? null : [...new Set(entries.map((entry) => entry.family))] };
@@ -76,7 +80,7 @@ function capacityChart(one, width) {
   const points = rows.flatMap(({ entry, i }) => [["k50", "K50"], ["k90", "K90"]].map(([key, words]) => ({
     x: entry[key].value, y: i, entry, words: `${entry.label}: ${words} ${say(entry[key])} ${one.load}${entry[key].interval ? ` [${short(entry[key].interval[0])}, ${short(entry[key].interval[1])}]` : ""}`,
   }))).concat(rows.filter(({ entry }) => entry.predicted > 0).map(({ entry, i }) => ({ x: entry.predicted, y: i, entry, words: `${entry.label}: ${short(entry.predicted)} predicted pairs` })));
-  const colour = (row) => styleOf(row.entry.family).colour;
+  const colour = (row) => styleOf(row.entry.shownAs).colour;
   const loads = one.cells.map((cell) => cell.load).filter((load) => load > 0);
   const all = [...loads, ...rows.map(({ entry }) => entry.predicted).filter((value) => value > 0)];
   const plot = Plot.plot(base(width, {
@@ -100,7 +104,7 @@ function capacityChart(one, width) {
 }
 
 function rateChart(one, entry, width) {
-  const colour = styleOf(entry.family).colour;
+  const colour = styleOf(entry.shownAs).colour;
   const swept = entry.runs.filter((run) => run.role === "chooses" && seedAdmitted(run.seed));
   const drawn = swept.length ? swept : entry.runs.filter((run) => seedAdmitted(run.seed));
   const points = drawn.map((run) => ({ x: run.lr, y: run.validation, run, entry, words: `${entry.label}, seed ${run.seed}, rate ${run.lr.toPrecision(3)}: ${share(run.validation)}${run.status === "ok" ? "" : ` (${run.status})`}` }));
@@ -124,22 +128,41 @@ function rateDomain(one) {
   return low === high ? [low / 3, high * 3] : [low / 1.2, high * 1.2];
 }
 
+// The measures of training, each with the values of a run at its validations.
+const MEASURES = {
+  "": { words: "validation accuracy", of: (run) => d3.range(1, run.curve.length, 2).map((i) => run.curve[i]), read: share },
+  loss: { words: "training loss", of: (run) => run.losses, read: (value) => `${+value.toPrecision(4)}` },
+};
+const measure = () => MEASURES[state.measure] ?? MEASURES[""];
+
+// One axis of losses for all charts of a task, logarithmic where they span a factor of twenty.
+function lossAxis(one) {
+  const losses = shownEntries(one).flatMap((entry) => scoredRuns(entry).flatMap((run) => run.losses ?? []));
+  const [least, largest] = d3.extent(losses);
+  const [low, high] = zoom() ? [zoom()[0], Math.min(zoom()[1], largest)] : [least, largest];
+  const logarithmic = low > 0 && high > 20 * low;
+  return { type: logarithmic ? "log" : "linear", domain: logarithmic || zoom() ? [low, high] : [Math.min(0, low), high], ticks: 5, tickFormat: short };
+}
+
 function trainingChart(one, entry, width) {
-  const colour = styleOf(entry.family).colour;
-  const drawn = scoredRuns(entry).filter((run) => run.curve?.length);
-  const points = drawn.flatMap((run) => d3.range(0, run.curve.length, 2).map((i) => ({
-    x: run.curve[i], y: run.curve[i + 1], run, entry, line: run.id, words: `${entry.label}, seed ${run.seed}, ${count(run.curve[i])} updates: ${share(run.curve[i + 1])}`,
+  const colour = styleOf(entry.shownAs).colour;
+  const { of, read } = measure();
+  const drawn = [entry, twinOf(entry)].filter(Boolean).flatMap(scoredRuns).filter((run) => run.curve?.length);
+  const lines = drawn.flatMap((run) => of(run).map((y, i) => ({
+    x: run.curve[2 * i], y, run, entry: entryOf(run), over: run.section !== one.place, line: `${run.id} ${run.section}`, words: `${entry.label}, seed ${run.seed}, ${count(run.curve[2 * i])} updates: ${read(y)}`,
   })));
+  const loss = measure() === MEASURES.loss;
+  const line = (rows, looks) => Plot.line(rows, { x: "x", y: "y", z: "line", stroke: colour, strokeWidth: 1.3, strokeOpacity: 0.8, clip: Boolean(zoom()), ...looks });
   const plot = Plot.plot(base(width, {
     height: 190, marginLeft: 40, marginBottom: 40, marginTop: 10,
     x: { label: "updates", ticks: 4, tickFormat: short, nice: true },
-    y: { ...SHARE_AXIS, label: null, grid: true },
+    y: loss ? { ...lossAxis(one), label: null, grid: true } : shareAxis({ label: null, grid: true }),
     marks: [
-      Plot.ruleY([one.floor], { stroke: grey(), strokeDasharray: "2 4" }),
-      Plot.line(points, { x: "x", y: "y", z: (point) => point.run.id, stroke: colour, strokeWidth: 1.3, strokeOpacity: 0.8 }),
+      ...(loss || !inZoom(one.floor) ? [] : [Plot.ruleY([one.floor], { stroke: grey(), strokeDasharray: "2 4" })]),
+      line(lines.filter((point) => !point.over), {}), line(lines.filter((point) => point.over), { strokeDasharray: "4 3" }),
     ],
   }));
-  return { plot, points };
+  return { plot, points: lines.filter((point) => inZoom(point.y)) };
 }
 
 // Architectures by tasks of a store; with one task, by its cells.

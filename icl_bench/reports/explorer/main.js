@@ -103,7 +103,7 @@ function drawFilters() {
     data.stores.length > 1 ? choice("store", "store", [["", "all"], ...data.stores.map((store, i) => [String(i), store.name])]) : null,
     tasks.length > 1 && OF_TASK.has(state.view) ? h("label", {}, "task ", h("select", { name: "task", onchange: (event) => {
       const found = data.sections[event.target.value];
-      go({ task: found.task, store: data.stores.length > 1 ? String(found.store) : "", cell: "", step: "" });
+      go({ task: found.task, store: data.stores.length > 1 ? String(found.store) : "", cell: "", step: "", bottom: "", top: "" });
     } }, tasks.map((found) => h("option", { value: found.place, selected: found === one }, data.stores.length > 1 ? `${storeName(found)} · ${found.task}` : found.task)))) : null,
     powers.length > 1 ? choice("p", "p", [["", "all"], ...powers.map((value) => [value, value])]) : null,
     field("search", "find", { type: "search", placeholder: "architecture" }), field("seeds", "seeds", { size: 8, placeholder: "0..4" }),
@@ -127,19 +127,30 @@ function renderFigures() {
   for (const node of byId("content").querySelectorAll("figure, article")) node.render?.();
 }
 
+// An architecture of a store that is laid over another looks as its counterpart there, whatever both are called.
+function chooseLooks() {
+  for (const entry of data.sections.flatMap((one) => one.entries)) entry.shownAs = entry.family;
+  if (state.over === "") return;
+  for (const entry of section().entries) {
+    const twin = twinOf(entry);
+    if (twin) twin.shownAs = entry.family;
+  }
+}
+
 function draw() {
   readAddress();
   if (!viewsThere().includes(state.view)) state.view = DEFAULTS.view;
   document.documentElement.dataset.theme = state.theme;
+  chooseLooks();
   drawNavigation();
   if (data.sections.length) drawFilters();
-  const focused = document.activeElement?.name;
+  const focused = byId("content").contains(document.activeElement) ? document.activeElement.name : null;
   for (const [id, off] of [["report", state.view !== "report"], ["content", state.view === "report"], ["filtering", ["report", "differences"].includes(state.view)]]) {
     byId(id).hidden = off;
   }
   put(byId("content"), data.sections.length || state.view === "report" ? VIEWS[state.view][1]() : empty("No finished run."));
   renderFigures();
-  if (focused === "step") byId("content").querySelector("[name=step]")?.focus();
+  if (focused) byId("content").querySelector(`[name="${CSS.escape(focused)}"]`)?.focus();
   openRun();
 }
 

@@ -57,33 +57,76 @@ function studyOf(study) {
     h("details", { open: key === "hypotheses" }, h("summary", {}, words), h("ul", {}, study[key].map((line) => h("li", {}, line))))));
 }
 
+// Fields and a button for the part of the vertical axis that is shown, which dragging over a chart sets too.
+function axisControls(words) {
+  const field = (name, key) => h("label", {}, `${name} `, h("input", { type: "number", step: "any", name: key, value: state[key], onchange: (event) => go({ [key]: event.target.value }) }));
+  const whole = h("button", { type: "button", onclick: () => go({ bottom: "", top: "", low: "", high: "" }) }, "Whole axes");
+  return [field(`${words} from`, "bottom"), field("to", "top"), zoom() || state.low || state.high ? whole : null];
+}
+
+// The store to lay over the one shown, where another store has the same task.
+function overControl(one) {
+  const others = data.sections.filter((found) => found.store !== one.store && found.task === one.task);
+  return others.length ? choice("lay over it", "over", [["", "nothing"], ...others.map((found) => [String(found.store), storeName(found)])]) : null;
+}
+
+function overNote(one) {
+  const other = laidOver(one);
+  const marks = data.differences ? " ◆ marks a median that differs significantly between the stores (Holm, 5 %)." : "";
+  return other ? ` Solid lines and dots: ${storeName(one)}. Dashed lines and crosses: ${storeName(other)}.${marks}` : "";
+}
+
+// With two stores in a chart, its title says how many architectures differ between them.
+const overTitle = (one, words) => (laidOver(one) && data.differences ? `${titled(words)}; ${data.differences.title}` : titled(words));
+
 function stateView() {
   const one = section();
-  const controls = h("div", { class: "controls" }, choice("size", "x", Object.entries(SIZES), sizeOf(one)), cellChoice(one));
+  const controls = h("div", { class: "controls" }, choice("size", "x", Object.entries(SIZES), sizeOf(one)), cellChoice(one), overControl(one), axisControls("accuracy"));
   const chart = figure({
-    name: "recall-by-state", title: titled(one.answers.recall), controls,
-    note: "A dot for each seed; bars are intervals of the median. Open dots are seeds that are not locked in. Drag over the chart, or set the range above, to keep some sizes.",
-    draw: (width) => brushed(one, recallChart(one, width)), columns: SCORE_COLUMNS, rows: () => scoreRows(one),
+    name: "recall-by-state", title: overTitle(one, one.answers.recall), controls,
+    note: `A dot for each seed; bars are intervals of the median. Open dots are seeds that are not locked in. Drag over the chart to zoom in.${overNote(one)}`,
+    draw: (width) => {
+      const drawn = recallChart(one, width);
+      const strip = drawn.plot.scale("x").type !== "log";
+      return brushed(one, drawn, strip ? "x" : sizeOf(one) === "elements" ? "xy" : "y");
+    },
+    columns: SCORE_COLUMNS, rows: () => [one, laidOver(one)].filter(Boolean).flatMap(scoreRows),
   });
   return [chart, entryTable(one), limitsOf(one), terms("state", "floor", "interval of the median", "locked in", "untrained", "bimodal")];
 }
 
 const limitsOf = (one) => (one.limits ? h("p", { class: "limits" }, h("strong", {}, "Limits: "), one.limits) : null);
 
-// Dragging over sizes sets the range of states that every view shows.
-function brushed(one, drawn) {
-  const xs = drawn.plot.scale("x");
-  if (xs.type !== "log" || sizeOf(one) !== "elements") return drawn;
-  const [left, right] = xs.range;
-  const height = Number(drawn.plot.getAttribute("height"));
-  const brush = d3.brushX().extent([[left, 14], [right, height - 44]]).on("end", (event) => {
-    if (!event.sourceEvent || !event.selection) return;
-    const [low, high] = event.selection.map((place) => Math.round(xs.invert(place)));
-    if (shownEntries(one).some((entry) => low <= entry.elements && entry.elements <= high)) go({ low: String(low), high: String(high) }, true);
-  });
+const LEAST_DRAG = 12; // pixels; a drag that is thinner keeps the whole of that axis
+
+// Dragging over a chart keeps a part of its axes: `axes` is x or y for the axis of accuracies or losses alone, xy where x
+// has state sizes, whose range every view shows.
+function brushed(one, drawn, axes) {
+  const [xs, ys] = ["x", "y"].map((name) => drawn.plot.scale(name));
+  if (!xs || !ys) return drawn;
+  const extent = d3.transpose([xs, ys].map((scale) => d3.extent(scale.range)));
+  let last = null;
+  const brush = { x: d3.brushX, y: d3.brushY, xy: d3.brush }[axes]().extent(extent)
+    .on("brush", (event) => { last = event.selection; })
+    .on("end", (event) => {
+      if (!event.sourceEvent || !last) return;
+      const changes = axes === "xy" ? { ...sizeRange(one, xs, last.map(([x]) => x)), ...axisRange(ys, last.map(([, y]) => y)) } : axisRange(axes === "x" ? xs : ys, last);
+      if (Object.keys(changes).length) go(changes, true);
+    });
   const layer = d3.select(drawn.plot).insert("g", ":first-child").attr("class", "brush").call(brush);
   layer.selectAll("*").attr("tabindex", null);
   return drawn;
+}
+
+function sizeRange(one, scale, ends) {
+  const [low, high] = ends.map((place) => Math.round(scale.invert(place)));
+  const some = shownEntries(one).some((entry) => low <= entry.elements && entry.elements <= high);
+  return Math.abs(ends[1] - ends[0]) < LEAST_DRAG || !some ? {} : { low: String(low), high: String(high) };
+}
+
+function axisRange(scale, ends) {
+  const [low, high] = d3.sort(ends.map((place) => +scale.invert(place).toPrecision(3)));
+  return Math.abs(ends[1] - ends[0]) < LEAST_DRAG || low === high ? {} : { bottom: String(low), top: String(high) };
 }
 
 const ENTRY_COLUMNS = [
@@ -94,14 +137,38 @@ const ENTRY_COLUMNS = [
 ];
 
 function entryTable(one) {
-  return sortable("entries", ENTRY_COLUMNS, shownEntries(one), (entry) => (trained(entry) ? "" : "unranked"));
+  const other = laidOver(one);
+  const store = ["store", (entry) => storeName(data.sections[entry.section])];
+  const differs = ["differs", (entry) => (differenceOf(entry)?.differs ? "◆ yes" : differenceOf(entry) ? "no" : null)];
+  const columns = other ? [ENTRY_COLUMNS[0], store, ...(data.differences ? [differs] : []), ...ENTRY_COLUMNS.slice(1)] : ENTRY_COLUMNS;
+  const rows = [one, other].filter(Boolean).flatMap(shownEntries);
+  return sortable("entries", columns, d3.sort(rows, (entry) => (other ? entry.label : 0)), (entry) => (trained(entry) ? "" : "unranked"));
 }
 
 // A name may break behind its commas and colons.
 const breakable = (name) => name.split(/(?<=[,:])/).flatMap((part) => [h("wbr"), part]);
 
-// A table that any heading sorts; the choice is kept in the address.
+const chosenColumns = () => { const found = parsed(state.columns, {}); return found && typeof found === "object" ? found : {}; };
+const unfolded = new Set(); // names of tables whose list of columns is open
+
+// A list of boxes, one for each column of a table but the first; the address has those that are switched off.
+function columnChooser(name, columns, off) {
+  const boxes = columns.slice(1).map(([words]) => h("label", {}, h("input", { type: "checkbox", name: `column:${name}:${words}`, checked: !off.has(words), onchange: (event) => {
+    if (event.target.checked) off.delete(words); else off.add(words);
+    const { [name]: before, ...rest } = chosenColumns();
+    const kept = off.size ? { ...rest, [name]: [...off] } : rest;
+    go({ columns: Object.keys(kept).length ? JSON.stringify(kept) : "" });
+  } }), " ", words));
+  const list = h("details", { class: "columns", open: unfolded.has(name) }, h("summary", {}, `Columns (${columns.length - off.size} of ${columns.length})`), h("div", { class: "controls" }, boxes));
+  list.addEventListener("toggle", () => { if (list.open) unfolded.add(name); else unfolded.delete(name); });
+  return list;
+}
+
+// A table that any heading sorts, with a choice of its columns; both are kept in the address.
 function sortable(name, columns, rows, classOf = () => "", open = null, most = 200) {
+  const words = new Set(columns.map(([text]) => text));
+  const off = new Set([chosenColumns()[name] ?? []].flat().filter((text) => words.has(text) && text !== columns[0][0]));
+  const places = d3.range(columns.length).filter((i) => !off.has(columns[i][0]));
   const [which, place, way] = state.sort.split(".");
   const sorted = [...rows];
   if (which === name && columns[place]) {
@@ -109,21 +176,22 @@ function sortable(name, columns, rows, classOf = () => "", open = null, most = 2
     const empty = (one) => value(one) === null || value(one) === undefined || Number.isNaN(value(one));
     sorted.sort((a, b) => empty(a) - empty(b) || (way === "down" ? d3.descending : d3.ascending)(value(a), value(b)));
   }
-  const head = columns.map(([words], i) => {
+  const head = places.map((i) => {
     const on = which === name && Number(place) === i;
     const next = on && way === "down" ? "up" : "down";
     return h("th", { scope: "col", "aria-sort": on ? (way === "down" ? "descending" : "ascending") : "none" },
-      h("button", { type: "button", onclick: () => go({ sort: `${name}.${i}.${next}` }) }, words, on ? (way === "down" ? " ↓" : " ↑") : ""));
+      h("button", { type: "button", onclick: () => go({ sort: `${name}.${i}.${next}` }) }, columns[i][0], on ? (way === "down" ? " ↓" : " ↑") : ""));
   });
   const page = Math.max(1, Number(state.page) || 1);
-  const body = sorted.slice(0, most * page).map((row) => h("tr", { class: classOf(row) }, columns.map(([, value, words], i) => {
+  const body = sorted.slice(0, most * page).map((row) => h("tr", { class: classOf(row) }, places.map((i) => {
+    const [, value, words] = columns[i];
     const text = (words ?? value)(row);
     const shown = text === null || text === undefined ? "–" : typeof text === "number" ? count(text) : text;
     return h("td", { class: i ? null : "left" }, i === 0 && open ? h("button", { type: "button", class: "link", onclick: () => open(row) }, shown) : i ? shown : breakable(shown));
   })));
   const more = sorted.length > most * page
     ? h("button", { type: "button", onclick: () => go({ page: String(page + 1) }) }, `Show more (${count(sorted.length - most * page)} left)`) : null;
-  return h("div", {}, h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": name }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body))), more);
+  return h("div", { class: "sorted" }, h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": name }, h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, body))), more, columns.length > 3 ? columnChooser(name, columns, off) : null);
 }
 
 function loadView() {
@@ -143,9 +211,9 @@ function loadView() {
   const list = crossed.length ? h("details", { open: crossed.length < 6 }, h("summary", {}, `Medians change their order ${crossed.length === 1 ? "once" : `${crossed.length} times`}`),
     h("ul", {}, crossed.map((line) => h("li", {}, line)))) : h("p", { class: "note" }, "No two medians above the floor change their order between loads.");
   const chart = figure({
-    name: "accuracy-by-load", title: titled(step.answer), controls: slider,
-    note: "Lines go through medians, bars are their intervals, a dot is a seed. Grey bands: medians change their order there, which is no test.",
-    draw: (width) => loadChart(one, entries, width), columns: SCORE_COLUMNS, rows: () => scoreRows(one),
+    name: "accuracy-by-load", title: overTitle(one, step.answer), controls: [slider, h("div", { class: "controls" }, overControl(one), axisControls("accuracy"))],
+    note: `Lines go through medians, bars are their intervals, a dot is a seed. Grey bands: medians change their order there, which is no test. Drag over the chart to zoom in.${overNote(one)}`,
+    draw: (width) => brushed(one, loadChart(one, entries, width), "y"), columns: SCORE_COLUMNS, rows: () => scoreRows(one),
   });
   return [chart, list, ...groupTable(one, entries), limitsOf(one), terms("load", "cell", "matched state", "floor")];
 }
@@ -202,11 +270,16 @@ function trainingView() {
   const one = section();
   const entries = shownEntries(one).filter((entry) => scoredRuns(entry).some((run) => run.curve?.length > 2));
   if (!entries.length) return empty("No run here was validated more than once.");
+  const { words, of } = measure();
+  const loss = measure() === MEASURES.loss;
+  const controls = h("div", { class: "controls" }, h("label", {}, "measure ", h("select", { name: "measure", onchange: (event) => go({ measure: event.target.value, bottom: "", top: "" }) },
+    Object.entries(MEASURES).map(([key, one]) => h("option", { value: key, selected: one === measure() }, one.words)))), overControl(one), axisControls(loss ? "loss" : "accuracy"));
+  const what = loss ? "Training loss, the mean since the validation before," : "Validation accuracy";
   return [figure({
-    name: "training", title: titled(one.answers.learning), charts: smallCharts(one, entries, trainingChart),
-    note: `Validation accuracy over training at the chosen rate, a line for each seed.${leftOut(entries)}`,
-    columns: ["id", "arch", "seed", "step", "validation"],
-    rows: () => entries.flatMap((entry) => scoredRuns(entry).flatMap((run) => d3.range(0, run.curve.length, 2).map((i) => [run.id, entry.label, run.seed, run.curve[i], run.curve[i + 1]]))),
+    name: "training", title: titled(loss ? one.answers.loss : one.answers.learning), controls, charts: smallCharts(one, entries, (task, entry, width) => brushed(task, trainingChart(task, entry, width), "y")),
+    note: `${what} over training at the chosen rate, a line for each seed. Drag over a chart to zoom in.${leftOut(entries)}${overNote(one)}`,
+    columns: ["id", "arch", "seed", "step", words.replace(" ", "_")],
+    rows: () => entries.flatMap((entry) => scoredRuns(entry).flatMap((run) => of(run).map((value, i) => [run.id, entry.label, run.seed, run.curve[2 * i], value]))),
   }), terms("seed", "bimodal", "diverged")];
 }
 
@@ -263,7 +336,7 @@ function differencesView() {
   const found = data.differences;
   return [h("h2", {}, found.title), h("p", { class: "note" }, `Shift: ${data.stores[1].name} against ${data.stores[0].name}, by ranks; p adjusted by Holm's method over all rows. Marked rows differ at 5 %.`),
     sortable("differences", [
-      ["architecture", (row) => row.label], ["task", (row) => row.task], [data.stores[0].name, (row) => row.first[0], (row) => `${share(row.first[0])} (${row.first[1]})`],
+      ["architecture", (row) => row.labels[0]], ["task", (row) => row.task], [data.stores[0].name, (row) => row.first[0], (row) => `${share(row.first[0])} (${row.first[1]})`],
       [data.stores[1].name, (row) => row.second[0], (row) => `${share(row.second[0])} (${row.second[1]})`],
       ["shift", (row) => row.shift?.[0] ?? null, (row) => (row.shift ? `${row.shift[0].toFixed(3)} ${span(row.shift.slice(1))}` : "–")],
       ["p", (row) => row.p, (row) => (row.p === null ? "–" : row.p < 0.001 ? "< 0.001" : row.p.toFixed(3))], ["mark", (row) => (row.differs ? 1 : 0), (row) => (row.differs ? "◆ differs" : "")],

@@ -8,16 +8,17 @@ from matplotlib.figure import Figure
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Name, Table
-from icl_bench.reports.canvas import FLOOR_LINE, SeriesStyle, draw_seeds, name_ticks, readable
+from icl_bench.reports.canvas import FLOOR_LINE, SeriesStyle, draw_locked, name_ticks, readable
 from icl_bench.reports.context import StudyContext
 from icl_bench.reports.entry import ZERO_ERROR, Entry, cell_of, field_median, known_median
 from icl_bench.reports.panels import draw_panels
 from icl_bench.reports.parts.base import Part, SectionFigure, measured_seeds_remark
 from icl_bench.reports.parts.reach import ceilings, reach_remark
+from icl_bench.reports.parts.state import drawn_by_state
 from icl_bench.reports.ranking import judge_cell
 from icl_bench.reports.statistics import median
 from icl_bench.reports.text import enumerate_words, format_share
-from icl_bench.runs.outline import MeasuredRun
+from icl_bench.runs.outline import MeasuredRun, Seeds, seeds_of
 from icl_bench.runs.record import SOLVED
 
 LOG_FROM = 4
@@ -125,7 +126,7 @@ def load_axis(section: Section) -> LoadAxis:
 
 def accuracy_by_load(section: Section, context: StudyContext) -> Figure | None:
     """Draw test accuracy in each cell; return None without cells, or where another figure shows the only cell."""
-    if not section.cells or (len(section.cells) == 1 and section.differs_in_state):
+    if not section.cells or (len(section.cells) == 1 and drawn_by_state(section)):
         return None
     axis = load_axis(section)
 
@@ -139,21 +140,25 @@ def accuracy_by_load(section: Section, context: StudyContext) -> Figure | None:
     limits = list(ceilings(section))
 
     def draw(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> None:  # shifted, to hide no other entry
+        found = {label: values for label in axis.places if (values := entry.in_cell(label))}
+        places = [shifted(axis, label, 0.006 * offset) for label in found]
+        draw_medians(axes, places, list(found.values()), section.locked_seeds(entry), style)
         for limit in (one for one in limits if one.entry is entry):
             axes.plot([axis.places[label] for label in limit.by_cell], [*limit.by_cell.values()], **limit.line(style))
-        found = {label: list(values.values()) for label in axis.places if (values := entry.in_cell(label))}
-        draw_medians(axes, [shifted(axis, label, 0.006 * offset) for label in found], list(found.values()), style)
 
-    figure, panels = draw_panels(section, "test accuracy", draw, draw_floors)
-    for axes in panels:
-        place_loads(axes, axis)
-    return figure
+    return draw_panels(section, "test accuracy", draw, lambda axes: place_loads(axes, axis), draw_floors)
 
 
-def draw_medians(axes: Axes, places: Sequence[float], columns: Sequence[Sequence[float]], style: SeriesStyle) -> None:
-    """Draw a line through the median at each place, and a dot for each seed."""
-    axes.plot(places, list(map(median, columns)), color=style.colour, linestyle=style.dash)
-    draw_seeds(axes, places, columns, style)
+def draw_medians(
+    axes: Axes,
+    places: Sequence[float],
+    columns: Sequence[Mapping[Seeds, float]],
+    locked: Sequence[Seeds],
+    style: SeriesStyle,
+) -> None:
+    """Draw a line through the median at each place, and a dot for each seed: open if it is not locked in."""
+    axes.plot(places, [median(list(one.values())) for one in columns], color=style.colour, linestyle=style.dash)
+    draw_locked(axes, places, columns, locked, style)
 
 
 def shifted(axis: LoadAxis, label: str, fraction: float) -> float:
@@ -190,7 +195,13 @@ def group_table(section: Section) -> Table:
 
 def group_accuracies(entry: Entry, group: str) -> list[float]:
     """Return the accuracy of each seed in a group; 0 for a diverged run."""
-    return [found for run in entry.scored if (found := group_accuracy(run, group)) is not None]
+    return list(accuracies_in_group(entry, group).values())
+
+
+def accuracies_in_group(entry: Entry, group: str) -> dict[Seeds, float]:
+    """Return the accuracy in a group by seed; 0 for a diverged run."""
+    found = {seeds_of(run): group_accuracy(run, group) for run in entry.scored}
+    return {seeds: accuracy for seeds, accuracy in found.items() if accuracy is not None}
 
 
 def group_accuracy(run: MeasuredRun, group: str) -> float | None:
@@ -221,15 +232,15 @@ def accuracy_by_group(section: Section, context: StudyContext) -> Figure | None:
         return None
 
     def draw(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> None:
-        columns = {i + 0.05 * offset: group_accuracies(entry, name) for i, name in enumerate(groups)}
+        columns = {i + 0.05 * offset: accuracies_in_group(entry, name) for i, name in enumerate(groups)}
         found = {place: values for place, values in columns.items() if values}
-        draw_medians(axes, list(found), list(found.values()), style)
+        draw_medians(axes, list(found), list(found.values()), section.locked_seeds(entry), style)
 
-    figure, panels = draw_panels(section, "test accuracy", draw)
-    for axes in panels:
+    def scale(axes: Axes) -> None:
         name_ticks(axes, range(len(groups)), groups)
         axes.tick_params(axis="x", labelrotation=30 if len(groups) > 4 else 0)
-    return figure
+
+    return draw_panels(section, "test accuracy", draw, scale)
 
 
 DIVERGENCE_PART = Part("Divergence from the exact distribution", divergence_table, note=DIVERGENCE_NOTE)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Content, Drawing, Folded, Notes, Prose, Table, titled
-from icl_bench.reports.canvas import MOST_DOTS, figure_settings, svg
+from icl_bench.reports.canvas import MOST_DOTS, add_title, figure_settings, svg
 from icl_bench.reports.context import StudyContext
 
 
@@ -22,10 +22,12 @@ class SectionFigure(NamedTuple):
     remark: Callable[[Section], str] = lambda section: ""
     """Return sentences for the caption: on seeds that the figure leaves out, and on lines that few figures have."""
 
-    def render(self, section: Section, context: StudyContext) -> bytes | None:
-        """Draw the figure as SVG; return None where it would show nothing."""
+    def render(self, section: Section, context: StudyContext, title: str = "") -> bytes | None:
+        """Draw the figure as SVG, under a title if there is one; return None where it would show nothing."""
         with figure_settings():
             figure = self.draw(section, context)
+            if figure is not None and title:
+                add_title(figure, title)
             return None if figure is None else svg(figure)
 
     def full_caption(self, section: Section) -> str:

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from icl_bench.reports import canvas
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Name, Table, table_of
 from icl_bench.reports.context import StudyContext
 from icl_bench.reports.fits import Load
+from icl_bench.reports.labels import MOST_STRIPS, STRIP_HEIGHT, End, label_ends, name_rows
+from icl_bench.reports.naming import natural_key
 from icl_bench.reports.panels import by_state
 from icl_bench.reports.parts.base import Part, SectionFigure
+from icl_bench.reports.parts.state import of_one_size
 from icl_bench.reports.recall import Recall, recalls
 from icl_bench.reports.text import NONE, format_integer, format_level, format_load, format_number
 
@@ -28,6 +30,9 @@ NOTE = (
     "distinguish."
 )
 ARROWS = {"above": "^", "below": "v"}
+SIDEWAYS = {"above": ">", "below": "<"}
+HEIGHT = 380
+"""Height in pixels of the figure."""
 
 
 def capacity_table(section: Section) -> Table:
@@ -67,17 +72,44 @@ def capacity_by_state(section: Section, context: StudyContext) -> Figure | None:
     within = any(row.capacity.k50.side == "within" for row in found if row.capacity)
     if len({row.entry.state_elements for row in found}) < 2 or not within:
         return None
-    figure, (axes,) = canvas.new_figure(380)
+    if of_one_size(section):
+        return capacity_strips(found, section)
+    figure, (axes,) = canvas.new_figure(HEIGHT)
+    ends = []
     for i, family in enumerate(section.families):
         members = sorted((row for row in found if row.entry.family == family), key=lambda row: by_state(row.entry))
-        draw_capacities(axes, members, canvas.series_style(i))
-    canvas.size_axis(axes, "state elements after the longest sequence")
+        style = canvas.series_style(i)
+        draw_capacities(axes, members, style)
+        if members and members[-1].capacity:
+            state, k50 = float(members[-1].entry.state_elements or 0), members[-1].capacity.k50.value
+            ends.append(End(state, k50, family, style.colour))
+    canvas.size_axis(axes, "state elements")
     canvas.load_scale(axes, f"K50, {section.load_name}")
-    handles, names = canvas.legend_handles(map(canvas.series_style, range(len(section.families)))), [*section.families]
-    if any(row.predicted for row in found):
-        handles.append(Line2D([], [], color=canvas.GREY, linestyle=":", marker="*", markersize=8))
-        names.append("predicted, random keys")
-    canvas.add_legend(figure, handles, names)
+    if not label_ends(axes, ends, HEIGHT):
+        handles = canvas.legend_handles(map(canvas.series_style, range(len(section.families))))
+        canvas.add_legend(figure, handles, section.families)
+    return figure
+
+
+def capacity_strips(found: Sequence[Recall], section: Section) -> Figure:
+    """Draw a row for each entry, by falling K50: K50 with its interval, and the prediction as a star."""
+    fitted = [(row.capacity.k50, row) for row in found if row.capacity]
+    rows = sorted(fitted, key=lambda pair: (-pair[0].value, natural_key(pair[1].entry.label)))[:MOST_STRIPS]
+    figure, (axes,) = canvas.new_figure(80 + STRIP_HEIGHT * len(rows))
+    for place, (k50, row) in enumerate(rows):
+        style = canvas.series_style(section.families.index(row.entry.family))
+        if k50.side != "within":
+            axes.add_line(canvas.hollow(k50.value, place, SIDEWAYS[k50.side], 8, style))
+        else:
+            if k50.interval:
+                axes.plot(k50.interval[:2], [place, place], color=(*style.colour, 0.3), linewidth=6)
+            axes.plot([k50.value], [place], color=style.colour, marker=style.marker, markersize=6)
+        if row.predicted:
+            axes.plot([row.predicted], [place], color=style.colour, marker="*", markersize=8, fillstyle="none")
+    axes.set_xscale("log", base=2)
+    canvas.write_ticks(axes.xaxis, "{:g}".format)
+    axes.set_xlabel(canvas.readable(f"K50, {section.load_name}"), parse_math=False)
+    name_rows(axes, [row.entry.label for _, row in rows], [False for _ in rows])
     return figure
 
 
@@ -102,7 +134,8 @@ PART = Part(
     capacity_table,
     SectionFigure(
         "capacity",
-        "K50 against state, with intervals. Open arrows: beyond the measured loads. Stars: predicted pairs.",
+        "K50 with its interval, by state where states differ. Open arrows: beyond the measured loads. Stars: pairs "
+        "that are predicted for random keys.",
         capacity_by_state,
     ),
     NOTE,

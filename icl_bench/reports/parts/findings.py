@@ -1,4 +1,4 @@
-"""The findings of a section in up to three sentences, written from the numbers: question, result and limits."""
+"""The findings of a section in up to four sentences, written from the numbers: question, seeds, result and limits."""
 
 from collections.abc import Sequence
 from operator import attrgetter
@@ -6,6 +6,7 @@ from operator import attrgetter
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.parts.limits import limits
+from icl_bench.reports.parts.solved import solved_sentence
 from icl_bench.reports.ranking import Claim, Comparison, Ranking, matched_state, rankings
 from icl_bench.reports.recall import Recall, recalls
 from icl_bench.reports.statistics import Shift
@@ -31,9 +32,11 @@ SHORT_CLAIMS: dict[Claim, str] = {
 
 
 def findings(section: Section) -> list[str]:
-    """Write up to three sentences: the question, the result, and its limits."""
+    """Write up to four sentences: the question, the seeds that solved a task that jumps, the result, and its limits."""
     ranked, recalled = rankings(section), recalls(section)
-    sentences = (question(section, ranked), result(section, ranked, recalled), limits(section, ranked))
+    seeds = solved_sentence(section)
+    told = "" if seeds and len(section.entries) == 1 else result(section, ranked, recalled)
+    sentences = (question(section, ranked), seeds, told, limits(section, ranked))
     return [sentence for sentence in sentences if sentence]
 
 

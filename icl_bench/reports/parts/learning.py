@@ -93,10 +93,10 @@ def learning_curves(section: Section, context: StudyContext) -> Figure | None:
         points = [point for curve in curves for point in (*curve, (math.nan, math.nan))]  # gaps, in one artist
         axes.plot(*zip(*points, strict=True), color=style.colour, linestyle=style.dash, linewidth=1.1)
 
-    figure, panels = draw_panels(section, "validation accuracy", draw)
-    for axes in panels:
+    def scale(axes: Axes) -> None:
         axes.set_xlabel("updates")
-    return figure
+
+    return draw_panels(section, "validation accuracy", draw, scale, crowded=True)
 
 
 def undrawn_curves_remark(section: Section) -> str:

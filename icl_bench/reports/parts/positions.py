@@ -39,8 +39,9 @@ POSITION_NOTE = (
 WORK_NOTE = (
     "Forward operations of the whole model for a token of a training row, averaged over the row: on weights (head "
     "included, embedding not), and on the state in the form of its size and in the quadratic form, which compares each "
-    "token with all before. Training: three times the weights and the cheaper form of the state, for all tokens; "
-    "kernels may execute more. Bits: at the trained length, medians over seeds. Points inside one run are not drawn, "
+    "token with all before. Executed: matrix products of a token in both passes as the kernels of the run compute "
+    "them, with what they compute twice. Training: three times the weights and the cheaper form of the state, for all "
+    "tokens. Bits: at the trained length, medians over seeds. Points inside one run are not drawn, "
     "as its learning rate has not fallen there."
 )
 
@@ -145,14 +146,14 @@ def loss_by_position(section: Section, context: StudyContext) -> Figure | None:
         middles = [math.sqrt(one.first * min(one.last, longest.length)) for one in curve]
         axes.plot(middles, [one.bits for one in curve], color=style.colour, linestyle=style.dash, marker=style.marker)
 
-    figure, panels = draw_panels(section, "bits per token", draw)
-    for axes in panels:
+    def scale(axes: Axes) -> None:
         free_axis(axes)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("position in the row")
         for length in {found.length for entry in section.entries if (found := work_of(entry))}:
             axes.axvline(length, color="0.7", linewidth=0.8)
-    return figure
+
+    return draw_panels(section, "bits per token", draw, scale)
 
 
 def free_axis(axes: Axes) -> None:
@@ -197,6 +198,7 @@ def work_row(entry: Entry, work: TokenWork) -> dict[str, str]:
         "weights": operations(work.weights),
         "state, as sized": operations(work.recurrent),
         "state, quadratic": operations(work.quadratic),
+        "executed": operations(work.executed),
         "training": operations(training_work(entry)),
         "seconds": NONE if seconds is None else f"{seconds:,.0f}",
         "bits": bits(known_median(trained_bits(entry).values())),
@@ -218,12 +220,12 @@ def loss_by_work(section: Section, context: StudyContext) -> Figure | None:
         if work is not None and losses:
             canvas.draw_seeds(axes, [work], [losses], style)
 
-    figure, panels = draw_panels(section, "bits per token", draw)
-    for axes in panels:
+    def scale(axes: Axes) -> None:
         free_axis(axes)
         axes.set_xscale("log")
         axes.set_xlabel("operations of training")
-    return figure
+
+    return draw_panels(section, "bits per token", draw, scale)
 
 
 POSITION_PART = Part(

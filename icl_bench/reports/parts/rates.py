@@ -58,10 +58,7 @@ def learning_rates(section: Section, context: StudyContext) -> Figure | None:
     """Draw validation accuracy against learning rate; return None where no rates were swept."""
     if all(len(entry.rates) < 2 for entry in section.entries):
         return None
-    figure, panels = draw_panels(section, "validation accuracy", draw_sweep)
-    for axes in panels:
-        rate_scale(axes)
-    return figure
+    return draw_panels(section, "validation accuracy", draw_sweep, rate_scale, crowded=True)
 
 
 def draw_sweep(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> None:

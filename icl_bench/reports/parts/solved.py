@@ -4,37 +4,86 @@ from collections.abc import Iterator
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Folded, Name, Table
-from icl_bench.reports.entry import Entry, cell_of, known_median
+from icl_bench.reports.entry import Entry, cell_of
 from icl_bench.reports.parts.base import Part
 from icl_bench.reports.statistics import wilson
-from icl_bench.reports.text import NONE, format_integer, format_interval
+from icl_bench.reports.text import (
+    MOST_NAMED,
+    NONE,
+    enumerate_words,
+    format_integer,
+    format_interval,
+    format_share,
+    format_span,
+)
+from icl_bench.runs.rates import GAP
 from icl_bench.runs.record import SOLVED
 
 NOTE = (
-    f"A seed solves a cell with a test accuracy of at least {SOLVED}. In "
-    "brackets: Wilson's interval at 95 %. Solved at: the first validated step with such an accuracy over all cells, "
-    "median over the seeds that reached it. The table is shown where seeds of an architecture differ: a mean over "
-    "those that solved a cell and those that did not describes neither."
+    f"A seed solves a cell with a test accuracy of at least {SOLVED}. In brackets: Wilson's interval at 95 %. Solved "
+    "at: for each seed that reached it, the first validated step with such an accuracy over all cells. Others: the "
+    "accuracy of the seeds that did not solve all cells, lowest to highest. This table opens a section where some "
+    f"seeds of an architecture solved a cell and others stayed more than {GAP} below: a mean, or a median, over both "
+    "describes neither."
 )
 
 
 def jumps(entry: Entry, label: str) -> bool:
-    """Return whether some seeds of an entry solved a cell and others did not."""
-    return len({accuracy >= SOLVED for accuracy in entry.in_cell(label).values()}) == 2
+    """Return whether some seeds of an entry solved a cell, and others stayed far below."""
+    found = entry.in_cell(label).values()
+    return max(found, default=0.0) >= SOLVED > min(found, default=1.0) + GAP
+
+
+def section_jumps(section: Section) -> bool:
+    """Return whether any architecture solved any cell with some seeds, and stayed far below with others."""
+    return any(jumps(entry, cell.label) for entry in section.entries for cell in section.cells)
 
 
 def solved_table(section: Section) -> Table:
-    """Make a table of solved seeds by cell; without rows where no architecture has both kinds of seeds."""
-    if not any(jumps(entry, cell.label) for entry in section.entries for cell in section.cells):
+    """Make a table of solved seeds, over all cells and by cell; without rows where no architecture jumps."""
+    if not section_jumps(section):
         return Table(("architecture",), ())
     labels = [cell.label for cell in section.cells]
     rows = []
     for entry in section.entries:
-        steps = known_median([run.result.solved_at for run in entry.scored])
-        solved_at = NONE if steps is None else format_integer(round(steps))
-        counts = (share([accuracy >= SOLVED for accuracy in entry.in_cell(label).values()]) for label in labels)
-        rows.append((Name(entry.label), *counts, solved_at))
-    return Table(("architecture", *map(Name, labels), "solved at"), tuple(rows))
+        found = [[*entry.accuracies.values()], *([*entry.in_cell(label).values()] for label in labels)]
+        counts = (share([accuracy >= SOLVED for accuracy in accuracies]) for accuracies in found)
+        rows.append((Name(entry.label), *counts, solving_steps(entry), accuracy_of_others(entry)))
+    rows.append(("floor", *[NONE] * (len(labels) + 2), format_share(section.mean_floor)))
+    return Table(("architecture", "all cells", *map(Name, labels), "solved at", "others"), tuple(rows))
+
+
+def solving_steps(entry: Entry) -> str:
+    """Write the step at which each seed solved the task, in order."""
+    return "; ".join(map(format_integer, known_steps(entry))) or NONE
+
+
+def known_steps(entry: Entry) -> list[int]:
+    """Return the steps at which seeds solved the task, in order, of those that did."""
+    return sorted(run.result.solved_at for run in entry.scored if run.result.solved_at is not None)
+
+
+def accuracy_of_others(entry: Entry) -> str:
+    """Write the span of accuracies of the seeds that did not solve all cells."""
+    others = [accuracy for accuracy in entry.accuracies.values() if accuracy < SOLVED]
+    ends = dict.fromkeys(map(format_share, (min(others), max(others)))) if others else {NONE: None}
+    return " to ".join(ends)
+
+
+def solved_sentence(section: Section) -> str:
+    """Write how many seeds of each architecture solved all cells, and when; empty where no architecture jumps."""
+    if not section_jumps(section):
+        return ""
+    solving = sorted((entry for entry in section.entries if entry.solved_seeds), key=lambda one: -one.solved_seeds)
+    parts = []
+    for entry in solving[:MOST_NAMED]:
+        steps = known_steps(entry)
+        when = f" (after {format_span(steps)} updates)" if steps else ""
+        parts.append(f"{entry.solved_seeds} of {len(entry.accuracies)} of {entry.label}{when}")
+    parts += [f"some of {len(solving) - MOST_NAMED} others"] if len(solving) > MOST_NAMED else []
+    rest = len(section.entries) - len(solving)
+    parts += [f"none of {'the others' if solving else 'any architecture'}"] if rest else []
+    return f"Seeds that solved all cells: {enumerate_words(parts)}."
 
 
 def solved_details(section: Section) -> Folded:
@@ -76,4 +125,4 @@ def share(solved: list[bool]) -> str:
     return f"{sum(solved)}/{len(solved)} {format_interval(wilson(sum(solved), len(solved)), 2)}"
 
 
-PART = Part("Solved seeds", solved_table, note=NOTE, details=solved_details)
+PART = Part("", solved_table, note=NOTE, details=solved_details)

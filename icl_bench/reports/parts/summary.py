@@ -5,6 +5,7 @@ from icl_bench.reports.blocks import Name, Notes, Table, table_of
 from icl_bench.reports.entry import ZERO_ERROR, Entry
 from icl_bench.reports.parts.accuracy import oracle_error
 from icl_bench.reports.parts.base import Part
+from icl_bench.reports.parts.solved import section_jumps
 from icl_bench.reports.statistics import median, median_interval, wilson
 from icl_bench.reports.text import (
     NONE,
@@ -21,11 +22,20 @@ from icl_bench.runs.record import SOLVED
 
 CHOICES = {"median": "the median", "lock-in": "by the number of locked-in seeds, then the worst of these,"}
 """Rules by which a study chooses a learning rate, in words."""
+OVER_SEEDS = (
+    *("accuracy", "error", "interval of the median", "its level", "chance-corrected", "exact match", "solved seeds"),
+)
+"""Columns that describe all seeds by one number."""
 
 
 def main_table(section: Section) -> Table:
-    """Make a row for each entry, then for the floor and the oracle; errors replace accuracies where there are any."""
+    """Make a row for each entry, then for the floor and the oracle; errors replace accuracies where there are any.
+
+    A section that opens with solved seeds has no scores over seeds.
+    """
     rows = [main_row(entry, section) for entry in section.entries]
+    if section_jumps(section):
+        return table_of([{name: text for name, text in row.items() if name not in OVER_SEEDS} for row in rows])
     exact = {"chance-corrected": format_share(1.0), "exact match": format_share(1.0)}
     if section.has_errors:
         errors = [oracle_error(section, cell.label) for cell in section.cells]
@@ -73,12 +83,15 @@ def main_notes(section: Section) -> Notes:
     longest = enumerate_words([f"{length:,}" for length in lengths], "or") if lengths else "the last"
     common = section.common_parameters
     oracle = "the best answers that the context allows" if section.has_errors else "right on every scored position"
-    notes = (
+    over_seeds = (
         f"{'Error' if section.has_errors else 'Accuracy'} and exact match: median over seeds of the mean over cells, "
         "on test examples that are used once.",
         "Interval of the median: between two order statistics, exact for any distribution; its level is the "
         "probability with which it covers, at most 93.8 % with 5 seeds and 97.9 % with 10.",
         "Chance-corrected: (accuracy - floor) / (1 - floor), mean over cells, median over seeds.",
+    )
+    notes = (
+        *(() if section_jumps(section) else over_seeds),
         f"Locked-in seeds: above the floor by {100 * LOCK_IN_MARGIN:.0f} % of the room above it, mean over cells; the "
         f"interval of their proportion is Wilson's. Solved seeds: those with an accuracy of at least {SOLVED}.",
         "Training: untrained, if no seed is locked in and the median is below the floor; at the floor, if no seed is "

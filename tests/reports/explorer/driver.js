@@ -58,6 +58,7 @@ async function drive() {
 }
 
 async function steps() {
+  while (!document.documentElement.dataset.ready) await settle();
   await settle();
   Object.assign(seen, { width: innerWidth, scripts: document.scripts.length, cards: all("article").length, titles: all("article h2 a").length, unnamed: [], wide: [] });
   const sizes = { view: "state", store: "0", task: "sizes" };
@@ -94,6 +95,37 @@ async function steps() {
   brush();
   await settle();
   seen.brushed = Object.fromEntries(address());
+  await open(sizes);
+  const ticks = () => all('#content svg.chart [data-mark="y-axis tick label"] text').map((node) => Number(node.textContent));
+  brush(0.5);
+  await settle();
+  const box2 = Object.fromEntries(address());
+  seen.zoomed = [box2.bottom, box2.top, box2.low, box2.high].map(Number).concat(Math.min(...ticks()));
+  await click(button("Whole axes"));
+  seen.whole = [address().get("bottom"), address().get("low"), Math.min(...ticks())];
+  await type("[name=bottom]", "0.5");
+  seen.typed = [address().get("bottom"), address().get("top")];
+  await type("[name=top]", "0.9");
+  seen.typed.push(Math.min(...ticks()), Math.max(...ticks()));
+  const both = { view: "state", store: "0", task: "assoc-recall" };
+  const marks = () => all('#content svg.chart [data-mark="dot"] > *').length;
+  await open(both);
+  seen.over = [marks()];
+  await open({ ...both, over: "1" });
+  seen.over.push(marks(), one("#content figure h2").textContent.includes("both stores have differ significantly"), one(".note").textContent.includes("Dashed lines and crosses"));
+  seen.overRows = all("#content tbody tr").length;
+  await open({ ...both, view: "load", over: "1" });
+  seen.dashed = all('#content svg.chart [data-mark="line"][stroke-dasharray] > *').length;
+  await open({ ...both, view: "training", measure: "loss" });
+  seen.loss = [one("#content figure h2").textContent, await (await saved("Save CSV")).text()];
+  await open(sizes);
+  const heads = () => all("#content th").map((node) => node.textContent);
+  seen.columns = [heads().length];
+  one("#content .columns").open = true;
+  await click(one('[name="column:entries:parameters"]'));
+  seen.columns.push(heads().length, heads().includes("parameters"), address().get("columns"), one("#content .columns").open);
+  await open({ ...sizes, columns: "{broken" });
+  seen.columns.push(heads().length);
   await open({ ...sizes, view: "load" });
   const title = () => one("#content figure h2").textContent + one("#step-words").textContent;
   seen.slider = [title()];
@@ -138,10 +170,11 @@ async function steps() {
   seen.matrix = all(".square").length;
 }
 
-function brush() {
+// Drag from the left over the chart; `down` is the part of its height that the drag covers.
+function brush(down = 0) {
   const layer = one(".brush .overlay");
   const box = layer.getBoundingClientRect();
-  const at = (share) => ({ clientX: box.x + share * box.width, clientY: box.y + 20, bubbles: true, view: window });
+  const at = (share) => ({ clientX: box.x + share * box.width, clientY: box.y + 2 + down * share * box.height, bubbles: true, view: window });
   layer.dispatchEvent(new MouseEvent("mousedown", at(0.01)));
   window.dispatchEvent(new MouseEvent("mousemove", at(0.3)));
   window.dispatchEvent(new MouseEvent("mousemove", at(0.6)));

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from icl_bench.errors import RecordError
-from icl_bench.reports.explorer.answers import answered_caption
+from icl_bench.reports.explorer.answers import figure_title
 from icl_bench.reports.explorer.differences import store_differences
 from icl_bench.reports.explorer.document import RUN_FIELDS, ViewedStore, explorer_document
 from icl_bench.reports.explorer.glossary import GLOSSARY
@@ -33,14 +33,15 @@ def document_of(records, **fields):
 
 
 def rows_of(document):
-    return [dict(zip(document["runFields"], row, strict=True)) for row in document["runs"]]
+    columns = document["runs"]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def test_runs_are_rows_with_their_scores_and_the_command_that_made_them() -> None:
     records = [*comparison(2), make_record("linear", 7, status="oom", detail="line\nout of memory")]
     document = document_of(records)
     rows = rows_of(document)
-    assert document["runFields"] == list(RUN_FIELDS) and len(rows) == len(records)
+    assert list(document["runs"]) == list(RUN_FIELDS) and len(rows) == len(records)
     by_id = {record.result.id: record for record in records}
     for row in rows:
         result = by_id[row["id"]].result
@@ -75,14 +76,17 @@ def test_titles_state_the_answer_with_its_uncertainty() -> None:
     assert section["answers"]["failures"] == "No run of 32 failed"
 
 
-def test_captions_of_a_report_begin_with_the_answer() -> None:
+def test_figures_of_a_report_have_their_answer_as_title() -> None:
     (section,) = sections_of(sizes())
-    caption = answered_caption("recall-by-state", section, "Dots are seeds.")
-    assert caption.endswith("). Dots are seeds.") and "power:p=2 recalls more than linear (by 0.117 [0.1" in caption
-    assert answered_caption("accuracy-by-load", section, "Dots.") == "Dots."  # said by the figure before
-    assert answered_caption("accuracy-by-group", section, "Dots.") == "Dots."
+    assert "power:p=2 recalls more than linear (by 0.117 [0.1" in figure_title("recall-by-state", section)
+    by_load = figure_title("accuracy-by-load", section)
+    assert by_load.startswith("At pairs=16 the best median is that of power:p=2,d_key=") and by_load.count(" [0.") == 2
+    by_group = figure_title("accuracy-by-group", section)
+    assert by_group.startswith("The best median is highest at gap 4..7, 0.8") and "and lowest at gap 8..15" in by_group
+    assert figure_title("loss-by-work", section) == ""
     (one,) = sections_of([make_record("a", accuracies=(0.0,) * 3), make_record("b", accuracies=(0.0,) * 3)])
-    assert answered_caption("accuracy-by-load", one, "Dots.").startswith("No ranking, since every architecture has one")
+    assert figure_title("recall-by-state", one).startswith("No ranking, since every architecture has one")
+    assert figure_title("accuracy-by-load", one).startswith("No load ranks architectures")
 
 
 def test_medians_that_change_their_order_are_found() -> None:
@@ -100,7 +104,7 @@ def test_equal_records_give_an_equal_document_in_any_order() -> None:
 
 def test_differences_between_stores_are_marked_where_they_are_significant() -> None:
     changed = store_differences(sections_of(sizes()), sections_of(sizes(shift=-0.5)))
-    marked = {row["label"]: row["differs"] for row in changed["rows"]}
+    marked = {row["labels"][0]: row["differs"] for row in changed["rows"]}
     assert marked == {label: label == "linear:d_key=16" for label in marked} and len(marked) == 4
     assert changed["title"] == "1 of 4 architectures that both stores have differ significantly"
     (row,) = (row for row in changed["rows"] if row["differs"])
@@ -129,7 +133,7 @@ def test_records_that_cannot_be_read_are_named() -> None:
 
 def test_a_document_of_no_runs_is_a_document() -> None:
     document = document_of([])
-    assert document["runs"] == document["sections"] == [] and set(document["glossary"]) == set(GLOSSARY)
+    assert document["runs"]["id"] == document["sections"] == [] and set(document["glossary"]) == set(GLOSSARY)
 
 
 def test_a_run_takes_few_bytes() -> None:

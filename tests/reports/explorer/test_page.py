@@ -19,6 +19,7 @@ from icl_bench.reports.report import write_report
 from icl_bench.runs.kept import AnsweredExample, CellSamples, Samples
 from icl_bench.runs.outline import FinishedRuns
 from tests import browser
+from tests.browser import unpacked
 from tests.reports.factory import comparison, make_record, sections_of
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> " onclick="alert(3)\u2028'
@@ -68,21 +69,22 @@ def test_the_page_needs_nothing_else(page: str) -> None:
 
 def test_names_are_text(page: str) -> None:
     elements = Elements(page).found
-    assert [tag for tag, _ in elements].count("script") == 2
+    assert [tag for tag, _ in elements].count("script") == 3
     assert not [name for _, attributes in elements for name in attributes if name.startswith("on")]
     assert not [attributes for tag, attributes in elements if tag == "img"]
 
 
-def test_the_policy_names_the_one_script_by_its_digest(page: str) -> None:
-    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def test_the_policy_names_the_two_scripts_by_their_digests(page: str) -> None:
+    (unpacking,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    scripts = (unpacking, unpacked(page, "program"))
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
-    assert html.unescape(policy).endswith(f"script-src 'sha256-{digest}'")
+    assert html.unescape(policy).endswith(f"script-src 'sha256-{digests[0]}' 'sha256-{digests[1]}'")
+    assert unpacking.count("THE SOFTWARE IS PROVIDED") == 5  # the licences stay readable
 
 
 def test_the_data_are_in_the_page(page: str) -> None:
-    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    document = json.loads(data)
+    document = json.loads(unpacked(page, "data"))
     assert HOSTILE.removesuffix("\u2028") in {section["task"] for section in document["sections"]}
     assert "\u2028" not in page
 
@@ -109,8 +111,7 @@ def test_a_report_as_page_has_its_tables_and_the_published_results(tmp_path: Pat
         FinishedRuns.of(comparison(3)), [], tmp_path / "r.html", "icl-bench sweep s", context
     ).read_text()
     assert "<h2>icl-bench study: s</h2>" in text and "<h4>Accuracy by load</h4>" in text
-    (data,) = re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)
-    assert json.loads(data)["sections"][0]["published"] == [point._asdict()]
+    assert json.loads(unpacked(text, "data"))["sections"][0]["published"] == [point._asdict()]
 
 
 DRIVER = (Path(__file__).parent / "driver.js").read_text()
@@ -136,7 +137,7 @@ def seen(page: str, tmp_path_factory: pytest.TempPathFactory):
 def test_every_interaction_works_in_a_browser(seen) -> None:
     found = seen(1280)
     assert found["errors"] == []
-    assert found["scripts"] == 2  # data and page: no name has become one
+    assert found["scripts"] == 3  # data, program and the one that unpacks them: no name has become one
     assert found["cards"] == 4 and found["titles"] >= 4
     assert found["dots"] == 3 * 2 * 2 and found["fewer"] == 3 * 2  # seeds 0 and 1 measure
     assert found["hidden"] == '["other"]'
@@ -146,6 +147,16 @@ def test_every_interaction_works_in_a_browser(seen) -> None:
     assert found["oneSeed"] == found["dots"] / 2 and found["linesOfOneSeed"] == 0
     assert found["searched"] == 3 * 2
     assert found["brushed"]["low"] and float(found["brushed"]["high"]) < 64
+    assert "bottom" not in found["brushed"]  # a drag along one axis keeps the whole of the other
+    low, top, smallest, largest, tick = found["zoomed"]
+    assert 0.5 < low < tick < top <= 1.05 and smallest < largest < 64
+    assert found["whole"] == [None, None, 0] and found["typed"] == ["0.5", None, 0.5, 0.9]
+    assert found["over"] == [13, 25, True, True] and found["overRows"] == 8
+    assert found["dashed"] == 4 + 1  # with the floor
+    title, csv = found["loss"]
+    assert "lowest training loss, 1 (median of 3 seeds, 1 to 1)" in title
+    assert csv.startswith("id,arch,seed,step,training_loss\n") and ",500,1\n" in csv
+    assert found["columns"] == [8, 7, False, '{"entries":["parameters"]}', True, 8]
     assert found["lifted"] == [1, 3, True, 0]  # the line of a seed through its three loads
     assert found["slider"][0] != found["slider"][1]
     assert found["sorted"] == ["descending", "ascending"]

@@ -4,11 +4,14 @@ import math
 from itertools import pairwise
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from icl_bench.reports import canvas
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.canvas import COLOURS, figure_settings, series_style, svg
 from icl_bench.reports.context import NO_STUDY
+from icl_bench.reports.labels import End, label_ends
 from icl_bench.reports.panels import panels_of
 from icl_bench.reports.parts import accuracy, learning, rates
 from icl_bench.reports.parts.accuracy import accuracy_by_load, load_axis
@@ -39,7 +42,7 @@ def sizes() -> Section:
 
 def test_many_entries_get_a_panel_for_each_family(sizes: Section) -> None:
     panels = panels_of(sizes)
-    assert [panel.title for panel in panels] == ["power:p=2", "window"]
+    assert [panel.title for panel in panels] == ["power:p=2, by state elements", "window, by state elements"]
     assert panels[1].names == ("800", "1.6k", "3.2k", "6.4k")
     assert panels[0].styles[-1].colour == series_style(0).colour  # the largest in full colour
     assert len(set(panels[0].styles)) == 4
@@ -81,7 +84,7 @@ def test_nothing_is_drawn_where_there_is_nothing_to_show() -> None:
     failed = section_of([make_record(status="error"), make_record("linear", status="diverged")])
     drawn = (accuracy_by_load, learning_curves, learning_rates, recall_by_state, capacity_by_state)
     assert [make(failed, NO_STUDY) for make in drawn] == [None] * 5
-    assert recall_by_state(section_of([make_record(), make_record("linear")]), NO_STUDY) is None  # equal state
+    assert recall_by_state(section_of([make_record()]), NO_STUDY) is None  # nothing to compare
 
 
 def test_state_is_drawn_by_bytes_too_where_elements_differ_in_size() -> None:
@@ -95,6 +98,68 @@ def test_state_is_drawn_by_bytes_too_where_elements_differ_in_size() -> None:
     assert figure is not None
     labels = [axes.get_xlabel() for axes in figure.axes]
     assert [label.split(" after")[0] for label in labels] == ["state elements", "state bytes", "parameters"]
+
+
+def ticks(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.get_yticklabels()]
+
+
+def test_entries_of_one_size_are_rows_by_falling_median() -> None:
+    lost = [make_record("linear", seed, accuracies=(0.01, 0.01, 0.01)) for seed in range(5)]
+    good = [make_record(seed=seed, accuracies=(0.9, 0.8, 0.7 if seed else 0.01)) for seed in range(5)]
+    section = section_of([*good, *lost])
+    figure = recall_by_state(section, NO_STUDY)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert ticks(axes) == ["power:p=2", "linear (untrained)"]
+    rows = [line for line in axes.get_lines() if line.get_linestyle() == "None"]
+    assert [(len(line.get_xdata()), line.get_markerfacecolor() == "white") for line in rows] == [
+        (5, False), (0, True), (0, False), (5, True)
+    ]  # fmt: skip
+    assert all(-0.3 < y < 0.3 for y in rows[0].get_ydata()) and len(set(rows[0].get_ydata())) == 5
+
+
+def test_no_line_goes_through_an_untrained_entry() -> None:
+    sizes = [make_record("linear:d_key=8", s, accuracies=(0.9,) * 3, state=1000) for s in range(3)]
+    sizes += [make_record("linear:d_key=16", s, accuracies=(0.01,) * 3, state=4000) for s in range(3)]
+    sizes += [make_record("linear:d_key=32", s, accuracies=(0.95,) * 3, state=16_000) for s in range(3)]
+    figure = recall_by_state(section_of(sizes), NO_STUDY)
+    assert figure is not None
+    first, second = figure.axes[0].get_lines()[:2]
+    assert list(first.get_xdata()) == [1000, 16_000] and first.get_linestyle() == "-"
+    assert list(second.get_xdata()) == [4000] and second.get_linestyle() == "None"
+
+
+def test_lines_have_their_names_at_their_ends_without_overlaps() -> None:
+    section = section_of([make_record(f"arch{i}", accuracies=(1.0, 0.9, 0.9)) for i in range(7)])
+    with figure_settings():
+        figure = accuracy_by_load(section, NO_STUDY)
+        assert figure is not None
+        svg(figure)
+        labels = [text for text in figure.axes[0].texts if text.get_text().startswith("arch")]
+        boxes = [Text.get_window_extent(text) for text in labels]  # that of an annotation has its leader
+    assert len(labels) == 7 and figure.legends == []
+    boxes.sort(key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
+    lines = [
+        line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 3 and line.get_linestyle() != "None"
+    ]
+    heights = {round(line.get_transform().transform((4, 1.0))[1], 2) for line in lines if line.get_color() != "#57606a"}
+    assert len(heights) == 7  # lines that coincide are drawn side by side
+
+
+def test_labels_that_do_not_fit_are_a_legend() -> None:
+    axes = canvas.new_figure(120)[1][0]
+    assert not label_ends(axes, [End(1.0, 0.5, str(i), "k") for i in range(9)], 120)
+    assert label_ends(axes, [End(1.0, 0.5, str(i), "k") for i in range(3)], 120)
+
+
+def test_settings_have_a_panel_each_where_most_families_have_one_size() -> None:
+    runs = [make_record(f"arch{i}", model={"layers": layers}) for i in range(6) for layers in (1, 2)]
+    panels = panels_of(section_of(runs))
+    assert [(panel.title, len(panel.entries)) for panel in panels] == [("layers=1", 6), ("layers=2", 6)]
+    assert panels[0].styles == panels[1].styles and panels[0].names == tuple(f"arch{i}" for i in range(6))
+    assert len(panels_of(section_of(runs), crowded=True)) == 12
 
 
 def test_one_cell_is_drawn_once() -> None:

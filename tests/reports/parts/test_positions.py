@@ -39,7 +39,8 @@ def with_losses(record: RunRecord, more: float = 0.0) -> RunRecord:
         controls={"second half": 0.7, "prefix swap": 0.68},
         groups={name: GroupScore(accuracy=0.7, count=8, loss=loss) for name, loss in nats.items()},
     )
-    work = WorkReport(weights=1e5, state=2e4, training=TokenWork(length=16, weights=3e5, recurrent=2e4, quadratic=1e4))
+    token = TokenWork(length=16, weights=3e5, recurrent=2e4, quadratic=1e4, executed=9.6e5)
+    work = WorkReport(weights=1e5, state=2e4, training=token)
     result = record.result.model_copy(update={"cells": (cell,), "work": work, "load_name": "tokens"})
     task = {**record.spec["task"], "params": {"vocab": 256}}
     return record.model_copy(update={"result": result, "spec": {**record.spec, "task": task}})
@@ -67,7 +68,7 @@ def test_work_counts_the_cheaper_form_of_the_state(text: Section) -> None:
     power = next(entry for entry in text.entries if entry.label == "power:p=2")
     assert training_work(power) == 3 * (3e5 + 1e4) * 16 * 64 * 500
     assert [str(cell) for cell in work_table(text).rows[0]] == [
-        *("power:p=2", "3e05", "2e04", "1e04", "4.8e11", "20", "2.500"),
+        *("power:p=2", "3e05", "2e04", "1e04", "9.6e05", "4.8e11", "20", "2.500"),
     ]
 
 

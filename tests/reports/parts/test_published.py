@@ -9,6 +9,7 @@ from icl_bench.reports.context import PublishedResult, StudyContext
 from icl_bench.reports.parts.published import published_table
 from icl_bench.reports.report import write_report
 from icl_bench.runs.outline import FinishedRuns
+from tests.browser import unpacked
 from tests.reports.factory import make_record, sections_of
 
 POINTS = (
@@ -52,13 +53,13 @@ def test_published_results_are_drawn_by_bytes(tmp_path: Path) -> None:
     write_report(FinishedRuns.of(RECORDS), [], tmp_path / "with.md", "c", STUDY)
     write_report(FinishedRuns.of(RECORDS), [], tmp_path / "without.md", "c")
     drawn, plain = ((tmp_path / f"{name}_files" / "1-recall-by-state.svg").read_text() for name in ("with", "without"))
-    assert "state bytes after" in drawn and ">published<" in drawn
-    assert "state elements after" in plain and ">published<" not in plain
+    assert ">state bytes<" in drawn and ">published<" in drawn
+    assert ">state elements<" in plain and ">published<" not in plain
 
 
 def test_the_page_shows_published_results_too(tmp_path: Path) -> None:
     text = write_report(FinishedRuns.of(RECORDS), [], tmp_path / "r.html", "c", STUDY).read_text()
-    assert "icl-bench study: small" in text and f'"source":"{STUDY.published[0].source}"' in text
+    assert "icl-bench study: small" in text and f'"source":"{STUDY.published[0].source}"' in unpacked(text, "data")
 
 
 def test_published_points_of_packaged_studies_name_architectures_that_run() -> None:

@@ -1,6 +1,9 @@
 """Seeds that solved a cell, with the interval of their proportion and the step."""
 
+from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.solved import solved_details, solved_table
+from icl_bench.reports.parts.summary import main_notes, main_table
+from icl_bench.reports.text import NONE
 from icl_bench.runs.record import GroupScore, RunRecord
 from tests.reports.factory import make_record, section_of, with_cells
 
@@ -17,17 +20,35 @@ def seeds(last: list[float], steps: list[int | None]) -> list[RunRecord]:
     ]
 
 
-def test_solved_seeds_stand_with_their_interval_and_step() -> None:
-    table = solved_table(section_of(seeds([1.0, 0.4, 0.99, 0.3, 0.5], [800, None, 1200, None, None])))
-    assert table.header == ("architecture", "pairs=4", "pairs=8", "pairs=16", "solved at")
-    assert [str(cell) for cell in table.rows[0]] == [
-        "softmax", "5/5 [0.57, 1.00]", "5/5 [0.57, 1.00]", "2/5 [0.12, 0.77]", "1,000",
-    ]  # fmt: skip
+JUMPING = seeds([1.0, 0.4, 0.99, 0.3, 0.5], [1200, None, 800, None, None])
 
 
-def test_no_table_where_seeds_agree() -> None:
-    assert not solved_table(section_of(seeds([1.0, 0.99, 1.0], [100, 200, 300]))).rows
-    assert not solved_table(section_of(seeds([0.5, 0.6, 0.4], [None] * 3))).rows
+def test_solved_seeds_stand_with_their_interval_and_each_step() -> None:
+    table = solved_table(section_of([*JUMPING, make_record("linear", seed=0, accuracies=(0.5, 0.4, 0.3))]))
+    assert table.header == ("architecture", "all cells", "pairs=4", "pairs=8", "pairs=16", "solved at", "others")
+    softmax = ["softmax", "2/5 [0.12, 0.77]", "5/5 [0.57, 1.00]", "5/5 [0.57, 1.00]", "2/5 [0.12, 0.77]"]
+    linear, solving, floor = ([str(cell) for cell in row] for row in table.rows)
+    assert solving == [*softmax, "800; 1,200", "0.765 to 0.832"]
+    assert linear[1:] == [*["0/1 [0.00, 0.79]"] * 4, NONE, "0.400"]
+    assert floor == ["floor", *[NONE] * 5, "0.146"]
+
+
+def test_solved_seeds_come_in_place_of_scores_over_all_seeds() -> None:
+    section = section_of(JUMPING)
+    assert not {"accuracy", "interval of the median", "chance-corrected", "solved seeds"} & {
+        *main_table(section).header
+    }
+    assert len(main_table(section).rows) == 1
+    assert not any("median over seeds" in note for note in main_notes(section).items)
+    assert "Seeds that solved all cells: 2 of 5 of softmax (after 800 to 1,200 updates)." in findings(section)
+
+
+def test_no_table_where_seeds_agree_or_are_close() -> None:
+    for last in ([1.0, 0.99, 1.0], [0.5, 0.6, 0.4], [1.0, 0.99, 0.8]):
+        section = section_of(seeds(last, [None] * 3))
+        assert not solved_table(section).rows
+        assert "accuracy" in main_table(section).header
+        assert not any(sentence.startswith("Seeds") for sentence in findings(section))
 
 
 def test_groups_that_seeds_differ_in_have_a_row() -> None:
