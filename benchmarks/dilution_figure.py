@@ -2,16 +2,19 @@
 
     python benchmarks/dilution_figure.py docs/studies/depth_files/runs.csv docs/studies/depth_files/dilution.svg
 
-A dot is a seed that measures, a line joins medians. Dotted: the floor. Dashed: the share of queries whose pair a window
-of 24 tokens reaches through two layers, with the floor for the others.
+A dot is a seed that measures, a line joins medians. Dotted: the floor. Dashed and dash-dotted: the share of queries
+whose pair is within reach of a window of 24 tokens, with the floor for the others: by one layer and its convolution of
+nine taps, and by two layers.
 """
 
 import argparse
 import csv
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 from matplotlib.lines import Line2D
 
@@ -22,8 +25,8 @@ from icl_bench.tasks.assoc_recall import AssocRecall
 
 TASK = re.compile(r"assoc-recall(?::dilute=(\d+))?")
 FIRST_TUNING_SEED = 1000
-REACH = 47
-"""Tokens back that two layers of a window of 24 see."""
+REACHES: Mapping[int, Literal["--", "-."]] = {32: "--", 47: "-."}
+"""Tokens back that a window of 24 sees: with eight earlier taps of the convolution; in two layers. Styles of lines."""
 EXAMPLES = 2000
 
 
@@ -41,15 +44,15 @@ def read(path: Path, label: str) -> tuple[dict[str, dict[int, list[float]]], dic
     return found, floors
 
 
-def within_reach(dilution: int, label: str) -> float:
-    """Return the share of queries whose value stands within the reach."""
+def within_reach(dilution: int, label: str) -> list[float]:
+    """Return the share of queries whose value stands within each reach."""
     task = AssocRecall(dilute=dilution)
     cell = task.cell(label)
     batch = draw(task, cell, "test", EXAMPLES)
     asked = batch.inputs.gather(1, batch.positions)
     keys = batch.inputs[:, : 2 * cell.load * (dilution + 1) : 2 * (dilution + 1)]
     place = (asked[:, :, None] == keys[:, None]).int().argmax(dim=-1) * 2 * (dilution + 1)
-    return float((batch.positions - place <= REACH).double().mean())
+    return [float((batch.positions - place <= reach).double().mean()) for reach in REACHES]
 
 
 def main() -> None:
@@ -72,19 +75,19 @@ def main() -> None:
             axes.plot(places, [median(values) for values in columns], color=style.colour)
         level = [floors[one] for one in dilutions]
         reached = [within_reach(one, options.cell) for one in dilutions]
-        window = [share + (1 - share) * floor for share, floor in zip(reached, level, strict=True)]
         axes.plot(range(len(dilutions)), level, ":", color=canvas.GREY)
-        axes.plot(range(len(dilutions)), window, "--", color=canvas.GREY)
+        for kind, shares in zip(REACHES.values(), zip(*reached, strict=True), strict=True):
+            bound = [share + (1 - share) * floor for share, floor in zip(shares, level, strict=True)]
+            axes.plot(range(len(dilutions)), bound, kind, color=canvas.GREY)
         canvas.share_axis(axes, f"test accuracy at {options.cell}")
         canvas.name_ticks(axes, range(len(dilutions)), [str(one) for one in dilutions])
         axes.set_xlabel("noise tokens after each token of the context")
-        lines = [Line2D([], [], color=canvas.GREY, linestyle=kind) for kind in (":", "--")]
-        labels = ["floor", f"pairs within {REACH} tokens"]
+        kinds: tuple[Literal[":", "--", "-."], ...] = (":", *REACHES.values())
+        lines = [Line2D([], [], color=canvas.GREY, linestyle=kind) for kind in kinds]
+        labels = ["floor", *(f"pairs within {reach} tokens" for reach in REACHES)]
         canvas.add_legend(figure, [*canvas.legend_handles(styles), *lines], [*names, *labels])
         options.output.write_bytes(canvas.svg(figure))
-    print(
-        {one: (round(share, 3), round(value, 3)) for one, share, value in zip(dilutions, reached, window, strict=True)}
-    )
+    print({one: [round(share, 3) for share in shares] for one, shares in zip(dilutions, reached, strict=True)})
 
 
 if __name__ == "__main__":

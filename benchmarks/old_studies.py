@@ -25,6 +25,7 @@ from icl_bench.reports.statistics import aggregate, chance_corrected, holm, rank
 from icl_bench.reports.text import format_load
 from icl_bench.runs.rates import choose_rate, rate_score
 
+NAMES = ("degree-fixed-width", "degree-matched-state", "power-vs-window", "suite", "zoology-figure")
 EXAMPLES = {"zoology-figure": 1000}
 """Test examples of a cell, where they are not 512."""
 STATE_TOLERANCE = 0.1
@@ -51,7 +52,7 @@ def measured(path: Path) -> list[Measured]:
     with path.open() as lines:
         for row in csv.DictReader(lines):
             if row["status"] in ("ok", "diverged"):
-                rows[row["task"], row["architecture"]].append(row)
+                rows[row["task"], row["arch"]].append(row)
     return [choose(task, arch, own) for (task, arch), own in rows.items()]
 
 
@@ -59,14 +60,14 @@ def choose(task: str, arch: str, rows: list[dict[str, str]]) -> Measured:
     """Choose the learning rate of an architecture, and keep the seeds that measure."""
     rates: dict[int, set[float]] = defaultdict(set)
     for row in rows:
-        rates[int(row["seed"])].add(float(row["learning_rate"]))
+        rates[int(row["seed"])].add(float(row["lr"]))
     tuning = {seed for seed, seen in rates.items() if len(seen) > 1}
     scores: dict[float, dict[int, float]] = defaultdict(dict)
     for row in rows:
         if int(row["seed"]) in tuning:
-            scores[float(row["learning_rate"])][int(row["seed"])] = float(row["validation"] or 0)
+            scores[float(row["lr"])][int(row["seed"])] = float(row["validation"] or 0)
     best = choose_rate({rate: rate_score([*seeds.values()]) for rate, seeds in scores.items()})
-    own = [row for row in rows if float(row["learning_rate"]) == best]
+    own = [row for row in rows if float(row["lr"]) == best]
     own = [row for row in own if int(row["seed"]) not in tuning] or own
     accuracies: dict[int, dict[str, float]] = defaultdict(dict)
     floors: dict[str, list[float]] = defaultdict(list)
@@ -148,11 +149,10 @@ def report(name: str, folder: Path) -> None:
 def main() -> None:
     """Print the new numbers of the studies named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="studies; all by default")
+    parser.add_argument("names", nargs="*", default=NAMES, help="studies; all of that day by default")
     parser.add_argument("--studies", type=Path, default=Path("docs/studies"))
     options = parser.parse_args()
-    known = sorted(path.parent.name.removesuffix("_files") for path in options.studies.glob("*_files/runs.csv"))
-    for name in options.names or known:
+    for name in options.names:
         report(name, options.studies)
 
 

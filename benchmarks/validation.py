@@ -2,11 +2,15 @@
 
     python benchmarks/validation.py --workers 8 --trained
 
-writes `benchmarks/results/validation.json`, from which the page on validation is made.
+writes `benchmarks/results/validation.json`, from which the page on validation is made, with the processor time that
+each setting took.
 """
 
 import argparse
+import datetime
 import json
+import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -15,6 +19,7 @@ from pathlib import Path
 import torch
 
 from icl_bench.commands.validate import TRAINED_PER_TESTED, document
+from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import make_task, task_component
 from icl_bench.harness.validation.gate import Sample, names_answers, validate_task
 from icl_bench.harness.validation.trained import train_solvers
@@ -30,6 +35,7 @@ VARIANTS = (
     "in-context-recall:length=96,keys=5,motif=2,noise=0.25",
     "linear-regression:variant=garg,dims=5,points=11",
     "markov-icl:length=40,order=2,alphabet=5,queries=8",
+    "memorization:exposures=100,keys=1000",
     "multi-stack:operations=24,stacks=3,shown=true",
     "ngram-lookup:side=prefix",
     "selective-copy:variant=mad",
@@ -45,10 +51,12 @@ RESULTS = Path(__file__).parent / "results" / "validation.json"
 def validate_setting(examples: int, trained: bool, text: str) -> dict[str, object]:
     """Return the verdicts on one task as typed."""
     torch.set_num_threads(1)
+    begun = time.process_time()
     sample = Sample(TRAINED_PER_TESTED * examples, examples)
     found = validate_task(make_task(task_component(text)), sample, train_solvers(text) if trained else {})
-    print(text, sum(len(cell.above) for cell in found), "above", flush=True)
-    return document(text, found)
+    seconds = round(time.process_time() - begun)
+    print(text, sum(len(cell.above) for cell in found), "above;", seconds, "s", flush=True)
+    return {**document(text, found), "processor_seconds": seconds}
 
 
 def main() -> None:
@@ -62,9 +70,16 @@ def main() -> None:
     settings = sorted([*(name for name in TASKS if names_answers(TASKS[name]())), *VARIANTS])
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         tasks = list(pool.map(partial(validate_setting, options.examples, options.trained), settings))
-    ok = all(task["ok"] for task in tasks)
-    written = json.dumps({"examples": options.examples, "ok": ok, "tasks": tasks}, indent=1, default=float)
-    options.output.write_text(written + "\n")
+    found = {
+        "device": f"{device_name(pick_device('cpu'))}, {os.cpu_count()} cores",
+        "versions": versions(),
+        "revision": git_revision(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "examples": options.examples,
+        "ok": all(task["ok"] for task in tasks),
+        "tasks": tasks,
+    }
+    options.output.write_text(json.dumps(found, indent=1, default=float) + "\n")
 
 
 if __name__ == "__main__":

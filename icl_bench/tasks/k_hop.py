@@ -1,5 +1,6 @@
 """k-hop: follow the chain of earlier occurrences a given number of times."""
 
+import functools
 import math
 
 import torch
@@ -16,6 +17,8 @@ MISSING = 5
 """Answer where the chain ends early."""
 MISSING_GROUP = 31
 """Group of the positions with that answer, above the octave of any sequence."""
+COUNTED = 8000
+"""Sequences in which the floor by counts learns what is likely."""
 
 
 @TASKS.register("k-hop")
@@ -27,9 +30,9 @@ class KHop(Task):
     the target is the symbol that `hops` hops lead to, or `~` where some symbol on the way has no earlier occurrence.
     Each hop needs the result of the hop before. Neighbours give part of the answers away: in half of the cases one hop
     leads to the previous symbol, and two hops lead back to the current one, which the floors `other-symbol` and
-    `current-symbol` measure. Chains that end early (`~`, a group of its own) become more frequent with more hops, so
-    judge a cell by its other groups, or against its own floor. Zero hops need no memory and are a control: the floor
-    is 1 there.
+    `current-symbol` measure; the counts of the symbols so far tell a little more (`by-counts`). Chains that end early
+    (`~`, a group of its own) become more frequent with more hops, so judge a cell by its other groups, or against its
+    own floor. Zero hops need no memory and are a control: the floor is 1 there.
 
     Full size: `k-hop:symbols=100,hops=[0|1|2|3|4|5|6|7|8],extrapolate=[9|10|11|12|13|14|15|16]`.
 
@@ -138,6 +141,24 @@ class KHop(Task):
         """Name the symbol two positions before."""
         return inputs.gather(1, (positions - 2).clamp(min=1))
 
+    def floor_by_counts(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
+        """Name `~`, the current symbol or the most frequent other one, by position and count of the current symbol."""
+        guesses, counts = self._guesses(inputs)
+        table = likeliest_guesses(self, cell).to(inputs.device)
+        likeliest = table[torch.arange(self.symbols, device=inputs.device), counts]
+        return guesses.gather(0, likeliest[None])[0].gather(1, positions - 1)
+
+    def _guesses(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return three guesses, `~`, the current symbol and the most frequent other one so far, [3, N, symbols].
+
+        Also return how often the current symbol has occurred, itself included, [N, symbols].
+        """
+        symbols = inputs[:, 1:, None] - self.words.first("symbols")
+        so_far = (symbols == torch.arange(self.alphabet, device=inputs.device)).cumsum(dim=1, dtype=torch.int32)
+        others = so_far.scatter(2, symbols, -1).argmax(dim=2) + self.words.first("symbols")
+        guesses = torch.stack([torch.full_like(others, MISSING), inputs[:, 1:], others])
+        return guesses, so_far.gather(2, symbols)[..., 0].long()
+
     def _early_missing(self, answers: Tensor, positions: Tensor, cell: Cell) -> Tensor:
         """Replace answers by `~` at early positions, from which k hops mostly lead out of the sequence.
 
@@ -157,3 +178,16 @@ class KHop(Task):
 
     def group_label(self, group: int) -> str:
         return "missing" if group == MISSING_GROUP else super().group_label(group)
+
+
+@functools.lru_cache
+def likeliest_guesses(task: KHop, cell: Cell) -> Tensor:
+    """Return the number of the guess that is most often right, by position and count: [symbols, symbols + 1]."""
+    keys = random.row_keys(torch.tensor(random.stream("k-hop", "counts")), torch.arange(COUNTED))
+    batch = task.sample(keys, cell)
+    guesses, counts = task._guesses(batch.inputs)
+    hits = (guesses == batch.targets).double()
+    codes = torch.arange(task.symbols) * (task.symbols + 1) + counts
+    found = hits.new_zeros(len(hits), task.symbols * (task.symbols + 1))
+    found.scatter_add_(1, codes.flatten().expand(len(hits), -1), hits.flatten(1))
+    return found.argmax(dim=0).view(task.symbols, -1)

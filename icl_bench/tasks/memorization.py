@@ -57,7 +57,7 @@ class Memorization(Task):
     load_name = "keys"
     budget = TrainingBudget(steps=300, lr=5e-3, params="keys=32")
     picture = "length=16,keys=6"
-    by_rule = ("n-gram",)
+    by_rule = ("n-gram", "bag of tokens")
 
     length: int = Field(default=32, ge=2)
     """Positions in a sequence, T, two for each key; with exposures at most so many, for whole entities."""

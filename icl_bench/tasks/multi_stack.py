@@ -38,6 +38,7 @@ class Pushes(NamedTuple):
     second_last: Tensor
     """The push before the last one; the last one where it is the only one."""
     oldest: Tensor
+    """Push at the bottom of the stack."""
 
 
 @TASKS.register("multi-stack")
@@ -50,7 +51,8 @@ class MultiStack(Task):
     and among pops those that are not empty, are equally likely. `queries` pops are scored, deep ones first: those that
     do not take the value pushed last on their stack, which a table of last writes knows. Where an example has too few
     of them, the rest are `shallow`, a group of its own. So judge by the group `deep`. More stacks at equal operations
-    hold as many values and need more addresses. The floor `second-last` names the push before the last one.
+    hold as many values and need more addresses. The floor `second-last` names the push before the last one, `oldest`
+    the bottom of the stack, which is the only value left at many pops of the second half.
 
     Full size: `multi-stack:operations=128,stacks=[1|4|8],queries=16`.
 
@@ -157,7 +159,7 @@ class MultiStack(Task):
         return self._values(inputs, positions, self._pushes(inputs, cell).second_last)
 
     def floor_oldest(self, inputs: Tensor, positions: Tensor, cell: Cell) -> Tensor:
-        """Name the value pushed first on the stack."""
+        """Name the value at the bottom of the stack."""
         return self._values(inputs, positions, self._pushes(inputs, cell).oldest)
 
     def _values(self, inputs: Tensor, positions: Tensor, pushes: Tensor) -> Tensor:
@@ -180,7 +182,7 @@ class MultiStack(Task):
             top = top.scatter(1, stack, torch.where(push, i, under)[:, None])
             second_last = second_last.scatter(1, stack, torch.where(push, named[1], named[2])[:, None])
             last = last.scatter(1, stack, torch.where(push, i, named[1])[:, None])
-            oldest = oldest.scatter(1, stack, torch.where(push & (named[3] < 0), i, named[3])[:, None])
+            oldest = oldest.scatter(1, stack, torch.where(push & (named[0] < 0), i, named[3])[:, None])
         pushes = Pushes(*(torch.stack(part, dim=1) for part in zip(*found, strict=True)))
         return pushes._replace(second_last=torch.where(pushes.second_last < 0, pushes.last, pushes.second_last))
 

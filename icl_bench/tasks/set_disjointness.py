@@ -26,7 +26,8 @@ class SetDisjointness(Task):
     examples the sets are disjoint; in the other half they share exactly one element. The question mark is scored. The
     first set must be kept whole until the second one comes, so its size determines the required state, and exchanging
     `first` and `second` changes this at an equal number of tokens. One bit for each example is little to learn from;
-    small sets, trained together with large ones, start the learning.
+    small sets, trained together with large ones, start the learning. A token that is in both sets occurs twice, so that
+    the counts of all tokens decide: a model that keeps their sum and no order does what the task asks for.
 
     Repeats: with two sets of two elements there are some 10^8 rows, a quarter of that if order is ignored. A million
     training rows include 11 % of the test rows, and the training budget about 1 %. With eight elements in the first
@@ -49,6 +50,7 @@ class SetDisjointness(Task):
     budget = TrainingBudget(steps=1500, lr=3e-3, params="first=2,second=2")
     picture = "first=4,second=4"
     repeats = True
+    by_rule = ("bag of tokens",)
 
     first: IntegerList = (2, 8)
     """Sizes of the first set; each is combined with every size of the second set."""

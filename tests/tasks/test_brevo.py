@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from icl_bench import random
 from icl_bench.errors import SpecError
 from icl_bench.tasks.base import measured_floors
-from icl_bench.tasks.brevo import DEGREE, draw_graphs, most_edges
+from icl_bench.tasks.brevo import DEGREE, draw_graphs, find_needed, mean_bits, most_edges
 from icl_bench.tasks.vocabulary import EOS, PAD, SEP
 
 Edges = set[tuple[int, int]]
@@ -148,6 +149,24 @@ def test_graphs_follow_the_law():
             listed = [child for child in children[parent] if child < count]
             assert sorted(listed) == [child for child in range(count) if parent in parents[child]]
     assert float((graphs.parents >= 0).sum() / 300) == pytest.approx(42, abs=1)
+
+
+@pytest.mark.parametrize(("count", "bits", "parents"), [(10, 24.3, 0.041), (20, 95.7, 0.016)])
+def test_counts_of_an_independent_simulation(count, bits, parents):
+    """It asked for the last vertex, and counted as possible parents all earlier vertices, also those without room."""
+    graphs = draw_graphs(random.row_keys(torch.tensor(4), torch.arange(4000)), count)
+    chosen = (graphs.parents >= 0).sum(dim=-1)
+    among = {"earlier": torch.arange(count).expand_as(chosen), "available": graphs.available}
+    numbers = chosen.flatten().tolist()
+    mean = {
+        name: sum(map(math.log2, map(math.comb, most.flatten().tolist(), numbers))) / 4000
+        for name, most in among.items()
+    }
+    # five standard errors: the bits of a graph of 20 vertices have a deviation below 8
+    assert mean["earlier"] == pytest.approx(bits, abs=0.6)
+    assert mean["available"] == pytest.approx(mean_bits(count), abs=1.4)
+    listed = find_needed(graphs, torch.full((4000, 1), count - 1)).sum(dim=1) == chosen[:, -1] + 1
+    assert float(listed.double().mean()) == pytest.approx(parents, abs=5 * (parents / 4000) ** 0.5)
 
 
 def test_orders_are_uniform_among_ready_vertices(draw):

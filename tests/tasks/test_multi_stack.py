@@ -51,12 +51,14 @@ def test_deep_pops_are_scored_first(draw):
     assert (batch.groups == 1).all()
 
 
-@pytest.mark.parametrize(("stacks", "floor"), [(4, 0.24), (8, 0.31)])
-def test_floor_on_deep_pops_is_that_of_the_simulation(draw, stacks, floor):
+@pytest.mark.parametrize(("stacks", "second_last", "oldest"), [(4, 0.228, 0.196), (8, 0.3, 0.346)])
+def test_floors_on_deep_pops_are_those_of_the_simulation(draw, stacks, second_last, oldest):
+    """A loop over lists, written apart, gives these numbers; with pushes by independent coins, oldest .18 and .32."""
     task, cell, batch = draw(f"multi-stack:operations=128,stacks={stacks},queries=16", 2000)
     solvers = {name: solve(batch.inputs, batch.positions, cell) for name, solve in task.floors.items()}
     right = {name: float((answers == batch.targets).double().mean()) for name, answers in solvers.items()}
-    assert right["second-last"] == max(right.values()) == pytest.approx(floor, abs=0.02)
+    assert right["second-last"] == pytest.approx(second_last, abs=0.015)
+    assert right["oldest"] == pytest.approx(oldest, abs=0.015)
     assert right["last-write"] < 0.02
 
 
