@@ -61,9 +61,10 @@ def summary() -> str:
     above = sum(len(cell["above"]) for cell in cells)
     trained = sum(bool(cell["trained"]) for cell in cells)
     by_training = f"trained solvers in {trained}" if trained else "without trained solvers"
+    where = f"{found['device']}, {found['date']}, revision {found['revision']}"
     return (
         f"\n{len(found['tasks'])} settings of tasks, {len(cells)} cells with {found['examples']:,} test examples each, "
-        f"{by_training}:\n{above} comparisons above a stated floor.\n\n"
+        f"{by_training}:\n{above} comparisons above a stated floor ({where}).\n\n"
     )
 
 
@@ -75,7 +76,8 @@ def points() -> Iterator[tuple[str, float, float, str]]:
             for name, accuracy in cell["by_rule"].items():
                 yield "rule", cell["floor"], accuracy, f"{where}: {name}"
             for name, accuracy in cell["trained"].items():
-                yield "trained", cell["floor"], accuracy, f"{where}: {name}"
+                if name not in cell["by_rule"]:
+                    yield "trained", cell["floor"], accuracy, f"{where}: {name}"
             yield "best", cell["floor"], cell["best"], f"{where}: {cell['best_by']}"
 
 

@@ -76,3 +76,7 @@ class UnknownSizeError(SpecError):
 
 class EngineError(IclBenchError):
     """An engine is not installed, or none of its workers is usable."""
+
+
+class RankLostError(IclBenchError):
+    """A process of a data-parallel training has ended or does not answer."""

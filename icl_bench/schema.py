@@ -14,6 +14,7 @@ Spec(name='power', params={'p': 2, 'gate': True}, version=None)
 
 import ast
 import difflib
+import functools
 import hashlib
 import inspect
 import json
@@ -89,14 +90,19 @@ def field_descriptions(model: type[Frozen]) -> dict[str, str]:
     return {name: text for name, text in found.items() if name in model.model_fields}
 
 
+@functools.cache
+def unbounded_fields(model: type[Frozen]) -> tuple[str, ...]:
+    """Return the names of the fields of a model without an upper bound of their own."""
+    bounded = lambda field: any(hasattr(mark, "le") or hasattr(mark, "lt") for mark in field.metadata)  # noqa: E731
+    return tuple(name for name, field in model.model_fields.items() if not bounded(field))
+
+
 class Parameters(Frozen):
     """The base of tasks and architectures: no parameter is above 2^24 unless its field has a bound of its own."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        for name, field in type(self).model_fields.items():
-            if any(hasattr(mark, "le") or hasattr(mark, "lt") for mark in field.metadata):
-                continue
+        for name in unbounded_fields(type(self)):
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if isinstance(one, int | float) and abs(one) > LARGEST_PARAMETER:

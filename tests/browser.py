@@ -1,11 +1,14 @@
 """A headless Chromium, driven through the pipe of its debugging protocol; it needs nothing but the browser."""
 
+import base64
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,12 @@ LAUNCH = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 """Start the browser with the pipe where it expects it; a function before exec is unsafe among threads."""
+
+
+def unpacked(page: str, name: str) -> str:
+    """The text that an element of a page holds compressed."""
+    (packed,) = re.findall(rf'id="{name}">(.*?)</script>', page, re.DOTALL)
+    return zlib.decompress(base64.b64decode(packed)).decode()
 
 
 class Browser:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from icl_bench.errors import SpecError
 from icl_bench.reports.context import NO_STUDY, StudyContext
 from icl_bench.runs.columns import Row, curve_rows, score_rows
-from icl_bench.runs.kept import Samples, kept_file, kept_samples
+from icl_bench.runs.kept import Samples
 from icl_bench.runs.outline import FinishedRuns, MeasuredRun
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.store import Store
+from icl_bench.runs.store.kept_records import kept_file, kept_samples
 
 if TYPE_CHECKING:  # pandas may be missing, and torch loads slowly
     import pandas

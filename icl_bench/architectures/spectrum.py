@@ -96,9 +96,8 @@ class SpectrumCore(PowerCore):
         self.shares = shares
 
     def weights(self, x: Tensor, position: int | None = None) -> Tensor:
-        """Return the weights of lower degrees with members and batch in one axis, [M B, (T | 1,) H, p // 2]."""
-        lower: Tensor = self.shares(x, position)
-        return fold(lower.expand(*x.shape[:2], *lower.shape[2:]))
+        """Return the weights of lower degrees, [M B or M or 1, (T | 1,) H, p // 2], by token or alike in a batch."""
+        return fold(self.shares(x, position))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         inputs = PowerInputs(*self.operands(q, k, v, x).folded(), None)

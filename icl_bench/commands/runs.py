@@ -133,8 +133,8 @@ def show_probes(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: J
     """
     from icl_bench.commands.console import terminal
     from icl_bench.commands.tables import probes_table
-    from icl_bench.runs.kept import kept_probes
     from icl_bench.runs.probes import causes_of, ending_of
+    from icl_bench.runs.store.kept_records import kept_probes
 
     opened = open_store(store)
     record = opened.load(opened.find(run))

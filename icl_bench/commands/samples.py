@@ -31,7 +31,7 @@ def samples(
     brackets.
     """
     from icl_bench.commands.console import terminal
-    from icl_bench.runs.kept import kept_samples
+    from icl_bench.runs.store.kept_records import kept_samples
 
     opened = open_store(store)
     kept = kept_samples(opened, opened.load(opened.find(run)).result)

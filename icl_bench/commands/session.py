@@ -61,13 +61,20 @@ def note_lacking(records: "list[RunRecord]", output: OutputOptions) -> None:
 def estimate_left(
     batches: "Sequence[Sequence[RunSpec]]", machine: MachineOptions, output: OutputOptions
 ) -> "list[Estimate]":
-    """Estimate the time of each batch of runs in one process, at once: by the finished runs of the store, or a rule."""
+    """Estimate the time of each batch of runs in one process, at once: by the finished runs of the store, or a rule.
+
+    With `--device cuda` this machine needs no GPU, and a rule is all there is.
+    """
+    import torch
+
     from icl_bench.harness.engines.base import device_for
     from icl_bench.harness.environment import check_impl, device_name
     from icl_bench.harness.estimate import estimate_runs, measured_seconds
     from icl_bench.runs.store import Store
 
     check_impl(machine.impl)
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        return [estimate_runs(runs, "cuda") for runs in batches]
     device = device_for(machine.engine, machine.device)
     known = measured_seconds(Store(output.store), device_name(device))
     return [estimate_runs(runs, device.type, known) for runs in batches]

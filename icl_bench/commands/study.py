@@ -147,7 +147,7 @@ def print_plan(planned: "StudyPlan", estimates: "Sequence[Estimate]", as_json: b
     for number, (one, own) in enumerate(zip(planned.parts, estimates, strict=True), start=1):
         say(f"part {number}{one.part.title and ': '}{one.part.title}")
         say(f"  {one.runs} runs before the grid grows; {one.done} of the tuning runs are done")
-        say(f"  about {in_words(own.seconds)} in one process for the rest, {own.source}")
+        say(f"  about {in_words(own.seconds)} {own.place} for the rest, {own.source}")
         for each in one.part.contenders:
             say(f"    {each.task}  {each.arch}" + (f"  at {each.size}" if each.size else ""))
     for line in planned.left_out:

@@ -53,8 +53,11 @@ def view(
         ),
     ] = None,
     study: Annotated[
-        str | None,
-        typer.Option(help="The study of these runs, packaged or a file: the page quotes its texts and published rows."),
+        list[str] | None,
+        typer.Option(
+            help="The study of these runs, packaged or a file: the page quotes its texts and published rows. Of "
+            "several stores, one for all of them or one for each, in their order."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the live page; 0 for any free one.")] = 0,
 ) -> None:
@@ -63,12 +66,12 @@ def view(
     Example: icl-bench view icl-runs -o page
     """
     opened = [open_store(path) for path in stores or [DEFAULT_STORE]]
-    context = study_context(study)
+    contexts = study_contexts(study or [], len(opened))
     if output is None:
-        serve(opened, context, port)
+        serve(opened, contexts, port)
         return
-    document = document_of(opened, context)
-    if not document["runs"]:
+    document = document_of(opened, contexts)
+    if not document["runs"]["id"]:
         raise StoreError(
             f"a page needs finished runs; {opened[0].root} has none; make some with `icl-bench run --store "
             f"{opened[0].root}`"
@@ -76,26 +79,37 @@ def view(
     say(str(write_folder(document, output)))
 
 
-def study_context(name: str | None) -> "StudyContext":
-    """Return the texts of a study; empty without one."""
+def study_contexts(names: "Sequence[str]", stores: int) -> "list[StudyContext]":
+    """Return the texts of the study of each store: of the one that is named, or of as many as there are stores."""
     from icl_bench.reports.context import NO_STUDY
 
-    if name is None:
-        return NO_STUDY
+    if not names:
+        return [NO_STUDY] * stores
+    if len(names) not in (1, stores):
+        raise StoreError(
+            f"studies are one for all stores or one for each; {len(names)} studies for {stores} stores; give --study "
+            f"once or {stores} times"
+        )
     from icl_bench.harness.study.file import load_study
 
     load_plugins_or_warn()
-    return context_of(load_study(name), [])
+    contexts = [context_of(load_study(name), []) for name in names]
+    return contexts if len(contexts) == stores else contexts * stores
 
 
-def document_of(stores: "Sequence[Store]", context: "StudyContext", announce: bool = True) -> dict[str, Any]:
-    """Return the data document of stores; `announce` names unreadable runs on standard error."""
+def document_of(stores: "Sequence[Store]", contexts: "Sequence[StudyContext]", announce: bool = True) -> dict[str, Any]:
+    """Return the data document of stores with their studies; `announce` names unreadable runs on standard error."""
     from icl_bench.reports.explorer.document import explorer_document
     from icl_bench.runs.record import command_line
 
     names = [store.root.resolve().name for store in stores]
     names = [name if names.count(name) == 1 else str(store.root) for name, store in zip(names, stores, strict=True)]
-    viewed = [viewed_store(store, name, context, announce) for store, name in zip(stores, names, strict=True)]
+    studies = [context.name for context in contexts if context.name]
+    names = studies if len(set(studies)) == len(stores) else names
+    viewed = [
+        viewed_store(store, name, context, announce)
+        for store, name, context in zip(stores, names, contexts, strict=True)
+    ]
     return explorer_document(viewed, f"icl-bench: {', '.join(names)}", command_line())
 
 
@@ -116,7 +130,8 @@ def viewed_store(store: "Store", name: str, context: "StudyContext", announce: b
 
 def sampled(store: "Store", sections: "Sequence[Section]") -> "Iterable[Samples]":
     """Yield the kept examples of the first run of each architecture that kept some, of at most 60 runs."""
-    from icl_bench.runs.kept import kept_samples, lacking
+    from icl_bench.runs.kept import lacking
+    from icl_bench.runs.store.kept_records import kept_samples
 
     left = MOST_SAMPLED
     for entry in (entry for section in sections for entry in section.entries):
@@ -143,13 +158,13 @@ def write_folder(document: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def serve(stores: "Sequence[Store]", context: "StudyContext", port: int) -> None:
+def serve(stores: "Sequence[Store]", contexts: "Sequence[StudyContext]", port: int) -> None:
     """Serve the page live until the process is interrupted, and make it anew whenever runs have finished."""
     with LivePage(port) as page:
         stamp = ""
         while True:
             if (found := stamp_of(stores)) != stamp:
-                document = document_of(stores, context, announce=not stamp)
+                document = document_of(stores, contexts, announce=not stamp)
                 page.publish({**document, "stamp": found})
                 if not stamp:
                     say(page.address)

@@ -1,7 +1,6 @@
 """The command that shows stores as a page: files that anyone can open, and a live page that only its reader gets."""
 
 import json
-import re
 import urllib.request
 from http import HTTPStatus
 from pathlib import Path
@@ -13,6 +12,7 @@ from icl_bench.commands import view
 from icl_bench.reports.context import NO_STUDY
 from icl_bench.runs.kept import AnsweredExample, CellSamples, Samples
 from icl_bench.runs.store import Store
+from tests.browser import unpacked
 from tests.runs.records import MANIFEST, result, spec
 
 EXAMPLE = AnsweredExample(
@@ -39,8 +39,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def document_in(path: Path) -> dict:
-    (data,) = re.findall(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)
-    return json.loads(data)
+    return json.loads(unpacked(path.read_text(), "data"))
 
 
 def test_a_folder_has_one_page_with_the_runs_of_the_default_store(command, store, tmp_path) -> None:
@@ -48,7 +47,7 @@ def test_a_folder_has_one_page_with_the_runs_of_the_default_store(command, store
     assert (outcome.status, outcome.out, outcome.err) == (0, "site/page/index.html\n", "")
     assert [path.name for path in (tmp_path / "site" / "page").iterdir()] == ["index.html"]
     document = document_in(tmp_path / "site" / "page" / "index.html")
-    assert document["title"] == "icl-bench: icl-runs" and len(document["runs"]) == 2
+    assert document["title"] == "icl-bench: icl-runs" and len(document["runs"]["id"]) == 2
     assert [one["run"] for one in document["samples"]] == [spec(1).id]
     assert "stamp" not in document
 
@@ -79,6 +78,20 @@ def test_a_study_lends_its_texts_and_the_results_that_others_published(command, 
     assert command("view", "-o", "page", "--study", "nothing").status == 2
 
 
+def test_several_stores_have_a_study_each_or_one_for_all(command, store, tmp_path) -> None:
+    add_run(Store(tmp_path / "other"), 2)
+    stores, studies = ("view", "icl-runs", "other", "-o", "page"), ("--study", "depth", "--study", "suite")
+    assert command(*stores, *studies).status == 0
+    document = document_in(tmp_path / "page" / "index.html")
+    assert document["title"] == "icl-bench: depth, suite"
+    assert [(one["name"], one["study"]["name"]) for one in document["stores"]] == [("depth",) * 2, ("suite",) * 2]
+    assert command(*stores, *studies[:2]).status == 0
+    named = document_in(tmp_path / "page" / "index.html")["stores"]
+    assert [(one["name"], one["study"]["name"]) for one in named] == [("icl-runs", "depth"), ("other", "depth")]
+    outcome = command(*stores, *studies, "--study", "depth")
+    assert outcome.status == 2 and "3 studies for 2 stores; give --study once or 2 times" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -105,7 +118,7 @@ def fetch(address: str, host: str | None = None) -> tuple[int, bytes]:
 
 def test_a_live_page_is_only_for_who_has_its_address(store) -> None:
     with view.LivePage(0) as page:
-        page.publish({**view.document_of([store], NO_STUDY), "stamp": "first"})
+        page.publish({**view.document_of([store], [NO_STUDY]), "stamp": "first"})
         status, body = fetch(page.address)
         assert status == HTTPStatus.OK and b"connect-src &#39;self&#39;" in body
         root = page.address.removesuffix(f"{page.token}/")
@@ -119,14 +132,14 @@ def test_a_live_page_follows_runs_as_they_finish(store) -> None:
     before = view.stamp_of([store])
     assert view.stamp_of([store]) == before
     with view.LivePage(0) as page:
-        page.publish({**view.document_of([store], NO_STUDY), "stamp": before})
+        page.publish({**view.document_of([store], [NO_STUDY]), "stamp": before})
         assert fetch(f"{page.address}data?after={before}") == (HTTPStatus.NO_CONTENT, b"")
         add_run(store, 2)
         after = view.stamp_of([store])
         assert after != before
-        page.publish({**view.document_of([store], NO_STUDY), "stamp": after})
+        page.publish({**view.document_of([store], [NO_STUDY]), "stamp": after})
         status, body = fetch(f"{page.address}data?after={before}")
-        assert status == HTTPStatus.OK and len(json.loads(body)["runs"]) == 3
+        assert status == HTTPStatus.OK and len(json.loads(body)["runs"]["id"]) == 3
 
 
 def test_a_port_that_is_taken_is_refused_in_a_line(store) -> None:

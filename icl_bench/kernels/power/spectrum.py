@@ -8,8 +8,8 @@ for m = 0 .. p // 2, with w_0 = 1. The lower terms cost no state: |k|^2 phi_(p-2
 
 w_t being the weights of `expansion` and cct the tuple t with the index c joined twice. So y is the read-out of S by
 another query vector. Over a sequence each term is a call of power attention of its own degree, with values |k|^2m v;
-degree 0 is linear attention with keys of one channel of ones. In Triton, one pass makes all degrees where one chunk
-covers the sequence.
+degree 0 is linear attention with keys of one channel of ones. In Triton, the pass that makes degree p makes all, where
+one chunk covers the sequence or p is 2.
 """
 
 import torch
@@ -31,7 +31,8 @@ def spectrum_attention(
 
     Args:
         inputs: Tensors as for `power_attention`, O = max(H, G); the state is that of degree p alone, without z.
-        lower: Weights w_1, w_2, .. of the degrees p - 2, p - 4, .., shaped to fit [N, T, O, p // 2] by broadcasting.
+        lower: Weights w_1, w_2, .. of the degrees p - 2, p - 4, .., shaped to fit [N, T, O, p // 2] by broadcasting; or
+            [M, T or 1, O, p // 2] for M that divides N, of which N / M sequences in a row have the same ones.
         p: The power, at least 2.
         scale: Factor on q.k; 1/sqrt(K) by default.
         impl: An implementation of `power_attention`, for every term.
@@ -44,11 +45,12 @@ def spectrum_attention(
     """
     q, k, v, log_g, state = inputs
     scale = _check(q, lower, p, scale)
-    if not keep_state and _takes_one_pass(inputs, p, impl, chunk):
+    if not keep_state and _takes_one_pass(inputs, lower, p, impl, chunk):
         check_sequences(q, k, v, log_g, shared=True)
         from icl_bench.kernels.power.triton.spectrum import spectrum_attention_triton
 
-        return spectrum_attention_triton(inputs, lower, p, scale), None
+        return spectrum_attention_triton(inputs, lower, p, scale, chunk), None
+    lower = _of_sequences(lower, len(q), 4)
     first = (q, k, v, log_g)
     last: PowerState | None = None
     if keep_state:
@@ -74,14 +76,20 @@ def spectrum_attention(
     return out.to(v.dtype), last
 
 
-def _takes_one_pass(inputs: PowerInputs, p: int, impl: PowerImpl, chunk: int | None) -> bool:
+def _takes_one_pass(inputs: PowerInputs, lower: Tensor, p: int, impl: PowerImpl, chunk: int | None) -> bool:
     if impl == "triton":
         check_triton(inputs.q)
     elif impl != "auto" or not has_triton(inputs.q):
         return False
     from icl_bench.kernels.power.triton.spectrum import fits_one_pass
 
-    return fits_one_pass(inputs, p, chunk)
+    return fits_one_pass(inputs, lower, p, chunk)
+
+
+def _of_sequences(lower: Tensor, sequences: int, axes: int) -> Tensor:
+    """Repeat weights of M members, of all axes, for the sequences of each."""
+    alike = lower.ndim < axes or lower.shape[0] in (1, sequences)
+    return lower if alike else lower.repeat_interleave(sequences // lower.shape[0], dim=0)
 
 
 def spectrum_step(
@@ -95,6 +103,7 @@ def spectrum_step(
     scale = _check(q, lower, p, scale)
     if state is None:
         raise ArgumentError("a step needs the state before the token; got None: start with initial_power_state")
+    lower = _of_sequences(lower, len(q), 3)
     y, new = power_step(q, k, v, log_g, state, p=p, scale=scale, normalize="none", impl=impl)
     out, s = y.to(new.s.dtype), new.s
     rows = repeat_heads(scale * q.to(s.dtype), inputs.heads)

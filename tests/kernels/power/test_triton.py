@@ -16,13 +16,14 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.power.api import initial_power_state, power_step  # noqa: E402
+from icl_bench.kernels.power.api import initial_power_state, power_attention_with_state, power_step  # noqa: E402
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions  # noqa: E402
 from icl_bench.kernels.power.spectrum import spectrum_attention  # noqa: E402
 from icl_bench.kernels.power.triton import table  # noqa: E402
 from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles  # noqa: E402
 from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton  # noqa: E402
+from icl_bench.kernels.power.triton.spectrum import fits_one_pass  # noqa: E402
 from icl_bench.kernels.power.triton.step import power_step_triton  # noqa: E402
 from icl_bench.kernels.power.triton.tiles import rounded  # noqa: E402
 from tests.kernels.power.power_oracle import Case, poison  # noqa: E402
@@ -163,6 +164,18 @@ def test_operators_keep_their_contract():
     )
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_gradient_of_one_part_of_the_state_is_that_of_plain_torch(part):
+    """No gradient of y arrives then, nor of the other part, nor of what the operator keeps for itself."""
+    q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1))
+    gradients = [
+        torch.autograd.grad(power_attention_with_state(q, k, v, p=2, impl=impl)[1][part].square().sum(), (k,))
+        for impl in ("triton", "chunked")
+    ]
+    for found, exact in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+
+
 def test_operators_go_through_compilation_without_a_break():
     q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1))
 
@@ -266,33 +279,60 @@ def test_lower_degrees_are_read_from_the_same_kernels(p):
 
 
 @pytest.mark.parametrize(
-    "p, t, heads, groups, key_heads, gated",
+    "p, t, heads, groups, key_heads, gated, by_token, chunk",
     [
-        (2, 20, 2, 2, 2, True),
-        (2, 70, 1, 2, 1, False),
-        (3, 70, 2, 1, 1, True),
-        (4, 20, 2, 2, 2, True),
-        (5, 20, 1, 1, 1, False),
-        (6, 20, 1, 1, 1, True),
-        pytest.param(3, table.SHORT_CHUNK + 14, 1, 1, 1, True, marks=pytest.mark.slow),
-        pytest.param(4, table.SHORT_CHUNK + 14, 2, 1, 1, False, marks=pytest.mark.slow),
+        (2, 20, 2, 2, 2, True, True, None),
+        (2, 70, 1, 2, 1, False, False, None),
+        (3, 70, 2, 1, 1, True, False, None),
+        (4, 20, 2, 2, 2, True, True, None),
+        (5, 20, 1, 1, 1, False, False, None),
+        (6, 20, 1, 1, 1, True, True, None),
+        (2, 150, 1, 2, 1, True, False, 64),
+        (2, 150, 2, 2, 1, False, False, 64),
+        pytest.param(3, table.SHORT_CHUNK + 14, 1, 1, 1, True, False, None, marks=pytest.mark.slow),
+        pytest.param(4, table.SHORT_CHUNK + 14, 2, 1, 1, False, True, None, marks=pytest.mark.slow),
     ],
 )
-def test_one_pass_makes_all_degrees_and_their_gradients(p, t, heads, groups, key_heads, gated):
+def test_one_pass_makes_all_degrees_and_their_gradients(p, t, heads, groups, key_heads, gated, by_token, chunk):
+    """The first sequence has a key of zeros, and without weights by token each sequence has its own."""
     case = Case(
         t=t, heads=heads, groups=groups, key_heads=key_heads, key=5, value=16, p=p, normalize="none", gated=gated,
         dtype=F32, device=DEVICE,
     )  # fmt: skip
     q, k, v, log_g, _, _ = case.inputs
+    k = k.detach().clone()
+    k[0, 3] = 0
     generator = torch.Generator().manual_seed(3)
-    lower = torch.randn(len(q), t, max(heads, groups), p // 2, generator=generator).to(DEVICE)
+    lower = torch.randn(len(q), t if by_token else 1, max(heads, groups), p // 2, generator=generator).to(DEVICE)
     dy = torch.randn(len(q), t, max(heads, groups), 16, generator=generator).to(DEVICE)
+    assert fits_one_pass(PowerInputs(q, k, v, log_g, None), lower, p, chunk)
 
     def results(kind, impl):
         given = [None if x is None else x.detach().to(kind).requires_grad_() for x in (q, k, v, log_g, lower)]
-        y, _ = spectrum_attention(PowerInputs(*given[:4], None), given[4], p=p, impl=impl, keep_state=False)
+        inputs = PowerInputs(*given[:4], None)
+        y, _ = spectrum_attention(inputs, given[4], p=p, impl=impl, keep_state=False, chunk=chunk)
         leaves = [x for x in given if x is not None]
         return [y, *torch.autograd.grad(y, leaves, dy.to(kind))]
 
     for found, wanted in zip(results(F32, "triton"), results(torch.float64, "quadratic"), strict=True):
         assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+def test_sequences_of_a_member_share_its_weights():
+    case = Case(
+        t=20, n=4, heads=2, groups=2, key_heads=2, key=5, value=16, p=2, normalize="none", dtype=F32, device=DEVICE
+    )
+    q, k, v, log_g, _, _ = case.inputs
+    lower = torch.randn(2, 1, 2, 1, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+
+    def results(weights, impl):
+        leaf = weights.detach().requires_grad_()
+        y, _ = spectrum_attention(PowerInputs(q, k, v, log_g, None), leaf, p=2, impl=impl, keep_state=False)
+        return y, torch.autograd.grad(y.square().sum(), leaf)[0]
+
+    alone, each = results(lower.repeat_interleave(2, dim=0), "quadratic")
+    for impl in ("quadratic", "triton"):
+        found, gradient = results(lower, impl)
+        assert (found - alone).norm() <= 1e-5 * alone.norm()
+        wanted = each.unflatten(0, (2, 2)).sum(1)
+        assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()

@@ -115,10 +115,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     q, k, v, log_g, ctx.window, ctx.scale = inputs
     o, lse, local, base = output
     ctx.gated = log_g is not None
+    ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.save_for_backward(q, k, v, local, base, o, lse)
 
 
-def _differentiate(ctx: Any, do: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, do: Tensor, *_unused: None) -> tuple[Tensor | None, ...]:
     dq, dk, dv, dlog_g = _backward(*ctx.saved_tensors, do, ctx.gated, ctx.window, ctx.scale)
     return dq, dk, dv, (dlog_g if ctx.gated else None), None, None
 

@@ -11,14 +11,18 @@ import triton.language as tl
 from icl_bench.kernels.power.triton.forward import read_tiles
 from icl_bench.kernels.power.triton.lower import (
     add_weight_gradients,
+    gradient_of_keys,
     join_weight_gradients,
-    load_stored_weights,
+    key_block_of_terms,
+    load_trace,
     load_weights,
-    norm_slope,
-    polynomial_and_slope,
+    lower_weights,
+    polynomial,
+    slope_weights,
     squared_norms,
     store_weight_gradients,
     store_weights,
+    to_unit_keys,
 )
 from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
 from icl_bench.kernels.power.triton.tiles import (
@@ -36,18 +40,20 @@ from icl_bench.kernels.triton.common import View, at_head, load_for_columns, par
 
 @triton.jit
 def _query_block(
-    acc, total, of_weights, queries, cotangents, delta, k, v, gates, gate, a, norms, m0, n0, end, scale_in,
+    acc, total, of_weights, queries, cotangents, delta, k, v, gates, gate, a, m0, n0, end, scale_in,
     BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """acc_i + sum_j ds_ij k_j, and parts of R_i = sum_j ds_ij s_ij, for the rows m0.. and the keys n0...
 
     With s the score and g its decay, ds_ij = (dy_i.v_j - delta_i) s_ij^(p-1) g_ij. OWN: keys may lie after a row.
-    TERMS: s^(p-1) is (dA / ds) / p, and parts of da_m = sum_j dy_i.v_j g_ij b_j^m s_ij^(p-2m) are added up.
+    TERMS: s^(p-1) is (dA / ds) / p, and parts of da_m = sum_j dy_i.v_j g_ij s_ij^(p-2m) are added up; see `lower`.
     `gate` is that of each row, or of the first of them before their own block.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     keys = load_tokens(k, n0, end, C.K, BLOCK_N, C.K_BLOCK, WHOLE).to(C.DOT)
     values = load_tokens(v, n0, end, C.V, BLOCK_N, C.V_BLOCK, WHOLE).to(C.DOT)
+    if C.SHORT and C.TERMS > 0:
+        keys, values, _ = to_unit_keys(keys, values, C)
     s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
@@ -66,28 +72,28 @@ def _query_block(
     elif C.GATED:
         ds *= tl.exp2(gate - gates)[None, :]
     if C.TERMS > 0:
-        b = load_for_columns(norms, n0, end, BLOCK_N, WHOLE)[None, :]
-        of_weights = add_weight_gradients(of_weights, ds, s, b, BLOCK_N, C)
-        weight, slope = polynomial_and_slope(s, (a[0][:, None], a[1][:, None], a[2][:, None]), b, C)
+        of_weights = add_weight_gradients(of_weights, ds, s, BLOCK_N, C)
         if C.GATED:
-            total += part_sums(ds * weight, BLOCK_M, BLOCK_N)
-        ds *= slope
+            score = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), C.P)
+            total += part_sums(ds * score, BLOCK_M, BLOCK_N)
+        e = slope_weights(a, C)
+        ds *= polynomial(s, (e[0][:, None], e[1][:, None], e[2][:, None]), C.P - 1)
     elif C.GATED:
         total += part_sums(ds * s, BLOCK_M, BLOCK_N)
     return tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION), total, of_weights
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows"])
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_query_gradient_kernel(
-    q, k, v, lower, norms, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, d_lower,
-    T, chunk, chunks, heads, repeat, low_rows, scale_in, scale_out, eps,
+    q, k, v, lower, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, d_lower,
+    T, chunk, chunks, heads, repeat, low_rows, share, scale_in, scale_out, eps,
     MAKE_STATS: tl.constexpr, LOW: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dq_i = p w_i (sum_j ds_ij k_j + the state's part) and, with gates, R_i of the state and of the chunk.
 
     This is for a block of rows of one head; grid: row blocks times N * H. MAKE_STATS: the kernel also does the work of
     `power_query_stats_kernel`, where nothing before it needs the statistics. EDGE: a state enters the first chunk.
-    TERMS: also the gradient of the weights of lower degrees, [N, T, H, TERMS].
+    TERMS: also the gradient of the weights of lower degrees; see `lower`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     K_BLOCK: tl.constexpr = C.K_BLOCK
@@ -110,6 +116,7 @@ def power_query_gradient_kernel(
     index = m0 + tl.arange(0, BLOCK_M)
     mask = index < end
     state_total = tl.zeros([BLOCK_M], tl.float32)
+    state_weights = state_total
     start_gate, gate, decay = 0.0, state_total, state_total
     a = (state_total, state_total, state_total)
     if C.GATED:
@@ -129,8 +136,9 @@ def power_query_gradient_kernel(
                 outputs += load_tokens(low, m0, low_rows, C.V, BLOCK_M, C.V_BLOCK, False).to(tl.float32)
             delta = tl.sum(outputs * cotangents.to(tl.float32), 1)
         if C.TERMS > 0:
-            norms += (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T
-            a = load_weights(at_head(lower, n, h), squared_norms(queries, scale_in, C), m0, end, BLOCK_M, C)
+            a = load_weights(
+                lower_weights(lower, n, h, share), squared_norms(queries, scale_in, C), m0, end, BLOCK_M, C
+            )
             store_weights(query_stats, row, T, index, mask, a, gate)
         else:
             store_query_stats(query_stats, row, T, index, mask, weight, delta, gate)
@@ -143,8 +151,8 @@ def power_query_gradient_kernel(
         OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
         for i in tl.static_range(C.BLOCK_M // OWN_N):
             acc, sums, of_weights = _query_block(
-                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, norms, m0, m0 + i * OWN_N,
-                end, scale_in, OWN_N, True, C.WHOLE, C,
+                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, m0, m0 + i * OWN_N, end,
+                scale_in, OWN_N, True, C.WHOLE, C,
             )  # fmt: skip
     if C.STATE:
         if (c > 0) | C.EDGE:
@@ -153,9 +161,14 @@ def power_query_gradient_kernel(
                 tl.zeros([BLOCK_M, K_BLOCK], tl.float32), q, cotangents, queries, m0, end, state,
                 states.expanded, delta, BLOCK_M, C,
             )  # fmt: skip
+            if C.TERMS > 0:
+                state_weights = tl.sum(cotangents.to(tl.float32) * load_trace(state, C)[None, :], 1)
             if C.GATED:
                 part *= tl.exp2(gate)[:, None]
                 state_total = tl.sum(part * queries.to(tl.float32), 1)
+                if C.TERMS > 0:
+                    state_weights *= tl.exp2(gate)
+                    state_total += a[0] * state_weights
             acc += part
     if m0 > c0:  # a loop of its own accumulators: see `power_forward_kernel`
         part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
@@ -163,8 +176,8 @@ def power_query_gradient_kernel(
         part_weights = (part_sum, part_sum, part_sum)
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
             part, part_sum, part_weights = _query_block(
-                part, part_sum, part_weights, queries, cotangents, delta, k, v, gates, start_gate, a, norms, m0, n0,
-                end, scale_in, C.BLOCK_N, False, True, C,
+                part, part_sum, part_weights, queries, cotangents, delta, k, v, gates, start_gate, a, m0, n0, end,
+                scale_in, C.BLOCK_N, False, True, C,
             )  # fmt: skip
         if C.GATED:
             part *= decay[:, None]
@@ -177,13 +190,14 @@ def power_query_gradient_kernel(
     if not C.SHORT:
         for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
             acc, sums, of_weights = _query_block(
-                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, norms, m0, n0, end, scale_in,
+                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, m0, n0, end, scale_in,
                 C.BLOCK_N, True, C.WHOLE, C,
             )  # fmt: skip
     if C.TERMS > 0:
+        rows = T if C.BY_TOKEN else blocks
         acc = store_weight_gradients(
-            acc, of_weights, queries, at_head(lower, n, h), d_lower + (n * T * heads + h) * C.TERMS, heads, m0, end,
-            scale_in, scale_out, C,
+            acc, of_weights, state_weights, queries, lower_weights(lower, n, h, share),
+            d_lower + (n * rows * heads + h) * C.TERMS, heads, m0, end, scale_in, scale_out, C,
         )  # fmt: skip
     factor = weight * scale_out
     if C.GATED:
@@ -199,50 +213,36 @@ def power_query_gradient_kernel(
 
 @triton.jit
 def _key_block(
-    dk, dv, sums, of_norms, keys, values, b, q, dy, query_stats, gate, m0, n0, end, scale_in,
+    dk, dv, sums, keys, values, q, dy, query_stats, gate, m0, n0, end, scale_in,
     OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, OWN: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dk_j + sum_i ds_ij q_i, dv_j + sum_i A_ij dy_i, and parts of C_j = sum_i ds_ij s_ij, for the keys n0...
 
     The queries are m0..; OWN: they may lie before a key. `gate` is that of each key, or of the last of them after their
-    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij. TERMS: s^(p-1) is
-    (dA / ds) / p, and parts of db_j = sum_i dy_i.v_j g_ij dA_ij / db_j are added up.
+    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; TERMS: s^(p-1) is
+    (dA / ds) / p.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
     queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
     cotangents = load_tokens(dy, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
     if C.TERMS > 0:
-        a, row_gate = load_stored_weights(query_stats, m0, end, BLOCK_M, C.WHOLE)
-        a = (a[0][None, :], a[1][None, :], a[2][None, :])
-        weight = tl.full([BLOCK_M], 1.0, tl.float32)
-    else:
-        weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+        return key_block_of_terms(
+            dk, dv, sums, keys, values, queries, cotangents, query_stats, gate, m0, n0, end, scale_in,
+            OF_KEYS, OF_VALUES, OWN, C,
+        )  # fmt: skip
+    weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
     if C.GATED and not OWN:
         weight *= tl.exp2(row_gate - gate)
     s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
-    if C.TERMS > 0:
-        lower = tl.full([BLOCK_N, BLOCK_M], 1.0, tl.float32) * weight[None, :]
-    else:
-        lower = power(s, C.P - 1) * weight[None, :]
+    lower = power(s, C.P - 1) * weight[None, :]
     if OWN:
         causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
         if C.GATED:
             lower *= tl.exp2(tl.where(causal, row_gate[None, :] - gate[:, None], 0.0))
         lower = tl.where(causal, lower, 0.0)
-    if C.TERMS > 0:
-        score, slope = polynomial_and_slope(s, a, b[:, None], C)
-        if OF_VALUES:
-            dv = tl.dot((lower * score).to(C.DOT), cotangents, dv, input_precision=C.PRECISION)
-        if OF_KEYS:
-            ds = tl.dot(values, tl.trans(cotangents), input_precision=C.PRECISION) * lower
-            if C.GATED:
-                sums += part_sums(ds * score, BLOCK_N, BLOCK_M)
-            of_norms += part_sums(ds * norm_slope(s, a, b[:, None], C), BLOCK_N, BLOCK_M)
-            dk = tl.dot((ds * slope).to(C.DOT), queries, dk, input_precision=C.PRECISION)
-        return dk, dv, sums, of_norms
     if OF_VALUES:
         dv = tl.dot((lower * s).to(C.DOT), cotangents, dv, input_precision=C.PRECISION)
     if OF_KEYS:
@@ -253,12 +253,12 @@ def _key_block(
         if C.GATED:
             sums += part_sums(ds * s, BLOCK_N, BLOCK_M)
         dk = tl.dot(ds.to(C.DOT), queries, dk, input_precision=C.PRECISION)
-    return dk, dv, sums, of_norms
+    return dk, dv, sums
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups", "share"])
 def power_key_gradient_kernel(
-    q, k, v, u, w, norms, dy, query_stats, gates, states, dk, dv, column_sums, T, chunk, chunks, groups,
+    q, k, v, u, w, lower, lengths, dy, query_stats, gates, states, dk, dv, column_sums, T, chunk, chunks, groups, share,
     scale_in, state_factor, scale_out,
     REPEAT: tl.constexpr, CONTRACT: tl.constexpr, OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -266,7 +266,7 @@ def power_key_gradient_kernel(
 
     This is for a block of keys of one key-value head; grid: row blocks times N * G. `states` holds for each chunk the
     gradient that its end state receives; EDGE: the last one receives one. CONTRACT adds the state's part of dk. OF_KEYS
-    and OF_VALUES say which gradients are made.
+    and OF_VALUES say which gradients are made. TERMS: `lengths` are |k|, float32 [N, J, T]; see `lower`.
     """
     BLOCK_N: tl.constexpr = C.BLOCK_N
     K_BLOCK: tl.constexpr = C.K_BLOCK
@@ -289,11 +289,13 @@ def power_key_gradient_kernel(
     dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_N, 8], tl.float32)
-    of_norms = tl.zeros([BLOCK_N, 8], tl.float32)
     state_total = tl.zeros([BLOCK_N], tl.float32)
-    b = state_total
+    length = state_total
     if C.TERMS > 0:
-        b = load_vector(norms + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
+        if C.SHORT:
+            keys, values, length = to_unit_keys(keys, values, C)
+        else:
+            length = load_vector(lengths + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
     last = tl.minimum(n0 + BLOCK_N, end)
     last_gate, gate, decay = 0.0, state_total, state_total
     if C.GATED:
@@ -304,6 +306,8 @@ def power_key_gradient_kernel(
     if C.STATE:
         if (c + 1 < chunks) | C.EDGE:
             state = states.ptr + (row * chunks + c) * states.elements
+            if C.TERMS > 0:  # all queries have the same weight w, and sum_i w |q_i|^2 dy_i is w times the trace
+                trace = load_trace(state, C) * tl.load(lower_weights(lower, n, g, share).ptr).to(tl.float32)
             if OF_VALUES:
                 if C.LINEAR:
                     block = load_matrix(state, C.K, C.V, K_BLOCK, V_BLOCK).to(C.DOT)
@@ -312,6 +316,8 @@ def power_key_gradient_kernel(
                     u_rows = at_head(u, n, g // C.KEY_SHARE)
                     w_rows = at_head(w, n, g // C.KEY_SHARE)
                     dv_acc = read_tiles(dv_acc, u_rows, w_rows, n0, end, state, BLOCK_N, C)
+                    if C.TERMS > 0:
+                        dv_acc += trace[None, :]
             if CONTRACT and OF_KEYS:
                 ones = tl.full([BLOCK_N], -1.0, tl.float32)
                 dk_acc = gradient_of_state(dk_acc, k, values, keys, n0, end, state, states.expanded, ones, BLOCK_N, C)
@@ -322,6 +328,8 @@ def power_key_gradient_kernel(
                 dk_acc *= left[:, None]
                 if OF_KEYS:
                     state_total = tl.sum(dk_acc * keys.to(tl.float32), 1)
+                    if C.TERMS > 0:
+                        state_total += left * tl.sum(values.to(tl.float32) * trace[None, :], 1)
     if not OF_KEYS:  # only now, so that the tiles of the state have the shared memory
         keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
         values = keys
@@ -331,8 +339,8 @@ def power_key_gradient_kernel(
             dk_part = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
             dv_part = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
             for m0 in tl.range(first, end, C.BLOCK_M, num_stages=C.STAGES):
-                dk_part, dv_part, sums, of_norms = _key_block(
-                    dk_part, dv_part, sums, of_norms, keys, values, b, heads_later(q, r), heads_later(dy, r),
+                dk_part, dv_part, sums = _key_block(
+                    dk_part, dv_part, sums, keys, values, heads_later(q, r), heads_later(dy, r),
                     query_stats + r * T * 4, gate if C.SHORT else last_gate, m0, n0, end, scale_in,
                     OF_KEYS, OF_VALUES, C.SHORT, C,
                 )  # fmt: skip
@@ -344,11 +352,10 @@ def power_key_gradient_kernel(
     if not C.SHORT:
         if C.GATED:
             sums *= decay[:, None]
-            of_norms *= decay[:, None]
         for r in range(REPEAT):
             for m0 in tl.range(n0, last, C.BLOCK_M, num_stages=1):
-                dk_acc, dv_acc, sums, of_norms = _key_block(
-                    dk_acc, dv_acc, sums, of_norms, keys, values, b, heads_later(q, r), heads_later(dy, r),
+                dk_acc, dv_acc, sums = _key_block(
+                    dk_acc, dv_acc, sums, keys, values, heads_later(q, r), heads_later(dy, r),
                     query_stats + r * T * 4, gate, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
                 )  # fmt: skip
     index = n0 + tl.arange(0, BLOCK_N)
@@ -361,9 +368,16 @@ def power_key_gradient_kernel(
         dk_acc *= C.P * scale_out
         if C.SCALE:
             dk_acc *= scale_in
-        if C.TERMS > 0:  # b = |k|^2
-            dk_acc += (2.0 * scale_out * tl.sum(of_norms, 1))[:, None] * keys.to(tl.float32)
+        if C.TERMS > 0:
+            if OF_VALUES:
+                dx = dv_acc * scale_out
+            else:
+                dx = load_tokens(at_head(dv, n, g), n0, end, C.V, BLOCK_N, V_BLOCK, C.WHOLE).to(tl.float32)
+                dx /= power(tl.where(length > 0, length, 1.0), C.P)[:, None]
+            dk_acc = gradient_of_keys(dk_acc, dx, keys, values, length, C)
         store_tokens(at_head(dk, n, g), dk_acc, n0, end, C.K, BLOCK_N, K_BLOCK)
     if OF_VALUES:
         dv_acc *= scale_out
+        if C.TERMS > 0:
+            dv_acc *= power(length, C.P)[:, None]
         store_tokens(at_head(dv, n, g), dv_acc, n0, end, C.V, BLOCK_N, V_BLOCK)

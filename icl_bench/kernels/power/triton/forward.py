@@ -8,7 +8,14 @@ before the block costs one product and no exponential, and both factors are at m
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.power.triton.lower import load_weights, polynomial, squared_norms
+from icl_bench.kernels.power.triton.lower import (
+    load_trace,
+    load_weights,
+    lower_weights,
+    polynomial,
+    squared_norms,
+    to_unit_keys,
+)
 from icl_bench.kernels.power.triton.tiles import (
     load_columns,
     load_matrix,
@@ -67,7 +74,7 @@ def _read_normaliser(u, w, start, end, z, BLOCK: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _score_block(
-    acc, sums, queries, k, v, gates, gate, a, norms, m0, n0, end, scale_in,
+    acc, sums, queries, k, v, gates, gate, a, m0, n0, end, scale_in,
     BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """acc_i + sum_j A_ij v_j, and parts of the sums of A_ij, for the rows m0.. and the keys n0...
@@ -78,14 +85,12 @@ def _score_block(
     PRECISION: tl.constexpr = C.PRECISION
     keys = load_tokens(k, n0, end, C.K, BLOCK_N, C.K_BLOCK, WHOLE).to(C.DOT)
     values = load_tokens(v, n0, end, C.V, BLOCK_N, C.V_BLOCK, WHOLE).to(C.DOT)
+    if C.SHORT and C.TERMS > 0:
+        keys, values, _ = to_unit_keys(keys, values, C)
     s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
-    if C.TERMS > 0:
-        b = load_for_columns(norms, n0, end, BLOCK_N, WHOLE)
-        s = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), b[None, :], C)
-    else:
-        s = power(s, C.P)
+    s = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), C.P) if C.TERMS > 0 else power(s, C.P)
     if C.GATED:
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
     if OWN:
@@ -102,17 +107,18 @@ def _score_block(
     return tl.dot(s.to(C.DOT), values, acc, input_precision=C.PRECISION), sums
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows"])
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_forward_kernel(
-    q, k, v, u, w, lower, norms, gates, states, y, y_low, den, T, chunk, chunks, heads, repeat, low_rows,
-    scale_in, state_factor, scale_out, eps, LOW: tl.constexpr, C: tl.constexpr,
+    q, k, v, u, w, lower, gates, states, y, y_low, den, T, chunk, chunks, heads, repeat, low_rows, share, scale_in,
+    state_factor, scale_out, eps, LOW: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """den_i = sum_j A_ij + e^(c_i) phi(q_i).z and y_i = (sum_j A_ij v_j + e^(c_i) phi(q_i) S) / (den_i + eps).
 
     This is for a block of rows of one head; grid: row blocks times N * H. A score is (scale_in q.k)^P, with scale_in
     left out unless SCALE; the state's part is multiplied by state_factor and the whole by scale_out: for P <= 2 the
     scale then costs nothing per score, for P > 2 it keeps the powers in range. EDGE: a state enters the first chunk.
-    TERMS: a score is a polynomial with lower degrees, by weights `lower` and norms of keys; see `lower`.
+    TERMS: a score is a polynomial with lower degrees, by weights `lower`; keys are of length 1, where not SHORT as they
+    come; see `lower`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     V_BLOCK: tl.constexpr = C.V_BLOCK
@@ -144,15 +150,13 @@ def power_forward_kernel(
     if C.LINEAR or C.SHORT or C.TERMS > 0:
         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
     if C.TERMS > 0:
-        norms += (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T
-        a = load_weights(at_head(lower, n, h), squared_norms(queries, scale_in, C), m0, end, BLOCK_M, C)
+        a = load_weights(lower_weights(lower, n, h, share), squared_norms(queries, scale_in, C), m0, end, BLOCK_M, C)
     if C.SHORT:  # rows that wait for memory: the own block goes first, so that all is under way at once
         OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
         for i in tl.static_range(C.BLOCK_M // OWN_N):
             acc, sums = _score_block(
-                acc, sums, queries, k, v, gates, gate, a, norms, m0, m0 + i * OWN_N, end, scale_in, OWN_N, True,
-                C.WHOLE, C,
-            )  # fmt: skip
+                acc, sums, queries, k, v, gates, gate, a, m0, m0 + i * OWN_N, end, scale_in, OWN_N, True, C.WHOLE, C
+            )
     if C.STATE:
         if (c > 0) | C.EDGE:
             state = states.ptr + ((n * groups + g) * chunks + c) * states.elements
@@ -168,6 +172,8 @@ def power_forward_kernel(
                 u_rows = at_head(u, n, h // C.QUERY_SHARE)
                 w_rows = at_head(w, n, h // C.QUERY_SHARE)
                 part = read_tiles(part, u_rows, w_rows, m0, end, state, BLOCK_M, C)
+                if C.TERMS > 0:
+                    part += a[0][:, None] * load_trace(state, C)[None, :]
                 if C.SUM:
                     if C.P == 2:
                         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
@@ -188,9 +194,8 @@ def power_forward_kernel(
         part_sum = tl.zeros([BLOCK_M, 8], tl.float32)
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
             part, part_sum = _score_block(
-                part, part_sum, queries, k, v, gates, start_gate, a, norms, m0, n0, end, scale_in, C.BLOCK_N, False,
-                True, C,
-            )  # fmt: skip
+                part, part_sum, queries, k, v, gates, start_gate, a, m0, n0, end, scale_in, C.BLOCK_N, False, True, C
+            )
         if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
@@ -199,7 +204,7 @@ def power_forward_kernel(
     if not C.SHORT:
         for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
             acc, sums = _score_block(
-                acc, sums, queries, k, v, gates, gate, a, norms, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
+                acc, sums, queries, k, v, gates, gate, a, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
             )
     if C.SUM:
         total = (total + tl.sum(sums, 1)) * scale_out

@@ -10,7 +10,8 @@ from icl_bench.kernels.power.records import repeat_heads
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
-from icl_bench.kernels.power.triton.lower import power_key_norms_kernel
+from icl_bench.kernels.power.triton.layout import trace_rows
+from icl_bench.kernels.power.triton.lower import power_unit_keys_kernel
 from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, kernel_constants
 from icl_bench.kernels.power.triton.state import (
     SumConstants,
@@ -58,15 +59,18 @@ def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     return out, decay
 
 
-def key_norms(k: Tensor) -> Tensor:
-    """Return the squared norms of keys [N, T, J, K], float32 [N, J, T]."""
+def unit_keys(k: Tensor, v: Tensor, p: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return k / |k|, |k|^p v and |k|, float32 [N, J, T]; tensors in float16, whose range is small, in float32."""
     n, t, heads, width = k.shape
-    out = torch.empty(n, heads, t, device=k.device)
-    rows = table.STATISTICS_ROWS
-    power_key_norms_kernel[(-(-t // rows) * n * heads,)](
-        view_of(k), out, t, heads, K=width, K_BLOCK=padded(width, 16), BLOCK=rows, num_warps=4
-    )
-    return out
+    kind = torch.float32 if k.dtype == torch.float16 else k.dtype
+    unit, scaled = (torch.empty(x.shape, device=x.device, dtype=kind) for x in (k, v))
+    lengths = torch.empty(n, heads, t, device=k.device)
+    rows, groups = table.STATISTICS_ROWS, v.shape[2]
+    power_unit_keys_kernel[(-(-t // rows) * n * groups,)](
+        *map(view_of, (k, v, unit, scaled)), lengths, t, groups, P=p, SHARE=groups // heads, K=width, V=v.shape[3],
+        K_BLOCK=padded(width, 16), V_BLOCK=padded(v.shape[3], 16), BLOCK=rows, num_warps=4,
+    )  # fmt: skip
+    return unit, scaled, lengths
 
 
 def factor_vectors(problem: PowerProblem, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +151,14 @@ def _scan(
     return ChunkStates(sums, final, None if dots is None else dots.sum(1))
 
 
+def state_traces(problem: PowerProblem, states: Tensor) -> Tensor:
+    """Return the traces [N*G, C, V] in float32 of packed states of p = 2 [N*G, C, elements]."""
+    rows = trace_rows(problem.layout, states.device)
+    tiles = states[..., : problem.expanded].unflatten(2, (problem.layout.expanded, problem.v))
+    traces: Tensor = tiles.index_select(2, rows).sum(2, dtype=torch.float32)
+    return traces
+
+
 def power_outputs(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, gates: Tensor | None, states: Tensor | None, initial: bool,
     low_rows: int, lower: LowerTerms | None = None,
@@ -158,10 +170,11 @@ def power_outputs(
     den = torch.empty(problem.n, problem.heads, problem.t, device=q.device)
     gated, stateful = gates is not None, states is not None
     blocks = problem.blocks("forward", tiled=stateful, gated=gated)
+    weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
     power_forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v, u, w)), *_lower_arguments(lower, q), q if gates is None else gates,
+        *map(view_of, (q, k, v, u, w)), weights, q if gates is None else gates,
         problem.state_view(q if states is None else states), view_of(y), y_low, den,
-        problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, low_rows,
+        problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, low_rows, share,
         problem.scale_in, problem.state_factor, problem.scale_out, problem.eps, LOW=low_rows > 0,
         C=kernel_constants(problem, blocks, gated, stateful, initial), num_warps=blocks.warps,
     )  # fmt: skip
@@ -183,6 +196,11 @@ def query_statistics(
     return found
 
 
+def query_rows(problem: PowerProblem, tiled: bool) -> int:
+    """Return the rows of the gradient of weights of lower degrees: tokens, or blocks of them."""
+    return problem.t if problem.by_token else -(-problem.t // problem.blocks("query_gradient", tiled=tiled).m)
+
+
 def query_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
     stats: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool, lower: LowerTerms | None = None,
@@ -190,8 +208,9 @@ def query_gradient(
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none.
 
-    With `lower`, the gradients of its weights are written to `d_weights` [N, T, H, TERMS] in float32. dq is
-    [N, T, H, K] for the H heads of the output, in float32 where these share queries.
+    With `lower`, the gradients of its weights are written to `d_weights` [N, rows, H, TERMS] in float32, for each token
+    or as the sum of each block of rows (`query_rows`). dq is [N, T, H, K] for the H heads of the output, in float32
+    where these share queries.
     """
     make_stats, gated = stats is None, gates is not None
     stats = den.new_empty(*den.shape, 4) if stats is None else stats
@@ -199,11 +218,12 @@ def query_gradient(
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = problem.blocks("query_gradient", tiled=states is not None)
     state = states is not None and problem.layout.p <= 2
+    weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
     power_query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v)), *_lower_arguments(lower, q), view_of(y), y_low, view_of(dy), den, stats,
+        *map(view_of, (q, k, v)), weights, view_of(y), y_low, view_of(dy), den, stats,
         q if gates is None else gates, problem.state_view(q if states is None else states), view_of(dq),
         dq if row_sums is None else row_sums, dq if d_weights is None else d_weights,
-        problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, y_low.shape[1],
+        problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, y_low.shape[1], share,
         problem.scale_in, problem.scale_out, problem.eps, MAKE_STATS=make_stats, LOW=y_low.numel() > 0,
         C=kernel_constants(problem, blocks, gated, state, initial), num_warps=blocks.warps,
     )  # fmt: skip
@@ -225,23 +245,20 @@ def key_gradient(
     gated, stateful, contract = gates is not None, states is not None, problem.layout.p <= 2
     form = problem.form("key_gradient", tiled=stateful)
     split = contract and table.splits_keys(form, problem.arithmetic, problem.width)
+    weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
+    lengths = q if lower is None or lower.lengths is None else lower.lengths
     for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
         blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful)
         power_key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-            *map(view_of, (q, k, v, u, w)), _lower_arguments(lower, q)[1], view_of(dy), stats,
+            *map(view_of, (q, k, v, u, w)), weights, lengths, view_of(dy), stats,
             q if gates is None else gates,
             problem.state_view(q if states is None else states), view_of(dk), view_of(dv),
-            dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups,
+            dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups, share,
             problem.scale_in, problem.state_factor, problem.scale_out,
             REPEAT=problem.repeat, CONTRACT=contract, OF_KEYS=of_keys, OF_VALUES=of_values,
             C=kernel_constants(problem, blocks, gated, stateful, final), num_warps=blocks.warps,
         )  # fmt: skip
     return dk, dv, column_sums
-
-
-def _lower_arguments(lower: LowerTerms | None, other: Tensor) -> tuple[View, Tensor]:
-    """Return weights and norms as kernels take them; any other tensor where there are none."""
-    return (view_of(other), other) if lower is None else (view_of(lower.weights), lower.norms)
 
 
 def gate_gradient(problem: PowerProblem, row_sums: Tensor, column_sums: Tensor, dots: Tensor | None) -> Tensor:

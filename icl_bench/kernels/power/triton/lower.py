@@ -1,28 +1,69 @@
-"""Lower degrees inside a score: polynomials of scores and norms in place of powers.
+"""Lower degrees inside a score: polynomials of scores in place of powers, on keys of length 1.
 
-    A = s^p + sum_m a_m b^m s^(p-2m),   a_m = w_m (scale |q|)^2m,   b = |k|^2,   m = 1 .. TERMS = p // 2
+    A = s^p + sum_m a_m s^(p-2m),   a_m = w_m (scale |q|)^2m,   m = 1 .. TERMS = p // 2
 
-With t = s^2 this is f(t), or s f(t) for odd p, with f by Horner's rule: f = t + a_1 b, then f t + a_2 b^2, and so on.
-The norms of keys are made once, those of queries from the rows of a block.
+for the direction k / |k| of a key, whose values are |k|^p v: then a score costs one multiplication and addition where
+the plain power costs a multiplication, and nothing of a key enters it. With A homogeneous of degree p in k, the part of
+dk along the key is (p v.dv) k / |k|^2, so that no norm has a gradient of its own. (dA / ds) / p is the polynomial of
+degree p - 1 with the weights (p - 2m) / p a_m.
+
+For p = 2 the lower degree is read from a state too: sum_j v_j is the trace of S, as keys have length 1.
 """
 
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.triton.common import at_head, part_sums
+from icl_bench.kernels.power.triton.tiles import load_columns, power
+from icl_bench.kernels.triton.common import View, at_head, part_sums
 
 
-@triton.jit(do_not_specialize=["T", "heads"])
-def power_key_norms_kernel(k, out, T, heads, K: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK: tl.constexpr):
-    """b_t = |k_t|^2, float32 [N, J, T]. Grid: row blocks times N * J."""
+@triton.jit
+def unit_rows(rows):
+    """Return the rows of a tile with length 1, and their lengths; a row of zeros stays."""
+    x = rows.to(tl.float32)
+    squares = tl.sum(x * x, 1)
+    inverse = tl.rsqrt(tl.where(squares > 0, squares, 1.0))
+    return x * inverse[:, None], squares * inverse
+
+
+@triton.jit
+def to_unit_keys(keys, values, C: tl.constexpr):
+    """Return k / |k|, |k|^p v and |k| of the rows of two tiles."""
+    x = keys.to(tl.float32)
+    squares = tl.sum(x * x, 1)
+    inverse = tl.rsqrt(tl.where(squares > 0, squares, 1.0)).to(C.DOT)  # rounded, so that products round twice at most
+    length = tl.where(squares > 0, 1.0 / inverse.to(tl.float32), 0.0)
+    return keys * inverse[:, None], values * power(length, C.P).to(C.DOT)[:, None], length
+
+
+@triton.jit(do_not_specialize=["T", "groups"])
+def power_unit_keys_kernel(
+    k, v, unit, scaled, lengths, T, groups,
+    P: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, K_BLOCK: tl.constexpr,
+    V_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """k_t / |k_t|, |k_t|^p v_t and |k_t|, float32 [N, J, T]. Grid: row blocks times N * G; SHARE = G / J."""
     blocks = tl.cdiv(T, BLOCK)
-    index = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    start = tl.program_id(0) % blocks * BLOCK
     row = (tl.program_id(0) // blocks).to(tl.int64)
-    keys = at_head(k, row // heads, row % heads)
-    column = tl.arange(0, K_BLOCK)
-    mask = (index < T)[:, None] & (column < K)[None, :]
-    x = tl.load(keys.ptr + index.to(tl.int64)[:, None] * keys.t + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row * T + index, tl.sum(x * x, 1), mask=index < T)
+    n = row // groups
+    g = row % groups
+    j = g // SHARE
+    keys = load_columns(at_head(k, n, j), start, T, 0, K, BLOCK, K_BLOCK)
+    values = load_columns(at_head(v, n, g), start, T, 0, V, BLOCK, V_BLOCK)
+    rows, length = unit_rows(keys)
+    index = start + tl.arange(0, BLOCK)
+    own = index < tl.where(g % SHARE == 0, T, 0)  # one of the heads that share a key writes it
+    tl.store(lengths + (n * (groups // SHARE) + j) * T + index, length, mask=own)
+    _store(at_head(unit, n, j), rows, index, own, K, K_BLOCK)
+    _store(at_head(scaled, n, g), values.to(tl.float32) * power(length, P)[:, None], index, index < T, V, V_BLOCK)
+
+
+@triton.jit
+def _store(view, tile, index, mask, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    column = tl.arange(0, COLUMNS)
+    pointer = view.ptr + index.to(tl.int64)[:, None] * view.t + column[None, :]
+    tl.store(pointer, tile.to(view.ptr.dtype.element_ty), mask=mask[:, None] & (column < WIDTH)[None, :])
 
 
 @triton.jit
@@ -38,73 +79,45 @@ def squared_norms(rows, scale_in, C: tl.constexpr):
 @triton.jit
 def load_weights(lower, norms, start, end, BLOCK: tl.constexpr, C: tl.constexpr):
     """a_1, a_2, a_3 of the rows start.. of a head from their norms; zeros past `end` and past TERMS."""
-    index = start + tl.arange(0, BLOCK)
-    pointer = lower.ptr + index.to(tl.int64) * lower.t
-    first = tl.load(pointer, mask=index < end, other=0.0).to(tl.float32) * norms
+    first = _load_weight(lower, 0, start, end, BLOCK, C) * norms
     second = tl.zeros([BLOCK], tl.float32)
     third = second
     if C.TERMS > 1:
-        second = tl.load(pointer + 1, mask=index < end, other=0.0).to(tl.float32) * norms * norms
+        second = _load_weight(lower, 1, start, end, BLOCK, C) * (norms * norms)
     if C.TERMS > 2:
-        third = tl.load(pointer + 2, mask=index < end, other=0.0).to(tl.float32) * norms * norms * norms
+        third = _load_weight(lower, 2, start, end, BLOCK, C) * (norms * norms * norms)
     return first, second, third
 
 
 @triton.jit
-def polynomial(s, a, b, C: tl.constexpr):
-    """Return A for scores s, with a = (a_1, a_2, a_3) and b shaped to broadcast over s."""
+def _load_weight(lower, m: tl.constexpr, start, end, BLOCK: tl.constexpr, C: tl.constexpr):
+    """w_(m+1) of the rows start.., a single number where it is not by token."""
+    if C.BY_TOKEN:
+        index = start + tl.arange(0, BLOCK)
+        return tl.load(lower.ptr + index.to(tl.int64) * lower.t + m, mask=index < end, other=0.0).to(tl.float32)
+    return tl.load(lower.ptr + m).to(tl.float32)
+
+
+@triton.jit
+def polynomial(s, a, DEGREE: tl.constexpr):
+    """s^DEGREE + sum_m a_m s^(DEGREE-2m) by Horner's rule in s^2, for a = (a_1, a_2, a_3) that broadcast over s."""
+    if DEGREE == 1:
+        return s
     t = s * s
-    out = t + a[0] * b
-    if C.TERMS > 1:
-        out = out * t + a[1] * (b * b)
-    if C.TERMS > 2:
-        out = out * t + a[2] * (b * b * b)
-    if C.P % 2 == 1:
+    out = t + a[0]
+    if DEGREE // 2 > 1:
+        out = out * t + a[1]
+    if DEGREE // 2 > 2:
+        out = out * t + a[2]
+    if DEGREE % 2 == 1:
         out *= s
     return out
 
 
 @triton.jit
-def polynomial_and_slope(s, a, b, C: tl.constexpr):
-    """Return A and (dA / ds) / p for scores s."""
-    t = s * s
-    out = t + a[0] * b
-    slope = tl.full(s.shape, 1.0, tl.float32)
-    if C.TERMS > 1:
-        slope = t + out
-        out = out * t + a[1] * (b * b)
-    if C.TERMS > 2:
-        slope = slope * t + out
-        out = out * t + a[2] * (b * b * b)
-    if C.P % 2 == 1:
-        slope = (out + 2.0 * t * slope) * (1.0 / C.P)
-        out *= s
-    else:
-        slope = s * slope * (2.0 / C.P)
-    return out, slope
-
-
-@triton.jit
-def term(s, m: tl.constexpr, C: tl.constexpr):
-    """s^(p-2m), with ones for the power 0."""
-    t = s * s
-    out = tl.full(s.shape, 1.0, tl.float32)
-    for _ in tl.static_range(C.P // 2 - m):
-        out = out * t
-    if C.P % 2 == 1:
-        out = out * s
-    return out
-
-
-@triton.jit
-def norm_slope(s, a, b, C: tl.constexpr):
-    """dA / db = sum_m m a_m b^(m-1) s^(p-2m)."""
-    out = a[0] * term(s, 1, C)
-    if C.TERMS > 1:
-        out += 2.0 * a[1] * b * term(s, 2, C)
-    if C.TERMS > 2:
-        out += 3.0 * a[2] * (b * b) * term(s, 3, C)
-    return out
+def slope_weights(a, C: tl.constexpr):
+    """Return the weights of (dA / ds) / p, a polynomial of degree p - 1."""
+    return a[0] * ((C.P - 2) / C.P), a[1] * ((C.P - 4) / C.P), a[2] * ((C.P - 6) / C.P)
 
 
 @triton.jit
@@ -128,42 +141,61 @@ def load_stored_weights(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.
 
 
 @triton.jit
-def add_weight_gradients(found, da, s, b, BLOCK_N: tl.constexpr, C: tl.constexpr):
-    """Add parts of sum_j dA_ij b_j^m s_ij^(p-2m) for m = 1, 2, 3 to `found`, for dA with its decay."""
+def key_block_of_terms(
+    dk, dv, sums, keys, values, queries, cotangents, query_stats, gate, m0, n0, end, scale_in,
+    OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, OWN: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Do the work of `backward._key_block` with lower degrees, which have no w and delta."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    BLOCK_N: tl.constexpr = C.BLOCK_N
+    a, row_gate = load_stored_weights(query_stats, m0, end, BLOCK_M, C.WHOLE)
+    s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
+    if C.SCALE:
+        s *= scale_in
+    score = polynomial(s, (a[0][None, :], a[1][None, :], a[2][None, :]), C.P)
+    weights = score
+    if OWN:
+        causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
+    if C.GATED:
+        if OWN:
+            decay = tl.where(causal, row_gate[None, :] - gate[:, None], float("-inf"))
+            decay = tl.exp2(decay)
+        else:
+            decay = tl.exp2(row_gate - gate)[None, :]
+        weights = score * decay
+    elif OWN:
+        weights = tl.where(causal, score, 0.0)
+    if OF_VALUES:
+        dv = tl.dot(weights.to(C.DOT), cotangents, dv, input_precision=C.PRECISION)
+    if OF_KEYS:
+        ds = tl.dot(values, tl.trans(cotangents), input_precision=C.PRECISION)
+        if C.GATED:
+            ds *= decay
+            sums += part_sums(ds * score, BLOCK_N, BLOCK_M)
+        elif OWN:
+            ds = tl.where(causal, ds, 0.0)
+        e = slope_weights(a, C)
+        ds *= polynomial(s, (e[0][None, :], e[1][None, :], e[2][None, :]), C.P - 1)
+        dk = tl.dot(ds.to(C.DOT), queries, dk, input_precision=C.PRECISION)
+    return dk, dv, sums
+
+
+@triton.jit
+def add_weight_gradients(found, da, s, BLOCK_N: tl.constexpr, C: tl.constexpr):
+    """Add parts of sum_j dA_ij s_ij^(p-2m) for m = 1, 2, 3 to `found`, for dA with its decay."""
     BLOCK_M: tl.constexpr = C.BLOCK_M
     first, second, third = found
-    first += part_sums(da * b * term(s, 1, C), BLOCK_M, BLOCK_N)
+    first += part_sums(_times_power(da, s, C.P - 2), BLOCK_M, BLOCK_N)
     if C.TERMS > 1:
-        second += part_sums(da * (b * b) * term(s, 2, C), BLOCK_M, BLOCK_N)
+        second += part_sums(_times_power(da, s, C.P - 4), BLOCK_M, BLOCK_N)
     if C.TERMS > 2:
-        third += part_sums(da * (b * b * b) * term(s, 3, C), BLOCK_M, BLOCK_N)
+        third += part_sums(_times_power(da, s, C.P - 6), BLOCK_M, BLOCK_N)
     return first, second, third
 
 
 @triton.jit
-def store_weight_gradients(
-    acc, found, queries, lower, d_lower, heads, start, end, scale_in, scale_out, C: tl.constexpr
-):
-    """Store dw_m = da_m N^m of each query, with N = (scale |q|)^2, and return acc + the part of dq through N.
-
-    The part is sum_m da_m w_m m N^(m-1) 2 scale^2 q; acc is dq without its last factors, which it is divided by.
-    """
-    BLOCK_M: tl.constexpr = C.BLOCK_M
-    TERMS: tl.constexpr = C.TERMS
-    norms = squared_norms(queries, scale_in, C)
-    factor = 2.0 / C.P
-    if C.SCALE:
-        factor *= scale_in
-    index = start + tl.arange(0, BLOCK_M)
-    pointer = lower.ptr + index.to(tl.int64) * lower.t
-    along = tl.zeros([BLOCK_M], tl.float32)
-    power_before = tl.full([BLOCK_M], 1.0, tl.float32)
-    for m in tl.static_range(TERMS):
-        da = tl.sum(found[m], 1)
-        along += da * tl.load(pointer + m, mask=index < end, other=0.0).to(tl.float32) * power_before * (m + 1)
-        power_before *= norms
-        tl.store(d_lower + index.to(tl.int64) * heads * TERMS + m, da * power_before * scale_out, mask=index < end)
-    return acc + (along * factor)[:, None] * queries.to(tl.float32)
+def _times_power(x, s, P: tl.constexpr):
+    return x if P == 0 else x * power(s, P)
 
 
 @triton.jit
@@ -176,3 +208,62 @@ def join_weight_gradients(of_weights, part, decay, C: tl.constexpr):
     if C.TERMS > 2:
         third += part[2] * decay[:, None]
     return first, second, third
+
+
+@triton.jit
+def store_weight_gradients(
+    acc, found, of_state, queries, lower, d_lower, heads, start, end, scale_in, scale_out, C: tl.constexpr
+):
+    """Store dw_m = da_m N^m, with N = (scale |q|)^2, and return acc + the part of dq through N.
+
+    The part is sum_m da_m w_m m N^(m-1) 2 scale^2 q; acc is dq without its last factors, which it is divided by.
+    `of_state` is the state's part of da_1. BY_TOKEN: [N, T, H, TERMS]; else the sum of each program's rows, as
+    [N, blocks, H, TERMS]. `d_lower` begins at the head.
+    """
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    TERMS: tl.constexpr = C.TERMS
+    norms = squared_norms(queries, scale_in, C)
+    factor = 2.0 / C.P
+    if C.SCALE:
+        factor *= scale_in
+    index = start + tl.arange(0, BLOCK_M)
+    along = tl.zeros([BLOCK_M], tl.float32)
+    power_before = tl.full([BLOCK_M], 1.0, tl.float32)
+    for m in tl.static_range(TERMS):
+        da = tl.sum(found[m], 1)
+        if m == 0:
+            da += of_state
+        along += da * _load_weight(lower, m, start, end, BLOCK_M, C) * power_before * (m + 1)
+        power_before *= norms
+        if C.BY_TOKEN:
+            place = d_lower + index.to(tl.int64) * heads * TERMS + m
+            tl.store(place, da * power_before * scale_out, mask=index < end)
+        else:  # rows past the end are zeros
+            tl.store(d_lower + (start // BLOCK_M) * heads * TERMS + m, tl.sum(da * power_before, 0) * scale_out)
+    return acc + (along * factor)[:, None] * queries.to(tl.float32)
+
+
+@triton.jit
+def load_trace(state, C: tl.constexpr):
+    """Return the trace of a state of p = 2 in tiles, [V_BLOCK]: the sum of its rows k_c k_c over all channels c."""
+    channel = tl.arange(0, C.K_BLOCK)
+    column = tl.arange(0, C.V_BLOCK)
+    tile = channel // 16
+    place = (tile * (tile + 3) // 2) * 256 + channel % 16 * 17
+    mask = (channel < C.K)[:, None] & (column < C.V)[None, :]
+    rows = tl.load(state + place[:, None] * C.V + column[None, :], mask=mask, other=0.0)
+    return tl.sum(rows.to(tl.float32), 0)
+
+
+@triton.jit
+def gradient_of_keys(du, dx, keys, values, length, C: tl.constexpr):
+    """dk = (du + (p x.dx - u.du) u) / |k| from the gradients of u = k / |k| and x = |k|^p v, the two tiles."""
+    u = keys.to(tl.float32)
+    along = C.P * tl.sum(values.to(tl.float32) * dx, 1) - tl.sum(u * du, 1)
+    return (du + along[:, None] * u) / tl.where(length > 0, length, 1.0)[:, None]
+
+
+@triton.jit
+def lower_weights(lower, n, h, share):
+    """Return the view of the weights of head h of sequence n, of which `share` in a row have the same ones."""
+    return View(at_head(lower, n // share, h).ptr, lower.n, lower.t, lower.h)

@@ -59,7 +59,7 @@ def power_attention_triton(
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, s, z))
     normalize = options.normalize == "sum"
     y, _, _, _, _, s, z = power_forward(
-        q, k, v, log_g, s, z, options.p, options.scale, normalize, options.eps, _whole_chunk(q, options), keep_state,
+        q, k, v, log_g, s, z, options.p, options.scale, normalize, options.eps, whole_chunk(q, options), keep_state,
         differentiable,
     )  # fmt: skip
     return y, PowerState(s, z if normalize else None) if keep_state else None
@@ -82,11 +82,11 @@ def measured_chunk(t: int, key_width: int, p: int) -> int:
     return chunk
 
 
-def _whole_chunk(q: Tensor, options: PowerOptions) -> int:
+def whole_chunk(q: Tensor, options: PowerOptions) -> int:
     """Return the chunk of a call, rounded up to whole blocks of rows, and at most the sequence."""
     t = q.shape[1]
     chunk = options.chunk or measured_chunk(t, q.shape[3], options.p)
-    unit = table.chunk_unit(q.dtype)
+    unit = table.CHUNK_UNITS[q.dtype]
     return min(-(-chunk // unit) * unit, t)
 
 
@@ -259,18 +259,21 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, log_g, s, z, *options, keep_state, _ = inputs
+    ctx.set_materialize_grads(False)  # zeros for the states of all chunks would be written and never read
     ctx.save_for_backward(q, k, v, *output[:5])
     ctx.initial, ctx.normaliser, ctx.keep_state, ctx.options = s is not None, z is not None, keep_state, options
     ctx.gate_type = None if log_g is None else log_g.dtype
 
 
-def _differentiate(ctx: Any, dy: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     ds, dz = others[-2:]
     p, scale, normalize, eps, chunk = ctx.options
-    if not ctx.keep_state:
-        ds, dz = None, None
-    dy = dy if dy.stride(3) == 1 else dy.contiguous()
+    if ds is not None and dz is None and normalize:  # one of them is used alone
+        dz = ds.new_zeros(ds.shape[:3])
+    elif ds is None and dz is not None:
+        ds = dz.new_zeros(*dz.shape, ctx.saved_tensors[2].shape[3])
     q, k, v, y, y_low, den, gates, states = ctx.saved_tensors
+    dy = torch.zeros_like(y) if dy is None else dy if dy.stride(3) == 1 else dy.contiguous()
     dq, dk, dv, dg, ds0, dz0 = power_backward(
         dy, ds, dz if normalize else None, q, k, v, y, y_low, den, None if ctx.gate_type is None else gates, states,
         ctx.initial, p, scale, normalize, eps, chunk,

@@ -9,7 +9,7 @@ from torch import Tensor
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.layout import StateLayout, tile_layout
 from icl_bench.kernels.power.triton.tiles import StateView
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import View, padded
 
 
 class KernelConstants(NamedTuple):
@@ -22,6 +22,8 @@ class KernelConstants(NamedTuple):
     P: int
     TERMS: int
     """Lower degrees of a score; 0 for the plain power."""
+    BY_TOKEN: bool
+    """Give the gradient of their weights for each token, else the sum of each block of rows."""
     K: int
     V: int
     QUERY_SHARE: int
@@ -83,6 +85,8 @@ class PowerProblem(NamedTuple):
     """Read a state: with more than one chunk, or one that enters or receives a gradient."""
     terms: int = 0
     """Lower degrees of a score."""
+    by_token: bool = False
+    """Take weights of lower degrees for each token."""
 
     @property
     def arithmetic(self) -> str:
@@ -172,7 +176,7 @@ def kernel_constants(
     """Return the constants of a kernel over tokens that has these blocks."""
     layout = problem.layout
     return KernelConstants(
-        P=layout.p, TERMS=problem.terms, K=layout.key_width, V=problem.v,
+        P=layout.p, TERMS=problem.terms, BY_TOKEN=problem.by_token, K=layout.key_width, V=problem.v,
         QUERY_SHARE=problem.heads // problem.query_heads, KEY_SHARE=problem.groups // problem.key_heads,
         U=layout.u, W=layout.w, K_BLOCK=padded(layout.key_width, 16),
         V_BLOCK=padded(problem.v, 16), WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m, BLOCK_N=blocks.n,
@@ -199,9 +203,14 @@ class LowerTerms(NamedTuple):
     """Lower degrees of a score."""
 
     weights: Tensor
-    """Weights w_m [N, T, H, TERMS], of any stride but that of the last axis, which is 1."""
-    norms: Tensor
-    """Squared norms of keys, float32 [N, J, T]."""
+    """Weights w_m [M, T or 1, H, TERMS], of which sequence n has those at n // (N / M); contiguous in the last axis."""
+    lengths: Tensor | None
+    """|k|, float32 [N, J, T], where keys come with length 1."""
+
+    def arguments(self, sequences: int) -> tuple[View, int]:
+        """Return the weights as kernels take them, and the sequences that have the same ones."""
+        n, t, h, _ = self.weights.stride()
+        return View(self.weights, n, t if self.weights.shape[1] > 1 else 0, h), sequences // self.weights.shape[0]
 
 
 class TokenWeights(NamedTuple):

@@ -7,6 +7,7 @@ query meets few keys, u^T Z w is small beside |u| |Z| |w|, and 8 bits of Z cost 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -32,8 +33,8 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 # Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form over at most
 # SHORT_CHUNK tokens, "long" over more. "wide_keys" and "wide_values" serve key gradients where that width is larger.
 # "value_gradient" is there where gradients of values are made apart from those of keys, "gated_forward" where gates
-# take other blocks, "lower_key_gradient" where lower degrees do, whose registers would be spilled on 64 queries. Blocks
-# are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before it is
+# take other blocks, "lower_..." where lower degrees do, whose registers would be spilled on larger ones. Blocks are
+# chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before it is
 # made in the code for "rows" where the widths differ (`PowerProblem.short`), in key gradients of some pairs of unlike
 # widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64 x 64 with K = V = 16
 # (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows of width 128 are wrong in
@@ -76,6 +77,9 @@ _BF16 = _by_width(_BF16_ROWS) | {
     ("lower_key_gradient", "long", 16): Blocks(64, 64, 4, 3),
     ("lower_key_gradient", "long", 32): Blocks(32, 64, 4, 3),
     ("lower_key_gradient", "long", 64): Blocks(32, 64, 4, 3),
+    ("lower_forward", "tiles", 64): Blocks(128, 64, 8, 3, 3),
+    ("lower_query_gradient", "tiles", 64): Blocks(64, 32, 4, 3, 3, 128),
+    ("lower_key_gradient", "tiles", 64): Blocks(32, 64, 4, 3, 3, 128),
 }
 _TF32 = _all_forms(
     [(0, 32, 4, 2)] * 2 + [(0, 32, 8, 2)] * 2,
@@ -103,6 +107,7 @@ def arithmetic(dtype: torch.dtype, p: int, stateful: bool) -> str:
     return "tf32" if dtype == torch.bfloat16 and p > 2 and stateful else ARITHMETIC[dtype]
 
 
+@cache
 def launch_blocks(kernel: str, form: str, kind: str, width: int, variant: str = "") -> Blocks:
     """Return the configuration of a kernel in an arithmetic, width being that of the wider of key and value.
 
@@ -132,7 +137,10 @@ def state_type(kind: str) -> torch.dtype:
     return torch.bfloat16 if kind == "bf16" else torch.float32
 
 
-def chunk_unit(dtype: torch.dtype) -> int:
-    """Return the unit of chunk lengths: blocks of rows, in any arithmetic for the type, then lie in one chunk each."""
+def _largest_block(dtype: torch.dtype) -> int:
     tables = [LAUNCH_TABLES[arithmetic(dtype, p, stateful=True)] for p in (2, 3)]
     return max(max(b.m, b.n) for table in tables for b in table.values())
+
+
+CHUNK_UNITS = {dtype: _largest_block(dtype) for dtype in ARITHMETIC}
+"""Unit of chunk lengths by type: blocks of rows, in any arithmetic for the type, then lie in one chunk each."""
