@@ -54,6 +54,8 @@ def cases() -> list[Case]:
         for shape in ((1024, 512, 4, 64, 64), (1, 65_536, 12, 64, 64)):
             found += [Case(kind, shape, launch, two) for launch in (*piped, wide[0])]
             found += [Case(kind, shape, one, launch) for launch in (*singles, *wide)]
+    double = [DeltaLaunch(64, 1, 2), DeltaLaunch(64, 1, 1), DeltaLaunch(64, 1, 3), DeltaLaunch(64, 2, 2), *piped]
+    found += [Case("gated-delta-net", (8192, 256, 4, 32, 64), launch, launch) for launch in double]
     shape, half = (512, 512, 4, 128, 128), DeltaLaunch(16, 2, 1)
     return found + [Case("gated-delta-net", shape, half, last) for last in (half, half._replace(single=True), two)]
 

@@ -2,10 +2,10 @@
 
     python benchmarks/simulated_studies.py [--studies 400] [--page docs/statistics.md]
 
-A simulated study has four architectures at three sizes of equal state, and scores drawn from known laws; it goes
-through the same analysis as a report on real runs. A claim is false if the two laws are equal, if the other one is
-better, or if the other entry is untrained. Power is the share of the true differences that are claimed. All numbers
-follow from a fixed seed.
+A simulated study has four architectures at three sizes of equal state, or eight at two, as linear-vs-power has, and
+scores drawn from known laws; it goes through the same analysis as a report on real runs. A claim is false if the two
+laws are equal, if the other one is better, or if the other entry is untrained. Power is the share of the true
+differences that are claimed. All numbers follow from a fixed seed.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from icl_bench.runs.outline import (
 )
 from icl_bench.runs.record import CellScore, Manifest, RunResult, StateReport, WorkReport
 
-ARCHS = ("a", "b", "c", "d")
+ARCHS = "abcdefgh"
 SIZES = (1_000, 4_000, 16_000)
 FLOORS = {8: 0.15, 32: 0.06, 128: 0.03}
 """Floor by load, about those of associative recall."""
@@ -102,6 +102,9 @@ SCENARIOS = (
     Scenario("bimodal, one locks in at 90 % and not 50 %", (Law(0.85, 0.03, 0.9), *(Law(0.85, 0.03, 0.5),) * 3)),
     Scenario("bimodal, one locks in at 100 % and not 20 %", (Law(0.85, 0.03, 1.0), *(Law(0.85, 0.03, 0.2),) * 3)),
     Scenario("bimodal at 80 %, one better by 3 deviations", (Law(0.85, 0.03, 0.8), *(Law(0.76, 0.03, 0.8),) * 3)),
+    Scenario("eight equal", (Law(0.6, 0.1),) * 8, SIZES[:2]),
+    Scenario("eight, one better by 2 deviations", (Law(0.7), *(Law(0.6),) * 7), SIZES[:2]),
+    Scenario("eight, one better by 3 deviations", (Law(0.75), *(Law(0.6),) * 7), SIZES[:2]),
 )
 
 
@@ -209,7 +212,7 @@ def run_of(setting: Setting, size: int, seed: int, accuracy: float, rng: np.rand
         cells=tuple(cells),
     )
     spec = {**setting.spec, "seed": seed, "data_seed": seed}
-    return MeasuredRun(spec, Manifest.model_construct(), result, ())
+    return MeasuredRun(spec, Manifest.model_construct(), result, (), ())
 
 
 LAWS: Mapping[str, Draw] = {

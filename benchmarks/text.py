@@ -23,6 +23,7 @@ from torch.nn import functional
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.executed import executed_operations
+from icl_bench.harness.training.memory import release_memory
 from icl_bench.harness.training.ranks import joined_ranks
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
@@ -168,6 +169,7 @@ def main() -> None:
     rows = []
     for case in options.case or ["softmax-1k", "plain-1k", "power-16k"]:
         row = measure(case, machine, options)
+        release_memory(machine.device)
         if not ranks or not ranks.rank:
             rows.append(row)
             print(json.dumps(row), flush=True)

@@ -1,9 +1,9 @@
 """Hold every task, and settings that change its code path, against the shallow solvers; write their results.
 
-    python benchmarks/validation.py --workers 8 --trained
+    python benchmarks/validation.py --workers 8 --trained [--settings "k-hop memorization"]
 
 writes `benchmarks/results/validation.json`, from which the page on validation is made, with the processor time that
-each setting took.
+each setting took. `--settings` validates these alone and leaves the results of the others as they are.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,10 +46,12 @@ VARIANTS = (
     "variable-tracking:length=128,chains=4,hops=4,ask=last,variables=64",
 )
 """Settings that are held against the solvers besides the defaults."""
+UNKNOWN = "unknown"
+"""Stands for the revision of code outside a checkout."""
 RESULTS = Path(__file__).parent / "results" / "validation.json"
 
 
-def validate_setting(examples: int, trained: bool, text: str) -> dict[str, object]:
+def validate_setting(examples: int, trained: bool, revision: str, text: str) -> dict[str, Any]:
     """Return the verdicts on one task as typed."""
     torch.set_num_threads(1)
     begun = time.process_time()
@@ -56,7 +59,13 @@ def validate_setting(examples: int, trained: bool, text: str) -> dict[str, objec
     found = validate_task(make_task(task_component(text)), sample, train_solvers(text) if trained else {})
     seconds = round(time.process_time() - begun)
     print(text, sum(len(cell.above) for cell in found), "above;", seconds, "s", flush=True)
-    return {**document(text, found), "processor_seconds": seconds}
+    return {**document(text, found), "processor_seconds": seconds, "revision": revision}
+
+
+def machine() -> dict[str, object]:
+    """Return processor, versions and date of this run."""
+    device = f"{device_name(pick_device('cpu'))}, {os.cpu_count()} cores"
+    return {"device": device, "versions": versions(), "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
 
 
 def main() -> None:
@@ -65,19 +74,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--examples", type=int, default=4000)
     parser.add_argument("--trained", action="store_true")
+    parser.add_argument("--settings", default="", help="specs, separated by spaces; all by default")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    settings = sorted([*(name for name in TASKS if names_answers(TASKS[name]())), *VARIANTS])
+    revision = git_revision() or UNKNOWN
+    every = sorted([*(name for name in TASKS if names_answers(TASKS[name]())), *VARIANTS])
+    chosen = options.settings.split() or every
+    former = json.loads(options.output.read_text()) if options.settings else {"runs": {}, "tasks": []}
+    tasks = {task["task"]: task for task in former["tasks"] if task["task"] in every}
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        tasks = list(pool.map(partial(validate_setting, options.examples, options.trained), settings))
+        for task in pool.map(partial(validate_setting, options.examples, options.trained, revision), chosen):
+            tasks[task["task"]] = task
     found = {
-        "device": f"{device_name(pick_device('cpu'))}, {os.cpu_count()} cores",
-        "versions": versions(),
-        "revision": git_revision(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "examples": options.examples,
-        "ok": all(task["ok"] for task in tasks),
-        "tasks": tasks,
+        "ok": all(task["ok"] for task in tasks.values()),
+        "runs": {**former["runs"], revision: machine()},
+        "tasks": [tasks[name] for name in sorted(tasks)],
     }
     options.output.write_text(json.dumps(found, indent=1, default=float) + "\n")
 

@@ -1,6 +1,7 @@
 """The generated parts of the page on validation, from `benchmarks/results/validation.json`; see `docs/pages.py`."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
@@ -61,10 +62,14 @@ def summary() -> str:
     above = sum(len(cell["above"]) for cell in cells)
     trained = sum(bool(cell["trained"]) for cell in cells)
     by_training = f"trained solvers in {trained}" if trained else "without trained solvers"
-    where = f"{found['device']}, {found['date']}, revision {found['revision']}"
+    settings = Counter(task["revision"] for task in found["tasks"])
+    made = [
+        f"* revision {name}, {one['date']}, {one['device']}: {settings[name]} settings"
+        for name, one in found["runs"].items()
+    ]
     return (
         f"\n{len(found['tasks'])} settings of tasks, {len(cells)} cells with {found['examples']:,} test examples each, "
-        f"{by_training}:\n{above} comparisons above a stated floor ({where}).\n\n"
+        f"{by_training}:\n{above} comparisons above a stated floor. Made at\n\n" + "\n".join(made) + "\n\n"
     )
 
 

@@ -49,8 +49,8 @@ class Brevo(WholeAnswerTask):
     has 1 to 4 of those before it that have less than 4 children. Padding comes first, as the number of edges varies;
     after the end of an answer, `$` repeats. The queried vertex is one of the last quarter.
 
-    The budget is an estimate: no run has learnt the task so far, and softmax of two layers is below the floor after
-    2,500 updates.
+    Softmax of four layers gives .93 to .98 of the answers of `brevo:vertices=8,vocab=8` right after 6,000 updates of
+    128 examples, in five seeds. The budget, for two layers, is an estimate: below the floor after 2,500 updates.
 
     Full size: `brevo:vertices=[10|20|30]`; in the published task `brevo:vertices=[70|90|110],vocab=110`, tested there
     at the largest number.

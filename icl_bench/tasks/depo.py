@@ -25,9 +25,9 @@ class Depo(Diluted):
     groups, shows the depth of the computation and not the size of the state. Judge by the hops from +2 on: +1 is plain
     recall. A model that makes a single look-up knows the successor, and that it is the answer at no other hop; this is
     the floor `one-look-up`. The reference `two-look-ups` goes one step further. These tasks are learnt at random steps:
-    compare the number of seeds that solve a hop. They are learnt far sooner with few names and four layers:
-    all of ten runs of softmax solved `depo:nodes=6,queries=6,vocab=16` in 2,000 updates. The budget, for two layers, is
-    an estimate.
+    compare the number of seeds that solve a hop. They are learnt far sooner with few names and four layers: all of 15
+    runs of softmax solved `depo:nodes=6,queries=6,vocab=16` in 2,000 updates. Within the budget, for two layers, five
+    seeds reached .96 to .998.
 
     With `name_tokens=2` a name is two tokens, neither of which tells it apart, and the target is the first token of the
     answer: its second token would follow from the first, which only one name has in most contexts.

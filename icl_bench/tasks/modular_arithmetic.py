@@ -46,7 +46,7 @@ class ModularArithmetic(Task):
 
     axes = (Axis("operators", extrapolated=True),)
     load_name = "operators"
-    budget = TrainingBudget(steps=4000, lr=1e-3, params="operators=2")
+    budget = TrainingBudget(steps=4000, lr=2e-3, params="operators=2")
     picture = "operators=4,modulus=10"
     by_rule = ("n-gram",)
     group_unit = "depth"

@@ -68,7 +68,7 @@ class MultiStack(Task):
 
     axes = (Axis("stacks"),)
     load_name = "stacks"
-    budget = TrainingBudget(steps=1000, lr=5e-3, params="stacks=1")
+    budget = TrainingBudget(steps=3000, lr=4e-3, params="stacks=1")
     picture = "operations=10,stacks=2,queries=2"
 
     operations: int = Field(default=40, ge=4)
