@@ -13,7 +13,12 @@ from torch import Tensor
 
 from icl_bench import random
 
-ROUNDING: Mapping[torch.dtype, float] = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.05}
+ROUNDING: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-5,
+    torch.bfloat16: 0.05,
+    torch.float16: 0.01,
+}
 """Largest change, relative to the largest output, that may be rounding, as of a Fourier transform over the tokens."""
 TOKENS_PER_CALL = 1 << 13
 """Tokens of the sequences of a call, each of which has its own place of change; 8 sequences at least."""

@@ -12,7 +12,8 @@ With `spectrum`, lower degrees are read from the same state; see `spectrum`. Wit
 
 State: D V sums a head, D = C(K + p - 1, p), and D more for z where the normalizer is the sum of scores. Odd p cannot
 be normalised by the sum, which can vanish or change sign; it takes a per-head RMS norm of the output unless told
-otherwise. The sum of scores is raised by 1e-6, so that it is never 0: at the start, scores are about .18^p, and a
+otherwise. The sum of scores is raised by 1e-6, or by a share of its largest value (`relative_eps`; see
+`kernels.power.relative`), so that it is never 0: at the start, scores are about .18^p, and a
 first token is shrunk by 0.1 % at p = 4, but by 3 % at p = 6, and by a quarter where its score is the median one.
 Work a token: 4 D V a head. Source: "Scaling Context Requires Rethinking Attention" (arXiv 2507.04239),
 equation 7 and section 4; it normalises by the sum and supports even p alone.
@@ -30,7 +31,7 @@ from icl_bench.architectures.base import ARCHITECTURES, Flops, Knob, LayerContex
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import HeadsArchitecture
-from icl_bench.architectures.spectrum import Spectrum, SpectrumCore, SpectrumShares
+from icl_bench.architectures.spectrum import RelativeCore, Spectrum, SpectrumCore, SpectrumShares
 from icl_bench.architectures.sums import MixedCore, PowerCore, ScoreOffset, Sums
 from icl_bench.errors import SpecError
 from icl_bench.kernels.power.records import Normalize
@@ -141,6 +142,8 @@ class Power(PowerHeads):
     """`sum` of scores (even p), per-head `rms` norm of the output, or `raw`; by default sum, for odd p rms."""
     eps: float = later(1e-6, gt=0)
     """Number added to the sum of scores."""
+    relative_eps: bool = later(False)
+    """Take eps as a share of the sum that keys in the direction of the query would have; needs the sum of scores."""
     scale: float | None = later(None, gt=0)
     """Factor on q·k; 1 / sqrt(d_key) by default."""
     spectrum: Spectrum = later("none")
@@ -162,6 +165,16 @@ class Power(PowerHeads):
             raise ValueError(
                 "spectrum reads degrees below p >= 2, with both signs, so that their sum can vanish; got "
                 f"p={self.p}, normalizer={self.normalizer}; use p=2 or more with normalizer=rms"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_eps(self) -> Self:
+        if self.relative_eps and (self.p % 2 or self.degrees or self.chosen_normalizer != "sum"):
+            raise ValueError(
+                "relative_eps needs the sum of scores of one even power; got "
+                f"p={self.p}, degrees={list(self.degrees)}, normalizer={self.chosen_normalizer}; "
+                "use p=2 or 4 with normalizer=sum, or leave relative_eps out"
             )
         return self
 
@@ -229,6 +242,8 @@ class Power(PowerHeads):
             return MixedCore(self.parts, layer, gate, self.features)
         assert sums.scale is not None
         offset = ScoreOffset(members, self.heads, sums.scale) if self.offset == "learned" else None
+        if self.relative_eps:
+            return RelativeCore(sums, layer, gate, self.features, offset)
         if self.spectrum == "none":
             return PowerCore(sums, layer, gate, self.features, offset)
         shares = SpectrumShares(members, d_model, self.heads, self.spectrum, self.p, self.expanded_channels)

@@ -23,6 +23,7 @@ from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.sums import PowerCore, ScoreOffset, Sums
 from icl_bench.kernels.power.records import PowerInputs, PowerState
+from icl_bench.kernels.power.relative import relative_attention, relative_step
 from icl_bench.kernels.power.spectrum import spectrum_attention, spectrum_step
 from icl_bench.schema import READS_NONE
 
@@ -112,4 +113,19 @@ class SpectrumCore(PowerCore):
     ) -> tuple[Tensor, PowerState]:
         inputs = PowerInputs(*self.operands(q, k, v, x).folded(), state)
         y, state = spectrum_step(inputs, self.weights(x, position), p=self.sums.p, scale=self.sums.scale)
+        return y.unflatten(0, q.shape[:2]), state
+
+
+class RelativeCore(PowerCore):
+    """Power attention whose sum of scores is raised by a share of its largest value; see `kernels.power.relative`."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        sums, inputs = self.sums, PowerInputs(*self.operands(q, k, v, x).folded(), None)
+        y = relative_attention(inputs, p=sums.p, eps=sums.eps, scale=sums.scale, impl=self.impl)
+        out: Tensor = y.unflatten(0, q.shape[:2])
+        return out
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: PowerState) -> tuple[Tensor, PowerState]:
+        sums, inputs = self.sums, PowerInputs(*self.operands(q, k, v, x).folded(), state)
+        y, state = relative_step(inputs, p=sums.p, eps=sums.eps, scale=sums.scale)
         return y.unflatten(0, q.shape[:2]), state

@@ -77,6 +77,8 @@ SPECS = [
     "power:p=3,spectrum=token,heads=2,d_key=3",
     "power:p=4,spectrum=length,heads=2,kv_heads=1,d_key=2",
     "power:p=3,spectrum=centred,offset=learned,heads=2,d_key=2",
+    "power:p=2,relative_eps=true,eps=0.1,heads=2,kv_heads=1,d_key=3,gate=true",
+    "power:p=4,relative_eps=true,eps=0.01,heads=2,d_key=2",
     "power:p=3",
     "power:p=3,normalizer=raw,heads=2,d_key=3",
     "power:p=4,d_key=2",

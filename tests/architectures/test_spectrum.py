@@ -127,3 +127,16 @@ def test_new_parameters_leave_ids_alone_and_a_spectrum_takes_no_sum_of_scores() 
     for text in ("power:p=2,spectrum=learned,normalizer=sum", "power:p=1,spectrum=token"):
         with pytest.raises(SpecError, match="use p=2 or more with normalizer=rms"):
             architecture(text)
+
+
+def test_a_relative_eps_needs_the_sum_of_an_even_power() -> None:
+    for text in ("power:p=3,relative_eps=true", "power:p=2,relative_eps=true,spectrum=learned"):
+        with pytest.raises(SpecError, match="relative_eps needs the sum of scores of one even power"):
+            architecture(text)
+
+
+def test_a_relative_eps_keeps_first_tokens_at_any_initial_scale() -> None:
+    """An absolute eps of 1e-6 outweighs scores of about 1e-3 at p = 4; a share of 1e-6 does not."""
+    x = 1e-2 * inputs()
+    kept, lost = (mixer(f"power:p=4,heads=1,conv=0{extra}").mix(x, None) for extra in (",relative_eps=true", ""))
+    assert (lost[:, :, 0].norm() / kept[:, :, 0].norm()) < 0.1

@@ -8,7 +8,7 @@ import math
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -75,6 +75,11 @@ class Finding(NamedTuple):
     problems: int
 
 
+def bounds_of(problem: Problem) -> Mapping[str, float]:
+    """Return the allowed errors of outputs and of gradients."""
+    return problem.bounds.get(problem.dtype, BOUNDS[problem.dtype])
+
+
 class CheckJob(NamedTuple):
     """The problems of one operator in one form and type."""
 
@@ -86,7 +91,7 @@ class CheckJob(NamedTuple):
         """Return a finding for outputs and one for gradients, from the largest error of each and its place."""
         first, made = self.problems[0], []
         names = first.name, self.impl, dtype_name(first.dtype)
-        for what, bound in BOUNDS[first.dtype].items():
+        for what, bound in bounds_of(first).items():
             error, worst = kinds[what]
             shown = error if math.isfinite(error) else None
             made.append(Finding(*names, what, shown, bound, error <= bound, worst, problems))
@@ -203,7 +208,7 @@ def form_errors(
         what = "outputs" if name in exact else "gradients"
         natural = 0.0 if name in exact else problem.natural_size(name.removeprefix("d"))
         error = relative_error(found[name], target, natural)
-        errors.append(ResultError(name, what, error, BOUNDS[problem.dtype][what]))
+        errors.append(ResultError(name, what, error, bounds_of(problem)[what]))
     return errors
 
 

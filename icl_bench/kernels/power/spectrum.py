@@ -63,7 +63,7 @@ def spectrum_attention(
     for m in range(1, p // 2 + 1):
         degree = p - 2 * m
         start = None if start is None else contract_state(start, k.shape[-1], degree + 2)
-        values = v * repeat_heads(_norm_power(k, 2 * m), v.shape[2]).to(v.dtype)
+        values = v * repeat_heads(norm_power(k, 2 * m), v.shape[2]).to(v.dtype)
         rows, keys, factor = (
             (q, k, scale) if degree else (torch.ones_like(v[..., :1]), torch.ones_like(k[..., :1]), 1.0)
         )
@@ -72,7 +72,7 @@ def spectrum_attention(
             initial_state=None if start is None else PowerState(start, None), impl=impl, chunk=chunk,
         )  # fmt: skip
         term = repeat_heads(term, inputs.heads)
-        out = out + lower[..., m - 1, None] * repeat_heads(_norm_power(scale * q, 2 * m), inputs.heads) * term
+        out = out + lower[..., m - 1, None] * repeat_heads(norm_power(scale * q, 2 * m), inputs.heads) * term
     return out.to(v.dtype), last
 
 
@@ -112,7 +112,7 @@ def spectrum_step(
         s = contract_state(s, k.shape[-1], degree + 2)
         features = expand(rows, degree) if degree else torch.ones_like(rows[..., :1])
         read = torch.einsum("nod,nodv->nov", features, s.repeat_interleave(inputs.heads // s.shape[1], dim=1))
-        out = out + lower[..., m - 1, None] * _norm_power(rows, 2 * m) * read
+        out = out + lower[..., m - 1, None] * norm_power(rows, 2 * m) * read
     return out.to(v.dtype), new
 
 
@@ -127,7 +127,7 @@ def contract_state(s: Tensor, key_width: int, p: int) -> Tensor:
     return (parts * factor).sum(-3)
 
 
-def _norm_power(x: Tensor, power: int) -> Tensor:
+def norm_power(x: Tensor, power: int) -> Tensor:
     """Return |x|^power [.., J, 1] for an even power, smooth in x, in the type of accumulation."""
     squares = x.to(accumulation_dtype(x.dtype)).square().sum(-1, keepdim=True)
     return torch.pow(squares, power // 2)

@@ -48,9 +48,9 @@ VARIANTS = {
     "bonus-heads": Variant("linear", gate="heads", bonus=True),
     "gsa": Variant("linear", value_gate=True),
 }
-# Relative Frobenius errors against float64 from the same inputs: 2e-3 for products in tf32, and half a unit in the last
-# place of the type to which results are rounded. Products of float32 keep its digits.
-BOUNDS = {torch.bfloat16: 2e-3 + 2**-9, torch.float16: 2e-3 + 2**-12, torch.float32: 1e-5}
+# Relative Frobenius errors against float64 from the same inputs: 2e-2 for products in bfloat16; 2e-3 in tf32, and half
+# a unit in the last place of float16, to which results are rounded. Products of float32 keep its digits.
+BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 2e-3 + 2**-12, torch.float32: 1e-5}
 
 
 def make_problem(

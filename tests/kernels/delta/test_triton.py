@@ -82,6 +82,12 @@ def test_gates_however_strong(name, decay):
     check(delta_triton, *make_problem(VARIANTS[name], t=16, groups=1, decay=decay, dtype=F32, device=DEVICE))
 
 
+def test_a_rate_of_zero_has_a_gradient():
+    inputs, options = make_problem(VARIANTS["gated-delta-net"], t=20, groups=1, dtype=F32, device=DEVICE)
+    rates = torch.where(torch.arange(20, device=DEVICE) % 3 == 0, 0.0, inputs.beta[0, :, 0])
+    check(delta_triton, inputs._replace(beta=rates[None, :, None]), options)
+
+
 def test_wide_values_are_split_over_programs():
     check(delta_triton, *make_problem(VARIANTS["kda"], t=20, key=100, value=50, dtype=F32, device=DEVICE))
 

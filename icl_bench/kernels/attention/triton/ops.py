@@ -11,6 +11,7 @@ from icl_bench.kernels.attention.triton import launch
 from icl_bench.kernels.attention.triton.table import short_tile, tile_of
 from icl_bench.kernels.attention.triton.tiles import Gates
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.operators import operator
 
 ATTENTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORWARD_SCHEMA = (
@@ -45,7 +46,7 @@ def attention_triton(inputs: AttentionInputs, options: AttentionOptions) -> Tens
     return o
 
 
-@torch.library.custom_op("icl_bench::attention_forward", mutates_args=(), schema=FORWARD_SCHEMA)
+@operator("icl_bench::attention_forward", FORWARD_SCHEMA)
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, window: int | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -72,7 +73,7 @@ def _forward_fake(
     return o, lse, local, torch.empty(n, g, length // launch.STATISTICS_BLOCK, device=q.device, dtype=torch.float64)
 
 
-@torch.library.custom_op("icl_bench::attention_backward", mutates_args=(), schema=BACKWARD_SCHEMA)
+@operator("icl_bench::attention_backward", BACKWARD_SCHEMA)
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, local: Tensor, base: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
     window: int | None, scale: float,

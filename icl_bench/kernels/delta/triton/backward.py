@@ -44,6 +44,8 @@ from icl_bench.kernels.delta.triton.tiles import (
     load_transposed,
     nearest_tf32,
     ones_of_pairs,
+    product,
+    product_in_parts,
     saved_pointers,
     state_pointers,
     store_numbers,
@@ -144,10 +146,10 @@ def delta_backward_kernel(
     if C.SEGMENTED:
         place = head * tl.cdiv(T, length) + segment
         ends, end_mask = saved_pointers(dlast + place * (C.K * C.V), first, C)
-        d = tl.load(ends, mask=end_mask, other=0.0)
+        d = tl.load(ends, mask=end_mask, other=0.0).to(tl.float32)
     elif LAST:
-        pointers, mask = state_pointers(dlast + head * (C.K * C.V), first, C)
-        d = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        edge, edge_mask = state_pointers(dlast + head * (C.K * C.V), first, C)
+        d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
     for step in range(0, steps):
         chunk = end_chunk - 1 - step
         start = chunk * ROWS
@@ -168,11 +170,11 @@ def delta_backward_kernel(
             own = tl.sum(tl.where(i == j, p_q, 0.0), 1)
             p_q = tl.where(i == j, 0.0, p_q)
             onto_v = onto_keys(tl.trans(p_q), u, c.value_gates, False, VALUE_GATE, PRECISION, ROWS)
-            v_from_end = tl.dot(keys, tl.trans(d), input_precision=PRECISION)
+            v_from_end = product(keys, tl.trans(d), PRECISION)
             v_from_end = to_end(v_from_end, c.value_gates, VALUE_GATE)
             dv_t = tl.trans(onto_v + own[:, None] * u + v_from_end)
             store_transposed(dv_view, dv_t, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-            y_state = tl.dot(queries, tl.trans(state), input_precision=PRECISION)
+            y_state = product(queries, tl.trans(state), PRECISION)
             y = from_start(y_state, c.value_gates, False, VALUE_GATE)
             y += onto_rows(p_q, v, c.value_gates, False, VALUE_GATE, PRECISION, ROWS)
             decay = total_decay(c.value_gates, VALUE_GATE)
@@ -182,11 +184,11 @@ def delta_backward_kernel(
             dlog = rows_of_part(out.log_value_decay, n, g, tokens, G, C.V)
             store_substeps(dlog, dgate, start, T, first, 0, SUB, C.V, ROWS, BLOCK_V)
             dp_q = scores(u, v, c.value_gates, False, True, VALUE_GATE, PRECISION, ROWS)
-            dq = tl.dot(u_start, state, input_precision=PRECISION)
-            dq = tl.dot(dp_q, c.k.to(tl.float32), dq, input_precision=PRECISION)
-            dk = tl.dot(v_end, d, input_precision=PRECISION)
-            dk = tl.dot(tl.trans(dp_q), c.q.to(tl.float32), dk, input_precision=PRECISION)
-            d = tl.dot(tl.trans(u_start), queries, d * decay[:, None], input_precision=PRECISION)
+            dq = product(u_start, state, PRECISION)
+            dq = product(dp_q, c.k.to(tl.float32), PRECISION, dq)
+            dk = product(v_end, d, PRECISION)
+            dk = product(tl.trans(dp_q), c.q.to(tl.float32), PRECISION, dk)
+            d = product(tl.trans(u_start), queries, PRECISION, d * decay[:, None])
             dq_view = rows_of_part(out.q, n, part, tokens, parts, C.K)
             store_substeps(dq_view, dq, start, T, 0, SUB - 1, SUB, C.K, ROWS, BLOCK_K)
             store_substeps(rows_of_part(out.k, n, part, T, parts, C.K), dk, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
@@ -196,13 +198,13 @@ def delta_backward_kernel(
                 total = tl.sum(decay_state(state * d, c.gates, GATE), 0)
             if C.TIED or C.UNTIED:
                 reading = start_operand(c.read, c.gates, C.UNDECAYED, GATE, PRECISION)
-                seen = tl.dot(state, tl.trans(reading), input_precision=PRECISION)
-            dq = from_start(tl.dot(u, state, input_precision=PRECISION), c.gates, C.AHEAD, GATE)
+                seen = product(state, tl.trans(reading), PRECISION)
+            dq = from_start(product(u, state, PRECISION), c.gates, C.AHEAD, GATE)
 
             # Written rows w, and their gradient; for "untied" the values, and rows r beside them.
             near_d = nearest_tf32(d, PRECISION)
-            dw_t = tl.dot(u_t, nearest_tf32(p_q, PRECISION), input_precision=PRECISION)
-            dw_t = nearest_tf32(tl.dot(near_d, tl.trans(keys), dw_t, input_precision=PRECISION), PRECISION)
+            dw_t = product(u_t, nearest_tf32(p_q, PRECISION), PRECISION)
+            dw_t = nearest_tf32(product(near_d, tl.trans(keys), PRECISION, dw_t), PRECISION)
             w = v
             dv_t = dw_t
             if C.TIED or C.UNTIED:
@@ -212,37 +214,37 @@ def delta_backward_kernel(
                 if C.RATED:
                     p_a = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
                     rated = nearest_tf32(rest * c.beta[None, :], PRECISION)
-                    w = tl.dot(inverse, in_pairs(tl.trans(rated), ones), input_precision=PRECISION)
-                    w_t = tl.dot(rated, in_pairs(tl.trans(inverse), ones), input_precision=PRECISION)
-                    z_t = tl.dot(dw_t, inverse, input_precision=PRECISION)
+                    w = product_in_parts(inverse, in_pairs(tl.trans(rated), ones), PRECISION)
+                    w_t = product_in_parts(in_pairs(tl.trans(inverse), ones), rated, PRECISION, RIGHT=True)
+                    z_t = product_in_parts(inverse, dw_t, PRECISION, RIGHT=True)
                     w, w_t = nearest_tf32(w, PRECISION), nearest_tf32(w_t, PRECISION)
-                    error = rest - tl.dot(w_t, in_pairs(tl.trans(p_a), ones), input_precision=PRECISION)
+                    error = rest - product(w_t, in_pairs(tl.trans(p_a), ones), PRECISION)
                     dbeta = rows_of_part(out.beta, n, part, T, parts, 1)
                     store_numbers(dbeta, tl.sum(z_t * error, 0), start, T, 0, 1, ROWS)
                     dv_t = z_t * c.beta[None, :]
-                    z = tl.dot(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), input_precision=PRECISION)
+                    z = product_in_parts(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), PRECISION)
                     z = z * -c.beta[:, None]
                 else:
                     rest = nearest_tf32(rest, PRECISION)
-                    w = tl.dot(inverse, in_pairs(tl.trans(rest), ones), input_precision=PRECISION)
+                    w = product_in_parts(inverse, in_pairs(tl.trans(rest), ones), PRECISION)
                     w = nearest_tf32(w, PRECISION)
-                    dv_t = tl.dot(dw_t, inverse, input_precision=PRECISION)
-                    z = -tl.dot(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), input_precision=PRECISION)
+                    dv_t = product_in_parts(inverse, dw_t, PRECISION, RIGHT=True)
+                    z = -product_in_parts(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), PRECISION)
                 z, z_t = nearest_tf32(z, PRECISION), nearest_tf32(-dv_t, PRECISION)
             if C.UNTIED:
                 fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
                 p_b = scores(c.q, c.erase, c.gates, False, True, GATE, PRECISION, ROWS)
                 erasing = end_operand(c.erase, c.gates, GATE, PRECISION)
-                rest = tl.dot(v_t, in_pairs(tl.trans(fresh), ones), seen, input_precision=PRECISION)
+                rest = product(v_t, in_pairs(tl.trans(fresh), ones), PRECISION, seen)
                 rest = nearest_tf32(rest, PRECISION)
-                r = tl.dot(inverse, in_pairs(tl.trans(rest), ones), input_precision=PRECISION)
+                r = product_in_parts(inverse, in_pairs(tl.trans(rest), ones), PRECISION)
                 r = nearest_tf32(r, PRECISION)
-                dr_t = tl.dot(u_t, nearest_tf32(p_b, PRECISION), input_precision=PRECISION)
-                dr_t = nearest_tf32(tl.dot(near_d, tl.trans(erasing), dr_t, input_precision=PRECISION), PRECISION)
-                z_t = tl.dot(dr_t, inverse, input_precision=PRECISION)
-                z = tl.dot(tl.trans(inverse), in_pairs(tl.trans(dr_t), ones), input_precision=PRECISION)
+                dr_t = product(u_t, nearest_tf32(p_b, PRECISION), PRECISION)
+                dr_t = nearest_tf32(product(near_d, tl.trans(erasing), PRECISION, dr_t), PRECISION)
+                z_t = product_in_parts(inverse, dr_t, PRECISION, RIGHT=True)
+                z = product_in_parts(tl.trans(inverse), in_pairs(tl.trans(dr_t), ones), PRECISION)
                 z, z_t = nearest_tf32(z, PRECISION), nearest_tf32(z_t, PRECISION)
-                dv_t = tl.dot(z_t, fresh, dw_t, input_precision=PRECISION)
+                dv_t = product(z_t, fresh, PRECISION, dw_t)
 
             store_transposed(dv_view, dv_t, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
             if AGAIN:
@@ -259,10 +261,10 @@ def delta_backward_kernel(
             w_right = tl.trans(w) * ones[None, :]
             if C.UNTIED:
                 r_right = tl.trans(r) * ones[None, :]
-            dp = nearest_tf32(lower_part(tl.dot(u, w_right, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
+            dp = nearest_tf32(lower_part(product(u, w_right, PRECISION), DIAGONAL, ROWS), PRECISION)
             dq += onto_rows(dp, c.k, c.gates, C.AHEAD, GATE, PRECISION, ROWS)
             if C.UNTIED:
-                dp = nearest_tf32(lower_part(tl.dot(u, r_right, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
+                dp = nearest_tf32(lower_part(product(u, r_right, PRECISION), DIAGONAL, ROWS), PRECISION)
                 dq += onto_rows(dp, c.erase, c.gates, False, GATE, PRECISION, ROWS)
             if GATE != NONE:
                 if C.AHEAD:
@@ -278,14 +280,14 @@ def delta_backward_kernel(
             store_substeps(dq_view, dq, start, T, 0, SUB - 1, SUB, C.K, ROWS, BLOCK_K)
 
             if C.TIED or C.UNTIED:
-                dp = nearest_tf32(lower_part(tl.dot(z, w_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                dp = nearest_tf32(lower_part(product(z, w_right, PRECISION), False, ROWS), PRECISION)
                 state = tl.load(pointers, mask=mask, other=0.0)
                 reading = start_operand(c.read, c.gates, C.UNDECAYED, GATE, PRECISION)
-                dread = tl.dot(in_pairs(z, ones), state, input_precision=PRECISION)
+                dread = product(in_pairs(z, ones), state, PRECISION)
                 dread = from_start(dread, c.gates, C.UNDECAYED, GATE)
                 dread += onto_rows(dp, c.k, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
                 if C.UNTIED:
-                    dp = nearest_tf32(lower_part(tl.dot(z, r_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                    dp = nearest_tf32(lower_part(product(z, r_right, PRECISION), False, ROWS), PRECISION)
                     dread += onto_rows(dp, c.erase, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
                 if GATE != NONE:
                     if C.UNDECAYED:
@@ -302,14 +304,14 @@ def delta_backward_kernel(
                 w = tl.trans(c.v.to(tl.float32))
             if C.SINGLE:
                 near_d = nearest_tf32(tl.load(ends, mask=end_mask, other=0.0), PRECISION)
-            dp_t = nearest_tf32(upper_part(tl.dot(w, u_t, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
-            dk = to_end(tl.dot(in_pairs(w, ones), near_d, input_precision=PRECISION), c.gates, GATE)
+            dp_t = nearest_tf32(upper_part(product(w, u_t, PRECISION), DIAGONAL, ROWS), PRECISION)
+            dk = to_end(product(in_pairs(w, ones), near_d, PRECISION), c.gates, GATE)
             if GATE != NONE:
                 ended = tl.sum(dk * c.k.to(tl.float32), 0)
             dk += onto_keys(dp_t, c.q, c.gates, C.AHEAD, GATE, PRECISION, ROWS)
             if C.TIED or C.UNTIED:
                 z_right = tl.trans(z) * ones[None, :]
-                dp_t = nearest_tf32(upper_part(tl.dot(w, z_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                dp_t = nearest_tf32(upper_part(product(w, z_right, PRECISION), False, ROWS), PRECISION)
                 dk += onto_keys(dp_t, c.read, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
             if GATE != NONE:
                 if C.AHEAD:
@@ -322,12 +324,12 @@ def delta_backward_kernel(
             store_substeps(rows_of_part(out.k, n, part, T, parts, C.K), dk, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
 
             if C.UNTIED:
-                dp_t = nearest_tf32(upper_part(tl.dot(r, u_t, input_precision=PRECISION), DIAGONAL, ROWS), PRECISION)
-                derase = to_end(tl.dot(in_pairs(r, ones), near_d, input_precision=PRECISION), c.gates, GATE)
+                dp_t = nearest_tf32(upper_part(product(r, u_t, PRECISION), DIAGONAL, ROWS), PRECISION)
+                derase = to_end(product(in_pairs(r, ones), near_d, PRECISION), c.gates, GATE)
                 if GATE != NONE:
                     ended += tl.sum(derase * c.erase.to(tl.float32), 0)
                 derase += onto_keys(dp_t, c.q, c.gates, False, GATE, PRECISION, ROWS)
-                dp_t = nearest_tf32(upper_part(tl.dot(r, z_right, input_precision=PRECISION), False, ROWS), PRECISION)
+                dp_t = nearest_tf32(upper_part(product(r, z_right, PRECISION), False, ROWS), PRECISION)
                 derase += onto_keys(dp_t, c.read, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
                 if GATE != NONE:
                     upto -= channel_sums(derase * c.erase.to(tl.float32), GATE)
@@ -348,9 +350,9 @@ def delta_backward_kernel(
                     store_substeps(dlog, dgate + total[None, :], start, T, 0, 0, SUB, C.K, ROWS, BLOCK_K)
             if not C.SINGLE:
                 d = decay_state(d, c.gates, GATE)
-                d = tl.dot(u_t, queries, d, input_precision=PRECISION)
+                d = product(u_t, queries, PRECISION, d)
                 if C.TIED or C.UNTIED:
-                    d = tl.dot(z_t, reading, d, input_precision=PRECISION)
+                    d = product(z_t, reading, PRECISION, d)
     if C.INITIAL and (not C.SINGLE) and segment == 0:
-        pointers, mask = state_pointers(out.state + head * (C.K * C.V), first, C)
-        tl.store(pointers, d, mask=mask)
+        edge, edge_mask = state_pointers(out.state + head * (C.K * C.V), first, C)
+        tl.store(edge, d, mask=edge_mask)

@@ -25,6 +25,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     load_substeps,
     load_transposed,
     nearest_tf32,
+    product,
 )
 
 
@@ -34,7 +35,7 @@ def sum_rows(matrix, x, PRECISION: tl.constexpr):
 
     Beside products in tf32 the numbers are cut into two parts of 11 bits each.
     """
-    if PRECISION == "tf32":
+    if PRECISION != "tf32x3":
         high = (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
         sums = tl.dot(matrix, x - high, tl.dot(matrix, high, input_precision="tf32"), input_precision="tf32")
     else:
@@ -230,14 +231,14 @@ def scores(
             near = keys * half_factors(gates.logs, False, level, PRECISION, ROWS)
             far = rows * half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
             far, near = nearest_tf32(far, PRECISION), nearest_tf32(near, PRECISION)
-            product = tl.dot(far, tl.trans(near), input_precision=PRECISION)
-            total = tl.where(half_pairs(level, ROWS), product, total)
+            near = product(far, tl.trans(near), PRECISION)
+            total = tl.where(half_pairs(level, ROWS), near, total)
     elif GATE == BOUNDED:
         far = start_operand(rows, gates, EXCLUSIVE, GATE, PRECISION)
         near = nearest_tf32(keys.to(tl.float32) * gates.after, PRECISION)
-        total = lower_part(tl.dot(far, tl.trans(near), input_precision=PRECISION), DIAGONAL, ROWS)
+        total = lower_part(product(far, tl.trans(near), PRECISION), DIAGONAL, ROWS)
     else:
-        total = tl.dot(rows, tl.trans(keys.to(rows.dtype)), input_precision=PRECISION)
+        total = product(rows, tl.trans(keys.to(rows.dtype)), PRECISION)
         if GATE == HEADS:
             total *= head_decays(gates, EXCLUSIVE, ROWS)
         total = lower_part(total, DIAGONAL, ROWS)
@@ -254,14 +255,14 @@ def onto_rows(p, keys, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECI
             near = keys * half_factors(gates.logs, False, level, PRECISION, ROWS)
             part = tl.where(half_pairs(level, ROWS), p, 0.0)
             far = half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
-            total += far * tl.dot(part, nearest_tf32(near, PRECISION), input_precision=PRECISION)
+            total += far * product(part, nearest_tf32(near, PRECISION), PRECISION)
     elif GATE == BOUNDED:
-        total = tl.dot(p, nearest_tf32(keys * gates.after, PRECISION), input_precision=PRECISION)
+        total = product(p, nearest_tf32(keys * gates.after, PRECISION), PRECISION)
         total = from_start(total, gates, EXCLUSIVE, GATE)
     else:
         if GATE == HEADS:
             p = p * head_decays(gates, EXCLUSIVE, ROWS)
-        total = tl.dot(p, keys, input_precision=PRECISION)
+        total = product(p, keys, PRECISION)
     return total
 
 
@@ -275,14 +276,14 @@ def onto_keys(p, rows, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECI
             far = rows * half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
             part = tl.where(tl.trans(half_pairs(level, ROWS)), p, 0.0)
             near = half_factors(gates.logs, False, level, PRECISION, ROWS)
-            total += near * tl.dot(part, nearest_tf32(far, PRECISION), input_precision=PRECISION)
+            total += near * product(part, nearest_tf32(far, PRECISION), PRECISION)
     elif GATE == BOUNDED:
-        total = tl.dot(p, start_operand(rows, gates, EXCLUSIVE, GATE, PRECISION), input_precision=PRECISION)
+        total = product(p, start_operand(rows, gates, EXCLUSIVE, GATE, PRECISION), PRECISION)
         total = total * gates.after
     else:
         if GATE == HEADS:
             p = p * tl.trans(head_decays(gates, EXCLUSIVE, ROWS))
-        total = tl.dot(p, rows, input_precision=PRECISION)
+        total = product(p, rows, PRECISION)
     return total
 
 

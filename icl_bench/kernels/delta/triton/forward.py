@@ -27,6 +27,8 @@ from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     nearest_tf32,
     ones_of_pairs,
+    product,
+    product_in_parts,
     saved_pointers,
     state_pointers,
     store_transposed,
@@ -66,16 +68,16 @@ def found_rows(c, state, inverse, C: tl.constexpr):
     """
     PRECISION: tl.constexpr = C.PRECISION
     reading = start_operand(c.read, c.gates, C.UNDECAYED, C.GATE, PRECISION)
-    seen = tl.dot(nearest_tf32(state, PRECISION), tl.trans(reading), input_precision=PRECISION)
+    seen = product(nearest_tf32(state, PRECISION), tl.trans(reading), PRECISION)
     if C.TIED:
         rest = c.v.to(tl.float32) - seen
         if C.RATED:
             rest = rest * c.beta[None, :]
     else:
         fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
-        rest = tl.dot(c.v.to(tl.float32), in_pairs(tl.trans(fresh), c.ones), seen, input_precision=PRECISION)
+        rest = product(c.v.to(tl.float32), in_pairs(tl.trans(fresh), c.ones), PRECISION, seen)
     rest = nearest_tf32(rest, PRECISION)
-    r = tl.dot(rest, in_pairs(tl.trans(inverse), c.ones), input_precision=PRECISION)
+    r = product_in_parts(in_pairs(tl.trans(inverse), c.ones), rest, PRECISION, RIGHT=True)
     return nearest_tf32(r, PRECISION)
 
 
@@ -91,9 +93,9 @@ def next_state(c, state, r, C: tl.constexpr):
         written = c.v.to(tl.float32)
         if C.TIED:
             written = r
-    new = tl.dot(written, end_operand(c.k, c.gates, C.GATE, PRECISION), new, input_precision=PRECISION)
+    new = product(written, end_operand(c.k, c.gates, C.GATE, PRECISION), PRECISION, new)
     if C.UNTIED:
-        new = tl.dot(r, end_operand(c.erase, c.gates, C.GATE, PRECISION), new, input_precision=PRECISION)
+        new = product(r, end_operand(c.erase, c.gates, C.GATE, PRECISION), PRECISION, new)
     return new
 
 
@@ -104,7 +106,7 @@ def chunk_outputs(c, state, r, C: tl.constexpr):
     p = scores(c.q, c.k, c.gates, C.AHEAD, not C.AHEAD, C.GATE, PRECISION, C.ROWS)
     p = nearest_tf32(p, PRECISION)
     queries = start_operand(c.q, c.gates, C.AHEAD, C.GATE, PRECISION)
-    y = tl.dot(nearest_tf32(state, PRECISION), tl.trans(queries), input_precision=PRECISION)
+    y = product(nearest_tf32(state, PRECISION), tl.trans(queries), PRECISION)
     if C.VALUE_GATE != NONE:
         i = tl.arange(0, C.ROWS)
         v = tl.trans(c.v).to(tl.float32)
@@ -113,12 +115,12 @@ def chunk_outputs(c, state, r, C: tl.constexpr):
         rows = from_start(tl.trans(y), c.value_gates, False, C.VALUE_GATE) + own[:, None] * v
         y = tl.trans(rows + onto_rows(p, v, c.value_gates, False, C.VALUE_GATE, PRECISION, C.ROWS))
     elif C.TIED:
-        y = tl.dot(r, in_pairs(tl.trans(p), c.ones), y, input_precision=PRECISION)
+        y = product(r, in_pairs(tl.trans(p), c.ones), PRECISION, y)
     else:
-        y = tl.dot(c.v.to(tl.float32), in_pairs(tl.trans(p), c.ones), y, input_precision=PRECISION)
+        y = product(c.v.to(tl.float32), in_pairs(tl.trans(p), c.ones), PRECISION, y)
     if C.UNTIED:
         p = nearest_tf32(scores(c.q, c.erase, c.gates, False, True, C.GATE, PRECISION, C.ROWS), PRECISION)
-        y = tl.dot(r, in_pairs(tl.trans(p), c.ones), y, input_precision=PRECISION)
+        y = product(r, in_pairs(tl.trans(p), c.ones), PRECISION, y)
     return y
 
 
@@ -168,11 +170,11 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, len
     state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
     if C.SEGMENTED:
         place = head * tl.cdiv(T, length) + segment
-        pointers, mask = saved_pointers(first_state + place * (C.K * C.V), first, C)
-        state = tl.load(pointers, mask=mask, other=0.0)
+        edge, edge_mask = saved_pointers(first_state + place * (C.K * C.V), first, C)
+        state = tl.load(edge, mask=edge_mask, other=0.0)
     elif C.INITIAL:
-        pointers, mask = state_pointers(first_state + head * (C.K * C.V), first, C)
-        state = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        edge, edge_mask = state_pointers(first_state + head * (C.K * C.V), first, C)
+        state = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
     for chunk in range(first_chunk, end_chunk):
         start = chunk * C.ROWS
         if C.SAVE:
@@ -193,5 +195,5 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, len
         store_transposed(out, tile, start, T, first, C.SUB - 1, C.SUB, C.V, C.ROWS, C.BLOCK_V)
         state = next_state(c, state, r, C)
     if end_chunk == chunks:
-        pointers, mask = state_pointers(last + head * (C.K * C.V), first, C)
-        tl.store(pointers, state, mask=mask)
+        edge, edge_mask = state_pointers(last + head * (C.K * C.V), first, C)
+        tl.store(edge, state, mask=edge_mask)

@@ -21,9 +21,12 @@ from icl_bench.kernels.delta.triton.table import (
     join_launch,
     segment_length,
 )
+from icl_bench.kernels.delta.triton.tied import tied_backward_kernel, tied_forward_kernel
 from icl_bench.kernels.delta.triton.tiles import DeltaConstants, DeltaViews
 from icl_bench.kernels.triton.common import add_neighbours, padded, view_of
 
+WIDEST_TIED = 64
+"""Widest keys of the kernels of `tied`."""
 BOUND = -5.0
 """Least log decay of a channel at which exp of the sums over 16 tokens stays in the range of float32 (e^88)."""
 
@@ -71,11 +74,24 @@ class DeltaCall(NamedTuple):
         return -(-self.v.shape[1] // self.segment)
 
     @property
+    def tied(self) -> bool:
+        """The kernels of `tied` take the call: not beside float16, whose range is small for gradients of states."""
+        reads_keys = self.rule == "delta" and self.read is None and self.k.shape[1] == self.q.shape[1]
+        one_decay = self.log_decay is None or self.log_decay.ndim == 3
+        known = self.q.dtype != torch.float16 and self.q.shape[3] <= WIDEST_TIED
+        return reads_keys and one_decay and known and self.segments == 1
+
+    @property
+    def precision(self) -> str:
+        """Type of the operands of products: one of float32 by three of tf32 keeps its digits."""
+        return {torch.float32: "tf32x3", torch.bfloat16: "bf16"}.get(self.q.dtype, "tf32")
+
+    @property
     def shape(self) -> DeltaShape:
         """Widths, rule and gates, on which the launches of the table depend."""
         gate = self.log_decay if self.log_value_decay is None else self.log_value_decay
         kind = "none" if gate is None else "heads" if gate.ndim == 3 else "channels"
-        return DeltaShape(self.q.shape[3], self.v.shape[3], self.rule, kind, self.segments > 1)
+        return DeltaShape(self.q.shape[3], self.v.shape[3], self.rule, kind, self.segments > 1, self.tied)
 
     def views(self) -> DeltaViews:
         """Return views of the inputs; those that are not given are views of q, which no kernel reads through them."""
@@ -105,8 +121,7 @@ class DeltaCall(NamedTuple):
             SAVE=save,
             SEGMENTED=single or self.segments > 1,
             SINGLE=single,
-            # One product of float32 by three of tf32 keeps the digits of float32.
-            PRECISION="tf32x3" if self.q.dtype == torch.float32 else "tf32",
+            PRECISION=self.precision,
         )
         # Triton 3.10 turns multiply-adds off unless they are asked for.
         return {
@@ -124,9 +139,9 @@ class DeltaKept(NamedTuple):
     """Results that the backward pass reads, in float32; without elements where it is not kept or not needed."""
 
     states: Tensor
-    """States before chunks, transposed [N, G, chunks, V, K]."""
+    """States before chunks, transposed [N, G, chunks, V, K]; in bfloat16 where that is the type of operands."""
     inverses: Tensor
-    """Inverses of the systems of chunks [N, G, chunks, C, C]."""
+    """Inverses of the systems of chunks [N, G, chunks, C, C], by `tied` times the rates."""
     maps: Tensor
     """Maps of segments [N, G, segments, V + K, K], as `segments` has them."""
 
@@ -141,13 +156,16 @@ def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKep
     states = (n, groups, call.chunks, value_width, key_width) if save else (0,)
     inverses = (n, groups, call.chunks, CHUNK, CHUNK) if (save or segmented) and call.rule != "linear" else (0,)
     maps = (n, groups, call.segments, value_width + key_width, key_width) if segmented else (0,)
-    kept = (torch.empty(shape, device=device, dtype=torch.float32) for shape in (states, inverses, maps))
-    return y, last, DeltaKept(*kept)
+    kept = [torch.empty(shape, device=device, dtype=torch.float32) for shape in (inverses, maps)]
+    kind = torch.bfloat16 if call.precision == "bf16" else torch.float32
+    return y, last, DeltaKept(torch.empty(states, device=device, dtype=kind), *kept)
 
 
 def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tuple[Tensor, Tensor, DeltaKept]:
     """Return y, the last state and what the backward pass reads: where `save` all of it."""
     y, last, kept = empty_outputs(call, save)
+    if call.tied:
+        return launch_tied_forward(call, save, launch, y, last, kept)
     first = call.state
     if call.segments > 1:
         launch_delta_maps(call, kept, launch)
@@ -156,6 +174,18 @@ def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tu
     delta_forward_kernel[call.grid(launch)](
         call.views(), y, last if first is None else first, last, kept.states, kept.inverses, tokens, heads, groups,
         call.segment, call.scale, **call.options(launch, save),
+    )  # fmt: skip
+    return y, last, kept
+
+
+def launch_tied_forward(
+    call: DeltaCall, save: bool, launch: DeltaLaunch, y: Tensor, last: Tensor, kept: DeltaKept
+) -> tuple[Tensor, Tensor, DeltaKept]:
+    """Fill the outputs of a call that `tied` takes, and return them."""
+    _, tokens, heads, groups, _ = call.sizes
+    tied_forward_kernel[call.grid(launch)](
+        call.views(), y, last if call.state is None else call.state, last, kept.states, kept.inverses, tokens, heads,
+        groups, call.scale, **call.options(launch, save),
     )  # fmt: skip
     return y, last, kept
 
@@ -222,6 +252,12 @@ def launch_delta_gradient(
     blocks = -(-call.v.shape[3] // launch.block_v)
     out = empty_gradients(call, groups * blocks)
     ends, grid, length = dlast, call.grid(launch), call.segment
+    if call.tied:
+        tied_backward_kernel[grid](
+            call.views(), view_of(dy), dy if ends is None else ends, kept.states, kept.inverses, out, tokens, heads,
+            groups, call.scale, LAST=ends is not None, **call.options(launch, True),
+        )  # fmt: skip
+        return add_parts_of_programs(call, out)
     if call.segments > 1:
         sums = state_gradients(call, dy, None, kept, out.state, walk, each=False)
         ends = join_segments(call, kept.maps, sums, dlast, reverse=True)
@@ -232,6 +268,11 @@ def launch_delta_gradient(
         call.views(), view_of(dy), kept.states if ends is None else ends, kept.states, kept.inverses, out, tokens,
         heads, groups, length, call.scale, LAST=ends is not None, **call.options(launch, True, launch.single),
     )  # fmt: skip
+    return add_parts_of_programs(call, out)
+
+
+def add_parts_of_programs(call: DeltaCall, out: DeltaGradients) -> tuple[Tensor, ...]:
+    """Return the gradients as the inputs are shaped: the parts of programs that share an input added up."""
     return tuple(
         part if x is None or part.shape == x.shape else add_neighbours(part, x, axis=2)
         for part, x in zip(out, call[:9], strict=True)
@@ -247,7 +288,8 @@ def state_gradients(
     """
     n, tokens, heads, groups, key_width = call.sizes
     count = call.chunks if each else call.segments
-    gradients = kept.states.new_empty(n, groups, count, call.v.shape[3], key_width)
+    kind = kept.states.dtype if each else torch.float32
+    gradients = kept.states.new_empty(n, groups, count, call.v.shape[3], key_width, dtype=kind)
     delta_state_gradient_kernel[call.grid(walk)](
         call.views(), view_of(dy), gradients if ends is None else ends, kept.inverses, gradients, first, tokens, heads,
         groups, call.segment, call.scale, LAST=ends is not None, EACH=each, **call.options(walk, save=False),

@@ -24,6 +24,8 @@ from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     nearest_tf32,
     ones_of_pairs,
+    product,
+    product_in_parts,
     saved_pointers,
     state_pointers,
 )
@@ -108,11 +110,11 @@ def delta_state_gradient_kernel(
 
     d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
     if EACH and C.SEGMENTED:
-        pointers, mask = saved_pointers(ends + place * (C.V * C.K), first, C)
-        d = tl.load(pointers, mask=mask, other=0.0)
+        edge, edge_mask = saved_pointers(ends + place * (C.V * C.K), first, C)
+        d = tl.load(edge, mask=edge_mask, other=0.0)
     elif EACH and LAST:
-        pointers, mask = state_pointers(ends + head * (C.K * C.V), first, C)
-        d = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        edge, edge_mask = state_pointers(ends + head * (C.K * C.V), first, C)
+        d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
     for step in range(0, end_chunk - first_chunk):
         chunk = end_chunk - 1 - step
         if EACH:
@@ -123,16 +125,16 @@ def delta_state_gradient_kernel(
         if C.TIED or C.UNTIED:
             z_t = read_gradient(c, d, u_t, tl.load(inverse_pointers(inverses, head * chunks + chunk, C.ROWS)), C)
         queries = start_operand(c.q, c.gates, C.AHEAD, C.GATE, PRECISION)
-        d = tl.dot(u_t, queries, decay_state(d, c.gates, C.GATE), input_precision=PRECISION)
+        d = product(u_t, queries, PRECISION, decay_state(d, c.gates, C.GATE))
         if C.TIED or C.UNTIED:
             reading = start_operand(c.read, c.gates, C.UNDECAYED, C.GATE, PRECISION)
-            d = tl.dot(z_t, reading, d, input_precision=PRECISION)
+            d = product(z_t, reading, PRECISION, d)
     if not EACH:
-        pointers, mask = saved_pointers(gradients + place * (C.V * C.K), first, C)
-        tl.store(pointers, d, mask=mask)
+        edge, edge_mask = saved_pointers(gradients + place * (C.V * C.K), first, C)
+        tl.store(edge, d, mask=edge_mask)
     elif C.INITIAL and segment == 0:
-        pointers, mask = state_pointers(first_gradient + head * (C.K * C.V), first, C)
-        tl.store(pointers, d, mask=mask)
+        edge, edge_mask = state_pointers(first_gradient + head * (C.K * C.V), first, C)
+        tl.store(edge, d, mask=edge_mask)
 
 
 @triton.jit
@@ -145,9 +147,9 @@ def read_gradient(c, d, u_t, inverse, C: tl.constexpr):
     else:
         p = scores(c.q, c.erase, c.gates, False, True, C.GATE, PRECISION, C.ROWS)
         writing = end_operand(c.erase, c.gates, C.GATE, PRECISION)
-    dr_t = tl.dot(u_t, nearest_tf32(p, PRECISION), input_precision=PRECISION)
-    dr_t = tl.dot(nearest_tf32(d, PRECISION), tl.trans(writing), dr_t, input_precision=PRECISION)
-    z_t = tl.dot(nearest_tf32(dr_t, PRECISION), in_pairs(inverse, c.ones), input_precision=PRECISION)
+    dr_t = product(u_t, nearest_tf32(p, PRECISION), PRECISION)
+    dr_t = product(nearest_tf32(d, PRECISION), tl.trans(writing), PRECISION, dr_t)
+    z_t = product_in_parts(in_pairs(inverse, c.ones), nearest_tf32(dr_t, PRECISION), PRECISION, RIGHT=True)
     if C.TIED:
         z_t = -z_t
         if C.RATED:

@@ -34,6 +34,8 @@ class DeltaShape(NamedTuple):
     """Decays: "none", of "heads" or of "channels"."""
     segmented: bool
     """Segments of a sequence are taken in parallel."""
+    tied: bool = False
+    """The kernels of `tied` take the call."""
 
     @property
     def block_k(self) -> int:
@@ -58,6 +60,8 @@ def forward_launch(shape: DeltaShape) -> DeltaLaunch:
     at 64 x 64 there are some where the systems of chunks are solved before. Not measured are rules and gates at 128 x
     128 but the tied rule with gates of heads, and widths of keys that differ from those of values.
     """
+    if shape.tied:
+        return tied_launch(shape)
     if shape.narrow:
         return DeltaLaunch(shape.block_v(), 1, 3 if shape.rule == "untied" else 2)
     if shape.block_k < 64:
@@ -77,6 +81,8 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     A walk of its own over the states pays where their gradients and those of the inputs together spill much: beside
     wide keys with gates, and beside narrow ones for the untied rule and gates of channels.
     """
+    if shape.tied:
+        return tied_launch(shape)
     reads = shape.rule != "linear"
     if shape.block_k < 64 and not shape.narrow and shape.rule == "delta" and shape.gate == "heads":
         return DeltaLaunch(shape.block_v(1024 // shape.block_k), 1, 2)
@@ -88,6 +94,11 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     whole = shape.block_k == 64 and shape.rule != "untied" and (single or shape.gate == "none")
     wide = 64 if whole else 32 if single else shape.block_v()
     return DeltaLaunch(padded(shape.value_width, 16, wide), 2, 1, single=single)
+
+
+def tied_launch(shape: DeltaShape) -> DeltaLaunch:
+    """Return the launch of the kernels of `tied`."""
+    return DeltaLaunch(shape.block_v(), 1 if shape.block_k < 64 else 2, 2)
 
 
 def walk_launch(shape: DeltaShape) -> DeltaLaunch:

@@ -128,6 +128,31 @@ def in_pairs(x, ones):
 
 
 @triton.jit
+def product(a, b, PRECISION: tl.constexpr, total=None):
+    """Return a b, added to `total` where there is one; bfloat16 as PRECISION rounds both operands to it."""
+    if PRECISION == "bf16":
+        result = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
+    else:
+        result = tl.dot(a, b, total, input_precision=PRECISION)
+    return result
+
+
+@triton.jit
+def product_in_parts(matrix, b, PRECISION: tl.constexpr, total=None, RIGHT: tl.constexpr = False):
+    """Return matrix b, or where RIGHT b matrix, as `product` does, but for bfloat16 with two parts of the matrix.
+
+    Of one part the rounding errors are the same for equal keys, and add up over chunks: .26 for equal keys at a rate of
+    2 and 256 tokens, in place of .03.
+    """
+    high = matrix
+    if PRECISION == "bf16":
+        high = (matrix.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+        low = matrix - high
+        total = product(b, low, PRECISION, total) if RIGHT else product(low, b, PRECISION, total)
+    return product(b, high, PRECISION, total) if RIGHT else product(high, b, PRECISION, total)
+
+
+@triton.jit
 def _row_offsets(view, start, ROWS: tl.constexpr, SUB: tl.constexpr):
     """Return the offset of the first row (64 bits) and those of the rows from it, of a tensor with a row to a token."""
     # The shift gives 0, which the compiler does not know: it would keep the offsets of every tensor in registers.

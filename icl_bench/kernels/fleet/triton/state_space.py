@@ -20,9 +20,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.common import add_neighbours, add_parts, padded, softplus
+from icl_bench.kernels.triton.common import add_neighbours, add_parts, padded
 
 CHUNK = 16
 """Tokens to a chunk: the rows of the smallest product, so that one warp holds all of a head."""
@@ -52,8 +53,6 @@ class StateSpaceConstants(NamedTuple):
 class ChunkSteps(NamedTuple):
     """Numbers of the tokens of a chunk, [ROWS]; log decays are in base 2."""
 
-    raw: Any
-    """Step sizes before softplus."""
     steps: Any
     upto: Any
     """Sums of the log decays to a token, the token included."""
@@ -78,13 +77,19 @@ def store_chunk_rows(pointer, tile, start, T, apart, WIDTH: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def load_steps(raw, shift, rate, start, T, apart, ROWS: tl.constexpr):
+def load_steps(steps, rate, start, T, apart, ROWS: tl.constexpr):
     """Load the step sizes of a chunk, zeros past T; `rate` is the log decay of a step of 1."""
     rows = start + tl.arange(0, ROWS)
-    value = tl.load(raw + rows * apart, mask=rows < T, other=0.0).to(tl.float32) + shift
-    steps = tl.where(rows < T, softplus(value), 0.0)
-    logs = steps * (rate * LOG2E)
-    return ChunkSteps(value, steps, tl.cumsum(logs, 0), tl.sum(logs, 0))
+    sizes = tl.load(steps + rows * apart, mask=rows < T, other=0.0)
+    logs = sizes * (rate * LOG2E)
+    return ChunkSteps(sizes, tl.cumsum(logs, 0), tl.sum(logs, 0))
+
+
+@triton.jit
+def softplus_slope(steps):
+    """Return the derivative of softplus where it is `steps`, 1 - exp(-steps), by a series where that would cancel."""
+    series = steps * (1.0 - steps * (0.5 - steps * (1.0 / 6.0)))
+    return tl.where(steps < 0.01, series, 1.0 - tl.exp(-steps))
 
 
 @triton.jit
@@ -102,7 +107,7 @@ def transposed_decays(upto, ROWS: tl.constexpr):
 
 
 @triton.jit
-def state_space_kernel(q, k, v, raw, step_bias, log_rate, skip, out, states, batch, T, heads, C: tl.constexpr):
+def state_space_kernel(q, k, v, steps, log_rate, skip, out, states, batch, T, heads, C: tl.constexpr):
     """Write y [N, T, heads, V], and where SAVE the states before chunks, [N, heads, chunks, K, V]. Grid N * heads."""
     K: tl.constexpr = C.K
     V: tl.constexpr = C.V
@@ -113,10 +118,9 @@ def state_space_kernel(q, k, v, raw, step_bias, log_rate, skip, out, states, bat
     PRECISION: tl.constexpr = C.PRECISION
     n, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     own = n // batch * heads + head
-    shift = tl.load(step_bias + own).to(tl.float32)
     rate = -tl.exp(tl.load(log_rate + own).to(tl.float32))
     direct = tl.load(skip + own).to(tl.float32)
-    q, k, raw = q + n * T * K, k + n * T * K, raw + n * T * heads + head
+    q, k, steps = q + n * T * K, k + n * T * K, steps + n * T * heads + head
     v, out = v + (n * T * heads + head) * V, out + (n * T * heads + head) * V
     chunks = tl.cdiv(T, ROWS)
     kept = states + (n * heads + head) * chunks * (K * V)
@@ -130,7 +134,7 @@ def state_space_kernel(q, k, v, raw, step_bias, log_rate, skip, out, states, bat
         queries = load_chunk_rows(q, start, T, K, K, BLOCK_K, ROWS)
         keys = load_chunk_rows(k, start, T, K, K, BLOCK_K, ROWS)
         values = load_chunk_rows(v, start, T, heads * V, V, BLOCK_V, ROWS)
-        c = load_steps(raw, shift, rate, start, T, heads, ROWS)
+        c = load_steps(steps, rate, start, T, heads, ROWS)
         scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision=PRECISION)
         scores = scores * decays_of_pairs(c.upto, ROWS) * c.steps[None, :]
         y = tl.dot(scores.to(DOT), values.to(DOT), input_precision=PRECISION)
@@ -144,7 +148,7 @@ def state_space_kernel(q, k, v, raw, step_bias, log_rate, skip, out, states, bat
 
 @triton.jit
 def state_space_gradient_kernel(
-    q, k, v, raw, step_bias, log_rate, skip, states, gradient, dq, dk, dv, draw, sums, batch, T, heads,
+    q, k, v, steps, log_rate, skip, states, gradient, dq, dk, dv, draw, sums, batch, T, heads,
     C: tl.constexpr,
 ):  # fmt: skip
     """Write dv and draw, parts of dq and dk [N, T, heads, K], and sums [N, 3, heads]. Grid N * heads."""
@@ -157,10 +161,9 @@ def state_space_gradient_kernel(
     PRECISION: tl.constexpr = C.PRECISION
     n, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     own = n // batch * heads + head
-    shift = tl.load(step_bias + own).to(tl.float32)
     rate = -tl.exp(tl.load(log_rate + own).to(tl.float32))
     direct = tl.load(skip + own).to(tl.float32)
-    q, k, raw, draw = q + n * T * K, k + n * T * K, raw + n * T * heads + head, draw + n * T * heads + head
+    q, k, steps, draw = q + n * T * K, k + n * T * K, steps + n * T * heads + head, draw + n * T * heads + head
     dq, dk = dq + (n * T * heads + head) * K, dk + (n * T * heads + head) * K
     column = (n * T * heads + head) * V
     v, gradient, dv = v + column, gradient + column, dv + column
@@ -177,8 +180,7 @@ def state_space_gradient_kernel(
         keys = load_chunk_rows(k, start, T, K, K, BLOCK_K, ROWS)
         values = load_chunk_rows(v, start, T, heads * V, V, BLOCK_V, ROWS).to(DOT)
         given = load_chunk_rows(gradient, start, T, heads * V, V, BLOCK_V, ROWS).to(DOT)
-        state = tl.load(kept + (chunks - 1 - back) * (K * V) + place, mask=inside, other=0.0)
-        c = load_steps(raw, shift, rate, start, T, heads, ROWS)
+        c = load_steps(steps, rate, start, T, heads, ROWS)
         after, from_start = tl.exp2(c.total - c.upto), tl.exp2(c.upto)
         wide_q, wide_k = queries.to(tl.float32), keys.to(tl.float32)
 
@@ -193,12 +195,15 @@ def state_space_gradient_kernel(
         result = tl.dot((wide_k * after[:, None]).to(DOT), d.to(DOT), result, input_precision=PRECISION)
         result = result * c.steps[:, None] + direct * given.to(tl.float32)
         store_chunk_rows(dv, result, start, T, heads * V, V, BLOCK_V, ROWS)
-        written = tl.dot(values, tl.trans(d.to(DOT)), input_precision=PRECISION) * after[:, None]
+        written = tl.dot(values, tl.trans(d).to(DOT), input_precision=PRECISION) * after[:, None]
         from_state = tl.sum(written * wide_k, 1)
         products = (products * decays * c.steps[:, None]).to(DOT)
         result = tl.dot(products, queries.to(DOT), written * c.steps[:, None], input_precision=PRECISION)
         store_chunk_rows(dk, result, start, T, heads * K, K, BLOCK_K, ROWS)
 
+        given = load_chunk_rows(gradient, start, T, heads * V, V, BLOCK_V, ROWS).to(DOT)
+        values = load_chunk_rows(v, start, T, heads * V, V, BLOCK_V, ROWS).to(DOT)
+        state = tl.load(kept + (chunks - 1 - back) * (K * V) + place, mask=inside, other=0.0)
         products = tl.dot(given, tl.trans(values), input_precision=PRECISION)
         products = (products * decays_of_pairs(c.upto, ROWS) * c.steps[None, :]).to(DOT)
         read = tl.dot(given, tl.trans(state.to(DOT)), input_precision=PRECISION) * from_start[:, None]
@@ -209,10 +214,10 @@ def state_space_gradient_kernel(
         held = tl.sum(tl.sum(state.to(tl.float32) * d, 1), 0) * tl.exp2(c.total)
         dlog = tl.sum(tl.where(later >= row, upto[None, :], 0.0), 1) + held
         dlog += tl.sum(tl.where(later < row, (c.steps * from_state)[None, :], 0.0), 1)
-        dstep = (from_pairs + from_state + rate * dlog) * tl.sigmoid(c.raw)
+        dstep = (from_pairs + from_state + rate * dlog) * softplus_slope(c.steps)
         tokens = start + tl.arange(0, ROWS)
         tl.store(draw + tokens * heads, dstep.to(draw.dtype.element_ty), mask=tokens < T)
-        dbias += tl.sum(tl.where(tokens < T, dstep, 0.0), 0)
+        dbias += tl.sum(dstep, 0)
         drate += tl.sum(c.steps * dlog, 0)
         dskip += tl.sum(tl.sum(given.to(tl.float32) * values.to(tl.float32), 1), 0)
 
@@ -228,33 +233,36 @@ class FusedStateSpace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, save: bool, *tensors: Tensor) -> Tensor:
-        q, k, v, raw, *numbers = (x.contiguous() for x in tensors)
+        q, k, v, raw, step_bias, *numbers = (x.contiguous() for x in tensors)
         members, batch, time, heads, width = v.shape
+        # Once for all: in the kernels every layout of the tokens of a chunk would have a softplus of its own.
+        steps = softplus(raw.float() + step_bias[:, None, None]).contiguous()
         out, options = torch.empty_like(v), launch_options(q, v, save)
         kept = (members * batch, heads, -(-time // CHUNK), q.shape[-1], width) if save else (0,)
         states = v.new_empty(kept, dtype=v.dtype if v.dtype == torch.bfloat16 else torch.float32)
         with launch_on(v):
             state_space_kernel[(members * batch * heads,)](
-                q, k, v, raw, *numbers, out, states, batch, time, heads, **options
+                q, k, v, steps, *numbers, out, states, batch, time, heads, **options
             )
-        ctx.save_for_backward(q, k, v, raw, *numbers, states)
+        ctx.save_for_backward(q, k, v, raw, steps, step_bias, *numbers, states)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, raw, *numbers, states = ctx.saved_tensors
+        q, k, v, raw, steps, step_bias, *numbers, states = ctx.saved_tensors
         members, batch, time, heads, _ = v.shape
         parts = [q.new_empty(*v.shape[:-1], q.shape[-1], dtype=torch.float32) for _ in range(2)]
         dv, draw = torch.empty_like(v), torch.empty_like(raw)
         sums = v.new_empty(members, batch, 3, heads, dtype=torch.float32)
         with launch_on(v):
             state_space_gradient_kernel[(members * batch * heads,)](
-                q, k, v, raw, *numbers, states, gradient.contiguous(), *parts, dv, draw, sums, batch, time, heads,
+                q, k, v, steps, *numbers, states, gradient.contiguous(), *parts, dv, draw, sums, batch, time, heads,
                 **launch_options(q, v, True),
             )  # fmt: skip
         dq, dk = (add_neighbours(part, q.unsqueeze(3), axis=3).squeeze(3) for part in parts)
         total = add_parts(sums, torch.float32).unbind(1)
-        return None, dq, dk, dv, draw, *(part.to(x.dtype) for part, x in zip(total, numbers, strict=True))
+        shared = (step_bias, *numbers)
+        return None, dq, dk, dv, draw, *(part.to(x.dtype) for part, x in zip(total, shared, strict=True))
 
 
 def launch_options(q: Tensor, v: Tensor, save: bool) -> dict[str, Any]:
@@ -268,8 +276,8 @@ def launch_options(q: Tensor, v: Tensor, save: bool) -> dict[str, Any]:
         BLOCK_V=block_v,
         ROWS=CHUNK,
         DOT=tl.bfloat16 if v.dtype == torch.bfloat16 else tl.float32,
-        # One product of float32 by three of tf32 keeps the digits of float32.
-        PRECISION="tf32x3" if v.dtype == torch.float32 else "tf32",
+        # One product of float32 by three of tf32 keeps the digits of float32; bfloat16 has no use for it.
+        PRECISION="tf32x3",
         SAVE=save,
     )
     warps = 1 if block_k * block_v <= NARROW else 2

@@ -73,12 +73,9 @@ def _query_block(
         ds *= tl.exp2(gate - gates)[None, :]
     if C.TERMS > 0:
         of_weights = add_weight_gradients(of_weights, ds, s, BLOCK_N, C)
-        if C.GATED:
-            score = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), C.P)
-            total += part_sums(ds * score, BLOCK_M, BLOCK_N)
         e = slope_weights(a, C)
         ds *= polynomial(s, (e[0][:, None], e[1][:, None], e[2][:, None]), C.P - 1)
-    elif C.GATED:
+    if C.GATED:
         total += part_sums(ds * s, BLOCK_M, BLOCK_N)
     return tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION), total, of_weights
 
@@ -195,13 +192,15 @@ def power_query_gradient_kernel(
             )  # fmt: skip
     if C.TERMS > 0:
         rows = T if C.BY_TOKEN else blocks
-        acc = store_weight_gradients(
+        acc, of_lower = store_weight_gradients(
             acc, of_weights, state_weights, queries, lower_weights(lower, n, h, share),
             d_lower + (n * rows * heads + h) * C.TERMS, heads, m0, end, scale_in, scale_out, C,
         )  # fmt: skip
     factor = weight * scale_out
     if C.GATED:
         total = tl.sum(sums, 1)
+        if C.TERMS > 0:  # dA A is ds s and what the slope lacks of the lower terms
+            total += of_lower
         tl.store(row_sums + row * T + index, state_total * factor, mask=mask)
         row_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
         tl.store(row_sums + row * T + index, total * factor, mask=mask)

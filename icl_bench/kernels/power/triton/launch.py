@@ -176,7 +176,7 @@ def power_outputs(
         problem.state_view(q if states is None else states), view_of(y), y_low, den,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, low_rows, share,
         problem.scale_in, problem.state_factor, problem.scale_out, problem.eps, LOW=low_rows > 0,
-        C=kernel_constants(problem, blocks, gated, stateful, initial), num_warps=blocks.warps,
+        C=kernel_constants(problem, blocks, gated, stateful, initial), num_warps=blocks.warps, maxnreg=blocks.registers,
     )  # fmt: skip
     return y, y_low, den
 
@@ -225,7 +225,7 @@ def query_gradient(
         dq if row_sums is None else row_sums, dq if d_weights is None else d_weights,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, y_low.shape[1], share,
         problem.scale_in, problem.scale_out, problem.eps, MAKE_STATS=make_stats, LOW=y_low.numel() > 0,
-        C=kernel_constants(problem, blocks, gated, state, initial), num_warps=blocks.warps,
+        C=kernel_constants(problem, blocks, gated, state, initial), num_warps=blocks.warps, maxnreg=blocks.registers,
     )  # fmt: skip
     return dq, row_sums, stats
 
@@ -257,6 +257,7 @@ def key_gradient(
             problem.scale_in, problem.state_factor, problem.scale_out,
             REPEAT=problem.repeat, CONTRACT=contract, OF_KEYS=of_keys, OF_VALUES=of_values,
             C=kernel_constants(problem, blocks, gated, stateful, final), num_warps=blocks.warps,
+            maxnreg=blocks.registers,
         )  # fmt: skip
     return dk, dv, column_sums
 

@@ -29,11 +29,8 @@ def unit_rows(rows):
 @triton.jit
 def to_unit_keys(keys, values, C: tl.constexpr):
     """Return k / |k|, |k|^p v and |k| of the rows of two tiles."""
-    x = keys.to(tl.float32)
-    squares = tl.sum(x * x, 1)
-    inverse = tl.rsqrt(tl.where(squares > 0, squares, 1.0)).to(C.DOT)  # rounded, so that products round twice at most
-    length = tl.where(squares > 0, 1.0 / inverse.to(tl.float32), 0.0)
-    return keys * inverse[:, None], values * power(length, C.P).to(C.DOT)[:, None], length
+    unit, length = unit_rows(keys)
+    return unit.to(C.DOT), (values.to(tl.float32) * power(length, C.P)[:, None]).to(C.DOT), length
 
 
 @triton.jit(do_not_specialize=["T", "groups"])
@@ -214,9 +211,10 @@ def join_weight_gradients(of_weights, part, decay, C: tl.constexpr):
 def store_weight_gradients(
     acc, found, of_state, queries, lower, d_lower, heads, start, end, scale_in, scale_out, C: tl.constexpr
 ):
-    """Store dw_m = da_m N^m, with N = (scale |q|)^2, and return acc + the part of dq through N.
+    """Store dw_m = da_m N^m, with N = (scale |q|)^2; return acc + the part of dq through N, and sum_m 2m/p a_m da_m.
 
-    The part is sum_m da_m w_m m N^(m-1) 2 scale^2 q; acc is dq without its last factors, which it is divided by.
+    The part is sum_m da_m w_m m N^(m-1) 2 scale^2 q; acc is dq without its last factors, which it is divided by. The
+    sum is what sum_j dA_ij A_ij of the chunk has beyond sum_j ds_ij s_ij: the slope has (p - 2m) / p of a term.
     `of_state` is the state's part of da_1. BY_TOKEN: [N, T, H, TERMS]; else the sum of each program's rows, as
     [N, blocks, H, TERMS]. `d_lower` begins at the head.
     """
@@ -228,19 +226,21 @@ def store_weight_gradients(
         factor *= scale_in
     index = start + tl.arange(0, BLOCK_M)
     along = tl.zeros([BLOCK_M], tl.float32)
+    beyond = along
     power_before = tl.full([BLOCK_M], 1.0, tl.float32)
     for m in tl.static_range(TERMS):
-        da = tl.sum(found[m], 1)
-        if m == 0:
-            da += of_state
-        along += da * _load_weight(lower, m, start, end, BLOCK_M, C) * power_before * (m + 1)
+        own = tl.sum(found[m], 1)
+        weight = _load_weight(lower, m, start, end, BLOCK_M, C)
+        beyond += own * weight * power_before * norms * (2 * (m + 1) / C.P)
+        da = own + of_state if m == 0 else own
+        along += da * weight * power_before * (m + 1)
         power_before *= norms
         if C.BY_TOKEN:
             place = d_lower + index.to(tl.int64) * heads * TERMS + m
             tl.store(place, da * power_before * scale_out, mask=index < end)
         else:  # rows past the end are zeros
             tl.store(d_lower + (start // BLOCK_M) * heads * TERMS + m, tl.sum(da * power_before, 0) * scale_out)
-    return acc + (along * factor)[:, None] * queries.to(tl.float32)
+    return acc + (along * factor)[:, None] * queries.to(tl.float32), beyond
 
 
 @triton.jit

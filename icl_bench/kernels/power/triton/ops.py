@@ -14,6 +14,7 @@ from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.operators import operator
 from icl_bench.kernels.power import key_blocks
 from icl_bench.kernels.power.expansion import expanded_width
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
@@ -152,7 +153,7 @@ def _unpack(problem: PowerProblem, packed: Tensor) -> tuple[Tensor, Tensor]:
     return s, z.clone(memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("icl_bench::power_forward", mutates_args=())
+@operator("icl_bench::power_forward")
 def power_forward(
     q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, s: Tensor | None, z: Tensor | None,
     p: int, scale: float, normalize: bool, eps: float, chunk: int, keep_state: bool, differentiable: bool,
@@ -207,7 +208,7 @@ def _(
     return y, y_low, den, gates, states, last_s, last_z
 
 
-@torch.library.custom_op("icl_bench::power_backward", mutates_args=())
+@operator("icl_bench::power_backward")
 def power_backward(
     dy: Tensor, ds: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, den: Tensor, gates: Tensor | None,
@@ -285,4 +286,4 @@ def _differentiate(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple
     )  # fmt: skip
 
 
-torch.library.register_autograd("icl_bench::power_forward", _differentiate, setup_context=_save)
+power_forward.register_autograd(_differentiate, setup_context=_save)

@@ -162,6 +162,7 @@ def _problem(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, p: int, scale: fl
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, log_g, weights, *ctx.options = inputs
     ctx.save_for_backward(q, k, v, weights, *output[1:])
+    ctx.set_materialize_grads(False)  # PyTorch would write zeros for the gradients of all outputs but y
     ctx.gate_type = None if log_g is None else log_g.dtype
 
 

@@ -25,6 +25,7 @@ class Blocks(NamedTuple):
     stages: int  # pipeline depth of the loop over tokens
     state_stages: int = 1  # pipeline depth of the loop over state tiles
     depth: int = 256  # state rows to a step of that loop
+    registers: int | None = None  # most registers of a thread; None for as many as there are
 
 
 FORMS = ("tiles", "rows", "long", "wide_keys", "wide_values")
@@ -74,6 +75,8 @@ def _all_forms(sums: TableRow, forward: TableRow, keys: TableRow) -> dict[tuple[
 _BF16 = _by_width(_BF16_ROWS) | {
     ("gated_forward", "tiles", 64): Blocks(128, 32, 4, 3, 3),
     ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3),
+    # With at most 128 registers, four programs of such short rows share a multiprocessor.
+    ("lower_query_gradient", "rows", 16): Blocks(64, 32, 4, 3, registers=128),
     ("lower_key_gradient", "long", 16): Blocks(64, 64, 4, 3),
     ("lower_key_gradient", "long", 32): Blocks(32, 64, 4, 3),
     ("lower_key_gradient", "long", 64): Blocks(32, 64, 4, 3),

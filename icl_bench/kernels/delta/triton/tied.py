@@ -1,0 +1,258 @@
+"""Triton kernels of the tied delta rule that reads with its keys, without decays or with one a token.
+
+With the names of `forward` and `backward`, and M = (I + B P)^{-1} B, the matrix that a chunk keeps,
+
+    forward:   W = M (v - p~ S),   Y = q~ S + (q k^T E) W,   S' = exp(Gam_C) S + k~^T W
+    backward:  dW = (q k^T E)^T dY + k~ D,   dv = M^T dW,   dB = rowsum(dv W) / B^2
+               d(q k^T E) = dY W^T,   dP = -dv W^T,   dq~ = dY S^T,   dp~ = -dv S^T,   dk~ = W D^T
+
+Decays of tokens are factors of rows, which products leave alone: inputs in bfloat16 are operands as they are, and
+results take the factors. Beside inputs in bfloat16 all products take operands of it, and add up in float32; systems are
+solved in float32. States and W have value channels as in `forward`, so that a result feeds a product from its
+registers, or as the transpose of a right operand. The backward pass loads what it needs twice: registers are scarcer.
+"""
+
+import triton
+import triton.language as tl
+
+from icl_bench.kernels.delta.triton.backward import rows_of_part, sum_later
+from icl_bench.kernels.delta.triton.decays import unit_lower_inverse
+from icl_bench.kernels.delta.triton.forward import SIZES, head_views
+from icl_bench.kernels.delta.triton.tiles import (
+    HEADS,
+    in_pairs,
+    inverse_pointers,
+    load_numbers,
+    load_substeps,
+    nearest_tf32,
+    ones_of_pairs,
+    product,
+    saved_pointers,
+    state_pointers,
+    store_numbers,
+    store_substeps,
+)
+from icl_bench.kernels.triton.common import View
+
+LEAST_RATE: tl.constexpr = tl.constexpr(1e-10)
+"""A smaller rate counts as this one: the gradient of a rate is found from rows that are multiples of it."""
+LEAST_LOG: tl.constexpr = tl.constexpr(-192.0)
+"""Least log decay of a token in base 2: zero as a factor of float32, and small enough for differences of sums."""
+
+
+@triton.jit
+def solved_product(matrix, rows, ones, PRECISION: tl.constexpr, total=None, RIGHT: tl.constexpr = False):
+    """Return M rows, or where RIGHT rows M, added to `total` where there is one: in tf32 where others are in bfloat16.
+
+    Equal keys have equal rounding errors of M, and cancelling rows, of which bfloat16 would leave little. M is rounded
+    to the nearest, and the product cuts the rows off: rounding all of them takes a tenth more instructions.
+    """
+    EXACT: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
+    matrix = in_pairs(nearest_tf32(matrix, EXACT), ones)
+    rows = rows.to(tl.float32)
+    if RIGHT:
+        result = tl.dot(rows, matrix, total, input_precision=EXACT)
+    else:
+        result = tl.dot(matrix, in_pairs(rows, ones), total, input_precision=EXACT)
+    return result
+
+
+@triton.jit
+def load_rates(view, start, end, ROWS: tl.constexpr):
+    """Return the rates of a chunk, [ROWS], none of them zero."""
+    rates = load_numbers(view, start, end, 0, 1, ROWS)
+    return tl.where(tl.abs(rates) < LEAST_RATE, LEAST_RATE, rates)
+
+
+@triton.jit
+def cumulated_decays(view, start, end, ROWS: tl.constexpr):
+    """Return the cumulated log decays of a chunk in base 2, [ROWS], and their sum."""
+    logs = tl.maximum(load_numbers(view, start, end, 0, 1, ROWS) * 1.4426950408889634, LEAST_LOG)
+    return tl.cumsum(logs, 0), tl.sum(logs, 0)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale, C: tl.constexpr):
+    """Write y [N, T, G, V] and the last state [N, G, K, V].
+
+    Where SAVE, also write the states before chunks, transposed, and the matrices M. A program has BLOCK_V value
+    channels of one head; the grid is N * G * blocks of values.
+    """
+    PRECISION: tl.constexpr = C.PRECISION
+    ROWS: tl.constexpr = C.ROWS
+    BLOCK_K: tl.constexpr = C.BLOCK_K
+    BLOCK_V: tl.constexpr = C.BLOCK_V
+    BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
+    first = (tl.program_id(0) % BLOCKS) * BLOCK_V
+    head = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    n = head // G
+    g = head % G
+    x = head_views(x, n, g, g // (G // H))
+    out = View(y + (n * T * G + g) * C.V, 0, G * C.V, 0)
+    chunks = tl.cdiv(T, ROWS)
+    i = tl.arange(0, ROWS)[:, None]
+    j = tl.arange(0, ROWS)[None, :]
+    ones = ones_of_pairs(x.q, ROWS)
+
+    state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
+    if C.INITIAL:
+        edge, edge_mask = state_pointers(first_state + head * (C.K * C.V), first, C)
+        state = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    for chunk in range(0, chunks):
+        start = chunk * ROWS
+        q = load_substeps(x.q, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        k = load_substeps(x.k, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        if C.SAVE:
+            pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
+            tl.store(pointers, state.to(states.dtype.element_ty), mask=mask)
+        p = tl.where(i >= j, product(q, tl.trans(k), PRECISION), 0.0)
+        system = tl.where(i > j, product(k, tl.trans(k), PRECISION), 0.0)
+        if C.GATE == HEADS:
+            upto, total = cumulated_decays(x.log_decay, start, T, ROWS)
+            decay = tl.exp2(tl.where(i >= j, upto[:, None] - upto[None, :], 0.0))
+            p = p * decay
+            system = system * decay
+            since = tl.exp2(upto)
+        if C.RATED:
+            beta = load_rates(x.beta, start, T, ROWS)
+            matrix = unit_lower_inverse(system * beta[:, None], ROWS) * beta[None, :]
+        else:
+            matrix = unit_lower_inverse(system, ROWS)
+        if C.SAVE and first == 0:
+            kept = inverse_pointers(solved, head * chunks + chunk, ROWS)
+            tl.store(kept, matrix)
+        reading = -matrix
+        if C.GATE == HEADS:
+            reading = reading * since[None, :]
+        seen = product(state, tl.trans(k), PRECISION)
+        w_t = solved_product(tl.trans(matrix), tl.trans(v), ones, PRECISION, RIGHT=True)
+        w_t = solved_product(tl.trans(reading), seen, ones, PRECISION, w_t, RIGHT=True)
+        rows = product(q, tl.trans(state), PRECISION)
+        writing = k
+        if C.GATE == HEADS:
+            rows = rows * since[:, None]
+            writing = k.to(tl.float32) * tl.exp2(total - upto)[:, None]
+            state = state * tl.exp2(total)
+        rows = product(p, tl.trans(w_t), PRECISION, rows) * scale
+        store_substeps(out, rows, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        state = product(w_t, writing, PRECISION, state)
+    edge, edge_mask = state_pointers(last + head * (C.K * C.V), first, C)
+    tl.store(edge, state, mask=edge_mask)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST: tl.constexpr, C: tl.constexpr):
+    """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
+
+    Of q, k, beta and log_decay a program writes its own part, [N, T, G * blocks, ...].
+    """
+    PRECISION: tl.constexpr = C.PRECISION
+    GATE: tl.constexpr = C.GATE
+    ROWS: tl.constexpr = C.ROWS
+    BLOCK_K: tl.constexpr = C.BLOCK_K
+    BLOCK_V: tl.constexpr = C.BLOCK_V
+    BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
+    first = (tl.program_id(0) % BLOCKS) * BLOCK_V
+    head = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    n = head // G
+    g = head % G
+    part = g * BLOCKS + tl.program_id(0) % BLOCKS
+    parts = G * BLOCKS
+    x = head_views(x, n, g, g // (G // H))
+    dy = View(dy.ptr + n * dy.n + g * dy.h, dy.n, dy.t, dy.h)
+    chunks = tl.cdiv(T, ROWS)
+    i = tl.arange(0, ROWS)[:, None]
+    j = tl.arange(0, ROWS)[None, :]
+    ones = ones_of_pairs(x.q, ROWS)
+
+    d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
+    if LAST:
+        edge, edge_mask = state_pointers(dlast + head * (C.K * C.V), first, C)
+        d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    for step in range(0, chunks):
+        chunk = chunks - 1 - step
+        start = chunk * ROWS
+        pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
+        if GATE == HEADS:
+            upto, total = cumulated_decays(x.log_decay, start, T, ROWS)
+            since = tl.exp2(upto)
+            after = tl.exp2(total - upto)
+            whole = tl.exp2(total)
+            decay = tl.exp2(tl.where(j >= i, upto[None, :] - upto[:, None], float("-inf")))
+        else:
+            decay = (j >= i).to(tl.float32)
+        weights = decay * scale
+
+        # Gradients of the written rows and of the values, then the written rows.
+        q = load_substeps(x.q, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        k = load_substeps(x.k, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        p = product(k, tl.trans(q), PRECISION) * weights
+        dw = product(d, tl.trans(k), PRECISION)
+        if GATE == HEADS:
+            dw = dw * after[None, :]
+        u = load_substeps(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        dw = product(tl.trans(u), tl.trans(p), PRECISION, dw)
+        matrix = tl.load(inverse_pointers(solved, head * chunks + chunk, ROWS))
+        dv = solved_product(tl.trans(matrix), tl.trans(dw), ones, PRECISION)
+        store_substeps(rows_of_part(out.v, n, g, T, G, C.V), dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        state = tl.load(pointers, mask=mask, other=0.0)
+        seen = product(state, tl.trans(k), PRECISION)
+        v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        reading = -matrix
+        if GATE == HEADS:
+            reading = reading * since[None, :]
+        w = solved_product(matrix, v, ones, PRECISION)
+        w = solved_product(reading, tl.trans(seen), ones, PRECISION, w)
+        if C.RATED:
+            beta = load_rates(x.beta, start, T, ROWS)
+            dbeta = tl.sum(dv * w, 1) / (beta * beta)
+            store_numbers(rows_of_part(out.beta, n, part, T, parts, 1), dbeta, start, T, 0, 1, ROWS)
+
+        # Gradients of the scores, transposed. Those of the diagonal are in gradients of queries and of keys, and cancel
+        # in that of the decays.
+        u = load_substeps(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        dp = product(w, tl.trans(u), PRECISION) * weights
+        da = product(w, tl.trans(dv), PRECISION) * tl.where(i == j, 0.0, -decay)
+
+        state = tl.load(pointers, mask=mask, other=0.0)
+        k = load_substeps(x.k, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        dq = product(u, state, PRECISION)
+        dread = product(dv, state, PRECISION)
+        if GATE == HEADS:
+            dq = dq * (since * scale)[:, None]
+            dread = dread * -since[:, None]
+        else:
+            dq = dq * scale
+            dread = -dread
+        dq = product(tl.trans(dp.to(q.dtype)), k, PRECISION, dq)
+        store_substeps(rows_of_part(out.q, n, part, T, parts, C.K), dq, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        q = load_substeps(x.q, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+        if GATE == HEADS:
+            sums = dq * q.to(tl.float32)
+            change = tl.sum(state.to(tl.float32) * d) * whole
+        dread = product(tl.trans(da.to(q.dtype)), k, PRECISION, dread)
+        dk = product(w, d, PRECISION)
+        if GATE == HEADS:
+            dk = dk * after[:, None]
+            change += tl.sum(dk * k.to(tl.float32))
+        dk = product(dp, q, PRECISION, dk)
+        dk = product(da, k, PRECISION, dk)
+        dk_view = rows_of_part(out.k, n, part, T, parts, C.K)
+        store_substeps(dk_view, dk + dread, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+
+        if GATE == HEADS:
+            sums = tl.sum(sums + (dread - dk) * k.to(tl.float32), 1)
+            dlog = sum_later(sums, True, GATE, PRECISION, ROWS) + change
+            store_numbers(rows_of_part(out.log_decay, n, part, T, parts, 1), dlog, start, T, 0, 1, ROWS)
+            queries = q.to(tl.float32) * (since * scale)[:, None]
+            keys = k.to(tl.float32) * -since[:, None]
+            d = d * whole
+        else:
+            queries = q.to(tl.float32) * scale
+            keys = -k
+        d = product(tl.trans(u), queries, PRECISION, d)
+        d = product(tl.trans(dv.to(q.dtype)), keys, PRECISION, d)
+    if C.INITIAL:
+        edge, edge_mask = state_pointers(out.state + head * (C.K * C.V), first, C)
+        tl.store(edge, d, mask=edge_mask)
