@@ -13,10 +13,12 @@ import numpy as np
 
 from icl_bench.corpus.arrays import read_parquet, read_zarr
 from icl_bench.corpus.example import example_documents
+from icl_bench.corpus.gpt_2 import encode_documents
 from icl_bench.corpus.tokens import Tokens, one_line_errors
 from icl_bench.errors import CorpusError
 
 Reader = Literal["installed", "example", "text", "bin", "parquet", "zarr"]
+Tokenizer = Literal["bytes", "gpt-2"]
 BYTES = 256
 """Vocabulary of bytes."""
 GPT_2_VOCABULARY, GPT_2_SEPARATOR = 50_257, 50_256
@@ -51,6 +53,10 @@ class SourceOptions(NamedTuple):
     """Token with which each document of a shard begins, 50,256 by default."""
     column: str = "text"
     """Column of a parquet file that has the texts."""
+    tokenizer: Tokenizer = "bytes"
+    """Tokens of texts."""
+    vocabulary_file: Path | None = None
+    """File of the vocabulary of `gpt-2`; by default that of an installed package."""
 
 
 BY_SOURCE = SourceOptions()
@@ -59,7 +65,13 @@ BY_SOURCE = SourceOptions()
 def read_source(name: str, reader: Reader | None = None, options: SourceOptions = BY_SOURCE) -> TextSource:
     """Open a source, by default with the reader that fits its name; raise CorpusError if none does."""
     chosen = reader or guess_reader(name)
-    return READERS[chosen](Path(name), options)
+    found = READERS[chosen](Path(name), options)
+    if options.tokenizer == "bytes":
+        return found
+    if found.tokenizer != "bytes":
+        raise CorpusError(f"--tokenizer is for texts; {name} has tokens of {found.tokenizer} already; leave it out")
+    documents = encode_documents(found.documents, options.vocabulary_file)
+    return TextSource(GPT_2_VOCABULARY, options.tokenizer, found.description, documents)
 
 
 def guess_reader(name: str) -> Reader:

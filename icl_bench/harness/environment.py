@@ -72,8 +72,7 @@ def usable_cores() -> int:
 def one_thread(device: torch.device) -> Iterator[None]:
     """Compute in one thread on a CPU inside the block, unless OMP_NUM_THREADS is set.
 
-    Threads that wait for each other on busy cores cost nine times the work; a second one on idle cores would save a
-    third of the time of a single run (docs/log.md).
+    Threads that wait for each other on busy cores cost nine times the work (docs/log.md).
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and THREADS not in os.environ:

@@ -13,7 +13,7 @@ A state in which keys are wider than their rank is not matched, because part of 
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from icl_bench.architectures import ARCHITECTURES, Architecture
@@ -83,6 +83,7 @@ class Tried(NamedTuple):
     params: Mapping[str, Value]
     value: int
     error: float
+    padded: bool
 
 
 STATE_DIGITS = re.compile("0*[1-9][0-9]{0,15}")
@@ -269,11 +270,12 @@ def nearest_match(spec: Spec, knobs: Mapping[str, Sequence[Value]], budget: Budg
 def along(
     spec: Spec, params: Mapping[str, Value], name: str, values: Sequence[Value], budget: Budget, shape: Shape
 ) -> Iterator[Tried]:
-    """Measure the values of one knob; stop once twice the target is passed, where the values are a `range`."""
+    """Measure the values of one knob; of a `range`, along which sizes do not fall, those next to the target."""
     outside = bool(DOTTED.fullmatch(spec.name))
-    for value in values:
+    fields = {**params, name: None} if outside else ARCHITECTURES[spec.name].model_fields
+
+    def measured(value: Value) -> Tried | None:
         free = {**params, name: value}
-        fields = free if outside else ARCHITECTURES[spec.name].model_fields
         full = {**spec.params, **{key: free[key] for key in fields if key in free and key not in spec.params}}
         architecture = architecture_of(Spec(spec.name, full))
         try:
@@ -282,14 +284,54 @@ def along(
         except UnknownSizeError:
             raise
         except SpecError:
+            return None
+        return Tried(full, got, abs(got - budget.target) / budget.target, padded)
+
+    ordered = isinstance(values, range)
+    if ordered and not outside and (near := next_to_target(values, measured, budget.target)) is not None:
+        yield from near
+        return
+    for value in values:
+        found = measured(value)
+        if found is None or (found.padded and not ordered):
             continue
-        if padded:  # and so are all later values of a range, which widen the keys or leave them as they are
-            if isinstance(values, range):
-                return
-            continue
-        yield Tried(full, got, abs(got - budget.target) / budget.target)
-        if got > 2 * budget.target and isinstance(values, range):
+        if found.padded:  # and so are all later values, which widen the keys or leave them as they are
             return
+        yield found
+        if found.value > 2 * budget.target and ordered:
+            return
+
+
+def next_to_target(
+    values: Sequence[Value], measured: Callable[[Value], Tried | None], target: int
+) -> list[Tried] | None:
+    """Return the first values of the largest size below the target, and of the next size; both by bisection.
+
+    None where a value on the way is not allowed, so that all must be measured.
+    """
+
+    def first_with(size: int, end: int) -> int | None:
+        """Return the place of the first value that has this size or is padded; `end` if there is none before it."""
+        low = 0
+        while low < end:
+            middle = (low + end) // 2
+            found = measured(values[middle])
+            if found is None:
+                return None
+            low, end = (low, middle) if found.padded or found.value >= size else (middle + 1, end)
+        return low
+
+    try:
+        above = first_with(target, len(values))
+        below = measured(values[above - 1]) if above else None
+        first_below = None if below is None or above is None else first_with(below.value, above - 1)
+        places = [first_below, above] if above else [above]
+        if None in places:
+            return None
+        found = [measured(values[place]) for place in places if place is not None and place < len(values)]
+    except SpecError:  # of a value that is beyond its bounds
+        return None
+    return [one for one in found if one is not None and not one.padded]
 
 
 def measure(architecture: Architecture, quantity: Quantity, shape: Shape) -> int:

@@ -73,7 +73,7 @@ def open_session(store: Path, session: Session, reporter: Reporter, keep: tuple[
     opened = Store(store)
     loggers = make_loggers(session.log, opened)
     told = LoggingReporter(reporter, opened, loggers) if loggers else reporter
-    here = None if runs_elsewhere(session.engine) else device
+    here = None if runs_elsewhere(session.engine) else machine
     return Executor(opened, engine, session.fleet or FLEET_SIZE[device.type], told, here, session.again)
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from icl_bench.schema import READS_NONE, Frozen, Spec, Value, content_hash
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 Recipe = Literal[1, 2]
 Canon = Annotated[
     Literal["none", "a", "b", "c", "d", "ab", "ac", "ad", "bc", "bd", "cd", "abc", "abd", "acd", "bcd", "abcd"],
@@ -110,7 +110,7 @@ class ModelSpec(GrownSpec):
 class TrainSpec(GrownSpec):
     """The optimiser, its schedule and the training budget."""
 
-    former: ClassVar[Mapping[str, Any]] = {"recipe": 1, "optimiser": "adamw"}
+    former: ClassVar[Mapping[str, Any]] = {"recipe": 1, "optimiser": "adamw", "loss_scale": 1.0}
 
     recipe: Recipe = 1
     """Version of the training: 1 applies weight decay to every parameter, 2 to matrices and tables alone; new runs take
@@ -135,6 +135,9 @@ class TrainSpec(GrownSpec):
     """Decay rate of the running mean of the squared gradient."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient of a model; none to clip nothing."""
+    loss_scale: float = Field(default=1.0, ge=1, le=2**24)
+    """Factor on the loss while it is differentiated, which the gradient then loses in float32: with float16, small
+    gradients do not vanish. A gradient beyond 65,504 in float16 ends the run as diverged."""
     examples: int | None = Field(default=None, ge=1, le=10**9)
     """Size of a fixed training set, divided among the cells and read in cycles; none to draw fresh examples always."""
 

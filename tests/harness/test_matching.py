@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from icl_bench.architectures import ARCHITECTURES
-from icl_bench.errors import SpecError, StateBudgetError
+from icl_bench.errors import IclBenchError, SpecError, StateBudgetError
+from icl_bench.harness import matching
 from icl_bench.harness.matching import Budget, Shape, match, measure, parse_state
 from icl_bench.schema import build, parse_spec
 
@@ -130,3 +131,19 @@ def test_five_percent_is_within_five_percent() -> None:
 def test_wrong_states(text: str) -> None:
     with pytest.raises(SpecError, match=r"a state is elements, as 16384 or 16k, or bytes of float32, as 64KiB; got"):
         parse_state(text)
+
+
+@pytest.mark.parametrize(
+    "spec", ["window", "window:kv_heads=1,d_key=8,d_value=8,rope=true", "power:p=2,conv=2", "mamba-2", "gated-conv+gla"]
+)
+@pytest.mark.parametrize("target", [900, 16_384, 70_000])
+def test_bisection_finds_what_trying_all_values_finds(monkeypatch, spec: str, target: int) -> None:
+    def found() -> object:
+        try:
+            return match(spec, Budget(target), SHAPE)
+        except IclBenchError as error:
+            return str(error)
+
+    bisected = found()
+    monkeypatch.setattr(matching, "next_to_target", lambda values, measured, target: None)
+    assert found() == bisected

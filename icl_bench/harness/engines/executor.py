@@ -17,7 +17,7 @@ from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
 if TYPE_CHECKING:
-    import torch
+    from icl_bench.harness.training.trainer import Machine
 
 LOG = logging.getLogger("icl_bench")
 
@@ -45,8 +45,8 @@ class Executor:
     fleet_size: int
     """Number of runs trained together."""
     reporter: Reporter
-    device: "torch.device | None" = None
-    """Device of this machine that the runs must fit on; None where they run elsewhere."""
+    machine: "Machine | None" = None
+    """Machine whose memory the runs must fit; None where they run elsewhere."""
     again: bool = False
     """Repeat finished runs that ended in an error, once."""
     seen: set[str] = field(default_factory=set)
@@ -147,8 +147,8 @@ class Pursuit:
         from icl_bench.harness.training.memory import check_memory
 
         specs = [spec for _, spec in missing]
-        if self.executor.device is not None:
-            check_memory(specs, self.executor.device)
+        if self.executor.machine is not None:
+            check_memory(specs, self.executor.machine)
         self.executor.reporter.expected([spec for ask in self.waiting.values() for spec in ask.later])
         self.executor.reporter.planned(asked, specs)
         for rank, members in groupby(sorted(missing, key=lambda one: one[0]), key=lambda one: one[0]):

@@ -8,10 +8,12 @@ runs the work of its fleet in order.
 
 import queue
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -103,7 +105,11 @@ class SideBySide(Engine):
         """Run the fleets and yield their results; after an error the other fleets stop at their next report."""
         from icl_bench.harness import interruption
 
-        with interruption.deferred(), lane_threads(self.machine, self.occupancy.most) as threads:
+        if agenda and self.machine.device.type == "cuda" and find_spec("triton") is not None:
+            from icl_bench.harness.training.ahead import start_server_if_cold
+
+            start_server_if_cold()
+        with interruption.deferred(), lane_threads(self.occupancy.most) as threads:
             lanes = Lanes(self, store, threads)
             try:
                 while agenda or lanes.under_way or lanes.held:
@@ -147,8 +153,8 @@ class Lanes:
                 return
             lane = Lane(self.take_held(), needed)
             reporter.started(lane.specs)
-            self.under_way.append(lane)
             self.threads.submit(self.carry_out, lane)
+            self.under_way.append(lane)
 
     def has_room(self) -> bool:
         """Return whether another fleet may be started now, its memory aside."""
@@ -165,6 +171,7 @@ class Lanes:
         from icl_bench.harness.training.fleet import run_fleet
 
         try:
+            use_own_stream(self.engine.machine)
             results = run_fleet(lane.specs, self.store, self.engine.machine, partial(self.tell, lane))
             self.events.put((lane, results))
         except BaseException as error:  # the main thread raises it
@@ -228,20 +235,25 @@ def memory_budget(machine: "Machine") -> float:
 
 
 @contextmanager
-def lane_threads(machine: "Machine", most: int) -> Iterator[ThreadPoolExecutor]:
-    """Make threads that launch on streams of their own, and let them take turns quickly inside the block."""
+def lane_threads(most: int) -> Iterator[ThreadPoolExecutor]:
+    """Make threads for fleets, and let all threads take turns quickly inside the block."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        with ThreadPoolExecutor(most, "fleet", initializer=use_own_stream, initargs=(machine,)) as threads:
+        with ThreadPoolExecutor(most, "fleet") as threads:
             yield threads
     finally:
         sys.setswitchinterval(before)
 
 
+OF_THREAD = threading.local()
+"""The stream of each thread."""
+
+
 def use_own_stream(machine: "Machine") -> None:
-    """Let this thread launch on a stream of its own, on a CUDA device."""
+    """Let this thread launch on a stream of its own, on a CUDA device; the same one in every call."""
     import torch
 
-    if machine.device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(machine.device))
+    if machine.device.type == "cuda" and not hasattr(OF_THREAD, "stream"):
+        OF_THREAD.stream = torch.cuda.Stream(machine.device)
+        torch.cuda.set_stream(OF_THREAD.stream)

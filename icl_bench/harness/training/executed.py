@@ -9,6 +9,7 @@ from icl_bench.architectures.softmax import Softmax
 from icl_bench.architectures.window import Window
 from icl_bench.harness.accounting import Footprint
 from icl_bench.harness.resolve import make_arch, make_task
+from icl_bench.harness.training.precision import WORKING_TYPES
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.kernels.attention.records import AttentionInputs, check_attention
 from icl_bench.kernels.executed import attention_operations, last_product_operations, power_operations
@@ -36,7 +37,7 @@ def executed_operations(spec: RunSpec, machine: Machine, members: int = 1) -> fl
     if not all(is_counted(layer) for layer in layers):
         return None
     cell = max(task.train_cells, key=lambda cell: cell.length)
-    kind = torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+    kind = WORKING_TYPES[spec.precision] or torch.float32
     like = torch.empty(1, dtype=kind, device=machine.device)
     size = Footprint(layers, model.d_model, cell.length, model.canon, model.mlp_width)
     weights = size.flops.weights + 6.0 * model.layers * model.d_model * model.mlp_width
@@ -52,7 +53,7 @@ def is_counted(layer: Architecture) -> bool:
     if not isinstance(layer, COUNTED) or layer.heads != layer.key_value_heads:
         return False
     if isinstance(layer, Power):
-        return layer.spectrum == "none" and layer.offset == "none" and not layer.degrees
+        return (layer.spectrum, layer.offset, layer.degrees, layer.relative_eps) == ("none", "none", (), False)
     return not (isinstance(layer, Softmax) and layer.sinks)
 
 

@@ -13,7 +13,7 @@ from icl_bench.errors import RecordError
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.evaluate import read_own_answers, score_piece
-from icl_bench.harness.training.precision import WorkingModel
+from icl_bench.harness.training.precision import WORKING_TYPES, WorkingModel
 from icl_bench.harness.training.trainer import Trainer
 from icl_bench.runs.kept import KEPT_FILES, SAMPLES_PER_CELL, AnsweredExample, CellSamples, Samples
 from icl_bench.runs.probes import ProbePoint, Probes
@@ -146,12 +146,12 @@ class TrainedModel(nn.Module):
         """Return logits, or vectors of a `ContinuousTask`, at the positions [B, S], by default at all of them.
 
         Inputs are token ids [B, T] or vectors [B, T, I]; outputs are [B, S, O], O the vocabulary for tokens. The
-        arithmetic is that of the run, float32 or bfloat16.
+        arithmetic is that of the run.
         """
         if positions is None:
             positions = torch.arange(inputs.shape[1], device=inputs.device).expand(inputs.shape[:2])
-        lower = self.spec.precision == "bfloat16"  # matrices are then rounded, as in training
-        working = [own.to(torch.bfloat16) if lower and own.dim() > 2 else own for own in self.backbone.parameters()]
+        lower = WORKING_TYPES[self.spec.precision]  # matrices are then rounded, as in training
+        working = [own.to(lower) if lower and own.dim() > 2 else own for own in self.backbone.parameters()]
         model = WorkingModel(self.backbone, working, self.spec.precision)
         outputs: Tensor = model.call(self.backbone, inputs[None], positions[None])[0]
         return outputs

@@ -88,8 +88,8 @@ class TrainingLoop:
                     self.start_validation(begin, end)
                     self.save_if_due()
             reach("trained")
-            cells = self.roster.widen(self.trainer.test(), ())
             self.finish_validation()
+            cells = self.roster.widen(self.trainer.test(self.validator.models()), ())
         finally:
             self.validator.close()
         reach("tested")

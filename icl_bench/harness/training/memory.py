@@ -21,30 +21,40 @@ ESTIMATE_MARGIN = 3
 """Factor by which the estimate may exceed the memory before a run is refused: it has room to spare."""
 ACTIVATIONS = 24
 """Numbers kept for each token, layer and channel, with room to spare; 8 were measured for two layers without an MLP."""
+LAYER_INPUTS = 2
+"""Numbers for each token, layer and channel that are kept where activations are computed again."""
 BATCH_NUMBERS = 16
 """Numbers of 8 bytes for each token of the batches that are made at once."""
 
 
-def estimate_bytes(spec: RunSpec, members: int = 1) -> float:
-    """Estimate the bytes of a fleet from shapes: parameters, their moments and gradients, activations, batches."""
+def estimate_bytes(spec: RunSpec, members: int = 1, parts: int = 1, recompute: bool = False) -> float:
+    """Estimate the bytes of a fleet from shapes: parameters, their moments and gradients, activations, batches.
+
+    One of `parts` of a batch goes through the model at once; with `recompute`, the inputs of layers alone are kept, and
+    the activations of one layer.
+    """
     task, model = make_task(spec.task), spec.model
     tokens = spec.train.batch * max(cell.length for cell in task.train_cells)
     layers = 8 * model.layers * round((1 + model.mlp) * model.d_model) * model.d_model
     words = (1 if model.tied else 2) * task.vocabulary * model.d_model
-    activations = ACTIVATIONS * model.layers * (1 + model.mlp) * model.d_model * tokens
+    inside = ACTIVATIONS * (1 + model.mlp)
+    kept = inside + LAYER_INPUTS * model.layers if recompute else inside * model.layers
+    activations = kept * model.d_model * tokens / parts
     member = 24.0 * (layers + words) + 4.0 * activations
     return members * member + 8.0 * BATCH_NUMBERS * max(members * tokens, TOKENS_PER_REFILL)
 
 
-def check_memory(specs: Sequence[RunSpec], device: torch.device) -> None:
-    """Refuse runs that by their shapes cannot fit into the memory of a device; raises SpecError."""
-    total = total_memory(device)
+def check_memory(specs: Sequence[RunSpec], machine: Machine) -> None:
+    """Refuse runs that by their shapes cannot fit into the memory of a machine; raises SpecError."""
+    total = total_memory(machine.device)
+    parts = machine.accumulate * (machine.ranks.size if machine.ranks else 1)
     for spec in {spec.fleet_key(): spec for spec in specs}.values():
-        needed = estimate_bytes(spec)
+        needed = estimate_bytes(spec, 1, parts, machine.recompute)
         if needed > ESTIMATE_MARGIN * total:
             raise SpecError(
                 f"a run must fit into memory; {spec.task.label} {spec.arch_label} takes about {needed / 1e9:,.0f} GB "
-                f"by its shapes, of {total / 1e9:,.0f} GB here; shorten the task, or lower train.batch or the model"
+                f"by its shapes, of {total / 1e9:,.0f} GB here; shorten the task, lower train.batch or the model, or "
+                "add --accumulate 8"
             )
 
 

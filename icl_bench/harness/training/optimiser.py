@@ -63,7 +63,8 @@ class FleetOptimiser:
         self.layout = ParameterLayout(len(specs), tuple(shape[1:].numel() for shape in self.shapes), exempt)
         flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
         copy = None if working is None else flat.to(working)
-        gradients = torch.zeros_like(flat if copy is None else copy)
+        # Without their factor, gradients of float16 would vanish in it.
+        gradients = torch.zeros_like(flat if copy is None or working == torch.float16 else copy)
         self.buffers = OptimiserBuffers(flat, gradients, torch.zeros_like(flat), torch.zeros_like(flat), copy)
         for parameter, view in zip(self.parameters, self.views(flat), strict=True):
             parameter.data = view
@@ -86,7 +87,7 @@ class FleetOptimiser:
         self.given_order = [self.working[order.index(i)] for i in range(len(order))]
         """The working parameters in the order in which they were given."""
         # With them torch imports sympy, which takes half a second; without them a step on a GPU has two more launches.
-        self.ones = None if device.type == "cpu" else torch.ones_like(self.state.losses)
+        self.ones = None if device.type == "cpu" else torch.full_like(self.state.losses, self.shared.loss_scale)
         self.gradients, self.means = self.views(gradients), self.views(self.buffers.means)
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -100,6 +101,12 @@ class FleetOptimiser:
         for kind in {gradient.dtype for gradient in found}:
             pairs = [(view, new) for view, new in zip(self.gradients, found, strict=True) if new.dtype == kind]
             torch._foreach_copy_([view for view, _ in pairs], [new for _, new in pairs])
+        self.unscale()
+
+    def unscale(self) -> None:
+        """Take the factor on the loss out of the gradients."""
+        if self.shared.loss_scale != 1.0:
+            self.buffers.gradients.mul_(1 / self.shared.loss_scale)
 
     def differentiate_pieces(self, pieces: Iterable[Tensor]) -> None:
         """Write the gradients of the sum of losses, [M] each, into their buffer.
@@ -110,10 +117,11 @@ class FleetOptimiser:
         for losses in pieces:
             torch._foreach_add_(sums, [gradient.float() for gradient in self.gradients_of(losses)])
         torch._foreach_copy_(self.gradients, sums)
+        self.unscale()
 
     def gradients_of(self, losses: Tensor) -> Sequence[Tensor]:
-        """Return the gradients of the losses [M], in flat order."""
-        total = losses.sum() if self.ones is None else losses
+        """Return the gradients of the losses [M] times the factor on the loss, in flat order."""
+        total = losses.sum() * self.shared.loss_scale if self.ones is None else losses
         return torch.autograd.grad(total, self.working, self.ones, materialize_grads=True)
 
     @torch.no_grad()

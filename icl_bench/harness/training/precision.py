@@ -1,6 +1,6 @@
 """Arithmetic of the forward and backward pass; parameters, optimiser and scores stay in float32."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,11 @@ from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.interface import Scores
 from icl_bench.kernels.fleet.embedding import TokenOccurrences
 from icl_bench.runs.spec import Precision
+
+WORKING_TYPES: Mapping[Precision, torch.dtype | None] = {
+    "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16
+}  # fmt: skip
+"""Type of a run's precision that matrices are rounded to; None where all is float32."""
 
 
 class MethodModule(nn.Module):
@@ -45,8 +50,9 @@ class WorkingModel:
 
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """Call a method of the model in the precision, with the working copies; the first argument is a tensor."""
-        device, lower = arguments[0].device.type, self.precision == "bfloat16"
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=lower, cache_enabled=False):
+        device, lower = arguments[0].device.type, WORKING_TYPES[self.precision]
+        kind = lower or torch.bfloat16
+        with torch.autocast(device, dtype=kind, enabled=lower is not None, cache_enabled=False):
             return functional_call(self.module, self.parameters, (method, arguments))
 
     def scores(

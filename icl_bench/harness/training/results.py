@@ -18,7 +18,7 @@ from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store.floors import CellFloors
 from icl_bench.tasks import DistributionTask, Task
 
-ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2}
+ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class MemberScores(NamedTuple):

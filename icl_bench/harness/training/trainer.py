@@ -18,9 +18,11 @@ A training step, in order:
    3 to 8 are two CUDA graphs a cell.
 """
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -33,6 +35,7 @@ from icl_bench.architectures.plain import PlainMixer
 from icl_bench.corpus.tokens import Split
 from icl_bench.errors import SpecError
 from icl_bench.harness.accounting import Footprint
+from icl_bench.harness.environment import usable_cores
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training import batches
 from icl_bench.harness.training.evaluate import (
@@ -45,7 +48,7 @@ from icl_bench.harness.training.evaluate import (
 from icl_bench.harness.training.held_out import floors_by_member, repeated_shares
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
 from icl_bench.harness.training.outside_layers import check_layer, check_sources
-from icl_bench.harness.training.precision import WorkingModel
+from icl_bench.harness.training.precision import WORKING_TYPES, WorkingModel
 from icl_bench.harness.training.ranks import Ranks
 from icl_bench.harness.training.results import cell_scores
 from icl_bench.kernels.backends import has_triton
@@ -53,6 +56,7 @@ from icl_bench.runs.record import CellScore
 from icl_bench.runs.spec import RunSpec
 from icl_bench.tasks import Batch, Cell
 
+LOG = logging.getLogger("icl_bench")
 MEMBER_BUFFER = "member buffer "
 """Beginning of the names of buffers whose first axis is that of the members."""
 WARM_STEPS = 2
@@ -156,7 +160,7 @@ class Trainer:
         if machine.recompute:
             self.recompute_activations()
         trained = list(self.model.parameters())
-        rounded = torch.bfloat16 if self.spec.precision == "bfloat16" else None
+        rounded = WORKING_TYPES[self.spec.precision]
         self.optimiser = FleetOptimiser(trained, [spec.train for spec in specs], rounded)
         self.working_model = WorkingModel(self.model, self.optimiser.given_order, self.spec.precision)
         self.monitor = DivergenceMonitor(len(specs), self.device)
@@ -178,12 +182,38 @@ class Trainer:
         """Check every layer from outside the package; raise LayerFaultError for what it must not do."""
         d_model, length = self.spec.model.d_model, max(cell.length for cell in self.cells)
         shape = (3, len(self.specs), 2, length, d_model)
-        dtype = torch.bfloat16 if self.spec.precision == "bfloat16" else torch.float32
+        dtype = WORKING_TYPES[self.spec.precision] or torch.float32
         for component, layer, block in zip(self.spec.layer_components, self.layers, self.model.blocks, strict=True):
             if component.source is not None or isinstance(block.mixer, PlainMixer):
                 drawn = random.normal_by_name(0, "outside layers", math.prod(shape)).view(shape).to(self.device, dtype)
                 state = layer.state_size(d_model, length)
                 self.working_model.call(check_layer, drawn, block.mixer, str(component.label), state)
+
+    def compile_ahead(self) -> None:
+        """Compile the Triton kernels of a step in processes on all cores, on a CUDA device, if any is missing."""
+        if (
+            self.captured
+            and has_triton(self.monitor.sums)
+            and not self.spec.from_outside
+            and self.machine.ranks is None
+        ):
+            from icl_bench.harness.training.ahead import compile_ahead
+
+            if count := compile_ahead(self.pass_through_step, usable_cores()):
+                LOG.info("compiled %d kernels", count)
+
+    def pass_through_step(self) -> None:
+        """Make the calls of a step on every cell, of which no launch of a Triton kernel reaches the device.
+
+        What operators of torch write is written anew by every step.
+        """
+        for queue in self.queues:
+            losses, hits = self.working_model.scores(*queue.take())
+            queue.next_row.zero_()
+            mean = self.monitor.mean_losses(losses.flatten(1), hits.flatten(1))
+            self.optimiser.differentiate(mean)
+            if self.spec.train.optimiser == "adamw":  # Muon updates matrices by operators of torch
+                self.optimiser.step(mean.detach())
 
     def make_stream(self, label: str, split: Split) -> batches.ExampleStream:
         """Make the stream of examples of the cell of this label and a split."""
@@ -273,13 +303,25 @@ class Trainer:
             self.validation = [(stream, list(evaluation_pieces(stream, count))) for stream in streams]
         return {stream.cell.label: evaluate(model, stream, pieces).accuracy for stream, pieces in self.validation}
 
-    def test(self) -> list[tuple[CellScore, ...]]:
+    def test(self, models: Sequence[WorkingModel]) -> list[tuple[CellScore, ...]]:
         """Return the test scores of each member, one for each evaluated cell; none for a member that has diverged.
 
-        A member whose test loss is not finite has diverged in its last update, and is marked so.
+        Each of the models, this trainer's and copies of it, takes its share of the cells, the copies in threads. A
+        member whose test loss is not finite has diverged in its last update, and is marked so.
         """
         active = [member for member, step in enumerate(self.diverged_at) if not step]
-        by_cell = [self.test_cell(cell, active) for cell in self.task.eval_cells if active]
+        cells = self.task.eval_cells if active else ()
+
+        def share(index: int) -> dict[str, list[CellScore | None]]:
+            own = cells[index :: len(models)]
+            return {cell.label: self.test_cell(cell, active, models[index]) for cell in own}
+
+        with ThreadPoolExecutor(len(models)) as pool:  # starts no thread for the first share
+            others = [pool.submit(share, index) for index in range(1, len(models))]
+            found = share(0)
+            for other in others:
+                found |= other.result()
+        by_cell = [found[cell.label] for cell in cells]
         scores: list[tuple[CellScore, ...]] = [() for _ in self.specs]
         for member, measured in zip(active, zip(*by_cell, strict=True), strict=True):
             finite = tuple(score for score in measured if score is not None)
@@ -290,12 +332,12 @@ class Trainer:
                 self.optimiser.state.diverged_at[member] = self.done
         return scores
 
-    def test_cell(self, cell: Cell, members: Sequence[int]) -> list[CellScore | None]:
-        """Return the test scores of these members on one cell; None for a member whose loss is not finite."""
+    def test_cell(self, cell: Cell, members: Sequence[int], model: WorkingModel) -> list[CellScore | None]:
+        """Return a model's test scores of these members on one cell; None for a member whose loss is not finite."""
         evaluation, stream = self.spec.evaluation, self.make_stream(cell.label, "test")
-        counts = evaluate(self.working_model, stream, evaluation_pieces(stream, evaluation.examples))
-        free = self.run_freely(stream)
-        controls = evaluate_controls(self.working_model, stream, evaluation.examples)
+        counts = evaluate(model, stream, evaluation_pieces(stream, evaluation.examples))
+        free = self.run_freely(stream, model)
+        controls = evaluate_controls(model, stream, evaluation.examples)
         floors = floors_by_member(stream, evaluation.examples)
         return cell_scores(stream, counts, floors, self.repeated_shares(stream), free, controls, members)
 
@@ -312,13 +354,13 @@ class Trainer:
         train = self.make_stream(test.cell.label, "train")
         return repeated_shares(test, self.spec.evaluation.examples, train, drawn)
 
-    def run_freely(self, stream: batches.ExampleStream) -> FreeRunning | None:
+    def run_freely(self, stream: batches.ExampleStream, model: WorkingModel) -> FreeRunning | None:
         """Score members that read their own answers; None if the task shows none or a layer has no recurrent form."""
         if not (self.task.generative and self.model.recurrent):
             return None
-        model = self.spec.model
-        state = Footprint(self.layers, model.d_model, stream.cell.length, model.canon, model.mlp_width).state
-        return run_freely(self.working_model, stream, self.spec.evaluation.examples, state.elements if state else 0)
+        shape = self.spec.model
+        state = Footprint(self.layers, shape.d_model, stream.cell.length, shape.canon, shape.mlp_width).state
+        return run_freely(model, stream, self.spec.evaluation.examples, state.elements if state else 0)
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that steps change, by their names in a checkpoint; batches follow from the steps done.

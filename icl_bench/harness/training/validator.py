@@ -1,4 +1,4 @@
-"""Validations of a fleet; on a CPU with a second core, in a thread, of copies of its models, while it trains on."""
+"""Validations of a fleet, and the models for its test; on a CPU with a second core, copies of models in a thread."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +33,11 @@ class Validator:
             found = self.trainer.validate(self.trainer.working_model)
             return lambda: found
         return self.pool.submit(self.trainer.validate, self.copied_model()).result
+
+    def models(self) -> list[WorkingModel]:
+        """Return the models that may test at the same time: the trainer's, and a copy where there is a second core."""
+        models = [self.trainer.working_model]
+        return [*models, self.copied_model()] if self.beside else models
 
     @torch.no_grad()
     def copied_model(self) -> WorkingModel:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.resolve import Request, expand_request, make_task, task_component
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.harness.validation.shallow import Rule
 from icl_bench.tasks import ContinuousTask
@@ -41,11 +41,16 @@ def train_solvers(task: str, steps: int = STEPS) -> dict[str, Rule]:
 
 
 def train_solver(task: str, arch: str, layers: int, steps: int) -> Rule:
-    """Train one model on the cells of a task; its rule answers by the likeliest token, or by its vector."""
-    settings = (f"train.steps={steps}", "train.batch=64", "train.lr=0.005", f"model.layers={layers}")
+    """Train one model on the cells of a task; its rule answers by the likeliest token, or by its vector.
+
+    A task that asks for a number of training examples is shown so many.
+    """
+    own = make_task(task_component(task)).training_examples is not None
+    count = () if own else (f"train.steps={steps}",)
+    settings = (*count, "train.batch=64", "train.lr=0.005", f"model.layers={layers}")
     (run,) = expand_request(Request(task=task, archs=(arch,), preset="default", settings=settings))
     trainer = Trainer([run], Machine(torch.device("cpu")))
-    for _ in range(steps):
+    for _ in range(run.train.steps):
         trainer.step()
     model = trainer.working_model
 

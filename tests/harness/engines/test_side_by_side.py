@@ -153,6 +153,15 @@ def test_an_error_stops_the_other_fleets_and_is_raised(tmp_path: Path, monkeypat
     assert stage.training == 0 and threading.active_count() == threads and not list(Store(tmp_path).ids())
 
 
+def test_a_device_that_fails_in_a_thread_ends_the_command(tmp_path: Path, monkeypatch) -> None:
+    def fail(machine: Machine) -> None:
+        raise RuntimeError("no stream")
+
+    monkeypatch.setattr(side_by_side, "use_own_stream", fail)
+    with pytest.raises(RuntimeError, match="no stream"):
+        list(beside().submit(Agenda([[spec(0)], [spec(1)]]), Store(tmp_path), SilentReporter()))
+
+
 def test_a_signal_stops_all_fleets(tmp_path: Path, monkeypatch) -> None:
     specs = expand_request(Request(TASK, ["linear", "softmax"], settings=[*TINY, "train.steps=1000000"]))
 

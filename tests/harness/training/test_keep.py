@@ -44,7 +44,7 @@ def test_a_model_made_again_answers_as_it_did(arch: str, precision) -> None:
 
 def test_samples_say_what_was_scored() -> None:
     trainer = stepped(specs("softmax", seeds=(0, 1)))
-    scores = [{cell.label: cell for cell in cells} for cells in trainer.test()]
+    scores = [{cell.label: cell for cell in cells} for cells in trainer.test([trainer.working_model])]
     for member, files in enumerate(kept_files(trainer)):
         samples = Samples.model_validate_json(files["samples.json"])
         assert samples.id == trainer.specs[member].id and [cell.load for cell in samples.cells] == [2, 4]

@@ -2,7 +2,9 @@
 
 import pytest
 
-from icl_bench.harness.training.memory import cut_evenly, estimate_bytes, fit_memory
+from icl_bench.errors import SpecError
+from icl_bench.harness.training import memory
+from icl_bench.harness.training.memory import check_memory, cut_evenly, estimate_bytes, fit_memory
 from icl_bench.harness.training.trainer import Machine
 from tests.harness.training.small_runs import CPU, specs
 
@@ -21,3 +23,13 @@ def test_the_estimate_grows_with_what_takes_memory():
         assert estimate_bytes(specs("softmax", extra=(setting,))[0]) > estimate_bytes(small)
     assert estimate_bytes(small) < estimate_bytes(small, members=1000) < 1000 * estimate_bytes(small)
     assert fit_memory(RUNS, Machine(CPU)) == [RUNS]
+
+
+def test_parts_of_a_batch_and_activations_that_are_computed_again_take_less(monkeypatch):
+    (large,) = specs("softmax", extra=("train.batch=4096", "model.layers=8"))
+    whole, parts, again = (estimate_bytes(large, 1, *saving) for saving in ((), (4,), (1, True)))
+    assert whole / 4 < parts < whole / 2 and whole / 8 < again < whole / 2
+    monkeypatch.setattr(memory, "total_memory", lambda device: whole / memory.ESTIMATE_MARGIN / 2)
+    with pytest.raises(SpecError, match="or add --accumulate 8"):
+        check_memory([large], Machine(CPU))
+    check_memory([large], Machine(CPU, accumulate=4))

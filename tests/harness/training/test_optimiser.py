@@ -100,3 +100,43 @@ def test_muon_clips_by_the_norm_of_all_parameters() -> None:
         gradient.fill_(1.0)
     clipped = trainer.optimiser.clipped_gradients()
     assert float(clipped.norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_a_factor_on_the_loss_keeps_small_gradients_in_float16() -> None:
+    """Half of the least positive float16 is 2^-25: a gradient of 2^-28 is rounded to 0 in it."""
+    for scale, wanted in ((1, 0.0), (1024, 2.0**-28)):
+        run = specs("softmax", extra=(f"train.loss_scale={scale}",), precision="float16")[0]
+        optimiser = Trainer([run], Machine(CPU)).optimiser
+        place = next(i for i, working in enumerate(optimiser.working) if working.dtype == torch.float16)
+        optimiser.differentiate((optimiser.working[place].sum() * torch.tensor(2.0**-28))[None])
+        found = optimiser.gradients[place]
+        assert found.dtype == torch.float32
+        assert torch.equal(found, torch.full_like(found, wanted)), scale
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_factor_on_the_loss_changes_no_gradient_in_range(precision: str) -> None:
+    """Powers of two change exponents alone; float16 has numbers below 2^-14, which a factor of 8 makes exact."""
+    first, scaled = (
+        Trainer(specs("softmax", extra=(f"train.loss_scale={scale}",), precision=precision), Machine(CPU))
+        for scale in (1, 8)
+    )
+    for trainer in (first, scaled):
+        trainer.step()
+        assert trainer.diverged_at == [0]
+    for one, other in zip(first.optimiser.gradients, scaled.optimiser.gradients, strict=True):
+        bound = 2.0**-14 if precision == "float16" else 0.0
+        torch.testing.assert_close(one, other, rtol=0.0 if precision != "float16" else 2.0**-10, atol=bound)
+
+
+@pytest.mark.parametrize(("arch", "scale"), [("softmax", 16), ("power:p=2", 1)])
+def test_runs_in_float16_learn_as_in_float32(arch: str, scale: int) -> None:
+    task = "assoc-recall:length=16,pairs=2,vocab=64"
+    losses = []
+    for precision in ("float32", "float16"):
+        extra = ("train.steps=60", "train.lr=0.01", f"train.loss_scale={scale}")
+        trainer = Trainer(specs(arch, extra=extra, task=task, precision=precision), Machine(CPU))
+        for _ in range(60):
+            trainer.step()
+        losses.append(trainer.take_means(60)[0][0])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

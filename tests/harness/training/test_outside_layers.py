@@ -158,7 +158,9 @@ def test_buffers_are_in_checkpoints_and_the_test_is_in_evaluation_mode(check, tm
     for name, tensor in second.state().items():
         assert torch.equal(tensor, whole.state()[name]), name
     before = [buffer.clone() for buffer in second.model.buffers()]
-    assert second.validate(second.working_model) == second.validate(second.working_model) and second.test()
+    assert second.validate(second.working_model) == second.validate(second.working_model) and second.test(
+        [second.working_model]
+    )
     assert all(torch.equal(one, other) for one, other in zip(before, second.model.buffers(), strict=True))
     assert second.model.training
 

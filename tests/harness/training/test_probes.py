@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from icl_bench.architectures.sums import Sums
 from icl_bench.harness.training.loop import TrainingLoop
@@ -96,3 +97,33 @@ def test_the_gradient_is_that_before_clipping() -> None:
     own = trainer.optimiser.gradients[place][..., : width // 3]
     assert torch.allclose(found["block0.gradient.q"], own.flatten(1).norm(dim=1))
     assert math.isfinite(float(found["block0.largest_score"][0]))
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that run in its block, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_launches_the_same_operators_with_probes_and_without() -> None:
+    """Off, a loop has no probe at all; on, the steps between two probes are those of a loop without."""
+    runs = specs("power:p=3,gate=true,spectrum=learned", seeds=(0, 1))
+    plain, probed = (
+        TrainingLoop(Trainer(runs, m), lambda progress: None, lambda *_: None) for m in (Machine(CPU), PROBED)
+    )
+    assert plain.probe is None and plain.marks == set() and probed.probe is not None
+    launched = []
+    for loop in (plain, probed):
+        loop.trainer.step()
+        if loop.probe is not None:
+            loop.probe.record()
+        with Recorder() as recorder:
+            loop.trainer.step()
+        launched.append(recorder.names)
+    assert launched[0] == launched[1] and len(launched[0]) > 100

@@ -57,7 +57,7 @@ def test_a_member_whose_outputs_are_no_numbers_has_no_scores() -> None:
     with torch.no_grad():
         trainer.model.embedding.weight[1] = math.nan
     trainer.step()
-    scores = trainer.test()
+    scores = trainer.test([trainer.working_model])
     assert scores[1] == () and len(scores[0]) == len(scores[2]) == len(trainer.task.eval_cells)
 
 

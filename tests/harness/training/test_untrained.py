@@ -18,6 +18,7 @@ SETTINGS = ("model.d_model=16", "train.batch=2", f"evaluation.examples={EXAMPLES
 def test_an_untrained_model_is_at_or_under_the_floor(name: str) -> None:
     """Within five standard errors of a share over as many examples, which those of scored positions are below."""
     runs = expand_request(Request(name, ["softmax"], settings=SETTINGS, seeds=(0, 1)))
-    for cell in chain(*Trainer(runs, Machine(torch.device("cpu"))).test()):
+    trainer = Trainer(runs, Machine(torch.device("cpu")))
+    for cell in chain(*trainer.test([trainer.working_model])):
         error = math.sqrt(max(cell.floor * (1 - cell.floor), 1 / EXAMPLES) / EXAMPLES)
         assert cell.accuracy <= cell.floor + 5 * error, cell.label

@@ -1,4 +1,4 @@
-"""Validations beside the training and in between: the same numbers, the same errors."""
+"""Validations beside the training and tests in two threads: the same numbers, the same errors."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def logged_with(cores: int, arch: str, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 @pytest.mark.parametrize("arch", ["power:p=2", "gated-delta-net", "lstm"])
-def test_a_validation_beside_the_training_gives_the_numbers_of_one_in_between(arch, monkeypatch) -> None:
+def test_a_second_thread_changes_no_number_of_validations_and_tests(arch, monkeypatch) -> None:
     assert logged_with(2, arch, monkeypatch) == logged_with(1, arch, monkeypatch)
 
 

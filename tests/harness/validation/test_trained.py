@@ -2,6 +2,7 @@
 
 import torch
 
+from icl_bench.harness.resolve import make_task, task_component
 from icl_bench.harness.validation.gate import draw
 from icl_bench.harness.validation.trained import TRAINED, BagOfTokens, train_solver, train_solvers
 from icl_bench.tasks import TASKS
@@ -15,8 +16,8 @@ def test_a_bag_knows_no_order_and_no_later_token() -> None:
 
 
 def test_rules_of_tokens_and_of_vectors_have_the_shape_of_answers() -> None:
-    for name in ("copy:symbols=8", "vector-recall:pairs=4"):
-        task = TASKS[name.partition(":")[0]]()
+    for name in ("copy:symbols=8", "vector-recall:pairs=4", "memorization:exposures=1,keys=10"):
+        task = make_task(task_component(name))
         asked = draw(task, task.eval_cells[0], "test", 3)
         for rule in train_solvers(name, steps=1).values():
             assert rule(asked.inputs, asked.positions).shape == asked.targets.shape
