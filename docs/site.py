@@ -1,4 +1,4 @@
-"""The documentation site: README and pages of `docs/`, the glossary and the Python face, built by Zensical.
+"""The documentation site: README and pages of `docs/`, galleries, glossary and the Python face, built by Zensical.
 
     python -m docs.site build/site
 
@@ -11,16 +11,18 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from docs import galleries
 from icl_bench.reports.explorer.glossary import GLOSSARY
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "Start": ("README.md", "docs/your_layer.md", "docs/python.md", "glossary.md"),
+    "Gallery": ("gallery-tasks.md", "gallery-architectures.md", "gallery-studies.md"),
     "Use": ("docs/cli.md", "docs/tasks.md", "docs/architectures.md", "docs/study-files.md", "docs/engines.md"),
     "Results": ("docs/studies/README.md", "docs/records.md", "docs/statistics.md", "docs/validation.md", "docs/log.md"),
     "Inside": (
@@ -33,7 +35,15 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     ),
     "Releases": ("CHANGELOG.md",),
 }
-"""Pages by chapter, as paths in the repository; `glossary.md` and `reference.md` are written here."""
+"""Pages by chapter, as paths in the repository; the glossary, the reference and the galleries are written here."""
+WRITTEN: Mapping[str, Callable[[], str]] = {
+    "glossary.md": lambda: glossary(),
+    "reference.md": lambda: "# Python reference\n\n" + "\n".join(f"::: {name}\n" for name in FACE),
+    "gallery-tasks.md": galleries.tasks,
+    "gallery-architectures.md": galleries.architectures,
+    "gallery-studies.md": galleries.studies,
+}
+"""Pages that the site has beside those of the repository, with links as a page at its root has them."""
 FACE = ("icl_bench.api.functions", "icl_bench.api.results", "icl_bench.harness.session")
 """Modules of the Python face, whose docstrings are the reference."""
 LINK = re.compile(r"(\]\(|src=\")([^)\s\"]+)")
@@ -41,6 +51,7 @@ CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 CONFIGURATION = """
 [project]
 site_name = "icl-bench"
+extra_css = ["{style_name}"]
 site_description = "Recall from context against state size, for sequence-mixing layers"
 use_directory_urls = false
 nav = [{nav}]
@@ -48,10 +59,16 @@ nav = [{nav}]
 [project.theme]
 font = false
 features = ["navigation.sections", "navigation.footer", "search.highlight", "content.code.copy"]
-palette = [
-    {{ media = "(prefers-color-scheme: light)", scheme = "default" }},
-    {{ media = "(prefers-color-scheme: dark)", scheme = "slate" }},
-]
+
+[[project.theme.palette]]
+media = "(prefers-color-scheme: light)"
+scheme = "default"
+toggle = {{ icon = "lucide/sun", name = "Dark" }}
+
+[[project.theme.palette]]
+media = "(prefers-color-scheme: dark)"
+scheme = "slate"
+toggle = {{ icon = "lucide/moon", name = "Light" }}
 
 [project.plugins.mkdocstrings.handlers.python]
 paths = ["{root}"]
@@ -75,6 +92,16 @@ slugify = {{ object = "pymdownx.slugs.slugify", kwds = {{ case = "lower" }} }}
 """
 
 
+STYLE_NAME = "contrast.css"
+STYLE = """
+.md-nav__link--active, .md-nav__link--active .md-ellipsis, .doc-labels code, .doc-label code {
+  color: var(--md-default-fg-color);
+  opacity: 1;
+}
+"""
+"""Colours of Zensical that lie below the contrast that WCAG asks for, in its light scheme."""
+
+
 def staged_name(path: str) -> str:
     """Return the path in the site of a page, a picture or another file of the repository."""
     if path.startswith("docs/") or path.endswith(".md"):
@@ -95,7 +122,7 @@ def stage(folder: Path) -> None:
         *(path for path in sources if path.endswith(".md")),
     ]
     pictures = [path for path in sources if path.endswith((".svg", ".png"))]
-    texts = {path: (ROOT / path).read_text() for path in pages}
+    texts = {path: (ROOT / path).read_text() for path in pages} | {path: write() for path, write in WRITTEN.items()}
     for path in {*pictures, *(linked for page, text in texts.items() for linked in link_targets(text, page))} - {
         *pages
     }:
@@ -104,13 +131,15 @@ def stage(folder: Path) -> None:
     for path, text in texts.items():
         (content / staged_name(path)).parent.mkdir(parents=True, exist_ok=True)
         (content / staged_name(path)).write_text(linked(text, path))
-    terms = "\n\n".join(
-        f"## {term}\n\n{words}" for term, words in sorted(GLOSSARY.items(), key=lambda one: one[0].lower())
-    )
-    (content / "glossary.md").write_text(f"# Glossary\n\n{terms}\n")
-    (content / "reference.md").write_text("# Python reference\n\n" + "\n".join(f"::: {name}\n" for name in FACE))
     nav = ", ".join(f'{{"{chapter}" = [{", ".join(map(quoted, paths))}]}}' for chapter, paths in CHAPTERS.items())
-    (folder / "zensical.toml").write_text(CONFIGURATION.format(nav=nav, root=ROOT.as_posix()))
+    (folder / "zensical.toml").write_text(CONFIGURATION.format(nav=nav, root=ROOT.as_posix(), style_name=STYLE_NAME))
+    (content / STYLE_NAME).write_text(STYLE)
+
+
+def glossary() -> str:
+    """Return the page of the terms that the explorer explains."""
+    terms = sorted(GLOSSARY.items(), key=lambda one: one[0].lower())
+    return "# Glossary\n\n" + "\n\n".join(f"## {term}\n\n{words}" for term, words in terms) + "\n"
 
 
 def quoted(path: str) -> str:
@@ -180,7 +209,8 @@ def broken_links(site: Path) -> Iterator[str]:
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             target = target / "index.html" if target.is_dir() else target
             known = pages.get(target)
-            if not target.is_file() or (parts.fragment and known and unquote(parts.fragment) not in known.names):
+            anchor = "" if "=" in parts.fragment else unquote(parts.fragment)  # of an explorer, the state of the page
+            if not target.is_file() or (anchor and known and anchor not in known.names):
                 yield f"{path.relative_to(site)}: {link}"
 
 

@@ -217,7 +217,9 @@ def load_answer(section: Section) -> str:
     if not cells:
         return "No load ranks architectures: each is solved by all, or by none above the floor"
     label = max(cells, key=lambda cell: (cell.load, cell.length)).label
-    return f"At {label} the best median is that of {best_two(scores_in_cell(section, label))}"
+    scores = scores_in_cell(section, label)
+    measure = "median" if max(len(values) for _, values in scores) > 1 else "accuracy"
+    return f"At {label} the best {measure} is that of {best_two(scores)}"
 
 
 def scores_in_cell(section: Section, label: str) -> list[tuple[Entry, list[float]]]:

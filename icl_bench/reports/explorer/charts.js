@@ -77,6 +77,14 @@ function pickable(plot, points, picked) {
   for (const [key, value] of Object.entries({ class: "lifted", fill: "none", stroke: "currentColor", "stroke-width": 2.5 })) {
     lifted.setAttribute(key, value);
   }
+  const tip = h("div", { class: "tip", "aria-hidden": "true" }); // the words beside the point; a reader hears those below
+  const show = (words, [x, y]) => {
+    const scale = plot.getBoundingClientRect().width / plot.viewBox.baseVal.width;
+    const right = x > plot.viewBox.baseVal.width / 2;
+    tip.textContent = words;
+    tip.style.cssText = `top:${y * scale + plot.offsetTop}px;${right ? `right:calc(100% - ${x * scale - 14}px)` : `left:${x * scale + 14}px`}`;
+    plot.parentElement.append(tip);
+  };
   const lift = (point) => {
     const own = point?.line ? places.filter((_, i) => points[i].line === point.line) : [];
     plot.classList.toggle("picking", own.length > 1);
@@ -87,10 +95,11 @@ function pickable(plot, points, picked) {
   const choose = (place) => {
     chosen = place;
     lift(points[place]);
-    if (place < 0) { ring.remove(); return; }
+    if (place < 0) { ring.remove(); tip.remove(); return; }
     [["cx", places[place][0]], ["cy", places[place][1]]].forEach(([key, value]) => ring.setAttribute(key, value));
     plot.append(ring);
     const point = points[place];
+    show(point.words, places[place]);
     picked.replaceChildren(h("span", {}, point.words));
     if (point.run) picked.append(" ", h("button", { type: "button", onclick: () => go({ run: point.run.id }, true) }, "Open the run"));
   };
@@ -204,7 +213,7 @@ function sizeChart(one, entries, width, small) {
   const differing = summarised() ? known.filter((entry) => over(one, entry) && differenceOf(entry)?.differs && inZoom(scores.median(entry))) : [];
   const marks = [
     ...floorMarks(floor, "y"),
-    ...(summarised() ? series.map(([family, place, members]) => Plot.line(d3.sort(members, (entry) => entry[sizeOf(one)]), {
+    ...(summarised() ? series.map(([family, place, members]) => Plot.line(d3.sort(members.filter(trained), (entry) => entry[sizeOf(one)]), { // untrained says nothing of capacity
       x: sizeOf(one), y: scores.median, stroke: styleOf(family).colour, strokeWidth: 2, strokeDasharray: place === one.place ? null : "6 4", clip,
     })) : []),
     ...(summarised() ? [Plot.ruleX(known.filter(scores.interval), {

@@ -290,14 +290,15 @@ def load_fields(found: Load) -> dict[str, Any]:
 
 
 def run_rows(section: Section, place: int, commands: Numbered, devices: Numbered) -> Iterable[list[Any]]:
-    """Yield the row of each run of a section, by entry, rate and seed."""
+    """Yield the row of each run, by entry, rate and seed; a run of a study names the command of the study."""
     for number, entry in enumerate(section.entries):
         measuring = {run.id for run in entry.measuring}
         locked = set(section.locked_seeds(entry))
         for run in entry.runs:
             role = "measures" if run.id in measuring else "chooses" if run.seeds in entry.choosing_seeds else "other"
             loaded = entry.load(run.id) if role == "measures" or run.status != "ok" else None
-            place_of = (commands.place(run.environment.command), devices.place(run.environment.device))
+            command = f"icl-bench sweep {section.context.name}" if section.context.name else run.environment.command
+            place_of = (commands.place(command), devices.place(run.environment.device))
             scores = run_scores(section, loaded if role == "measures" else None)
             detail = (loaded.result.detail or "").strip().splitlines()[-1:] if loaded else []
             own = [run.id, place, number, run.seeds[0], run.lr, run.status, role, int(run.seeds in locked)]

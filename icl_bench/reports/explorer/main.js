@@ -57,7 +57,7 @@ function openRun() {
   const sampled = data.samples.some((kept) => kept.run === run.id);
   put(box,
     h("h2", {}, `Run ${run.id}`), h("dl", {}, facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))])), cells,
-    h("h3", {}, "The command that made it, and repeats it in an empty store"), h("pre", { tabindex: "0" }, command), h("button", { type: "button", onclick: () => copyText(command) }, "Copy the command"),
+    h("h3", {}, data.stores[one.store].study ? "The command that trains its study" : "The command that made it, and repeats it in an empty store"), h("pre", { tabindex: "0" }, command), h("button", { type: "button", onclick: () => copyText(command) }, "Copy the command"),
     h("h3", {}, "Its record"), h("pre", { tabindex: "0" }, `icl-bench runs show ${run.id}`),
     sampled ? h("p", {}, h("a", { href: addressOf({ view: "samples", sample: run.id, run: "" }) }, "Its answers to test examples")) : null,
     h("form", { method: "dialog" }, h("button", {}, "Close")));

@@ -28,33 +28,41 @@ function scoreRows(one) {
 }
 const SCORE_COLUMNS = ["id", "task", "arch", "seed", "lr", "state_elements", "state_bytes", "params", "cell", "accuracy", "floor"];
 
+// Of each store its question, its totals and a card for each task, whose title is the answer.
 function answersView() {
-  const cards = data.sections.filter((one) => state.store === "" || String(one.store) === state.store).map((one) => {
-    const open = (view) => addressOf({ view, task: one.task, store: data.stores.length > 1 ? String(one.store) : "" });
-    const chart = h("div", { class: "thumb" });
-    const card = h("article", { class: "card" },
-      h("p", { class: "task" }, data.stores.length > 1 ? `${storeName(one)} · ${one.task}` : one.task),
-      h("h2", {}, h("a", { href: open("state") }, sentences(one.answers.recall))), chart,
-      h("details", {}, h("summary", {}, "Question and limits"), h("p", {}, one.question), h("p", {}, one.limits ? `Limits: ${one.limits}` : "")),
-      h("p", { class: "more" }, h("a", { href: open("load") }, "by load"), " · ", h("a", { href: open("capacity") }, "capacity"), " · ",
-        h("a", { href: open("rates") }, "learning rates"), " · ", h("a", { href: open("training") }, "training")));
-    card.render = () => {
-      const entries = shownEntries(one).filter((entry) => entry.median !== null);
-      chart.replaceChildren(entries.length ? recallChart(one, Math.max(260, chart.clientWidth), data.sections.length > 1).plot : "");
-      chart.firstElementChild?.setAttribute("aria-hidden", "true");
-    };
-    return card;
+  const several = data.stores.length > 1;
+  const drawn = new Set(); // studies of several stores whose question stands above
+  return data.stores.map((store, i) => i).filter((i) => state.store === "" || String(i) === state.store).flatMap((i) => {
+    const store = data.stores[i];
+    const fresh = store.study && !drawn.has(store.study.name);
+    if (fresh) drawn.add(store.study.name);
+    return [fresh ? studyOf(store.study, several) : null, h("p", { class: "totals" }, `${store.name}: ${store.totals}`),
+      h("div", { class: "cards" }, data.sections.filter((one) => one.store === i).map(taskCard))];
   });
-  const studies = data.stores.filter((store, i) => store.study && data.stores.findIndex((other) => other.study?.name === store.study.name) === i).map((store) => studyOf(store.study));
-  const totals = data.stores.map((store) => h("p", { class: "totals" }, `${store.name}: ${store.totals}`));
-  return [...totals, ...studies, h("div", { class: "cards" }, cards)];
+}
+
+function taskCard(one) {
+  const open = (view) => addressOf({ view, task: one.task, store: data.stores.length > 1 ? String(one.store) : "" });
+  const chart = h("div", { class: "thumb" });
+  const card = h("article", { class: "card" },
+    h("p", { class: "task" }, data.stores.length > 1 ? `${storeName(one)} · ${one.task}` : one.task),
+    h("h2", {}, h("a", { href: open("state") }, sentences(one.answers.recall))), chart,
+    h("details", {}, h("summary", {}, "Question and limits"), h("p", {}, one.question), h("p", {}, one.limits ? `Limits: ${one.limits}` : "")),
+    h("p", { class: "more" }, h("a", { href: open("load") }, "by load"), " · ", h("a", { href: open("capacity") }, "capacity"), " · ",
+      h("a", { href: open("rates") }, "learning rates"), " · ", h("a", { href: open("training") }, "training")));
+  card.render = () => {
+    const entries = shownEntries(one).filter((entry) => entry.median !== null);
+    chart.replaceChildren(entries.length ? recallChart(one, Math.max(260, chart.clientWidth), data.sections.length > 1).plot : "");
+    chart.firstElementChild?.setAttribute("aria-hidden", "true");
+  };
+  return card;
 }
 
 // The question of a study, and what its author expected before it ran and concluded after.
-function studyOf(study) {
+function studyOf(study, several) {
   const lists = [["Expected, before it ran", "hypotheses"], ["Concluded by its author", "conclusions"], ["Corrected later", "corrections"], ["Left out", "left_out"]];
   return h("section", { class: "card study" }, h("h2", {}, study.question ?? study.name), lists.filter(([, key]) => study[key].length).map(([words, key]) =>
-    h("details", { open: key === "hypotheses" }, h("summary", {}, words), h("ul", {}, study[key].map((line) => h("li", {}, line))))));
+    h("details", { open: key === "hypotheses" && !several }, h("summary", {}, words), h("ul", {}, study[key].map((line) => h("li", {}, line))))));
 }
 
 // Fields and a button for the part of the vertical axis that is shown, which dragging over a chart sets too.
@@ -84,7 +92,7 @@ function stateView() {
   const controls = h("div", { class: "controls" }, choice("size", "x", Object.entries(SIZES), sizeOf(one)), cellChoice(one), overControl(one), axisControls("accuracy"));
   const chart = figure({
     name: "recall-by-state", title: overTitle(one, one.answers.recall), controls,
-    note: `A dot for each seed; bars are intervals of the median. Open dots are seeds that are not locked in. Drag over the chart to zoom in.${overNote(one)}`,
+    note: `A dot for each seed; bars are intervals of the median. Open dots are seeds that are not locked in; no line goes through untrained architectures. Drag over the chart to zoom in.${overNote(one)}`,
     draw: (width) => {
       const drawn = recallChart(one, width);
       const strip = drawn.plot.scale("x").type !== "log";

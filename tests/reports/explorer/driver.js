@@ -75,6 +75,7 @@ async function steps() {
   const place = { clientX: mark.x + mark.width / 2, clientY: mark.y + mark.height / 2, pointerType: "touch", bubbles: true };
   plot.dispatchEvent(new PointerEvent("pointerdown", place));
   seen.picked = one(".picked").textContent;
+  seen.tip = all(".tip").map((node) => node.textContent);
   one(".picked").replaceChildren();
   plot.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
   seen.keys = one(".picked").textContent;

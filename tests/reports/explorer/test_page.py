@@ -142,6 +142,7 @@ def test_every_interaction_works_in_a_browser(seen) -> None:
     assert found["dots"] == 3 * 2 * 2 and found["fewer"] == 3 * 2  # seeds 0 and 1 measure
     assert found["hidden"] == '["other"]'
     assert "other:w=16, seed" in found["picked"] or "window:w=16, seed" in found["picked"]
+    assert len(found["tip"]) == 1 and found["picked"].startswith(found["tip"][0])
     assert found["keys"] != "" and found["run"] and found["dialog"].startswith("Run ")
     assert "icl-bench run assoc-recall" in found["dialog"]
     assert found["oneSeed"] == found["dots"] / 2 and found["linesOfOneSeed"] == 0
