@@ -48,8 +48,11 @@ docs: $(DONE)  ## write the generated pages anew
 	$(BIN)/python -m docs.validation
 	$(BIN)/python -m cogapp -r $(COGGED)
 
-site: $(DONE)  ## the documentation site into build/site, with its links checked
+$(VENV)/.site: $(DONE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group site
+	@touch $@
+
+site: $(VENV)/.site  ## the documentation site into build/site, with its links checked; needs no network once installed
 	$(BIN)/python -m docs.site build/site
 
 bench: $(DONE)  ## time fleets and kernels on this machine

@@ -193,7 +193,7 @@ def test_compare_plans_without_running(command, tmp_path) -> None:
     outcome = command("compare", TASK, "-a", "linear", "--state", "512", "--dry-run", *TINY)
     assert outcome.status == 0 and "26 runs before the grid grows" in outcome.out
     assert "in one process for the rest, by a rule of thumb" in outcome.out and not (tmp_path / "icl-runs").exists()
-    outcome = command("compare", TASK, "-a", "linear", "--state", "512", "--dry-run", "--device", "cuda", *TINY)
+    outcome = command("compare", TASK, "-a", "linear", "--state", "512", "--dry-run", *TINY, "--device", "cuda")
     assert outcome.status == 0 and "on one GPU for the rest" in outcome.out  # also without one
 
 

@@ -18,6 +18,7 @@ from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.registry import PLUGIN_MODULES
 from icl_bench.runs.record import GroupScore, Manifest, RunResult
 from icl_bench.runs.store import Store
+from tests.browser import unpacked
 from tests.conftest import Outcome
 from tests.runs.records import BASE, POINT, finished, kept_files, result, spec
 
@@ -158,8 +159,9 @@ def test_reports_of_a_store(command, store: Store, tmp_path) -> None:
     text = (tmp_path / "report.html").read_text()
     page = Page()
     page.feed(text)
-    assert page.found == [] and page.scripts == text.count("<script") == 2
-    for written in (text.partition("<script>")[0], (tmp_path / "report.md").read_text()):  # not the scripts of others
+    assert page.found == [] and page.scripts == text.count("<script") == 3
+    page_text = text.partition("<script>")[0] + unpacked(text, "data")  # not the scripts of others
+    for written in (page_text, (tmp_path / "report.md").read_text()):
         assert not [c for c in written if c not in "\n\t" and unicodedata.category(c) in INVISIBLE - {"Zs"}]
     for figure in (tmp_path / "report_files").glob("*.svg"):
         tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(figure).iter()}

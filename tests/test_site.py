@@ -1,9 +1,19 @@
 """The sources of the documentation site: every page, with its links and the files that they lead to; code unchanged."""
 
+import json
+import re
+from collections import Counter
 from pathlib import Path
 
-from docs import site
+from docs import galleries, site
+from icl_bench.architectures import ARCHITECTURES
+from icl_bench.harness.study.file import parse_study
+from icl_bench.reports.explorer.document import DOCUMENT_SCHEMA
 from icl_bench.reports.explorer.glossary import GLOSSARY
+from icl_bench.tasks import TASKS
+
+MARKED = {"text", "sh", "yaml"}
+"""Languages of code blocks that are no tests."""
 
 
 def test_links_lead_to_pages_and_files_of_the_site() -> None:
@@ -32,6 +42,44 @@ def test_every_page_of_the_repository_is_in_the_site(tmp_path: Path) -> None:
     assert pages <= listed
     assert (content / "files" / "LICENSE").is_file()
     assert all(f"## {term}\n" in (content / "glossary.md").read_text() for term in GLOSSARY)
+
+
+def test_galleries_have_every_task_architecture_and_published_study() -> None:
+    assert all(f"(docs/figures/tasks/{name}.svg)" in galleries.tasks() for name in TASKS)
+    pages = galleries.architectures()
+    assert all(f"(docs/architectures.md#{name})" in pages for name in ARCHITECTURES)
+    assert "`S_t = g_t S_(t-1) + phi(k_t) v_t^T`" in pages
+    document = galleries.explorer_data((site.ROOT / galleries.EXPLORER).read_text())
+    assert len(document["stores"]) == 5 and document["schema"] == DOCUMENT_SCHEMA
+    assert all(f"**{store['name']}**" in galleries.studies() for store in document["stores"])
+    assert not re.search(r"/(?:work|tmp|home|root)/", json.dumps(document))  # no path of the machine that made it
+
+
+def test_the_published_explorer_is_under_three_megabytes() -> None:
+    assert (site.ROOT / galleries.EXPLORER).stat().st_size < 3_000_000
+
+
+def test_every_code_block_of_the_site_is_run_or_marked(tmp_path: Path) -> None:
+    """Blocks of Python and of console commands run as tests, on the pages that `docs/examples.py` reads.
+
+    All others name a language that says that they are no test: output and formulas (text), commands that need a network
+    or another machine (sh), and a study file (yaml), which the next test reads.
+    """
+    site.stage(tmp_path)
+    run = {"index.md", *(path.name for path in (site.ROOT / "docs").glob("*.md"))}
+    found = Counter()
+    for path in (tmp_path / "docs").rglob("*.md"):
+        name = path.relative_to(tmp_path / "docs").as_posix()
+        opening = re.findall(r"^ *```(.*)$", path.read_text(), re.MULTILINE)[::2]
+        for language in opening:
+            found[language] += 1
+            assert language in ({"python", "console", *MARKED} if name in run else MARKED), f"{name}: {language!r}"
+    assert found["python"] > 5 and found["console"] > 30
+
+
+def test_the_study_file_of_its_page_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (site.ROOT / "docs" / "study-files.md").read_text(), re.DOTALL)
+    assert parse_study(block, "study-files.md").name == "widths"
 
 
 def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:

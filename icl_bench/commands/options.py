@@ -86,7 +86,7 @@ class SettingOptions(NamedTuple):
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other field, such as train.steps=2000; repeatable.")
     ] = None
-    precision: Annotated[str, typer.Option(help="Arithmetic: float32 or bfloat16.")] = "float32"
+    precision: Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")] = "float32"
 
 
 class MatchOptions(NamedTuple):

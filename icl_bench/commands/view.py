@@ -39,6 +39,8 @@ SECONDS_BETWEEN_LOOKS = 2.0
 """Pause of a live page between two looks at its stores."""
 MOST_SAMPLED = 60
 """Largest number of runs of a store whose kept examples a page has: the first of each architecture."""
+MOST_NAMED = 2
+"""Largest number of stores that the title of a page names."""
 PAGE_NAME = "index.html"
 
 
@@ -110,7 +112,9 @@ def document_of(stores: "Sequence[Store]", contexts: "Sequence[StudyContext]", a
         viewed_store(store, name, context, announce)
         for store, name, context in zip(stores, names, contexts, strict=True)
     ]
-    return explorer_document(viewed, f"icl-bench: {', '.join(names)}", command_line())
+    kind = "studies" if names is studies else "stores"
+    shown = ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} {kind}"
+    return explorer_document(viewed, f"icl-bench: {shown}", command_line())
 
 
 def viewed_store(store: "Store", name: str, context: "StudyContext", announce: bool) -> "ViewedStore":
