@@ -117,7 +117,7 @@ def test_wrong_seeds(text: str) -> None:
         (Request("copy", ["linear"], preset="fast"), "no preset is named 'fast'; .*known: default, quick, zoology"),
         (
             Request("copy", ["linear"], precision="int8"),
-            "run: precision: must be 'float32' or 'bfloat16'; got 'int8'",
+            "run: precision: must be 'float32', 'bfloat16' or 'float16'; got 'int8'",
         ),
         (
             Request("copy", ["linear"], settings=["train.stps=3"]),

@@ -1,19 +1,20 @@
 """Run fleets in this process: nothing has to start, and a debugger reaches everything.
 
-On a CPU they run one after the other in one thread, on a GPU several at once in threads (side_by_side.py).
+They run one after the other in one thread, or on a GPU several at once in threads (side_by_side.py).
 
 Commands run fleets with code from outside the package in a worker process all the same, one after the other.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.local import Local
-from icl_bench.harness.engines.side_by_side import MOST_AT_ONCE, SideBySide
+from icl_bench.harness.engines.side_by_side import SideBySide
 from icl_bench.isolation import is_isolating
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
 @ENGINES.register("inline")
 class Inline(EngineConfig):
-    """Run fleets in this process: one after the other on a CPU, several at once on a GPU."""
+    """Run fleets in this process, one after the other, or several at once on a GPU."""
 
-    at_once: int | None = Field(default=None, ge=1, le=16)
-    """Most fleets at once on a GPU; by default 8, of which as many train at once as raise the sum of their speeds."""
+    at_once: int = Field(default=1, ge=1, le=16)
+    """Most fleets at once on a GPU, of which as many train at once as raise the sum of their speeds; 8 is enough."""
 
     def start(self, machine: "Machine") -> "InlineEngine":
         """Return the running engine."""
@@ -39,12 +40,12 @@ class Inline(EngineConfig):
 class InlineEngine(Engine):
     """The running engine: a loop over the fleets, with one worker for those that are not trusted to come back."""
 
-    def __init__(self, machine: "Machine", at_once: int | None = None) -> None:
+    def __init__(self, machine: "Machine", at_once: int = 1) -> None:
         self.machine = machine
         self.apart: Engine | None = None
         self.beside: Engine | None = None
         if machine.device.type == "cuda" and at_once != 1:
-            self.beside = SideBySide(machine, self.run_alone, at_once or MOST_AT_ONCE)
+            self.beside = SideBySide(machine, self.run_alone, at_once)
 
     def close(self) -> None:
         """End the worker, if there is one."""
@@ -53,6 +54,10 @@ class InlineEngine(Engine):
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets in order and yield their results."""
+        if agenda and self.machine.device.type == "cuda" and find_spec("triton") is not None:
+            from icl_bench.harness.training.ahead import start_server_if_cold
+
+            start_server_if_cold()
         if self.beside is not None:
             yield from self.beside.submit(agenda, store, reporter)
         while agenda:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -105,10 +104,6 @@ class SideBySide(Engine):
         """Run the fleets and yield their results; after an error the other fleets stop at their next report."""
         from icl_bench.harness import interruption
 
-        if agenda and self.machine.device.type == "cuda" and find_spec("triton") is not None:
-            from icl_bench.harness.training.ahead import start_server_if_cold
-
-            start_server_if_cold()
         with interruption.deferred(), lane_threads(self.occupancy.most) as threads:
             lanes = Lanes(self, store, threads)
             try:
@@ -158,9 +153,9 @@ class Lanes:
 
     def has_room(self) -> bool:
         """Return whether another fleet may be started now, its memory aside."""
-        occupancy = self.engine.occupancy
-        below = len(self.under_way) < occupancy.most and self.count("training") <= occupancy.wanted
-        return below and not self.count("preparing")
+        occupancy, training, preparing = self.engine.occupancy, self.count("training"), self.count("preparing")
+        below = len(self.under_way) < occupancy.most and training <= occupancy.wanted
+        return below and (not preparing or (preparing == 1 and not training))  # a long compilation holds up no other
 
     def used(self) -> float:
         """Return the estimated bytes of all fleets under way."""

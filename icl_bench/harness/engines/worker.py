@@ -60,7 +60,7 @@ def context_is_broken(machine: Machine) -> bool:
     if machine.device.type != "cuda":
         return False
     try:
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()  # the whole device may not wait while another thread captures
     except RuntimeError:
         return True
     return False

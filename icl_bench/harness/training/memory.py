@@ -113,4 +113,6 @@ def fit_memory(specs: Sequence[RunSpec], machine: Machine) -> list[Sequence[RunS
     free = unused_memory(machine.device)
     if estimate_bytes(specs[0], len(specs)) <= TRUSTED_FRACTION * free:
         return [specs]
-    return cut_evenly(specs, int(USABLE_FRACTION * free / measure_bytes(specs[0], machine)))
+    with CAPTURING:  # which waits for the whole device
+        needed = measure_bytes(specs[0], machine)
+    return cut_evenly(specs, int(USABLE_FRACTION * free / needed))

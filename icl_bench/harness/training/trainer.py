@@ -81,8 +81,8 @@ class Machine(NamedTuple):
     """The processes among which each batch is divided; None for this one alone."""
 
 
-CAPTURING = threading.Lock()
-"""Held while a thread captures a graph: one at a time, and no memory is given back to the device meanwhile."""
+CAPTURING = threading.RLock()
+"""Held while a thread captures a graph: one at a time, and nothing waits for the whole device meanwhile."""
 
 
 class StepGraphs:

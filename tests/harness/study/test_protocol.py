@@ -16,7 +16,7 @@ from icl_bench.harness.engines.executor import Chain, Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.estimate import Forecast
 from icl_bench.harness.study.file import Study, load_study, packaged_studies, parse_study
-from icl_bench.harness.study.protocol import parse_parts, plan_study, run_study, study_parts
+from icl_bench.harness.study.protocol import parse_parts, plan_study, planned_runs, run_study, study_parts
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
@@ -202,10 +202,11 @@ def test_every_packaged_study_can_be_planned(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_study_still_asks_for_the_runs_of_its_report(name: str, tmp_path) -> None:
+def test_a_published_study_still_asks_for_the_runs_of_its_report(name: str) -> None:
     with (STUDIES / f"{name}_files" / "runs.csv").open() as lines:
         published = {row["id"] for row in csv.DictReader(lines)}
-    lowest = [part for part in plan_study(load_study(name), Store(tmp_path)).parts if not part.part.below]
-    tuning = [{spec.id for spec in part.left[0]} for part in lowest]  # higher rungs begin at rates chosen below
+    study = load_study(name)
+    lowest = [each for part in study_parts(study)[0] if not part.below for each in part.contenders]
+    tuning = [{spec.id for spec in planned_runs(study, each, 0)[0]} for each in lowest]  # higher rungs start elsewhere
     assert tuning[0] and tuning[0] <= published
-    assert all(part <= published or not part & published for part in tuning)  # parts that have not run yet
+    assert all(own <= published or not own & published for own in tuning)  # those that have not run yet
