@@ -248,7 +248,7 @@ def key_gradient(
     weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
     lengths = q if lower is None or lower.lengths is None else lower.lengths
     for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
-        blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful)
+        blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful, gated=gated)
         power_key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
             *map(view_of, (q, k, v, u, w)), weights, lengths, view_of(dy), stats,
             q if gates is None else gates,

@@ -138,10 +138,11 @@ def _state_gradients(
     """
     reach = None if gates is None else gates.exp2()
     token_weights = None if reach is None else TokenWeights(reach, reach)
-    after, _, dots = launch.chunk_states(
-        problem, q, q, dy, token_weights, gates, None, reverse=True, want_final=False,
-        prefix=None if gates is None else states,
-    )  # fmt: skip
+    with launch_on(q):
+        after, _, dots = launch.chunk_states(
+            problem, q, q, dy, token_weights, gates, None, reverse=True, want_final=False,
+            prefix=None if gates is None else states,
+        )  # fmt: skip
     if dots is None or gates is None:
         return after, None
     traces = launch.state_traces(problem, states) * launch.state_traces(problem, after)

@@ -77,12 +77,14 @@ _BF16 = _by_width(_BF16_ROWS) | {
     ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3),
     # With at most 128 registers, four programs of such short rows share a multiprocessor.
     ("lower_query_gradient", "rows", 16): Blocks(64, 32, 4, 3, registers=128),
+    ("lower_key_gradient", "rows", 16): Blocks(32, 64, 4, 3, registers=128),
     ("lower_key_gradient", "long", 16): Blocks(64, 64, 4, 3),
     ("lower_key_gradient", "long", 32): Blocks(32, 64, 4, 3),
-    ("lower_key_gradient", "long", 64): Blocks(32, 64, 4, 3),
-    ("lower_forward", "tiles", 64): Blocks(128, 64, 8, 3, 3),
+    ("lower_key_gradient", "long", 64): Blocks(64, 64, 4, 3),
+    ("gated_lower_key_gradient", "long", 64): Blocks(32, 64, 4, 3),
+    ("lower_forward", "tiles", 64): Blocks(64, 64, 4, 3, 3),
     ("lower_query_gradient", "tiles", 64): Blocks(64, 32, 4, 3, 3, 128),
-    ("lower_key_gradient", "tiles", 64): Blocks(32, 64, 4, 3, 3, 128),
+    ("lower_key_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3, 128),
 }
 _TF32 = _all_forms(
     [(0, 32, 4, 2)] * 2 + [(0, 32, 8, 2)] * 2,
@@ -114,10 +116,11 @@ def arithmetic(dtype: torch.dtype, p: int, stateful: bool) -> str:
 def launch_blocks(kernel: str, form: str, kind: str, width: int, variant: str = "") -> Blocks:
     """Return the configuration of a kernel in an arithmetic, width being that of the wider of key and value.
 
-    The `variant`, `gated` or `lower`, may have blocks of its own.
+    The `variant`, `gated`, `lower` or `gated_lower`, may have blocks of its own.
     """
     table, key = LAUNCH_TABLES[kind], (form, padded(width, 16, 128))
-    return table.get((f"{variant}_{kernel}", *key)) or table[kernel, *key]
+    names = (f"{variant}_{kernel}", f"{variant.removeprefix('gated_')}_{kernel}", kernel)
+    return next(table[name, *key] for name in names if (name, *key) in table)
 
 
 def splits_keys(form: str, kind: str, width: int) -> bool:
