@@ -13,6 +13,9 @@ from icl_bench.architectures.base import StateSize
 from icl_bench.architectures.fla_layer import FlaLayer, measured_state
 from icl_bench.architectures.plain import PlainMixer
 from icl_bench.harness.resolve import arch_component, make_arch
+from icl_bench.harness.training import validator
+from icl_bench.harness.training.trainer import Machine, Trainer
+from tests.harness.training.small_runs import CPU, specs
 
 TINY = [
     *("--set", "train.steps=4", "--set", "train.batch=2", "--set", "evaluation.examples=2"),
@@ -127,6 +130,14 @@ def test_a_cache_that_cannot_be_filled_is_logged_and_the_state_unknown(package, 
 def test_state_is_unknown_without_a_gpu(package, monkeypatch) -> None:
     monkeypatch.setattr(fla_layer.torch.cuda, "is_available", lambda: False)
     assert FlaLayer(path="fla:Summing", params={}).state_size(8, 4) is None
+
+
+def test_no_thread_computes_beside_its_calls(package, monkeypatch) -> None:
+    monkeypatch.setattr(validator, "usable_cores", lambda: 2)
+    for arch, beside in (("gated-conv+fla:Bare", False), ("softmax", True)):
+        watch = validator.Validator(Trainer(specs(arch), Machine(CPU)))
+        assert watch.beside == beside
+        watch.close()
 
 
 def test_layers_train_in_fleets_and_one_that_sees_later_tokens_fails(package, command) -> None:

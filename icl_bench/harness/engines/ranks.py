@@ -1,5 +1,6 @@
 """Train fleets in all ranks of a data-parallel command: the first rank decides and writes, the others train along."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from icl_bench.errors import SpecError
 from icl_bench.harness.engines.base import Agenda, Engine
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
+from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class FirstRank(Engine):
                 )
             reporter.started(fleet)
             self.idle = False
-            self.ranks.share(fleet)
+            self.ranks.share(json.dumps([spec.labelled() for spec in fleet]).encode())
             report = partial(reporter.progressed, fleet)
             with deferred(), one_thread(self.machine.device), kept_heap(self.machine.device):
                 results = finish_fleet(fleet, store, self.machine, report, last=True)
@@ -49,7 +51,7 @@ class FirstRank(Engine):
     def close(self) -> None:
         """Let the other ranks end; after an error they learn of it when this process ends."""
         if self.idle:
-            self.ranks.share(None)
+            self.ranks.share(b"")
 
 
 def train_along(machine: "Machine", ranks: "Ranks") -> None:
@@ -60,6 +62,7 @@ def train_along(machine: "Machine", ranks: "Ranks") -> None:
     from icl_bench.harness.training.trainer import Trainer
 
     machine = machine._replace(keep=())
-    while fleet := ranks.share(None):
+    while sent := ranks.share(b""):
+        fleet = [RunSpec.model_validate(one) for one in json.loads(sent)]
         with deferred(), one_thread(machine.device), kept_heap(machine.device):
             TrainingLoop(Trainer(fleet, machine), lambda progress: None, lambda member, point: None).run()

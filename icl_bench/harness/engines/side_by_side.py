@@ -141,10 +141,12 @@ class Lanes:
 
     def start_more(self, agenda: Agenda, reporter: Reporter) -> None:
         """Start fleets as long as there is room: one is prepared while the wanted number trains."""
+        from icl_bench.harness.training.outside_layers import calls_outside_code
+
         while (self.held or agenda) and self.has_room():
             self.held = self.held or agenda.take()
             needed = memory_of(self.held)
-            if self.held[0].from_outside or (self.under_way and self.used() + needed > self.budget):
+            if calls_outside_code(self.held[0]) or (self.under_way and self.used() + needed > self.budget):
                 return
             lane = Lane(self.take_held(), needed)
             reporter.started(lane.specs)

@@ -19,6 +19,7 @@ from icl_bench.harness.engines import messages
 from icl_bench.harness.engines.side_by_side import SWITCH_SECONDS, use_own_stream
 from icl_bench.harness.environment import kept_heap
 from icl_bench.harness.training.fleet import run_fleet
+from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.isolation import prepare_for_outside_code
 from icl_bench.registry import load_plugins
@@ -90,7 +91,7 @@ class SupervisorLine:
         while True:
             order = self.connection.recv()
             self.is_busy = True
-            if several and order.specs[0].from_outside:
+            if several and calls_outside_code(order.specs[0]):
                 self.send(messages.FleetError(EngineError(refusal(order))))
             else:
                 self.send(execute_order(order, machine, self.progressed))

@@ -120,14 +120,17 @@ class TrainingLoop:
         return time.perf_counter() - self.started
 
     def resume(self) -> None:
-        """Continue from the newest usable checkpoint, if there is one."""
+        """Continue from the newest usable checkpoint, if there is one; of several ranks the first one has it."""
         found, ranks = self.newest_usable(), self.trainer.machine.ranks
-        found = ranks.share(found) if ranks else found
+        if ranks is not None:
+            state = ranks.share(found.state.model_dump_json().encode() if found else b"")
+            tensors = ranks.share(found.tensors if found else b"")
+            found = Saved(FleetState.model_validate_json(state), tensors) if state else None
         if found is not None:
-            self.continue_from(*found)
+            self.continue_from(found.state, safetensors.load(found.tensors))
 
-    def newest_usable(self) -> tuple[Saved, dict[str, torch.Tensor]] | None:
-        """Return the newest checkpoint that this fleet can continue from, with its tensors; None if there is none."""
+    def newest_usable(self) -> Saved | None:
+        """Return the newest checkpoint that this fleet can continue from; None if there is none."""
         if self.checkpoints is None:
             return None
         wanted = self.roster.state(self.trainer)
@@ -139,19 +142,19 @@ class TrainingLoop:
             if name := self.roster.spoiled(self.trainer, tensors):
                 LOG.warning("checkpoint skipped: step %d has numbers in %r that are none", saved.state.step, name)
                 continue
-            return saved, tensors
+            return saved
         return None
 
-    def continue_from(self, saved: Saved, tensors: Mapping[str, torch.Tensor]) -> None:
+    def continue_from(self, state: FleetState, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take the fleet to the state of a checkpoint."""
-        self.hold(self.roster.restore(self.trainer, saved.state.step, tensors))
-        LOG.info("continued from step %d of %d", saved.state.step, self.spec.train.steps)
-        self.started -= saved.state.seconds
-        self.training_seconds = saved.state.training
-        self.solved_at = list(saved.state.solved_at)
+        self.hold(self.roster.restore(self.trainer, state.step, tensors))
+        LOG.info("continued from step %d of %d", state.step, self.spec.train.steps)
+        self.started -= state.seconds
+        self.training_seconds = state.training
+        self.solved_at = list(state.solved_at)
         if self.probe is not None:
-            self.points = [list(points) for points in saved.state.probes] or self.points
-        for member, points in enumerate(saved.state.metrics):
+            self.points = [list(points) for points in state.probes] or self.points
+        for member, points in enumerate(state.metrics):
             for point in points:
                 self.add_point(member, point)
 

@@ -20,11 +20,20 @@ from icl_bench.architectures.causality import (
     nudge,
     relative,
 )
-from icl_bench.architectures.plain import LayerFaultError, PlainMixer
+from icl_bench.architectures.plain import LayerFaultError, Plain, PlainMixer
 from icl_bench.errors import SourceChangedError
-from icl_bench.harness.resolve import current_source, outside_source
+from icl_bench.harness.resolve import current_source, make_arch, outside_source
 from icl_bench.runs.spec import RunSpec
 from icl_bench.tasks import TASKS
+
+
+def calls_outside_code(spec: RunSpec) -> bool:
+    """Return whether a run calls code from outside the package, layers of flash-linear-attention included.
+
+    Such a run shares its process with no other thread that computes: while the code runs, standard output goes
+    elsewhere for all threads.
+    """
+    return spec.from_outside or any(isinstance(make_arch(component), Plain) for component in spec.layer_components)
 
 
 def check_sources(spec: RunSpec) -> None:

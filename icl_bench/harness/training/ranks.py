@@ -12,15 +12,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from icl_bench.errors import RankLostError, SpecError
 from icl_bench.harness.interruption import adopt, received_signal
-
-Shared = TypeVar("Shared")
 
 RANK, RANKS, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """Environment variables of torchrun: index of the process, number of processes, and index on its machine."""
@@ -79,12 +76,17 @@ class Ranks:
         if number := int(heard):
             adopt(number)
 
-    def share(self, value: Shared) -> Shared:
-        """Return the value of the first rank; the other ranks give any, which is ignored."""
-        box = [value]
+    def share(self, data: bytes) -> bytes:
+        """Return the bytes of the first rank; the other ranks give any, which are ignored."""
+        length = torch.tensor(len(data))
         with self.answering():
-            distributed.broadcast_object_list(box, src=0)
-        return box[0]
+            distributed.broadcast(length, src=0)
+            if not length:
+                return b""
+            own = self.rank == 0
+            values = torch.frombuffer(bytearray(data if own else int(length)), dtype=torch.uint8)
+            distributed.broadcast(values, src=0)
+        return values.numpy().tobytes()
 
 
 def joined_ranks(device: torch.device) -> Ranks | None:

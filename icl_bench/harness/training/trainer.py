@@ -47,7 +47,7 @@ from icl_bench.harness.training.evaluate import (
 )
 from icl_bench.harness.training.held_out import floors_by_member, repeated_shares
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
-from icl_bench.harness.training.outside_layers import check_layer, check_sources
+from icl_bench.harness.training.outside_layers import calls_outside_code, check_layer, check_sources
 from icl_bench.harness.training.precision import WORKING_TYPES, WorkingModel
 from icl_bench.harness.training.ranks import Ranks
 from icl_bench.harness.training.results import cell_scores
@@ -194,7 +194,7 @@ class Trainer:
         if (
             self.captured
             and has_triton(self.monitor.sums)
-            and not self.spec.from_outside
+            and not calls_outside_code(self.spec)
             and self.machine.ranks is None
         ):
             from icl_bench.harness.training.ahead import compile_ahead

@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 
 from icl_bench.harness.environment import usable_cores
+from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.harness.training.trainer import Trainer
 
@@ -17,14 +18,14 @@ Validation = Mapping[str, list[float]]
 class Validator:
     """Validate a trainer's models as they are in one moment; the numbers are the same with and without the thread.
 
-    Each of the two threads computes alone, so that nothing waits where other work runs. Layers from outside the package
-    are validated between two steps: nothing says that they can be copied, or that they change nothing when they run.
+    Each of the two threads computes alone, so that nothing waits where other work runs. Code from outside the package
+    runs in one thread: nothing says that it can be copied, or that it changes nothing of the process.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.copy: WorkingModel | None = None
-        self.beside = trainer.device.type == "cpu" and usable_cores() > 1 and not trainer.spec.from_outside
+        self.beside = trainer.device.type == "cpu" and usable_cores() > 1 and not calls_outside_code(trainer.spec)
         self.pool = ThreadPoolExecutor(1) if self.beside else None
 
     def start(self) -> Callable[[], Validation]:
