@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,8 +97,12 @@ def test_whatever_is_raised_is_one_line_with_its_place(code: str, text: str, mon
 
 @pytest.mark.parametrize("error", [StopRequest, KeyboardInterrupt])
 def test_a_request_of_the_user_to_stop_goes_through(error: type[BaseException]) -> None:
-    with pytest.raises(error), guarded("it failed"):
-        raise error
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background may lack
+    try:
+        with pytest.raises(error), guarded("it failed"):
+            raise error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_output_and_settings_stay_what_they_were(capsys) -> None:
