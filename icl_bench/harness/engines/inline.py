@@ -7,7 +7,6 @@ Commands run fleets with code from outside the package in a worker process all t
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -54,10 +53,6 @@ class InlineEngine(Engine):
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets in order and yield their results."""
-        if agenda and self.machine.device.type == "cuda" and find_spec("triton") is not None:
-            from icl_bench.harness.training.ahead import start_server_if_cold
-
-            start_server_if_cold()
         if self.beside is not None:
             yield from self.beside.submit(agenda, store, reporter)
         while agenda:

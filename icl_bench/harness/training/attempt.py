@@ -91,7 +91,6 @@ def train_members(
             Trainer(specs, machine), guarded, lambda member, point: writers[member].log(point), checkpoints=checkpoints
         )
         loop.trainer.check_outside_layers()
-        loop.trainer.compile_ahead()
         scores = loop.run()
     except BaseException as error:  # an error of a layer, whatever its type, is the result of its runs
         # Other ranks know nothing of an error of this one, and cannot go on without it.

@@ -18,7 +18,6 @@ A training step, in order:
    3 to 8 are two CUDA graphs a cell.
 """
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,6 @@ from icl_bench.architectures.plain import PlainMixer
 from icl_bench.corpus.tokens import Split
 from icl_bench.errors import SpecError
 from icl_bench.harness.accounting import Footprint
-from icl_bench.harness.environment import usable_cores
 from icl_bench.harness.resolve import make_arch, make_task
 from icl_bench.harness.training import batches
 from icl_bench.harness.training.evaluate import (
@@ -47,7 +45,7 @@ from icl_bench.harness.training.evaluate import (
 )
 from icl_bench.harness.training.held_out import floors_by_member, repeated_shares
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
-from icl_bench.harness.training.outside_layers import calls_outside_code, check_layer, check_sources
+from icl_bench.harness.training.outside_layers import check_layer, check_sources
 from icl_bench.harness.training.precision import WORKING_TYPES, WorkingModel
 from icl_bench.harness.training.ranks import Ranks
 from icl_bench.harness.training.results import cell_scores
@@ -56,7 +54,6 @@ from icl_bench.runs.record import CellScore
 from icl_bench.runs.spec import RunSpec
 from icl_bench.tasks import Batch, Cell
 
-LOG = logging.getLogger("icl_bench")
 MEMBER_BUFFER = "member buffer "
 """Beginning of the names of buffers whose first axis is that of the members."""
 WARM_STEPS = 2
@@ -188,32 +185,6 @@ class Trainer:
                 drawn = random.normal_by_name(0, "outside layers", math.prod(shape)).view(shape).to(self.device, dtype)
                 state = layer.state_size(d_model, length)
                 self.working_model.call(check_layer, drawn, block.mixer, str(component.label), state)
-
-    def compile_ahead(self) -> None:
-        """Compile the Triton kernels of a step in processes on all cores, on a CUDA device, if any is missing."""
-        if (
-            self.captured
-            and has_triton(self.monitor.sums)
-            and not calls_outside_code(self.spec)
-            and self.machine.ranks is None
-        ):
-            from icl_bench.harness.training.ahead import compile_ahead
-
-            if count := compile_ahead(self.pass_through_step, usable_cores()):
-                LOG.info("compiled %d kernels", count)
-
-    def pass_through_step(self) -> None:
-        """Make the calls of a step on every cell, of which no launch of a Triton kernel reaches the device.
-
-        What operators of torch write is written anew by every step.
-        """
-        for queue in self.queues:
-            losses, hits = self.working_model.scores(*queue.take())
-            queue.next_row.zero_()
-            mean = self.monitor.mean_losses(losses.flatten(1), hits.flatten(1))
-            self.optimiser.differentiate(mean)
-            if self.spec.train.optimiser == "adamw":  # Muon updates matrices by operators of torch
-                self.optimiser.step(mean.detach())
 
     def make_stream(self, label: str, split: Split) -> batches.ExampleStream:
         """Make the stream of examples of the cell of this label and a split."""
