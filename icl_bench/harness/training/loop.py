@@ -12,6 +12,7 @@ from safetensors import torch as safetensors
 
 from icl_bench.harness.interruption import is_interrupted, raise_if_interrupted
 from icl_bench.harness.training.executed import executed_operations
+from icl_bench.harness.training.graphs import Pace
 from icl_bench.harness.training.keep import kept_files, probes_file
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.harness.training.probes import Probe, probe_marks
@@ -68,7 +69,7 @@ class TrainingLoop:
         self.points: list[list[ProbePoint]] = [[] for _ in range(self.roster.size)]
         self.probe = Probe(trainer) if "probes" in trainer.machine.keep else None
         self.marks = probe_marks(self.spec.train.steps) if self.probe else set[int]()
-        self.validator = Validator(trainer)
+        self.validator, self.pace = Validator(trainer), Pace(trainer.device)
         self.validation: StartedValidation | None = None
         now = time.perf_counter()
         self.report_every, self.last_report = report_every, now
@@ -169,11 +170,13 @@ class TrainingLoop:
         reported_sums, reported_at = torch.zeros(2, len(self.roster.held), dtype=torch.float64), begin
         for step in range(self.trainer.done + 1, end + 1):
             self.trainer.step()
+            self.pace.count_step()
             if self.probe is not None and step in self.marks:
                 self.probe.record()
             reach("step-done")
             if time.perf_counter() - self.last_report >= self.report_every or step == end:
-                sums = self.trainer.monitor.sums.to("cpu", copy=True)  # [2, members held]; waits for the device
+                self.pace.wait()
+                sums = self.trainer.monitor.sums.to("cpu", copy=True)  # [2, members held]
                 self.latest = self.progress(step, (sums - reported_sums) / (step - reported_at))
                 self.report(self.latest)
                 self.last_report, reported_sums, reported_at = time.perf_counter(), sums, step

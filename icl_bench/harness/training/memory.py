@@ -10,7 +10,8 @@ import torch
 from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import make_task
 from icl_bench.harness.training.batches import TOKENS_PER_REFILL
-from icl_bench.harness.training.trainer import CAPTURING, Machine, Trainer
+from icl_bench.harness.training.graphs import CAPTURING
+from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
 USABLE_FRACTION = 0.9

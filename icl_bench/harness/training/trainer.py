@@ -19,8 +19,7 @@ A training step, in order:
 """
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -43,6 +42,7 @@ from icl_bench.harness.training.evaluate import (
     evaluation_pieces,
     run_freely,
 )
+from icl_bench.harness.training.graphs import StepGraphs
 from icl_bench.harness.training.held_out import floors_by_member, repeated_shares
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
 from icl_bench.harness.training.outside_layers import check_layer, check_sources
@@ -56,8 +56,6 @@ from icl_bench.tasks import Batch, Cell
 
 MEMBER_BUFFER = "member buffer "
 """Beginning of the names of buffers whose first axis is that of the members."""
-WARM_STEPS = 2
-"""Eager steps of a cell before its capture, in which libraries and kernels initialise."""
 
 
 class Machine(NamedTuple):
@@ -76,65 +74,6 @@ class Machine(NamedTuple):
     """Keep the inputs of layers alone in training, and compute the activations inside them again."""
     ranks: Ranks | None = None
     """The processes among which each batch is divided; None for this one alone."""
-
-
-CAPTURING = threading.RLock()
-"""Held while a thread captures a graph: one at a time, and nothing waits for the whole device meanwhile."""
-
-
-class StepGraphs:
-    """Run work on a cell by replaying its graph; the first steps of a cell run eagerly and count like any other.
-
-    If the device is None, everything runs eagerly.
-    """
-
-    def __init__(self, device: torch.device | None) -> None:
-        self.device = device
-        self.warm_steps: dict[int, int] = {}
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.stream = None if device is None else capture_stream(device)
-
-    def run(self, work: Callable[[int], None], cell: int) -> None:
-        """Do the work on the cell of this index; the work is the same in every call and never waits for the device."""
-        if self.stream is None:
-            work(cell)
-            return
-        warm_steps = self.warm_steps.get(cell, 0)
-        if warm_steps < WARM_STEPS:
-            self.warm_steps[cell] = warm_steps + 1
-            # Eagerly, on the stream that will capture the work, in order with the current stream.
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self.stream):
-                work(cell)
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
-            return
-        if cell not in self.graphs:
-            self.graphs[cell] = self.capture(work, cell)
-        self.graphs[cell].replay()
-
-    def capture(self, work: Callable[[int], None], cell: int) -> torch.cuda.CUDAGraph:
-        """Record the work without running it; all graphs share one memory pool, since no two run at once.
-
-        Other threads, those of libraries such as NCCL too, may use the device meanwhile.
-        """
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
-        with CAPTURING, torch.cuda.stream(self.stream):
-            if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > torch.cuda.mem_get_info()[0]:
-                torch.cuda.synchronize()
-                torch.cuda.empty_cache()  # what eager steps left behind, which a pool of graphs cannot use
-            graph.capture_begin(pool, "thread_local")
-            try:
-                work(cell)
-            finally:
-                graph.capture_end()
-        return graph
-
-
-def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the current stream, or another one where that is the default stream, which captures nothing."""
-    current = torch.cuda.current_stream(device)
-    return torch.cuda.Stream(device) if current == torch.cuda.default_stream(device) else current
 
 
 class Trainer:

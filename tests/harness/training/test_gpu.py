@@ -99,7 +99,7 @@ def test_a_member_of_a_fleet_equals_the_run_alone(arch: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [*ARCHS, "gated-delta-net", "hyena", "kda", "mamba", "mamba-2", "rwkv-7"])
 def test_a_fleet_trains_on_a_device_that_is_not_the_current_one(arch: str, graphs: bool) -> None:
     runs = expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=(0, 1)))
     first, second = (Trainer(runs, Machine(torch.device("cuda", index), graphs=graphs)) for index in range(2))
