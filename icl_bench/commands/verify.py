@@ -1,5 +1,6 @@
 """The command that trains published runs again: `icl-bench verify`."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,12 @@ MEANING = {
 def verify(
     source: Annotated[Path, typer.Argument(help="A store, or a Markdown report with its runs.csv beside it.")],
     *,
-    redo: Annotated[int, typer.Option(min=1, help="Number of runs to train again, the first in the order of ids.")] = 1,
+    redo: Annotated[
+        int, typer.Option(min=1, help="Number of runs to train again, the first in the order of ids, and their fleets.")
+    ] = 1,
+    cheapest: Annotated[
+        bool, typer.Option("--cheapest", help="Take the runs of the least estimated work instead of the first ids.")
+    ] = False,
     keep_noise: Annotated[
         bool, typer.Option("--keep-noise", help="Add differences on another machine to the noise floor of the study.")
     ] = False,
@@ -35,32 +41,48 @@ def verify(
 ) -> None:
     """Train runs of a published study or store again, and say whether they agree; exit status 3 if one does not.
 
-    On the same machine a run must be equal bit for bit, in its whole fleet; elsewhere, within the noise floor.
+    On the same machine a run must be equal bit for bit, in its whole fleet; elsewhere, within the noise floor. Every
+    verdict is printed, and its difference kept, when the fleet of the run has ended; a command that is interrupted
+    prints those that it has.
     """
     from icl_bench.harness.reproduction import Source, redo_fleets
 
     load_plugins_or_warn()
     published = Source(source)
-    fleets, noise = published.pick(redo), published.noise
+    fleets, noise = published.pick(redo, cheapest), published.noise
+    rows: list[dict[str, Any]] = []
+
+    def judge(one: "RedoneRun") -> None:
+        rows.append(describe_redone(one, noise.without(one.record.result.id).largest))
+        if keep_noise:
+            published.keep_noise([one])
+        if not as_json:
+            say_redone(rows[-1])
+
+    asked, floor = sum(map(len, fleets)), noise.largest
+    if not as_json:
+        say("no noise floor is known" if floor is None else f"noise floor: {floor:.4f} in accuracy")
     with TemporaryDirectory() as folder:
         executor = make_executor(machine, options.OutputOptions(Path(folder)))
-        with closing(executor.engine):
-            redone = redo_fleets(fleets, executor)
-    rows = [describe_redone(one, noise.without(one.record.result.id).largest) for one in redone]
-    agree = bool(rows) and all(row["verdict"] in ("equal", "within") for row in rows)
-    if keep_noise:
-        published.keep_noise(redone)
-    if as_json:
-        print_json({"source": str(source), "agree": agree, "noise_floor": noise.largest, "runs": rows})
-    else:
-        floor = noise.largest
-        say("no noise floor is known" if floor is None else f"noise floor: {floor:.4f} in accuracy")
-        for row in rows:
-            say(f"{row['id']}  {row['arch']} seed {row['seed']} lr {row['lr']:.3g}: {MEANING[row['verdict']]}")
-            say(f"  accuracy {row['published']:.4f} as published, {row['redone']:.4f} now ({row['device']})")
-        say("the runs agree" if agree else "not all runs are shown to agree")
+        try:
+            with closing(executor.engine):
+                redo_fleets(fleets, executor, judge)
+        finally:
+            agree = 0 < asked == sum(row["verdict"] in ("equal", "within") for row in rows)
+            if as_json:
+                print_json({"source": str(source), "agree": agree, "noise_floor": floor, "asked": asked, "runs": rows})
+            else:
+                equal = sum(row["verdict"] == "equal" for row in rows)
+                say(f"{len(rows)} of {asked} runs trained again, {equal} equal in every number")
+                say("the runs agree" if agree else "not all runs are shown to agree")
     if not agree:
         raise typer.Exit(SOMETHING_FAILED)
+
+
+def say_redone(row: Mapping[str, Any]) -> None:
+    """Print the verdict on a run trained again."""
+    say(f"{row['id']}  {row['arch']} seed {row['seed']} lr {row['lr']:.3g}: {MEANING[row['verdict']]}")
+    say(f"  accuracy {row['published']:.4f} as published, {row['redone']:.4f} now ({row['device']})")
 
 
 def describe_redone(one: "RedoneRun", floor: float | None) -> dict[str, Any]:

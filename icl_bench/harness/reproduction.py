@@ -8,7 +8,7 @@ floor is a file beside the published runs; without one nothing but equality can 
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,10 +16,11 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from icl_bench.errors import StoreError
-from icl_bench.harness.engines.executor import Executor
+from icl_bench.harness.engines.executor import Ask, Chain, Executor
+from icl_bench.harness.estimate import rough_seconds
 from icl_bench.harness.resolve import make_arch, split_pattern
-from icl_bench.harness.study.file import load_study, packaged_studies
-from icl_bench.harness.study.protocol import runs_of, study_parts
+from icl_bench.harness.study.file import Study, load_study, packaged_studies
+from icl_bench.harness.study.protocol import Contender, runs_of, study_parts
 from icl_bench.runs.outline import Outline
 from icl_bench.runs.rates import SCORED
 from icl_bench.runs.record import RunRecord
@@ -158,13 +159,27 @@ class Source:
         kept = NoiseFloor(repetitions=tuple(known[key] for key in sorted(known)))
         replace_file(self.folder / "noise.json", kept.model_dump_json(indent=2).encode())
 
-    def pick(self, count: int) -> list[list[PublishedRun]]:
-        """Pick the first `count` scored runs in the order of ids, which are hashes; each comes first in its fleet."""
+    def pick(self, count: int, cheapest: bool = False) -> list[list[PublishedRun]]:
+        """Pick scored runs until there are `count`, each with all runs of its fleet.
+
+        Runs go in the order of their ids, which are hashes; with `cheapest`, those of the least estimated work go
+        first. The fleets of a store are those that trained; a report does not tell them, and runs that can train
+        together do.
+        """
         if self.store is None:
-            return [[run] for run in report_runs(self.path, self.folder / "runs.csv", count)]
+            return fleets_of_report(report_runs(self.path, self.folder / "runs.csv", count, cheapest))
         outlines = [one for one in Index(self.store).runs()[0].outlines if one.status in SCORED]
-        chosen = sorted(outlines, key=lambda one: one.id)[:count]
-        return [fleet_of(self.store, one, outlines) for one in chosen]
+        work: dict[int, float] = {}
+        for one in outlines if cheapest else ():
+            if id(one.setting) not in work:
+                work[id(one.setting)] = rough_seconds(spec_of_record(self.store.load(one.id)), "cuda")
+        fleets: list[list[PublishedRun]] = []
+        picked: set[str] = set()
+        for one in sorted(outlines, key=lambda one: (work.get(id(one.setting), 0.0), one.id)):
+            if len(picked) < count and one.id not in picked:
+                fleets.append(fleet_of(self.store, one, outlines))
+                picked.update(run.spec.id for run in fleets[-1])
+        return fleets
 
 
 def fleet_of(store: Store, chosen: Outline, outlines: Sequence[Outline]) -> list[PublishedRun]:
@@ -207,38 +222,77 @@ def spec_of_record(record: RunRecord) -> RunSpec:
     return spec
 
 
-def report_runs(report: Path, rows: Path, count: int) -> list[PublishedRun]:
-    """Return the first scored runs, in the order of ids, that a report of a packaged study lists."""
+class ReportRows:
+    """The scored rows of a report of a packaged study, by run."""
+
+    def __init__(self, study: Study, rows: Path) -> None:
+        self.study, self.path = study, rows
+        self.contenders = [each for part in study_parts(study)[0] for each in part.contenders]
+        self.found: dict[tuple[str, ...], tuple[Contender, RunSpec]] = {}
+        own: dict[str, list[dict[str, str]]] = {}
+        with rows.open(newline="") as lines:
+            for plain in csv.DictReader(lines):
+                row = {FORMER_COLUMNS.get(name, name): value for name, value in plain.items()}
+                own.setdefault(row["id"], []).append(row)
+        self.by_id = {run_id: own[run_id] for run_id in sorted(own) if own[run_id][0]["status"] in SCORED}
+
+    def spec(self, run_id: str) -> RunSpec:
+        """Return the specification of a run; raise StoreError if no contender of the study has it."""
+        row = self.by_id[run_id][0]
+        kind, place = (row["task"], row["arch"], row["steps"]), ([float(row["lr"])], [int(row["seed"])])
+        likely = [self.found[kind][0]] if kind in self.found else []
+        for each in (*likely, *self.contenders):
+            for spec in runs_of(self.study, each, *place):
+                if spec.id == run_id:
+                    self.found.setdefault(kind, (each, spec))
+                    return spec
+        raise StoreError(f"the rows of a report are runs of its study; {run_id} in {self.path} is not; give its store")
+
+    def work(self, run_id: str) -> float:
+        """Return the estimated work of a run, that of the first one of its task, architecture and number of steps."""
+        row = self.by_id[run_id][0]
+        kind = (row["task"], row["arch"], row["steps"])
+        return rough_seconds(self.found[kind][1] if kind in self.found else self.spec(run_id), "cuda")
+
+    def published(self, run_id: str) -> PublishedRun:
+        """Return a run with the numbers of its rows."""
+        own = self.by_id[run_id]
+        by_cell = {row["cell"]: float(row["accuracy"]) for row in own if row["cell"]}
+        return PublishedRun(self.spec(run_id), own[0]["status"], by_cell)
+
+
+def report_runs(report: Path, rows: Path, count: int, cheapest: bool) -> list[PublishedRun]:
+    """Return the first scored runs, in the order of ids or of their work, that a report of a packaged study lists."""
     heading = STUDY_HEADING.search(report.read_text())
     if heading is None or heading[1] not in packaged_studies():
         raise StoreError(f"a report is verified by its packaged study; {report} is a report of none; give its store")
-    study, by_id = load_study(heading[1]), dict[str, list[dict[str, str]]]()
-    with rows.open(newline="") as lines:
-        for plain in csv.DictReader(lines):
-            row = {FORMER_COLUMNS.get(name, name): value for name, value in plain.items()}
-            by_id.setdefault(row["id"], []).append(row)
-    contenders = [each for part in study_parts(study)[0] for each in part.contenders]
-    runs = []
-    for run_id in sorted(run_id for run_id, own in by_id.items() if own[0]["status"] in SCORED)[:count]:
-        first, by_cell = by_id[run_id][0], {row["cell"]: float(row["accuracy"]) for row in by_id[run_id] if row["cell"]}
-        place = [float(first["lr"])], [int(first["seed"])]
-        found = [spec for each in contenders for spec in runs_of(study, each, *place) if spec.id == run_id]
-        if not found:
-            raise StoreError(f"the rows of a report are runs of its study; {run_id} in {rows} is not; give its store")
-        runs.append(PublishedRun(found[0], first["status"], by_cell))
-    return runs
+    known = ReportRows(load_study(heading[1]), rows)
+    order = sorted(known.by_id, key=lambda run_id: (known.work(run_id), run_id)) if cheapest else known.by_id
+    return [known.published(run_id) for run_id in list(order)[:count]]
 
 
-def redo_fleets(fleets: Sequence[Sequence[PublishedRun]], executor: Executor) -> list[RedoneRun]:
-    """Train the first run of each fleet again, together with the others of its fleet."""
-    redone = []
-    for fleet in fleets:
-        first = fleet[0]
+def fleets_of_report(runs: Sequence[PublishedRun]) -> list[list[PublishedRun]]:
+    """Group the runs that can train together, in their order."""
+    fleets: dict[str, list[PublishedRun]] = {}
+    for run in runs:
+        fleets.setdefault(run.spec.fleet_key(), []).append(run)
+    return list(fleets.values())
+
+
+def redo_fleets(
+    fleets: Sequence[Sequence[PublishedRun]], executor: Executor, judge: Callable[[RedoneRun], None]
+) -> None:
+    """Train fleets again, side by side as the engine allows, and hand over each run as soon as its fleet has ended."""
+
+    def redo(fleet: Sequence[PublishedRun], place: int) -> Chain:
         specs = sorted((run.spec for run in fleet), key=lambda spec: (spec.train.lr, spec.seed))
-        records = replace(executor, fleet_size=len(specs)).finish(specs)
-        record = next(one for one in records if one.result.id == first.spec.id)
-        redone.append(RedoneRun(first, record, is_same_machine(first.record, record)))
-    return redone
+        records = {record.result.id: record for record in (yield Ask(specs, place))}
+        for run in fleet:
+            record = records[run.spec.id]
+            judge(RedoneRun(run, record, is_same_machine(run.record, record)))
+
+    size = max(map(len, fleets), default=1)
+    replace(executor, fleet_size=size).follow([redo(fleet, place) for place, fleet in enumerate(fleets)])
 
 
 def is_same_machine(published: RunRecord | None, redone: RunRecord) -> bool:

@@ -81,11 +81,26 @@ def test_a_record_gives_back_its_specification_and_refuses_other_versions() -> N
 
 
 def test_runs_of_a_packaged_report_are_found_by_their_ids() -> None:
-    fleets = Source(STUDIES / "degree-fixed-width.md").pick(2)
-    assert [len(fleet) for fleet in fleets] == [1, 1] and fleets[0][0].spec.id < fleets[1][0].spec.id
-    run = fleets[0][0]
+    runs = [run for fleet in Source(STUDIES / "degree-fixed-width.md").pick(2) for run in fleet]
+    assert len(runs) == 2 and runs[0].spec.id < runs[1].spec.id
+    run = runs[0]
     assert run.spec.train.steps == 2000 and run.spec.train.recipe == 1 and set(run.by_cell) >= {"pairs=8", "pairs=128"}
     assert run.spec.task.label == load_study("degree-fixed-width").tasks[0]
+
+
+def test_the_cheapest_runs_of_a_report_have_the_least_work_and_train_together() -> None:
+    fleets = Source(STUDIES / "linear-vs-power.md").pick(12, cheapest=True)
+    runs = [run for fleet in fleets for run in fleet]
+    assert len(runs) == 12 and {run.spec.train.steps for run in runs} == {2000}
+    assert {run.spec.model.layers for run in runs} == {1} and len({run.spec.arch_label for run in runs}) == len(fleets)
+    assert all(len({run.spec.fleet_key() for run in fleet}) == 1 for fleet in fleets)
+
+
+def test_the_cheapest_fleets_of_a_store_go_first(command, tmp_path) -> None:
+    for steps in ("8", "2", "4"):
+        assert command("run", TASK, "--arch", "linear", *SMALL, "--set", f"train.steps={steps}").status == 0
+    picked = Source(tmp_path / "icl-runs").pick(2, cheapest=True)
+    assert [fleet[0].spec.train.steps for fleet in picked] == [2, 4]
 
 
 @pytest.mark.parametrize("name", ["none.md", "."])
@@ -107,7 +122,7 @@ def test_a_store_verifies_on_the_machine_that_made_it_in_whole_fleets(command, t
     made = command("run", TASK, "--arch", "linear", "--arch", "power", "--seeds", "0,1", "--fleet", "2", *SMALL)
     assert made.status == 0
     fleets = Source(tmp_path / "icl-runs").pick(9)
-    assert len(fleets) == 4 and all(len(fleet) == 2 for fleet in fleets)
+    assert [len(fleet) for fleet in fleets] == [2, 2] and len(Source(tmp_path / "icl-runs").pick(2)) == 1
     before = sorted(Store(tmp_path / "icl-runs").ids())
     outcome = command("verify", "icl-runs", "--redo", "4", "--device", "cpu", "--json")
     document = json.loads(outcome.out)
@@ -123,3 +138,27 @@ def test_a_run_that_differs_ends_with_status_3(command, tmp_path, monkeypatch) -
     monkeypatch.setattr(optimiser, "adamw_step", lambda *arguments, **options: None)
     outcome = command("verify", "icl-runs", "--device", "cpu")
     assert outcome.status == 3 and "differs" in outcome.out and "not all runs are shown to agree" in outcome.out
+
+
+def test_an_interrupted_command_prints_the_verdicts_that_it_has_and_keeps_their_noise(
+    command, tmp_path, monkeypatch
+) -> None:
+    from icl_bench.harness import reproduction
+    from icl_bench.harness.interruption import Interrupted
+
+    command("run", TASK, "--arch", "linear", "--arch", "power", *SMALL)
+    whole = reproduction.is_same_machine
+    calls: list[bool] = []
+
+    def stop_at_the_second(*records: RunRecord) -> bool:
+        calls.append(whole(*records))
+        if len(calls) == 2:
+            raise Interrupted(15)
+        return False
+
+    monkeypatch.setattr(reproduction, "is_same_machine", stop_at_the_second)
+    outcome = command("verify", "icl-runs", "--redo", "2", "--device", "cpu", "--keep-noise", "--json")
+    document = json.loads(outcome.out)
+    assert outcome.status == 143 and document["asked"] == 2 and not document["agree"]
+    assert [run["verdict"] for run in document["runs"]] == ["equal"]
+    assert [one.id for one in Source(tmp_path / "icl-runs").noise.repetitions] == [document["runs"][0]["id"]]
