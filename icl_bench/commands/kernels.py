@@ -1,5 +1,6 @@
 """The commands of `icl-bench kernels`."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ from icl_bench.errors import ArgumentError
 
 if TYPE_CHECKING:
     import torch
+
+    from icl_bench.kernels.measurement.measure import TimedRow
 
 kernels = typer.Typer(no_args_is_help=True, help="Check kernels against float64, and time them beside their peers.")
 
@@ -66,8 +69,15 @@ def bench_kernels(
     quick: Annotated[bool, typer.Option("--quick", help="Time smaller sizes and fewer lengths.")] = False,
     device: DeviceOption = "auto",
     seconds: Annotated[float, machine_option(min=1, help="Time limit in seconds; what does not fit is skipped.")] = 360,
+    cache: Annotated[
+        Path | None,
+        machine_option(help="Folder of compiled kernels: a later run with it need not compile them again."),
+    ] = None,
     figure: Annotated[
         Path | None, output_option(help="Draw times of power and softmax attention by length, as SVG.")
+    ] = None,
+    rows: Annotated[
+        Path | None, output_option(help="Append each row to this file when it is measured, a JSON object a line.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,7 +85,7 @@ def bench_kernels(
 
     A form of this library is timed only where it passes its check at that size; exit status 3 if one does not. On a
     GPU, rows have the share of the machine's limit, memory at the length and at twice the length, and the time of
-    compilation from nothing.
+    compilation from nothing, or with --cache that of the first run with the folder.
     """
     from icl_bench.commands.console import terminal
     from icl_bench.commands.kernel_tables import bench_tables, speed_curves
@@ -84,19 +94,26 @@ def bench_kernels(
     from icl_bench.reports.crossover import crossover_figure
 
     place = pick_device(device)
-    rows = bench_operators(place, op or (), quick, seconds, tell)
-    drawn = speed_curves(rows)
+    shared = origin(place)
+
+    def keep(row: "TimedRow") -> None:
+        if rows is not None:
+            rows.parent.mkdir(parents=True, exist_ok=True)
+            with rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**row.document(), **shared}) + "\n")
+
+    found = bench_operators(place, op or (), quick, seconds, tell, keep, cache)
+    drawn = speed_curves(found)
     if as_json:
-        shared = origin(place)
-        print_json({"rows": [{**row.document(), **shared} for row in rows]})
+        print_json({"rows": [{**row.document(), **shared} for row in found]})
     else:
-        terminal().print(bench_tables(rows, drawn))
+        terminal().print(bench_tables(found, drawn))
     if figure is not None and drawn:
         figure.parent.mkdir(parents=True, exist_ok=True)
         figure.write_bytes(crossover_figure(drawn))
     if figure is not None:
         tell(f"figure: {figure}" if drawn else "no figure: no length has times of both power and softmax attention")
-    if any(row.broken for row in rows):
+    if any(row.broken for row in found):
         raise typer.Exit(SOMETHING_FAILED)
 
 

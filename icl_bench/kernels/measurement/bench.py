@@ -5,11 +5,12 @@ kernels were compiled in parallel: a peer that hangs, dies or spoils its CUDA co
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,8 +21,8 @@ import torch
 from icl_bench.kernels.measurement import measure, peers
 from icl_bench.kernels.measurement.measure import TimedRow, TimingTask, blank_row
 from icl_bench.kernels.measurement.operators import timed_cases
-from icl_bench.kernels.measurement.peers import PACKAGES, ContenderRun, Subject, Tensors
-from icl_bench.kernels.measurement.problem import CasePart
+from icl_bench.kernels.measurement.peers import PACKAGES
+from icl_bench.kernels.measurement.problem import CasePart, ContenderRun, Subject, Tensors
 
 SPAWN = multiprocessing.get_context("spawn")
 COMPILING_SHARE = 0.33
@@ -44,6 +45,8 @@ COMPILED = ("auto", "triton", "flex")
 """Contenders that compile kernels, beside the packages and compiled forms."""
 CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 """Variables of the environment that name folders of compiled kernels."""
+FIRST_SECONDS = "first-seconds.json"
+"""File of a cache with the seconds of first compilations."""
 COMPILERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 6, "retention": 6, "compiled": 3}
 """Processes that compile for each subject with kernels to compile, on 16 cores."""
 
@@ -54,18 +57,26 @@ def bench_operators(
     quick: bool = False,
     seconds: float = 360.0,
     tell: Callable[[str], None] = lambda line: None,
+    keep: Callable[[TimedRow], None] = lambda row: None,
+    cache: Path | None = None,
 ) -> list[TimedRow]:
     """Return a row for each contender of `timed_cases`, with times or with a note that gives the reason for none.
 
     All takes about `seconds` seconds, and a few more where a process does not answer; what comes later is out of time.
-    `tell` is called with a line when a contender is done.
+    `tell` is called with a line, and `keep` with the row, when a contender is done. Compiled kernels stay in the folder
+    `cache`, and those of a former run are found there; by default all are compiled from nothing.
     """
     tasks = [(case, name) for case in timed_cases(device, tuple(ops), quick) for name in case.contenders]
+
+    def done(row: TimedRow) -> None:
+        tell(f"{row.case}: {row.contender} {row.note}".rstrip())
+        keep(row)
+
     if device.type == "cuda":
-        return measure_in_processes(tasks, device, seconds, tell)
+        return measure_in_processes(tasks, device, seconds, tell, done, cache)
     rows = []
     for row in measure.measure_tasks(tasks, device, time.monotonic() + seconds):
-        tell(f"{row.case}: {row.contender} {row.note}".rstrip())
+        done(row)
         rows.append(row)
     return rows
 
@@ -78,8 +89,9 @@ class MeasuringProcess(NamedTuple):
 
 
 def measure_in_processes(
-    tasks: Sequence[TimingTask], device: torch.device, seconds: float, tell: Callable[[str], None]
-) -> list[TimedRow]:
+    tasks: Sequence[TimingTask], device: torch.device, seconds: float, tell: Callable[[str], None],
+    done: Callable[[TimedRow], None], cache: Path | None = None,
+) -> list[TimedRow]:  # fmt: skip
     """Return the row of each task, in their order: compile all, then measure subject by subject."""
     begun = time.monotonic()
     present: dict[Subject, list[TimingTask]] = {}
@@ -88,7 +100,7 @@ def measure_in_processes(
         if peers.installed(case.problem, name):
             present.setdefault(peers.subject_of(case.problem, name), []).append((case, name))
     running: dict[Subject, MeasuringProcess] = {}
-    with _empty_caches():
+    with _caches(cache) as folder:
         try:
             for subject in present:
                 near, far = SPAWN.Pipe()
@@ -96,28 +108,47 @@ def measure_in_processes(
                 process.start()
                 far.close()
                 running[subject] = MeasuringProcess(process, near)
-            compiled = _compile(present, device, begun + COMPILING_SHARE * seconds)
+            found = _compile(present, device, begun + COMPILING_SHARE * seconds)
+            compiled = first_seconds(folder / FIRST_SECONDS, found)
             tell(f"compiled in {time.monotonic() - begun:.0f} s")
             for part, subject, cap in TIME_SHARES:
                 asked = [task for task in present.get(subject, []) if task[0].part == part]
                 deadline = min(begun + seconds, time.monotonic() + cap * seconds)
                 for task, row in zip(asked, _ask(running[subject], asked, deadline) if asked else (), strict=True):
-                    tell(f"{row.case}: {row.contender} {row.note}".rstrip())
-                    rows[task] = row._replace(compile_seconds=compiled.get(task))
+                    rows[task] = row._replace(compile_seconds=compiled.get(task_title(task)))
+                    done(rows[task])
         finally:
             for child in running.values():
                 _end(child.process)
     return [rows[task] for task in tasks]
 
 
+def task_title(task: TimingTask) -> str:
+    """Return the name of a case and its contender."""
+    case, name = task
+    return f"{case.title}: {name}"
+
+
+def first_seconds(file: Path, found: Mapping[TimingTask, float]) -> dict[str, float]:
+    """Return the seconds of compilation by title, those that a file has from a former run first; write the file."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    seconds: dict[str, float] = {task_title(task): taken for task, taken in found.items()} | known
+    file.write_text(json.dumps(seconds))
+    return seconds
+
+
 @contextlib.contextmanager
-def _empty_caches() -> Iterator[None]:
-    """Let child processes keep compiled kernels in a new folder, so that compilation is measured from nothing."""
+def _caches(kept: Path | None) -> Iterator[Path]:
+    """Let child processes keep compiled kernels in `kept`, or in a new folder: then compilation is from nothing."""
     before = {name: os.environ.get(name) for name in CACHES}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        folder.mkdir(parents=True, exist_ok=True)
+        for choice in folder.rglob("*.autotune.json"):  # perhaps made on a device that other work shared
+            choice.unlink()
         try:
-            os.environ.update({name: str(Path(folder) / name) for name in CACHES})
-            yield
+            os.environ.update({name: str((folder / name).absolute()) for name in CACHES})
+            yield folder
         finally:
             for name, value in before.items():
                 if value is None:
@@ -149,12 +180,14 @@ def compile_share(
     if subject in PACKAGES:
         peers.keep_share(subject, share, shares)
     for case, name in tasks if subject in PACKAGES else _share(tasks, share, shares):
-        problem = case.problem.few()  # one sequence may compile to other code
+        # One sequence may compile to other code, and PyTorch compiles for every number of them.
+        problem = case.problem if peers.subject_of(case.problem, name) == "compiled" else case.problem.few()
         with contextlib.suppress(Exception):  # what cannot run says so when it is measured
-            run, inputs = peers.contender_run(problem, name, device), problem.inputs(device)
+            run = peers.contender_run(problem, name, device)
+            inputs = peers.stored_inputs(problem, name, problem.inputs(device))
             taken = [_seconds_of_passes(run, inputs, device) for _ in range(2)]
             if subject not in PACKAGES:
-                pipe.send((tasks.index((case, name)), taken[0] - taken[1]))
+                pipe.send((tasks.index((case, name)), max(0.0, taken[0] - taken[1])))
         measure.free_memory(device)
 
 
@@ -189,7 +222,7 @@ def _compile(
     present: dict[Subject, list[TimingTask]], device: torch.device, deadline: float
 ) -> dict[TimingTask, float]:
     """Compile in parallel until the deadline; return the seconds of the tasks of which they are known."""
-    scale = min(1.0, (os.cpu_count() or 1) / 16)
+    scale = min(2.0, len(os.sched_getaffinity(0)) / 16)
     workers: list[tuple[MeasuringProcess, list[TimingTask]]] = []
     seconds: dict[TimingTask, float] = {}
     try:

@@ -20,8 +20,7 @@ from torch import Tensor
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.backends import check_triton, has_triton
 from icl_bench.kernels.measurement.operators import OPERATORS, known_operators
-from icl_bench.kernels.measurement.peers import Tensors
-from icl_bench.kernels.measurement.problem import FEW_LENGTHS, LENGTHS, Problem
+from icl_bench.kernels.measurement.problem import FEW_LENGTHS, LENGTHS, Problem, Tensors
 
 # The allowed errors, in the root mean square and relative to the exact result. A rounding to a type errs in the mean
 # square by about a quarter of its eps; outputs and gradients are sums of products of a few rounded factors. In float32,

@@ -11,8 +11,7 @@ from torch.nn.functional import pad
 from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.long_convolution.api import ConvolutionImpl, long_convolution
 from icl_bench.kernels.measurement.limits import Work
-from icl_bench.kernels.measurement.peers import Peer, Tensors
-from icl_bench.kernels.measurement.problem import Case, Draw, Problem, table_case
+from icl_bench.kernels.measurement.problem import Case, Draw, Peer, Problem, Tensors, table_case
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

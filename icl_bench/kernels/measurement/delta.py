@@ -15,8 +15,8 @@ from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaKind, DeltaOptions, Reads
 from icl_bench.kernels.measurement.limits import Work
-from icl_bench.kernels.measurement.peers import ContenderRun, Peer, Tensors, compiled_form
-from icl_bench.kernels.measurement.problem import LENGTHS, Case, Draw, Problem, table_case
+from icl_bench.kernels.measurement.peers import compiled_steps
+from icl_bench.kernels.measurement.problem import LENGTHS, Case, ContenderRun, Draw, Peer, Problem, Tensors, table_case
 
 DeltaGate = Literal["none", "head", "channel", "value"]
 """Decays: none, one for a value head, one for each key channel, or one for each value channel."""
@@ -25,6 +25,8 @@ KeyDraw = Literal["random", "same", "four", "close"]
 
 LEAST_LOG_DECAY = -5.0
 """The bound of KDA's safe gate; random gates of channels keep it."""
+COMPILED_TOKENS = 64
+"""Tokens of a call of the compiled plain form, four of its chunks."""
 COUNTED_CHUNK = 16
 """Tokens to a chunk where operations are counted: fewest at the narrowest tile of a matrix unit."""
 
@@ -57,7 +59,10 @@ class MeasuredDelta(Problem):
     op: ClassVar[str] = "delta"
     impls: ClassVar[tuple[str, ...]] = get_args(DeltaImpl)
     plain: ClassVar[tuple[str, ...]] = ("chunked",)
-    peers: ClassVar[Mapping[str, Peer]] = {"fla": Peer("fla", _fla), "compiled chunked": compiled_form("chunked")}
+    peers: ClassVar[Mapping[str, Peer]] = {
+        "fla": Peer("fla", _fla),
+        "compiled chunked": compiled_steps("chunked", COMPILED_TOKENS),
+    }
     axes: ClassVar[Mapping[str, str]] = {
         "n": "N", "t": "T", "heads": "H", "groups": "G", "key": "K", "value": "V",
     }  # fmt: skip
@@ -137,6 +142,11 @@ class MeasuredDelta(Problem):
         # cosine .9 between two keys: a part sqrt(.9) along a common vector, and sqrt(.1) along independent ones
         own: Tensor = normalize(draw.normal(*shape), dim=-1)
         return math.sqrt(0.9) * common + math.sqrt(0.1) * own
+
+    def first_state(self, device: torch.device) -> tuple[str, Tensor]:
+        """Return zeros [N, G, K, V]."""
+        shape = (self.n, self.groups, self.key, self.value)
+        return "state", torch.zeros(shape, device=device, dtype=accumulation_dtype(self.dtype))
 
     def run(self, impl: str, inputs: Tensors) -> Tensors:
         """Return y and the last state by a form."""

@@ -11,8 +11,8 @@ import torch
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.measurement.check import ResultError, dtype_name, form_errors, leaves_of
 from icl_bench.kernels.measurement.limits import LimitShare, limit_share
-from icl_bench.kernels.measurement.peers import ContenderRun, Tensors, contender_run, installed, subject_of
-from icl_bench.kernels.measurement.problem import Case, CasePart, Problem
+from icl_bench.kernels.measurement.peers import contender_run, installed, stored_inputs, subject_of
+from icl_bench.kernels.measurement.problem import Case, CasePart, ContenderRun, Problem, Tensors
 from icl_bench.kernels.measurement.timing import Times, peak_mebibytes, time_call
 
 TimingTask = tuple[Case, str]
@@ -92,7 +92,7 @@ def measure_contender(case: Case, name: str, device: torch.device, seconds: floa
                 return row._replace(note=f"{FAILED}: {', '.join(broken)}")
             outputs, gradients = ([e.error for e in errors if e.what == what] for what in ("outputs", "gradients"))
             row = row._replace(output_error=_largest(outputs), gradient_error=_largest(gradients), note=refusal)
-        row = _timed(row, problem, run, device, seconds)
+        row = _timed(row, problem, run, stored_inputs(problem, name, problem.inputs(device)), seconds)
         growing = device.type == "cuda" and case.part == "table" and subject_of(problem, name) == "ours"
         return row._replace(longer_mib=_longer_mebibytes(problem, name, device)) if growing else row
     except KernelUnavailableError as error:
@@ -163,8 +163,8 @@ def moved_bytes(inputs: Tensors, y: torch.Tensor) -> tuple[int, int]:
     return read + written, 3 * read + 2 * written
 
 
-def _timed(row: TimedRow, problem: Problem, run: ContenderRun, device: torch.device, seconds: float) -> TimedRow:
-    inputs = problem.inputs(device)
+def _timed(row: TimedRow, problem: Problem, run: ContenderRun, inputs: Tensors, seconds: float) -> TimedRow:
+    device = next(iter(inputs.values())).device
     forward, both = timed_passes(run, inputs)
     times: list[Times] = [time_call(forward, device, seconds)]
     if not row.note:

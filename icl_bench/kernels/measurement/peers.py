@@ -5,46 +5,26 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
-
-if TYPE_CHECKING:
-    from icl_bench.kernels.measurement.problem import Problem
-
-Tensors = dict[str, Tensor]
-"""Tensors by their names."""
-Subject = Literal["ours", "plain", "torch", "compiled", "fla", "retention", "mamba_ssm"]
-"""Owners of contenders: forms of this library with kernels and in operators of torch, and whose package a peer is."""
-ContenderRun = Callable[[Tensors], Tensor]
-"""Inputs to y."""
+from icl_bench.kernels.measurement.problem import ContenderRun, Peer, Problem, Subject, Tensors
 
 PACKAGES = {"fla": "fla-core", "retention": "retention", "mamba_ssm": "mamba-ssm"}
 """Distributions of the other packages, by the names they are imported under."""
 
 
-class Peer(NamedTuple):
-    """A contender from outside on problems of one operator."""
-
-    subject: Subject
-    build: Callable[[Any, torch.device], ContenderRun]
-    """A problem and a device to the contender, ready for the problem; imports its package."""
-    same: bool = True
-    """Compute the function of the problem, so that its error means something."""
-
-
-def subject_of(problem: "Problem", name: str) -> Subject:
+def subject_of(problem: Problem, name: str) -> Subject:
     """Return the owner of a contender."""
     if name in problem.peers:
         return problem.peers[name].subject
     return "plain" if name in problem.plain else "ours"
 
 
-def installed(problem: "Problem", name: str) -> bool:
+def installed(problem: Problem, name: str) -> bool:
     """Return whether the package of a contender is installed."""
     subject = subject_of(problem, name)
     return subject not in PACKAGES or importlib.util.find_spec(subject) is not None
@@ -56,7 +36,7 @@ def peer_versions() -> dict[str, str]:
     return {name: next((one.version for one in each), "none") for name, each in found.items()}
 
 
-def contender_run(problem: "Problem", name: str, device: torch.device) -> ContenderRun:
+def contender_run(problem: Problem, name: str, device: torch.device) -> ContenderRun:
     """Return the contender of that name, ready for a problem; its package must be installed."""
     if not installed(problem, name):
         package = PACKAGES[subject_of(problem, name)]
@@ -66,11 +46,34 @@ def contender_run(problem: "Problem", name: str, device: torch.device) -> Conten
     return lambda inputs: problem.run(name, inputs)["y"]
 
 
-def compiled_form(form: str) -> Peer:
-    """Return a form of this library in operators of torch, compiled by PyTorch."""
+def stored_inputs(problem: Problem, name: str, inputs: Tensors) -> Tensors:
+    """Return the inputs in the order in memory that a contender is made for."""
+    if name not in problem.peers or not problem.peers[name].channels_first:
+        return inputs
+    return {key: x.transpose(1, 2).contiguous().transpose(1, 2) if x.dim() > 2 and key not in problem.shared else x
+            for key, x in inputs.items()}  # fmt: skip
 
-    def build(problem: "Problem", device: torch.device) -> ContenderRun:
-        run: ContenderRun = torch.compile(lambda inputs: problem.run(form, inputs)["y"], dynamic=False)
+
+def compiled_steps(form: str, tokens: int) -> Peer:
+    """Return a form in operators of torch, compiled for some tokens at a time, with the state passed on between calls.
+
+    A loop over all tokens is unrolled by the compiler, whose time grows faster than their number.
+    """
+
+    def build(problem: Problem, device: torch.device) -> ContenderRun:
+        body = torch.compile(lambda inputs: problem.run(form, inputs), dynamic=False)
+        name, first = problem.first_state(device)
+
+        def run(inputs: Tensors) -> Tensor:
+            parts = {key: x.split(tokens, dim=1) for key, x in inputs.items() if key not in problem.shared}
+            fixed = {key: inputs[key] for key in problem.shared}
+            state, outputs = first, []
+            for piece in zip(*parts.values(), strict=True):
+                made = body({**dict(zip(parts, piece, strict=True)), **fixed, name: state})
+                state = made["state"]
+                outputs.append(made["y"])
+            return torch.cat(outputs, dim=1)
+
         return run
 
     return Peer("compiled", build)

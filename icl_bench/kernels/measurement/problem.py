@@ -2,20 +2,37 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from icl_bench.kernels.measurement.limits import Work
-from icl_bench.kernels.measurement.peers import Peer, Tensors
 
 LENGTHS = (1, 7, 15, 16, 17, 63, 64, 65, 255, 1000, 4097)
 FEW_LENGTHS = (1, 7, 65, 100)
 """Lengths for a quick check, and for a CPU."""
 
 CasePart = Literal["table", "crossover"]
+Tensors = dict[str, Tensor]
+"""Tensors by their names."""
+Subject = Literal["ours", "plain", "torch", "compiled", "fla", "retention", "mamba_ssm"]
+"""Owners of contenders: forms of this library with kernels and in operators of torch, and whose package a peer is."""
+ContenderRun = Callable[[Tensors], Tensor]
+"""Inputs to y."""
+
+
+class Peer(NamedTuple):
+    """A contender from outside on problems of one operator."""
+
+    subject: Subject
+    build: Callable[[Any, torch.device], ContenderRun]
+    """A problem and a device to the contender, ready for the problem; imports its package."""
+    same: bool = True
+    """Compute the function of the problem, so that its error means something."""
+    channels_first: bool = False
+    """Keep sequences [N, T, C] as the package does, the tokens of a channel side by side, so that none is copied."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +82,10 @@ class Problem(ABC):
     @abstractmethod
     def work(self) -> Work:
         """Count the operations of a forward pass."""
+
+    def first_state(self, device: torch.device) -> tuple[str, Tensor]:
+        """Return the name of the input of a state, and a state of zeros; only where a state is passed on."""
+        raise NotImplementedError(f"{self.name} passes no state on")
 
     def takes(self, impl: str) -> bool:
         """Return whether a form serves this problem."""

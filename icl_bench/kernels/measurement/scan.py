@@ -12,9 +12,12 @@ from torch.nn.functional import softplus
 
 from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.measurement.limits import Work
-from icl_bench.kernels.measurement.peers import ContenderRun, Peer, Tensors, compiled_form
-from icl_bench.kernels.measurement.problem import Case, Draw, Problem, table_case
+from icl_bench.kernels.measurement.peers import compiled_steps
+from icl_bench.kernels.measurement.problem import Case, ContenderRun, Draw, Peer, Problem, Tensors, table_case
 from icl_bench.kernels.scan.api import ScanImpl, linear_scan_with_state, selective_scan_with_state
+
+COMPILED_TOKENS = 8
+"""Tokens of a call of the compiled plain form: PyTorch's compiler takes a minute for 16 and minutes for 32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,8 @@ class MeasuredSelective(ScanProblem):
     axes: ClassVar[Mapping[str, str]] = {"n": "N", "t": "T", "channels": "C", "states": "S", "members": "M"}
     shared: ClassVar[tuple[str, ...]] = ("a", "d", "dt_bias")
     peers: ClassVar[Mapping[str, Peer]] = {
-        "mamba-ssm": Peer("mamba_ssm", _mamba),
-        "compiled sequential": compiled_form("sequential"),
+        "mamba-ssm": Peer("mamba_ssm", _mamba, channels_first=True),
+        "compiled sequential": compiled_steps("sequential", COMPILED_TOKENS),
     }
 
     states: int = 16
@@ -107,6 +110,11 @@ class MeasuredSelective(ScanProblem):
         """Return the problem with no more sequences than it takes to compile its kernels."""
         return dataclasses.replace(self, n=min(self.n, 2 * self.members))
 
+    def first_state(self, device: torch.device) -> tuple[str, Tensor]:
+        """Return zeros [N, C, S]."""
+        shape = (self.n, self.channels, self.states)
+        return "initial_state", torch.zeros(shape, device=device, dtype=accumulation_dtype(self.dtype))
+
     def work(self) -> Work:
         """Count for each token and number of the state: its decay, its input, its update and its read-out."""
         elements = float(self.n * self.t * self.channels * self.states)
@@ -118,7 +126,7 @@ class MeasuredLinear(ScanProblem):
     """A problem of the linear scan."""
 
     axes: ClassVar[Mapping[str, str]] = {"n": "N", "t": "T", "channels": "C"}
-    peers: ClassVar[Mapping[str, Peer]] = {"compiled sequential": compiled_form("sequential")}
+    peers: ClassVar[Mapping[str, Peer]] = {"compiled sequential": compiled_steps("sequential", COMPILED_TOKENS)}
 
     @property
     def name(self) -> str:
@@ -150,6 +158,11 @@ class MeasuredLinear(ScanProblem):
             state = a[:, t] * state + b[:, t]
             outputs.append(state)
         return {"y": torch.stack(outputs, dim=1), "state": state}
+
+    def first_state(self, device: torch.device) -> tuple[str, Tensor]:
+        """Return zeros [N, C]."""
+        shape = (self.n, self.channels)
+        return "initial_state", torch.zeros(shape, device=device, dtype=accumulation_dtype(self.dtype))
 
     def work(self) -> Work:
         """Count a multiplication and an addition for each element."""

@@ -13,8 +13,8 @@ from torch.nn.functional import logsigmoid
 from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.attention.api import AttentionImpl, attention
 from icl_bench.kernels.measurement.limits import Work
-from icl_bench.kernels.measurement.peers import ContenderRun, Peer, Tensors, flex_window, sdpa_backend
-from icl_bench.kernels.measurement.problem import Case, Draw, Problem, table_case
+from icl_bench.kernels.measurement.peers import flex_window, sdpa_backend
+from icl_bench.kernels.measurement.problem import Case, ContenderRun, Draw, Peer, Problem, Tensors, table_case
 from icl_bench.kernels.power.api import PowerImpl, power_attention, power_attention_with_state
 from icl_bench.kernels.power.expansion import expanded_width
 from icl_bench.kernels.power.records import Normalize, PowerState

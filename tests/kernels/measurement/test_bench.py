@@ -19,7 +19,7 @@ from icl_bench.kernels.measurement import bench, measure, peers
 from icl_bench.kernels.measurement.limits import LimitShare
 from icl_bench.kernels.measurement.measure import TimedRow, blank_row, measure_contender, measure_tasks
 from icl_bench.kernels.measurement.operators import timed_cases
-from icl_bench.kernels.measurement.problem import Case, table_case
+from icl_bench.kernels.measurement.problem import Case, Peer, table_case
 from icl_bench.kernels.measurement.scores import MeasuredAttention, MeasuredPower
 from icl_bench.kernels.measurement.timing import Times, summarise_times, time_call
 from icl_bench.reports.crossover import SpeedCurve, crossing, crossover_figure
@@ -153,7 +153,7 @@ def test_a_peer_that_refuses_its_backward_pass_has_a_forward_time(monkeypatch):
         return lambda inputs: OneWay.apply(problem.run("torch", inputs)["y"])
 
     monkeypatch.setattr(measure, "time_call", fake_time)
-    monkeypatch.setattr(MeasuredAttention, "peers", {"one way": peers.Peer("torch", build)})
+    monkeypatch.setattr(MeasuredAttention, "peers", {"one way": Peer("torch", build)})
     row = measure_contender(table_case(SOFTMAX, "one way"), "one way", CPU, 0.1)
     assert row.forward.median == 2.0 and row.both is None and row.output_error < 1e-5 and row.gradient_error is None
     assert row.note == "backward refused: RuntimeError: wrong on this device"
@@ -199,9 +199,10 @@ def test_a_measuring_process_answers_every_task():
 
 
 def test_subjects_are_measured_in_processes():
-    told = []
+    told, kept = [], []
     tasks = [(CASE, name) for name in ("quadratic", "sdpa flash", "retention")]
-    rows = bench.measure_in_processes(tasks, CPU, 60.0, told.append)
+    rows = bench.measure_in_processes(tasks, CPU, 60.0, told.append, kept.append)
+    assert sorted(kept) == sorted(row for row in rows if row.note != "not installed")
     assert [row.contender for row in rows] == ["power quadratic", "sdpa flash", "retention"]
     assert rows[0].both.method == rows[1].forward.method == "clock" and rows[2].note == "not installed"
     assert told[0].startswith("compiled in") and multiprocessing.active_children() == []
@@ -227,9 +228,24 @@ def test_a_compiling_process_sends_the_seconds_of_each_task(monkeypatch):
 def test_caches_of_compilers_are_new_and_come_back(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    with bench._empty_caches():
+    with bench._caches(None) as folder:
         assert os.environ["TRITON_CACHE_DIR"] != "mine" and "TORCHINDUCTOR_CACHE_DIR" in os.environ
     assert os.environ["TRITON_CACHE_DIR"] == "mine" and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert not folder.exists()
+
+
+def test_a_kept_cache_has_kernels_but_no_choices_and_the_first_seconds(tmp_path):
+    kernel, choice = tmp_path / "TRITON_CACHE_DIR" / "k.cubin", tmp_path / "TRITON_CACHE_DIR" / "k.autotune.json"
+    kernel.parent.mkdir()
+    kernel.touch()
+    choice.touch()
+    with bench._caches(tmp_path) as folder:
+        assert os.environ["TRITON_CACHE_DIR"] == str(kernel.parent) and folder == tmp_path
+        assert kernel.exists() and not choice.exists()
+    file, other = tmp_path / bench.FIRST_SECONDS, Case("another", "table", PROBLEM, ("quadratic",))
+    assert bench.first_seconds(file, {(CASE, "quadratic"): 9.0}) == {"a case: quadratic": 9.0}
+    later = bench.first_seconds(file, {(CASE, "quadratic"): 0.1, (other, "quadratic"): 2.0})
+    assert later == {"a case: quadratic": 9.0, "another: quadratic": 2.0} == json.loads(file.read_text())
 
 
 def swept(t, power, softmax, width=64):
@@ -290,14 +306,16 @@ def tiny(monkeypatch):
 
 
 def test_the_command_prints_rows_with_their_origin_and_draws(command, tiny, tmp_path):  # noqa: F811
-    figure = tmp_path / "figures" / "crossover.svg"
-    status, out, err = command("bench", "--device", "cpu", "--json", "--figure", str(figure))
+    figure, rows = tmp_path / "figures" / "crossover.svg", tmp_path / "rows" / "all.jsonl"
+    given = ("--json", "--figure", str(figure), "--rows", str(rows))
+    status, out, err = command("bench", "--device", "cpu", *given)
     document = json.loads(out)
     assert status == 0 and document["schema"] == 1 and "figure" in err
     first = document["rows"][0]
     assert first["forward"]["median"] > 0 and first["contender"] == "power quadratic"
     assert set(first) >= {"device", "versions", "date", "revision"} and "fla-core" in first["versions"]
     assert figure.read_bytes().startswith(b"<?xml")
+    assert [json.loads(line) for line in rows.read_text().splitlines()] == document["rows"]
 
 
 def test_the_command_exits_with_3_where_a_check_fails(command, tiny, monkeypatch):  # noqa: F811
