@@ -61,7 +61,7 @@ def time_tile(tile: EntropyTile, case: tuple[Tensor, Tensor, Tensor, Tensor]) ->
         "forward": bench(lambda: cross_entropy.launch_entropy(x, weight, targets, True), **MILLISECONDS),
         "evaluation": bench(lambda: cross_entropy.launch_entropy(x, weight, targets, False), **MILLISECONDS),
         "words": bench(
-            lambda: cross_entropy.launch_table_gradient(x, weight, targets, result.wholes, result.shares, gradient),
+            lambda: cross_entropy.launch_table_gradient(x, weight, result.facts, gradient),
             **MILLISECONDS,
         ),
     }

@@ -2,11 +2,13 @@
 
     python benchmarks/text.py [--case softmax-1k] [--seconds 4] [--peak 989e12] [--json FILE]
     torchrun --nproc-per-node 2 benchmarks/text.py --case power-16k
+    python benchmarks/text.py --case softmax-1k --profile profile.txt
 
 The model S has 6 layers of width 512, heads of 64, bytes; a step has 131,072 of them. `plain` is the same model without
 convolution, gate and rotation, as a loop of PyTorch in the manner of nanoGPT: torch's own attention, fused AdamW,
 autocast to bfloat16, gradients clipped; `compiled` is that under torch.compile. The peak is by default that of an H100
-or H200 in bfloat16 without sparsity. Operations are those that kernels execute (`training/executed.py`).
+or H200 in bfloat16 without sparsity. Operations are those that kernels execute (`training/executed.py`). With
+`--profile` a file has the milliseconds of each kernel in a step of each case.
 """
 
 import argparse
@@ -38,7 +40,7 @@ CASES = {
     "window-16k": (f"window:w=1056,{BODY}", 16384),
     "linear-16k": (f"power:p=1,{BODY}", 16384),
 }
-WARM_STEPS = 6
+WARM_STEPS, PROFILED_STEPS = 6, 3
 
 
 def spec_of(arch: str, length: int, width: int, tokens: int) -> RunSpec:
@@ -65,6 +67,20 @@ def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) ->
 
     timed(WARM_STEPS)
     return timed(max(3, round(seconds / timed(3))))
+
+
+def kernel_times(step: Callable[[], Any]) -> str:
+    """Return a table of the kernels of a step: milliseconds, number of launches, name; the longest first."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(PROFILED_STEPS):
+            step()
+        torch.cuda.synchronize()
+    found = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
+    return "".join(
+        f"{event.self_device_time_total / 1e3 / PROFILED_STEPS:9.3f} {event.count / PROFILED_STEPS:7.1f}  {event.key}\n"
+        for event in found
+    )
 
 
 class PlainBlock(nn.Module):
@@ -134,6 +150,9 @@ def measure(case: str, machine: Machine, options: argparse.Namespace) -> dict[st
         run = spec_of(*CASES[case], options.width, options.tokens)
         step = Trainer([run], machine).step
     taken = seconds_of(step, device, options.seconds)
+    if options.profile:
+        with options.profile.open("a") as file:
+            file.write(f"{case}\n{kernel_times(step)}\n")
     executed = executed_operations(run, machine) or 0.0
     rate = options.tokens / taken
     cards = ranks.size if ranks else 1
@@ -161,6 +180,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a step")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-graphs", action="store_true")
+    parser.add_argument("--profile", type=Path, help="file to which kernels' times are added, on a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)

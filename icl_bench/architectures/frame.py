@@ -20,12 +20,13 @@ from icl_bench.architectures.layers import (
     StackedLinear,
     widen,
 )  # fmt: skip
-from icl_bench.architectures.rotation import RotationSpeed, rotate
+from icl_bench.architectures.rotation import RotationSpeed, angles_of, rotate
 from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
 from icl_bench.kernels.fleet.projection import project_parts
 from icl_bench.kernels.fleet.records import HeadColumns
+from icl_bench.kernels.fleet.rotation import split_rotated
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.schema import READS_NONE
 
@@ -214,13 +215,20 @@ class HeadsMixer(Mixer):
     def mix(self, x: Tensor, first: FirstLayer | None, qkv: Tensor | None = None) -> Tensor:
         """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]; `qkv` is the projection where it is made."""
         qkv = self.project(x) if qkv is None else qkv
-        q, k, v = self.operands(qkv if self.canon is None else self.canon(qkv))
-        if self.layout.rope:
-            places = (
-                torch.arange(x.shape[2], device=x.device)[:, None] if self.speed is None else self.speed(x).cumsum(2)
-            )
-            q, k = rotate(q, k, places)
+        q, k, v = self.rotated(qkv if self.canon is None else self.canon(qkv), x)
         return self.core(q, k, self.offer(v, first), x)
+
+    def rotated(self, qkv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the operands of the core, rotated by position where the layout says so; arguments as for `mix`."""
+        layout = self.layout
+        if not layout.rope:
+            return self.operands(qkv)
+        places = torch.arange(x.shape[2], device=x.device)[:, None] if self.speed is None else self.speed(x).cumsum(2)
+        if self.speed is None and not layout.silu and layout.key_norm == "none":
+            convolved = qkv if self.conv is None else self.conv(qkv)
+            return split_rotated(convolved, layout.shapes, *angles_of(places, layout.key_width))
+        q, k, v = self.operands(qkv)
+        return *rotate(q, k, places), v
 
     def operands(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Apply convolution, SiLU and norms: [M, B, T, channels] -> q [.., H, K], k [.., J, K] and v [.., G, V]."""

@@ -25,10 +25,10 @@ from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, delayed, widen
-from icl_bench.architectures.rotation import rotate_first
 from icl_bench.errors import SpecError
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.rotation import rotate_pairs
 
 STATE_WIDTH = 16
 LEAST_RATE = 1e-4
@@ -127,7 +127,7 @@ class TrapezoidCore(Core):
         turns = math.pi * widen(self.speed(x)).tanh()[..., None, :] * steps[..., None]
         angles = before[:, :, None] + turns.cumsum(2)
         cos, sin = angles.cos(), angles.sin()
-        q, k = (rotate_first(part, cos, sin) for part in (q + self.query_bias(q), k + self.key_bias(k)))
+        q, k = (rotate_pairs(part, cos, sin) for part in (q + self.query_bias(q), k + self.key_bias(k)))
         return Coordinates(q, k, angles, steps, -rates * steps, widen(self.share(x)).sigmoid())
 
     def inputs(self, at: Coordinates, k_before: Tensor, v_before: Tensor, v: Tensor) -> DeltaInputs:

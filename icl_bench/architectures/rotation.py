@@ -12,6 +12,7 @@ from torch import Tensor
 
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import StackedLinear, widen
+from icl_bench.kernels.fleet.rotation import rotate_pairs
 
 ROPE_BASE = 10_000.0
 
@@ -27,19 +28,17 @@ class RotationSpeed(StackedLinear):
         return 1 + widen(super().forward(x)).tanh()
 
 
+def angles_of(places: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the angles of places [..., J] for heads of `width` channels: [..., J, width / 2]."""
+    half = width // 2
+    frequencies = ROPE_BASE ** (-torch.arange(half, device=places.device, dtype=torch.float32) / half)
+    angles = widen(places)[..., None] * frequencies
+    return angles.cos(), angles.sin()
+
+
 def rotate(q: Tensor, k: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate queries [..., H, K] and keys [..., J, K] by `places`, [..., J], or [..., 1] for all heads alike."""
-    half = q.shape[-1] // 2
-    frequencies = ROPE_BASE ** (-torch.arange(half, device=q.device, dtype=torch.float32) / half)
-    angles = widen(places)[..., None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles_of(places, q.shape[-1])
     if (shared := q.shape[-2] // k.shape[-2]) == 1 or places.shape[-1] == 1:
-        return rotate_first(q, cos, sin), rotate_first(k, cos, sin)
-    return rotate_first(q, *(x.repeat_interleave(shared, -2) for x in (cos, sin))), rotate_first(k, cos, sin)
-
-
-def rotate_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs (i, i + P) of the first 2 P channels of x [..., K] by angles whose cos and sin are [..., P]."""
-    pairs = cos.shape[-1]
-    first, second, rest = widen(x).split([pairs, pairs, x.shape[-1] - 2 * pairs], dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(x.dtype)
+        return rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
+    return rotate_pairs(q, *(x.repeat_interleave(shared, -2) for x in (cos, sin))), rotate_pairs(k, cos, sin)

@@ -95,6 +95,8 @@ class CellScore(Frozen):
     """Accuracy on changed examples that show how the model finds its answers, by name of the control."""
     groups: Mapping[str, GroupScore]
     """Accuracy by group of scored positions."""
+    example_losses: tuple[Real, ...] | None = None
+    """Mean loss of each test example, in nats, in their order, for tasks that are graded by bits; since 2026-11-30."""
 
 
 class StateReport(Frozen):

@@ -42,7 +42,7 @@ class PieceScores(NamedTuple):
 
 
 class CellCounts(NamedTuple):
-    """Counts over the examples of a cell for every member; all tensors are float64 and can be added up."""
+    """Counts over the examples of a cell for every member; all tensors but the last are sums, in float64."""
 
     examples: int
     """Examples of each member."""
@@ -70,11 +70,14 @@ class CellCounts(NamedTuple):
     """Scored positions by group, [M, MOST_GROUPS]."""
     group_losses: Tensor
     """Sum of cross-entropies or squared errors by group, [M, MOST_GROUPS]."""
+    example_losses: Tensor
+    """Mean loss of each example, [M, examples], for tasks that are graded by bits; [M, 0] for others."""
 
     def plus(self, other: "CellCounts") -> "CellCounts":
         """Return the counts over the examples of both."""
-        pairs: Iterable[tuple[Any, Any]] = zip(self, other, strict=True)
-        return CellCounts(*(ours + theirs for ours, theirs in pairs))
+        pairs: Iterable[tuple[Any, Any]] = zip(self[:-1], other[:-1], strict=True)
+        both = torch.cat([self.example_losses, other.example_losses], dim=1)
+        return CellCounts(*(ours + theirs for ours, theirs in pairs), both)
 
     @property
     def accuracy(self) -> list[float]:
@@ -204,21 +207,22 @@ def count_piece(scores: PieceScores, batch: Batch, stream: ExampleStream) -> Cel
     missed, allowed = oracle_hits.sum(-1) - hits.sum(-1), stream.task.tolerance * oracle_hits.sum(-1).abs()  # [M, B]
     groups = batch.groups.flatten(1)  # [M, B S]
     empty = torch.zeros(hits.shape[0], MOST_GROUPS, device=hits.device, dtype=torch.float64)
-    none = torch.zeros_like(hits)
+    none, losses = torch.zeros_like(hits), scores.losses.double()
     return CellCounts(
         examples=hits.shape[1],
         positions=hits.shape[1] * hits.shape[2],
         hits=hits.sum((1, 2)),
         oracle_hits=oracle_hits.sum((1, 2)),
         all_right=(missed <= allowed).double().sum(-1),
-        losses=scores.losses.double().sum((1, 2)),
+        losses=losses.sum((1, 2)),
         oracle_errors=oracle.errors.view(hits.shape).sum((1, 2)),
         divergences=(none if scores.divergences is None else scores.divergences).sum((1, 2)),
         possible=(none if scores.possible is None else scores.possible).sum((1, 2)),
         group_hits=empty.scatter_add(1, groups, hits.flatten(1)),
         group_oracle_hits=empty.scatter_add(1, groups, oracle_hits.flatten(1)),
         group_positions=empty.scatter_add(1, groups, torch.ones_like(hits).flatten(1)),
-        group_losses=empty.scatter_add(1, groups, scores.losses.double().flatten(1)),
+        group_losses=empty.scatter_add(1, groups, losses.flatten(1)),
+        example_losses=losses.mean(2) if stream.task.interface.graded_by_bits else empty[:, :0],
     )
 
 

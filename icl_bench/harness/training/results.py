@@ -19,6 +19,8 @@ from icl_bench.runs.store.floors import CellFloors
 from icl_bench.tasks import DistributionTask, Task
 
 ACTIVATION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+EXAMPLE_DIGITS = 6
+"""Decimals of the loss of an example in a record."""
 
 
 class MemberScores(NamedTuple):
@@ -71,6 +73,7 @@ def cell_scores(
     oracle_error, groups = counts.oracle_error, counts.groups(task)
     exact = isinstance(task, DistributionTask)
     divergence, possible_mass = counts.divergence, counts.possible_mass
+    by_example: list[list[float]] = counts.example_losses.tolist()
     return [
         CellScore(
             label=cell.label,
@@ -90,6 +93,7 @@ def cell_scores(
             free_running=free.accuracy[member] if free else None,
             free_running_exact=free.exact_match[member] if free else None,
             controls={name: accuracies[member] for name, accuracies in controls.items()},
+            example_losses=tuple(round(value, EXAMPLE_DIGITS) for value in by_example[member]) or None,
         )
         if math.isfinite(loss[member])
         else None

@@ -13,7 +13,7 @@ from icl_bench.kernels.arguments import accumulation_dtype, check_pair, check_sh
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 
 WIDEST_FUSED_ROW = 256
-"""Number of columns up to which "auto" takes the Triton form."""
+"""Number of columns up to which the Triton form keeps its logits on chip."""
 LOGITS_AT_ONCE = 1 << 25
 """Largest number of logits that the torch form holds."""
 
@@ -27,9 +27,10 @@ def cross_entropy(
     vocabulary; targets, [M, R] int64, are the right tokens. A tie with the target is no hit, though Triton leaves a tie
     to rounding. The losses are differentiable, once, with respect to x and weight.
 
-    "torch" takes the rows in chunks of at most `at_once` logits; "triton" keeps tiles of the logits on chip and
-    accumulates products in float32, IEEE for float32. "auto" is Triton for half precision on CUDA and C up to 256, and
-    elsewhere torch, whose products are the faster ones in float32.
+    "torch" takes the rows in chunks of at most `at_once` logits. "triton" keeps tiles of the logits on chip and
+    accumulates products in float32, IEEE for float32; for C above 256 it takes chunks as "torch" does, with one pass
+    over the logits each way. "auto" is Triton for half precision on CUDA, and elsewhere torch, whose products are the
+    faster ones in float32.
     """
     check_pair(x.ndim == weight.ndim == 3, "x must be [M, R, C] and weight [M, O, C]", x, weight)
     check_shape("weight", weight, (x.shape[0], weight.shape[1], x.shape[2]), "[M, O, C]")
@@ -38,12 +39,12 @@ def cross_entropy(
         raise ArgumentError(f"x and weight must share a floating type; got {x.dtype}, {weight.dtype}: cast one")
     if targets.dtype != torch.int64:
         raise ArgumentError(f"targets must be int64; got {targets.dtype}: cast them")
-    if impl == "auto" and (x.dtype == torch.float32 or x.shape[-1] > WIDEST_FUSED_ROW):
+    if impl == "auto" and x.dtype == torch.float32:
         impl = "torch"
     if takes_triton(impl, x):
         from icl_bench.kernels.fleet.triton.cross_entropy import cross_entropy_triton
 
-        return cross_entropy_triton(x, weight, targets)
+        return cross_entropy_triton(x, weight, targets, at_once)
     if impl == "reference":
         losses, hits = cross_entropy_reference(x, weight, targets)
         return losses.to(accumulation_dtype(x.dtype)), hits.to(accumulation_dtype(x.dtype))

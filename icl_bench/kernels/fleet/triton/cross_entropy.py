@@ -17,6 +17,7 @@ from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.triton.logits import LogitCrossEntropy
 from icl_bench.kernels.triton.common import padded
 
 TO_BASE_2 = tl.constexpr(1.4426950408889634)
@@ -37,47 +38,47 @@ class EntropyTile(NamedTuple):
 
 
 @triton.jit
-def _load_table(weight, words, end, width, stride_word, stride_column, BLOCK_C: tl.constexpr):
-    """Load rows of the table of a member, [words, BLOCK_C]; zeros outside."""
-    columns = tl.arange(0, BLOCK_C)
-    mask = (words < end)[:, None] & (columns < width)[None, :]
-    return tl.load(weight + words[:, None] * stride_word + columns[None, :] * stride_column, mask=mask, other=0.0)
-
-
-@triton.jit
-def _load_rows(x, member, rows, count, width, BLOCK_C: tl.constexpr):
-    """Load rows of a member, [rows, BLOCK_C]; zeros outside."""
-    columns = tl.arange(0, BLOCK_C)
-    mask = (rows < count)[:, None] & (columns < width)[None, :]
-    start = x + member.to(tl.int64) * count * width
-    return tl.load(start + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
+def _load_tile(
+    base, left, width, stride_row, stride_column, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Load [ROWS, BLOCK_C] from `base` on; zeros past the `left` rows and the columns, unless WHOLE excludes them."""
+    rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK_C)
+    pointers = base + (rows[:, None] * stride_row + columns[None, :] * stride_column)
+    if WHOLE:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(rows < left)[:, None] & (columns < width)[None, :], other=0.0)
 
 
 @triton.jit
 def entropy_parts_kernel(
     x, weight, targets, tops, sums, mixes, count, words, width, each, stride_member, stride_word, stride_column,
-    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Reduce `each` tokens but the target: largest logit, sum of 2^(logit - largest), and the mix of their rows.
 
     Grid (rows, parts of the vocabulary, M). The mix, whose weights are the terms of the sum, serves the gradient alone.
+    WHOLE says that the tiles of the table have no end inside of them.
     """
     part, member = tl.program_id(1), tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     own = member.to(tl.int64) * count + rows
-    a = _load_rows(x, member, rows, count, width, BLOCK_C)
+    begin = member.to(tl.int64) * count + tl.program_id(0) * BLOCK_R
+    a = _load_tile(x + begin * width, count - tl.program_id(0) * BLOCK_R, width, width, 1, BLOCK_R, BLOCK_C, False)
+    first = part * each
     target = tl.load(targets + own, mask=rows < count, other=-1).to(tl.int32)
     weight += member.to(tl.int64) * stride_member
-    first = part * each
     last = tl.minimum(first + each, words)
     top = tl.full([BLOCK_R], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     mix = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     for start in range(first, last, BLOCK_W):
-        tokens = start + tl.arange(0, BLOCK_W)
-        b = _load_table(weight, tokens, last, width, stride_word, stride_column, BLOCK_C)
+        tokens = tl.arange(0, BLOCK_W)
+        tile = weight + tl.cast(start, tl.int64) * stride_word
+        b = _load_tile(tile, last - start, width, stride_word, stride_column, BLOCK_W, BLOCK_C, WHOLE)
         logits = tl.dot(a, tl.trans(b), input_precision="ieee")
-        out = (tokens[None, :] == target[:, None]) | (tokens >= last)[None, :]
+        out = tokens[None, :] == (target - start)[:, None]
+        if not WHOLE:
+            out |= (tokens >= last - start)[None, :]
         logits = tl.where(out, float("-inf"), logits)
         above = tl.maximum(top, tl.max(logits, 1))
         # The scale to base 2 goes into the subtraction, as one fused multiplication and addition.
@@ -100,12 +101,12 @@ def entropy_parts_kernel(
 
 @triton.jit
 def entropy_kernel(
-    x, weight, targets, tops, sums, mixes, losses, hits, wholes, shares, directions, count, width, parts,
+    x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, width, parts,
     stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """Join the parts with the logit of the target. Grid (rows, M).
 
-    Writes loss, hit, log-sum-exp, the share of the other tokens, and dloss / dx.
+    Writes loss, hit, dloss / dx, and side by side log-sum-exp, the share of the other tokens, and the target.
     """
     member = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -138,8 +139,10 @@ def entropy_kernel(
     tl.store(hits + own, (logit > top).to(tl.float32), mask=rows < count)
     if GRADIENT:
         share = 1.0 / (1.0 + tl.exp2(-gap))
-        tl.store(wholes + own, logit + softplus, mask=rows < count)
-        tl.store(shares + own, share, mask=rows < count)
+        # Exact in float32 up to 2^24 tokens; the fourth place only pads the three to 16 bytes.
+        name = target.to(tl.float32)
+        row = tl.reshape(tl.join(tl.join(logit + softplus, name), tl.join(share, name)), [BLOCK_R, 4])
+        tl.store(facts + own[:, None] * 4 + tl.arange(0, 4)[None, :], row, mask=(rows < count)[:, None])
         direction = (mix / some[:, None] - b) * share[:, None]
         pointers = directions + own[:, None] * width + columns[None, :]
         tl.store(pointers, direction.to(directions.dtype.element_ty), mask=mask)
@@ -164,34 +167,41 @@ def entropy_row_gradient_kernel(
 
 @triton.jit
 def entropy_table_gradient_kernel(
-    x, weight, targets, wholes, shares, gradients, out, count, words, width, stride_member, stride_word, stride_column,
+    x, weight, facts, gradients, out, count, words, width, stride_member, stride_word, stride_column,
     out_member, out_word, out_column, stride_gradient_member, stride_gradient_row,
-    EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a tile of the table over all rows, whose logits are computed again. Grid (tokens, M).
 
-    EVEN says that the losses of a member have one gradient, by which the sum is multiplied.
+    EVEN says that the losses of a member have one gradient, by which the sum is multiplied; WHOLE that the tiles of
+    rows have no end inside of them.
     """
     member = tl.program_id(1)
     tokens = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    weight += member.to(tl.int64) * stride_member
-    b = _load_table(weight, tokens, words, width, stride_word, stride_column, BLOCK_C)
+    first = tl.program_id(0) * BLOCK_W
+    tile = weight + member.to(tl.int64) * stride_member + tl.cast(first, tl.int64) * stride_word
+    b = _load_tile(tile, words - first, width, stride_word, stride_column, BLOCK_W, BLOCK_C, False)
+    names = tokens.to(tl.float32)
     total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
     begin = member.to(tl.int64) * count
     for start in range(0, count, BLOCK_R):
-        rows = start + tl.arange(0, BLOCK_R)
-        a = _load_rows(x, member, rows, count, width, BLOCK_C)
-        target = tl.load(targets + begin + rows, mask=rows < count, other=-1).to(tl.int32)
-        whole = tl.load(wholes + begin + rows, mask=rows < count, other=0.0)
-        share = tl.load(shares + begin + rows, mask=rows < count, other=0.0)
+        a = _load_tile(x + (begin + start) * width, count - start, width, width, 1, BLOCK_R, BLOCK_C, WHOLE)
+        rows = tl.arange(0, BLOCK_R)
+        pointers = facts + (begin + start) * 4 + (rows[:, None] * 4 + tl.arange(0, 4)[None, :])
+        # One tile of four numbers a row: vectors would be copied to shared memory once by every thread.
+        row = tl.load(pointers) if WHOLE else tl.load(pointers, mask=(rows < count - start)[:, None], other=0.0)
+        even, odd = tl.split(tl.reshape(row, [BLOCK_R, 2, 2]))
+        whole, target = tl.split(even)
+        share, _ = tl.split(odd)
         logits = tl.dot(b, tl.trans(a), input_precision="ieee") * TO_BASE_2
         factors = tl.exp2(logits - whole[None, :])
-        factors = tl.where(tokens[:, None] == target[None, :], -share[None, :], factors)
+        factors = tl.where(names[:, None] == target[None, :], -share[None, :], factors)
         # Rows past the end are zeros: a finite factor adds nothing.
         if not EVEN:
             upstream = tl.load(
-                gradients + member * stride_gradient_member + rows * stride_gradient_row, mask=rows < count, other=0.0
-            )
+                gradients + member * stride_gradient_member + (start + rows) * stride_gradient_row,
+                mask=rows < count - start, other=0.0,
+            )  # fmt: skip
             factors *= upstream.to(tl.float32)[None, :]
         total = tl.dot(factors.to(a.dtype), a, total, input_precision="ieee")
     if EVEN:
@@ -202,14 +212,20 @@ def entropy_table_gradient_kernel(
     tl.store(pointers, total.to(out.dtype.element_ty), mask=mask)
 
 
-def cross_entropy_triton(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Run `cross_entropy` on up to 256 columns of float32, bfloat16 or float16; else raise KernelUnavailableError."""
-    if x.dtype not in ENTROPY_DTYPES or x.shape[-1] > WIDEST_ROW:
+def cross_entropy_triton(x: Tensor, weight: Tensor, targets: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+    """Run `cross_entropy` on float32, bfloat16 or float16; else raise KernelUnavailableError.
+
+    Rows of more than 256 columns do not fit on chip with their products: their logits are made in chunks of `at_once`.
+    """
+    if x.dtype not in ENTROPY_DTYPES:
         raise KernelUnavailableError(
-            f"impl='triton' takes float32, bfloat16 and float16, and widths up to {WIDEST_ROW}; "
-            f"got {x.dtype} and C={x.shape[-1]}: use impl='torch'"
+            f"impl='triton' takes float32, bfloat16 and float16; got {x.dtype}: use impl='torch'"
         )
-    result: tuple[Tensor, Tensor] = _FusedCrossEntropy.apply(x, weight, targets)
+    result: tuple[Tensor, Tensor]
+    if x.shape[-1] > WIDEST_ROW:
+        result = LogitCrossEntropy.apply(x, weight, targets, at_once)
+    else:
+        result = _FusedCrossEntropy.apply(x, weight, targets)
     return result
 
 
@@ -220,15 +236,15 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         result = launch_entropy(x.contiguous(), weight, targets.contiguous(), any(ctx.needs_input_grad))
         if result.directions is not None:
-            ctx.save_for_backward(x, weight, targets, result.wholes, result.shares, result.directions)
+            ctx.save_for_backward(x, weight, result.facts, result.directions)
         ctx.mark_non_differentiable(result.hits)
         ctx.set_materialize_grads(False)
         return result.losses, result.hits
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _hits: None) -> tuple[Tensor | None, ...]:
-        x, weight, targets, wholes, shares, directions = ctx.saved_tensors
-        dweight = launch_table_gradient(x.contiguous(), weight, targets.contiguous(), wholes, shares, gradient)
+        x, weight, facts, directions = ctx.saved_tensors
+        dweight = launch_table_gradient(x.contiguous(), weight, facts, gradient)
         members, count, width = directions.shape
         dx = torch.empty_like(directions)
         with launch_on(directions):
@@ -239,16 +255,17 @@ class _FusedCrossEntropy(torch.autograd.Function):
 
 
 class ForwardResult(NamedTuple):
-    """The results of the forward kernels, [M, R] each but for the directions, [M, R, C]."""
+    """The results of the forward kernels."""
 
     losses: Tensor
+    """[M, R]."""
     hits: Tensor
-    wholes: Tensor | None = None
-    """Log-sum-exp of a row, base 2."""
-    shares: Tensor | None = None
-    """Probability of all tokens but the target."""
+    """[M, R]."""
+    facts: Tensor | None = None
+    """For each row the log-sum-exp, base 2, the probability of all tokens but the target, and the target twice,
+    [M, R, 4]."""
     directions: Tensor | None = None
-    """Gradient of the loss of a row with respect to that row, in the type of x."""
+    """Gradient of the loss of a row with respect to that row, in the type of x, [M, R, C]."""
 
 
 def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> ForwardResult:
@@ -262,34 +279,32 @@ def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -
     each = -(-word_tiles // parts) * tile.moving
     tops, sums = x.new_empty(2, parts, members, count, dtype=torch.float32)
     mixes = x.new_empty(parts, members, count, width, dtype=torch.float32) if gradient else tops
-    rows = x.new_empty(4, members, count, dtype=torch.float32)
+    losses, hits = x.new_empty(2, members, count, dtype=torch.float32)
+    facts = x.new_empty(members, count, 4, dtype=torch.float32) if gradient else tops
     directions = torch.empty_like(x) if gradient else tops
     with launch_on(x):
         entropy_parts_kernel[(row_tiles, parts, members)](
             x, weight, targets, tops, sums, mixes, count, words, width, each, *weight.stride(),
-            BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient, num_warps=tile.warps,
-            num_stages=tile.stages,
+            BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient,
+            WHOLE=words % tile.moving == 0 and width == block_c, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         entropy_kernel[(-(-count // 32), members)](
-            x, weight, targets, tops, sums, mixes, *rows, directions, count, width, parts, *weight.stride(),
-            BLOCK_R=32, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
+            x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, width, parts,
+            *weight.stride(), BLOCK_R=32, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
         )  # fmt: skip
-    losses, hits, wholes, shares = rows
-    return ForwardResult(losses, hits, wholes, shares, directions) if gradient else ForwardResult(losses, hits)
+    return ForwardResult(losses, hits, facts, directions) if gradient else ForwardResult(losses, hits)
 
 
-def launch_table_gradient(
-    x: Tensor, weight: Tensor, targets: Tensor, wholes: Tensor, shares: Tensor, gradient: Tensor
-) -> Tensor:
+def launch_table_gradient(x: Tensor, weight: Tensor, facts: Tensor, gradient: Tensor) -> Tensor:
     """Launch the gradient of the table, with the strides of the table."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile = entropy_tile(x.dtype, width)
+    tile, block_c = entropy_tile(x.dtype, width), padded(width, 16)
     out = torch.empty_like(weight)
     with launch_on(x):
         entropy_table_gradient_kernel[(-(-words // tile.stationary), members)](
-            x, weight, targets, wholes, shares, gradient, out, count, words, width, *weight.stride(), *out.stride(),
-            *gradient.stride(), EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary,
-            BLOCK_C=padded(width, 16), num_warps=tile.warps, num_stages=tile.stages,
+            x, weight, facts, gradient, out, count, words, width, *weight.stride(), *out.stride(), *gradient.stride(),
+            EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary, BLOCK_C=block_c,
+            WHOLE=count % tile.moving == 0 and width == block_c, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
 
