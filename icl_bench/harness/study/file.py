@@ -99,6 +99,8 @@ class Study(Frozen):
     """Values of fields of --set, such as `model.d_model`; the study repeats itself for every combination of them."""
     ladder: Ladder = Field(default=(1,), min_length=1)
     """Multiples of `train.steps` at which the study repeats itself, rising; every rung chooses learning rates anew."""
+    refined_rungs: int | None = Field(default=None, ge=0)
+    """Number of rungs, from the lowest, at which the grid is refined around its best rate; all without it."""
     preset: str = "default"
     """Preset of settings, as for --preset."""
     settings: Assignments = ()

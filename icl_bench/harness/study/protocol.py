@@ -196,7 +196,7 @@ def climb(
         later = [*planned[height][1], *above]
         if len(study.lr) > 1:
             ask_at = lambda grid: Ask(runs_of(study, each, grid, study.tune_seeds), place, later)  # noqa: B023, E731
-            grow = lambda grid, records: next_grid(study, grid, records)  # noqa: E731
+            grow = lambda grid, records: next_grid(study, grid, records, height)  # noqa: B023, E731
             below = tuning[each] = yield from tune(first_grid(study, below), ask_at, grow)
         rate = rate_of(study, below)
         records = yield Ask(runs_of(study, each, [rate], study.seeds), place, above)
@@ -243,11 +243,15 @@ def first_grid(study: Study, below: Sequence[RunRecord]) -> Grid:
     return rounded_rate(rate / spacing), rate, rounded_rate(rate * spacing)
 
 
-def next_grid(study: Study, grid: Grid, records: Sequence[RunRecord]) -> Grid:
-    """Return the grid that follows these records; by protocol 2 one at which no seed left the floor stays as it is."""
+def next_grid(study: Study, grid: Grid, records: Sequence[RunRecord], height: int) -> Grid:
+    """Return the grid that follows these records on a rung, the lowest of which has the height 0.
+
+    By protocol 2 a grid at which no seed left the floor stays as it is.
+    """
     if study.protocol > 1 and not any_locked_in(records):
         return grid
-    return grow_grid(grid, rate_of(study, records), study.lr, refine=study.protocol > 1)
+    refined = study.refined_rungs is None or height < study.refined_rungs
+    return grow_grid(grid, rate_of(study, records), study.lr, refine=study.protocol > 1 and refined)
 
 
 def rate_of(study: Study, records: Sequence[RunRecord]) -> float:

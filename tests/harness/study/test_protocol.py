@@ -161,6 +161,15 @@ def test_parts_run_rung_by_rung_and_a_higher_rung_starts_around_the_rate_of_the_
     assert not outcome.left_out
 
 
+def test_rungs_above_the_refined_ones_keep_half_decades_and_still_grow_at_an_end() -> None:
+    best = lambda spec: peak(1e-2 if spec.train.steps == 300 else 1e-4)(spec)  # noqa: E731
+    outcome, _ = pretend("ladder: [1, 4]\nrefined_rungs: 1\n", best)
+    steps_of = lambda one: one.spec["train"]["steps"]  # noqa: E731
+    rates = {steps: {one.result.lr for one in outcome.tuning if steps_of(one) == steps} for steps in (300, 1200)}
+    assert 3.16228e-3 in rates[300] and rates[1200] == {1e-5, 1e-4, 1e-3, 1e-2, 1e-1}
+    assert {one.result.lr for one in outcome.measured if steps_of(one) == 1200} == {1e-4}
+
+
 def test_a_part_runs_with_the_part_below_it_and_the_report_is_told_of_the_others() -> None:
     text = "ladder: [1, 4]\naxes: {model.d_model: [32, 16]}\n"
     outcome, executor = pretend(text, peak(1e-2), parts=[4])

@@ -19,6 +19,15 @@ def test_a_member_ends_well_or_diverged() -> None:
     assert second.detail == (f"diverged at step {second.steps}: loss or gradient not finite")
 
 
+def test_a_text_keeps_the_loss_of_each_test_example() -> None:
+    runs = specs("softmax", (0, 1), task="text:corpus=example,length=8,extrapolate=[16]", extra=("train.steps=2",))
+    for member in trained(runs).scores.members:
+        for cell in member.cells:
+            assert cell.example_losses and len(cell.example_losses) == runs[0].evaluation.examples
+            assert math.fsum(cell.example_losses) / len(cell.example_losses) == pytest.approx(cell.loss, abs=1e-6)
+    assert trained(specs("power:p=2")).scores.members[0].cells[0].example_losses is None
+
+
 def test_a_failed_run_knows_its_state_and_work_all_the_same() -> None:
     (run,) = specs("power:p=2")
     failed = failed_result(run, "oom", "no room", 1.23456)
