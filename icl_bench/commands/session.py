@@ -90,15 +90,20 @@ def execute(requests: "Sequence[Request]", machine: MachineOptions, output: Outp
 
 
 def complete_study(
-    study: "Study", machine: MachineOptions, output: OutputOptions, report: Path, parts: "Sequence[int]" = ()
+    study: "Study",
+    machine: MachineOptions,
+    output: OutputOptions,
+    report: Path,
+    parts: "Sequence[int]" = (),
+    finished: bool = False,
 ) -> None:
-    """Run a study or some of its parts, print its results, write its report.
+    """Run a study or some of its parts, print its results, write its report; with `finished`, train nothing.
 
-    Raise StateBudgetError if no architecture can be matched.
+    Raise StateBudgetError if no architecture can be matched, or none is finished.
     """
     from icl_bench.harness.session import finish_study
 
-    records, left_out = finish_study(study, make_executor(machine, output), parts)
+    records, left_out = finish_study(study, make_executor(machine, output), parts, finished)
     note_lacking(records, output)
     for line in left_out:
         note(f"left out: {line}")

@@ -79,6 +79,9 @@ def sweep(
     dirty: Annotated[
         bool, typer.Option("--dirty", help="Run a packaged study from a checkout with uncommitted changes.")
     ] = False,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing; report the architectures that the store has finished.")
+    ] = False,
     machine: options.MachineOptions,
     output: options.OutputOptions,
     report: Annotated[Path | None, options.report_option(show_default="sweep-NAME.md")] = None,
@@ -93,9 +96,9 @@ def sweep(
     if not dry_run:
         file = report or default_report("sweep", loaded.name)
         check_report(file)
-        if study in packaged_studies() and not dirty:
+        if study in packaged_studies() and not dirty and not finished:
             check_revision(study)
-        complete_study(loaded, machine, output, file, numbers)
+        complete_study(loaded, machine, output, file, numbers, finished)
         return
     show_plan(loaded, numbers, machine, output)
 

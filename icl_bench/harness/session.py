@@ -12,7 +12,7 @@ from icl_bench.harness.engines.ranks import ENGINES_OF_RANKS, FirstRank, train_a
 from icl_bench.harness.estimate import with_target
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.study.file import Study
-from icl_bench.harness.study.protocol import run_study
+from icl_bench.harness.study.protocol import finished_study, run_study
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
@@ -98,15 +98,19 @@ def finish_requests(requests: Sequence[Request], executor: Executor) -> list[Run
         return [renewed_run(record, floors) for record in executor.finish(list(specs.values()))]
 
 
-def finish_study(study: Study, executor: Executor, parts: Sequence[int] = ()) -> tuple[list[RunRecord], list[str]]:
+def finish_study(
+    study: Study, executor: Executor, parts: Sequence[int] = (), finished: bool = False
+) -> tuple[list[RunRecord], list[str]]:
     """Run a study, or parts of it; return each record once, measuring runs first, and a line for what is left out.
 
-    The engine is closed at the end. Raise StateBudgetError if no architecture can be matched.
+    With `finished`, train nothing, and return what the store holds of finished architectures. The engine is closed at
+    the end. Raise StateBudgetError if no architecture can be matched, or none is finished.
     """
     floors = read_floors(executor.store.root)
     with closing(executor.engine):
-        outcome = run_study(study, executor, parts)
+        outcome = finished_study(study, executor.store, parts) if finished else run_study(study, executor, parts)
     if not outcome.measured:
-        raise StateBudgetError(f"a study needs an architecture that can be matched; {outcome.left_out[0]}")
+        need = "that is finished" if finished else "that can be matched"
+        raise StateBudgetError(f"a study needs an architecture {need}; {outcome.left_out[0]}")
     once = {record.result.id: record for record in [*outcome.measured, *outcome.tuning]}  # a seed may do both
     return [renewed_run(record, floors) for record in once.values()], outcome.left_out

@@ -10,9 +10,17 @@ from torch import Tensor
 
 from icl_bench import random
 from icl_bench.kernels.fleet.random_bits import stable_order
-from icl_bench.schema import later
+from icl_bench.schema import format_value, later
 from icl_bench.tasks.base import TASKS, Batch, ContextContents, TrainingBudget
-from icl_bench.tasks.cells import Axis, Cell, ExampleShape, IntegerList, check_length, check_multiple
+from icl_bench.tasks.cells import (
+    Axis,
+    Cell,
+    ExampleShape,
+    IntegerList,
+    OptionalIntegers,
+    check_length,
+    check_multiple,
+)
 from icl_bench.tasks.dilution import Diluted, undiluted_cell
 from icl_bench.tasks.sampling import first_match, noise, octave
 from icl_bench.tasks.vocabulary import NOISE, PAD, QUERY, RESERVED, Vocabulary
@@ -59,7 +67,7 @@ class AssocRecall(Diluted):
     ([[8, 6]], ['v14', 'v2'])
     """
 
-    axes = (Axis("pairs"),)
+    axes = (Axis("pairs", extrapolated=True),)
     load_name = "pairs"
     answer_alphabet = "values"
     budget = TrainingBudget(steps=500, lr=5e-3, params="pairs=4")
@@ -72,6 +80,8 @@ class AssocRecall(Diluted):
     """Positions in a sequence, T; 64 in the default variant, the published mix of lengths in `zoology`."""
     pairs: IntegerList | None = None
     """Numbers of pairs, each a cell that is trained and evaluated; 4, 8 and 16, or the published mix in `zoology`."""
+    extrapolate: OptionalIntegers = later(())
+    """Numbers of pairs that are evaluated but not trained."""
     vocab: int = Field(default=160, ge=8)
     """Number of token ids; 8192 in `zoology`. Keys and values share equally what special and noise tokens leave."""
     filler: Filler = "noise"
@@ -104,6 +114,11 @@ class AssocRecall(Diluted):
             raise ValueError(
                 "dilute and readout belong to the default variant, whose fillers are no keys; got variant=zoology; "
                 "leave them or the variant out"
+            )
+        if self.extrapolate and self.pairs is None:
+            raise ValueError(
+                f"extrapolate adds loads to those in pairs; got extrapolate={format_value(self.extrapolate)} without "
+                "pairs; give pairs, or leave extrapolate out"
             )
         if self.readout == "immediate" and self.gap > 1:
             raise ValueError(f"gap belongs to readout=deferred; got gap={self.gap}; add readout=deferred")

@@ -21,6 +21,9 @@ SIGNIFICANCE = 1e-4
         ("pairs=0", "pairs must be at least 1; got 0"),
         ("pairs=[4|4]", "pairs must differ from each other; got [4, 4]"),
         ("variant=zoology,length=256,pairs=64,vocab=128", "leaves 63 keys for 64 pairs; raise vocab to 130"),
+        ("pairs=8,extrapolate=40", "length must hold 40 pairs and queries of two tokens each; got 64"),
+        ("pairs=8,extrapolate=8", "pairs and extrapolate must differ from each other; got [8, 8]"),
+        ("variant=zoology,extrapolate=8", "got extrapolate=[8] without pairs; give pairs, or leave extrapolate out"),
         ("filler=blank", "filler"),
         ("slot_power=0", "slot_power"),
         ("pear=4", "assoc-recall has no parameter 'pear'; did you mean 'pairs'?"),
@@ -36,6 +39,15 @@ def test_bad_parameters_are_refused(make, spec, message):
 def test_smallest_vocabulary_named_in_the_error_works(make):
     assert make("assoc-recall:vocab=62,pairs=15").keys == 15
     assert make("assoc-recall:variant=zoology,length=256,pairs=64,vocab=130").keys == 64
+
+
+def test_loads_beyond_the_trained_ones_are_evaluated_alone_and_leave_other_cells_as_they_are(make, draw):
+    task = make("assoc-recall:length=64,pairs=[2|4],extrapolate=[8|16]")
+    assert [cell.load for cell in task.train_cells] == [2, 4]
+    assert [(cell.load, cell.weight) for cell in task.eval_cells] == [(2, 1.0), (4, 1.0), (8, 0.0), (16, 0.0)]
+    assert "extrapolate" not in make("assoc-recall:pairs=4").model_dump()
+    one, other = (draw(f"assoc-recall:pairs={text}", 3, "pairs=4")[2] for text in ("4", "4,extrapolate=8"))
+    assert torch.equal(one.inputs, other.inputs)
 
 
 def test_rule_by_reading(draw):

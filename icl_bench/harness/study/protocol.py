@@ -8,7 +8,8 @@ wait for each other: each is a chain of runs that follow from its own records.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from icl_bench.errors import SpecError, StateBudgetError
@@ -163,13 +164,58 @@ def run_study(study: Study, executor: Executor, numbers: Sequence[int] = ()) -> 
     tuning: dict[Contender, list[RunRecord]] = {}
     measured: dict[Contender, list[RunRecord]] = {}
     executor.follow([climb(study, ladder, tuning, measured) for ladder in ladders_of(asked)])
-    if missing := [number for number, part in enumerate(parts, start=1) if part not in asked]:
-        first = parts[missing[0] - 1].title
-        message = f"{len(missing)} of {len(parts)} parts have not run, of these first part {missing[0]}, {first}"
-        left_out = [*left_out, message]
-    contenders = dict.fromkeys(each for part in asked for each in part.contenders)
+    return collected_outcome(asked, tuning, measured, [*left_out, *lines_of_missing(parts, asked)])
+
+
+def finished_study(study: Study, store: Store, numbers: Sequence[int] = ()) -> StudyOutcome:
+    """Collect the contenders that a store has finished, without training, and name those that it has not.
+
+    `numbers` chooses parts as in `run_study`; raises SpecError for numbers that no part has.
+    """
+    parts, left_out = study_parts(study)
+    asked = chosen_parts(parts, numbers)
+    tuning: dict[Contender, list[RunRecord]] = {}
+    measured: dict[Contender, list[RunRecord]] = {}
+    for ladder in ladders_of(asked):
+        replay(climb(study, ladder, tuning, measured), store)
+    for part in asked:
+        if lacking := [each.arch for each in part.contenders if each not in measured]:
+            place = f" at {part.title}" if part.title else ""
+            count = f"{len(lacking)} of {len(part.contenders)} architectures"
+            left_out.append(f"{count} have not finished{place}: {', '.join(lacking)}")
+    return collected_outcome(asked, tuning, measured, [*left_out, *lines_of_missing(parts, asked)])
+
+
+def replay(chain: Chain, store: Store) -> None:
+    """Give a chain the records that it asks for, until it ends or the store lacks one."""
+    records: list[RunRecord] | None = None
+    with suppress(StopIteration):
+        while True:
+            runs = (chain.send(records) if records else next(chain)).runs
+            if not all(store.has(spec.id) for spec in runs):
+                return
+            records = [store.load(spec.id) for spec in runs]
+
+
+def collected_outcome(
+    asked: Sequence[StudyPart],
+    tuning: Mapping[Contender, list[RunRecord]],
+    measured: Mapping[Contender, list[RunRecord]],
+    left_out: list[str],
+) -> StudyOutcome:
+    """Return the records of the contenders that were measured, in the order of their parts."""
+    contenders = [
+        each for each in dict.fromkeys(each for part in asked for each in part.contenders) if each in measured
+    ]
     ends, grids = ([record for each in contenders for record in kind.get(each, ())] for kind in (measured, tuning))
     return StudyOutcome(ends, grids, left_out)
+
+
+def lines_of_missing(parts: Sequence[StudyPart], asked: Sequence[StudyPart]) -> list[str]:
+    """Return a line about the parts that were not asked for; none if all were."""
+    missing = [number for number, part in enumerate(parts, start=1) if part not in asked]
+    first = f"of these first part {missing[0]}, {parts[missing[0] - 1].title}" if missing else ""
+    return [f"{len(missing)} of {len(parts)} parts have not run, {first}"] if missing else []
 
 
 def ladders_of(parts: Sequence[StudyPart]) -> list[list[tuple[int, Contender]]]:

@@ -47,13 +47,18 @@ def ladder_table(section: Section) -> Table:
     return table_of([ladder_row(ladder, budgets, section) for ladder in found])
 
 
+def without_budget(entry: Entry) -> str:
+    """Return the label of an entry without its number of training steps."""
+    return entry.label.replace(f", steps={budget_of(entry)}", "")
+
+
 def ladder_row(ladder: Ladder, budgets: list[int], section: Section) -> dict[str, str]:
     """Make the row of an architecture."""
     medians = {budget_of(entry): entry.accuracy for entry in ladder.rungs}
     last = ladder.rungs[-1]
     move, trained = ladder.move, section.training(last) != "untrained"
     return {
-        "architecture": Name(last.label.replace(f", steps={budget_of(last)}", "")),
+        "architecture": Name(without_budget(last)),
         **{f"{format_integer(budget)} steps": format_share(medians.get(budget)) for budget in budgets},
         "last factor": f"{budget_of(last) / budget_of(ladder.rungs[-2]):g}",
         "last move": NONE if move is None else f"{move:+.3f}",

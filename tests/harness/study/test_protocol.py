@@ -16,7 +16,14 @@ from icl_bench.harness.engines.executor import Chain, Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.estimate import Forecast
 from icl_bench.harness.study.file import Study, load_study, packaged_studies, parse_study
-from icl_bench.harness.study.protocol import parse_parts, plan_study, planned_runs, run_study, study_parts
+from icl_bench.harness.study.protocol import (
+    finished_study,
+    parse_parts,
+    plan_study,
+    planned_runs,
+    run_study,
+    study_parts,
+)
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
@@ -59,6 +66,12 @@ def test_tunes_measures_and_does_nothing_twice(study, tmp_path, capsys) -> None:
     again = run_study(study, executor)
     assert sorted(store.ids()) == before and again == outcome
     assert plan_study(study, store).done == 8
+    assert finished_study(study, store) == outcome
+    store.remove(next(one.result.id for one in outcome.measured if one.result.arch.startswith("window")))
+    part = finished_study(study, store)
+    assert part.measured == [one for one in outcome.measured if one.result.arch.startswith("linear")]
+    assert part.tuning == [one for one in outcome.tuning if one.result.arch.startswith("linear")]
+    assert part.left_out == ["1 of 2 architectures have not finished: window:conv=0,w=8"]
 
 
 @dataclass
