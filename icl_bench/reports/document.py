@@ -15,6 +15,7 @@ from icl_bench.reports.parts import (
     gains,
     ladder,
     learning,
+    paired,
     positions,
     rates,
     reach,
@@ -33,7 +34,7 @@ from icl_bench.runs.outline import Outline
 PARTS = (
     *(solved.PART, summary.PART, state.PART, capacity.PART, accuracy.DIVERGENCE_PART, accuracy.ERROR_PART),
     *(accuracy.LOAD_PART, reach.PART, controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART),
-    *(positions.POSITION_PART, positions.WORK_PART, rates.PART),
+    *(positions.POSITION_PART, positions.WORK_PART, paired.PART, rates.PART),
     *(gains.PART, learning.PART, controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
 )
 """Topics of a section, in order."""

@@ -74,7 +74,14 @@ def recalls(section: Section) -> tuple[Recall, ...]:
 
 
 def fitted(section: Section, entry: Entry, among: Collection[Seeds]) -> Capacity | None:
-    """Fit K50 and K90 of these seeds in cells of distinct loads above 0, except those that a trivial solver solves."""
+    """Fit K50 and K90 of these seeds in cells of distinct loads above 0, except those that a trivial solver solves.
+
+    None for language models, whose cells are lengths and no loads.
+    """
+    if any(
+        score.loss is not None for run in entry.scored for cell in run.result.cells for score in cell.groups.values()
+    ):
+        return None
     cells = [cell for cell in section.cells if cell.load > 0 and section.floors[cell.label].accuracy < SOLVED]
     if len(cells) < 2 or len({cell.load for cell in cells}) < len(cells):
         return None

@@ -66,6 +66,20 @@ def median_interval(values: Sequence[float]) -> Interval | None:
     return Interval(ordered[k - 1], ordered[-k], 1 - 2 * tails[k - 1])
 
 
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Return Student's interval of the mean of values that are taken as normal; None for one value.
+
+    >>> print("{0:.2f} {1:.2f}".format(*mean_interval([1.0, 2.0, 3.0])))
+    -0.48 4.48
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    half = float(scipy.special.stdtrit(count - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1)) / math.sqrt(count)
+    mean = float(np.mean(values))
+    return Interval(mean - half, mean + half)
+
+
 @lru_cache(maxsize=1024)  # without ties, equal for all samples of equal sizes
 def rank_sums(ranks: tuple[int, ...], size: int) -> Floats:
     """Count the choices of `size` of these ranks by their sum: [sum of all ranks + 1]."""

@@ -6,7 +6,7 @@ more tokens is not praised for having more late positions (Buckman et al., arXiv
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -19,13 +19,19 @@ from icl_bench.reports.blocks import Name, Table, table_of
 from icl_bench.reports.canvas import SeriesStyle
 from icl_bench.reports.context import StudyContext
 from icl_bench.reports.entry import Entry, cell_of, known_median
-from icl_bench.reports.panels import draw_panels
+from icl_bench.reports.labels import End, label_ends
+from icl_bench.reports.panels import draw_panels, end_of
 from icl_bench.reports.parts.base import Part, SectionFigure
+from icl_bench.reports.parts.ladder import without_budget
 from icl_bench.reports.parts.learning import BACKWARD
+from icl_bench.reports.ranking import budget_of
+from icl_bench.reports.statistics import median
 from icl_bench.reports.text import NONE, format_share
-from icl_bench.runs.outline import MeasuredRun
-from icl_bench.runs.record import TokenWork
+from icl_bench.runs.outline import MeasuredRun, Seeds, seeds_of
+from icl_bench.runs.record import CellScore, TokenWork
 
+WORK_HEIGHT = 360
+"""Pixels of the figure of losses against work."""
 OCTAVE = re.compile(r"position (\d+)(?:-(\d+))?")
 """Name of a group of positions."""
 NEAR, FAR = "prefix swap", "second half"
@@ -41,8 +47,8 @@ WORK_NOTE = (
     "included, embedding not), and on the state in the form of its size and in the quadratic form, which compares each "
     "token with all before. Executed: matrix products of a token in both passes as the kernels of the run compute "
     "them, with what they compute twice. Training: three times the weights and the cheaper form of the state, for all "
-    "tokens. Bits: at the trained length, medians over seeds. Points inside one run are not drawn, "
-    "as its learning rate has not fallen there."
+    "tokens. Tokens/s: of the whole fleet, which may have shared its device with other work. Bits: at the trained "
+    "length, medians over seeds. Points inside one run are not drawn, as its learning rate has not fallen there."
 )
 
 
@@ -176,13 +182,17 @@ def training_work(entry: Entry) -> float | None:
     return float(BACKWARD * (work.weights + min(known)) * work.length * train["batch"] * train["steps"])
 
 
-def trained_bits(entry: Entry) -> Mapping[str, float]:
-    """Return the loss of each run at the longest trained length, in bits, by id."""
+def trained_cells(entry: Entry) -> Mapping[Seeds, CellScore]:
+    """Return the score of each run at the longest trained length, by its seeds."""
     work = work_of(entry)
-    cells = {
-        run.result.id: one for run in entry.scored for one in run.result.cells if work and one.length == work.length
+    return {
+        seeds_of(run): one for run in entry.scored for one in run.result.cells if work and one.length == work.length
     }
-    return {run_id: cell.loss / math.log(2) for run_id, cell in cells.items()}
+
+
+def trained_bits(entry: Entry) -> list[float]:
+    """Return the loss of each run at the longest trained length, in bits."""
+    return [cell.loss / math.log(2) for cell in trained_cells(entry).values()]
 
 
 def work_table(section: Section) -> Table:
@@ -193,6 +203,7 @@ def work_table(section: Section) -> Table:
 def work_row(entry: Entry, work: TokenWork) -> dict[str, str]:
     """Make the row of an entry."""
     seconds = known_median(run.result.seconds for run in entry.scored)
+    pace = known_median(run.result.examples_per_second for run in entry.scored)
     return {
         "architecture": Name(entry.label),
         "weights": operations(work.weights),
@@ -201,7 +212,8 @@ def work_row(entry: Entry, work: TokenWork) -> dict[str, str]:
         "executed": operations(work.executed),
         "training": operations(training_work(entry)),
         "seconds": NONE if seconds is None else f"{seconds:,.0f}",
-        "bits": bits(known_median(trained_bits(entry).values())),
+        "tokens/s": NONE if pace is None else f"{pace * work.length:,.0f}",
+        "bits": bits(known_median(trained_bits(entry))),
     }
 
 
@@ -211,21 +223,34 @@ def operations(value: float | None) -> str:
 
 
 def loss_by_work(section: Section, context: StudyContext) -> Figure | None:
-    """Draw the loss of each run at the trained length against the work of its training; None where it is unknown."""
-    if not any(training_work(entry) and trained_bits(entry) for entry in section.entries):
+    """Draw the loss of each run at the trained length against the work of its training; None where it is unknown.
+
+    A line joins the medians of an architecture at several budgets.
+    """
+    curves: dict[str, list[Entry]] = {}
+    for entry in sorted(section.entries, key=budget_of):
+        if training_work(entry) and trained_bits(entry):
+            curves.setdefault(without_budget(entry), []).append(entry)
+    if not curves:
         return None
+    figure, (axes,) = canvas.new_figure(WORK_HEIGHT)
+    ends = [draw_work(axes, name, rungs, canvas.series_style(i)) for i, (name, rungs) in enumerate(curves.items())]
+    free_axis(axes)
+    axes.set_ylabel("bits per token")
+    axes.set_xscale("log")
+    axes.set_xlabel("operations of training")
+    if not label_ends(axes, ends, WORK_HEIGHT):
+        canvas.add_legend(axes, canvas.legend_handles(canvas.series_style(i) for i in range(len(curves))), [*curves])
+    return figure
 
-    def draw(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> None:
-        work, losses = training_work(entry), [*trained_bits(entry).values()]
-        if work is not None and losses:
-            canvas.draw_seeds(axes, [work], [losses], style)
 
-    def scale(axes: Axes) -> None:
-        free_axis(axes)
-        axes.set_xscale("log")
-        axes.set_xlabel("operations of training")
-
-    return draw_panels(section, "bits per token", draw, scale)
+def draw_work(axes: Axes, name: str, rungs: Sequence[Entry], style: SeriesStyle) -> End:
+    """Draw an architecture at rising budgets: a dot for each seed, medians joined; return the end of the line."""
+    losses = [trained_bits(entry) for entry in rungs]
+    places = [training_work(entry) or 0.0 for entry in rungs]
+    (line,) = axes.plot(places, [median(own) for own in losses], color=style.colour, linestyle=style.dash)
+    canvas.draw_seeds(axes, places, losses, style)
+    return end_of(line, name, style.colour)
 
 
 POSITION_PART = Part(
@@ -244,7 +269,8 @@ WORK_PART = Part(
     work_table,
     SectionFigure(
         "loss-by-work",
-        "Loss at the trained length against the operations of training: a dot for each seed.",
+        "Loss at the trained length against the operations of training: a dot for each seed, medians of an "
+        "architecture at several budgets joined.",
         loss_by_work,
     ),
     WORK_NOTE,

@@ -6,6 +6,7 @@ import pytest
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.context import NO_STUDY
+from icl_bench.reports.parts.capacity import capacity_table
 from icl_bench.reports.parts.positions import (
     POSITION_PART,
     WORK_PART,
@@ -17,6 +18,7 @@ from icl_bench.reports.parts.positions import (
 )
 from icl_bench.runs.record import CellScore, GroupScore, RunRecord, TokenWork, WorkReport
 from tests.reports.factory import comparison, make_record, section_of
+from tests.reports.parts.test_ladder import at_budget
 
 BY_OCTAVE = {"position 1": 4.0, "position 2-3": 3.0, "position 4-7": 2.0, "position 8-15": 2.5}
 """Losses in bits; the least is not the last."""
@@ -68,7 +70,7 @@ def test_work_counts_the_cheaper_form_of_the_state(text: Section) -> None:
     power = next(entry for entry in text.entries if entry.label == "power:p=2")
     assert training_work(power) == 3 * (3e5 + 1e4) * 16 * 64 * 500
     assert [str(cell) for cell in work_table(text).rows[0]] == [
-        *("power:p=2", "3e05", "2e04", "1e04", "9.6e05", "4.8e11", "20", "2.500"),
+        *("power:p=2", "3e05", "2e04", "1e04", "9.6e05", "4.8e11", "20", "25,600", "2.500"),
     ]
 
 
@@ -78,6 +80,30 @@ def test_figures_follow_the_losses(text: Section) -> None:
     low, high = by_position.axes[0].get_ylim()
     assert low < 1.8 and 4.1 < high < 5
     assert min(by_work.axes[0].get_ylim()) > 1
+
+
+def test_a_line_joins_the_budgets_of_an_architecture() -> None:
+    runs = [with_losses(make_record(arch, seed)) for arch in ("power:p=2", "softmax") for seed in range(2)]
+    section = section_of(runs + at_budget(runs, 1500))
+    figure = loss_by_work(section, NO_STUDY)
+    assert figure is not None and len(figure.axes) == 1
+    lines = [
+        line for line in figure.axes[0].get_lines() if line.get_linestyle() != "None" and len(line.get_xdata()) == 2
+    ]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.get_xdata()[1] == pytest.approx(3 * line.get_xdata()[0])
+    assert {text.get_text() for text in figure.axes[0].texts} >= {"power:p=2", "softmax"}
+
+
+def test_language_models_have_no_capacity() -> None:
+    runs = [with_losses(make_record("softmax", seed)) for seed in range(3)]
+    longer = []
+    for run in runs:
+        (cell,) = run.result.cells
+        cells = (cell, cell.model_copy(update={"label": "length=32", "load": 32, "length": 32}))
+        longer.append(run.model_copy(update={"result": run.result.model_copy(update={"cells": cells})}))
+    assert not capacity_table(section_of(longer)).rows
 
 
 def test_other_tasks_have_neither_topic() -> None:
