@@ -1,7 +1,7 @@
 """Training speed of fleets on this machine: examples a second and milliseconds a step for each member.
 
     python benchmarks/fleet.py [--device cuda] [--precision bfloat16] [--members 1,8,32] [--seconds 1.5] [--d-model 128]
-        [--arch delta-net --arch gla] [--profile 20] [--json FILE]
+        [--arch delta-net --arch gla | --every] [--profile 20] [--json FILE]
 
 For comparison, zoology d88d6f5 on one H200 (d_model 128, two layers, vocabulary 8192, batch 256, float32, its own
 loop): softmax 34,166 examples/s at 64 tokens and 4 pairs, 11,695 at 256 and 64; window 64 9,641; Based 9,199.
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from icl_bench.architectures import ARCHITECTURES
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine, Trainer
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--cases", default="", help="their numbers, such as 0,2; all by default")
     parser.add_argument("--arch", action="append", help="an architecture in place of the cases; 256 tokens, 64 pairs")
+    parser.add_argument("--every", action="store_true", help="every architecture; one that fails is a row that says so")
     parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case and fleet")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -143,26 +145,40 @@ def main() -> None:
     machine = Machine(device, options.impl, not options.no_graphs)
     rows: list[dict[str, Any]] = []
     chosen = [CASES[int(part)] for part in options.cases.split(",") if part] or CASES
-    chosen = [(arch, arch, 256, 64) for arch in options.arch] if options.arch else chosen
+    archs = list(ARCHITECTURES) if options.every else options.arch or []
+    chosen = [(arch, arch, 256, 64) for arch in archs] if archs else chosen
+    head: dict[str, Any] = {"device": device_name(device), "versions": versions(), "revision": git_revision()}
+    head |= {"date": time.strftime("%Y-%m-%d"), "rows": rows}
     for name, arch, length, pairs in chosen:
         for members in (int(part) for part in options.members.split(",")):
             runs = specs(arch, length, pairs, members, options.precision, options.d_model)
             case = {"arch": name, "length": length, "pairs": pairs, "members": members, "precision": options.precision}
             case |= {"d_model": options.d_model, "impl": options.impl}
-            row = {**case, **measure(runs, machine, options.seconds)}
+            row = {**case, **measured(runs, machine, options)}
             rows.append(row)
             print(*row.values(), sep="\t", flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(head, indent=1))
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.empty_cache()
-            if options.profile:
+            if options.profile and "failed" not in row:
                 row["profile"], row["shares"] = profile(runs, machine, options.profile)
                 print("    " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in row["shares"].items()))
                 for kernel, milliseconds, calls in row["profile"]:
                     print(f"    {milliseconds:8.4f} ms {calls:4} x  {kernel}", flush=True)
-    if options.json:
-        head = {"device": device_name(device), "versions": versions(), "revision": git_revision()}
-        options.json.write_text(json.dumps({**head, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1))
+                if options.json:
+                    options.json.write_text(json.dumps(head, indent=1))
+
+
+def measured(runs: list[RunSpec], machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure; with `--every`, return the reason why an architecture cannot be."""
+    try:
+        return measure(runs, machine, options.seconds)
+    except Exception as error:
+        if not options.every:
+            raise
+        return {"failed": f"{type(error).__name__}: {error}"[:200]}
 
 
 if __name__ == "__main__":

@@ -180,12 +180,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a step")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-graphs", action="store_true")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after the other")
     parser.add_argument("--profile", type=Path, help="file to which kernels' times are added, on a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
     ranks = joined_ranks(device)
-    machine = Machine(ranks.device if ranks else device, graphs=not options.no_graphs, ranks=ranks)
+    place = ranks.device if ranks else device
+    machine = Machine(place, graphs=not options.no_graphs, accumulate=options.accumulate, ranks=ranks)
     rows = []
     for case in options.case or ["softmax-1k", "plain-1k", "power-16k"]:
         row = measure(case, machine, options)
@@ -193,6 +195,8 @@ def main() -> None:
         if not ranks or not ranks.rank:
             rows.append(row)
             print(json.dumps(row), flush=True)
+    if ranks:
+        ranks.leave()
     if options.json and rows:
         about = {"device": device_name(machine.device), "revision": git_revision(), "versions": dict(versions())}
         options.json.write_text(json.dumps({**about, "peak": options.peak, "rows": rows}, indent=1) + "\n")

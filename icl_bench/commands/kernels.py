@@ -73,6 +73,9 @@ def bench_kernels(
         Path | None,
         machine_option(help="Folder of compiled kernels: a later run with it need not compile them again."),
     ] = None,
+    compile_only: Annotated[
+        bool, machine_option("--compile-only", help="Fill the folder of --cache on a GPU, and time nothing.")
+    ] = False,
     figure: Annotated[
         Path | None, output_option(help="Draw times of power and softmax attention by length, as SVG.")
     ] = None,
@@ -102,7 +105,7 @@ def bench_kernels(
             with rows.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**row.document(), **shared}) + "\n")
 
-    found = bench_operators(place, op or (), quick, seconds, tell, keep, cache)
+    found = bench_operators(place, op or (), quick, seconds, tell, keep, cache, compile_only)
     drawn = speed_curves(found)
     if as_json:
         print_json({"rows": [{**row.document(), **shared} for row in found]})

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from icl_bench.kernels.arguments import accumulation_dtype
+from icl_bench.kernels.measurement.associative import associative_selective_scan
 from icl_bench.kernels.measurement.limits import Work
 from icl_bench.kernels.measurement.peers import compiled_steps
 from icl_bench.kernels.measurement.problem import Case, ContenderRun, Draw, Peer, Problem, Tensors, table_case
@@ -54,6 +55,7 @@ class MeasuredSelective(ScanProblem):
     peers: ClassVar[Mapping[str, Peer]] = {
         "mamba-ssm": Peer("mamba_ssm", _mamba, channels_first=True),
         "compiled sequential": compiled_steps("sequential", COMPILED_TOKENS),
+        "compiled associative": Peer("compiled", associative_selective_scan),
     }
 
     states: int = 16
@@ -185,7 +187,7 @@ def scan_table(quick: bool) -> Iterator[Case]:
     """Yield the timed cases on CUDA."""
     n, kind = 256 if quick else 1024, torch.bfloat16
     mamba = MeasuredSelective(t=256, dtype=kind, n=n, channels=256)
-    yield table_case(mamba, "auto", "mamba-ssm", "sequential", "compiled sequential")
+    yield table_case(mamba, "auto", "mamba-ssm", "sequential", "compiled associative", "compiled sequential")
     yield table_case(dataclasses.replace(mamba, members=32), "auto")
     yield table_case(MeasuredLinear(t=256, dtype=kind, n=n, channels=256), "auto", "sequential", "compiled sequential")
 

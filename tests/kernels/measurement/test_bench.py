@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from icl_bench import cli
 from icl_bench.commands.kernel_tables import bench_tables, speed_curves
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.measurement import bench, measure, peers
+from icl_bench.kernels.measurement.compilation import PipedProcess
 from icl_bench.kernels.measurement.limits import LimitShare
 from icl_bench.kernels.measurement.measure import TimedRow, blank_row, measure_contender, measure_tasks
 from icl_bench.kernels.measurement.operators import timed_cases
@@ -116,7 +116,8 @@ def test_the_table_holds_all_operators_lengths_and_peers():
     assert {name for op, name in found if op == "power"} == {*backends, "fla", "fla unnormalised", "retention"}
     assert {name for op, name in found if op == "attention"} == {*backends, "flex"}
     assert {name for op, name in found if op == "delta"} == {"fla", "compiled chunked"}
-    assert {name for op, name in found if op == "scan"} == {"mamba-ssm", "compiled sequential"}
+    compiled = {"compiled associative", "compiled sequential"}
+    assert {name for op, name in found if op == "scan"} == {"mamba-ssm", *compiled}
     assert {name for op, name in found if op == "long-convolution"} == {"three FFTs"}
     # Plain forms may take as long as all else: they are measured last, and in processes of their own.
     assert {subject for _, subject, _ in bench.TIME_SHARES[:-2]} == {"ours", "torch", *peers.PACKAGES}
@@ -179,7 +180,7 @@ def test_a_silent_process_is_ended_and_a_dead_one_leaves_rows(monkeypatch):
     monkeypatch.setattr(bench, "SILENCE", 0.0)
     tasks = [(CASE, "quadratic"), (CASE, "sdpa flash")]
     near, far = multiprocessing.Pipe()
-    child = bench.MeasuringProcess(Silent(), near)
+    child = PipedProcess(Silent(), near)
     rows = list(bench._ask(child, tasks, time.monotonic()))
     assert [row.note for row in rows] == ["out of time"] * 2 and not child.process.alive
     far.close()
@@ -192,7 +193,7 @@ def test_a_measuring_process_answers_every_task():
     server = threading.Thread(target=bench.serve_tasks, args=(far, "ours", CPU))
     server.start()
     tasks = [(CASE, "quadratic"), (CASE, "chunked")]
-    rows = list(bench._ask(bench.MeasuringProcess(Silent(), near), tasks, time.monotonic() + 60))
+    rows = list(bench._ask(PipedProcess(Silent(), near), tasks, time.monotonic() + 60))
     near.close()
     server.join()
     assert [row.contender for row in rows] == ["power quadratic", "power chunked"] and all(row.both for row in rows)
@@ -206,46 +207,6 @@ def test_subjects_are_measured_in_processes():
     assert [row.contender for row in rows] == ["power quadratic", "sdpa flash", "retention"]
     assert rows[0].both.method == rows[1].forward.method == "clock" and rows[2].note == "not installed"
     assert told[0].startswith("compiled in") and multiprocessing.active_children() == []
-
-
-def test_shares_of_compilation_cover_everything_once():
-    tasks = [(case, name) for case in timed_cases(CUDA) for name in case.contenders]
-    shared = [task for i in range(7) for task in bench._share(tasks, i, 7)]
-    wanted = {x for x in tasks if x[1] in bench.COMPILED or x[1].startswith("compiled ")}
-    assert len(shared) == len(set(shared)) and set(shared) == wanted
-    assert all(bench._share(tasks, i, 7) for i in range(7))
-
-
-def test_a_compiling_process_sends_the_seconds_of_each_task(monkeypatch):
-    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    seconds = iter([5.0, 1.5])
-    monkeypatch.setattr(bench, "_seconds_of_passes", lambda *_: next(seconds))
-    near, far = multiprocessing.Pipe()
-    bench.compile_share(far, "ours", [(CASE, "quadratic"), (table_case(SOFTMAX, "auto"), "auto")], CPU, 0, 1)
-    assert near.recv() == (1, 3.5) and not near.poll()
-
-
-def test_caches_of_compilers_are_new_and_come_back(monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    with bench._caches(None) as folder:
-        assert os.environ["TRITON_CACHE_DIR"] != "mine" and "TORCHINDUCTOR_CACHE_DIR" in os.environ
-    assert os.environ["TRITON_CACHE_DIR"] == "mine" and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-    assert not folder.exists()
-
-
-def test_a_kept_cache_has_kernels_but_no_choices_and_the_first_seconds(tmp_path):
-    kernel, choice = tmp_path / "TRITON_CACHE_DIR" / "k.cubin", tmp_path / "TRITON_CACHE_DIR" / "k.autotune.json"
-    kernel.parent.mkdir()
-    kernel.touch()
-    choice.touch()
-    with bench._caches(tmp_path) as folder:
-        assert os.environ["TRITON_CACHE_DIR"] == str(kernel.parent) and folder == tmp_path
-        assert kernel.exists() and not choice.exists()
-    file, other = tmp_path / bench.FIRST_SECONDS, Case("another", "table", PROBLEM, ("quadratic",))
-    assert bench.first_seconds(file, {(CASE, "quadratic"): 9.0}) == {"a case: quadratic": 9.0}
-    later = bench.first_seconds(file, {(CASE, "quadratic"): 0.1, (other, "quadratic"): 2.0})
-    assert later == {"a case: quadratic": 9.0, "another: quadratic": 2.0} == json.loads(file.read_text())
 
 
 def swept(t, power, softmax, width=64):
@@ -316,6 +277,11 @@ def test_the_command_prints_rows_with_their_origin_and_draws(command, tiny, tmp_
     assert set(first) >= {"device", "versions", "date", "revision"} and "fla-core" in first["versions"]
     assert figure.read_bytes().startswith(b"<?xml")
     assert [json.loads(line) for line in rows.read_text().splitlines()] == document["rows"]
+
+
+def test_compiling_alone_takes_a_folder_and_a_gpu(command, tmp_path):  # noqa: F811
+    status, _, err = command("bench", "--device", "cpu", "--compile-only", "--cache", str(tmp_path))
+    assert status == 2 and "--compile-only takes --cache and a GPU" in err
 
 
 def test_the_command_exits_with_3_where_a_check_fails(command, tiny, monkeypatch):  # noqa: F811
