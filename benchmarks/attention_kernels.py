@@ -107,9 +107,9 @@ def kernel(direction: str, shape: Shape, tile: Tile) -> Callable[[], object]:
         return lambda: launch.launch_forward(call, tile)
     o, lse = launch.launch_forward(call, tile_of("forward", q.element_size(), shape.d, shape.d, call.reach))
     if direction == "query":
-        return lambda: launch.launch_query_gradient(call, o, lse, do, tile)
+        return lambda: launch.launch_query_gradient(call, o, lse, do, tile, call.empty_parts()[0])
     if direction == "key_value":
-        return lambda: launch.launch_key_value_gradient(call, lse, lse, do, tile)
+        return lambda: launch.launch_key_value_gradient(call, lse, lse, do, tile, *call.empty_parts()[1:])
     return lambda: launch.launch_short_backward(call, o, lse, do, tile)
 
 

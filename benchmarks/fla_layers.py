@@ -4,19 +4,26 @@
 
 Needs a GPU and flash-linear-attention 0.6.0 with fla-core 0.6.0. The part `train`, the default, trains every layer in a
 process of its own, all at once; FOLDER/store then makes one report (`icl-bench report FOLDER/store`). `speed` times
-training steps, one layer after the other, launched one by one and as a captured graph; its device should be quiet. A
-row for each layer is written to FOLDER/train.jsonl and FOLDER/speed.jsonl as it comes. The kernels there take the first
-configuration with four warps, since compiling all that are tried by default takes minutes.
+training steps, one layer after the other once all are compiled, launched one by one and as a captured graph; its device
+should be quiet. A row for each layer is written to FOLDER/train.jsonl and FOLDER/speed.jsonl as it comes. The kernels
+there take the first configuration with four warps, since compiling all that are tried by default takes minutes.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.trainer import Machine, Trainer
 
 PAIRS = {
     "delta-net:heads=2": "fla:DeltaNet:num_heads=2",
@@ -28,7 +35,8 @@ PAIRS = {
     "mamba-2:heads=2,d_key=16": "fla:Mamba2:num_heads=2,head_dim=64,state_size=16",
 }
 """Mixers here with the layers there that have equal parameters; Mamba2 runs in operators of torch there."""
-TASK = "assoc-recall:length=72,pairs=4,vocab=64"
+TASK = "assoc-recall:length=128,pairs=4,vocab=64"
+"""Whole chunks of 64 tokens: chunk kernels of gated linear attention there read out of bounds at 72."""
 SEEDS = range(4)
 SETTINGS = {"model.d_model": 64, "train.lr": 0.005, "evaluation.points": 2}
 WARM_STEPS, TIMED_STEPS = 6, 30
@@ -52,7 +60,7 @@ def train(arch: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train the seeds of a layer; return their test accuracies and the state of the layer."""
     import icl_bench
 
-    session = icl_bench.Session(device="cuda", graphs=not arch.startswith("fla:"), fleet=len(SEEDS), quiet=True)
+    session = icl_bench.Session(device="cuda", graphs=not options.no_graphs, fleet=len(SEEDS), quiet=True)
     started = time.perf_counter()
     runs = icl_bench.run(
         TASK, arch, seeds=SEEDS, settings={**SETTINGS, "train.steps": options.updates}, precision="bfloat16",
@@ -69,40 +77,58 @@ def train(arch: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def speed(arch: str, graphs: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """Time training steps of four members; the examples of all members count."""
-    from icl_bench.harness.resolve import Request, expand_request
-    from icl_bench.harness.training.trainer import Machine, Trainer
-
+def trainer_of(arch: str, graphs: bool) -> Trainer:
+    """Make the trainer of all seeds of a layer, and take its first steps, which compile."""
     settings = tuple(f"{name}={value}" for name, value in {**SETTINGS, "train.steps": 100_000}.items())
     specs = expand_request(Request(TASK, [arch], seeds=SEEDS, precision="bfloat16", settings=settings))
     trainer = Trainer(specs, Machine(torch.device("cuda"), graphs=graphs))
     for _ in range(WARM_STEPS):
         trainer.step()
     torch.cuda.synchronize()
+    return trainer
+
+
+def speed(arch: str, trainer: Trainer, graphs: bool) -> dict[str, Any]:
+    """Time training steps of four members; the examples of all members count."""
     started = time.perf_counter()
     for _ in range(TIMED_STEPS):
         trainer.step()
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / TIMED_STEPS
-    rate = len(specs) * specs[0].train.batch / seconds
+    rate = len(trainer.specs) * trainer.specs[0].train.batch / seconds
     return {"arch": arch, "graphs": graphs, "ms": round(1e3 * seconds, 3), "examples_per_second": round(rate)}
 
 
-def work(part: str, arch: str, options: argparse.Namespace) -> None:
-    """Write the rows of one layer, or the reason why there is none."""
+def attempt(arch: str, make: Callable[[], Any]) -> Any:
+    """Return what a call makes, or a row with the reason why it fails: a layer from outside may raise anything."""
+    try:
+        return make()
+    except Exception as error:
+        return {"arch": arch, "failed": f"{type(error).__name__}: {error}"[:300]}
+
+
+def write_row(row: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print a row and append it to the file of the part."""
+    print(json.dumps(row), flush=True)
+    with (options.folder / f"{options.part}.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def work(arch: str, options: argparse.Namespace, ready: Any, turn: Any) -> None:
+    """Write the row of the training of a layer, or those of its speeds once all processes are ready."""
     if not options.all_configurations:
         keep_one_configuration()
-    rows = []
-    for graphs in (False, True) if part == "speed" else (False,):
-        try:
-            row = speed(arch, graphs, options) if part == "speed" else train(arch, options)
-        except Exception as error:  # whatever a layer from outside raises is its row
-            row = {"arch": arch, "graphs": graphs, "failed": f"{type(error).__name__}: {error}"[:300]}
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-        with (options.folder / f"{part}.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    if options.part == "train":
+        write_row(attempt(arch, partial(train, arch, options)), options)
+        return
+    modes = (False,) if options.no_graphs else (False, True)
+    made = {graphs: attempt(arch, partial(trainer_of, arch, graphs)) for graphs in modes}
+    with contextlib.suppress(threading.BrokenBarrierError):  # another one was not ready in time
+        ready.wait(options.seconds / 2)
+    for graphs, trainer in made.items():
+        with turn:
+            failed = isinstance(trainer, dict)
+            write_row(trainer if failed else attempt(arch, partial(speed, arch, trainer, graphs)), options)
 
 
 def main() -> None:
@@ -114,20 +140,21 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--all-configurations", action="store_true")
+    parser.add_argument("--no-graphs", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + options.seconds
     chosen = {own: there for own, there in PAIRS.items() if not options.only or own.split(":")[0] in options.only}
     archs = [arch for pair in chosen.items() for arch in reversed(pair)]
-    processes = [SPAWN.Process(target=work, args=(options.part, arch, options)) for arch in archs]
-    for group in [processes] if options.part == "train" else [[one] for one in processes]:
-        for process in group:
-            process.start()
-        for process in group:
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+    ready, turn = SPAWN.Barrier(len(archs)), SPAWN.Lock()
+    processes = [SPAWN.Process(target=work, args=(arch, options, ready, turn)) for arch in archs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 if __name__ == "__main__":

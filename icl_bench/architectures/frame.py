@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from icl_bench.architectures.base import FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.decays import DecayGate
+from icl_bench.architectures.filling import FilledBlock, fill_heads, filled_norm, filled_width
 from icl_bench.architectures.initialisation import Init, constant
 from icl_bench.architectures.layers import (
     CanonConv,
@@ -22,9 +23,11 @@ from icl_bench.architectures.layers import (
 )  # fmt: skip
 from icl_bench.architectures.rotation import RotationSpeed, angles_of, rotate
 from icl_bench.kernels.backends import takes_triton
+from icl_bench.kernels.columns import split_heads
+from icl_bench.kernels.fleet.convolution import short_convolution
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
-from icl_bench.kernels.fleet.projection import project_parts
+from icl_bench.kernels.fleet.projection import project, project_parts
 from icl_bench.kernels.fleet.records import HeadColumns
 from icl_bench.kernels.fleet.rotation import split_rotated
 from icl_bench.kernels.fleet.rows import take_rows
@@ -92,6 +95,23 @@ class HeadsLayout(NamedTuple):
         return [(self.query_heads, self.key_width), (keys, self.key_width), (values, self.value_width)]
 
     @property
+    def filled(self) -> "HeadsLayout":
+        """The layout with zero channels at the end of each head; see `filling`."""
+        return self._replace(key_width=filled_width(self.key_width), value_width=filled_width(self.value_width))
+
+    @property
+    def filled_blocks(self) -> list[FilledBlock]:
+        """Queries, keys and values with the zeros of each head."""
+        pairs = zip(self.shapes, self.filled.shapes, strict=True)
+        return [FilledBlock(heads, width, filled) for (heads, width), (_, filled) in pairs]
+
+    @property
+    def has_plain_heads(self) -> bool:
+        """Leave queries, keys, values and outputs to the convolution, the core and the RMS norm of a head alone."""
+        parts = self.silu or self.rope or self.key_norm != "none" or self.conv_bias is not None
+        return not parts and self.output_gate == "none" and self.output_norm in ("none", "head")
+
+    @property
     def output_shape(self) -> tuple[int, int]:
         """Heads and width of the output of the core."""
         return max(self.query_heads, self.value_heads), self.value_width
@@ -123,6 +143,8 @@ class Core(nn.Module, ABC):
     """
 
     __call__: Callable[..., Tensor]
+    ignores_zeros = False
+    """Give the same outputs, and zeros behind them, where queries, keys and values have zeros behind their channels."""
 
     def __init__(self, gate: DecayGate | None = None) -> None:
         super().__init__()
@@ -179,6 +201,8 @@ class HeadsMixer(Mixer):
         self.norm = make_output_norm(members, layout)
         self.output_gate = make_output_gate(members, d_model, layout)
         self.output = StackedLinear(members, layout.output_width, d_model, layer.output_gain)
+        plain = layout.has_plain_heads and core.ignores_zeros and self.canon is None
+        self.can_fill = plain and layout.filled != layout
 
     @property
     def value_shape(self) -> tuple[int, int]:
@@ -191,9 +215,34 @@ class HeadsMixer(Mixer):
         return True
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
+        if self.fills(x, first):
+            return self.output_of_filled(self.mix_filled(x))
         qkv, gate = self.projections(x)
         y = self.mix(x, first, qkv)
         return self.output(self.finish(y, None if gate is None else gate.view(y.shape)))
+
+    def fills(self, x: Tensor, first: FirstLayer | None) -> bool:
+        """Return whether the heads get zero channels: on a GPU, where no other layer reads the values."""
+        return self.can_fill and first is None and takes_triton("auto", x)
+
+    def mix_filled(self, x: Tensor) -> Tensor:
+        """Compute `mix` with zeros at the end of each head: [M, B, T, C] -> [M, B, T, H, filled V]."""
+        blocks, layout = self.layout.filled_blocks, self.layout.filled
+        qkv = project(x.flatten(1, -2), fill_heads(self.project.weight, blocks)).view(*x.shape[:-1], -1)
+        if self.conv is not None:
+            qkv = short_convolution(qkv, fill_heads(self.conv.weight, blocks))
+        q, k, v = split_heads(qkv, layout.shapes)
+        return self.core(q, k, v, x)
+
+    def output_of_filled(self, y: Tensor) -> Tensor:
+        """Apply the norm of heads, where there is one, and the output projection to rows of `mix_filled`."""
+        if isinstance(self.norm, RMSNorm):
+            y = filled_norm(y, self.norm.weight, self.norm.eps)
+        (heads, width), wide, weight = self.layout.output_shape, y.shape[-1], self.output.weight
+        columns = weight.shape[-1]
+        block = FilledBlock(heads, width * columns, wide * columns)
+        rows = fill_heads(weight.flatten(1), [block]).view(weight.shape[0], heads * wide, columns)
+        return project(y.flatten(-2).flatten(1, -2), rows).view(*y.shape[:-2], columns)
 
     def projections(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return queries, keys and values [M, B, T, channels], and the output gate, None without one.
@@ -208,8 +257,11 @@ class HeadsMixer(Mixer):
         return qkv, gate
 
     def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
-        y = self.mix(x, first)
+        filled = self.fills(x, first)
+        y = self.mix_filled(x) if filled else self.mix(x, first)
         rows = take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:])
+        if filled:
+            return self.output_of_filled(rows)
         return self.project_out(rows, x if self.output_gate is None else take_rows(x, positions))
 
     def mix(self, x: Tensor, first: FirstLayer | None, qkv: Tensor | None = None) -> Tensor:
@@ -259,8 +311,7 @@ class HeadsMixer(Mixer):
         if self.conv is None and layout.silu:
             mixed, values = self.parted(qkv)
             qkv = torch.cat([functional.silu(mixed), values], dim=-1)
-        parts = qkv.split([heads * columns for heads, columns in shapes], dim=-1)
-        q, k, v = (part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True))
+        q, k, v = split_heads(qkv, shapes)
         if layout.key_norm == "l2":
             q, k = unit_norm(q), unit_norm(k)
         return *self.apply_gains(q, k), v

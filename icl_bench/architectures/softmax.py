@@ -30,6 +30,8 @@ from icl_bench.schema import later
 class CacheCore(Core):
     """Keys and values unchanged, all of them or the last `reach`."""
 
+    ignores_zeros = True
+
     def __init__(
         self, sizes: tuple[int, int, int], reach: int | None, gated: bool, gate: DecayGate | None, layer: LayerContext
     ) -> None:
@@ -43,7 +45,7 @@ class CacheCore(Core):
         return fold(q), fold(k), fold(v), None if log_g is None else fold(log_g)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        y = attention(*self.folded(q, k, v, x), window=self.reach, impl=self.impl)
+        y = attention(*self.folded(q, k, v, x), window=self.reach, scale=self.sizes[1] ** -0.5, impl=self.impl)
         return y.view(*q.shape[:-1], -1)
 
     def initial_state(self, batch: int, like: Tensor) -> KeyValueCache:
@@ -84,6 +86,8 @@ SINK_COLUMNS = 8
 
 class SinkCore(CacheCore):
     """Keys and values unchanged, and a first key of value 0 whose score is a learned number of the query head."""
+
+    ignores_zeros = False
 
     def __init__(self, members: int, heads: int, sizes: tuple[int, int, int], layer: LayerContext) -> None:
         super().__init__(sizes, None, gated=False, gate=None, layer=layer)

@@ -10,6 +10,11 @@ PLAIN = (Tensor, nn.Parameter)
 """Types of tensors that nothing records; tracers give tensors types of their own."""
 
 
+def runs_at_once(x: Tensor) -> bool:
+    """Return whether operators on a tensor run at once: neither torch.compile nor another tracer records them."""
+    return type(x) in PLAIN and not torch.compiler.is_compiling()
+
+
 class Operator:
     """A function on tensors, the first argument being one, that is registered as an operator of torch.
 
@@ -39,9 +44,8 @@ class Operator:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the operator."""
-        recorded = torch.compiler.is_compiling() or type(arguments[0]) not in PLAIN
         refused = self.direct is self.function and torch.is_grad_enabled()
-        return (self.registered if recorded or refused else self.direct)(*arguments)
+        return (self.direct if runs_at_once(arguments[0]) and not refused else self.registered)(*arguments)
 
 
 def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], Operator]:

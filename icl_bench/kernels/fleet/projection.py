@@ -19,6 +19,9 @@ PRODUCT_TILE = 128
 """Side of a tile of a matrix product, about."""
 FULL_DEVICE_TILES = 256
 """Number of tiles that fill a device, about."""
+WIDE_TILES = 8
+"""Tiles of a member from which on its rows need no parts: 131,072 rows of 512 by 256 to 2,560 columns in bfloat16 take
+9 to 23 % less without, on an H200."""
 FEW_COLUMNS, MOST_INNER_COLUMNS = 8, 256
 """Largest C_out and C_in of a projection that Triton takes."""
 HALF_TYPES = (torch.bfloat16, torch.float16)
@@ -57,9 +60,13 @@ def project_parts(x: Tensor, weight: Tensor, widths: Sequence[int]) -> tuple[Ten
 
 
 def row_parts(members: int, rows: int, width_in: int, width_out: int, device: torch.device) -> int:
-    """Return the number of equal parts that the rows of a member are cut into; 1 on the CPU, which needs no parts."""
+    """Return the number of equal parts that the rows of a member are cut into; 1 on the CPU, which needs no parts.
+
+    The library cuts the rows of a single wide member itself.
+    """
     tiles = members * -(-width_in // PRODUCT_TILE) * -(-width_out // PRODUCT_TILE)
-    count, most = 1, 1 if device.type == "cpu" else -(-FULL_DEVICE_TILES // tiles)
+    whole = device.type == "cpu" or (members == 1 and tiles >= WIDE_TILES)
+    count, most = 1, 1 if whole else -(-FULL_DEVICE_TILES // tiles)
     while count < most and rows % (2 * count) == 0 and rows // count > FEWEST_ROWS:
         count *= 2
     return count

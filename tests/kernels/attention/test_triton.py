@@ -13,6 +13,7 @@ if DEVICE == "cpu":
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
 from icl_bench.kernels.attention.api import attention  # noqa: E402
 from icl_bench.kernels.attention.triton.table import SHORT_TILES, TILES, Tile, short_tile  # noqa: E402
+from icl_bench.kernels.columns import split_heads  # noqa: E402
 from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case, poison  # noqa: E402
 
 GATES = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
@@ -120,3 +121,18 @@ def test_short_sequences_take_the_smallest_block(size, width):
     blocks = sorted(SHORT_TILES[size, width])
     assert short_tile(size, width, width, 1) == Tile(blocks[0], blocks[0], SHORT_TILES[size, width][blocks[0]], 1)
     assert short_tile(size, width, width, blocks[-1] + 1) is None
+
+
+@pytest.mark.parametrize("t", [20, 40], ids="T{}".format)
+def test_gradients_of_heads_side_by_side_are_made_in_one_tensor(t):
+    shapes, calls = [(2, 16), (2, 16), (2, 8)], {}
+    rows = torch.randn(2, t, 80, generator=torch.Generator().manual_seed(t)).to(DEVICE).requires_grad_()
+    for name, parts in (
+        ("joint", split_heads(rows, shapes)),
+        ("apart", [x.clone() for x in split_heads(rows, shapes)]),
+    ):
+        y = attention(*parts, window=11, impl="triton")
+        found = torch.autograd.grad(y, parts, torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape))
+        calls[name] = found
+    assert len({part.untyped_storage().data_ptr() for part in calls["joint"]}) == 1
+    assert all(torch.equal(*pair) for pair in zip(calls["joint"], calls["apart"], strict=True))

@@ -18,7 +18,7 @@ TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str
 
 
 @TYPES
-@pytest.mark.parametrize(("words", "width"), [(5, 3), (16, 16), (70, 130)])
+@pytest.mark.parametrize(("words", "width"), [(5, 3), (16, 16), (70, 130), (2100, 3)])
 @pytest.mark.parametrize("known", [False, True])
 def test_embedding(words, width, known, dtype):
     ids = torch.randint(words, (2, 5, 17), generator=torch.Generator().manual_seed(0)).to(DEVICE)

@@ -65,6 +65,8 @@ def test_parts_fill_a_device_and_divide_the_rows():
     assert row_parts(1, 16384, 128, 384, CUDA) == 64
     assert row_parts(300, 16384, 128, 128, CUDA) == 1
     assert row_parts(1, 16383, 128, 128, CUDA) == 1
+    assert row_parts(1, 16384, 512, 256, CUDA) == 1
+    assert row_parts(2, 16384, 512, 256, CUDA) == 16
     assert row_parts(1, 96 * 64, 128, 128, CUDA) == 32
     assert row_parts(1, 16384, 128, 128, torch.device("cpu")) == 1
 

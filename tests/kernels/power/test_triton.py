@@ -16,7 +16,13 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.power.api import initial_power_state, power_attention_with_state, power_step  # noqa: E402
+from icl_bench.kernels.columns import split_heads  # noqa: E402
+from icl_bench.kernels.power.api import (  # noqa: E402
+    initial_power_state,
+    power_attention,
+    power_attention_with_state,
+    power_step,
+)
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions  # noqa: E402
 from icl_bench.kernels.power.spectrum import spectrum_attention  # noqa: E402
@@ -333,3 +339,18 @@ def test_sequences_of_a_member_share_its_weights():
         assert (found - alone).norm() <= 1e-5 * alone.norm()
         wanted = each.unflatten(0, (2, 2)).sum(1)
         assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("t", [20, 40], ids="T{}".format)
+def test_gradients_of_heads_side_by_side_are_made_in_one_tensor(t):
+    shapes, calls = [(2, 16), (2, 16), (2, 8)], {}
+    rows = torch.randn(2, t, 80, generator=torch.Generator().manual_seed(t)).to(DEVICE).requires_grad_()
+    for name, parts in (
+        ("joint", split_heads(rows, shapes)),
+        ("apart", [x.clone() for x in split_heads(rows, shapes)]),
+    ):
+        y = power_attention(*parts, p=2, impl="triton", chunk=32)
+        found = torch.autograd.grad(y, parts, torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape))
+        calls[name] = found
+    assert len({part.untyped_storage().data_ptr() for part in calls["joint"]}) == 1
+    assert all(torch.equal(*pair) for pair in zip(calls["joint"], calls["apart"], strict=True))

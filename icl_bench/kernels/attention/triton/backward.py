@@ -109,7 +109,7 @@ def attention_query_gradient_kernel(
         total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, gates, reference, start, masked, T, window,
         score_scale, True, C,
     )  # fmt: skip
-    store_rows(contiguous_head(dq, n, h, T, H, C.K), total * scale, start, T, C.K, BLOCK_M, BLOCK_K)
+    store_rows(at_head(dq, n, h), total * scale, start, T, C.K, BLOCK_M, BLOCK_K)
     if C.GATED:
         tl.store(dgate + head * T + i, gate_total, mask=i < T)
 
@@ -195,8 +195,8 @@ def attention_key_value_gradient_kernel(
         key_total, value_total, gate_total, keys, values, own_gates, q, do, lse, delta, gates, reference, start, masked,
         T, window, score_scale, True, C,
     )  # fmt: skip
-    store_rows(contiguous_head(dk, n, h, T, H, C.K), key_total * scale, start, T, C.K, BLOCK_N, BLOCK_K)
-    store_rows(contiguous_head(dv, n, h, T, H, C.V), value_total, start, T, C.V, BLOCK_N, BLOCK_V)
+    store_rows(at_head(dk, n, h), key_total * scale, start, T, C.K, BLOCK_N, BLOCK_K)
+    store_rows(at_head(dv, n, h), value_total, start, T, C.V, BLOCK_N, BLOCK_V)
     if C.GATED:
         j = start + tl.arange(0, BLOCK_N)
         tl.store(dgate + head * T + j, gate_total, mask=j < T)
@@ -232,7 +232,7 @@ def attention_short_gradient_kernel(
     dp = tl.dot(gradient, tl.trans(values), input_precision=C.PRECISION)
     ds = tl.exp2(exponent) * (dp - deltas[:, None])
     total = tl.dot(ds.to(keys.dtype), keys, input_precision=C.PRECISION)
-    store_rows(contiguous_head(dq, n, h, T, H, C.K), total * scale, 0, T, C.K, BLOCK_T, C.BLOCK_K)
+    store_rows(at_head(dq, n, h), total * scale, 0, T, C.K, BLOCK_T, C.BLOCK_K)
 
     st = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
     exponent = st * score_scale - sums[None, :]
@@ -244,8 +244,8 @@ def attention_short_gradient_kernel(
     dpt = tl.dot(values, tl.trans(gradient), input_precision=C.PRECISION)
     dst = pt * (dpt - deltas[None, :])
     key_total = tl.dot(dst.to(queries.dtype), queries, input_precision=C.PRECISION)
-    store_rows(contiguous_head(dk, n, h, T, H, C.K), key_total * scale, 0, T, C.K, BLOCK_T, C.BLOCK_K)
-    store_rows(contiguous_head(dv, n, h, T, H, C.V), value_total, 0, T, C.V, BLOCK_T, C.BLOCK_V)
+    store_rows(at_head(dk, n, h), key_total * scale, 0, T, C.K, BLOCK_T, C.BLOCK_K)
+    store_rows(at_head(dv, n, h), value_total, 0, T, C.V, BLOCK_T, C.BLOCK_V)
     if C.GATED:
         tl.store(dgate_q + head * T + t, score_sums(ds, C.EXACT), mask=t < T)
         tl.store(dgate_k + head * T + t, -score_sums(dst, C.EXACT), mask=t < T)

@@ -13,6 +13,7 @@ from icl_bench.kernels.attention.triton.backward import (
 from icl_bench.kernels.attention.triton.forward import attention_forward_kernel
 from icl_bench.kernels.attention.triton.table import Tile
 from icl_bench.kernels.attention.triton.tiles import AttentionConstants, Gates
+from icl_bench.kernels.columns import gradient_memory
 from icl_bench.kernels.triton.common import padded, view_of
 
 LOG2E = 1.4426950408889634
@@ -29,6 +30,8 @@ class AttentionCall(NamedTuple):
     gates: Gates | None
     window: int | None
     scale: float
+    joint: bool = False
+    """Write the gradients of heads that lie side by side so; an operator of torch may not return such tensors."""
 
     @property
     def reach(self) -> int:
@@ -58,12 +61,17 @@ class AttentionCall(NamedTuple):
         kind = torch.float64 if self.exact else torch.float32
         return torch.empty(n, h, 0 if self.gates is None else t, device=self.q.device, dtype=kind)
 
-    def empty_parts(self) -> tuple[Tensor, Tensor]:
-        """Return empty tensors for dk and dv of each query head: float32 where heads that share a key are summed."""
+    def empty_parts(self) -> list[Tensor]:
+        """Return memory for dq, and for dk and dv of each query head: float32 where heads that share a key are summed.
+
+        With `joint`, gradients of heads that lie side by side do so too.
+        """
         n, t, h, _ = self.q.shape
+        if h == self.k.shape[2] and self.joint:
+            return gradient_memory([self.q, self.k, self.v])
         kind = self.q.dtype if h == self.k.shape[2] else torch.float32
-        dk, dv = (torch.empty(n, t, h, x.shape[-1], device=x.device, dtype=kind) for x in (self.k, self.v))
-        return dk, dv
+        parts = [torch.empty(n, t, h, x.shape[-1], device=x.device, dtype=kind) for x in (self.k, self.v)]
+        return [torch.empty(self.q.shape, device=self.q.device, dtype=self.q.dtype), *parts]
 
     def options(self, tile: Tile, exact: bool) -> dict[str, Any]:
         """Return the constants and the launch options of a kernel."""
@@ -116,40 +124,48 @@ def launch_forward(call: AttentionCall, tile: Tile) -> tuple[Tensor, Tensor]:
 
 def launch_backward(call: AttentionCall, o: Tensor, lse: Tensor, do: Tensor, query: Tile, key_value: Tile) -> Gradients:
     """Return the gradients, by one kernel for the queries and one for the keys and values. `do` is contiguous."""
-    dq, delta, rows = launch_query_gradient(call, o, lse, do, query)
-    dk, dv, columns = launch_key_value_gradient(call, lse, delta, do, key_value)
+    dq, dk, dv = call.empty_parts()
+    delta, rows = launch_query_gradient(call, o, lse, do, query, dq)
+    columns = launch_key_value_gradient(call, lse, delta, do, key_value, dk, dv)
     return dq, _sum_heads(dk, call.k), _sum_heads(dv, call.v), rows + columns
 
 
 def launch_query_gradient(
-    call: AttentionCall, o: Tensor, lse: Tensor, do: Tensor, tile: Tile
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dq, delta = sum(do * o) of each row [N, H, padded T], and the gates' row sums [N, H, T]."""
-    dq = torch.empty(call.q.shape, device=call.q.device, dtype=call.q.dtype)
+    call: AttentionCall, o: Tensor, lse: Tensor, do: Tensor, tile: Tile, dq: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write dq; return delta = sum(do * o) of each row [N, H, padded T], and the gates' row sums [N, H, T]."""
     delta, rows = torch.empty_like(lse), call.empty_sums()
     attention_query_gradient_kernel[call.grid(tile.queries)](
-        *call.pointers(lse), o, do, lse, delta, dq, rows, *call.numbers(), **call.options(tile, call.exact)
+        *call.pointers(lse), o, do, lse, delta, view_of(dq), rows, *call.numbers(), **call.options(tile, call.exact)
     )
-    return dq, delta, rows
+    return delta, rows
 
 
 def launch_key_value_gradient(
-    call: AttentionCall, lse: Tensor, delta: Tensor, do: Tensor, tile: Tile
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each query head's part of dk [N, T, H, K] and dv [N, T, H, V], and of the gates' column sums [N, H, T]."""
-    (dk, dv), columns = call.empty_parts(), call.empty_sums()
+    call: AttentionCall, lse: Tensor, delta: Tensor, do: Tensor, tile: Tile, dk: Tensor, dv: Tensor
+) -> Tensor:
+    """Write each query head's part of dk [N, T, H, K] and dv [N, T, H, V]; return the gates' column sums [N, H, T]."""
+    columns = call.empty_sums()
     attention_key_value_gradient_kernel[call.grid(tile.keys)](
-        *call.pointers(lse), do, lse, delta, dk, dv, columns, *call.numbers(), **call.options(tile, call.exact)
-    )
-    return dk, dv, columns
+        *call.pointers(lse), do, lse, delta, view_of(dk), view_of(dv), columns, *call.numbers(),
+        **call.options(tile, call.exact),
+    )  # fmt: skip
+    return columns
 
 
 def launch_short_backward(call: AttentionCall, o: Tensor, lse: Tensor, do: Tensor, tile: Tile) -> Gradients:
     """Return the gradients of sequences of at most `tile.queries` tokens, by one program for each head."""
-    dq = torch.empty(call.q.shape, device=call.q.device, dtype=call.q.dtype)
-    (dk, dv), rows, columns = call.empty_parts(), call.empty_sums(), call.empty_sums()
+    (dq, dk, dv), rows, columns = call.empty_parts(), call.empty_sums(), call.empty_sums()
     attention_short_gradient_kernel[call.grid(tile.queries)](
-        *call.pointers(lse), o, do, lse, dq, dk, dv, rows, columns, *call.numbers(), **call.options(tile, call.exact)
+        *call.pointers(lse),
+        o,
+        do,
+        lse,
+        *map(view_of, (dq, dk, dv)),
+        rows,
+        columns,
+        *call.numbers(),
+        **call.options(tile, call.exact),
     )
     return dq, _sum_heads(dk, call.k), _sum_heads(dv, call.v), rows + columns
 

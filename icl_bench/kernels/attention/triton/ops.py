@@ -11,7 +11,7 @@ from icl_bench.kernels.attention.triton import launch
 from icl_bench.kernels.attention.triton.table import short_tile, tile_of
 from icl_bench.kernels.attention.triton.tiles import Gates
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.operators import operator
+from icl_bench.kernels.operators import operator, runs_at_once
 
 ATTENTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORWARD_SCHEMA = (
@@ -19,7 +19,7 @@ FORWARD_SCHEMA = (
 )
 BACKWARD_SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, Tensor local, Tensor base, Tensor o, Tensor lse, Tensor do, bool gated, "
-    "int? window, float scale) -> (Tensor, Tensor, Tensor, Tensor)"
+    "int? window, float scale, bool joint) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -76,11 +76,11 @@ def _forward_fake(
 @operator("icl_bench::attention_backward", BACKWARD_SCHEMA)
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, local: Tensor, base: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
-    window: int | None, scale: float,
+    window: int | None, scale: float, joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dq, dk, dv and dlog_g [N, T, G] (empty without a gate)."""
+    """Return dq, dk, dv and dlog_g [N, T, G] (empty without a gate); for `joint` see `AttentionCall`."""
     sizes = q.element_size(), q.shape[-1], v.shape[-1]
-    call = launch.AttentionCall(q, k, v, Gates(local, base) if gated else None, window, scale)
+    call = launch.AttentionCall(q, k, v, Gates(local, base) if gated else None, window, scale, joint)
     whole = short_tile(*sizes, q.shape[1])
     with launch_on(q):
         if whole is not None:
@@ -94,7 +94,7 @@ def _backward(
 @_backward.register_fake
 def _backward_fake(
     q: Tensor, k: Tensor, v: Tensor, local: Tensor, base: Tensor, o: Tensor, lse: Tensor, do: Tensor, gated: bool,
-    window: int | None, scale: float,
+    window: int | None, scale: float, joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (q, k, v))
     gates = torch.empty(k.shape[:3], device=q.device, dtype=torch.float32) if gated else _nothing(q)
@@ -121,7 +121,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, do: Tensor, *_unused: None) -> tuple[Tensor | None, ...]:
-    dq, dk, dv, dlog_g = _backward(*ctx.saved_tensors, do, ctx.gated, ctx.window, ctx.scale)
+    joint = runs_at_once(do) and not torch.is_grad_enabled()
+    dq, dk, dv, dlog_g = _backward(*ctx.saved_tensors, do, ctx.gated, ctx.window, ctx.scale, joint)
     return dq, dk, dv, (dlog_g if ctx.gated else None), None, None
 
 

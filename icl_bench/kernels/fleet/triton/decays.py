@@ -9,7 +9,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import DecayForm
-from icl_bench.kernels.triton.common import add_parts, split_rows, tile_shape
+from icl_bench.kernels.triton.common import add_parts, softplus, split_rows, tile_shape
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def channel_decays_kernel(
     z = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     if BIAS:
         z += tl.load(bias + member * width + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
-    value = tl.minimum(z, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(z))) if LOG else tl.sigmoid(z)
+    value = -softplus(-z) if LOG else tl.sigmoid(z)
     tl.store(out + offsets, factor * value, mask=mask)
 
 

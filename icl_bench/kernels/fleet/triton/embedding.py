@@ -8,12 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import add_parts, padded
 
 WORDS = 16
 """Tokens of the vocabulary for each program of the gradient: the fewest that a matrix product takes."""
 INPUTS_AT_ONCE = 64
 """Inputs whose gradients are added at once."""
+FEW_WORDS = 2048
+"""Largest vocabulary in which several programs share the inputs of a tile: one token may have most of them."""
+MOST_SHARES, SHARED_NUMBERS = 16, 1 << 23
+"""Most programs of a tile, and most numbers, about, that they leave to be added."""
 
 
 @triton.jit
@@ -31,14 +35,18 @@ def embedding_kernel(ids, weight, out, count, words, width, BLOCK_R: tl.constexp
 @triton.jit
 def embedding_gradient_kernel(
     ids, order, starts, gradient, out, count, words, width,
-    WORDS: tl.constexpr, INPUTS: tl.constexpr, BLOCK_C: tl.constexpr,
+    SHARES: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add up the gradients of each token of a tile of the vocabulary. Grid (tiles, columns, M)."""
-    member = tl.program_id(2).to(tl.int64)
+    """Add up a share of the gradients of each token of a tile of the vocabulary. Grid (tiles, columns, M SHARES)."""
+    place = tl.program_id(2).to(tl.int64)
+    member = place // SHARES
     first = tl.program_id(0) * WORDS
     names, columns = first + tl.arange(0, WORDS), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     starts += member * (words + 1)
     begin, end = tl.load(starts + first), tl.load(starts + tl.minimum(first + WORDS, words))
+    each = tl.cdiv(tl.cdiv(end - begin, SHARES), INPUTS) * INPUTS
+    begin += place % SHARES * each
+    end = tl.minimum(begin + each, end)
     total = tl.zeros([WORDS, BLOCK_C], tl.float32)
     for start in range(begin, end, INPUTS):
         entries = start + tl.arange(0, INPUTS)
@@ -49,7 +57,7 @@ def embedding_gradient_kernel(
         chosen = (names[:, None] == word[None, :]).to(rows.dtype)
         total = tl.dot(chosen, rows, total, input_precision="ieee")
     mask = (names < words)[:, None] & (columns < width)[None, :]
-    pointers = out + (member * words + names)[:, None] * width + columns[None, :]
+    pointers = out + (place * words + names)[:, None] * width + columns[None, :]
     tl.store(pointers, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -76,11 +84,21 @@ class FusedEmbedding(torch.autograd.Function):
         ids, order, starts = ctx.saved_tensors
         gradient = gradient.contiguous()
         members, width = gradient.shape[0], gradient.shape[-1]
-        out = gradient.new_empty(members, ctx.words, width)
+        shares = shares_of_tile(members, ctx.words, width)
+        kind = gradient.dtype if shares == 1 else torch.float32
+        out = gradient.new_empty(members, shares, ctx.words, width, dtype=kind)
         block = padded(width, 16, 128)
         with launch_on(gradient):
-            embedding_gradient_kernel[(-(-ctx.words // WORDS), -(-width // block), members)](
+            embedding_gradient_kernel[(-(-ctx.words // WORDS), -(-width // block), members * shares)](
                 ids, order.contiguous(), starts.contiguous(), gradient, out, ids[0].numel(), ctx.words, width,
-                WORDS=WORDS, INPUTS=INPUTS_AT_ONCE, BLOCK_C=block, num_warps=4,
+                SHARES=shares, WORDS=WORDS, INPUTS=INPUTS_AT_ONCE, BLOCK_C=block, num_warps=4,
             )  # fmt: skip
-        return None, out, None, None
+        return None, out[:, 0] if shares == 1 else add_parts(out, gradient.dtype), None, None
+
+
+def shares_of_tile(members: int, words: int, width: int) -> int:
+    """Return the number of programs that share the inputs of a tile of the vocabulary: 1, 2, 4, 8 or 16."""
+    if words > FEW_WORDS:
+        return 1
+    most = max(1, min(MOST_SHARES, SHARED_NUMBERS // (members * words * width)))
+    return 1 << (most.bit_length() - 1)

@@ -93,16 +93,16 @@ class LogitCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _hits: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *others = ctx.saved_tensors
-        dx, dweight = torch.empty_like(x), None
+        chunks, dweight = [], None
         for start in range(0, x.shape[1], ctx.size):
             part = x[:, start : start + ctx.size]
             logits = torch.bmm(part, weight.transpose(1, 2)) if ctx.logits is None else ctx.logits
             launch_gradient(logits, *(own[:, start : start + ctx.size].contiguous() for own in (*others, gradient)))
-            dx[:, start : start + ctx.size] = torch.bmm(logits, weight)
+            chunks.append(torch.bmm(logits, weight))
             own = weight_gradient(logits, part)
             dweight = own if dweight is None else dweight.add_(own)
         ctx.logits = None
-        return dx, dweight, None, None
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, 1), dweight, None, None
 
 
 def launch_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

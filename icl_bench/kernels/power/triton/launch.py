@@ -204,7 +204,7 @@ def query_rows(problem: PowerProblem, tiled: bool) -> int:
 def query_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor,
     stats: Tensor | None, gates: Tensor | None, states: Tensor | None, initial: bool, lower: LowerTerms | None = None,
-    d_weights: Tensor | None = None,
+    d_weights: Tensor | None = None, dq: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none.
 
@@ -214,7 +214,7 @@ def query_gradient(
     """
     make_stats, gated = stats is None, gates is not None
     stats = den.new_empty(*den.shape, 4) if stats is None else stats
-    dq = _empty_gradient(q, problem.heads)
+    dq = _empty_gradient(q, problem.heads) if dq is None else dq
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = problem.blocks("query_gradient", tiled=states is not None)
     state = states is not None and problem.layout.p <= 2
@@ -232,15 +232,17 @@ def query_gradient(
 
 def key_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, stats: Tensor, gates: Tensor | None,
-    states: Tensor | None, final: bool, lower: LowerTerms | None = None,
+    states: Tensor | None, final: bool, lower: LowerTerms | None = None, dk: Tensor | None = None,
+    dv: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk.
 
-    dk is [N, T, G, K] for the G heads of the values, in float32 where these share keys.
+    dk is [N, T, G, K] for the G heads of the values, in float32 where these share keys. Both are written where they
+    are given.
     """
     u, w = factor_vectors(problem, k) if states is not None else (k, k)
-    dk = _empty_gradient(k, problem.groups)
-    dv = torch.empty_like(v, memory_format=torch.contiguous_format)
+    dk = _empty_gradient(k, problem.groups) if dk is None else dk
+    dv = torch.empty_like(v, memory_format=torch.contiguous_format) if dv is None else dv
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
     gated, stateful, contract = gates is not None, states is not None, problem.layout.p <= 2
     form = problem.form("key_gradient", tiled=stateful)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.operators import operator
+from icl_bench.kernels.columns import gradient_memory
+from icl_bench.kernels.operators import operator, runs_at_once
 from icl_bench.kernels.power import key_blocks
 from icl_bench.kernels.power.expansion import expanded_width
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
@@ -213,12 +214,17 @@ def power_backward(
     dy: Tensor, ds: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, den: Tensor, gates: Tensor | None,
     states: Tensor, initial: bool,
-    p: int, scale: float, normalize: bool, eps: float, chunk: int,
+    p: int, scale: float, normalize: bool, eps: float, chunk: int, joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dq, dk, dv, d log_g (empty without gates), and gradients of the initial s and z (empty without them)."""
+    """Return dq, dk, dv, d log_g (empty without gates), and gradients of the initial s and z (empty without them).
+
+    With `joint`, which an operator of torch may not have, gradients of heads that lie side by side do so too.
+    """
     problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, initial or ds is not None)
     # The kernels carry state gradients without the factor scale^p that reading a state has.
     read_factor = scale**p
+    own_heads = q.shape[2] == problem.heads and k.shape[2] == problem.groups
+    memory = gradient_memory([q, k, v]) if joint and own_heads else (None, None, None)
     with launch_on(q):
         end = _pack(problem, ds, dz)
         end = None if end is None else end / read_factor
@@ -230,8 +236,12 @@ def power_backward(
                 problem, *launch.factor_vectors(problem, q), dy, weights, gates, end, reverse=True, want_final=initial,
                 prefix=None if gates is None else read,
             )  # fmt: skip
-        dq, row_sums, stats = launch.query_gradient(problem, q, k, v, y, y_low, dy, den, stats, gates, read, initial)
-        dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, stats, gates, after, end is not None)
+        dq, row_sums, stats = launch.query_gradient(
+            problem, q, k, v, y, y_low, dy, den, stats, gates, read, initial, dq=memory[0]
+        )
+        dk, dv, column_sums = launch.key_gradient(
+            problem, q, k, v, dy, stats, gates, after, end is not None, dk=memory[1], dv=memory[2]
+        )
         if p > 2 and read is not None:
             dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, stats, gates, read, initial)
         if p > 2 and after is not None:
@@ -248,7 +258,7 @@ def _(
     dy: Tensor, ds: Tensor | None, dz: Tensor | None,
     q: Tensor, k: Tensor, v: Tensor, y: Tensor, y_low: Tensor, den: Tensor, gates: Tensor | None,
     states: Tensor, initial: bool,
-    p: int, scale: float, normalize: bool, eps: float, chunk: int,
+    p: int, scale: float, normalize: bool, eps: float, chunk: int, joint: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     n, _, _, width = q.shape
     groups, rows = v.shape[2], expanded_width(width, p)
@@ -277,7 +287,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple
     dy = torch.zeros_like(y) if dy is None else dy if dy.stride(3) == 1 else dy.contiguous()
     dq, dk, dv, dg, ds0, dz0 = power_backward(
         dy, ds, dz if normalize else None, q, k, v, y, y_low, den, None if ctx.gate_type is None else gates, states,
-        ctx.initial, p, scale, normalize, eps, chunk,
+        ctx.initial, p, scale, normalize, eps, chunk, runs_at_once(q) and not torch.is_grad_enabled(),
     )  # fmt: skip
     dg = None if ctx.gate_type is None else dg.to(ctx.gate_type)
     return (
