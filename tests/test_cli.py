@@ -203,6 +203,12 @@ def test_sweep_plans_without_running(command, tmp_path) -> None:
     assert planned["runs"] == 2 * 3 + 5 and planned["done"] == 0 and not (tmp_path / "icl-runs").exists()
 
 
+def test_sweep_reports_what_a_store_has_finished_without_running(command, tmp_path) -> None:
+    (tmp_path / "s.yaml").write_text(f"name: s\nquestion: Q?\ntasks: ['{TASK}']\narchs: [linear]\nlr: 1e-3,1e-2\n")
+    outcome = command("sweep", "s.yaml", "--finished")
+    assert outcome.status == 2 and "a study needs an architecture that is finished; 1 of 1 architectures" in outcome.err
+
+
 def test_a_report_can_be_one_page(command, tmp_path) -> None:
     command("run", TASK, "--arch", "linear", "--report", "page.html", *TINY)
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

@@ -85,6 +85,7 @@ def test_no_file_without_a_name(folder: str) -> None:
                 "causality",
                 "decays",
                 "deltas",
+                "filling",
                 "frame",
                 "heads",
                 "initialisation",

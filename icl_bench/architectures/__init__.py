@@ -6,6 +6,8 @@ from icl_bench.architectures.based import Based as Based
 from icl_bench.architectures.comba import Comba as Comba
 from icl_bench.architectures.delta_net import DeltaNet as DeltaNet
 from icl_bench.architectures.differential import DifferentialAttention as DifferentialAttention
+from icl_bench.architectures.elastic import Elastic as Elastic
+from icl_bench.architectures.flipped_power import FlippedPower as FlippedPower
 from icl_bench.architectures.fox import Fox as Fox
 from icl_bench.architectures.gated_conv import GatedConv as GatedConv
 from icl_bench.architectures.gated_delta_net import GatedDeltaNet as GatedDeltaNet

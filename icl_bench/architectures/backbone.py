@@ -12,9 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from icl_bench.architectures.base import Architecture, FirstLayer, LayerContext, Mixer
+from icl_bench.architectures.base import (
+    Architecture,
+    DealsExamples,
+    DegreeRise,
+    FirstLayer,
+    LayerContext,
+    Mixer,
+    Rising,
+)  # fmt: skip
 from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Interface, Scores
 from icl_bench.architectures.layers import CanonConv, GatedMLP, RMSNorm, start_as_published
@@ -175,6 +184,17 @@ class Backbone(nn.Module):
                 f"{max(gains):g} for layers that have none; leave it at 1"
             )
 
+    def raise_degree(self, rise: DegreeRise) -> None:
+        """Let the degree of every layer that has one rise in training."""
+        for module in self.modules():
+            if isinstance(module, Rising):
+                module.raise_degree(rise)
+
+    @property
+    def deals_examples(self) -> bool:
+        """Have a layer that treats the examples of a training batch by their places in it."""
+        return any(isinstance(module, DealsExamples) for module in self.modules())
+
     def check_shared_values(self) -> None:
         """Raise SpecError where a layer asks for values that the first layer does not have in this shape."""
         offered = self.blocks[0].mixer.value_shape
@@ -204,19 +224,27 @@ class Backbone(nn.Module):
         With `leading`, the positions are 0 to S - 1, and rows are cut off instead of gathered.
         """
         rows = self.scored_rows(inputs, positions, occurrences, leading)
-        return self.interface.score(rows, self.embedding, self.head, targets)
+        if not (leading and rows.is_cuda):
+            return self.interface.score(rows[:, :, : positions.shape[2]], self.embedding, self.head, targets)
+        # Rows of the last positions are scored for nothing, which costs less than a copy of the others.
+        missing = rows.shape[2] - positions.shape[2]
+        scores = self.interface.score(rows, self.embedding, self.head, functional.pad(targets, (0, missing)))
+        return Scores(*(part[:, :, : positions.shape[2]] for part in scores))
 
     def scored_rows(
         self, inputs: Tensor, positions: Tensor, occurrences: TokenOccurrences | None = None, leading: bool = False
     ) -> Tensor:
-        """Return the last hidden state at the scored positions, after the last norm: [M, B, S, C]."""
+        """Return the last hidden state at the scored positions, after the last norm: [M, B, S, C].
+
+        With `leading` it is that of all positions, [M, B, T, C].
+        """
         x, y = self.interface.embed(self.embedding, inputs, occurrences), None
         first = FirstLayer() if self.shares_first_layer else None
         apply = recomputed if self.recompute and torch.is_grad_enabled() else Block.__call__
         for block in self.blocks[:-1]:
             x, y = apply(block, x, y, first)
         rows: Tensor = self.norm.after(*apply(self.blocks[-1], x, y, first, None if leading else positions))[1]
-        return rows[:, :, : positions.shape[2]]
+        return rows
 
     def outputs(self, rows: Tensor) -> Tensor:
         """Apply the head, after the last norm: [M, ..., C] -> [M, ..., O]."""

@@ -87,6 +87,34 @@ class FirstLayer:
         """Values of the first layer, [M, B, (T,) G, V]; None before that layer has run."""
 
 
+class DegreeRise(NamedTuple):
+    """The rise of the degree of power sums from p - 2 to p, over the first updates of a training."""
+
+    steps: Tensor
+    """Number of updates done, a scalar on the device of the layer."""
+    updates: float
+    """Number of updates until the degree is p."""
+
+    def share(self) -> Tensor:
+        """Return the share of degree p in the next update, from 1 / updates to 1."""
+        return ((self.steps + 1) / self.updates).clamp(max=1.0)
+
+
+class Rising(ABC):
+    """Part of a mixer with a degree that can rise in training."""
+
+    @abstractmethod
+    def raise_degree(self, rise: DegreeRise) -> None:
+        """Let the degree rise, where it can."""
+
+
+class DealsExamples:
+    """Mark of a part of a mixer that treats the examples of a training batch by their places in it.
+
+    No part of such a batch can stand alone.
+    """
+
+
 class Mixer(nn.Module, ABC):
     """A sequence-mixing layer over a fleet, in its parallel and its recurrent form.
 
@@ -225,6 +253,11 @@ class Architecture(Parameters):
     def reach(self) -> int | None:
         """Number of the latest tokens that a layer sees, the current one included; None for all."""
         return None
+
+    @property
+    def rises(self) -> bool:
+        """Have a degree that can rise in training, of a resolved architecture."""
+        return False
 
     @property
     def law(self) -> CapacityLaw | None:

@@ -6,6 +6,9 @@ from torch.nn import functional
 
 from icl_bench.architectures.initialisation import Init, constant, mapped, step_bias, stratified
 from icl_bench.architectures.layers import Stacked, StackedLinear, spread, widen
+from icl_bench.kernels.backends import takes_triton
+from icl_bench.kernels.fleet.decays import channel_decays
+from icl_bench.kernels.fleet.projection import project
 
 INITIAL_GATE_BIAS = 6.0
 """Bias of a gate at the start: sigmoid(6) = 0.9975, a horizon of about 400 tokens."""
@@ -30,6 +33,9 @@ class DecayGate(StackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logarithm of the gate, float32, at most 0: [M, ..., C] -> [M, ..., G]."""
+        if takes_triton("auto", x):
+            rows = project(x.flatten(1, -2), self.weight).view(*x.shape[:-1], -1)
+            return channel_decays(rows, "log-sigmoid", 1 / self.divisor, self.bias)
         return functional.logsigmoid(widen(super().forward(x))) / self.divisor
 
 

@@ -137,6 +137,8 @@ class HeadsArchitecture(MultiHead):
     """Bias of the decay gate at the start."""
     gate_divisor: float = later(1.0, gt=0)
     """Divisor of the logarithm of the decay gate."""
+    norm_eps: float = later(1e-6, gt=0)
+    """Added to the mean square in the RMS norms of queries, keys and the output."""
     learned_rope: bool = later(False)
     """Let the speed of the rotation depend on the token, 1 + tanh(x W) for each key-value head; needs `rope`."""
 
@@ -199,7 +201,7 @@ class HeadsArchitecture(MultiHead):
             learned_rope=self.learned_rope,
             output_norm="head" if self.output_norm else "none",
             output_gate=self.output_gate,
-            norm_eps=1e-6,
+            norm_eps=self.norm_eps,
             decay_norms=True,
         )
 

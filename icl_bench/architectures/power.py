@@ -32,7 +32,7 @@ from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import HeadsArchitecture
 from icl_bench.architectures.spectrum import RelativeCore, Spectrum, SpectrumCore, SpectrumShares
-from icl_bench.architectures.sums import MixedCore, PowerCore, ScoreOffset, Sums
+from icl_bench.architectures.sums import MixedCore, PowerCore, ScoreGain, ScoreOffset, Sums
 from icl_bench.errors import SpecError
 from icl_bench.kernels.power.records import Normalize
 from icl_bench.runs.declarations import CapacityLaw
@@ -115,7 +115,7 @@ class PowerHeads(HeadsArchitecture):
         return Sums(*self.sizes, self.degree, self.score_scale, normalize, self.score_eps)
 
     def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
-        return PowerCore(self.sums, layer, gate, self.features)
+        return PowerCore(self.sums, layer, gate, self.features, ignores_zeros=self.feature_function is None)
 
     def core_size(self, length: int) -> StateSize:
         columns = self.value_width + (self.chosen_normalizer == "sum")
@@ -151,6 +151,8 @@ class Power(PowerHeads):
     the `token`, or the fixed ones that recall most (`centred`); scores then have both signs, which needs rms or raw."""
     offset: Offset = later("none")
     """Number added to scores before the power: none, or one `learned` for each head, which costs one key channel."""
+    head_gain: bool = later(False)
+    """Multiply the queries of each head by exp(g), g learned and 0 at the start."""
     degrees: tuple[int, ...] = later(())
     """Powers of equal groups of heads, from 1 to their largest, p; none for p in all heads."""
 
@@ -188,8 +190,8 @@ class Power(PowerHeads):
                 "degrees are 1 to their largest, p, and even where the sum of scores divides; got "
                 f"{list(self.degrees)} with p={self.p}; write p={max(self.degrees)} and normalizer=rms"
             )
-        if self.spectrum != "none" or self.offset != "none":
-            raise ValueError("degrees go without spectrum and offset; got both; leave one of them out")
+        if self.spectrum != "none" or self.offset != "none" or self.head_gain:
+            raise ValueError("degrees go without spectrum, offset and head_gain; got both; leave one of them out")
         return self
 
     def resolved(self, d_model: int) -> Self:
@@ -231,6 +233,10 @@ class Power(PowerHeads):
         return super().law if (self.spectrum, self.offset, self.degrees) == ("none", "none", ()) else None
 
     @property
+    def rises(self) -> bool:
+        return self.p > 2 and self.chosen_normalizer != "sum" and not self.degrees
+
+    @property
     def parts(self) -> list[Sums]:
         """Sizes and options of each group of heads with a degree of its own."""
         groups = self.degrees or (self.p,)
@@ -242,12 +248,13 @@ class Power(PowerHeads):
             return MixedCore(self.parts, layer, gate, self.features)
         assert sums.scale is not None
         offset = ScoreOffset(members, self.heads, sums.scale) if self.offset == "learned" else None
+        gain = ScoreGain(members, self.heads) if self.head_gain else None
         if self.relative_eps:
-            return RelativeCore(sums, layer, gate, self.features, offset)
+            return RelativeCore(sums, layer, gate, self.features, offset, gain)
         if self.spectrum == "none":
-            return PowerCore(sums, layer, gate, self.features, offset)
+            return PowerCore(sums, layer, gate, self.features, offset, gain, ignores_zeros=offset is None)
         shares = SpectrumShares(members, d_model, self.heads, self.spectrum, self.p, self.expanded_channels)
-        return SpectrumCore(sums, layer, gate, self.features, offset, shares)
+        return SpectrumCore(sums, layer, gate, self.features, offset, shares, gain)
 
     def core_size(self, length: int) -> StateSize:
         columns = self.value_width + (self.chosen_normalizer == "sum")

@@ -21,10 +21,10 @@ from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import fold
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
-from icl_bench.architectures.sums import PowerCore, ScoreOffset, Sums
+from icl_bench.architectures.sums import PowerCore, ScoreGain, ScoreOffset, Sums
 from icl_bench.kernels.power.records import PowerInputs, PowerState
 from icl_bench.kernels.power.relative import relative_attention, relative_step
-from icl_bench.kernels.power.spectrum import spectrum_attention, spectrum_step
+from icl_bench.kernels.power.spectrum import spectrum_step
 from icl_bench.schema import READS_NONE
 
 Spectrum = Annotated[Literal["none", "learned", "length", "token", "centred"], READS_NONE]
@@ -92,8 +92,9 @@ class SpectrumCore(PowerCore):
         features: Callable[[Tensor], Tensor],
         offset: ScoreOffset | None,
         shares: SpectrumShares,
+        gain: ScoreGain | None = None,
     ) -> None:
-        super().__init__(sums, layer, gate, features, offset)
+        super().__init__(sums, layer, gate, features, offset, gain)
         self.shares = shares
 
     def weights(self, x: Tensor, position: int | None = None) -> Tensor:
@@ -101,12 +102,7 @@ class SpectrumCore(PowerCore):
         return fold(self.shares(x, position))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        inputs = PowerInputs(*self.operands(q, k, v, x).folded(), None)
-        y, _ = spectrum_attention(
-            inputs, self.weights(x), p=self.sums.p, scale=self.sums.scale, impl=self.impl, keep_state=False
-        )
-        out: Tensor = y.unflatten(0, q.shape[:2])
-        return out
+        return self.read_degrees(self.operands(q, k, v, x), self.weights(x))
 
     def step_at(
         self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: PowerState, position: int

@@ -10,14 +10,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.architectures.base import Flops, LayerContext, StateSize
+from icl_bench.architectures.base import DegreeRise, Flops, LayerContext, Rising, StateSize
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Stacked, spread, widen
 from icl_bench.kernels.power.api import PowerImpl, initial_power_state, power_attention, power_step
-from icl_bench.kernels.power.records import Normalize, PowerState
+from icl_bench.kernels.power.records import Normalize, PowerInputs, PowerState
+from icl_bench.kernels.power.spectrum import spectrum_attention
 
 
 class Sums(NamedTuple):
@@ -102,8 +103,9 @@ class SumsCore(Core):
         width = operands.v.shape[-1]
         missing = -width % ALIGNED_COLUMNS if self.aligned else 0
         filled = operands._replace(v=functional.pad(operands.v, (0, missing))) if missing else operands
+        scale = sums.key_width**-0.5 if sums.scale is None and self.ignores_zeros else sums.scale
         y = power_attention(
-            *filled.folded(), p=sums.p, scale=sums.scale, normalize=sums.normalize, eps=sums.eps, impl=self.impl
+            *filled.folded(), p=sums.p, scale=scale, normalize=sums.normalize, eps=sums.eps, impl=self.impl
         )
         return self.finish(y[..., :width].unflatten(0, q.shape[:2]), operands, v)
 
@@ -142,8 +144,27 @@ class ScoreOffset(Stacked):
         return torch.cat([q, channel[..., None]], dim=-1), functional.pad(k, (0, 1), value=1.0)
 
 
-class PowerCore(SumsCore):
-    """Power attention on features of queries and keys, with the shared gate and, where there is one, an offset."""
+class ScoreGain(Stacked):
+    """exp(g), a learned factor on the queries of each head, 1 at the start: scores that begin too small can grow."""
+
+    weight: Tensor
+
+    def __init__(self, members: int, heads: int) -> None:
+        super().__init__(members)
+        self.declare("weight", (heads,), constant(0.0), decay=False)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Return queries [.., H, K] times the factor."""
+        return q * spread(self.weight, q[..., 0]).exp()[..., None].to(q.dtype)
+
+
+class PowerCore(SumsCore, Rising):
+    """Power attention on features of queries and keys, with the shared gate, an offset and a gain where there are any.
+
+    While the degree rises in training, a share a from near 0 to 1, the sums are a r_p + (1 - a) r_(p-2) / K, where
+    r_(p-2) is the lower degree of `spectrum`, whose weights are |q|^2 |k|^2 / K in place of the (q·k)^2 that random
+    directions make of them. Tests and the recurrent form always have degree p.
+    """
 
     def __init__(
         self,
@@ -152,12 +173,38 @@ class PowerCore(SumsCore):
         gate: DecayGate | None,
         features: Callable[[Tensor], Tensor],
         offset: ScoreOffset | None = None,
+        gain: ScoreGain | None = None,
+        ignores_zeros: bool = False,
     ) -> None:
         super().__init__(sums, layer, gate)
-        self.features, self.offset = features, offset
+        self.features, self.offset, self.gain, self.ignores_zeros = features, offset, gain, ignores_zeros
+        self.rise: DegreeRise | None = None
+
+    def raise_degree(self, rise: DegreeRise) -> None:
+        self.rise = rise if self.sums.p > 2 and self.sums.normalize == "none" else None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        if self.rise is None or not self.training:
+            return super().forward(q, k, v, x)
+        lower = widen(q).new_zeros(1, 1, max(q.shape[-2], v.shape[-2]), self.sums.p // 2)
+        return self.read_degrees(self.operands(q, k, v, x), lower)
+
+    def read_degrees(self, operands: Operands, lower: Tensor) -> Tensor:
+        """Attend with lower degrees too: weights as for `spectrum_attention` -> [M, B, T, H, V]."""
+        sums, lead = self.sums, operands.q.shape[:2]
+        if self.rise is not None and self.training:
+            share = self.rise.share()
+            operands = operands._replace(v=operands.v * share.to(operands.v.dtype))
+            first = torch.zeros_like(lower[..., :1]) + (1 - share) / (share * sums.key_width)
+            lower = lower + functional.pad(first, (0, lower.shape[-1] - 1))
+        inputs = PowerInputs(*operands.folded(), None)
+        y, _ = spectrum_attention(inputs, lower, p=sums.p, scale=sums.scale, impl=self.impl, keep_state=False)
+        out: Tensor = y.unflatten(0, lead)
+        return out
 
     def operands(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Operands:
         q, k = self.features(q), self.features(k)
+        q = q if self.gain is None else self.gain(q)
         q, k = (q, k) if self.offset is None else self.offset.extended(q, k)
         return Operands(q, k, v, self.log_gate(x))
 

@@ -105,7 +105,7 @@ class Subject:
             if not (hasattr(module, "step") and hasattr(module, "initial_state")):
                 return None
             return Recurrence(module, module.initial_state, module.step, x[0], BATCH)
-        layer = vary(self.mixer()).requires_grad_(False)
+        layer = vary(self.mixer()).requires_grad_(False).eval()
         if not layer.recurrent:
             return None
         return Recurrence(layer, layer.initial_state, layer.step, x, MEMBERS * BATCH)

@@ -65,6 +65,8 @@ def expand_request(request: Request) -> list[RunSpec]:
         for component in itertools.chain.from_iterable(archs):
             make_arch(component).canon_width(model.d_model)  # refuses a mixer that cannot have this layer
     sections = {name: settings.get(name, {}) for name in SECTIONS}
+    if sections["train"].get("curriculum"):
+        check_rising(archs)
     sections["train"] = {**sections["train"], **steps_of_task(task, sections["train"], request.settings)}
     runs = {}
     for arch, lr in itertools.product(archs, request.lrs or (None,)):
@@ -75,6 +77,16 @@ def expand_request(request: Request) -> list[RunSpec]:
             fields = {name: getattr(run, name) for name in fields}  # validated, for the other seeds
             runs[run.id] = run
     return list(runs.values())
+
+
+def check_rising(archs: Sequence[Sequence[Component]]) -> None:
+    """Raise SpecError for an architecture without a layer whose degree can rise in training."""
+    for components in archs:
+        if not any(make_arch(component).rises for component in components):
+            raise SpecError(
+                "train.curriculum raises the degree of power attention with p >= 3 and an rms or raw normalizer; got "
+                f"{'+'.join(component.label for component in components)}; use power:p=3, or leave it at 0"
+            )
 
 
 def steps_of_task(task: Component, train: Mapping[str, Any], settings: Sequence[str]) -> dict[str, int]:

@@ -110,7 +110,10 @@ class ModelSpec(GrownSpec):
 class TrainSpec(GrownSpec):
     """The optimiser, its schedule and the training budget."""
 
-    former: ClassVar[Mapping[str, Any]] = {"recipe": 1, "optimiser": "adamw", "loss_scale": 1.0}
+    former: ClassVar[Mapping[str, Any]] = {
+        "recipe": 1, "optimiser": "adamw", "loss_scale": 1.0, "eps": 1e-8, "curriculum": 0.0,
+        "clip_by": "model",
+    }  # fmt: skip
 
     recipe: Recipe = 1
     """Version of the training: 1 applies weight decay to every parameter, 2 to matrices and tables alone; new runs take
@@ -133,8 +136,15 @@ class TrainSpec(GrownSpec):
     """Decay rate of the running mean of the gradient."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
     """Decay rate of the running mean of the squared gradient."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Number that AdamW adds to the root of the mean squared gradient: smaller gradients move nothing."""
     clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient of a model; none to clip nothing."""
+    clip_by: Literal["model", "tensor"] = "model"
+    """Gradient whose norm `clip` limits: that of a `model`, or that of each `tensor` of its parameters."""
+    curriculum: float = Field(default=0.0, ge=0, le=1)
+    """Share of the updates in which power attention of degree p >= 3 rises from degree p - 2 to p; 0 for p from the
+    start. Validation and test always see degree p."""
     loss_scale: float = Field(default=1.0, ge=1, le=2**24)
     """Factor on the loss while it is differentiated, which the gradient then loses in float32: with float16, small
     gradients do not vanish. A gradient beyond 65,504 in float16 ends the run as diverged."""

@@ -24,6 +24,10 @@ SPECS = [
     "comba:heads=1,value_heads=2,d_key=3,d_value=4",
     "delta-net:heads=2",
     "differential:heads=2,d_key=3",
+    "elastic:degrees=[1|3],heads=2,d_key=3",
+    "elastic:degrees=[2|4],p=2,heads=2,d_key=2,conv=0",
+    "flipped-power:p=2,heads=2,d_key=3,conv=0",
+    "flipped-power:p=3,heads=2",
     "fox:heads=2",
     "fox:pro=false,conv=2",
     "gated-conv",
@@ -68,6 +72,7 @@ SPECS = [
     "power:p=2",
     "power:p=2,gate=true,rope=true,heads=2",
     "power:p=2,heads=2,key_norm=rms,scale=0.5,eps=0.1",
+    "power:p=2,head_gain=true,heads=2,d_key=3",
     "power:p=2,kv_heads=2,d_value=5,conv=0",
     "power:p=2,normalizer=rms",
     "power:p=2,offset=learned,heads=2,kv_heads=1",
@@ -149,7 +154,7 @@ def test_lives_in_the_file_of_its_name(name: str) -> None:
 
 @pytest.mark.parametrize("text", SPECS)
 def test_parallel_form_equals_recurrent_form(text: str) -> None:
-    layer, x = mixer(text), inputs()
+    layer, x = mixer(text).eval(), inputs()
     stepped, _ = recurrent(layer, x)
     torch.testing.assert_close(layer(x), stepped, rtol=1e-9, atol=1e-9)
 

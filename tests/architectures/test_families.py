@@ -12,7 +12,9 @@ from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.record import RunRecord
 from tests.reports.factory import make_record, section_of
 
-WITHOUT_OPERATOR = {"log-linear", "log-linear-delta", "lstm", "nsa", "path", "s-lstm", "ttt-linear", "ttt-mlp"}
+WITHOUT_OPERATOR = {
+    "flipped-power", "log-linear", "log-linear-delta", "lstm", "nsa", "path", "s-lstm", "ttt-linear", "ttt-mlp"
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))

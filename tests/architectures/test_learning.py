@@ -24,6 +24,8 @@ RECALLING = [
     "comba",
     "delta-net",
     "delta-net:negative_eigenvalues=true",
+    "elastic:degrees=[2|4]",
+    "flipped-power",
     "gated-conv+based",
     "gated-conv+differential",
     "gated-conv+fox",
@@ -86,6 +88,17 @@ def test_parity_takes_negative_eigenvalues(mixer: str, negative: bool) -> None:
         trainer.step()
     trained, longer = (cell.accuracy for cell in trainer.test([trainer.working_model])[0])
     assert (trained > 0.95 and longer > 0.85) if negative else (trained < 0.85 and longer < 0.65)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["softmax", "delta-net"])
+def test_one_layer_takes_a_convolution_to_bind_a_value_to_its_key(mixer: str) -> None:
+    trainers = [make_trainer(TASK, f"{mixer}{without}", layers=1, lr=1e-2) for without in ("", ":conv=0")]
+    for trainer in trainers:
+        for _ in range(STEPS):
+            trainer.step()
+    with_it, without = (trainer.test([trainer.working_model])[0][0].accuracy for trainer in trainers)
+    assert with_it >= LEARNED and without < 0.6, (with_it, without)
 
 
 def make_trainer(task: str, arch: str, layers: int, lr: float) -> Trainer:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from icl_bench.architectures.base import DegreeRise
 from icl_bench.architectures.spectrum import centred_weights
 from icl_bench.errors import SpecError
 from icl_bench.harness.conformance import vary
@@ -86,6 +87,47 @@ def test_gradients_of_the_shares_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(outputs, [share.detach().requires_grad_() for share in shares])
 
 
+@pytest.mark.parametrize("kind", ["none", "learned"])
+@pytest.mark.parametrize("p", [3, 4])
+def test_a_rising_degree_is_a_mean_of_degrees_in_training_alone(p: int, kind: str) -> None:
+    layer, x = vary(mixer(f"power:p={p},spectrum={kind},normalizer=raw,heads=2,d_key=3")), inputs()
+    plain = layer.mix(x, None)
+    q, k, v = layer.operands(layer.project(x))
+    s = torch.einsum("mbihk,mbjhk->mbhij", q, k) / math.sqrt(3)
+    squares = torch.einsum("mbih,mbjh->mbhij", q.square().sum(-1), k.square().sum(-1)) / 3
+    lower = torch.einsum("mbhij,mbjhv->mbihv", (s ** (p - 2) * squares / 3).tril(), v)
+    steps = torch.tensor(4)
+    layer.core.raise_degree(DegreeRise(steps, 20.0))
+    torch.testing.assert_close(layer.mix(x, None), 0.25 * plain + 0.75 * lower, rtol=1e-9, atol=1e-9)
+    assert torch.equal(layer.eval().mix(x, None), plain)
+    steps.fill_(19)
+    torch.testing.assert_close(layer.train().mix(x, None), plain, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_through_a_rising_degree_are_those_of_finite_differences() -> None:
+    layer, x = vary(mixer("power:p=3,heads=1,d_key=2,d_value=3")), inputs(batch=1, length=4)
+    layer.core.raise_degree(DegreeRise(torch.tensor(2), 10.0))
+    assert torch.autograd.gradcheck(layer, x.requires_grad_())
+
+
+def test_a_gain_of_a_head_is_a_factor_on_its_scores() -> None:
+    gained, plain, x = (
+        mixer("power:p=3,head_gain=true,normalizer=raw,heads=2"),
+        mixer("power:p=3,normalizer=raw,heads=2"),
+        inputs(),
+    )
+    assert torch.equal(gained(x), plain(x))
+    gained.core.gain.weight.data = torch.tensor([[0.5, -1.0], [0.0, 2.0]], dtype=torch.float64)
+    factors = (3 * gained.core.gain.weight.detach()).exp()[:, None, None, :, None]
+    torch.testing.assert_close(gained.mix(x, None), plain.mix(x, None) * factors, rtol=1e-9, atol=1e-9)
+
+
+def test_the_constant_of_a_norm_can_be_set() -> None:
+    small, plain, x = mixer("power:p=3,norm_eps=1e-30,conv=0"), mixer("power:p=3,conv=0"), 0.1 * inputs()
+    assert bool((small(x).norm() > 100 * plain(x).norm()).all())
+    torch.testing.assert_close(small(x), small(10 * x), rtol=1e-7, atol=1e-7)
+
+
 def test_an_offset_is_added_to_scores() -> None:
     layer, x = vary(mixer("power:p=3,offset=learned,normalizer=raw,heads=2,d_key=3")), inputs()
     q, k, v = layer.operands(layer.project(x))
@@ -121,7 +163,9 @@ def test_degrees_that_do_not_fit_are_refused(text: str, message: str) -> None:
 
 
 def test_new_parameters_leave_ids_alone_and_a_spectrum_takes_no_sum_of_scores() -> None:
-    assert not {"spectrum", "offset", "degrees"} & architecture("power:p=2").model_dump().keys()
+    assert (
+        not {"spectrum", "offset", "degrees", "head_gain", "norm_eps"} & architecture("power:p=2").model_dump().keys()
+    )
     assert architecture("power:p=2,spectrum=learned").resolved(D_MODEL).normalizer == "rms"
     assert architecture("power:p=2,spectrum=none") == architecture("power:p=2,offset=none")
     for text in ("power:p=2,spectrum=learned,normalizer=sum", "power:p=1,spectrum=token"):

@@ -85,6 +85,18 @@ def test_a_sweep_killed_at_a_named_point_is_completed(server: ForkServer, whole:
     assert_equal(tmp_path / "icl-runs", whole / "icl-runs")
 
 
+def test_a_curriculum_killed_in_its_rise_ends_as_one_that_was_not(server: ForkServer, tmp_path) -> None:
+    stores, command = [], ("run", TASK, "--arch", "power:p=3", "--set", "train.curriculum=0.9", *TINY)
+    for crash in (None, "step-done:2"):
+        folder = tmp_path / str(crash)
+        folder.mkdir()
+        ended = server.run(folder, command, EVERY_STEP | ({CRASH_VARIABLE: crash} if crash else {}))
+        assert ended.status == (-signal.SIGKILL if crash else 0)
+        assert server.run(folder, command).status == 0
+        stores.append(folder / "icl-runs")
+    assert_equal(*stores)
+
+
 @pytest.mark.parametrize("point", list(COMMANDS))
 def test_a_command_killed_at_a_named_point_can_be_given_again(
     server: ForkServer, whole: Path, tmp_path, point: str

@@ -45,6 +45,19 @@ def test_settings_reach_any_field_and_win_over_the_preset() -> None:
     assert [component.name for component in run.layer_components] == ["gated-conv", "softmax", "gated-conv"]
 
 
+def test_a_curriculum_has_ids_of_its_own_and_needs_a_degree_that_can_rise() -> None:
+    plain, rising = (
+        expand_request(Request("copy", ["gated-conv+power:p=3"], settings=settings))[0]
+        for settings in ((), ("train.curriculum=0.2",))
+    )
+    assert plain.id != rising.id and plain.fleet_key() != rising.fleet_key()
+    assert "curriculum" not in plain.train.model_dump() and "clip_by" not in plain.train.model_dump()
+    for arch in ("power:p=2", "power:p=4", "power:p=3,degrees=[2|3]", "softmax", "elastic"):
+        with pytest.raises(IclBenchError, match="raises the degree of power attention with p >= 3"):
+            expand_request(Request("copy", [arch], settings=["train.curriculum=0.2"]))
+    assert expand_request(Request("copy", ["power:p=4,normalizer=rms"], settings=["train.curriculum=0.2"]))
+
+
 def test_widths_follow_the_model() -> None:
     run = expand_request(Request("copy", ["power"], settings=["model.d_model=128"]))[0]
     assert run.arch[0].params["d_key"] == 32

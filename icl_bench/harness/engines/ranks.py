@@ -52,6 +52,7 @@ class FirstRank(Engine):
         """Let the other ranks end; after an error they learn of it when this process ends."""
         if self.idle:
             self.ranks.share(b"")
+            self.ranks.leave()
 
 
 def train_along(machine: "Machine", ranks: "Ranks") -> None:
@@ -66,3 +67,4 @@ def train_along(machine: "Machine", ranks: "Ranks") -> None:
         fleet = [RunSpec.model_validate(one) for one in json.loads(sent)]
         with deferred(), one_thread(machine.device), kept_heap(machine.device):
             TrainingLoop(Trainer(fleet, machine), lambda progress: None, lambda member, point: None).run()
+    ranks.leave()

@@ -77,7 +77,7 @@ class CellCounts(NamedTuple):
         """Return the counts over the examples of both."""
         pairs: Iterable[tuple[Any, Any]] = zip(self[:-1], other[:-1], strict=True)
         both = torch.cat([self.example_losses, other.example_losses], dim=1)
-        return CellCounts(*(ours + theirs for ours, theirs in pairs), both)
+        return CellCounts(*[ours + theirs for ours, theirs in pairs] + [both])
 
     @property
     def accuracy(self) -> list[float]:

@@ -28,10 +28,10 @@ def executed_operations(spec: RunSpec, machine: Machine, members: int = 1) -> fl
     Products with weights, convolutions included, are counted three times; those with the state in the form that kernels
     take on the device (`kernels.executed`); those with the vocabulary with the logits that are made again. Norms and
     the optimiser are left out. None for tasks that are not graded by bits, for layers that are not in `COUNTED` or have
-    parts beside the kernel's own, and where activations are computed again.
+    parts beside the kernel's own, for a degree that rises, and where activations are computed again.
     """
     task, model = make_task(spec.task), spec.model
-    if not task.interface.graded_by_bits or spec.from_outside or machine.recompute:
+    if not task.interface.graded_by_bits or spec.from_outside or machine.recompute or spec.train.curriculum:
         return None
     layers = [make_arch(component).resolved(model.d_model) for component in spec.layer_components]
     if not all(is_counted(layer) for layer in layers):

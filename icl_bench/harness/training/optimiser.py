@@ -6,6 +6,7 @@ Parameters are [M, ...]; each member has its own learning rate, decay and clippi
 import math
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +87,7 @@ class FleetOptimiser:
             self.working = [own if own.dim() > 2 else full for own, full in zip(copies, self.parameters, strict=True)]
         self.given_order = [self.working[order.index(i)] for i in range(len(order))]
         """The working parameters in the order in which they were given."""
-        # With them torch imports sympy, which takes half a second; without them a step on a GPU has two more launches.
-        self.ones = None if device.type == "cpu" else torch.full_like(self.state.losses, self.shared.loss_scale)
+        self.scales = torch.full_like(self.state.losses, self.shared.loss_scale)
         self.gradients, self.means = self.views(gradients), self.views(self.buffers.means)
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -121,29 +121,38 @@ class FleetOptimiser:
 
     def gradients_of(self, losses: Tensor) -> Sequence[Tensor]:
         """Return the gradients of the losses [M] times the factor on the loss, in flat order."""
-        total = losses.sum() * self.shared.loss_scale if self.ones is None else losses
-        return torch.autograd.grad(total, self.working, self.ones, materialize_grads=True)
+        root = _Root.apply(losses, self.scales)
+        return torch.autograd.grad(root, self.working, materialize_grads=True)
 
     @torch.no_grad()
     def step(self, losses: Tensor) -> None:
         """Update the parameters from the gradients, in place; a member whose loss [M] is not finite stays as it is."""
         spec, state, buffers, clip = self.shared, self.state._replace(losses=losses), self.buffers, self.shared.clip
-        if self.first_matrix < len(self.parameters):
-            # The norm that clips is of all parameters, of which AdamW sees a part.
-            whole, clip = buffers._replace(gradients=self.clipped_gradients()), None
-            buffers = head_of(whole, self.adamw_layout.elements)
-        adamw_step(buffers, state, self.adamw_layout, tiles=self.tiles, beta1=spec.beta1, beta2=spec.beta2, clip=clip)
-        if self.first_matrix < len(self.parameters):
-            self.step_matrices(whole)
+        by_muon = self.first_matrix < len(self.parameters)
+        if by_muon or (clip is not None and spec.clip_by == "tensor"):
+            # AdamW clips by one norm, of the parameters that it sees.
+            buffers, clip = buffers._replace(gradients=self.clipped_gradients()), None
+        own = head_of(buffers, self.adamw_layout.elements)
+        adamw_step(
+            own, state, self.adamw_layout,
+            tiles=self.tiles, beta1=spec.beta1, beta2=spec.beta2, clip=clip, eps=spec.eps,
+        )  # fmt: skip
+        if by_muon:
+            self.step_matrices(buffers)
 
     def clipped_gradients(self) -> Tensor:
-        """Return the gradients as one flat buffer in float32, each member's scaled to the norm that the run allows."""
-        gradients = self.buffers.gradients.float()
+        """Return the gradients as one flat buffer in float32, scaled to the norm that the run allows.
+
+        The norm is that of all gradients of a member, or that of each tensor.
+        """
+        gradients = self.buffers.gradients.to(torch.float32, copy=True)
         rows = self.layout.rows(gradients)
-        norms = reduce(torch.add, [row.square().sum(1) for row in rows]).sqrt()
+        squares = [row.square().sum(1) for row in rows]
+        norms = reduce(torch.add, squares).sqrt()
         if self.shared.clip is not None:
-            for row in rows:
-                row.mul_((self.shared.clip / norms).clamp(max=1.0)[:, None])
+            for row, own in zip(rows, squares, strict=True):
+                limited = own.sqrt() if self.shared.clip_by == "tensor" else norms
+                row.mul_((self.shared.clip / limited).clamp(max=1.0)[:, None])
         # A member with an infinite gradient anywhere has one everywhere, so that AdamW finds it.
         rows[0].masked_fill_(~norms.isfinite()[:, None], math.inf)
         return gradients
@@ -162,6 +171,24 @@ class FleetOptimiser:
             muon_step(*matrix, rate, state.decay * (i not in self.layout.exempt), dtype)
         if buffers.working is not None:
             buffers.working[begin:].copy_(buffers.parameters[begin:])
+
+
+class _Root(torch.autograd.Function):
+    """A number that nobody reads, with a given gradient [M] for the losses [M].
+
+    Given to `torch.autograd.grad` itself, gradients of several numbers make torch import sympy for half a second; a sum
+    of the losses would be launched in every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return losses.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, _one: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None
 
 
 def head_of(buffers: OptimiserBuffers, elements: int) -> OptimiserBuffers:

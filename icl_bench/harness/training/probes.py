@@ -27,8 +27,6 @@ LONGEST = 512
 """Tokens of an example whose scores are looked at, from the first on."""
 NEAR_EPS = 10.0
 """Factor on a constant below which a sum counts as dominated by it."""
-NORM_EPS = 1e-6
-"""Constant in the RMS norm of the output of a core."""
 DIGITS = 4
 """Significant digits that are kept."""
 
@@ -102,7 +100,7 @@ class Probe:
                 handle.remove()
         for name, seen in self.passes.items():
             core, mixer = self.cores[name], trainer_mixer(self.trainer, name)
-            statistics = pass_statistics(seen, core.sums, normed=mixer.norm is not None)
+            statistics = pass_statistics(seen, core.sums, None if mixer.norm is None else mixer.layout.norm_eps)
             found |= {f"{name}.{key}": value for key, value in statistics.items()}
             if isinstance(core, SpectrumCore) and core.shares.level is not None:
                 shares = core.shares.level.weight.flatten(1)
@@ -155,11 +153,13 @@ def trainer_mixer(trainer: Trainer, block: str) -> HeadsMixer:
     return mixer
 
 
-def pass_statistics(seen: Pass, sums: Sums, normed: bool) -> dict[str, Tensor]:
+def pass_statistics(seen: Pass, sums: Sums, norm_eps: float | None) -> dict[str, Tensor]:
     """Return numbers of the scores, weights and keys of a pass, [M] each; the weights are decayed powers |s|^p.
 
+    `norm_eps` is the constant in the norm of the output, None without a norm.
+
     largest_score: of |s|. denominator: median over tokens of the sum of weights; least_denominator: its minimum.
-    eps_share: share of tokens whose sum of weights, or without a sum the mean square of an output that is `normed`,
+    eps_share: share of tokens whose sum of weights, or without a sum the mean square of an output that has a norm,
     is below ten times the constant added to it; there is none without either. key_share: largest share of a token's
     weight on one key, mean over tokens. sink_share: share of tokens whose weight lies mostly on the key that has
     most weight of all. participation: participation ratio of weights over the number of keys, mean. mass_share:
@@ -177,8 +177,9 @@ def pass_statistics(seen: Pass, sums: Sums, normed: bool) -> dict[str, Tensor]:
     sink = shares.sum(-2).argmax(-1)[..., None, None].expand(*shares.shape[:-1], 1)
     counts = torch.arange(1, t + 1, device=q.device)
     mean_square = seen.y.square().mean(-1)
-    small = total < NEAR_EPS * sums.eps if sums.normalize == "sum" else mean_square < NEAR_EPS * NORM_EPS
-    found = {"eps_share": small.float().flatten(1).mean(1)} if normed or sums.normalize == "sum" else {}
+    constant = sums.eps if sums.normalize == "sum" else norm_eps
+    small = (total if sums.normalize == "sum" else mean_square) < NEAR_EPS * (constant or 0.0)
+    found = {} if constant is None else {"eps_share": small.float().flatten(1).mean(1)}
     found |= {
         "largest_score": scores.flatten(1).amax(1),
         "denominator": total.flatten(1).median(1).values,

@@ -68,6 +68,10 @@ class Ranks:
         with self.answering():
             distributed.all_reduce(values, group=self.gradients)
 
+    def leave(self) -> None:
+        """Leave the other ranks, after all of them have done their last work together."""
+        distributed.destroy_process_group()
+
     def hear(self) -> None:
         """Take over the signal that any rank has received, so that all stop after the same step."""
         heard = torch.tensor(received_signal() or 0)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from icl_bench import random
 from icl_bench.architectures.backbone import Backbone
+from icl_bench.architectures.base import DegreeRise
 from icl_bench.architectures.interface import Scores
 from icl_bench.architectures.plain import PlainMixer
 from icl_bench.corpus.tokens import Split
@@ -95,9 +96,16 @@ class Trainer:
         self.model = model.to(self.device)
         if machine.recompute:
             self.recompute_activations()
+        if self.model.deals_examples and (machine.accumulate > 1 or machine.ranks is not None):
+            raise SpecError(
+                f"{self.spec.arch_label} deals the examples of a whole batch among its degrees; got a batch in parts; "
+                "leave --accumulate out, and train in one process"
+            )
         trained = list(self.model.parameters())
         rounded = WORKING_TYPES[self.spec.precision]
         self.optimiser = FleetOptimiser(trained, [spec.train for spec in specs], rounded)
+        if rising := self.spec.train.curriculum * self.spec.train.steps:
+            self.model.raise_degree(DegreeRise(self.optimiser.state.steps, rising))
         self.working_model = WorkingModel(self.model, self.optimiser.given_order, self.spec.precision)
         self.monitor = DivergenceMonitor(len(specs), self.device)
         self.queues = [self.make_queue(cell) for cell in range(len(self.cells))]
@@ -178,10 +186,13 @@ class Trainer:
             parts = (whole.chunk(self.machine.accumulate, dim=1) for whole in batch[:3])
             for inputs, positions, targets in zip(*parts, strict=True):
                 scores = self.working_model.scores(inputs, positions, targets, batch.occurrences, batch.leading)
-                yield scores.losses.flatten(1).sum(1) / scored
                 found.append(Scores(scores.losses.detach(), scores.hits))
+                yield scores.losses.flatten(1).sum(1) / scored
 
-        self.optimiser.differentiate_pieces(sums())
+        if self.machine.accumulate == 1:
+            self.optimiser.differentiate(next(sums()))  # without sums of pieces in float32
+        else:
+            self.optimiser.differentiate_pieces(sums())
         losses, hits = (torch.cat(parts, dim=1).flatten(1) for parts in zip(*found, strict=True))
         if ranks:
             ranks.add(self.optimiser.buffers.gradients)

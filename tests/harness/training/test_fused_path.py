@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
     # Read when the kernels are defined: it must be set before anything imports them.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from icl_bench.architectures import decays as gate
 from icl_bench.architectures import frame as frame
 from icl_bench.architectures import gated_delta_net as gated_delta_net
 from icl_bench.harness.resolve import Request, expand_request
@@ -24,6 +25,7 @@ from icl_bench.kernels.fleet import gated_norm as gated_norm
 from icl_bench.kernels.fleet import gated_unit as gated_unit
 from icl_bench.kernels.fleet import norm as norm
 from icl_bench.kernels.fleet import products as products
+from icl_bench.kernels.fleet import rotation as rotation
 from icl_bench.kernels.fleet import split_convolution as split_convolution
 from icl_bench.kernels.fleet import state_space as state_space
 from icl_bench.kernels.fleet import token_bonus as token_bonus
@@ -32,8 +34,8 @@ from icl_bench.kernels.fleet import token_pairs as token_pairs
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
 STEPS = 3
 FUSED = (
-    adamw, convolution, decays, delta_gates, embedding, erasing_keys, frame, gated_delta_net, gated_norm, gated_unit,
-    norm, products, split_convolution, state_space, token_bonus, token_pairs,
+    adamw, convolution, decays, delta_gates, embedding, erasing_keys, frame, gate, gated_delta_net, gated_norm,
+    gated_unit, norm, products, rotation, split_convolution, state_space, token_bonus, token_pairs,
 )  # fmt: skip
 MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7"]
 
@@ -50,7 +52,7 @@ def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], 
 
 @pytest.mark.parametrize(
     ("arch", "tied", "optimiser"),
-    [("gated-conv+power:p=3", True, "adamw"), ("linear:gate=true", False, "adamw"), ("softmax", True, "muon")]
+    [("gated-conv+power:p=3", True, "adamw"), ("linear:gate=true,rope=true", False, "adamw"), ("softmax", True, "muon")]
     + [(mixer, True, "adamw") for mixer in MIXERS],
 )
 def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
@@ -60,8 +62,7 @@ def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
     monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
     from icl_bench.kernels.fleet.triton.cross_entropy import cross_entropy_triton
 
-    fused_entropy = lambda x, weight, targets, at_once: cross_entropy_triton(x, weight, targets)  # noqa: E731
-    monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", fused_entropy)
+    monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", cross_entropy_triton)
     fused, fused_losses = trained(arch, tied, optimiser)
     assert fused_losses == pytest.approx(plain_losses, rel=1e-5)
     # Adam divides by the size of the gradient: rounding of an entry near zero may turn into a share of a step of 1e-2.

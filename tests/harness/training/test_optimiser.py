@@ -20,6 +20,16 @@ def test_clipping_is_each_members_own() -> None:
     assert trainer.optimiser.means[0][:, 0, 0].tolist() == pytest.approx([0.1 * 1.0, 0.1 * 1e-3], rel=1e-4)
 
 
+def test_each_tensor_can_be_clipped_by_its_own_norm() -> None:
+    trainer = Trainer(specs("power:p=2", seeds=(0, 1), extra=("train.clip_by=tensor",)), Machine(CPU))
+    first, second = trainer.optimiser.gradients[:2]
+    first[0].view(-1)[0], second[0].view(-1)[0], second[1].view(-1)[0] = 1e6, 0.5, math.inf
+    trainer.optimiser.step(torch.zeros(2))
+    means = [float(mean[0].view(-1)[0]) for mean in trainer.optimiser.means[:2]]
+    assert means == pytest.approx([0.1 * 1.0, 0.1 * 0.5], rel=1e-4)
+    assert trainer.diverged_at == [0, 1] and float(first[0].view(-1)[0]) == 1e6
+
+
 def test_adamw_follows_torch() -> None:
     run = specs("softmax", extra=("train.recipe=1", *STEADY))[0]
     ours = Trainer([run], Machine(CPU))
@@ -33,6 +43,17 @@ def test_adamw_follows_torch() -> None:
         theirs.step()
     for copy, parameter in zip(copies, ours.optimiser.parameters, strict=True):
         torch.testing.assert_close(parameter.detach(), copy.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_below_eps_move_nothing() -> None:
+    moved = []
+    for eps in (1e-8, 1e-15):
+        trainer = Trainer(specs("softmax", extra=("train.weight_decay=0", f"train.eps={eps:g}"))[:1], Machine(CPU))
+        trainer.optimiser.gradients[0].fill_(1e-11)
+        before = trainer.optimiser.parameters[0].detach().clone()
+        trainer.optimiser.step(torch.zeros(1))
+        moved.append(float((trainer.optimiser.parameters[0] - before).norm().detach()))
+    assert moved[0] < 0.01 * moved[1] and moved[1] > 0
 
 
 def test_the_schedule_rises_and_falls_as_a_cosine() -> None:

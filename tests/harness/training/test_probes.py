@@ -27,7 +27,7 @@ def test_statistics_of_a_pass_are_those_of_each_sequence() -> None:
     generator = torch.Generator().manual_seed(1)
     q, k, y = (torch.randn(1, 1, 7, 1, width, generator=generator) for width in (3, 3, 5))
     log_g = -torch.rand(1, 1, 7, 1, generator=generator)
-    found = pass_statistics(Pass(q, k, log_g, y), Sums(1, 3, 5, p=3, scale=0.5), normed=True)
+    found = pass_statistics(Pass(q, k, log_g, y), Sums(1, 3, 5, p=3, scale=0.5), norm_eps=1e-6)
     rows, keys, gates = q[0, 0, :, 0], k[0, 0, :, 0], log_g[0, 0, :, 0]
     weights = torch.zeros(7, 7)
     for i in range(7):
@@ -58,9 +58,9 @@ def test_statistics_of_a_pass_are_those_of_each_sequence() -> None:
 def test_scores_that_vanish_are_at_eps() -> None:
     q = torch.full((1, 1, 5, 1, 4), 1e-2)
     for normalize, y in (("sum", torch.ones_like(q)), ("none", 1e-4 * q)):
-        found = pass_statistics(Pass(q, q, None, y), Sums(1, 4, 4, p=4, normalize=normalize), normed=True)
+        found = pass_statistics(Pass(q, q, None, y), Sums(1, 4, 4, p=4, normalize=normalize), norm_eps=1e-6)
         assert float(found["eps_share"][0]) == 1.0
-    assert "eps_share" not in pass_statistics(Pass(q, q, None, q), Sums(1, 4, 4, p=4), normed=False)
+    assert "eps_share" not in pass_statistics(Pass(q, q, None, q), Sums(1, 4, 4, p=4), norm_eps=None)
 
 
 @pytest.mark.parametrize("arch", ["power:p=3,gate=true,spectrum=learned", "gated-conv+power:p=2,kv_heads=2", "lstm"])

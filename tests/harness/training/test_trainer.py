@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from icl_bench.architectures import ARCHITECTURES
+from icl_bench.errors import SpecError
 from icl_bench.harness.training.batches import training_set_size
 from icl_bench.harness.training.trainer import Machine, Trainer
 from tests.harness.training.small_runs import (
@@ -37,6 +38,11 @@ def test_a_member_of_eight_equals_the_run_alone(arch: str) -> None:
 def test_a_member_of_three_equals_the_run_alone(arch: str) -> None:
     runs = [specs(arch, seeds=[seed], lrs=[1e-3 * (1 + seed)])[0] for seed in range(3)]
     assert_a_member_equals_its_run_alone(runs, 1, steps=4)
+
+
+def test_a_layer_that_deals_examples_takes_no_batch_in_parts() -> None:
+    with pytest.raises(SpecError, match="leave --accumulate out"):
+        Trainer(specs("elastic"), Machine(CPU, accumulate=2))
 
 
 def test_members_of_different_gains_train_together_as_alone() -> None:
