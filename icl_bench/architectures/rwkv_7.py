@@ -110,6 +110,8 @@ class ShiftedLinear(Stacked):
 class AdapterUp(StackedLinear):
     """x W + b, the second factor of an adapter: W starts orthogonal times 0.1, and taller than wide as much larger."""
 
+    bias: Tensor
+
     def __init__(self, members: int, rank: int, width: int, bias: Init | None) -> None:
         super().__init__(members, rank, width, bias=bias, decay=False)
         self.inits["weight"] = orthogonal(ADAPTER_GAIN * max(1.0, math.sqrt(rank / width)))
@@ -148,17 +150,21 @@ class Rwkv7Mixer(ShiftMixer):
         v = super().exchange(parts, first)
         if self.residual is None or first is None or first.values is None:
             return v
-        return blend(v.flatten(-2), first.values.flatten(-2), self.residual(parts["v1"])).view(v.shape)
+        gate = self.residual.product(parts["v1"])
+        return blend(v.flatten(-2), first.values.flatten(-2), gate, self.residual.bias).view(v.shape)
 
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")
-        log_decay = channel_decays(self.decay(parts["w"].tanh()), "sigmoid", LEAST_LOG_DECAY).view(k.shape)
-        rate = self.rate(parts["a"]).view(k.shape).to(k.dtype)
-        written, read, erase = erasing_keys(k, rate, self.erasing.weight, self.weakening.weight)
+        decay, shift = self.decay.product(parts["w"].tanh()), self.rate.bias.unflatten(-1, self.key_shape)
+        log_decay = channel_decays(decay, "sigmoid", LEAST_LOG_DECAY, self.decay.bias).view(k.shape)
+        rate = self.rate.product(parts["a"]).view(k.shape).to(k.dtype)
+        written, read, erase = erasing_keys(k, rate, shift, self.erasing.weight, self.weakening.weight)
         return DeltaInputs(r, written, v, log_decay=log_decay, read=read, erase=erase)
 
     def finish(self, y: Tensor, inputs: DeltaInputs) -> Tensor:
-        return token_bonus(inputs.q, inputs.k, inputs.v, self.bonus.weight, self.norm(y)).flatten(-2)
+        assert self.norm.bias is not None
+        norm = self.norm.weight, self.norm.bias
+        return token_bonus(*inputs[:3], self.bonus.weight, y, norm, eps=self.norm.eps).flatten(-2)
 
     def project_out(self, y: Tensor, g: Tensor) -> Tensor:
         return self.output(gated_product(y, self.gate(g.sigmoid()), "none"))

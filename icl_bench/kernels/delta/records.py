@@ -27,7 +27,7 @@ class DeltaInputs(NamedTuple):
     """Tensors of a call, for N sequences, T tokens of n sub-steps each, H key heads and G = R H value heads.
 
     Value head g reads key head g // R. Vectors share one type; `beta`, gates and the state are float32, or float64 with
-    float64 vectors.
+    float64 vectors, and `log_decay` of channels may have the type of the vectors.
     """
 
     q: Tensor
@@ -174,5 +174,6 @@ def _check_gates(inputs: DeltaInputs) -> None:
     kind = accumulation_dtype(inputs.q.dtype)
     for name in ("beta", "log_decay", "log_value_decay", "state"):
         x = getattr(inputs, name)
-        if x is not None and x.dtype not in (kind, torch.float64):
+        of_channels = name == "log_decay" and inputs.gates_channels
+        if x is not None and x.dtype not in (kind, torch.float64) and not (of_channels and x.dtype == inputs.q.dtype):
             raise ArgumentError(f"{name} must be {kind} for inputs of {inputs.q.dtype}; got {x.dtype}: cast it")

@@ -22,7 +22,8 @@ from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, pois
 
 F32 = torch.float32
 QUICK = {
-    "delta-net", "gated-delta-net", "kda", "comba", "unbounded-untied", "channel-delta-product", "rwkv-6", "gsa",
+    "delta-net", "gated-delta-net", "kda", "rwkv-7", "comba", "unbounded-untied", "channel-delta-product", "rwkv-6",
+    "gsa",
 }  # fmt: skip
 """Variants that together run every branch of the kernels; the GPU tests run them all."""
 
@@ -82,6 +83,12 @@ def test_gates_however_strong(name, decay):
     check(delta_triton, *make_problem(VARIANTS[name], t=16, groups=1, decay=decay, dtype=F32, device=DEVICE))
 
 
+def test_untied_decays_at_their_bound():
+    inputs, options = make_problem(VARIANTS["rwkv-7"], t=20, groups=1, dtype=F32, device=DEVICE)
+    decays = torch.full_like(inputs.log_decay, launch.UNTIED_BOUND)
+    check(delta_triton, inputs._replace(log_decay=decays), options._replace(least_log_decay=launch.UNTIED_BOUND))
+
+
 def test_a_rate_of_zero_has_a_gradient():
     inputs, options = make_problem(VARIANTS["gated-delta-net"], t=20, groups=1, dtype=F32, device=DEVICE)
     rates = torch.where(torch.arange(20, device=DEVICE) % 3 == 0, 0.0, inputs.beta[0, :, 0])
@@ -94,6 +101,13 @@ def test_wide_values_are_split_over_programs():
 
 def test_half_precision():
     check(delta_triton, *make_problem(VARIANTS["gated-delta-net"], t=20, dtype=torch.float16, device=DEVICE))
+
+
+def test_decays_of_channels_in_the_type_of_the_vectors():
+    inputs, options = make_problem(VARIANTS["gla"], t=20, dtype=torch.float16, device=DEVICE)
+    inputs = inputs._replace(log_decay=inputs.log_decay.half())
+    check(delta_triton, inputs, options)
+    assert results(lambda x: delta_rule(x, options, "triton"), inputs)["dlog_decay"].dtype == torch.float16
 
 
 def test_two_runs_are_equal_bit_for_bit():

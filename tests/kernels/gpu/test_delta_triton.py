@@ -46,6 +46,12 @@ def test_half_precision_without_a_first_state(name):
     check(delta_triton, *make_problem(VARIANTS[name], t=100, key=32, value=32, dtype=F16, initial=False, device="cuda"))
 
 
+@pytest.mark.parametrize("name", ["kda", "unbounded-kda", "rwkv-7", "gla"])
+def test_decays_of_channels_in_bfloat16(name):
+    inputs, options = make_problem(VARIANTS[name], n=2, t=100, heads=2, key=32, value=32, dtype=BF16, device="cuda")
+    check(delta_triton, inputs._replace(log_decay=inputs.log_decay.bfloat16()), options)
+
+
 @pytest.mark.parametrize("keys", ["same", "few", "cosine"])
 @pytest.mark.parametrize("name", ["delta-net", "gated-delta-net", "kda"])
 def test_repeated_keys(name, keys):
@@ -62,6 +68,16 @@ def test_repeated_keys_at_the_largest_rate(name, keys):
     inputs, options = make_problem(VARIANTS[name], t=64, key=32, value=32, keys=keys, dtype=F32, device="cuda")
     same = keys == "same"
     check(delta_triton, inputs._replace(beta=torch.full_like(inputs.beta, 2.0)), options, same, undamped=same)
+
+
+@pytest.mark.parametrize("value", [32, 64])
+@pytest.mark.parametrize("keys", ["same", "few", "cosine"])
+@pytest.mark.parametrize("name", ["delta-net", "gated-delta-net", "kda"])
+def test_states_that_keep_their_errors_in_bfloat16(name, keys, value):
+    inputs, options = make_problem(VARIANTS[name], t=256, key=32, value=value, keys=keys, decay=0.0, dtype=BF16,
+                                   device="cuda")  # fmt: skip
+    inputs = inputs._replace(beta=torch.full_like(inputs.beta, 2.0))
+    check(delta_triton, inputs, options, overwritten=keys == "same")
 
 
 @pytest.mark.parametrize(("name", "dtype"), [(x, BF16) for x in VARIANTS] + [(x, F32) for x in FAMILIES])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
+from icl_bench.kernels.delta.triton.channels import channel_backward_kernel, channel_forward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
 from icl_bench.kernels.delta.triton.segments import (
     delta_inverse_kernel,
@@ -25,10 +26,11 @@ from icl_bench.kernels.delta.triton.tied import tied_backward_kernel, tied_forwa
 from icl_bench.kernels.delta.triton.tiles import DeltaConstants, DeltaViews
 from icl_bench.kernels.triton.common import add_neighbours, padded, view_of
 
-WIDEST_TIED = 64
-"""Widest keys of the kernels of `tied`."""
-BOUND = -5.0
-"""Least log decay of a channel at which exp of the sums over 16 tokens stays in the range of float32 (e^88)."""
+WIDEST_TIED, WIDEST_CHANNELS = 64, 32
+"""Widest keys of the kernels of `tied` and of `channels`."""
+BOUND, UNTIED_BOUND = -5.0, -2.5
+"""Least log decays of a channel at which exp of the sums over 16 tokens stays in the range of float32 (e^88), and at
+which gradients of states do so times the decay of a whole chunk, as the untied rule of `channels` has them."""
 
 
 class DeltaCall(NamedTuple):
@@ -47,7 +49,8 @@ class DeltaCall(NamedTuple):
     undecayed: bool
     ahead: bool
     scale: float
-    bounded: bool
+    least: float
+    """Least log decay of a channel that the caller guarantees; -inf for none."""
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -75,11 +78,25 @@ class DeltaCall(NamedTuple):
 
     @property
     def tied(self) -> bool:
-        """The kernels of `tied` take the call: not beside float16, whose range is small for gradients of states."""
-        reads_keys = self.rule == "delta" and self.read is None and self.k.shape[1] == self.q.shape[1]
+        """The kernels of `tied` take the call."""
         one_decay = self.log_decay is None or self.log_decay.ndim == 3
-        known = self.q.dtype != torch.float16 and self.q.shape[3] <= WIDEST_TIED
-        return reads_keys and one_decay and known and self.segments == 1
+        narrow = self.q.shape[3] <= WIDEST_TIED
+        return self.rule == "delta" and self.read is None and one_decay and narrow and self.whole
+
+    @property
+    def channels(self) -> bool:
+        """The kernels of `channels` take the call."""
+        own_reads = self.read is not None or self.undecayed
+        known = self.undecayed if self.rule == "untied" else self.rule == "delta" and not own_reads
+        of_channels = self.log_decay is not None and self.log_decay.ndim == 4
+        bounded = self.least >= (UNTIED_BOUND if self.rule == "untied" else BOUND)
+        return known and of_channels and bounded and self.q.shape[3] <= WIDEST_CHANNELS and self.whole
+
+    @property
+    def whole(self) -> bool:
+        """A program has a whole sequence of tokens of one step, and the range of float32 for gradients of states."""
+        one_step = self.k.shape[1] == self.q.shape[1]
+        return one_step and self.q.dtype != torch.float16 and self.segments == 1
 
     @property
     def precision(self) -> str:
@@ -91,7 +108,8 @@ class DeltaCall(NamedTuple):
         """Widths, rule and gates, on which the launches of the table depend."""
         gate = self.log_decay if self.log_value_decay is None else self.log_value_decay
         kind = "none" if gate is None else "heads" if gate.ndim == 3 else "channels"
-        return DeltaShape(self.q.shape[3], self.v.shape[3], self.rule, kind, self.segments > 1, self.tied)
+        own = self.tied or self.channels
+        return DeltaShape(self.q.shape[3], self.v.shape[3], self.rule, kind, self.segments > 1, own)
 
     def views(self) -> DeltaViews:
         """Return views of the inputs; those that are not given are views of q, which no kernel reads through them."""
@@ -101,7 +119,7 @@ class DeltaCall(NamedTuple):
     def options(self, launch: DeltaLaunch, save: bool, single: bool = False) -> dict[str, Any]:
         """Return the constants and the options of a launch; `single` takes chunks for segments."""
         _, tokens, _, _, key_width = self.sizes
-        channels = 2 if self.bounded else 3
+        channels = 2 if self.least >= BOUND else 3
         constants = DeltaConstants(
             K=key_width,
             V=self.v.shape[3],
@@ -164,8 +182,8 @@ def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKep
 def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tuple[Tensor, Tensor, DeltaKept]:
     """Return y, the last state and what the backward pass reads: where `save` all of it."""
     y, last, kept = empty_outputs(call, save)
-    if call.tied:
-        return launch_tied_forward(call, save, launch, y, last, kept)
+    if call.tied or call.channels:
+        return launch_own_forward(call, save, launch, y, last, kept)
     first = call.state
     if call.segments > 1:
         launch_delta_maps(call, kept, launch)
@@ -178,12 +196,13 @@ def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tu
     return y, last, kept
 
 
-def launch_tied_forward(
+def launch_own_forward(
     call: DeltaCall, save: bool, launch: DeltaLaunch, y: Tensor, last: Tensor, kept: DeltaKept
 ) -> tuple[Tensor, Tensor, DeltaKept]:
-    """Fill the outputs of a call that `tied` takes, and return them."""
+    """Fill the outputs of a call that `tied` or `channels` takes, and return them."""
     _, tokens, heads, groups, _ = call.sizes
-    tied_forward_kernel[call.grid(launch)](
+    kernel = tied_forward_kernel if call.tied else channel_forward_kernel
+    kernel[call.grid(launch)](
         call.views(), y, last if call.state is None else call.state, last, kept.states, kept.inverses, tokens, heads,
         groups, call.scale, **call.options(launch, save),
     )  # fmt: skip
@@ -228,12 +247,13 @@ def empty_gradients(call: DeltaCall, parts: int) -> DeltaGradients:
         return torch.empty(shape if x is not None else (0,), device=call.q.device, dtype=dtype)
 
     gate = () if call.log_decay is None or call.log_decay.ndim == 3 else (key_width,)
+    decays = torch.float32 if call.log_decay is None or parts != groups else call.log_decay.dtype
     return DeltaGradients(
         q=empty(call.q, n, call.q.shape[1], parts, key_width, dtype=shared),
         k=empty(call.k, n, tokens, parts, key_width, dtype=shared),
         v=empty(call.v, *call.v.shape, dtype=call.v.dtype),
         beta=empty(call.beta, n, tokens, parts),
-        log_decay=empty(call.log_decay, n, call.q.shape[1], parts, *gate),
+        log_decay=empty(call.log_decay, n, call.q.shape[1], parts, *gate, dtype=decays),
         read=empty(call.read, n, tokens, parts, key_width, dtype=shared),
         erase=empty(call.erase, n, tokens, parts, key_width, dtype=shared),
         log_value_decay=empty(call.log_value_decay, n, call.q.shape[1], groups, call.v.shape[3]),
@@ -252,8 +272,9 @@ def launch_delta_gradient(
     blocks = -(-call.v.shape[3] // launch.block_v)
     out = empty_gradients(call, groups * blocks)
     ends, grid, length = dlast, call.grid(launch), call.segment
-    if call.tied:
-        tied_backward_kernel[grid](
+    if call.tied or call.channels:
+        kernel = tied_backward_kernel if call.tied else channel_backward_kernel
+        kernel[grid](
             call.views(), view_of(dy), dy if ends is None else ends, kept.states, kept.inverses, out, tokens, heads,
             groups, call.scale, LAST=ends is not None, **call.options(launch, True),
         )  # fmt: skip

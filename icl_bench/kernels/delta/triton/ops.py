@@ -1,5 +1,6 @@
 """The delta rule in Triton, as operators of torch: differentiable, traceable, capturable."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from icl_bench.kernels.delta.triton import launch, table
 DELTA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? beta, Tensor? log_decay, Tensor? read, Tensor? erase, "
-    "Tensor? log_value_decay, Tensor? state, str rule, bool undecayed, bool ahead, float scale, bool bounded"
+    "Tensor? log_value_decay, Tensor? state, str rule, bool undecayed, bool ahead, float scale, float least"
 )
 FORWARD_SCHEMA = f"({INPUTS}, bool save) -> ({', '.join(5 * ['Tensor'])})"
 KEPT = "Tensor states, Tensor inverses, Tensor maps"
@@ -42,9 +43,9 @@ def delta_triton(inputs: DeltaInputs, options: DeltaOptions) -> tuple[Tensor, Te
         None if inputs.state is None else inputs.state.contiguous()
     ]
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
-    bounded = options.least_log_decay is not None and options.least_log_decay >= launch.BOUND
+    least = -math.inf if options.least_log_decay is None else options.least_log_decay
     y, last, *_ = delta_forward(
-        *given, options.rule, options.reads == "undecayed", inputs.bonus is not None, options.scale, bounded, save
+        *given, options.rule, options.reads == "undecayed", inputs.bonus is not None, options.scale, least, save
     )
     if inputs.bonus is not None:
         shared = v.shape[2] // q.shape[2]

@@ -34,8 +34,8 @@ class DeltaShape(NamedTuple):
     """Decays: "none", of "heads" or of "channels"."""
     segmented: bool
     """Segments of a sequence are taken in parallel."""
-    tied: bool = False
-    """The kernels of `tied` take the call."""
+    own: bool = False
+    """The kernels of `tied` or `channels` take the call."""
 
     @property
     def block_k(self) -> int:
@@ -60,8 +60,8 @@ def forward_launch(shape: DeltaShape) -> DeltaLaunch:
     at 64 x 64 there are some where the systems of chunks are solved before. Not measured are rules and gates at 128 x
     128 but the tied rule with gates of heads, and widths of keys that differ from those of values.
     """
-    if shape.tied:
-        return tied_launch(shape, backward=False)
+    if shape.own:
+        return own_launch(shape, backward=False)
     if shape.narrow:
         return DeltaLaunch(shape.block_v(), 1, 3 if shape.rule == "untied" else 2)
     if shape.block_k < 64:
@@ -81,8 +81,8 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     A walk of its own over the states pays where their gradients and those of the inputs together spill much: beside
     wide keys with gates, and beside narrow ones for the untied rule and for wide values with gates of channels.
     """
-    if shape.tied:
-        return tied_launch(shape, backward=True)
+    if shape.own:
+        return own_launch(shape, backward=True)
     reads = shape.rule != "linear"
     if shape.block_k < 64 and not shape.narrow and shape.rule == "delta" and shape.gate == "heads":
         return DeltaLaunch(shape.block_v(1024 // shape.block_k), 1, 2)
@@ -97,8 +97,15 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     return DeltaLaunch(padded(shape.value_width, 16, wide), 2, 1, single=single)
 
 
-def tied_launch(shape: DeltaShape, *, backward: bool) -> DeltaLaunch:
-    """Return the launch of the kernels of `tied`, as measured on one H200 at 16 x 32, 32 x 32, 32 x 64 and 64 x 64."""
+def own_launch(shape: DeltaShape, *, backward: bool) -> DeltaLaunch:
+    """Return the launch of the kernels of `tied` and `channels`, as measured on one H200.
+
+    Measured are 16 x 32, 32 x 32, 32 x 64 and 64 x 64, without decays at 32 x 32.
+    """
+    if shape.narrow and shape.gate == "none":
+        return DeltaLaunch(shape.block_v(), 1, 2, registers=168)
+    if shape.narrow and not backward:
+        return DeltaLaunch(shape.block_v(), 1, 3)
     if shape.block_k < 64:
         return DeltaLaunch(shape.block_v(), 1, 2)
     if backward:

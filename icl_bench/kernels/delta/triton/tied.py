@@ -24,6 +24,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     load_numbers,
     load_substeps,
+    load_transposed,
     nearest_tf32,
     ones_of_pairs,
     product,
@@ -41,26 +42,62 @@ LEAST_LOG: tl.constexpr = tl.constexpr(-192.0)
 
 
 @triton.jit
-def solved_product(matrix, rows, ones, PRECISION: tl.constexpr, total=None, RIGHT: tl.constexpr = False):
-    """Return M rows, or where RIGHT rows M, added to `total` where there is one: in tf32 where others are in bfloat16.
+def solved_product(matrix, rows, ones, PRECISION: tl.constexpr, RIGHT: tl.constexpr = False, PARTS: tl.constexpr = 1):
+    """Return M rows, or where RIGHT rows M: in tf32 where others are in bfloat16, with M in PARTS parts of it.
 
-    Equal keys have equal rounding errors of M, and cancelling rows, of which bfloat16 would leave little. M is rounded
-    to the nearest, and the product cuts the rows off: rounding all of them takes a tenth more instructions.
+    M is rounded to the nearest, and the product cuts the rows off: rounding all of them takes a tenth more
+    instructions. Equal keys have equal rounding errors of M at every chunk, so what stays in a state needs two parts.
     """
     EXACT: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
-    matrix = in_pairs(nearest_tf32(matrix, EXACT), ones)
     rows = rows.to(tl.float32)
+    high = nearest_tf32(matrix, EXACT)
+    total = None
+    if PARTS == 2 and EXACT == "tf32":
+        high = (high.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+        low = in_pairs(matrix - high, ones)
+        if RIGHT:
+            total = tl.dot(rows, low, input_precision=EXACT)
+        else:
+            total = tl.dot(low, in_pairs(rows, ones), input_precision=EXACT)
+    high = in_pairs(high, ones)
     if RIGHT:
-        result = tl.dot(rows, matrix, total, input_precision=EXACT)
+        result = tl.dot(rows, high, total, input_precision=EXACT)
     else:
-        result = tl.dot(matrix, in_pairs(rows, ones), total, input_precision=EXACT)
+        result = tl.dot(high, in_pairs(rows, ones), total, input_precision=EXACT)
     return result
 
 
 @triton.jit
-def load_rates(view, start, end, ROWS: tl.constexpr):
-    """Return the rates of a chunk, [ROWS], none of them zero."""
-    rates = load_numbers(view, start, end, 0, 1, ROWS)
+def state_product(written, keys, ones, PRECISION: tl.constexpr, total):
+    """Return total + written keys, [V, ROWS] times [ROWS, K]: a state keeps its errors, so in tf32, not in bfloat16."""
+    EXACT: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
+    return tl.dot(written.to(tl.float32), in_pairs(keys.to(tl.float32), ones), total, input_precision=EXACT)
+
+
+@triton.jit
+def rounding_of(x, PRECISION: tl.constexpr):
+    """Return what x loses as an operand in bfloat16, as one more; x where nothing is lost."""
+    if PRECISION == "bf16":
+        x = (x - x.to(tl.bfloat16).to(tl.float32)).to(tl.bfloat16)
+    return x
+
+
+@triton.jit
+def load_rates(view, start, end, C: tl.constexpr):
+    """Return the rates of a chunk, [ROWS]; where there are none, zeros that nothing reads.
+
+    They are loaded a chunk ahead: the compiler fetches ahead only what products take.
+    """
+    ROWS: tl.constexpr = C.ROWS
+    rates = tl.zeros([ROWS], tl.float32)
+    if C.RATED:
+        rates = load_numbers(view, start, end, 0, 1, ROWS)
+    return rates
+
+
+@triton.jit
+def not_zero(rates):
+    """Return the rates with the least one in place of smaller ones."""
     return tl.where(tl.abs(rates) < LEAST_RATE, LEAST_RATE, rates)
 
 
@@ -98,8 +135,11 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
     if C.INITIAL:
         edge, edge_mask = state_pointers(first_state + head * (C.K * C.V), first, C)
         state = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    next_rates = load_rates(x.beta, 0, T, C)
     for chunk in range(0, chunks):
         start = chunk * ROWS
+        rates = next_rates
+        next_rates = load_rates(x.beta, start + ROWS, T, C)
         q = load_substeps(x.q, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         k = load_substeps(x.k, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
@@ -115,19 +155,18 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
             system = system * decay
             since = tl.exp2(upto)
         if C.RATED:
-            beta = load_rates(x.beta, start, T, ROWS)
+            beta = not_zero(rates)
             matrix = unit_lower_inverse(system * beta[:, None], ROWS) * beta[None, :]
         else:
             matrix = unit_lower_inverse(system, ROWS)
         if C.SAVE and first == 0:
             kept = inverse_pointers(solved, head * chunks + chunk, ROWS)
             tl.store(kept, matrix)
-        reading = -matrix
-        if C.GATE == HEADS:
-            reading = reading * since[None, :]
         seen = product(state, tl.trans(k), PRECISION)
-        w_t = solved_product(tl.trans(matrix), tl.trans(v), ones, PRECISION, RIGHT=True)
-        w_t = solved_product(tl.trans(reading), seen, ones, PRECISION, w_t, RIGHT=True)
+        if C.GATE == HEADS:
+            seen = seen * since[None, :]
+        rest_t = tl.trans(v).to(tl.float32) - seen
+        w_t = solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True, PARTS=2)
         rows = product(q, tl.trans(state), PRECISION)
         writing = k
         if C.GATE == HEADS:
@@ -136,7 +175,7 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
             state = state * tl.exp2(total)
         rows = product(p, tl.trans(w_t), PRECISION, rows) * scale
         store_substeps(out, rows, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        state = product(w_t, writing, PRECISION, state)
+        state = state_product(w_t, writing, ones, PRECISION, state)
     edge, edge_mask = state_pointers(last + head * (C.K * C.V), first, C)
     tl.store(edge, state, mask=edge_mask)
 
@@ -170,9 +209,12 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
     if LAST:
         edge, edge_mask = state_pointers(dlast + head * (C.K * C.V), first, C)
         d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    next_rates = load_rates(x.beta, (chunks - 1) * ROWS, T, C)
     for step in range(0, chunks):
         chunk = chunks - 1 - step
         start = chunk * ROWS
+        rates = next_rates
+        next_rates = load_rates(x.beta, tl.maximum(start - ROWS, 0), T, C)
         pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
         if GATE == HEADS:
             upto, total = cumulated_decays(x.log_decay, start, T, ROWS)
@@ -191,28 +233,29 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
         dw = product(d, tl.trans(k), PRECISION)
         if GATE == HEADS:
             dw = dw * after[None, :]
-        u = load_substeps(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        dw = product(tl.trans(u), tl.trans(p), PRECISION, dw)
+        u_t = load_transposed(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        dw = product(u_t, tl.trans(p), PRECISION, dw)
         matrix = tl.load(inverse_pointers(solved, head * chunks + chunk, ROWS))
-        dv = solved_product(tl.trans(matrix), tl.trans(dw), ones, PRECISION)
+        dv = solved_product(tl.trans(matrix), tl.trans(dw), ones, PRECISION, PARTS=2)
+        low_dv = rounding_of(dv, PRECISION)
         store_substeps(rows_of_part(out.v, n, g, T, G, C.V), dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         state = tl.load(pointers, mask=mask, other=0.0)
         seen = product(state, tl.trans(k), PRECISION)
-        v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        reading = -matrix
         if GATE == HEADS:
-            reading = reading * since[None, :]
-        w = solved_product(matrix, v, ones, PRECISION)
-        w = solved_product(reading, tl.trans(seen), ones, PRECISION, w)
+            seen = seen * since[None, :]
+        v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        matrix = tl.load(inverse_pointers(solved, head * chunks + chunk, ROWS))
+        w = solved_product(matrix, v.to(tl.float32) - tl.trans(seen), ones, PRECISION)
         if C.RATED:
-            beta = load_rates(x.beta, start, T, ROWS)
+            beta = not_zero(rates)
             dbeta = tl.sum(dv * w, 1) / (beta * beta)
             store_numbers(rows_of_part(out.beta, n, part, T, parts, 1), dbeta, start, T, 0, 1, ROWS)
 
         # Gradients of the scores, transposed. Those of the diagonal are in gradients of queries and of keys, and cancel
         # in that of the decays.
         u = load_substeps(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        dp = product(w, tl.trans(u), PRECISION) * weights
+        EXACT: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
+        dp = tl.dot(w, tl.trans(u.to(tl.float32)), input_precision=EXACT) * weights
         da = product(w, tl.trans(dv), PRECISION) * tl.where(i == j, 0.0, -decay)
 
         state = tl.load(pointers, mask=mask, other=0.0)
@@ -251,8 +294,11 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
         else:
             queries = q.to(tl.float32) * scale
             keys = -k
-        d = product(tl.trans(u), queries, PRECISION, d)
+        u_t = load_transposed(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        d = product(u_t, queries, PRECISION, d)
         d = product(tl.trans(dv.to(q.dtype)), keys, PRECISION, d)
+        if PRECISION == "bf16":
+            d = product(tl.trans(low_dv), keys, PRECISION, d)
     if C.INITIAL:
         edge, edge_mask = state_pointers(out.state + head * (C.K * C.V), first, C)
         tl.store(edge, d, mask=edge_mask)

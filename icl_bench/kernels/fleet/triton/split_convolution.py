@@ -14,44 +14,43 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import UNIT_EPS, HeadColumns
-from icl_bench.kernels.fleet.triton.convolution import convolve_tile
 from icl_bench.kernels.fleet.triton.products import spaced_rows
-from icl_bench.kernels.triton.common import add_parts, padded, tile_shape
+from icl_bench.kernels.triton.common import add_parts, logistic, padded
 
 WIDEST_BLOCK = 64
 """Most columns to a program, where heads are not normalised."""
-SEQUENCES = 8
-"""Sequences to a program of the backward pass."""
-SEGMENT = 64
-"""Tokens to a program of the backward pass."""
-ELEMENTS = 4
-"""Elements of a token to a thread of the backward pass."""
-TOKENS = 4
-"""Tokens that a program of the backward pass loads at once."""
 
 
-@triton.jit
-def split_convolution_kernel(
-    x, taps, bias, out, count, length, width, first, span, step, apart, eps, LENGTH: tl.constexpr, BIAS: tl.constexpr,
-    SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Write the `span` columns from `first` on of silu(conv(x) + bias), normalised by head. Grid (rows, blocks, M).
+class TokenWalk(NamedTuple):
+    """Blocks of a launch that walks tokens."""
 
-    A block has `step` columns: those of a head, or BLOCK_C where nothing is normalised.
-    """
-    member, index = tl.program_id(2), tl.arange(0, BLOCK_C)
-    rows, local = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * step + index
-    valid = (index < step) & (local < span)
-    mask, start = (rows < count)[:, None] & valid[None, :], member.to(tl.int64) * count + rows
-    offsets = start[:, None] * apart + (first + local)[None, :]
-    value = convolve_tile(x, offsets, apart, rows % length, mask, width, taps, member, first + local, LENGTH)
-    if BIAS:
-        value += tl.load(bias + member * width + first + local, mask=valid, other=0.0).to(tl.float32)[None, :]
-    if SILU:
-        value *= tl.sigmoid(value)
-    if UNIT:
-        value *= (1.0 / tl.sqrt(tl.sum(tl.where(mask, value * value, 0.0), 1) + eps))[:, None]
-    tl.store(out + start[:, None] * span + local[None, :], value.to(out.dtype.element_ty), mask=mask)
+    sequences: int
+    """Sequences to a program."""
+    segment: int
+    """Tokens to a program."""
+    elements: int
+    """Elements of a token to a thread."""
+    tokens: int
+    """Tokens that a program loads at once."""
+    stages: int
+    """Stages of the pipeline of these loads; 1 for none."""
+
+    def programs(self, batch: int, time: int) -> int:
+        """Return the programs for the sequences and tokens of a member."""
+        return -(-batch // self.sequences) * -(-time // self.segment)
+
+    def constants(self, columns: int) -> dict[str, int]:
+        """Return the constants of a launch for blocks of so many columns."""
+        block = padded(columns)
+        warps = padded(self.sequences * block // (32 * self.elements), 1, 8)
+        return {
+            "BLOCK_S": self.sequences, "BLOCK_C": block, "TOKENS": self.tokens, "STAGES": self.stages,
+            "num_warps": warps,
+        }  # fmt: skip
+
+
+FORWARD, BACKWARD = TokenWalk(8, 64, 8, 4, 1), TokenWalk(8, 256, 8, 4, 1)
+"""Blocks of both passes, as measured on one H200."""
 
 
 @triton.jit
@@ -62,24 +61,93 @@ def load_token(pointer, offsets, token, mask, low, high):
 
 
 @triton.jit
+def load_taps(taps, member, width, columns, valid, LENGTH: tl.constexpr):
+    """Load the taps of the columns of a block, a tuple of [1, BLOCK_C] in float32, that of the current token first."""
+    weights = ()
+    for j in tl.static_range(LENGTH):
+        tap = tl.load(taps + (member * LENGTH + j) * width + columns, mask=valid, other=0.0)
+        weights = weights + (tap.to(tl.float32)[None, :],)
+    return weights
+
+
+@triton.jit
+def inner_value(window, weights, shift, LENGTH: tl.constexpr, BIAS: tl.constexpr):
+    """Return the convolution at a token plus the bias, from x at it and at those before it, the latest first."""
+    value = window[0] * weights[0]
+    for j in tl.static_range(1, LENGTH):
+        value += window[j] * weights[j]
+    if BIAS:
+        value += shift
+    return value
+
+
+@triton.jit
+def split_convolution_kernel(
+    x, taps, bias, out, batch, length, width, first, span, step, apart, eps, each, LENGTH: tl.constexpr,
+    BIAS: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    TOKENS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Walk `each` tokens of BLOCK_S sequences; write columns of silu(conv(x) + bias), normalised by head.
+
+    Written are the `span` columns from `first` on. A block has `step` columns: those of a head, or BLOCK_C where
+    nothing is normalised. Grid (blocks of sequences times segments of tokens, blocks of columns, M).
+    """
+    part, member, index = tl.program_id(0), tl.program_id(2), tl.arange(0, BLOCK_C)
+    segments = tl.cdiv(length, each)
+    rows, start = part // segments * BLOCK_S + tl.arange(0, BLOCK_S), part % segments * each
+    end, local = tl.minimum(start + each, length), tl.program_id(1) * step + index
+    valid = (index < step) & (local < span)
+    mask = (rows < batch)[:, None] & valid[None, :]
+    tokens = ((member.to(tl.int64) * batch + rows) * length)[:, None]
+    inputs, results = tokens * apart + (first + local)[None, :], tokens * span + local[None, :]
+    shift = 0.0
+    if BIAS:
+        shift = tl.load(bias + member * width + first + local, mask=valid, other=0.0).to(tl.float32)[None, :]
+    weights, recent = load_taps(taps, member, width, first + local, valid, LENGTH), ()
+    for j in tl.static_range(LENGTH - 1):
+        token = start - 1 - j
+        recent = recent + (load_token(x, inputs + token * apart, token, mask, 0, length).to(tl.float32),)
+    for group in tl.range(0, tl.cdiv(end - start, TOKENS), num_stages=STAGES):
+        earliest, given = start + group * TOKENS, ()
+        for i in tl.static_range(TOKENS):
+            given = given + (load_token(x, inputs + (earliest + i) * apart, earliest + i, mask, 0, end),)
+        for i in tl.static_range(TOKENS):
+            window = (given[i].to(tl.float32),) + recent
+            value = inner_value(window, weights, shift, LENGTH, BIAS)
+            if SILU:
+                value *= logistic(value)
+            if UNIT:
+                if BIAS:
+                    value = tl.where(mask, value, 0.0)
+                value *= tl.rsqrt(tl.sum(value * value, 1) + eps)[:, None]
+            recent = window[: LENGTH - 1]
+            own = tl.where(mask, earliest + i, end) < end
+            tl.store(out + results + (earliest + i) * span, value.to(out.dtype.element_ty), mask=own)
+
+
+@triton.jit
 def inner_gradient(
-    recent, weights, shift, upstream, mask, eps, LENGTH: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr
-):
+    window, weights, shift, upstream, mask, eps, LENGTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
     """Return the gradient of conv(x) at a token, from x at it and at those before it, the latest first.
 
-    For u = z s, s = 1 / sqrt(sum z^2 + eps), the gradient of z is s (g - u sum(g u)).
+    For u = z s, s = 1 / sqrt(sum z^2 + eps), the gradient of z is s (g - z s^2 sum(g z)).
     """
-    value = shift + tl.zeros(mask.shape, tl.float32)
-    for j in tl.static_range(LENGTH):
-        value += recent[j] * weights[j]
-    share = tl.sigmoid(value) if SILU else tl.full(value.shape, 1.0, tl.float32)
-    if UNIT:
-        unit = tl.where(mask, value * share, 0.0)
-        scale = (1.0 / tl.sqrt(tl.sum(unit * unit, 1) + eps))[:, None]
-        unit *= scale
-        upstream = (upstream - unit * tl.sum(upstream * unit, 1)[:, None]) * scale
+    value = inner_value(window, weights, shift, LENGTH, BIAS)
+    share = 1.0
+    active = value
     if SILU:
-        upstream *= share * (1.0 + value * (1.0 - share))
+        share = logistic(value)
+        active = value * share
+    if UNIT:
+        if BIAS:
+            active = tl.where(mask, active, 0.0)
+        scale = tl.rsqrt(tl.sum(active * active, 1) + eps)
+        along = tl.sum(upstream * active, 1) * scale * scale * scale
+        upstream = upstream * scale[:, None] - active * along[:, None]
+    if SILU:
+        upstream *= share + active * (1.0 - share)
     return upstream
 
 
@@ -87,12 +155,12 @@ def inner_gradient(
 def split_convolution_gradient_kernel(
     x, taps, bias, gradient, dx, partial, partial_bias, batch, length, width, first, span, step, apart, eps, each,
     LENGTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr, TOKENS: tl.constexpr,
+    BLOCK_C: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Walk `each` tokens of BLOCK_S sequences from the last on; write dx, and their part of dtaps and dbias.
 
     With g the gradient of conv(x), dx_t = sum_j taps_j g_(t+j) and dtaps_j = sum_t g_t x_(t-j): what tokens share stays
-    in registers. Grid (blocks of sequences times segments of tokens, blocks of columns, M).
+    in registers. The grid is that of the forward pass.
     """
     part, member, index = tl.program_id(0), tl.program_id(2), tl.arange(0, BLOCK_C)
     segments = tl.cdiv(length, each)
@@ -107,10 +175,9 @@ def split_convolution_gradient_kernel(
     shift = 0.0
     if BIAS:
         shift = tl.load(bias + member * width + first + local, mask=valid, other=0.0).to(tl.float32)[None, :]
-    weights, recent, later, sums = (), (), (), ()
-    for j in tl.static_range(LENGTH):
-        tap = tl.load(taps + (member * LENGTH + j) * width + first + local, mask=valid, other=0.0)
-        weights, sums = weights + (tap.to(tl.float32)[None, :],), sums + (empty,)
+    weights, recent, later, sums = load_taps(taps, member, width, first + local, valid, LENGTH), (), (), ()
+    for _ in tl.static_range(LENGTH):
+        sums = sums + (empty,)
     for j in tl.static_range(LENGTH - 1):
         token = end + LENGTH - 2 - j
         recent = recent + (load_token(x, inputs + token * apart, token, mask, 0, length).to(tl.float32),)
@@ -119,10 +186,10 @@ def split_convolution_gradient_kernel(
         oldest = token - LENGTH + 1
         window = recent + (load_token(x, inputs + oldest * apart, oldest, mask, 0, length).to(tl.float32),)
         upstream = load_token(gradient, upstreams + token * span, token, mask, 0, length).to(tl.float32)
-        later = (inner_gradient(window, weights, shift, upstream, mask, eps, LENGTH, SILU, UNIT),) + later
+        later = (inner_gradient(window, weights, shift, upstream, mask, eps, LENGTH, BIAS, SILU, UNIT),) + later
         recent = window[1:]
     total = empty
-    for group in range(0, tl.cdiv(end - start, TOKENS)):
+    for group in tl.range(0, tl.cdiv(end - start, TOKENS), num_stages=STAGES):
         latest = end - 1 - group * TOKENS
         earlier, given = (), ()
         for i in tl.static_range(TOKENS):
@@ -133,10 +200,10 @@ def split_convolution_gradient_kernel(
         for i in tl.static_range(TOKENS):
             window = recent + (earlier[i].to(tl.float32),)
             upstream = given[i].to(tl.float32)
-            inner = inner_gradient(window, weights, shift, upstream, mask, eps, LENGTH, SILU, UNIT)
+            inner = inner_gradient(window, weights, shift, upstream, mask, eps, LENGTH, BIAS, SILU, UNIT)
             later = (inner,) + later
-            result, added = empty, ()
-            for j in tl.static_range(LENGTH):
+            result, added = weights[0] * inner, (sums[0] + inner * window[0],)
+            for j in tl.static_range(1, LENGTH):
                 result += weights[j] * later[j]
                 added = added + (sums[j] + inner * window[j],)
             sums, recent, later = added, window[1:], later[: LENGTH - 1]
@@ -165,13 +232,13 @@ class FusedSplitConvolution(torch.autograd.Function):
         ctx.parts, ctx.silu = parts, silu
         members, batch, time, width = x.shape
         outs = tuple(x.new_empty(members, batch, time, part.heads, part.width) for part in parts)
+        programs = FORWARD.programs(batch, time)
         with launch_on(x):
             for columns, out in zip(columns_of(parts), outs, strict=True):
-                block_r, block_c = tile_shape(columns.step, 128)
-                split_convolution_kernel[(-(-batch * time // block_r), columns.blocks, members)](
-                    x, taps, x if bias is None else bias, out, batch * time, time, width, columns.first, columns.span,
-                    columns.step, ctx.apart, UNIT_EPS, LENGTH=taps.shape[1], BIAS=bias is not None, SILU=silu,
-                    UNIT=columns.unit, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
+                split_convolution_kernel[(programs, columns.blocks, members)](
+                    x, taps, x if bias is None else bias, out, batch, time, width, columns.first, columns.span,
+                    columns.step, ctx.apart, UNIT_EPS, FORWARD.segment, LENGTH=taps.shape[1], BIAS=bias is not None,
+                    SILU=silu, UNIT=columns.unit, **FORWARD.constants(columns.step),
                 )  # fmt: skip
         return outs
 
@@ -179,19 +246,17 @@ class FusedSplitConvolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, taps, bias = ctx.saved_tensors
         members, batch, time, width = x.shape
-        length, programs = taps.shape[1], -(-batch // SEQUENCES) * -(-time // SEGMENT)
+        length, programs = taps.shape[1], BACKWARD.programs(batch, time)
         dx = x.new_empty(x.shape)
         partial = x.new_empty(members, programs, length, width, dtype=torch.float32)
         partial_bias = None if bias is None else x.new_empty(members, programs, width, dtype=torch.float32)
         with launch_on(x):
             for columns, gradient in zip(columns_of(ctx.parts), gradients, strict=True):
-                block_c = padded(columns.step)
                 split_convolution_gradient_kernel[(programs, columns.blocks, members)](
                     x, taps, x if bias is None else bias, gradient.contiguous(), dx, partial,
                     partial if partial_bias is None else partial_bias, batch, time, width, columns.first, columns.span,
-                    columns.step, ctx.apart, UNIT_EPS, SEGMENT, LENGTH=length, BIAS=bias is not None, SILU=ctx.silu,
-                    UNIT=columns.unit, BLOCK_S=SEQUENCES, BLOCK_C=block_c, TOKENS=TOKENS,
-                    num_warps=padded(SEQUENCES * block_c // (32 * ELEMENTS), 1, 8),
+                    columns.step, ctx.apart, UNIT_EPS, BACKWARD.segment, LENGTH=length, BIAS=bias is not None,
+                    SILU=ctx.silu, UNIT=columns.unit, **BACKWARD.constants(columns.step),
                 )  # fmt: skip
         dbias = None if partial_bias is None or bias is None else add_parts(partial_bias, bias.dtype)
         return dx, add_parts(partial, taps.dtype), dbias, None, None
