@@ -1,6 +1,6 @@
 """Run fleets in this process: nothing has to start, and a debugger reaches everything.
 
-They run one after the other in one thread, or on a GPU several at once in threads (side_by_side.py).
+They run one after the other in one thread; on a GPU, several fleets run at once in threads (side_by_side.py).
 
 Commands run fleets with code from outside the package in a worker process all the same, one after the other.
 """
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.local import Local
-from icl_bench.harness.engines.side_by_side import SideBySide
+from icl_bench.harness.engines.side_by_side import MOST_AT_ONCE, SideBySide
 from icl_bench.isolation import is_isolating
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class Inline(EngineConfig):
     """Run fleets in this process, one after the other, or several at once on a GPU."""
 
-    at_once: int = Field(default=1, ge=1, le=16)
-    """Most fleets at once on a GPU, of which as many train at once as raise the sum of their speeds; 8 is enough."""
+    at_once: int = Field(default=MOST_AT_ONCE, ge=1, le=16)
+    """Most fleets at once on a GPU, of which as many train at once as raise the sum of their speeds."""
 
     def start(self, machine: "Machine") -> "InlineEngine":
         """Return the running engine."""
@@ -39,7 +39,7 @@ class Inline(EngineConfig):
 class InlineEngine(Engine):
     """The running engine: a loop over the fleets, with one worker for those that are not trusted to come back."""
 
-    def __init__(self, machine: "Machine", at_once: int = 1) -> None:
+    def __init__(self, machine: "Machine", at_once: int = MOST_AT_ONCE) -> None:
         self.machine = machine
         self.apart: Engine | None = None
         self.beside: Engine | None = None
@@ -52,11 +52,12 @@ class InlineEngine(Engine):
             self.apart.close()
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
-        """Run the fleets in order and yield their results."""
-        if self.beside is not None:
-            yield from self.beside.submit(agenda, store, reporter)
+        """Run the fleets, in order or beside each other, and yield their results."""
         while agenda:
-            yield from self.run_alone(agenda.take(), store, reporter)
+            if self.beside is not None and len(agenda) > 1:
+                yield from self.beside.submit(agenda, store, reporter)
+            else:
+                yield from self.run_alone(agenda.take(), store, reporter)
 
     def run_alone(self, fleet: Sequence[RunSpec], store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run a fleet in this thread, or in the worker; yield its results."""

@@ -9,20 +9,26 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from icl_bench.harness.engines.base import ENGINES, Engine, EngineConfig
+from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.messages import Limits, Message, Order, Worker, WorkerLost, WorkerPool, WorkerSetup
 from icl_bench.isolation import ending, environment_variable, start_method
+from icl_bench.runs.events import Reporter
+from icl_bench.runs.record import RunResult
+from icl_bench.runs.store import Store
 
 if TYPE_CHECKING:
     from icl_bench.harness.training.trainer import Machine
 
+FLEETS_OF_WORKER = 3
+"""Fleets that a worker with a GPU trains at once: while one is built or tested, two train."""
 STUCK_SECONDS = 10
 """Seconds after which a read or a write in the middle of a message fails, because the worker is stopped."""
 
@@ -35,19 +41,55 @@ class Local(EngineConfig):
     """Number of worker processes; by default one for each core, or one for each GPU."""
     timeout: float | None = Field(default=None, ge=0.1)
     """Seconds after which a fleet is ended and recorded as `timeout`; by default none."""
-    at_once: int = Field(default=1, ge=1, le=16)
-    """Fleets that each worker trains at once, for GPUs; layers from outside the package take 1."""
+    at_once: int | None = Field(default=None, ge=1, le=16)
+    """Fleets that each worker trains at once, for GPUs: by default 3 where each GPU has one worker, else 1. Layers
+    from outside the package take 1."""
 
     def start(self, machine: "Machine") -> Engine:
         """Return the running engine; it starts its workers with the first fleets."""
+        if self.at_once is None and self.workers is None and machine.device.type == "cuda":
+            return SharedGpus(partial(self.start_workers, machine))
+        return self.start_workers(machine, self.at_once or 1)
+
+    def start_workers(self, machine: "Machine", at_once: int) -> Engine:
+        """Return a running engine whose workers train `at_once` fleets at once."""
         from icl_bench.harness.engines.supervisor import Supervisor
         from icl_bench.harness.environment import usable_cores, visible_gpus
 
         on_gpu = machine.device.type == "cuda"
         size = self.workers or (len(visible_gpus()) if on_gpu else usable_cores())
         threads = max(1, usable_cores() // size) if on_gpu else 1
-        pool = ProcessPool(machine, threads, size, self.at_once)
-        return Supervisor(pool, size * self.at_once, machine, Limits(fleet=self.timeout))
+        pool = ProcessPool(machine, threads, size, at_once)
+        return Supervisor(pool, size * at_once, machine, Limits(fleet=self.timeout))
+
+
+class SharedGpus(Engine):
+    """Workers that train several fleets at once, or one at a time from the first layer from outside the package on.
+
+    Args:
+        start: Returns a running engine for a number of fleets at once.
+    """
+
+    def __init__(self, start: Callable[[int], Engine]) -> None:
+        self.start, self.at_once = start, 0
+        self.running: Engine | None = None
+
+    def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        """Run the fleets and yield their results."""
+        from icl_bench.harness.training.outside_layers import calls_outside_code
+
+        outside = any(calls_outside_code(fleet[0]) for fleet in agenda.fleets())
+        at_once = 1 if outside else FLEETS_OF_WORKER
+        if self.running is None or at_once < self.at_once:
+            self.close()
+            self.running, self.at_once = self.start(at_once), at_once
+        return self.running.submit(agenda, store, reporter)
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self.running is not None:
+            self.running.close()
+            self.running = None
 
 
 class ProcessPool(WorkerPool):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from icl_bench.harness.training.trainer import Machine
 
 MOST_AT_ONCE = 8
-"""Most fleets at once, those that are built or tested included."""
+"""Most fleets at once by default, those that are built or tested included."""
 LEAST_GAIN = 1.03
 """Factor by which one more fleet in training must raise the sum of all speeds."""
 SWITCH_SECONDS = 1e-4
@@ -80,8 +80,11 @@ class Occupancy:
 
     @property
     def wanted(self) -> int:
-        """Number of fleets to train at once: the largest that helped, beside which one more is prepared and tried."""
-        n = 1
+        """Number of fleets to train at once: the largest that helped, beside which one more is prepared and tried.
+
+        It is at least two, so that one trains while another is built or tested.
+        """
+        n = min(2, self.most)
         while n < self.most and n + 1 in self.gains and median(self.gains[n + 1]) >= LEAST_GAIN:
             n += 1
         return n

@@ -1,4 +1,4 @@
-"""Logarithms of decays of channels, float32: factor act(x + bias), act = sigmoid or log sigmoid."""
+"""Logarithms of decays of channels: factor act(x + bias), act = sigmoid or log sigmoid."""
 
 from typing import get_args
 
@@ -19,7 +19,7 @@ def channel_decays(
     *,
     impl: FleetImpl = "auto",
 ) -> Tensor:
-    """Return factor act(x + bias) for x [M, ..., C], in float32, or in float64 for x in float64.
+    """Return factor act(x + bias) for x [M, ..., C], in the type of x, whose share of each decay is what it rounds.
 
     The bias is [M, C], 0 where it is None.
     """
@@ -34,4 +34,4 @@ def channel_decays(
     wide = x.double() if impl == "reference" else x.to(torch.promote_types(x.dtype, torch.float32))
     z = wide if bias is None else wide + bias.view(x.shape[0], *(1,) * (x.ndim - 2), -1)
     y = factor * (z.sigmoid() if form == "sigmoid" else functional.logsigmoid(z))
-    return y.to(torch.promote_types(x.dtype, torch.float32))
+    return y.to(x.dtype)

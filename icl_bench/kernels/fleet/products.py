@@ -45,19 +45,21 @@ def gated_product(x: Tensor, gate: Tensor, activation: GateActivation, *, impl: 
     return x * activate(gate, activation)
 
 
-def blend(x: Tensor, y: Tensor, gate: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
-    """Return x + (y - x) sigmoid(gate) for tensors [..., C], in the type of x."""
-    check_shape("y", y, tuple(x.shape), "[..., C]")
-    check_shape("gate", gate, tuple(x.shape), "[..., C]")
+def blend(x: Tensor, y: Tensor, gate: Tensor, bias: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return x + (y - x) sigmoid(gate + bias) for tensors [M, ..., C] and a bias [M, C], in the type of x."""
+    check_shape("y", y, tuple(x.shape), "[M, ..., C]")
+    check_shape("gate", gate, tuple(x.shape), "[M, ..., C]")
+    check_shape("bias", bias, (x.shape[0], x.shape[-1]), "[M, C]")
     if takes_triton(impl, x):
         from icl_bench.kernels.fleet.triton.products import FusedBlend
 
-        blended: Tensor = FusedBlend.apply(x, y, gate)
+        blended: Tensor = FusedBlend.apply(x, y, gate, bias)
         return blended
+    bias = bias.view(x.shape[0], *(1,) * (x.ndim - 2), -1)
     if impl == "reference":
-        share = gate.double().sigmoid()
+        share = (gate.double() + bias.double()).sigmoid()
         return (x.double() * (1 - share) + y.double() * share).to(x.dtype)
-    return torch.lerp(x, y.to(x.dtype), gate.sigmoid().to(x.dtype))
+    return torch.lerp(x, y.to(x.dtype), (gate + bias).sigmoid().to(x.dtype))
 
 
 def activate(gate: Tensor, activation: GateActivation) -> Tensor:

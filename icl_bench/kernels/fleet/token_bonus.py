@@ -1,28 +1,51 @@
-"""The bonus of the current token in RWKV-7: y + v sum_c q_c k_c u_c, a read of its own key and value, by heads."""
+"""Norm and bonus of RWKV-7: norm(y) gain + shift + v sum_c q_c k_c u_c, a read of the token's own key and value.
 
+The norm is (y - mean) / sqrt(variance + eps), it and the sum over the columns of each head, in float32.
+"""
+
+import torch
 from torch import Tensor
 
+from icl_bench.errors import ArgumentError
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
-from icl_bench.kernels.fleet.products import scale_heads
 
 
-def token_bonus(q: Tensor, k: Tensor, v: Tensor, bonus: Tensor, y: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
-    """Return y + v sum(q k bonus), the sum over the columns of a head; the result has the type of v.
+def token_bonus(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bonus: Tensor,
+    y: Tensor,
+    norm: tuple[Tensor, Tensor],
+    *,
+    eps: float,
+    impl: FleetImpl = "auto",
+) -> Tensor:
+    """Return norm(y) gain + shift + v sum(q k bonus), in the type of v.
 
-    q and k are [M, ..., H, K], v and y [M, ..., H, V], and `bonus` is [M, H, K], of any type.
+    q and k are [M, ..., H, K], v and y [M, ..., H, V]; `bonus` is [M, H, K], and `norm` has gain and shift [M, H, V],
+    of any type.
     """
     check_shape("k", k, tuple(q.shape), "[M, ..., H, K]")
     check_shape("v", v, (*q.shape[:-1], v.shape[-1]), "[M, ..., H, V]")
     check_shape("y", y, tuple(v.shape), "[M, ..., H, V]")
     check_shape("bonus", bonus, (q.shape[0], *q.shape[-2:]), "[M, H, K]")
+    for name, numbers in zip(("gain", "shift"), norm, strict=True):
+        check_shape(name, numbers, (q.shape[0], *v.shape[-2:]), "[M, H, V]")
+    if eps <= 0:
+        raise ArgumentError(f"eps must be positive; got {eps}: use 1e-5")
     if takes_triton(impl, v):
         from icl_bench.kernels.fleet.triton.token_bonus import FusedTokenBonus
 
-        fused: Tensor = FusedTokenBonus.apply(q, k, v, bonus, y)
+        fused: Tensor = FusedTokenBonus.apply(q, k, v, bonus, y, *norm, eps)
         return fused
-    spread = bonus.view(q.shape[0], *(1,) * (q.ndim - 3), *q.shape[-2:])
-    if impl == "reference":
-        weight = (q.double() * k.double() * spread.double()).sum(-1, keepdim=True)
-        return (y.double() + weight * v.double()).to(v.dtype)
-    return scale_heads(v, (q * k * spread.to(k.dtype)).sum(-1), y, impl="torch")
+    dtype = torch.float64 if impl == "reference" else torch.promote_types(v.dtype, torch.float32)
+    bonus, gain, shift = (
+        numbers.view(q.shape[0], *(1,) * (q.ndim - 3), *numbers.shape[-2:]).to(dtype) for numbers in (bonus, *norm)
+    )
+    wide = y.to(dtype)
+    centred = wide - wide.mean(-1, keepdim=True)
+    unit = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    weight = (q.to(dtype) * k.to(dtype) * bonus).sum(-1, keepdim=True)
+    return (unit * gain + shift + weight * v.to(dtype)).to(v.dtype)

@@ -23,8 +23,9 @@ DeltaGate = Literal["none", "head", "channel", "value"]
 KeyDraw = Literal["random", "same", "four", "close"]
 """Keys of a sequence: random, all equal, four distinct ones, or of cosine .9 with one another."""
 
-LEAST_LOG_DECAY = -5.0
-"""The bound of KDA's safe gate; random gates of channels keep it."""
+LEAST_LOG_DECAY, LEAST_UNTIED = -5.0, -0.607
+"""The bounds of KDA's safe gate and of RWKV-7; random gates of channels keep them, those of the untied rule the second.
+"""
 COMPILED_TOKENS = 64
 """Tokens of a call of the compiled plain form, four of its chunks."""
 COUNTED_CHUNK = 16
@@ -99,6 +100,11 @@ class MeasuredDelta(Problem):
         """Read the state before the decay of the token, as the untied rule of RWKV-7 does."""
         return self.reads == "undecayed"
 
+    @property
+    def least(self) -> float:
+        """Lower bound of random log decays."""
+        return LEAST_UNTIED if self.rule == "untied" else LEAST_LOG_DECAY
+
     def inputs(self, device: torch.device) -> Tensors:
         """Draw normal queries and values, keys of length 1, and gates that differ at every position."""
         draw = Draw(1000 * self.t + self.key, device)
@@ -121,7 +127,7 @@ class MeasuredDelta(Problem):
         if self.gate != "none":
             width = {"head": (), "channel": (self.key,), "value": (self.value,)}[self.gate]
             gates = logsigmoid(draw.normal(n, t, self.groups, *width) + (2 if t < 1000 else 4))
-            gates = gates.clamp(min=LEAST_LOG_DECAY) if self.log_decay is None else 0 * gates + self.log_decay
+            gates = gates.clamp(min=self.least) if self.log_decay is None else 0 * gates + self.log_decay
             drawn["log_value_decay" if self.gate == "value" else "log_decay"] = gates.to(kind)
         if self.bonus:
             drawn["bonus"] = draw.normal(n, self.heads, self.key).to(self.dtype)
@@ -150,8 +156,8 @@ class MeasuredDelta(Problem):
 
     def run(self, impl: str, inputs: Tensors) -> Tensors:
         """Return y and the last state by a form."""
-        bounded = self.gate == "channel" and (self.log_decay is None or self.log_decay >= LEAST_LOG_DECAY)
-        options = DeltaOptions(self.rule, self.reads, least_log_decay=LEAST_LOG_DECAY if bounded else None)
+        bounded = self.gate == "channel" and (self.log_decay is None or self.log_decay >= self.least)
+        options = DeltaOptions(self.rule, self.reads, least_log_decay=self.least if bounded else None)
         y, state = delta_rule(DeltaInputs(**inputs), options, impl=cast(DeltaImpl, impl))
         return {"y": y, "state": state}
 

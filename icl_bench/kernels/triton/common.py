@@ -68,6 +68,13 @@ def part_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def logistic(x):
+    """Return 1 / (1 + exp(-x)) by two approximations of the device, 2^-21 from it: a third of the instructions."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
+    return root * root
+
+
+@triton.jit
 def softplus(x):
     """Return log(1 + exp(x)), with the digits that 1 + exp(-|x|) rounds off."""
     small = tl.exp(-tl.abs(x))
@@ -93,9 +100,10 @@ def load_for_columns(base, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr)
 
 @triton.jit
 def add_parts_kernel(partial, out, parts, width, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Sum [M, P, C] to [M, C] in float32. Grid (columns, M)."""
-    member = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    """Sum [M, P, C] to [M, C] in float32. Grid: blocks of columns times M."""
+    blocks = tl.cdiv(width, BLOCK_C)
+    member = (tl.program_id(0) // blocks).to(tl.int64)
+    columns = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for first in range(0, parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
@@ -118,7 +126,7 @@ def add_parts(partial: Tensor, dtype: torch.dtype) -> Tensor:
     block_p = padded(parts, 16, MOST_PARTS)
     block_c = padded(width, 16, SUM_TILE // block_p)
     with launch_on(partial):
-        add_parts_kernel[(-(-width // block_c), members)](
+        add_parts_kernel[(-(-width // block_c) * members,)](
             partial, out, parts, width, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=8
         )
     return out

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,18 @@ import torch
 
 from icl_bench.errors import EngineError
 from icl_bench.harness.engines import Local
+from icl_bench.harness.engines.base import Agenda, Engine
 from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.engines.inline import InlineEngine
-from icl_bench.harness.engines.local import ProcessPool
+from icl_bench.harness.engines.local import ProcessPool, SharedGpus
 from icl_bench.harness.engines.messages import Limits
 from icl_bench.harness.engines.supervisor import Supervisor
 from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training import outside_layers
 from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.trainer import Machine
-from icl_bench.runs.events import SilentReporter
+from icl_bench.runs.events import Reporter, SilentReporter
+from icl_bench.runs.record import RunResult
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
@@ -202,3 +206,40 @@ def test_a_reporter_that_fails_is_not_a_fault_of_a_run(tmp_path) -> None:
     with pytest.raises(OSError, match="No space left on device"):
         run_fleet(runs("linear", 1), store, MACHINE, fail)
     assert list(store.ids()) == [] and workers(tmp_path) == []
+
+
+class Started(Engine):
+    """A stand-in for workers that train so many fleets at once."""
+
+    def __init__(self, at_once: int) -> None:
+        self.at_once, self.closed = at_once, False
+
+    def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
+        while agenda:
+            agenda.take()
+        return iter(())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_workers_with_gpus_train_several_fleets_until_a_layer_comes_from_outside(tmp_path, monkeypatch) -> None:
+    made: list[Started] = []
+
+    def start(at_once: int) -> Engine:
+        made.append(Started(at_once))
+        return made[-1]
+
+    gpu = Machine(torch.device("cuda"))
+    assert isinstance(Local().start(gpu), SharedGpus)
+    assert not isinstance(Local(workers=2).start(gpu), SharedGpus)  # which may share a GPU already
+    engine, started = SharedGpus(start), list[int]()
+    outside = {"softmax": True, "linear": False}
+    monkeypatch.setattr(outside_layers, "calls_outside_code", lambda spec: outside[spec.arch[0].name])
+    for names in (["linear"], ["linear"], ["linear", "softmax"], ["linear"]):
+        agenda = Agenda([runs(name, 1) for name in names])
+        list(engine.submit(agenda, Store(tmp_path), quiet()))
+        started.append(engine.at_once)
+    assert started == [3, 3, 1, 1] and [one.closed for one in made] == [True, False]
+    engine.close()
+    assert made[-1].closed

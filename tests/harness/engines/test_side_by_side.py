@@ -77,7 +77,7 @@ def test_the_records_are_those_of_one_fleet_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_next_fleet_is_prepared_while_one_trains(tmp_path: Path, monkeypatch) -> None:
-    """The first fleet waits in its training until the second has ended; all the rest follow one by one."""
+    """The first fleet waits in its training until the second has ended; at most three train at once."""
     stage, store = Stage(monkeypatch), Store(tmp_path)
     stage.gates[0] = threading.Event()
 
@@ -87,10 +87,10 @@ def test_the_next_fleet_is_prepared_while_one_trains(tmp_path: Path, monkeypatch
                 stage.gates[0].set()
 
     results = list(beside().submit(Agenda([[spec(seed)] for seed in range(4)]), store, Opening()))
-    assert seeds_of(results) == [0, 1, 2, 3] and stage.most == 2 and stage.training == 0
+    assert seeds_of(results) == [0, 1, 2, 3] and 2 <= stage.most <= 3 and stage.training == 0
 
 
-@pytest.mark.parametrize(("gains", "most"), [({2: [1.5], 3: [1.2]}, 4), ({2: [1.0], 3: [1.2]}, 2)])
+@pytest.mark.parametrize(("gains", "most"), [({3: [1.2]}, 4), ({3: [1.0], 4: [1.2]}, 3)])
 def test_as_many_train_at_once_as_helped(tmp_path: Path, monkeypatch, gains, most: int) -> None:
     """Of three at once that helped, a fourth is tried beside them."""
     stage, engine = Stage(monkeypatch), beside(8)
@@ -178,7 +178,7 @@ def test_a_signal_stops_all_fleets(tmp_path: Path, monkeypatch) -> None:
 def test_the_gain_of_a_fleet_beside_others_is_told_by_its_own_speeds() -> None:
     """Alone 100 steps a second, beside another 70: two do 140, which is 1.4 times as much."""
     lane, occupancy = Lane([spec(0)], 0.0), Occupancy()
-    assert occupancy.wanted == 1
+    assert occupancy.wanted == 2 and Occupancy(most=1).wanted == 1
     lane.note(progress(0, 0.0), changes=0, training=1)
     lane.note(progress(100, 1.0), changes=0, training=1)
     lane.note(progress(110, 2.0), changes=1, training=2)  # another one came in between: no speed of either
@@ -194,3 +194,25 @@ def test_one_more_is_tried_until_it_does_not_help() -> None:
     assert occupancy.wanted == 2
     occupancy.gains[3] += [1.5, 1.5]
     assert occupancy.wanted == 4
+
+
+def test_fleets_run_beside_each_other_on_a_gpu_where_there_are_several(tmp_path: Path, monkeypatch) -> None:
+    assert InlineEngine(MACHINE).beside is None
+    engine = InlineEngine(Machine(torch.device("cuda")))
+    assert engine.beside is not None and InlineEngine(engine.machine, at_once=1).beside is None
+    taken: list[str] = []
+
+    def note(name: str, count: int):
+        def submit(agenda: Agenda | Sequence, *_):
+            taken.append(name)
+            for _ in range(count if isinstance(agenda, Agenda) else 0):
+                agenda.take()
+            return iter(())
+
+        return submit
+
+    monkeypatch.setattr(engine.beside, "submit", note("beside", 2))
+    monkeypatch.setattr(engine, "run_alone", note("alone", 0))
+    for count in (1, 3):
+        list(engine.submit(Agenda([[spec(seed)] for seed in range(count)]), Store(tmp_path), SilentReporter()))
+    assert taken == ["alone", "beside", "alone"]

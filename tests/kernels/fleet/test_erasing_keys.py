@@ -22,11 +22,12 @@ def test_erasing_keys(shape, dtype):
     members, heads, width = shape[0], *shape[-2:]
     joint = draw(*shape[:-2], heads * width + 4, dtype=dtype)
     inputs = [joint, draw(*shape, dtype=dtype, seed=1)]
+    inputs += [draw(members, heads, width, seed=4)]
     inputs += [draw(members, heads, width, seed=2 + i).abs() + 0.5 for i in range(2)]
 
-    def run(wide, rate, erasing, weakening, impl):
+    def run(wide, rate, shift, erasing, weakening, impl):
         k = wide[..., 4:].unflatten(-1, (heads, width))
-        return erasing_keys(k, rate, erasing, weakening, impl=impl)
+        return erasing_keys(k, rate, shift, erasing, weakening, impl=impl)
 
     rows = rows_of(shape)
     assert_forms_match_reference(run, inputs, walk=6 * rows**0.5)
@@ -41,7 +42,7 @@ def test_a_key_of_zeros_erases_nothing():
     k = torch.zeros(1, 2, 1, 4, device=DEVICE, requires_grad=True)
     ones = torch.ones(1, 1, 4, device=DEVICE)
     for impl in ("torch", "triton"):
-        written, read, erase = erasing_keys(k, torch.zeros_like(k), ones, ones, impl=impl)
+        written, read, erase = erasing_keys(k, torch.zeros_like(k), 0 * ones, ones, ones, impl=impl)
         assert not any(part.any() for part in (written, read, erase))
         (slope,) = torch.autograd.grad(written.sum(), k)
         assert slope.isfinite().all()
@@ -50,6 +51,6 @@ def test_a_key_of_zeros_erases_nothing():
 def test_shapes_are_checked():
     k = draw(2, 3, 4, 5)
     with pytest.raises(ArgumentError, match="rate must be"):
-        erasing_keys(k, draw(2, 3, 4), draw(2, 4, 5), draw(2, 4, 5))
+        erasing_keys(k, draw(2, 3, 4), *[draw(2, 4, 5)] * 3)
     with pytest.raises(ArgumentError, match="weakening must be"):
-        erasing_keys(k, k, draw(2, 4, 5), draw(2, 5))
+        erasing_keys(k, k, *[draw(2, 4, 5)] * 2, draw(2, 5))

@@ -40,8 +40,8 @@ def test_blend(shape, dtype):
     """One of both tensors is columns of a wider one."""
     width = shape[-1]
     inputs = [draw(*shape[:-1], 2 * width, dtype=dtype), draw(*shape, dtype=dtype, seed=1)]
-    inputs.append(draw(*shape, dtype=dtype, seed=2))
-    run = lambda wide, y, gate, impl: blend(wide[..., width:], y, gate, impl=impl)  # noqa: E731
+    inputs += [draw(*shape, dtype=dtype, seed=2), draw(shape[0], width, seed=3)]
+    run = lambda wide, y, gate, bias, impl: blend(wide[..., width:], y, gate, bias, impl=impl)  # noqa: E731
     assert_forms_match_reference(run, inputs, walk=10.0)
 
 
@@ -70,4 +70,4 @@ def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="gate must be"):
         gated_product(draw(2, 3, 4), draw(2, 3), "silu")
     with pytest.raises(ArgumentError, match="y must be"):
-        blend(draw(2, 3, 4), draw(2, 3), draw(2, 3, 4))
+        blend(draw(2, 3, 4), draw(2, 3), draw(2, 3, 4), draw(2, 4))

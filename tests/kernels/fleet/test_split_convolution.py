@@ -13,6 +13,7 @@ if DEVICE == "cpu":
 from icl_bench.errors import ArgumentError  # noqa: E402
 from icl_bench.kernels.fleet.records import HeadColumns  # noqa: E402
 from icl_bench.kernels.fleet.split_convolution import split_convolution  # noqa: E402
+from icl_bench.kernels.fleet.triton import split_convolution as split  # noqa: E402
 from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -27,7 +28,8 @@ SHARED = [HeadColumns(1, 3), HeadColumns(1, 3), HeadColumns(3, 25)]
 )
 def test_split_convolution(time, length, parts, biased, silu, dtype, monkeypatch):
     """Sequences are cut into segments, of which the last is a part of one; x is columns of a wider tensor."""
-    monkeypatch.setattr("icl_bench.kernels.fleet.triton.split_convolution.SEGMENT", 8)
+    for name in ("FORWARD", "BACKWARD"):
+        monkeypatch.setattr(split, name, getattr(split, name)._replace(segment=8))
     width = sum(part.heads * part.width for part in parts)
     inputs = [draw(2, 3, time, width + 3, dtype=dtype), draw(2, length, width, dtype=dtype, seed=1)]
     inputs += [draw(2, width, dtype=dtype, seed=2)] * biased

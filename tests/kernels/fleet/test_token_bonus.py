@@ -16,17 +16,18 @@ from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize(("shape", "values"), [((2, 3, 7, 2, 12), 5), ((1, 2, 60, 1, 32), 32)], ids=str)
+@pytest.mark.parametrize(("shape", "values"), [((2, 3, 7, 3, 12), 5), ((1, 2, 60, 1, 32), 32)], ids=str)
 def test_token_bonus(shape, values, dtype):
     """Queries and values are columns of a wider tensor, as in the mixer."""
     members, heads, width = shape[0], *shape[-2:]
     joint = draw(*shape[:-2], heads * (width + values), dtype=dtype)
     inputs = [joint, draw(*shape, dtype=dtype, seed=1), draw(members, heads, width, seed=2)]
     inputs.append(draw(*shape[:-1], values, dtype=dtype, seed=3))
+    inputs += [draw(members, heads, values, seed=4 + i) for i in range(2)]
 
-    def run(wide, k, bonus, y, impl):
-        q, v = wide.split([heads * width, heads * values], dim=-1)
-        return token_bonus(q.unflatten(-1, (heads, width)), k, v.unflatten(-1, (heads, values)), bonus, y, impl=impl)
+    def run(wide, k, bonus, y, gain, shift, impl):
+        q, v = (part.unflatten(-1, (heads, -1)) for part in wide.split([heads * width, heads * values], dim=-1))
+        return token_bonus(q, k, v, bonus, y, (gain, shift), eps=1e-3, impl=impl)
 
     rows = int(torch.tensor(shape[1:-2]).prod())
     # The gradient of the bonus adds, over all rows, products of two normal numbers and of a sum of `values` such.
@@ -34,8 +35,12 @@ def test_token_bonus(shape, values, dtype):
 
 
 def test_shapes_are_checked():
-    q, v = draw(2, 3, 4, 5), draw(2, 3, 4, 6)
+    q, v, ones = draw(2, 3, 4, 5), draw(2, 3, 4, 6), torch.ones(2, 4, 6, device=DEVICE)
     with pytest.raises(ArgumentError, match="v must be"):
-        token_bonus(q, q, draw(2, 3, 5, 6), draw(2, 4, 5), v)
+        token_bonus(q, q, draw(2, 3, 5, 6), draw(2, 4, 5), v, (ones, ones), eps=1e-5)
     with pytest.raises(ArgumentError, match="bonus must be"):
-        token_bonus(q, q, v, draw(2, 5), v)
+        token_bonus(q, q, v, draw(2, 5), v, (ones, ones), eps=1e-5)
+    with pytest.raises(ArgumentError, match="shift must be"):
+        token_bonus(q, q, v, draw(2, 4, 5), v, (ones, draw(4, 6)), eps=1e-5)
+    with pytest.raises(ArgumentError, match="eps must be positive; got 0"):
+        token_bonus(q, q, v, draw(2, 4, 5), v, (ones, ones), eps=0)

@@ -42,6 +42,14 @@ def test_widths_in_the_quadratic_form(key, gated, t):
     Case(t=t, key=key, value=key, gated=gated, chunk=t).check()
 
 
+@pytest.mark.parametrize("t", [200, 256])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize(("key", "value"), [(16, 32), (64, 32), (32, 64), (128, 64), (64, 16)])
+def test_unlike_widths_of_short_rows(key, value, p, gated, t):
+    Case(t=t, key=key, value=value, p=p, gated=gated, chunk=t).check()
+
+
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("key", [16, 32, 64, 128])

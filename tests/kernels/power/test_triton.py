@@ -53,6 +53,15 @@ def test_quadratic_form_of_any_power(p, normalize):
     Case(t=20, key=16, value=8, p=p, normalize=normalize, chunk=20, dtype=F32, device=DEVICE).check()
 
 
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("p, key, value", [(1, 5, 40), (2, 40, 5), (2, 16, 20), (3, 20, 16)])
+def test_short_rows_pad_keys_and_values_to_one_width(p, key, value, gated):
+    normalize = "none" if p == 3 else "sum"
+    Case(
+        t=40, key=key, value=value, heads=1, p=p, normalize=normalize, gated=gated, chunk=40, dtype=F32, device=DEVICE
+    ).check()
+
+
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("t", [32, 33, 64, 70], ids="T{}".format)

@@ -175,6 +175,6 @@ def launch_convolution_gradient(
             convolution_gradient_kernel[(parts, -(-width // block_c), members)](
                 x, taps, x if gate is None else gate, gradient, dx, dx if dgate is None else dgate, partial, count,
                 time, width, each, FIRST=first, LENGTH=length, GATED=gate is not None, BLOCK_R=block_r,
-                BLOCK_C=block_c, num_warps=4,
+                BLOCK_C=block_c, num_warps=2 if gate is None else 8,
             )  # fmt: skip
     return dx, add_parts(partial, taps.dtype), dgate

@@ -28,7 +28,7 @@ def channel_decays_kernel(
     if BIAS:
         z += tl.load(bias + member * width + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
     value = -softplus(-z) if LOG else tl.sigmoid(z)
-    tl.store(out + offsets, factor * value, mask=mask)
+    tl.store(out + offsets, (factor * value).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -73,7 +73,7 @@ class FusedChannelDecays(torch.autograd.Function):
         ctx.form, ctx.factor = form, factor
         members, width = x.shape[0], x.shape[-1]
         count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
-        out = torch.empty_like(x, dtype=torch.float32)
+        out = torch.empty_like(x)
         with launch_on(x):
             channel_decays_kernel[(-(-count // rows), -(-width // columns), members)](
                 x, x if bias is None else bias, out, count, width, factor, BIAS=bias is not None,

@@ -43,7 +43,7 @@ def rms_norm_gradient_kernel(
     gain = tl.load(weight + member * width + columns, mask=columns < width, other=0.0).to(tl.float32)
     # Added up over rows once, at the end: a sum over a tile's rows goes through shared memory.
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R, num_stages=2):
         rows = start + tl.arange(0, BLOCK_R)
         mask = (rows < count)[:, None] & (columns < width)[None, :]
         offsets = (member.to(tl.int64) * count + rows)[:, None] * width + columns[None, :]
@@ -98,6 +98,6 @@ class FusedNorm(torch.autograd.Function):
         with launch_on(added):
             rms_norm_gradient_kernel[(parts, members)](
                 added, weight.contiguous(), upstream.contiguous(), gradient.contiguous(), dx, partial, count, width,
-                ctx.eps, each, ADD=through is not None, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
+                ctx.eps, each, ADD=through is not None, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=8,
             )  # fmt: skip
         return dx, dx if ctx.summed else None, add_parts(partial, weight.dtype), None, None

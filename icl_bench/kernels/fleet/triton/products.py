@@ -9,7 +9,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.gated_norm import GATES, activated, activation_slope
-from icl_bench.kernels.triton.common import tile_shape
+from icl_bench.kernels.triton.common import add_parts, logistic, split_rows, tile_shape
 
 
 @triton.jit
@@ -77,35 +77,54 @@ def gated_product_gradient_kernel(
 
 
 @triton.jit
-def blend_kernel(x, y, gate, out, count, width, apart_x, apart_y, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Write x + (y - x) sigmoid(gate); rows of x and y lie apart. Grid (rows, columns)."""
-    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (rows < count)[:, None] & (columns < width)[None, :]
-    offsets = rows[:, None] * width + columns[None, :]
-    one = tl.load(x + rows[:, None] * apart_x + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    other = tl.load(y + rows[:, None] * apart_y + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    share = tl.sigmoid(tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32))
+def load_blend(x, y, gate, bias, member, count, width, apart_x, apart_y, rows, columns):
+    """Load rows of x, y and sigmoid(gate + bias) of a member in float32, with offsets and mask; x and y lie apart."""
+    valid = columns < width
+    mask, places = (rows < count)[:, None] & valid[None, :], (member.to(tl.int64) * count + rows)[:, None]
+    offsets = places * width + columns[None, :]
+    one = tl.load(x + places * apart_x + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(y + places * apart_y + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    shift = tl.load(bias + member * width + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
+    share = logistic(tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32) + shift)
+    return one, other, share, offsets, mask
+
+
+@triton.jit
+def blend_kernel(x, y, gate, bias, out, count, width, apart_x, apart_y, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Write x + (y - x) sigmoid(gate + bias). Grid (rows, columns, M)."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns, member = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C), tl.program_id(2)
+    one, other, share, offsets, mask = load_blend(
+        x, y, gate, bias, member, count, width, apart_x, apart_y, rows, columns
+    )
     tl.store(out + offsets, (one + (other - one) * share).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def blend_gradient_kernel(
-    x, y, gate, gradient, dx, dy, dgate, count, width, apart_x, apart_y, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    """Write dx = g (1 - s), dy = g s and dgate = g (y - x) s (1 - s), s = sigmoid(gate). Grid (rows, columns)."""
-    rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
+    x, y, gate, bias, gradient, dx, dy, dgate, partial, count, width, apart_x, apart_y, each, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write dx = g (1 - s), dy = g s and dgate = g (y - x) s (1 - s) of `each` rows, and their part of dbias.
+
+    s is sigmoid(gate + bias). Grid (parts, columns, M).
+    """
+    part, member = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (rows < count)[:, None] & (columns < width)[None, :]
-    offsets = rows[:, None] * width + columns[None, :]
-    one = tl.load(x + rows[:, None] * apart_x + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    other = tl.load(y + rows[:, None] * apart_y + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    share = tl.sigmoid(tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32))
-    upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
-    tl.store(dx + offsets, (upstream * (1.0 - share)).to(dx.dtype.element_ty), mask=mask)
-    tl.store(dy + offsets, (upstream * share).to(dy.dtype.element_ty), mask=mask)
-    slope = upstream * (other - one) * share * (1.0 - share)
-    tl.store(dgate + offsets, slope.to(dgate.dtype.element_ty), mask=mask)
+    total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        one, other, share, offsets, mask = load_blend(
+            x, y, gate, bias, member, count, width, apart_x, apart_y, rows, columns
+        )
+        upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx + offsets, (upstream * (1.0 - share)).to(dx.dtype.element_ty), mask=mask)
+        tl.store(dy + offsets, (upstream * share).to(dy.dtype.element_ty), mask=mask)
+        slope = upstream * (other - one) * share * (1.0 - share)
+        total += slope
+        tl.store(dgate + offsets, slope.to(dgate.dtype.element_ty), mask=mask)
+    sums = partial + (member * tl.num_programs(0) + part) * width + columns
+    tl.store(sums, tl.sum(total, 0), mask=columns < width)
 
 
 class FusedScaledHeads(torch.autograd.Function):
@@ -174,35 +193,36 @@ class FusedGatedProduct(torch.autograd.Function):
 
 
 class FusedBlend(torch.autograd.Function):
-    """`blend` in one launch each way."""
+    """`blend` in one launch each way, and one that adds up the gradient of the bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
         x, ctx.apart_x = spaced_rows(x, 1)
         y, ctx.apart_y = spaced_rows(y, 1)
-        gate = gate.contiguous()
-        ctx.save_for_backward(x, y, gate)
-        out, width = x.new_empty(x.shape), x.shape[-1]
-        rows, columns = tile_shape(width, 128)
-        count = x.numel() // width
+        gate, bias = gate.contiguous(), bias.contiguous()
+        ctx.save_for_backward(x, y, gate, bias)
+        out, members, width = x.new_empty(x.shape), x.shape[0], x.shape[-1]
+        count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
         with launch_on(x):
-            blend_kernel[(-(-count // rows), -(-width // columns))](
-                x, y, gate, out, count, width, ctx.apart_x, ctx.apart_y, BLOCK_R=rows, BLOCK_C=columns, num_warps=4
-            )
+            blend_kernel[(-(-count // rows), -(-width // columns), members)](
+                x, y, gate, bias, out, count, width, ctx.apart_x, ctx.apart_y, BLOCK_R=rows, BLOCK_C=columns,
+                num_warps=4,
+            )  # fmt: skip
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        x, y, gate = ctx.saved_tensors
-        made, width = tuple(part.new_empty(part.shape) for part in (x, y, gate)), x.shape[-1]
-        rows, columns = tile_shape(width, 128)
-        count = x.numel() // width
+        x, y, gate, bias = ctx.saved_tensors
+        made, members, width = tuple(part.new_empty(part.shape) for part in (x, y, gate)), x.shape[0], x.shape[-1]
+        count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
+        parts, each = split_rows(count, rows, members)
+        partial = x.new_empty(members, parts, width, dtype=torch.float32)
         with launch_on(x):
-            blend_gradient_kernel[(-(-count // rows), -(-width // columns))](
-                x, y, gate, gradient.contiguous(), *made, count, width, ctx.apart_x, ctx.apart_y, BLOCK_R=rows,
-                BLOCK_C=columns, num_warps=4,
+            blend_gradient_kernel[(parts, -(-width // columns), members)](
+                x, y, gate, bias, gradient.contiguous(), *made, partial, count, width, ctx.apart_x, ctx.apart_y, each,
+                BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
             )  # fmt: skip
-        return made
+        return *made, add_parts(partial, bias.dtype)
 
 
 def spaced_rows(x: Tensor, axes: int) -> tuple[Tensor, int]:

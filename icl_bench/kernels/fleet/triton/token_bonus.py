@@ -1,6 +1,9 @@
-"""The bonus of the current token in Triton: one launch each way, and one that adds up the gradient of its weights."""
+"""Norm of heads and bonus of the current token in Triton: one launch each way, and three that add up gradients.
 
-from typing import Any
+A program has all heads of some tokens, a row each: tokens are read as they lie in memory.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,98 +15,170 @@ from icl_bench.kernels.fleet.triton.products import spaced_rows
 from icl_bench.kernels.triton.common import add_parts, padded, split_rows, tile_shape
 
 
+class HeadRows(NamedTuple):
+    """Rows of a program of the kernels, those of `heads` heads of each token, padded to a power of two."""
+
+    rows: int
+    heads: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a program."""
+        return self.rows // self.heads
+
+
+def head_rows(heads: int, width: int) -> HeadRows:
+    """Return the rows for tiles of `width` columns."""
+    return HeadRows(max(tile_shape(width)[0], padded(heads)), padded(heads))
+
+
 @triton.jit
-def load_head(x, tokens, head, apart, width, inside, BLOCK: tl.constexpr):
-    """Load the rows of a head, [R, BLOCK] in float32; tokens are `apart` elements apart."""
+def place_heads(start, count, heads, HEADS: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Return tokens from `start` on and heads of the rows of a program, and which of them exist."""
+    index = tl.arange(0, BLOCK_R)
+    token, head = start + index // HEADS, index % HEADS
+    return token, head, (token < count) & (head < heads)
+
+
+@triton.jit
+def load_heads(x, tokens, head, apart, width, inside, BLOCK: tl.constexpr):
+    """Load rows, [R, BLOCK] in float32; tokens are `apart` elements apart."""
     columns = tl.arange(0, BLOCK)
     places = (tokens * apart + head * width)[:, None] + columns[None, :]
     return tl.load(x + places, mask=inside[:, None] & (columns < width)[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def store_head(x, value, tokens, head, heads, width, inside, BLOCK: tl.constexpr):
-    """Store the rows of a head, whose tokens follow one another."""
+def store_heads(x, value, tokens, head, apart, width, inside, BLOCK: tl.constexpr):
+    """Store rows as `load_heads` loads them."""
     columns = tl.arange(0, BLOCK)
-    places = ((tokens * heads + head) * width)[:, None] + columns[None, :]
+    places = (tokens * apart + head * width)[:, None] + columns[None, :]
     tl.store(x + places, value.to(x.dtype.element_ty), mask=inside[:, None] & (columns < width)[None, :])
 
 
 @triton.jit
+def store_sums(partial, total, member, heads, width, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
+    """Store the sums of a program by row, [M, programs x tokens, H, BLOCK]."""
+    token, head, inside = place_heads(0, BLOCK_R, heads, HEADS, BLOCK_R)
+    first = (member.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * (BLOCK_R // HEADS)
+    store_heads(partial, total, first + token, head, heads * width, width, inside, BLOCK)
+
+
+@triton.jit
+def standardise(y, inside, width, eps, BLOCK: tl.constexpr):
+    """Return (y - mean) / sqrt(variance + eps) by row, zeros beyond the width, and the divisor's inverse."""
+    valid = inside[:, None] & (tl.arange(0, BLOCK) < width)[None, :]
+    centred = tl.where(valid, y - (tl.sum(y, 1) / width)[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + eps)[:, None]
+    return centred * scale, scale
+
+
+@triton.jit
 def token_bonus_kernel(
-    q, k, v, bonus, y, out, count, key_width, value_width, q_apart, k_apart, v_apart,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    q, k, v, bonus, y, gain, shift, out, count, heads, key_width, value_width, q_apart, k_apart, v_apart, eps,
+    HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write y + v sum(q k bonus) of a head. Grid (rows, heads, M)."""
-    head, heads, member = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
-    rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
-    inside, tokens = rows < count, member.to(tl.int64) * count + rows
-    own = (member * heads + head) * key_width + columns
-    strength = tl.load(bonus + own, mask=columns < key_width, other=0.0).to(tl.float32)[None, :]
-    query = load_head(q, tokens, head, q_apart, key_width, inside, BLOCK_K)
-    key = load_head(k, tokens, head, k_apart, key_width, inside, BLOCK_K)
-    weight = tl.sum(query * key * strength, 1)[:, None]
-    value = load_head(v, tokens, head, v_apart, value_width, inside, BLOCK_V)
-    read = load_head(y, tokens, head, heads * value_width, value_width, inside, BLOCK_V)
-    store_head(out, read + weight * value, tokens, head, heads, value_width, inside, BLOCK_V)
+    """Write norm(y) gain + shift + v sum(q k bonus). Grid (tokens, M)."""
+    member = tl.program_id(1)
+    start = tl.program_id(0) * (BLOCK_R // HEADS)
+    token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
+    tokens, apart = member.to(tl.int64) * count + token, heads * value_width
+    strength = load_heads(bonus, member, head, heads * key_width, key_width, inside, BLOCK_K)
+    query = load_heads(q, tokens, head, q_apart, key_width, inside, BLOCK_K)
+    key = load_heads(k, tokens, head, k_apart, key_width, inside, BLOCK_K)
+    value = load_heads(v, tokens, head, v_apart, value_width, inside, BLOCK_V)
+    read, _ = standardise(
+        load_heads(y, tokens, head, apart, value_width, inside, BLOCK_V), inside, value_width, eps, BLOCK_V
+    )
+    read *= load_heads(gain, member, head, apart, value_width, inside, BLOCK_V)
+    read += load_heads(shift, member, head, apart, value_width, inside, BLOCK_V)
+    read += tl.sum(query * key * strength, 1)[:, None] * value
+    store_heads(out, read, tokens, head, apart, value_width, inside, BLOCK_V)
 
 
 @triton.jit
 def token_bonus_gradient_kernel(
-    q, k, v, bonus, gradient, dq, dk, dv, partial, count, key_width, value_width, q_apart, k_apart, v_apart, each,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    q, k, v, bonus, y, gain, gradient, dq, dk, dv, dy, partial_bonus, partial_gain, partial_shift, count, heads,
+    key_width, value_width, q_apart, k_apart, v_apart, eps, each, HEADS: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write dq, dk and dv of `each` rows, and their part of the gradient of the bonus. Grid (parts, heads, M)."""
-    part, head, heads, member = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2)
-    columns = tl.arange(0, BLOCK_K)
-    own = (member * heads + head) * key_width + columns
-    strength = tl.load(bonus + own, mask=columns < key_width, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
-        rows = start + tl.arange(0, BLOCK_R)
-        inside, tokens = rows < count, member.to(tl.int64) * count + rows
-        query = load_head(q, tokens, head, q_apart, key_width, inside, BLOCK_K)
-        key = load_head(k, tokens, head, k_apart, key_width, inside, BLOCK_K)
-        value = load_head(v, tokens, head, v_apart, value_width, inside, BLOCK_V)
-        upstream = load_head(gradient, tokens, head, heads * value_width, value_width, inside, BLOCK_V)
+    """Write dq, dk, dv and dy of `each` tokens, and their part of the gradients of bonus, gain and shift.
+
+    Grid (parts, M).
+    """
+    part, member = tl.program_id(0), tl.program_id(1)
+    apart, keys = heads * value_width, heads * key_width
+    _, head, inside = place_heads(0, count, heads, HEADS, BLOCK_R)
+    strength = load_heads(bonus, member, head, keys, key_width, inside, BLOCK_K)
+    scaling = load_heads(gain, member, head, apart, value_width, inside, BLOCK_V)
+    total_bonus = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
+    total_gain = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
+    total_shift = total_gain
+    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
+        token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
+        tokens = member.to(tl.int64) * count + token
+        query = load_heads(q, tokens, head, q_apart, key_width, inside, BLOCK_K)
+        key = load_heads(k, tokens, head, k_apart, key_width, inside, BLOCK_K)
+        value = load_heads(v, tokens, head, v_apart, value_width, inside, BLOCK_V)
+        read = load_heads(y, tokens, head, apart, value_width, inside, BLOCK_V)
+        upstream = load_heads(gradient, tokens, head, apart, value_width, inside, BLOCK_V)
+        unit, scale = standardise(read, inside, value_width, eps, BLOCK_V)
         product = query * key
         weight, slope = tl.sum(product * strength, 1)[:, None], tl.sum(upstream * value, 1)[:, None]
-        total += product * slope
-        store_head(dq, slope * key * strength, tokens, head, heads, key_width, inside, BLOCK_K)
-        store_head(dk, slope * query * strength, tokens, head, heads, key_width, inside, BLOCK_K)
-        store_head(dv, weight * upstream, tokens, head, heads, value_width, inside, BLOCK_V)
-    sums = ((member * tl.num_programs(0) + part) * heads + head) * key_width + columns
-    tl.store(partial + sums, tl.sum(total, 0), mask=columns < key_width)
+        total_bonus += product * slope
+        total_gain += upstream * unit
+        total_shift += upstream
+        slope = slope * strength
+        store_heads(dq, slope * key, tokens, head, keys, key_width, inside, BLOCK_K)
+        store_heads(dk, slope * query, tokens, head, keys, key_width, inside, BLOCK_K)
+        store_heads(dv, weight * upstream, tokens, head, apart, value_width, inside, BLOCK_V)
+        inner = upstream * scaling
+        mean, along = tl.sum(inner, 1) / value_width, tl.sum(inner * unit, 1) / value_width
+        inner = (inner - mean[:, None] - unit * along[:, None]) * scale
+        store_heads(dy, inner, tokens, head, apart, value_width, inside, BLOCK_V)
+    store_sums(partial_bonus, total_bonus, member, heads, key_width, HEADS, BLOCK_R, BLOCK_K)
+    store_sums(partial_gain, total_gain, member, heads, value_width, HEADS, BLOCK_R, BLOCK_V)
+    store_sums(partial_shift, total_shift, member, heads, value_width, HEADS, BLOCK_R, BLOCK_V)
 
 
 class FusedTokenBonus(torch.autograd.Function):
     """`token_bonus` in one launch each way."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bonus: Tensor, y: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bonus: Tensor, y: Tensor, gain: Tensor, shift: Tensor, eps: float
+    ) -> Tensor:
         (q, q_apart), (k, k_apart), (v, v_apart) = (spaced_rows(part, 2) for part in (q, k, v))
-        bonus, y, out = bonus.contiguous(), y.contiguous(), v.new_empty(v.shape)
-        ctx.save_for_backward(q, k, v, bonus)
-        ctx.apart = (q_apart, k_apart, v_apart)
-        members, heads = q.shape[0], q.shape[-2]
-        count, (rows, _) = q[0].numel() // (heads * q.shape[-1]), tile_shape(max(q.shape[-1], v.shape[-1]))
+        bonus, y, gain, shift = (part.contiguous() for part in (bonus, y, gain, shift))
+        ctx.save_for_backward(q, k, v, bonus, y, gain)
+        ctx.apart, ctx.eps, out = (q_apart, k_apart, v_apart), eps, v.new_empty(v.shape)
+        members, (heads, key_width), value_width = q.shape[0], q.shape[-2:], v.shape[-1]
+        count, rows = q[0].numel() // (heads * key_width), head_rows(heads, max(key_width, value_width))
         with launch_on(v):
-            token_bonus_kernel[(-(-count // rows), heads, members)](
-                q, k, v, bonus, y, out, count, q.shape[-1], v.shape[-1], *ctx.apart,
-                BLOCK_R=rows, BLOCK_K=padded(q.shape[-1]), BLOCK_V=padded(v.shape[-1]), num_warps=4,
+            token_bonus_kernel[(-(-count // rows.tokens), members)](
+                q, k, v, bonus, y, gain, shift, out, count, heads, key_width, value_width, *ctx.apart, eps,
+                HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width), BLOCK_V=padded(value_width),
+                num_warps=4,
             )  # fmt: skip
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, bonus = ctx.saved_tensors
-        members, heads = q.shape[0], q.shape[-2]
-        count, (rows, _) = q[0].numel() // (heads * q.shape[-1]), tile_shape(max(q.shape[-1], v.shape[-1]))
-        parts, each = split_rows(count, rows, members * heads)
-        dq, dk, dv = (part.new_empty(part.shape) for part in (q, k, v))
-        sums = q.new_empty(members, parts, *bonus.shape[1:], dtype=torch.float32)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bonus, y, gain = ctx.saved_tensors
+        members, (heads, key_width), value_width = q.shape[0], q.shape[-2:], v.shape[-1]
+        count, rows = q[0].numel() // (heads * key_width), head_rows(heads, max(key_width, value_width))
+        parts, each = split_rows(count, rows.tokens, members)
+        made = [part.new_empty(part.shape) for part in (q, k, v, y)]
+        sums = [
+            q.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32)
+            for width in (key_width, value_width, value_width)
+        ]
         with launch_on(v):
-            token_bonus_gradient_kernel[(parts, heads, members)](
-                q, k, v, bonus, gradient.contiguous(), dq, dk, dv, sums, count, q.shape[-1], v.shape[-1], *ctx.apart,
-                each, BLOCK_R=rows, BLOCK_K=padded(q.shape[-1]), BLOCK_V=padded(v.shape[-1]), num_warps=4,
+            token_bonus_gradient_kernel[(parts, members)](
+                q, k, v, bonus, y, gain, gradient.contiguous(), *made, *sums, count, heads, key_width, value_width,
+                *ctx.apart, ctx.eps, each, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
+                BLOCK_V=padded(value_width), num_warps=8,
             )  # fmt: skip
-        return dq, dk, dv, add_parts(sums, bonus.dtype), gradient
+        dbonus, dgain, dshift = (add_parts(part, bonus.dtype) for part in sums)
+        dq, dk, dv, dy = made
+        return dq, dk, dv, dbonus, dy, dgain, dshift, None

@@ -127,9 +127,20 @@ class PowerProblem(NamedTuple):
         return self.chunk <= table.SHORT_CHUNK and (self.layout.linear or not self.stateful) and not self.mixed
 
     @property
+    def padded_widths(self) -> tuple[int, int]:
+        """Return the widths that keys and values are padded to: one width for both in short rows without a state.
+
+        The launches for such rows are there for equal widths, and reading takes more time there than products do.
+        """
+        key, value = padded(self.layout.key_width, 16), padded(self.v, 16)
+        one = not self.stateful and not self.terms and self.chunk <= table.SHORT_CHUNK
+        return (max(key, value),) * 2 if one else (key, value)
+
+    @property
     def mixed(self) -> bool:
         """Tell whether keys and values are padded to different widths."""
-        return padded(self.layout.key_width, 16) != padded(self.v, 16)
+        key, value = self.padded_widths
+        return key != value
 
     @property
     def width(self) -> int:
@@ -174,13 +185,12 @@ def kernel_constants(
     problem: PowerProblem, blocks: table.Blocks, gated: bool, state: bool, edge: bool
 ) -> KernelConstants:
     """Return the constants of a kernel over tokens that has these blocks."""
-    layout = problem.layout
+    layout, (key, value) = problem.layout, problem.padded_widths
     return KernelConstants(
         P=layout.p, TERMS=problem.terms, BY_TOKEN=problem.by_token, K=layout.key_width, V=problem.v,
         QUERY_SHARE=problem.heads // problem.query_heads, KEY_SHARE=problem.groups // problem.key_heads,
-        U=layout.u, W=layout.w, K_BLOCK=padded(layout.key_width, 16),
-        V_BLOCK=padded(problem.v, 16), WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m, BLOCK_N=blocks.n,
-        DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
+        U=layout.u, W=layout.w, K_BLOCK=key, V_BLOCK=value, WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
         SUM=problem.normalize, SCALE=layout.p > 2, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,

@@ -39,8 +39,11 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 # made in the code for "rows" where the widths differ (`PowerProblem.short`), in key gradients of some pairs of unlike
 # widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64 x 64 with K = V = 16
 # (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows of width 128 are wrong in
-# the first rows of each chunk; four are right. A pipelined loop over a state must advance by two key channels at least,
-# `depth` being twice the value width: with one channel, the registers are written while products still read them.
+# the first rows of each chunk; four are right. Eight warps on 64 keys of unlike widths, which share the sums of a key,
+# gave gates other gradients on each of two cards (K = 16, V = 32, one chunk of 300 tokens with a gradient of the last
+# state), all else being equal bits; four on 32 do not share them. A pipelined loop over a state must advance by two key
+# channels at least, `depth` being twice the value width: with one channel, the registers are written while products
+# still read them.
 _BF16_ROWS: dict[tuple[str, str], TableRow] = {
     ("chunk_sums", "tiles"): ((0, 128, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3)),
     ("chunk_sums", "rows"): ((0, 128, 4, 2), (0, 128, 4, 2), (0, 128, 4, 2), (0, 64, 4, 3)),
@@ -53,8 +56,8 @@ _BF16_ROWS: dict[tuple[str, str], TableRow] = {
     ("key_gradient", "tiles"): ((32, 64, 4, 3, 3), (64, 64, 4, 3, 3), (32, 128, 4, 3, 3, 128), (32, 128, 8, 2, 2)),
     ("key_gradient", "rows"): ((32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3), (32, 64, 4, 3)),
     ("key_gradient", "long"): ((64, 128, 4, 3), (32, 128, 4, 3), (64, 64, 4, 3), (64, 128, 8, 3)),
-    ("key_gradient", "wide_keys"): ((32, 32, 4, 1), (32, 32, 4, 1), (32, 64, 8, 1), (32, 64, 8, 1)),
-    ("key_gradient", "wide_values"): ((32, 32, 4, 1), (32, 64, 8, 1), (32, 64, 4, 1), (32, 64, 8, 1)),
+    ("key_gradient", "wide_keys"): ((32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1), (32, 32, 4, 1)),
+    ("key_gradient", "wide_values"): ((32, 32, 4, 1), (32, 32, 4, 1), (32, 64, 4, 1), (32, 32, 4, 1)),
 }
 
 
