@@ -43,6 +43,8 @@ MOST_DOTS = 30
 """Largest number of dots in one place; of more seeds, this number of quantiles is drawn."""
 SIZE_STEPS = ((200, (1,)), (20, (1, 3)), (8, (1, 2, 5)), (0, (1, 1.5, 2, 3, 4, 5, 6, 8)))
 """Ratios of the two ends of an axis of counts, and the ticks in a power of ten above that ratio."""
+WIDEST_HALF_DECADES = 1_500.0
+"""Largest ratio of learning rates on an axis with labels at 1 and 3 of each decade."""
 LEAST_SPAN = 3.0
 """Smallest ratio of the two ends of an axis of counts, so that small differences look small."""
 SETTINGS: Any = {
@@ -252,11 +254,21 @@ def short_count(value: float) -> str:
     return f"{value:.3g}"
 
 
+class RateLocator(LogLocator):
+    """Ticks at 1 and 3 of each decade; at 1 alone where labels of both would meet."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """Return the ticks between two rates."""
+        self.set_params(subs=(1,) if vmax > WIDEST_HALF_DECADES * vmin else (1, 3))
+        found: Sequence[float] = super().tick_values(vmin, vmax)
+        return found
+
+
 def rate_scale(axes: Axes) -> None:
     """Set a logarithmic horizontal axis of learning rates."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
-    write_ticks(axes.xaxis, lambda rate: f"{rate:.0e}".replace("e-0", "e-"))
+    axes.xaxis.set_major_locator(RateLocator(10))
+    write_ticks(axes.xaxis, lambda rate: f"{rate:.0e}".replace("e-0", "e-").removesuffix("e+00"))
     axes.set_xlabel("learning rate")
 
 

@@ -13,6 +13,7 @@ from icl_bench.reports.parts import (
     comparisons,
     controls,
     gains,
+    half_rates,
     ladder,
     learning,
     paired,
@@ -35,7 +36,7 @@ PARTS = (
     *(solved.PART, summary.PART, state.PART, capacity.PART, accuracy.DIVERGENCE_PART, accuracy.ERROR_PART),
     *(accuracy.LOAD_PART, reach.PART, controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART),
     *(positions.POSITION_PART, positions.WORK_PART, paired.PART, rates.PART),
-    *(gains.PART, learning.PART, controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
+    *(gains.PART, half_rates.PART, learning.PART, controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
 )
 """Topics of a section, in order."""
 

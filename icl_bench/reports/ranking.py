@@ -268,11 +268,15 @@ def state_groups(entries: Sequence[Entry], size_of: Callable[[Entry], int | None
 
 
 def split_by_fields(group: Group) -> list[Group]:
-    """Split a group by the fields outside the architecture of which one architecture has several values."""
+    """Split a group by budget, and by the fields outside the architecture of which one architecture has several values.
+
+    Entries that trained for different numbers of steps are never compared, also where some lack the largest budget.
+    """
     by_kind: dict[str, list[dict[str, str]]] = defaultdict(list)
     for entry in group.entries:
         by_kind[entry.kind].append(entry.outer_fields)
-    fields = sorted({key for rows in by_kind.values() for key in varying(rows)})
+    budgets = {BUDGET_FIELD} if len({budget_of(entry) for entry in group.entries}) > 1 else set()
+    fields = sorted({key for rows in by_kind.values() for key in varying(rows)} | budgets)
     parts: dict[str, list[Entry]] = defaultdict(list)
     for entry in group.entries:
         values = (f"{key.rpartition('.')[2]}={entry.outer_fields.get(key, 'none')}" for key in fields)

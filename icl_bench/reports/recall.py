@@ -73,6 +73,12 @@ def recalls(section: Section) -> tuple[Recall, ...]:
     )
 
 
+def models_language(entry: Entry) -> bool:
+    """Return whether the runs of an entry are graded by the loss of every token, at lengths and not at loads."""
+    cells = (cell for run in entry.scored for cell in run.result.cells)
+    return any(score.loss is not None for cell in cells for score in cell.groups.values())
+
+
 def fitted(section: Section, entry: Entry, among: Collection[Seeds]) -> Capacity | None:
     """Fit K50 and K90 of these seeds in cells of distinct loads above 0, except those that a trivial solver solves.
 

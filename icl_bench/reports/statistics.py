@@ -17,6 +17,8 @@ import scipy  # loads scipy.stats, which takes half a second, when it is first u
 from numpy.typing import NDArray
 
 LEVEL = 0.95
+NORMAL_QUANTILE = 1.959963984540054
+"""Quantile of the normal distribution at (1 + LEVEL) / 2; scipy.special would be loaded for it, .2 to .4 s."""
 RESAMPLES = 2000
 MOST_EXACT = 60
 """Largest number of values on both sides together for which a rank test counts every split; with more it is normal."""
@@ -147,7 +149,7 @@ def shift_between(first: Sequence[float], second: Sequence[float]) -> Shift:
     gaps = np.sort(np.subtract.outer(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)), None)
     if n + m > MOST_EXACT:
         spread = math.sqrt(n * m * (n + m + 1) / 12)
-        k = max(1, math.floor(n * m / 2 - float(scipy.special.ndtri((1 + LEVEL) / 2)) * spread))
+        k = max(1, math.floor(n * m / 2 - NORMAL_QUANTILE * spread))
         level = LEVEL
     else:
         splits = rank_sums(tuple(range(1, n + m + 1)), n)[n * (n + 1) // 2 :]
@@ -165,7 +167,7 @@ def clustered_error(accuracy: float, by_data: Sequence[float], examples: int, sc
     all wrong in an example. With fewer than three data seeds it is the latter.
     """
     widest = math.sqrt(accuracy * (1 - accuracy) / examples)
-    bound = float(scipy.special.ndtri((1 + LEVEL) / 2)) * widest
+    bound = NORMAL_QUANTILE * widest
     if len(by_data) < 3:
         return bound
     error = max(widest / math.sqrt(scored), float(np.std(by_data, ddof=1)))

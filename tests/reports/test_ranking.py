@@ -106,6 +106,13 @@ def test_budgets_and_widths_are_ranked_apart() -> None:
     assert [entry.label for entry in group.entries] == ["linear, steps=2000", "softmax, steps=2000"]
 
 
+def test_an_entry_that_lacks_the_largest_budget_is_not_compared_with_those_that_have_it() -> None:
+    runs = [with_steps(run, steps) for arch in ("linear", "softmax", "power:p=2") for run in several(arch, 0.5)
+            for steps in (500, 2000) if arch != "power:p=2" or steps == 500]  # fmt: skip
+    (group,) = groups_of(section_of(runs))
+    assert group.where == "steps=2000" and [entry.kind for entry in group.entries] == ["linear", "softmax"]
+
+
 def width_of(run: RunRecord) -> int:
     """The width of the model."""
     return int(run.spec["model"]["d_model"])

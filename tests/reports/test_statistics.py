@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from icl_bench.reports import fits, statistics
 from icl_bench.reports.fits import capacity
@@ -34,6 +34,10 @@ ROUNDING = 1e-11
 """Some hundred sums, logarithms and quantiles, each within a few eps of values up to 10^3."""
 GRID = 2**fits.FIT_STEP - 1
 """Relative spacing of the loads that a fit can find."""
+
+
+def test_the_quantile_of_the_normal_distribution_is_that_of_scipy() -> None:
+    assert float(special.ndtri((1 + statistics.LEVEL) / 2)) == statistics.NORMAL_QUANTILE
 
 
 def test_wilson_at_the_ends() -> None:

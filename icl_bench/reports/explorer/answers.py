@@ -3,8 +3,10 @@
 The numbers are those of the report (rankings, fits, windows, survival); a title claims nothing that a report does not.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.entry import Entry
@@ -12,6 +14,7 @@ from icl_bench.reports.parts.accuracy import group_accuracies
 from icl_bench.reports.parts.across import Standing
 from icl_bench.reports.parts.capacity import load_interval
 from icl_bench.reports.parts.findings import gap, medians, no_ranking, short_name, single
+from icl_bench.reports.parts.gains import Map, maps_of
 from icl_bench.reports.parts.learning import LEVELS, reached
 from icl_bench.reports.ranking import Claim, Ranking, judge_cell, rankings
 from icl_bench.reports.recall import Recall, recalls
@@ -68,9 +71,12 @@ def groups_answer(ranked: Sequence[Ranking]) -> str:
         f"{name} is ahead at {number} of {len(ranked)} (by {min(shifts[name]):.3f} to {max(shifts[name]):.3f})"
         for name, number in ahead.most_common(MOST_IN_TITLE)
     ]
-    rest = len(ranked) - ahead.total()
+    alone = sum({row.claim for row in ranking.comparisons} == {"untrained"} for ranking in ranked)
+    rest = len(ranked) - ahead.total() - alone
     if not parts:
-        return f"In none of {len(ranked)} groups of matched state is a difference significant"
+        words = f"In none of {len(ranked)} groups of matched state is a difference significant"
+        return words + (f"; at {alone} no opponent is trained" if alone else "")
+    parts += [f"no opponent is trained at {alone}"] if alone else []
     parts += [f"no difference is significant at {rest}"] if rest else []
     return f"Of {len(ranked)} groups of matched state, {enumerate_words(parts)}"
 
@@ -259,6 +265,31 @@ def group_positions_answer(section: Section) -> str:
     )
 
 
+def map_answer(section: Section) -> str:
+    """Answer over how many decades of rates most seeds train at every gain of a map, and where they do at none."""
+    spans = {arch: common_rates(places) for arch, places in maps_of(section).items()}
+    widths = {arch: math.log10(rates[-1] / rates[0]) for arch, rates in spans.items() if rates}
+    without = format_count(len(spans) - len(widths), "architecture")
+    if not widths:
+        return f"At no learning rate most seeds train at every gain, with any of {without}" if spans else ""
+    widest = max(widths.values())
+    best = [arch for arch, width in widths.items() if width > widest - 1e-9]
+    ends = {(spans[arch][0], spans[arch][-1]) for arch in best}
+    where = f", from {spans[best[0]][0]:.2g} to {spans[best[0]][-1]:.2g}" if len(ends) == 1 else ""
+    others = f"; with {without} at no rate" if len(widths) < len(spans) else ""
+    most = f", the most of {len(spans)}" if len(spans) > len(best) else ""
+    over = f"at every gain over {widest:.1f} decades of learning rates{most}{where}"
+    return f"With {few_names(best)} most seeds train {over}{others}"
+
+
+def common_rates(places: Map) -> list[float]:
+    """Return the longest run of neighbouring rates at which most seeds trained at every gain."""
+    rates = sorted({rate for rate, _ in places})
+    failing = {rate for (rate, _), place in places.items() if place.kind != "trained"}
+    runs = [list(run) for fails, run in groupby(rates, key=failing.__contains__) if not fails]
+    return max(runs, key=len, default=[])
+
+
 FIGURE_ANSWERS: Mapping[str, Callable[[Section], str]] = {
     "recall-by-state": recall_answer,
     "accuracy-by-load": load_answer,
@@ -266,6 +297,7 @@ FIGURE_ANSWERS: Mapping[str, Callable[[Section], str]] = {
     "capacity": capacity_answer,
     "learning-rates": rates_answer,
     "learning-curves": learning_answer,
+    "gains": map_answer,
 }
 """Answers that the figures of a report give, by the name of the figure."""
 

@@ -8,7 +8,7 @@ from icl_bench.reports.entry import Entry
 from icl_bench.reports.parts.limits import limits
 from icl_bench.reports.parts.solved import solved_sentence
 from icl_bench.reports.ranking import Claim, Comparison, Ranking, matched_state, rankings
-from icl_bench.reports.recall import Recall, recalls
+from icl_bench.reports.recall import Recall, models_language, recalls
 from icl_bench.reports.statistics import Shift
 from icl_bench.reports.text import (
     MOST_NAMED,
@@ -47,7 +47,9 @@ def question(section: Section, ranked: Sequence[Ranking]) -> str:
     who = ("does " if len(names) == 1 else "do ") + (enumerate_words(names) if len(names) <= MOST_NAMED else many)
     loads = sorted({cell.load for cell in section.cells})
     at = f" at {format_span(loads)} {section.load_name}" if loads else ""
-    return f"Question: how much of {section.task} {who} recall{at}{state_clause(section, ranked)}?"
+    asked = f"how well {who} predict {section.task}" if any(map(models_language, section.entries)) else None
+    asked = asked or f"how much of {section.task} {who} recall"
+    return f"Question: {asked}{at}{state_clause(section, ranked)}?"
 
 
 def state_clause(section: Section, ranked: Sequence[Ranking]) -> str:

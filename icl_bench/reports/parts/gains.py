@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, LogLocator
+from matplotlib.ticker import FixedLocator
 
 from icl_bench.reports import canvas
 from icl_bench.reports.analysis import Section
@@ -46,6 +46,9 @@ class Place(NamedTuple):
     kind: str
     score: float
     """Median validation accuracy."""
+    trained: int
+    """Number of seeds that trained."""
+    seeds: int
 
 
 Map = Mapping[tuple[float, float], Place]
@@ -73,7 +76,7 @@ def map_place(runs: Sequence[Outline], floor: float) -> Place:
     """Return the place of runs that differ in seeds alone."""
     kinds = [outcome_kind(run, floor) for run in runs]
     most = max(reversed(list(KINDS)), key=kinds.count)
-    return Place(most, median([max(0.0, run.validation) for run in runs]))
+    return Place(most, median([max(0.0, run.validation) for run in runs]), kinds.count("trained"), len(runs))
 
 
 def outcome_kind(run: Outline, floor: float) -> str:
@@ -140,8 +143,11 @@ def draw_map(axes: Axes, places: Map) -> None:
     colours = [[shade(places.get((rate, gain))) for rate in rates] for gain in gains]
     axes.grid(visible=False)
     axes.pcolormesh(edges(rates), edges(gains), colours, edgecolors="white", linewidth=0.4)
+    for (rate, gain), place in places.items():
+        if 0 < place.trained < place.seeds:
+            ink = "white" if place.kind == "trained" else canvas.INK
+            axes.text(rate, gain, f"{place.trained}/{place.seeds}", color=ink, fontsize=6.5, ha="center", va="center")
     canvas.rate_scale(axes)
-    axes.xaxis.set_major_locator(LogLocator(10))
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(FixedLocator([gain for gain in gains if math.log2(gain) % 1 == 0]))
     canvas.write_ticks(axes.yaxis, "{:g}".format)
@@ -200,8 +206,8 @@ PART = Part(
     SectionFigure(
         "gains",
         "Outcome by learning rate and initial scale of queries and keys: hue for the kind of most seeds, lighter the "
-        "lower the accuracy. Dotted: gain at which the normaliser is predicted to fail. Dashed: predicted edge of "
-        "rates, 1 / (1.6 p C).",
+        "lower the accuracy; the share of seeds that trained, where others did not. Dotted: gain at which the "
+        "normaliser is predicted to fail. Dashed: predicted edge of rates, 1 / (1.6 p C).",
         draw_maps,
     ),
     NOTE,

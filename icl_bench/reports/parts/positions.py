@@ -169,8 +169,9 @@ def free_axis(axes: Axes) -> None:
 
 
 def work_of(entry: Entry) -> TokenWork | None:
-    """Return the work of a training token; None where it was not kept."""
-    return entry.example.result.work.training
+    """Return the work of a training token, of a run that measures where there is one; None where it was not kept."""
+    run = entry.scored[0] if entry.scored else entry.example
+    return run.result.work.training
 
 
 def training_work(entry: Entry) -> float | None:

@@ -10,6 +10,7 @@ from icl_bench.reports.context import StudyContext
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.panels import draw_panels
 from icl_bench.reports.parts.base import Part, SectionFigure, quantile_remark
+from icl_bench.reports.parts.gains import maps_of
 from icl_bench.reports.statistics import median, rate_window
 from icl_bench.reports.text import format_share
 
@@ -55,8 +56,8 @@ def rate_place(entry: Entry, section: Section) -> str:
 
 
 def learning_rates(section: Section, context: StudyContext) -> Figure | None:
-    """Draw validation accuracy against learning rate; return None where no rates were swept."""
-    if all(len(entry.rates) < 2 for entry in section.entries):
+    """Draw validation accuracy against learning rate; return None where no rates were swept, or a map shows them."""
+    if all(len(entry.rates) < 2 for entry in section.entries) or maps_of(section):
         return None
     return draw_panels(section, "validation accuracy", draw_sweep, rate_scale, crowded=True)
 

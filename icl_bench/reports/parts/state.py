@@ -27,6 +27,8 @@ ONE_SIZE = 1.2
 """Largest ratio of two states that count as one size in a figure."""
 SPREAD = 1.025
 """Factor within which the dots of a size are spread, so that equal accuracies are seen side by side."""
+CEILING_REACH = 1.06
+"""Factor by which the line at a ceiling reaches to each side of the size of its window."""
 UNTRAINED = {"untrained": " (untrained)", "at the floor": " (at the floor)"}
 """Outcomes of training in which no seed is locked in, and how a row names them."""
 PUBLISHED_STYLE = canvas.SeriesStyle((0.0, 0.0, 0.0), "o", "-")
@@ -145,14 +147,15 @@ def draw_sizes(axes: Axes, section: Section, size: Callable[[Entry], int | None]
 
 
 def draw_ceilings(axes: Axes, section: Section, size: Callable[[Entry], int | None]) -> None:
-    """Draw a thin line through the ceilings of a family of windows, for one layer and for all."""
-    limits = list(ceilings(section))
-    for i, family in enumerate(section.families):
-        for several in (False, True):
-            found = [one for one in limits if one.entry.family == family and (one.layers > 1) == several]
-            points = sorted((place, one.mean) for one in found if (place := size(one.entry)) is not None)
-            if points:
-                axes.plot(*zip(*points, strict=True), **found[0].line(canvas.series_style(i)))
+    """Draw a short thin line at the ceilings of each window, for one layer and for all.
+
+    They are not joined: windows of one size differ in reach where their heads differ in width.
+    """
+    styles = {family: canvas.series_style(i) for i, family in enumerate(section.families)}
+    for one in ceilings(section):
+        if (place := size(one.entry)) is not None:
+            ends = [place / CEILING_REACH, place * CEILING_REACH]
+            axes.plot(ends, [one.mean] * 2, **one.line(styles[one.entry.family]))
 
 
 def strips_remark(section: Section) -> str:

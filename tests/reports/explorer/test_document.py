@@ -5,13 +5,14 @@ import json
 import pytest
 
 from icl_bench.errors import RecordError
-from icl_bench.reports.explorer.answers import figure_title
+from icl_bench.reports.explorer.answers import figure_title, recall_answer
 from icl_bench.reports.explorer.differences import store_differences
 from icl_bench.reports.explorer.document import RUN_FIELDS, ViewedStore, explorer_document
 from icl_bench.reports.explorer.glossary import GLOSSARY
 from icl_bench.reports.statistics import median
 from icl_bench.runs.kept import AnsweredExample, CellSamples, Samples
-from tests.reports.factory import comparison, make_record, noise, sections_of
+from icl_bench.runs.record import RunRecord
+from tests.reports.factory import comparison, make_record, noise, section_of, sections_of
 
 STATES = (1024, 4096)
 
@@ -74,6 +75,23 @@ def test_titles_state_the_answer_with_its_uncertainty() -> None:
     assert ahead["answer"].startswith("power:p=2 recalls more than linear (by 0.117 [0.1")
     assert section["answers"]["recall"] == f"{none['answer']}; {ahead['answer']}"
     assert section["answers"]["failures"] == "No run of 32 failed"
+
+
+def test_a_title_over_many_groups_counts_those_without_a_trained_opponent() -> None:
+    def pair(width: int, other: float) -> list[RunRecord]:
+        sizes = {"model": {"d_model": width}}
+        return [
+            make_record(arch, seed, accuracies=(accuracy + 0.001 * seed,) * 3, **sizes)
+            for arch, accuracy in (("linear", 0.8), ("window:w=1", other))
+            for seed in range(10)
+        ]
+
+    runs = [*pair(32, 0.4), *pair(64, 0.01), *pair(128, 0.8)]
+    title = recall_answer(section_of(runs))
+    assert title.startswith("Of 3 groups of matched state, linear is ahead at 1 of 3 (by 0.400 to 0.400), ")
+    assert title.endswith("no opponent is trained at 1 and no difference is significant at 1")
+    alone = recall_answer(section_of([*pair(32, 0.01), *pair(64, 0.01), *pair(128, 0.01)]))
+    assert alone == "In none of 3 groups of matched state is a difference significant; at 3 no opponent is trained"
 
 
 def test_figures_of_a_report_have_their_answer_as_title() -> None:

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 
 from icl_bench.reports.canvas import figure_settings, svg
 from icl_bench.reports.context import NO_STUDY
+from icl_bench.reports.explorer.answers import figure_title
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.gains import KINDS, draw_maps, edges, gain_table, maps_of, predicted_gain
 from icl_bench.reports.ranking import rankings
@@ -65,6 +66,14 @@ def test_a_map_has_a_rectangle_for_each_place_in_the_hue_of_its_kind() -> None:
         light = [part + (1 - part) * 0.6 for part in vermilion]  # accuracy 0
         assert tuple(colours[-1]) == pytest.approx(light, abs=1e-6)
         assert svg(draw_maps(section, NO_STUDY)) == svg(draw_maps(section, NO_STUDY))
+
+
+def test_the_title_says_where_every_gain_trains() -> None:
+    everywhere = section_of(records(lambda rate, gain: 0.9 if rate < 0.05 or gain < 1 else 0.1))
+    title = "With power:p=2 most seeds train at every gain over 1.0 decades of learning rates, from 0.001 to 0.01"
+    assert figure_title("gains", everywhere) == title
+    nowhere = figure_title("gains", section_of(records(high_gains_fail)))
+    assert nowhere == "At no learning rate most seeds train at every gain, with any of 1 architecture"
 
 
 def test_runs_of_one_gain_have_no_map() -> None:

@@ -7,6 +7,7 @@ import pytest
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.context import NO_STUDY
 from icl_bench.reports.parts.capacity import capacity_table
+from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.positions import (
     POSITION_PART,
     WORK_PART,
@@ -103,7 +104,9 @@ def test_language_models_have_no_capacity() -> None:
         (cell,) = run.result.cells
         cells = (cell, cell.model_copy(update={"label": "length=32", "load": 32, "length": 32}))
         longer.append(run.model_copy(update={"result": run.result.model_copy(update={"cells": cells})}))
-    assert not capacity_table(section_of(longer)).rows
+    section = section_of(longer)
+    assert not capacity_table(section).rows
+    assert findings(section)[0].startswith("Question: how well does softmax predict assoc-recall at 16 to 32 tokens")
 
 
 def test_other_tasks_have_neither_topic() -> None:
