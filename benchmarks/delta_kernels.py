@@ -11,6 +11,7 @@ compiled wrong shows there. Processes compile first.
 import argparse
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -70,7 +71,7 @@ def make_call(kind: str, sizes: tuple[int, int, int, int, int]) -> launch.DeltaC
     many = DeltaInputs(*(None if x is None else x.repeat(max(1, n // 16), *(1,) * (x.ndim - 1)) for x in inputs))
     options = check_delta(many, options)
     assert options.scale is not None
-    bounded = options.least_log_decay is not None
+    least = -math.inf if options.least_log_decay is None else options.least_log_decay
     return launch.DeltaCall(
         *many[:8],
         many.state,
@@ -78,7 +79,7 @@ def make_call(kind: str, sizes: tuple[int, int, int, int, int]) -> launch.DeltaC
         options.reads == "undecayed",
         many.bonus is not None,
         options.scale,
-        bounded,
+        least,
     )
 
 

@@ -159,3 +159,12 @@ def start_method() -> ForkServerContext | SpawnContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
+
+
+def start_server() -> None:
+    """Start the server from which workers are forked, so that it imports torch while this process does."""
+    if start_method().get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        with environment_variable("OMP_NUM_THREADS", "1"):  # so that libraries start no threads on import
+            forkserver.ensure_running()

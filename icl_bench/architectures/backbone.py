@@ -28,6 +28,7 @@ from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Interface, Scores
 from icl_bench.architectures.layers import CanonConv, GatedMLP, RMSNorm, start_as_published
 from icl_bench.errors import SpecError
+from icl_bench.kernels.backends import has_triton
 from icl_bench.kernels.fleet.embedding import TokenOccurrences
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.runs.spec import ModelSpec
@@ -224,7 +225,7 @@ class Backbone(nn.Module):
         With `leading`, the positions are 0 to S - 1, and rows are cut off instead of gathered.
         """
         rows = self.scored_rows(inputs, positions, occurrences, leading)
-        if not (leading and rows.is_cuda):
+        if not (leading and has_triton(rows)):
             return self.interface.score(rows[:, :, : positions.shape[2]], self.embedding, self.head, targets)
         # Rows of the last positions are scored for nothing, which costs less than a copy of the others.
         missing = rows.shape[2] - positions.shape[2]

@@ -40,8 +40,9 @@ class DeltaCore(Core):
 
 
 def folded(inputs: DeltaInputs) -> DeltaInputs:
-    """Return the inputs with members and batch in one axis, rates and decays in float32."""
-    rates = ("beta", "log_decay", "log_value_decay")
+    """Return the inputs with members and batch in one axis, rates and decays of heads and values in float32."""
+    of_channels = inputs.log_decay is not None and inputs.log_decay.ndim == inputs.q.ndim
+    rates = ("beta", "log_value_decay") if of_channels else ("beta", "log_decay", "log_value_decay")
     given = {name: x for name, x in inputs._asdict().items() if x is not None}
     return inputs._replace(**{name: fold(widen(x) if name in rates else x) for name, x in given.items()})
 

@@ -17,7 +17,7 @@ training is this project's own.
 import math
 from collections.abc import Iterator
 from itertools import groupby, pairwise
-from typing import NamedTuple, Self, cast
+from typing import Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -29,6 +29,8 @@ from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import RMSNorm, widen
 from icl_bench.architectures.power import HIGHEST_POWER
+from icl_bench.kernels.attention.api import empty_cache
+from icl_bench.kernels.attention.records import KeyValueCache
 from icl_bench.kernels.power.api import PowerImpl, power_attention, power_step
 from icl_bench.kernels.power.expansion import expand, expanded_width
 from icl_bench.kernels.power.records import PowerState
@@ -104,15 +106,8 @@ class Elastic(RecurrentHeads):
         return Flops(0.0, 2.0 * self.heads * (cached + summed) / length)
 
 
-class ElasticState(NamedTuple):
-    """State of an `ElasticCore`: keys and values so far, or the sums they were folded into."""
-
-    keys: Tensor | None
-    """[N, n, H, K]; None once they are folded."""
-    values: Tensor | None
-    """[N, n, H, V]; None once they are folded."""
-    sums: PowerState | None
-    """None until then."""
+ElasticState = KeyValueCache | PowerState
+"""State of an `ElasticCore`: keys and values so far, or the sums they were folded into."""
 
 
 class ElasticCore(Core, DealsExamples):
@@ -157,34 +152,27 @@ class ElasticCore(Core, DealsExamples):
         yield from ((begin, end, p) for (begin, end), (p, _) in zip(pairwise(ends), runs, strict=True))
 
     def initial_state(self, batch: int, like: Tensor) -> ElasticState:
-        config, rows = self.config, like.shape[0] * batch
-        keys, values = (
-            like.new_zeros(rows, 0, config.heads, width) for width in (config.key_width, config.value_width)
-        )
-        return ElasticState(keys, values, None)
+        sizes = self.config.heads, self.config.key_width, self.config.value_width
+        return empty_cache(like.shape[0] * batch, *sizes, gated=False, device=like.device, dtype=like.dtype)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: ElasticState) -> tuple[Tensor, ElasticState]:
         p, lead, q, k, v = self.config.folded_degree, q.shape[:2], fold(q), fold(k), fold(v)
-        if state.keys is not None and state.values is not None:
-            tokens = state.keys.shape[1] + 1
+        if isinstance(state, KeyValueCache):
+            tokens = state.k.shape[1] + 1
             if tokens < self.config.folds_at:
-                return self.step_in_cache(q, k, v, state, self.config.degree_at(tokens), lead)
-            state = ElasticState(None, None, power_sums(state.keys, state.values, p))
-        assert state.sums is not None
-        y, sums = power_step(q, k, v, None, state.sums, p=p, scale=self.scale, normalize="none")
-        return self.norm(y.unflatten(0, lead), p), state._replace(sums=sums)
+                p = self.config.degree_at(tokens)
+                state = KeyValueCache(torch.cat([state.k, k[:, None]], 1), torch.cat([state.v, v[:, None]], 1), None)
+                return self.norm(self.read_cache(q, state, p).unflatten(0, lead), p), state
+            state = power_sums(state, p)
+        y, state = power_step(q, k, v, None, state, p=p, scale=self.scale, normalize="none")
+        return self.norm(y.unflatten(0, lead), p), state
 
-    def step_in_cache(
-        self, q: Tensor, k: Tensor, v: Tensor, state: ElasticState, p: int, lead: torch.Size
-    ) -> tuple[Tensor, ElasticState]:
-        """Take one token while keys and values are kept: q, k [N, H, K] and v [N, H, V]; `lead` is [M, B]."""
-        assert state.keys is not None and state.values is not None
-        keys, values = torch.cat([state.keys, k[:, None]], dim=1), torch.cat([state.values, v[:, None]], dim=1)
-        weights = torch.einsum("nhk,nthk->nht", widen(q) * self.scale, widen(keys)) ** p
-        y = torch.einsum("nht,nthv->nhv", weights, widen(values)).to(v.dtype)
-        return self.norm(y.unflatten(0, lead), p), ElasticState(keys, values, None)
+    def read_cache(self, q: Tensor, cache: KeyValueCache, p: int) -> Tensor:
+        """Return the sums of degree p over the keys and values kept, for queries [N, H, K]: [N, H, V]."""
+        weights = torch.einsum("nhk,nthk->nht", widen(q) * self.scale, widen(cache.k)) ** p
+        return torch.einsum("nht,nthv->nhv", weights, widen(cache.v)).to(cache.v.dtype)
 
 
-def power_sums(keys: Tensor, values: Tensor, p: int) -> PowerState:
-    """Return the sums of degree p of keys [N, n, H, K] and values [N, n, H, V]."""
-    return PowerState(torch.einsum("nthd,nthv->nhdv", expand(widen(keys), p), widen(values)), None)
+def power_sums(cache: KeyValueCache, p: int) -> PowerState:
+    """Return the sums of degree p of the keys and values kept."""
+    return PowerState(torch.einsum("nthd,nthv->nhdv", expand(widen(cache.k), p), widen(cache.v)), None)

@@ -34,6 +34,8 @@ def filled_width(width: int) -> int:
 
 def fill_heads(x: Tensor, blocks: Sequence[FilledBlock]) -> Tensor:
     """Put zeros behind each group of numbers along the last axis, which the blocks divide in order."""
+    if all(block.size == block.filled for block in blocks):
+        return x
     filled: Tensor = _Fill.apply(x, tuple(blocks))
     return filled
 
@@ -72,5 +74,7 @@ def filled_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x / sqrt(sum / width + eps) is the norm over all channels with eps width / filled, times sqrt(width / filled).
     """
     width, filled = weight.shape[-1], x.shape[-1]
+    if width == filled:
+        return rms_norm(x, weight, eps=eps)
     gains = fill_heads(weight, [FilledBlock(1, width, filled)]) * (width / filled) ** 0.5
     return rms_norm(x, gains, eps=eps * width / filled)

@@ -11,8 +11,6 @@ State: the cache, H (K + V) T numbers. Work a token: 2 H (K + V) for each key se
 2507.04239); the control is this project's own.
 """
 
-from typing import NamedTuple
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -22,6 +20,8 @@ from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, HeadsLayout, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import widen
+from icl_bench.kernels.attention.api import empty_cache
+from icl_bench.kernels.attention.records import KeyValueCache
 
 
 @ARCHITECTURES.register("flipped-power")
@@ -48,13 +48,6 @@ class FlippedPower(RecurrentHeads):
         return Flops(0.0, self.heads * (self.key_width + self.value_width) * (length + 1.0))
 
 
-class Kept(NamedTuple):
-    """State of a `FlippedCore`: keys [N, T, H, K] and values [N, T, H, V] of all tokens."""
-
-    keys: Tensor
-    values: Tensor
-
-
 class FlippedCore(Core):
     """Sums of values weighted by powers of scores with flipped signs, by the definition."""
 
@@ -72,11 +65,12 @@ class FlippedCore(Core):
         weights = self.weights(torch.einsum("mbihk,mbjhk->mbhij", q, k)).tril().to(v.dtype)
         return torch.einsum("mbhij,mbjhv->mbihv", weights, v)
 
-    def initial_state(self, batch: int, like: Tensor) -> Kept:
-        return Kept(*(like.new_zeros(like.shape[0] * batch, 0, self.heads, width) for width in self.widths))
+    def initial_state(self, batch: int, like: Tensor) -> KeyValueCache:
+        rows = like.shape[0] * batch
+        return empty_cache(rows, self.heads, *self.widths, gated=False, device=like.device, dtype=like.dtype)
 
-    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Kept) -> tuple[Tensor, Kept]:
-        keys, values = torch.cat([state.keys, fold(k)[:, None]], 1), torch.cat([state.values, fold(v)[:, None]], 1)
+    def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        keys, values = torch.cat([state.k, fold(k)[:, None]], 1), torch.cat([state.v, fold(v)[:, None]], 1)
         weights = self.weights(torch.einsum("nhk,nthk->nht", fold(q), keys)).to(v.dtype)
         y = torch.einsum("nht,nthv->nhv", weights, values)
-        return y.unflatten(0, q.shape[:2]), Kept(keys, values)
+        return y.unflatten(0, q.shape[:2]), KeyValueCache(keys, values, None)

@@ -101,9 +101,11 @@ class HeadsLayout(NamedTuple):
 
     @property
     def filled_blocks(self) -> list[FilledBlock]:
-        """Queries, keys and values with the zeros of each head."""
-        pairs = zip(self.shapes, self.filled.shapes, strict=True)
-        return [FilledBlock(heads, width, filled) for (heads, width), (_, filled) in pairs]
+        """Queries and keys, and values, with the zeros of each head."""
+        (queries, width), (keys, _), (values, value_width) = self.shapes
+        filled = self.filled
+        first = FilledBlock(queries + keys, width, filled.key_width)
+        return [first, FilledBlock(values, value_width, filled.value_width)]
 
     @property
     def has_plain_heads(self) -> bool:

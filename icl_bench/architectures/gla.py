@@ -59,5 +59,7 @@ class GatedLinearCore(DeltaCore):
         self.decay = LowRankLinear(members, d_model, GATE_RANK, width, bias=uniform_between(-bound, bound))
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> DeltaInputs:
-        log_decay = channel_decays(self.decay(x), "log-sigmoid", 1 / GATE_DIVISOR).view(k.shape)
+        up = self.decay.up
+        raw = up.product(self.decay.down(x))
+        log_decay = channel_decays(raw, "log-sigmoid", 1 / GATE_DIVISOR, up.bias).view(k.shape)
         return DeltaInputs(q, k, v, log_decay=log_decay)

@@ -137,8 +137,8 @@ class HeadsArchitecture(MultiHead):
     """Bias of the decay gate at the start."""
     gate_divisor: float = later(1.0, gt=0)
     """Divisor of the logarithm of the decay gate."""
-    norm_eps: float = later(1e-6, gt=0)
-    """Added to the mean square in the RMS norms of queries, keys and the output."""
+    norm_eps: float = later(1e-6, ge=1e-24)
+    """Added to the mean square in the RMS norms of queries, keys and the output; below 1e-24 a gradient overflows."""
     learned_rope: bool = later(False)
     """Let the speed of the rotation depend on the token, 1 + tanh(x W) for each key-value head; needs `rope`."""
 

@@ -140,6 +140,11 @@ class StackedLinear(Stacked):
         y = project(x.flatten(1, -2), self.weight, self.bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
+    def product(self, x: Tensor) -> Tensor:
+        """Return x W, for an operator that adds b itself: a batched product first copies b to all rows."""
+        y = project(x.flatten(1, -2), self.weight)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
     def parts(self, x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
         """Return blocks of `widths` columns of x W, [M, ..., width] each, for a layer without bias."""
         blocks = project_parts(x.flatten(1, -2), self.weight, widths)

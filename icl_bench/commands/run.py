@@ -5,7 +5,7 @@ from typing import Annotated
 
 from icl_bench.commands import options
 from icl_bench.commands.output import check_report, finish
-from icl_bench.commands.session import execute, load_plugins_or_warn
+from icl_bench.commands.session import execute, load_plugins_or_warn, prepare_workers
 
 
 def quickstart(
@@ -38,6 +38,7 @@ def run(
 
     Example: icl-bench run assoc-recall copy --arch power:p=2 --arch linear --seeds 0..2
     """
+    prepare_workers(machine)
     from icl_bench.harness.resolve import Request, parse_lrs, parse_seeds
 
     load_plugins_or_warn()

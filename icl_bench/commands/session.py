@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from icl_bench.runs.spec import RunSpec
 
 
+def prepare_workers(machine: MachineOptions) -> None:
+    """Begin to start worker processes, where they are asked for, before this process imports torch."""
+    from icl_bench.isolation import start_server
+    from icl_bench.schema import parse_spec
+
+    if parse_spec(machine.engine).name == "local":
+        start_server()
+
+
 def make_executor(machine: MachineOptions, output: OutputOptions) -> "Executor":
     """Make the executor of these options, whose engine the caller closes; raise SpecError if a part is not there."""
     from icl_bench.harness.session import Session

@@ -8,7 +8,7 @@ import typer
 
 from icl_bench.commands import options
 from icl_bench.commands.output import check_report, default_report, print_json, print_listing, say
-from icl_bench.commands.session import complete_study, estimate_left, load_plugins_or_warn
+from icl_bench.commands.session import complete_study, estimate_left, load_plugins_or_warn, prepare_workers
 from icl_bench.errors import SpecError
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def sweep(
     report: Annotated[Path | None, options.report_option(show_default="sweep-NAME.md")] = None,
 ) -> None:
     """Run a study: tune, measure, write a report. The same command again continues an interrupted study."""
+    if not (dry_run or finished):
+        prepare_workers(machine)
     from icl_bench.harness.study.file import load_study, packaged_studies
     from icl_bench.harness.study.protocol import parse_parts
 

@@ -123,9 +123,9 @@ def test_a_gain_of_a_head_is_a_factor_on_its_scores() -> None:
 
 
 def test_the_constant_of_a_norm_can_be_set() -> None:
-    small, plain, x = mixer("power:p=3,norm_eps=1e-30,conv=0"), mixer("power:p=3,conv=0"), 0.1 * inputs()
+    small, plain, x = mixer("power:p=3,norm_eps=1e-24,conv=0"), mixer("power:p=3,conv=0"), 0.1 * inputs()
     assert bool((small(x).norm() > 100 * plain(x).norm()).all())
-    torch.testing.assert_close(small(x), small(10 * x), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(small(x), small(10 * x), rtol=1e-3, atol=1e-3)
 
 
 def test_an_offset_is_added_to_scores() -> None:

@@ -37,6 +37,7 @@ def model_of(arch: str, task: Task, precision: Precision = "float32", members: i
     """An untrained fleet; float64 parameters for float32, so that a rounding decides no answer."""
     layers = [make_arch(component) for component in arch_components(arch, D_MODEL)] * 2
     model = Backbone(list(range(members)), task.interface, layers[:2], ModelSpec(d_model=D_MODEL, tied=False), "auto")
+    model.eval()
     kind = torch.float64 if precision == "float32" else torch.bfloat16
     return WorkingModel(model, [parameter.to(kind) for parameter in model.parameters()], precision)
 

@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
     # Read when the kernels are defined: it must be set before anything imports them.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from icl_bench.architectures import backbone as backbone
 from icl_bench.architectures import decays as gate
 from icl_bench.architectures import frame as frame
 from icl_bench.architectures import gated_delta_net as gated_delta_net
@@ -68,3 +69,18 @@ def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
     # Adam divides by the size of the gradient: rounding of an entry near zero may turn into a share of a step of 1e-2.
     for own, right in zip(fused, plain, strict=True):
         assert float((own - right).norm() / right.norm()) < 1e-3
+
+
+def test_rows_that_are_scored_for_nothing_change_nothing(monkeypatch):
+    """On a GPU the last row of each example is scored too, against no target of its own."""
+    runs = expand_request(Request("text:corpus=example,length=8,extrapolate=[]", ["softmax"], seeds=(0, 1)))
+    ends = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(backbone, "has_triton", lambda x, on_gpu=on_gpu: on_gpu)
+        trainer = Trainer(runs, Machine(torch.device("cpu")))
+        trainer.step()
+        ends.append((trainer.take_means(1), trainer.optimiser.buffers.gradients.clone()))
+    (plain, gradients), (whole, others) = ends
+    assert whole[0] == pytest.approx(plain[0], rel=1e-6) and whole[1] == pytest.approx(plain[1], rel=1e-6)
+    # rows of other numbers are added in another order: eps for each of 64 rows of 7 tokens
+    assert float((gradients - others).norm() / gradients.norm()) < 448 * torch.finfo(torch.float32).eps

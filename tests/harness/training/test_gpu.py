@@ -170,7 +170,7 @@ def test_a_fleet_reads_its_own_answers(arch: str, precision: str) -> None:
     settings = ("train.steps=5", "train.batch=4", "model.d_model=32", "evaluation.examples=16")
     specs = expand_request(Request("copy:symbols=6", [arch], seeds=(0, 1), precision=precision, settings=settings))
     trainer = Trainer(specs, Machine(CUDA))
-    free = trainer.run_freely(trainer.make_stream("symbols=6", "test"))
+    free = trainer.run_freely(trainer.make_stream("symbols=6", "test"), trainer.working_model)
     assert free is not None and all(0 <= share <= 1 for share in (*free.accuracy, *free.exact_match))
 
 
