@@ -61,5 +61,5 @@ class GatedLinearCore(DeltaCore):
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> DeltaInputs:
         up = self.decay.up
         raw = up.product(self.decay.down(x))
-        log_decay = channel_decays(raw, "log-sigmoid", 1 / GATE_DIVISOR, up.bias).view(k.shape)
+        log_decay = channel_decays(raw, "log-sigmoid", 1 / GATE_DIVISOR, up.bias, narrow=True).view(k.shape)
         return DeltaInputs(q, k, v, log_decay=log_decay)

@@ -73,7 +73,7 @@ class ChannelDecay(Stacked):
         scaled = (weight.unflatten(-1, self.shape) * rate[:, None]).flatten(-2).to(weight.dtype)
         z = project(low.flatten(1, -2), scaled).view(*x.shape[:-1], -1)
         bias = (rate * self.step_bias).flatten(1)
-        decays: Tensor = channel_decays(z, "sigmoid", LEAST_LOG_DECAY, bias).unflatten(-1, self.shape)
+        decays: Tensor = channel_decays(z, "sigmoid", LEAST_LOG_DECAY, bias, narrow=True).unflatten(-1, self.shape)
         return decays
 
 

@@ -156,7 +156,7 @@ class Rwkv7Mixer(ShiftMixer):
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")
         decay, shift = self.decay.product(parts["w"].tanh()), self.rate.bias.unflatten(-1, self.key_shape)
-        log_decay = channel_decays(decay, "sigmoid", LEAST_LOG_DECAY, self.decay.bias).view(k.shape)
+        log_decay = channel_decays(decay, "sigmoid", LEAST_LOG_DECAY, self.decay.bias, narrow=True).view(k.shape)
         rate = self.rate.product(parts["a"]).view(k.shape).to(k.dtype)
         written, read, erase = erasing_keys(k, rate, shift, self.erasing.weight, self.weakening.weight)
         return DeltaInputs(r, written, v, log_decay=log_decay, read=read, erase=erase)

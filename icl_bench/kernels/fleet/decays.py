@@ -17,11 +17,13 @@ def channel_decays(
     factor: float,
     bias: Tensor | None = None,
     *,
+    narrow: bool = False,
     impl: FleetImpl = "auto",
 ) -> Tensor:
-    """Return factor act(x + bias) for x [M, ..., C], in the type of x, whose share of each decay is what it rounds.
+    """Return factor act(x + bias) for x [M, ..., C], in float32, or in float64 for x in float64.
 
-    The bias is [M, C], 0 where it is None.
+    The bias is [M, C], 0 where it is None. Where `narrow` the result has the type of x, which rounds each decay by a
+    share of its own logarithm.
     """
     check_choice("form", form, get_args(DecayForm))
     if bias is not None:
@@ -29,9 +31,9 @@ def channel_decays(
     if takes_triton(impl, x):
         from icl_bench.kernels.fleet.triton.decays import FusedChannelDecays
 
-        fused: Tensor = FusedChannelDecays.apply(x, bias, form, factor)
+        fused: Tensor = FusedChannelDecays.apply(x, bias, form, factor, narrow)
         return fused
     wide = x.double() if impl == "reference" else x.to(torch.promote_types(x.dtype, torch.float32))
     z = wide if bias is None else wide + bias.view(x.shape[0], *(1,) * (x.ndim - 2), -1)
     y = factor * (z.sigmoid() if form == "sigmoid" else functional.logsigmoid(z))
-    return y.to(x.dtype)
+    return y.to(x.dtype if narrow else torch.promote_types(x.dtype, torch.float32))

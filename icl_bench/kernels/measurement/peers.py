@@ -61,6 +61,7 @@ def compiled_steps(form: str, tokens: int) -> Peer:
     """
 
     def build(problem: Problem, device: torch.device) -> ContenderRun:
+        torch.compiler.reset()  # the compiler gives up on a function after eight forms of it, over all problems
         body = torch.compile(lambda inputs: problem.run(form, inputs), dynamic=False)
         name, first = problem.first_state(device)
 

@@ -25,6 +25,14 @@ def test_channel_decays(shape, biased, form, dtype):
     assert_forms_match_reference(run, inputs, walk=15 * (inputs[0].numel() / shape[0] / shape[-1]) ** 0.5)
 
 
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_results_are_wide_unless_they_may_be_narrow(impl):
+    x = draw(2, 3, 4, dtype=torch.float16)
+    wide, narrow = (channel_decays(x, "log-sigmoid", 1.0, narrow=narrow, impl=impl) for narrow in (False, True))
+    assert (wide.dtype, narrow.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(wide.half(), narrow)
+
+
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="bias must be"):
         channel_decays(draw(2, 3, 4), "sigmoid", 1.0, draw(2, 3))

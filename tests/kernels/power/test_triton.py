@@ -26,7 +26,7 @@ from icl_bench.kernels.power.api import (  # noqa: E402
 from icl_bench.kernels.power.expansion import expand  # noqa: E402
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions  # noqa: E402
 from icl_bench.kernels.power.spectrum import spectrum_attention  # noqa: E402
-from icl_bench.kernels.power.triton import table  # noqa: E402
+from icl_bench.kernels.power.triton import short_launch, table  # noqa: E402
 from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles  # noqa: E402
 from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton  # noqa: E402
 from icl_bench.kernels.power.triton.spectrum import fits_one_pass  # noqa: E402
@@ -86,7 +86,7 @@ def test_pipelined_steps_through_a_state_take_two_key_channels():
 
 def test_blocks_meet_every_pair_once():
     for (kernel, form, _), blocks in [entry for entries in table.LAUNCH_TABLES.values() for entry in entries.items()]:
-        if kernel.removeprefix("gated_").removeprefix("lower_") in ("forward", "query_gradient"):
+        if kernel.removeprefix("gated_").removeprefix("lower_").removeprefix("short_") in ("forward", "query_gradient"):
             # blocks of keys fill what is before a block of rows, and itself
             assert blocks.m % blocks.n == 0, (kernel, form, blocks)
         elif kernel != "chunk_sums":
@@ -291,22 +291,29 @@ def test_lower_degrees_are_read_from_the_same_kernels(p):
 
 
 @pytest.mark.parametrize(
-    "p, t, heads, groups, key_heads, gated, by_token, chunk",
+    "p, t, heads, groups, key_heads, gated, by_token, chunk, short",
     [
-        (2, 20, 2, 2, 2, True, True, None),
-        (2, 70, 1, 2, 1, False, False, None),
-        (3, 70, 2, 1, 1, True, False, None),
-        (4, 20, 2, 2, 2, True, True, None),
-        (5, 20, 1, 1, 1, False, False, None),
-        (6, 20, 1, 1, 1, True, True, None),
-        (2, 150, 1, 2, 1, True, False, 64),
-        (2, 150, 2, 2, 1, False, False, 64),
-        pytest.param(3, table.SHORT_CHUNK + 14, 1, 1, 1, True, False, None, marks=pytest.mark.slow),
-        pytest.param(4, table.SHORT_CHUNK + 14, 2, 1, 1, False, True, None, marks=pytest.mark.slow),
+        (2, 20, 2, 2, 2, True, True, None, True),
+        (2, 70, 1, 2, 1, False, False, None, True),
+        (3, 70, 1, 2, 1, True, False, None, True),
+        (4, 20, 2, 2, 2, True, True, None, True),
+        (5, 40, 1, 1, 1, False, False, None, True),
+        (6, 20, 1, 1, 1, True, True, None, True),
+        (2, 70, 1, 2, 1, True, False, None, False),
+        (3, 70, 2, 1, 1, True, False, None, False),
+        (4, 20, 2, 2, 2, False, True, None, False),
+        (2, 150, 1, 2, 1, True, False, 64, False),
+        (2, 150, 2, 2, 1, False, False, 64, False),
+        pytest.param(2, table.SHORT_CHUNK + 14, 2, 1, 1, True, False, None, False, marks=pytest.mark.slow),
+        pytest.param(3, table.SHORT_CHUNK + 14, 1, 1, 1, True, False, None, False, marks=pytest.mark.slow),
+        pytest.param(4, table.SHORT_CHUNK + 14, 2, 1, 1, False, True, None, False, marks=pytest.mark.slow),
     ],
 )
-def test_one_pass_makes_all_degrees_and_their_gradients(p, t, heads, groups, key_heads, gated, by_token, chunk):
+def test_one_pass_makes_all_degrees_and_their_gradients(
+    p, t, heads, groups, key_heads, gated, by_token, chunk, short, monkeypatch
+):
     """The first sequence has a key of zeros, and without weights by token each sequence has its own."""
+    monkeypatch.setattr(short_launch, "ARITHMETIC", {"ieee"} if short else set())
     case = Case(
         t=t, heads=heads, groups=groups, key_heads=key_heads, key=5, value=16, p=p, normalize="none", gated=gated,
         dtype=F32, device=DEVICE,

@@ -67,13 +67,13 @@ class FusedChannelDecays(torch.autograd.Function):
     """`channel_decays` in one launch each way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, form: DecayForm, factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, narrow: bool) -> Tensor:
         x, bias = x.contiguous(), None if bias is None else bias.contiguous()
         ctx.save_for_backward(x, bias)
         ctx.form, ctx.factor = form, factor
         members, width = x.shape[0], x.shape[-1]
         count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=x.dtype if narrow else torch.float32)
         with launch_on(x):
             channel_decays_kernel[(-(-count // rows), -(-width // columns), members)](
                 x, x if bias is None else bias, out, count, width, factor, BIAS=bias is not None,
@@ -95,4 +95,4 @@ class FusedChannelDecays(torch.autograd.Function):
                 width, ctx.factor, each, BIAS=bias is not None, LOG=ctx.form == "log-sigmoid", BLOCK_R=rows,
                 BLOCK_C=columns, num_warps=4,
             )  # fmt: skip
-        return dx, None if bias is None or partial is None else add_parts(partial, bias.dtype), None, None
+        return dx, None if bias is None or partial is None else add_parts(partial, bias.dtype), None, None, None

@@ -20,9 +20,10 @@ from icl_bench.kernels.power.triton.lower import (
     polynomial,
     slope_weights,
     squared_norms,
+    store_query_sums,
     store_weight_gradients,
     store_weights,
-    to_unit_keys,
+    sum_of_blocks,
 )
 from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
 from icl_bench.kernels.power.triton.tiles import (
@@ -52,8 +53,6 @@ def _query_block(
     BLOCK_M: tl.constexpr = C.BLOCK_M
     keys = load_tokens(k, n0, end, C.K, BLOCK_N, C.K_BLOCK, WHOLE).to(C.DOT)
     values = load_tokens(v, n0, end, C.V, BLOCK_N, C.V_BLOCK, WHOLE).to(C.DOT)
-    if C.SHORT and C.TERMS > 0:
-        keys, values, _ = to_unit_keys(keys, values, C)
     s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
@@ -71,7 +70,9 @@ def _query_block(
         ds = tl.where(causal, ds, 0.0)
     elif C.GATED:
         ds *= tl.exp2(gate - gates)[None, :]
-    if C.TERMS > 0:
+    if C.TERMS > 0 and not OWN and C.P == 2:  # the rest is outside of the loop
+        ds *= s
+    elif C.TERMS > 0:
         of_weights = add_weight_gradients(of_weights, ds, s, BLOCK_N, C)
         e = slope_weights(a, C)
         ds *= polynomial(s, (e[0][:, None], e[1][:, None], e[2][:, None]), C.P - 1)
@@ -82,7 +83,7 @@ def _query_block(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_query_gradient_kernel(
-    q, k, v, lower, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, d_lower,
+    q, k, v, lower, key_sums, y, y_low, dy, den, query_stats, query_sums, gates, states, dq, row_sums, d_lower,
     T, chunk, chunks, heads, repeat, low_rows, share, scale_in, scale_out, eps,
     MAKE_STATS: tl.constexpr, LOW: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -114,6 +115,7 @@ def power_query_gradient_kernel(
     mask = index < end
     state_total = tl.zeros([BLOCK_M], tl.float32)
     state_weights = state_total
+    chunk_weights = state_total
     start_gate, gate, decay = 0.0, state_total, state_total
     a = (state_total, state_total, state_total)
     if C.GATED:
@@ -133,10 +135,10 @@ def power_query_gradient_kernel(
                 outputs += load_tokens(low, m0, low_rows, C.V, BLOCK_M, C.V_BLOCK, False).to(tl.float32)
             delta = tl.sum(outputs * cotangents.to(tl.float32), 1)
         if C.TERMS > 0:
-            a = load_weights(
-                lower_weights(lower, n, h, share), squared_norms(queries, scale_in, C), m0, end, BLOCK_M, C
-            )
+            a = load_weights(lower_weights(lower, n, h, share), squared_norms(queries), m0, end, BLOCK_M, C)
             store_weights(query_stats, row, T, index, mask, a, gate)
+            if C.P == 2:
+                store_query_sums(query_sums, a[0], cotangents, gates, gate, row, T, m0, end, C)
         else:
             store_query_stats(query_stats, row, T, index, mask, weight, delta, gate)
     else:
@@ -179,7 +181,13 @@ def power_query_gradient_kernel(
         if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
-        if C.TERMS > 0:
+        if C.TERMS > 0 and C.P == 2:
+            sums_of_head = key_sums + (n * groups + g) * tl.cdiv(T, C.ROWS) * C.V
+            x = sum_of_blocks(sums_of_head, c0 // C.ROWS, m0 // C.ROWS, gates, start_gate, False, C)
+            chunk_weights = tl.sum(cotangents.to(tl.float32) * x[None, :], 1)
+            if C.GATED:
+                chunk_weights *= decay
+        elif C.TERMS > 0:
             before = decay if C.GATED else tl.full([BLOCK_M], 1.0, tl.float32)
             of_weights = join_weight_gradients(of_weights, part_weights, before, C)
         acc += part
@@ -193,8 +201,8 @@ def power_query_gradient_kernel(
     if C.TERMS > 0:
         rows = T if C.BY_TOKEN else blocks
         acc, of_lower = store_weight_gradients(
-            acc, of_weights, state_weights, queries, lower_weights(lower, n, h, share),
-            d_lower + (n * rows * heads + h) * C.TERMS, heads, m0, end, scale_in, scale_out, C,
+            acc, of_weights, chunk_weights, state_weights, queries, lower_weights(lower, n, h, share),
+            d_lower + (n * rows * heads + h) * C.TERMS, heads, m0, end, scale_out, C,
         )  # fmt: skip
     factor = weight * scale_out
     if C.GATED:
@@ -227,7 +235,7 @@ def _key_block(
     cotangents = load_tokens(dy, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
     if C.TERMS > 0:
         return key_block_of_terms(
-            dk, dv, sums, keys, values, queries, cotangents, query_stats, gate, m0, n0, end, scale_in,
+            dk, dv, sums, keys, values, queries, cotangents, query_stats, gate, m0, n0, end,
             OF_KEYS, OF_VALUES, OWN, C,
         )  # fmt: skip
     weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
@@ -257,8 +265,8 @@ def _key_block(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups", "share"])
 def power_key_gradient_kernel(
-    q, k, v, u, w, lower, lengths, dy, query_stats, gates, states, dk, dv, column_sums, T, chunk, chunks, groups, share,
-    scale_in, state_factor, scale_out,
+    q, k, v, u, w, lower, lengths, dy, query_stats, query_sums, gates, states, dk, dv, column_sums,
+    T, chunk, chunks, groups, share, scale_in, state_factor, scale_out,
     REPEAT: tl.constexpr, CONTRACT: tl.constexpr, OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dk_j = p sum_i ds_ij q_i, dv_j = sum_i A_ij dy_i and, with gates, C_j of the state and of the chunk.
@@ -290,11 +298,9 @@ def power_key_gradient_kernel(
     sums = tl.zeros([BLOCK_N, 8], tl.float32)
     state_total = tl.zeros([BLOCK_N], tl.float32)
     length = state_total
+    chunk_total = state_total
     if C.TERMS > 0:
-        if C.SHORT:
-            keys, values, length = to_unit_keys(keys, values, C)
-        else:
-            length = load_vector(lengths + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
+        length = load_vector(lengths + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
     last = tl.minimum(n0 + BLOCK_N, end)
     last_gate, gate, decay = 0.0, state_total, state_total
     if C.GATED:
@@ -343,6 +349,15 @@ def power_key_gradient_kernel(
                     query_stats + r * T * 4, gate if C.SHORT else last_gate, m0, n0, end, scale_in,
                     OF_KEYS, OF_VALUES, C.SHORT, C,
                 )  # fmt: skip
+            if C.TERMS > 0 and C.P == 2:
+                blocks_of_head = tl.cdiv(T, C.ROWS)
+                sums_of_head = query_sums + (row * REPEAT + r) * blocks_of_head * C.V
+                begin = (n0 + BLOCK_N) // C.ROWS
+                z = sum_of_blocks(sums_of_head, begin, tl.cdiv(end, C.ROWS), gates, last_gate, True, C)
+                if OF_VALUES:
+                    dv_part += z[None, :]
+                if C.GATED and OF_KEYS:
+                    chunk_total += tl.sum(values.to(tl.float32) * z[None, :], 1) * decay
             if C.GATED and not C.SHORT:
                 dk_part *= decay[:, None]
                 dv_part *= decay[:, None]
@@ -359,7 +374,7 @@ def power_key_gradient_kernel(
                 )  # fmt: skip
     index = n0 + tl.arange(0, BLOCK_N)
     if C.GATED and OF_KEYS:
-        total = tl.sum(sums, 1)
+        total = tl.sum(sums, 1) + chunk_total
         tl.store(column_sums + row * T + index, state_total * scale_out, mask=index < end)
         column_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
         tl.store(column_sums + row * T + index, total * scale_out, mask=index < end)

@@ -14,7 +14,7 @@ from icl_bench.kernels.power.triton.lower import (
     lower_weights,
     polynomial,
     squared_norms,
-    to_unit_keys,
+    sum_of_blocks,
 )
 from icl_bench.kernels.power.triton.tiles import (
     load_columns,
@@ -85,12 +85,13 @@ def _score_block(
     PRECISION: tl.constexpr = C.PRECISION
     keys = load_tokens(k, n0, end, C.K, BLOCK_N, C.K_BLOCK, WHOLE).to(C.DOT)
     values = load_tokens(v, n0, end, C.V, BLOCK_N, C.V_BLOCK, WHOLE).to(C.DOT)
-    if C.SHORT and C.TERMS > 0:
-        keys, values, _ = to_unit_keys(keys, values, C)
     s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
-    s = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), C.P) if C.TERMS > 0 else power(s, C.P)
+    if C.TERMS > 0 and (OWN or C.P != 2):
+        s = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), C.P)
+    else:
+        s = power(s, C.P)
     if C.GATED:
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
     if OWN:
@@ -109,16 +110,15 @@ def _score_block(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_forward_kernel(
-    q, k, v, u, w, lower, gates, states, y, y_low, den, T, chunk, chunks, heads, repeat, low_rows, share, scale_in,
-    state_factor, scale_out, eps, LOW: tl.constexpr, C: tl.constexpr,
+    q, k, v, u, w, lower, key_sums, gates, states, y, y_low, den, T, chunk, chunks, heads, repeat, low_rows, share,
+    scale_in, state_factor, scale_out, eps, LOW: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """den_i = sum_j A_ij + e^(c_i) phi(q_i).z and y_i = (sum_j A_ij v_j + e^(c_i) phi(q_i) S) / (den_i + eps).
 
     This is for a block of rows of one head; grid: row blocks times N * H. A score is (scale_in q.k)^P, with scale_in
     left out unless SCALE; the state's part is multiplied by state_factor and the whole by scale_out: for P <= 2 the
     scale then costs nothing per score, for P > 2 it keeps the powers in range. EDGE: a state enters the first chunk.
-    TERMS: a score is a polynomial with lower degrees, by weights `lower`; keys are of length 1, where not SHORT as they
-    come; see `lower`.
+    TERMS: a score is a polynomial with lower degrees, by weights `lower`; keys are of length 1; see `lower`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     V_BLOCK: tl.constexpr = C.V_BLOCK
@@ -150,7 +150,7 @@ def power_forward_kernel(
     if C.LINEAR or C.SHORT or C.TERMS > 0:
         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
     if C.TERMS > 0:
-        a = load_weights(lower_weights(lower, n, h, share), squared_norms(queries, scale_in, C), m0, end, BLOCK_M, C)
+        a = load_weights(lower_weights(lower, n, h, share), squared_norms(queries), m0, end, BLOCK_M, C)
     if C.SHORT:  # rows that wait for memory: the own block goes first, so that all is under way at once
         OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
         for i in tl.static_range(C.BLOCK_M // OWN_N):
@@ -196,6 +196,10 @@ def power_forward_kernel(
             part, part_sum = _score_block(
                 part, part_sum, queries, k, v, gates, start_gate, a, m0, n0, end, scale_in, C.BLOCK_N, False, True, C
             )
+        if C.TERMS > 0 and C.P == 2:
+            sums_of_head = key_sums + (n * groups + g) * tl.cdiv(T, C.ROWS) * C.V
+            x = sum_of_blocks(sums_of_head, c0 // C.ROWS, m0 // C.ROWS, gates, start_gate, False, C)
+            part += a[0][:, None] * x[None, :]
         if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]

@@ -48,6 +48,19 @@ class QueryStatistics(NamedTuple):
     """Weights of each query in the gradient of the state that it reads."""
 
 
+class UnitKeys(NamedTuple):
+    """Keys of length 1, and what goes with them."""
+
+    unit: Tensor
+    """k / |k|."""
+    scaled: Tensor
+    """|k|^p v."""
+    lengths: Tensor
+    """|k|, float32 [N, J, T]."""
+    sums: Tensor
+    """Sums of |k|^p v over blocks of tokens, float32 [N, G, blocks, V]; empty unless p = 2."""
+
+
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """[N, T, G] log gates -> [N, G, T] inclusive sums from the start of each chunk, in units of log 2, and decays."""
     n, t, groups = log_g.shape
@@ -59,18 +72,20 @@ def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     return out, decay
 
 
-def unit_keys(k: Tensor, v: Tensor, p: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return k / |k|, |k|^p v and |k|, float32 [N, J, T]; tensors in float16, whose range is small, in float32."""
+def unit_keys(problem: PowerProblem, k: Tensor, v: Tensor, gates: Tensor | None) -> UnitKeys:
+    """Return keys of length 1 and what goes with them; tensors in float16, whose range is small, in float32."""
     n, t, heads, width = k.shape
+    p, groups, rows = problem.layout.p, problem.groups, problem.lower_rows
     kind = torch.float32 if k.dtype == torch.float16 else k.dtype
     unit, scaled = (torch.empty(x.shape, device=x.device, dtype=kind) for x in (k, v))
     lengths = torch.empty(n, heads, t, device=k.device)
-    rows, groups = table.STATISTICS_ROWS, v.shape[2]
+    sums = lengths.new_empty((n, groups, -(-t // rows), problem.v) if p == 2 else 0)
     power_unit_keys_kernel[(-(-t // rows) * n * groups,)](
-        *map(view_of, (k, v, unit, scaled)), lengths, t, groups, P=p, SHARE=groups // heads, K=width, V=v.shape[3],
-        K_BLOCK=padded(width, 16), V_BLOCK=padded(v.shape[3], 16), BLOCK=rows, num_warps=4,
+        *map(view_of, (k, v)), lengths if gates is None else gates, *map(view_of, (unit, scaled)), lengths, sums,
+        t, groups, P=p, SHARE=groups // heads, K=width, V=problem.v, K_BLOCK=padded(width, 16),
+        V_BLOCK=padded(problem.v, 16), BLOCK=rows, GATED=gates is not None, num_warps=4,
     )  # fmt: skip
-    return unit, scaled, lengths
+    return UnitKeys(unit, scaled, lengths, sums)
 
 
 def factor_vectors(problem: PowerProblem, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +187,7 @@ def power_outputs(
     blocks = problem.blocks("forward", tiled=stateful, gated=gated)
     weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
     power_forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v, u, w)), weights, q if gates is None else gates,
+        *map(view_of, (q, k, v, u, w)), weights, q if lower is None else lower.key_sums, q if gates is None else gates,
         problem.state_view(q if states is None else states), view_of(y), y_low, den,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, low_rows, share,
         problem.scale_in, problem.state_factor, problem.scale_out, problem.eps, LOW=low_rows > 0,
@@ -209,19 +224,20 @@ def query_gradient(
     """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none.
 
     With `lower`, the gradients of its weights are written to `d_weights` [N, rows, H, TERMS] in float32, for each token
-    or as the sum of each block of rows (`query_rows`). dq is [N, T, H, K] for the H heads of the output, in float32
-    where these share queries.
+    or as the sum of each block of rows (`query_rows`), and for p = 2 sums of a_i dy_i to its `query_sums`.
+    dq is [N, T, H, K] for the H heads of the output, in float32 where these share queries.
     """
     make_stats, gated = stats is None, gates is not None
     stats = den.new_empty(*den.shape, 4) if stats is None else stats
-    dq = _empty_gradient(q, problem.heads) if dq is None else dq
+    dq = empty_gradient(q, problem.heads) if dq is None else dq
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
     blocks = problem.blocks("query_gradient", tiled=states is not None)
     state = states is not None and problem.layout.p <= 2
     weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
     power_query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v)), weights, view_of(y), y_low, view_of(dy), den, stats,
-        q if gates is None else gates, problem.state_view(q if states is None else states), view_of(dq),
+        *map(view_of, (q, k, v)), weights, q if lower is None else lower.key_sums, view_of(y), y_low, view_of(dy), den,
+        stats, stats if lower is None else lower.query_sums, q if gates is None else gates,
+        problem.state_view(q if states is None else states), view_of(dq),
         dq if row_sums is None else row_sums, dq if d_weights is None else d_weights,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, y_low.shape[1], share,
         problem.scale_in, problem.scale_out, problem.eps, MAKE_STATS=make_stats, LOW=y_low.numel() > 0,
@@ -241,19 +257,19 @@ def key_gradient(
     are given.
     """
     u, w = factor_vectors(problem, k) if states is not None else (k, k)
-    dk = _empty_gradient(k, problem.groups) if dk is None else dk
+    dk = empty_gradient(k, problem.groups) if dk is None else dk
     dv = torch.empty_like(v, memory_format=torch.contiguous_format) if dv is None else dv
     column_sums = None if gates is None else torch.empty(2, *gates.shape, device=q.device)
     gated, stateful, contract = gates is not None, states is not None, problem.layout.p <= 2
     form = problem.form("key_gradient", tiled=stateful)
     split = contract and table.splits_keys(form, problem.arithmetic, problem.width)
     weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
-    lengths = q if lower is None or lower.lengths is None else lower.lengths
+    lengths = q if lower is None else lower.lengths
     for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
         blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful, gated=gated)
         power_key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
             *map(view_of, (q, k, v, u, w)), weights, lengths, view_of(dy), stats,
-            q if gates is None else gates,
+            stats if lower is None else lower.query_sums, q if gates is None else gates,
             problem.state_view(q if states is None else states), view_of(dk), view_of(dv),
             dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups, share,
             problem.scale_in, problem.state_factor, problem.scale_out,
@@ -301,7 +317,7 @@ def add_shared_heads(dx: Tensor, x: Tensor) -> Tensor:
     return dx if dx.shape == x.shape else dx.unflatten(2, (x.shape[2], -1)).sum(3).to(x.dtype)
 
 
-def _empty_gradient(x: Tensor, heads: int) -> Tensor:
+def empty_gradient(x: Tensor, heads: int) -> Tensor:
     """Return memory for the gradient of x for each of `heads` heads, in float32 where they share heads of x."""
     n, t, own, width = x.shape
     return torch.empty(n, t, heads, width, device=x.device, dtype=x.dtype if heads == own else torch.float32)

@@ -1,13 +1,15 @@
 """Lower degrees inside a score: polynomials of scores in place of powers, on keys of length 1.
 
-    A = s^p + sum_m a_m s^(p-2m),   a_m = w_m (scale |q|)^2m,   m = 1 .. TERMS = p // 2
+    A = s^p + sum_m a_m s^(p-2m),   a_m = w_m |q|^2m,   m = 1 .. TERMS = p // 2
 
-for the direction k / |k| of a key, whose values are |k|^p v: then a score costs one multiplication and addition where
-the plain power costs a multiplication, and nothing of a key enters it. With A homogeneous of degree p in k, the part of
-dk along the key is (p v.dv) k / |k|^2, so that no norm has a gradient of its own. (dA / ds) / p is the polynomial of
-degree p - 1 with the weights (p - 2m) / p a_m.
+for s = q.k / |k| and values |k|^p v, with scale^p on sums of them (float32 and bfloat16 have the range for powers). So
+a score costs one multiplication and addition where the plain power costs a multiplication, and nothing of a key enters
+it. With A homogeneous of degree p in k, the part of dk along the key is (p v.dv) k / |k|^2, so that no norm has a
+gradient of its own. (dA / ds) / p is the polynomial of degree p - 1 with the weights (p - 2m) / p a_m.
 
-For p = 2 the lower degree is read from a state too: sum_j v_j is the trace of S, as keys have length 1.
+For p = 2 the lower term a_i x_j is a product, and its sum over j is a_i times one vector for all rows of a block: from
+earlier chunks the trace of S, as keys have length 1, and from earlier blocks of the own chunk a sum of `key_sums`. The
+same holds for values with a_i dy_i in place of x_j. So the loops over other blocks are those of the plain power.
 """
 
 import triton
@@ -35,11 +37,15 @@ def to_unit_keys(keys, values, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "groups"])
 def power_unit_keys_kernel(
-    k, v, unit, scaled, lengths, T, groups,
+    k, v, gates, unit, scaled, lengths, key_sums, T, groups,
     P: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, K_BLOCK: tl.constexpr,
-    V_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
+    V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """k_t / |k_t|, |k_t|^p v_t and |k_t|, float32 [N, J, T]. Grid: row blocks times N * G; SHARE = G / J."""
+    """k_t / |k_t|, x_t = |k_t|^p v_t and |k_t|, float32 [N, J, T]; with P = 2 also sums of x over blocks of tokens.
+
+    The sums, float32 [N, G, blocks, V], are decayed to the last token of the block. Grid: blocks of tokens times N * G;
+    SHARE = G / J.
+    """
     blocks = tl.cdiv(T, BLOCK)
     start = tl.program_id(0) % blocks * BLOCK
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -53,7 +59,17 @@ def power_unit_keys_kernel(
     own = index < tl.where(g % SHARE == 0, T, 0)  # one of the heads that share a key writes it
     tl.store(lengths + (n * (groups // SHARE) + j) * T + index, length, mask=own)
     _store(at_head(unit, n, j), rows, index, own, K, K_BLOCK)
-    _store(at_head(scaled, n, g), values.to(tl.float32) * power(length, P)[:, None], index, index < T, V, V_BLOCK)
+    x = values.to(tl.float32) * power(length, P)[:, None]
+    _store(at_head(scaled, n, g), x, index, index < T, V, V_BLOCK)
+    if P == 2:
+        x = x.to(scaled.ptr.dtype.element_ty).to(tl.float32)  # as the products have it
+        if GATED:
+            gates += row * T
+            last = tl.load(gates + tl.minimum(start + BLOCK, T) - 1)
+            x *= tl.exp2(last - tl.load(gates + tl.minimum(index, T - 1)))[:, None]
+        column = tl.arange(0, V_BLOCK)
+        place = key_sums + (row * blocks + start // BLOCK) * V + column
+        tl.store(place, tl.sum(x, 0), mask=column < V)
 
 
 @triton.jit
@@ -64,35 +80,33 @@ def _store(view, tile, index, mask, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def squared_norms(rows, scale_in, C: tl.constexpr):
-    """(scale |q|)^2 of each row of a tile, the scale left out as in scores."""
+def squared_norms(rows):
+    """|q|^2 of each row of a tile."""
     x = rows.to(tl.float32)
-    norms = tl.sum(x * x, 1)
-    if C.SCALE:
-        norms *= scale_in * scale_in
-    return norms
+    return tl.sum(x * x, 1)
 
 
 @triton.jit
 def load_weights(lower, norms, start, end, BLOCK: tl.constexpr, C: tl.constexpr):
     """a_1, a_2, a_3 of the rows start.. of a head from their norms; zeros past `end` and past TERMS."""
-    first = _load_weight(lower, 0, start, end, BLOCK, C) * norms
+    first = load_weight(lower, 0, start, end, BLOCK, C) * norms
     second = tl.zeros([BLOCK], tl.float32)
     third = second
     if C.TERMS > 1:
-        second = _load_weight(lower, 1, start, end, BLOCK, C) * (norms * norms)
+        second = load_weight(lower, 1, start, end, BLOCK, C) * (norms * norms)
     if C.TERMS > 2:
-        third = _load_weight(lower, 2, start, end, BLOCK, C) * (norms * norms * norms)
+        third = load_weight(lower, 2, start, end, BLOCK, C) * (norms * norms * norms)
     return first, second, third
 
 
 @triton.jit
-def _load_weight(lower, m: tl.constexpr, start, end, BLOCK: tl.constexpr, C: tl.constexpr):
+def load_weight(lower, m: tl.constexpr, start, end, BLOCK: tl.constexpr, C: tl.constexpr):
     """w_(m+1) of the rows start.., a single number where it is not by token."""
     if C.BY_TOKEN:
         index = start + tl.arange(0, BLOCK)
         return tl.load(lower.ptr + index.to(tl.int64) * lower.t + m, mask=index < end, other=0.0).to(tl.float32)
-    return tl.load(lower.ptr + m).to(tl.float32)
+    else:
+        return tl.load(lower.ptr + m).to(tl.float32)
 
 
 @triton.jit
@@ -118,6 +132,47 @@ def slope_weights(a, C: tl.constexpr):
 
 
 @triton.jit
+def sum_of_blocks(sums, begin, end, gates, gate, AFTER: tl.constexpr, C: tl.constexpr):
+    """Return the sum of the vectors of the blocks begin .. end - 1 of a head, [V_BLOCK], decayed to the sum `gate`.
+
+    A block is ROWS tokens. Its vector is decayed to its last token, or with AFTER, of queries, to its first one.
+    """
+    V_BLOCK: tl.constexpr = C.V_BLOCK
+    column = tl.arange(0, V_BLOCK)
+    total = tl.zeros([16, V_BLOCK], tl.float32)
+    for first in range(begin, end, 16):
+        block = first + tl.arange(0, 16)
+        mask = (block < end)[:, None] & (column < C.V)[None, :]
+        vectors = tl.load(sums + block[:, None] * C.V + column[None, :], mask=mask, other=0.0)
+        if C.GATED:
+            token = block * C.ROWS if AFTER else block * C.ROWS + C.ROWS - 1
+            own = tl.load(gates + token, mask=block < end, other=0.0)
+            reach = own - gate if AFTER else gate - own
+            vectors *= tl.where(block < end, tl.exp2(reach), 0.0)[:, None]
+        total += vectors
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def store_query_sums(query_sums, a, cotangents, gates, gate, row, T, start, end, C: tl.constexpr):
+    """Store sums of a_i dy_i over blocks of ROWS tokens, decayed to their first token, float32 [N, H, blocks, V]."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    V_BLOCK: tl.constexpr = C.V_BLOCK
+    ROWS: tl.constexpr = C.ROWS
+    x = cotangents.to(tl.float32) * a[:, None]
+    index = start + tl.arange(0, BLOCK_M)
+    if C.GATED:
+        first = tl.load(gates + index // ROWS * ROWS, mask=index < end, other=0.0)
+        x *= tl.where(index < end, tl.exp2(gate - first), 0.0)[:, None]
+    found = tl.sum(tl.reshape(x, [BLOCK_M // ROWS, ROWS, V_BLOCK]), 1)
+    blocks = tl.cdiv(T, ROWS)
+    block = start // ROWS + tl.arange(0, BLOCK_M // ROWS)
+    column = tl.arange(0, V_BLOCK)
+    place = query_sums + (row * blocks + block)[:, None] * C.V + column[None, :]
+    tl.store(place, found, mask=(block < blocks)[:, None] & (column < C.V)[None, :])
+
+
+@triton.jit
 def store_weights(query_stats, row, T, index, mask, a, gate):
     """Store a_3, a_1, c and a_2 of each query in the places of w, delta, c and the padding, which say nothing here."""
     pointer = query_stats + (row * T + index)[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -139,7 +194,7 @@ def load_stored_weights(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.
 
 @triton.jit
 def key_block_of_terms(
-    dk, dv, sums, keys, values, queries, cotangents, query_stats, gate, m0, n0, end, scale_in,
+    dk, dv, sums, keys, values, queries, cotangents, query_stats, gate, m0, n0, end,
     OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, OWN: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Do the work of `backward._key_block` with lower degrees, which have no w and delta."""
@@ -147,9 +202,7 @@ def key_block_of_terms(
     BLOCK_N: tl.constexpr = C.BLOCK_N
     a, row_gate = load_stored_weights(query_stats, m0, end, BLOCK_M, C.WHOLE)
     s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
-    if C.SCALE:
-        s *= scale_in
-    score = polynomial(s, (a[0][None, :], a[1][None, :], a[2][None, :]), C.P)
+    score = polynomial(s, (a[0][None, :], a[1][None, :], a[2][None, :]), C.P) if OWN or C.P != 2 else s * s
     weights = score
     if OWN:
         causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
@@ -209,28 +262,27 @@ def join_weight_gradients(of_weights, part, decay, C: tl.constexpr):
 
 @triton.jit
 def store_weight_gradients(
-    acc, found, of_state, queries, lower, d_lower, heads, start, end, scale_in, scale_out, C: tl.constexpr
+    acc, found, of_chunk, of_state, queries, lower, d_lower, heads, start, end, scale_out, C: tl.constexpr
 ):
-    """Store dw_m = da_m N^m, with N = (scale |q|)^2; return acc + the part of dq through N, and sum_m 2m/p a_m da_m.
+    """Store dw_m = da_m N^m, with N = |q|^2; return acc + the part of dq through N, and sum_m 2m/p a_m da_m.
 
-    The part is sum_m da_m w_m m N^(m-1) 2 scale^2 q; acc is dq without its last factors, which it is divided by. The
+    The part is sum_m da_m w_m m N^(m-1) 2 q; acc is dq without its last factors, which it is divided by. The
     sum is what sum_j dA_ij A_ij of the chunk has beyond sum_j ds_ij s_ij: the slope has (p - 2m) / p of a term.
-    `of_state` is the state's part of da_1. BY_TOKEN: [N, T, H, TERMS]; else the sum of each program's rows, as
-    [N, blocks, H, TERMS]. `d_lower` begins at the head.
+    `of_chunk` and `of_state` are parts of da_1 from earlier blocks of the chunk, and from the state. BY_TOKEN:
+    [N, T, H, TERMS]; else the sum of each program's rows, as [N, blocks, H, TERMS]. `d_lower` begins at the head.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     TERMS: tl.constexpr = C.TERMS
-    norms = squared_norms(queries, scale_in, C)
-    factor = 2.0 / C.P
-    if C.SCALE:
-        factor *= scale_in
+    norms = squared_norms(queries)
     index = start + tl.arange(0, BLOCK_M)
     along = tl.zeros([BLOCK_M], tl.float32)
     beyond = along
     power_before = tl.full([BLOCK_M], 1.0, tl.float32)
     for m in tl.static_range(TERMS):
         own = tl.sum(found[m], 1)
-        weight = _load_weight(lower, m, start, end, BLOCK_M, C)
+        if m == 0:
+            own += of_chunk
+        weight = load_weight(lower, m, start, end, BLOCK_M, C)
         beyond += own * weight * power_before * norms * (2 * (m + 1) / C.P)
         da = own + of_state if m == 0 else own
         along += da * weight * power_before * (m + 1)
@@ -240,7 +292,7 @@ def store_weight_gradients(
             tl.store(place, da * power_before * scale_out, mask=index < end)
         else:  # rows past the end are zeros
             tl.store(d_lower + (start // BLOCK_M) * heads * TERMS + m, tl.sum(da * power_before, 0) * scale_out)
-    return acc + (along * factor)[:, None] * queries.to(tl.float32), beyond
+    return acc + (along * (2.0 / C.P))[:, None] * queries.to(tl.float32), beyond
 
 
 @triton.jit

@@ -22,6 +22,8 @@ class KernelConstants(NamedTuple):
     P: int
     TERMS: int
     """Lower degrees of a score; 0 for the plain power."""
+    ROWS: int
+    """Tokens of a block whose lower terms of p = 2 are one vector; see `lower`."""
     BY_TOKEN: bool
     """Give the gradient of their weights for each token, else the sum of each block of rows."""
     K: int
@@ -122,9 +124,11 @@ class PowerProblem(NamedTuple):
     def short(self) -> bool:
         """Tell whether rows are so short that they wait for memory rather than for products; for equal widths alone.
 
-        With other widths, the ptxas of Triton 3.6 compiles the form for such rows wrong: see `table`.
+        Not with lower degrees, whose keys come with length 1. With other widths, the ptxas of Triton 3.6 compiles the
+        form for such rows wrong: see `table`.
         """
-        return self.chunk <= table.SHORT_CHUNK and (self.layout.linear or not self.stateful) and not self.mixed
+        one_pass = self.layout.linear or not self.stateful
+        return self.chunk <= table.SHORT_CHUNK and one_pass and not self.mixed and self.terms == 0
 
     @property
     def padded_widths(self) -> tuple[int, int]:
@@ -148,19 +152,29 @@ class PowerProblem(NamedTuple):
         return max(self.layout.key_width, self.v)
 
     @property
+    def scales_scores(self) -> bool:
+        """Tell whether scores are scaled before the power; a multiplication that lower degrees, without it, make up."""
+        return self.layout.p > 2 and self.terms == 0
+
+    @property
     def scale_in(self) -> float:
         """The factor on q.k inside the power; the rest of the scale is applied to sums."""
-        return self.scale if self.layout.p > 2 else 1.0
+        return self.scale if self.scales_scores else 1.0
 
     @property
     def scale_out(self) -> float:
         """The factor on sums of powers."""
-        return 1.0 if self.layout.p > 2 else self.scale**self.layout.p
+        return 1.0 if self.scales_scores else self.scale**self.layout.p
 
     @property
     def state_factor(self) -> float:
         """The factor on sums that are read from a state, before `scale_out`."""
         return self.scale**self.layout.p / self.scale_out
+
+    @property
+    def lower_rows(self) -> int:
+        """The tokens of a block whose lower terms of p = 2 are one vector: a divisor of the blocks of all kernels."""
+        return table.STATISTICS_ROWS if self.arithmetic != "ieee" else table.STATISTICS_ROWS // 2
 
     def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> table.Blocks:
         """Return the launch configuration of a kernel; `tiled` says that it meets a state in tiles."""
@@ -187,12 +201,13 @@ def kernel_constants(
     """Return the constants of a kernel over tokens that has these blocks."""
     layout, (key, value) = problem.layout, problem.padded_widths
     return KernelConstants(
-        P=layout.p, TERMS=problem.terms, BY_TOKEN=problem.by_token, K=layout.key_width, V=problem.v,
+        P=layout.p, TERMS=problem.terms, ROWS=problem.lower_rows, BY_TOKEN=problem.by_token, K=layout.key_width,
+        V=problem.v,
         QUERY_SHARE=problem.heads // problem.query_heads, KEY_SHARE=problem.groups // problem.key_heads,
         U=layout.u, W=layout.w, K_BLOCK=key, V_BLOCK=value, WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m,
         BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
-        SUM=problem.normalize, SCALE=layout.p > 2, DOT=table.dot_type(problem.arithmetic),
+        SUM=problem.normalize, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
     )  # fmt: skip
 
@@ -214,8 +229,12 @@ class LowerTerms(NamedTuple):
 
     weights: Tensor
     """Weights w_m [M, T or 1, H, TERMS], of which sequence n has those at n // (N / M); contiguous in the last axis."""
-    lengths: Tensor | None
-    """|k|, float32 [N, J, T], where keys come with length 1."""
+    lengths: Tensor
+    """|k|, float32 [N, J, T], where keys come with length 1; else empty."""
+    key_sums: Tensor
+    """Sums of |k|^2 v over blocks of tokens, float32 [N, G, blocks, V], where keys come with length 1 and p = 2."""
+    query_sums: Tensor
+    """Memory for sums of a_i dy_i over blocks of tokens, float32 [N, H, blocks, V], where there are sums of keys."""
 
     def arguments(self, sequences: int) -> tuple[View, int]:
         """Return the weights as kernels take them, and the sequences that have the same ones."""

@@ -72,6 +72,7 @@ def _by_width(rows: Mapping[tuple[str, str], TableRow]) -> dict[tuple[str, str, 
 def _all_forms(sums: TableRow, forward: TableRow, keys: TableRow) -> dict[tuple[str, str, int], Blocks]:
     """Return a table that is the same for all forms; query gradients run as the forward does."""
     kernels = {"chunk_sums": sums, "forward": forward, "query_gradient": forward, "key_gradient": keys}
+    kernels |= {f"short_{kernel}": rows for kernel, rows in kernels.items() if kernel != "chunk_sums"}
     return _by_width({(k, form): row for k, row in kernels.items() for form in FORMS})
 
 
@@ -84,9 +85,16 @@ _BF16 = _by_width(_BF16_ROWS) | {
     ("lower_key_gradient", "long", 16): Blocks(64, 64, 4, 3),
     ("lower_key_gradient", "long", 32): Blocks(32, 64, 4, 3),
     ("lower_key_gradient", "long", 64): Blocks(64, 64, 4, 3),
-    ("gated_lower_key_gradient", "long", 64): Blocks(32, 64, 4, 3),
     ("lower_forward", "tiles", 64): Blocks(64, 64, 4, 3, 3),
-    ("lower_query_gradient", "tiles", 64): Blocks(64, 32, 4, 3, 3, 128),
+    ("short_forward", "rows", 16): Blocks(64, 32, 4, 1, registers=128),
+    ("short_query_gradient", "rows", 16): Blocks(64, 64, 4, 1),
+    ("short_key_gradient", "rows", 16): Blocks(32, 64, 4, 1, registers=128),
+    ("gated_lower_short_query_gradient", "rows", 16): Blocks(64, 32, 4, 1, registers=128),
+    ("gated_lower_short_key_gradient", "rows", 16): Blocks(32, 64, 4, 1),
+    ("short_forward", "rows", 32): Blocks(64, 32, 4, 1),
+    ("short_query_gradient", "rows", 32): Blocks(64, 32, 4, 1),
+    ("short_key_gradient", "rows", 32): Blocks(32, 64, 4, 1),
+    ("lower_query_gradient", "tiles", 64): Blocks(128, 32, 4, 3, 3, 128),
     ("lower_key_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3, 128),
 }
 _TF32 = _all_forms(
