@@ -228,6 +228,8 @@ def test_a_published_study_still_asks_for_the_runs_of_its_report(name: str) -> N
     with (STUDIES / f"{name}_files" / "runs.csv").open() as lines:
         published = {row["id"] for row in csv.DictReader(lines)}
     study = load_study(name)
+    if study.tasks[0].startswith("text:"):
+        pytest.skip("ids of its runs hold the corpus of the machine that ran them")
     lowest = [each for part in study_parts(study)[0] if not part.below for each in part.contenders]
     tuning = [{spec.id for spec in planned_runs(study, each, 0)[0]} for each in lowest]  # higher rungs start elsewhere
     assert tuning[0] and tuning[0] <= published
