@@ -44,7 +44,7 @@ SUITES = {
     "harness/training/gpu", "harness/training/plain_loop", "harness/training/untrained",
     "kernels/launches", "kernels/gpu/attention_triton",
     "kernels/gpu/delta_triton", "kernels/gpu/extremes", "kernels/gpu/fused_step", "kernels/gpu/long_convolution_triton",
-    "kernels/gpu/plain_forms", "kernels/gpu/power_triton", "kernels/gpu/scan_triton",
+    "kernels/gpu/plain_forms", "kernels/gpu/power_triton", "kernels/gpu/scan_triton", "kernels/gpu/spectrum_triton",
     "reports/parts/figures",
     "reports/parts/tables", "runs/store/store_machine", "tasks/contract", "tasks/parameters", "docs", "fuzz",
     "hostile_text", "site", "language", "layout", "own_layer", "plugin", "security", "surroundings",

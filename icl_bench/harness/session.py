@@ -54,18 +54,18 @@ def open_session(store: Path, session: Session, reporter: Reporter, keep: tuple[
     """
     from icl_bench.harness.environment import check_impl
     from icl_bench.harness.loggers import LoggingReporter, make_loggers
-    from icl_bench.harness.training.ranks import joined_ranks
+    from icl_bench.harness.training.ranks import RANKS, joined_ranks, rank_variable
     from icl_bench.harness.training.trainer import Machine
 
     check_impl(session.impl)
+    if rank_variable(RANKS, "1") > 1 and session.engine not in ENGINES_OF_RANKS:
+        raise SpecError(
+            f"torchrun started the processes of this command; got --engine {session.engine} besides; leave one out"
+        )
     device = device_for(session.engine, session.device)
     ranks = joined_ranks(device)
     device = ranks.device if ranks else device
     machine = Machine(device, session.impl, session.graphs, keep, session.accumulate, session.recompute, ranks)
-    if ranks and session.engine not in ENGINES_OF_RANKS:
-        raise SpecError(
-            f"torchrun started the processes of this command; got --engine {session.engine} besides; leave one out"
-        )
     if ranks and ranks.rank:
         train_along(machine, ranks)
         raise SystemExit

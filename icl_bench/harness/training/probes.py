@@ -2,7 +2,7 @@
 
 A probe reads the gradients of the last step as they were before clipping, and runs the model on a few validation
 examples whose queries and keys it looks at. It changes no number of a run, and never waits for the device, where its
-values lie until a validation. It runs between the graphs of steps, in a few hundred launches.
+values lie until a validation. Its few hundred kernels are one more graph beside those of steps, in the same memory.
 """
 
 import math
@@ -29,6 +29,8 @@ NEAR_EPS = 10.0
 """Factor on a constant below which a sum counts as dominated by it."""
 DIGITS = 4
 """Significant digits that are kept."""
+GRAPH = -1
+"""Place of the graph of a probe among those of the cells."""
 
 
 def probe_marks(steps: int) -> set[int]:
@@ -66,12 +68,18 @@ class Probe:
         start = self.measure()
         self.names = tuple(start)
         self.table = torch.zeros(MARKS + 1, len(trainer.specs), len(start), device=trainer.device)
+        self.row = torch.zeros_like(self.table[0])
         self.steps: list[int] = []
 
     def record(self) -> None:
         """Measure all members after the present step; never waits for the device."""
-        self.table[len(self.steps)] = torch.stack([value.float() for value in self.measure().values()], dim=-1)
+        self.trainer.update_graphs.run(self.write_row, GRAPH)
+        self.table[len(self.steps)] = self.row
         self.steps.append(self.trainer.done)
+
+    def write_row(self, place: int) -> None:
+        """Write all numbers of this moment into the row; on device tensors alone, so that a graph can hold it."""
+        self.row.copy_(torch.stack([value.float() for value in self.measure().values()], dim=-1))
 
     def take(self) -> list[list[ProbePoint]]:
         """Return the points of each member held since the last call; waits for the device."""

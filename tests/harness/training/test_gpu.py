@@ -8,8 +8,10 @@ import torch
 
 from icl_bench.harness.resolve import Request, expand_request, make_task, task_component
 from icl_bench.harness.training.batches import ExampleStream
+from icl_bench.harness.training.graphs import WARM_STEPS
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.memory import estimate_bytes, fit_memory, measure_bytes
+from icl_bench.harness.training.probes import Probe
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.store import Store
@@ -83,6 +85,40 @@ def test_muon_in_captured_steps_equals_muon_in_eager_steps_and_learns(precision:
     assert trainer.diverged_at == [0, 0] and torch.tensor(trainer.take_means(60)[0]).lt(losses[0]).all()
 
 
+@pytest.mark.parametrize("arch", ["power:p=2", "power:p=4,gate=true,spectrum=learned", "softmax:rope=true"])
+def test_float16_with_a_loss_scale_follows_float32(arch: str) -> None:
+    losses = {}
+    for precision, scale in (("float32", 1), ("float16", 1024)):
+        settings = (*SETTINGS, f"train.loss_scale={scale}")
+        runs = expand_request(Request("assoc-recall", [arch], settings=settings, seeds=(0, 1), precision=precision))
+        for graphs in (True, False):
+            trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
+            for _ in range(40):
+                trainer.step()
+            assert trainer.diverged_at == [0, 0]
+            losses[precision, graphs] = torch.tensor(trainer.take_means(40)[0])
+    torch.testing.assert_close(losses["float16", True], losses["float16", False], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(losses["float16", True], losses["float32", True], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ["power:p=3,gate=true,spectrum=learned", "power:p=2"])
+def test_captured_probes_equal_eager_probes(arch: str) -> None:
+    runs = expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=(0, 1)))
+    trainer = Trainer(runs, Machine(CUDA, keep=("probes",)))
+    probe = Probe(trainer)
+    for _ in range(3):
+        trainer.step()
+    for _ in range(2 * WARM_STEPS):  # the last ones by the graph
+        probe.record()
+    for _ in range(3):
+        trainer.step()
+    probe.record()
+    eager = torch.stack(list(probe.measure().values()), dim=-1)
+    torch.testing.assert_close(probe.row, eager, rtol=1e-4, atol=1e-5)
+    for first, *others, last in probe.take():
+        assert all(point.values == first.values for point in others) and last.values != first.values
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_member_of_a_fleet_equals_the_run_alone(arch: str) -> None:
     runs = [expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=[seed]))[0] for seed in range(8)]
@@ -145,16 +181,20 @@ def test_diverged_members_are_dropped_and_the_graphs_captured_again() -> None:
     assert hit.take_means(20)[0][0] == pytest.approx(clean.take_means(20)[0][3], rel=1e-4)
 
 
-def test_both_precisions_reach_the_same_accuracy_on_the_default_task() -> None:
+def test_all_precisions_reach_the_same_accuracy_on_the_default_task() -> None:
     reached = {}
-    for precision in ("float32", "bfloat16"):
-        runs = expand_request(Request("assoc-recall", ["power"], seeds=range(4), precision=precision))
+    for precision, scale in (("float32", 1), ("bfloat16", 1), ("float16", 1024)):
+        settings = [f"train.loss_scale={scale}"]
+        runs = expand_request(
+            Request("assoc-recall", ["power"], settings=settings, seeds=range(4), precision=precision)
+        )
         scores = TrainingLoop(Trainer(runs, Machine(CUDA)), lambda progress: None, lambda *_: None).run()
         by_cell = zip(*(member.cells for member in scores.members), strict=True)
         reached[precision] = [sum(cell.accuracy for cell in cells) / len(runs) for cells in by_cell]
     assert min(reached["float32"]) > 0.9
     # The spread over seeds of the default run is below .01.
     assert reached["bfloat16"] == pytest.approx(reached["float32"], abs=0.02)
+    assert reached["float16"] == pytest.approx(reached["float32"], abs=0.02)
 
 
 @pytest.mark.parametrize("task", ["assoc-recall", "assoc-recall:variant=zoology,length=256,pairs=64"])
