@@ -84,9 +84,7 @@ def fitted(section: Section, entry: Entry, among: Collection[Seeds]) -> Capacity
 
     None for language models, whose cells are lengths and no loads.
     """
-    if any(
-        score.loss is not None for run in entry.scored for cell in run.result.cells for score in cell.groups.values()
-    ):
+    if models_language(entry):
         return None
     cells = [cell for cell in section.cells if cell.load > 0 and section.floors[cell.label].accuracy < SOLVED]
     if len(cells) < 2 or len({cell.load for cell in cells}) < len(cells):

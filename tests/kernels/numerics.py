@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from icl_bench.kernels.columns import split_heads
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Forms that are equal on paper differ in float64 by the order of at most 10^4 additions, each of relative error
@@ -80,3 +82,15 @@ def assert_replays(step: Callable[[], Sequence[Tensor]]) -> None:
     for _ in range(2):
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def assert_gradients_lie_side_by_side(operator: Callable[..., Tensor], t: int) -> None:
+    """Assert that heads of one tensor get gradients in one tensor, with the bits that copies of them get."""
+    calls = {}
+    rows = torch.randn(2, t, 80, generator=torch.Generator().manual_seed(t)).to(DEVICE).requires_grad_()
+    heads = split_heads(rows, [(2, 16), (2, 16), (2, 8)])
+    for name, parts in (("joint", heads), ("apart", [part.clone() for part in heads])):
+        y = operator(*parts)
+        calls[name] = torch.autograd.grad(y, parts, torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape))
+    assert len({part.untyped_storage().data_ptr() for part in calls["joint"]}) == 1
+    assert all(torch.equal(*pair) for pair in zip(calls["joint"], calls["apart"], strict=True))

@@ -13,8 +13,8 @@ if DEVICE == "cpu":
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
 from icl_bench.kernels.attention.api import attention  # noqa: E402
 from icl_bench.kernels.attention.triton.table import SHORT_TILES, TILES, Tile, short_tile  # noqa: E402
-from icl_bench.kernels.columns import split_heads  # noqa: E402
 from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case, poison  # noqa: E402
+from tests.kernels.numerics import assert_gradients_lie_side_by_side  # noqa: E402
 
 GATES = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 
@@ -125,14 +125,4 @@ def test_short_sequences_take_the_smallest_block(size, width):
 
 @pytest.mark.parametrize("t", [20, 40], ids="T{}".format)
 def test_gradients_of_heads_side_by_side_are_made_in_one_tensor(t):
-    shapes, calls = [(2, 16), (2, 16), (2, 8)], {}
-    rows = torch.randn(2, t, 80, generator=torch.Generator().manual_seed(t)).to(DEVICE).requires_grad_()
-    for name, parts in (
-        ("joint", split_heads(rows, shapes)),
-        ("apart", [x.clone() for x in split_heads(rows, shapes)]),
-    ):
-        y = attention(*parts, window=11, impl="triton")
-        found = torch.autograd.grad(y, parts, torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape))
-        calls[name] = found
-    assert len({part.untyped_storage().data_ptr() for part in calls["joint"]}) == 1
-    assert all(torch.equal(*pair) for pair in zip(calls["joint"], calls["apart"], strict=True))
+    assert_gradients_lie_side_by_side(lambda *parts: attention(*parts, window=11, impl="triton"), t)

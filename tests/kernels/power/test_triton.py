@@ -16,7 +16,6 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.columns import split_heads  # noqa: E402
 from icl_bench.kernels.power.api import (  # noqa: E402
     initial_power_state,
     power_attention,
@@ -32,6 +31,7 @@ from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_t
 from icl_bench.kernels.power.triton.spectrum import fits_one_pass  # noqa: E402
 from icl_bench.kernels.power.triton.step import power_step_triton  # noqa: E402
 from icl_bench.kernels.power.triton.tiles import rounded  # noqa: E402
+from tests.kernels.numerics import assert_gradients_lie_side_by_side  # noqa: E402
 from tests.kernels.power.power_oracle import Case, poison  # noqa: E402
 
 F32, F16 = torch.float32, torch.float16
@@ -359,14 +359,4 @@ def test_sequences_of_a_member_share_its_weights():
 
 @pytest.mark.parametrize("t", [20, 40], ids="T{}".format)
 def test_gradients_of_heads_side_by_side_are_made_in_one_tensor(t):
-    shapes, calls = [(2, 16), (2, 16), (2, 8)], {}
-    rows = torch.randn(2, t, 80, generator=torch.Generator().manual_seed(t)).to(DEVICE).requires_grad_()
-    for name, parts in (
-        ("joint", split_heads(rows, shapes)),
-        ("apart", [x.clone() for x in split_heads(rows, shapes)]),
-    ):
-        y = power_attention(*parts, p=2, impl="triton", chunk=32)
-        found = torch.autograd.grad(y, parts, torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape))
-        calls[name] = found
-    assert len({part.untyped_storage().data_ptr() for part in calls["joint"]}) == 1
-    assert all(torch.equal(*pair) for pair in zip(calls["joint"], calls["apart"], strict=True))
+    assert_gradients_lie_side_by_side(lambda *parts: power_attention(*parts, p=2, impl="triton", chunk=32), t)

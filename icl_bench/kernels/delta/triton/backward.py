@@ -41,13 +41,14 @@ from icl_bench.kernels.delta.triton.tiles import (
     NONE,
     in_pairs,
     inverse_pointers,
+    load_edge,
     load_transposed,
     nearest_tf32,
     ones_of_pairs,
     product,
     product_in_parts,
     saved_pointers,
-    state_pointers,
+    store_edge,
     store_numbers,
     store_substeps,
     store_transposed,
@@ -139,7 +140,6 @@ def delta_backward_kernel(
     i = tl.arange(0, ROWS)[:, None]
     j = tl.arange(0, ROWS)[None, :]
 
-    d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
     steps = end_chunk - first_chunk
     if C.SINGLE:
         steps = 1
@@ -147,9 +147,8 @@ def delta_backward_kernel(
         place = head * tl.cdiv(T, length) + segment
         ends, end_mask = saved_pointers(dlast + place * (C.K * C.V), first, C)
         d = tl.load(ends, mask=end_mask, other=0.0).to(tl.float32)
-    elif LAST:
-        edge, edge_mask = state_pointers(dlast + head * (C.K * C.V), first, C)
-        d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    else:
+        d = load_edge(dlast, head, first, LAST, C)
     for step in range(0, steps):
         chunk = end_chunk - 1 - step
         start = chunk * ROWS
@@ -354,5 +353,4 @@ def delta_backward_kernel(
                 if C.TIED or C.UNTIED:
                     d = product(z_t, reading, PRECISION, d)
     if C.INITIAL and (not C.SINGLE) and segment == 0:
-        edge, edge_mask = state_pointers(out.state + head * (C.K * C.V), first, C)
-        tl.store(edge, d, mask=edge_mask)
+        store_edge(out.state, head, first, d, C)

@@ -29,13 +29,14 @@ from icl_bench.kernels.delta.triton.forward import SIZES, head_views
 from icl_bench.kernels.delta.triton.tied import load_rates, rounding_of, solved_product, state_product
 from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
+    load_edge,
     load_substeps,
     load_transposed,
     nearest_tf32,
     ones_of_pairs,
     product,
     saved_pointers,
-    state_pointers,
+    store_edge,
     store_numbers,
     store_substeps,
 )
@@ -101,7 +102,6 @@ def channel_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, s
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
-    BLOCK_K: tl.constexpr = C.BLOCK_K
     BLOCK_V: tl.constexpr = C.BLOCK_V
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
     first = (tl.program_id(0) % BLOCKS) * BLOCK_V
@@ -115,10 +115,7 @@ def channel_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, s
     j = tl.arange(0, ROWS)[None, :]
     ones = ones_of_pairs(x.q, ROWS)
 
-    state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
-    if C.INITIAL:
-        edge, edge_mask = state_pointers(first_state + head * (C.K * C.V), first, C)
-        state = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    state = load_edge(first_state, head, first, C.INITIAL, C)
     next_rates = load_rates(x.beta, 0, T, C)
     for chunk in range(0, chunks):
         start = chunk * ROWS
@@ -158,8 +155,7 @@ def channel_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, s
             state = product(r_t, erase, PRECISION, state)
             state = product(v_t, k, PRECISION, state) * whole
         store_substeps(out, rows, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-    edge, edge_mask = state_pointers(last + head * (C.K * C.V), first, C)
-    tl.store(edge, state, mask=edge_mask)
+    store_edge(last, head, first, state, C)
 
 
 @triton.jit
@@ -203,10 +199,7 @@ def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale,
     j = tl.arange(0, ROWS)[None, :]
     ones = ones_of_pairs(x.q, ROWS)
 
-    d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
-    if LAST:
-        edge, edge_mask = state_pointers(dlast + head * (C.K * C.V), first, C)
-        d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    d = load_edge(dlast, head, first, LAST, C)
     next_rates = load_rates(x.beta, (chunks - 1) * ROWS, T, C)
     for step in range(0, chunks):
         chunk = chunks - 1 - step
@@ -318,5 +311,4 @@ def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale,
                 d = product(tl.trans(low_z), read, PRECISION, d)
             d = d * whole
     if C.INITIAL:
-        edge, edge_mask = state_pointers(out.state + head * (C.K * C.V), first, C)
-        tl.store(edge, d, mask=edge_mask)
+        store_edge(out.state, head, first, d, C)

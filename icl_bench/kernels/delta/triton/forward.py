@@ -25,12 +25,13 @@ from icl_bench.kernels.delta.triton.tiles import (
     DeltaViews,
     in_pairs,
     inverse_pointers,
+    load_edge,
     nearest_tf32,
     ones_of_pairs,
     product,
     product_in_parts,
     saved_pointers,
-    state_pointers,
+    store_edge,
     store_transposed,
 )
 from icl_bench.kernels.triton.common import View, at_head
@@ -153,8 +154,6 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, len
     Where SEGMENTED, a program has one segment of `length` sub-steps of these; the grid has as many times the programs.
     `first_state` then holds the states before segments [N, G, segments, V, K], and the inverses are read.
     """
-    BLOCK_K: tl.constexpr = C.BLOCK_K
-    BLOCK_V: tl.constexpr = C.BLOCK_V
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
     pid = tl.program_id(0)
     first = (pid % BLOCKS) * C.BLOCK_V
@@ -167,14 +166,12 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, len
     chunks = tl.cdiv(T, C.ROWS)
     ones = ones_of_pairs(x.q, C.ROWS)
 
-    state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
     if C.SEGMENTED:
         place = head * tl.cdiv(T, length) + segment
         edge, edge_mask = saved_pointers(first_state + place * (C.K * C.V), first, C)
         state = tl.load(edge, mask=edge_mask, other=0.0)
-    elif C.INITIAL:
-        edge, edge_mask = state_pointers(first_state + head * (C.K * C.V), first, C)
-        state = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    else:
+        state = load_edge(first_state, head, first, C.INITIAL, C)
     for chunk in range(first_chunk, end_chunk):
         start = chunk * C.ROWS
         if C.SAVE:
@@ -195,5 +192,4 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, len
         store_transposed(out, tile, start, T, first, C.SUB - 1, C.SUB, C.V, C.ROWS, C.BLOCK_V)
         state = next_state(c, state, r, C)
     if end_chunk == chunks:
-        edge, edge_mask = state_pointers(last + head * (C.K * C.V), first, C)
-        tl.store(edge, state, mask=edge_mask)
+        store_edge(last, head, first, state, C)

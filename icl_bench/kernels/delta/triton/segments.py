@@ -22,12 +22,13 @@ from icl_bench.kernels.delta.triton.forward import (
 from icl_bench.kernels.delta.triton.tiles import (
     in_pairs,
     inverse_pointers,
+    load_edge,
     nearest_tf32,
     ones_of_pairs,
     product,
     product_in_parts,
     saved_pointers,
-    state_pointers,
+    store_edge,
 )
 from icl_bench.kernels.triton.common import View
 
@@ -94,7 +95,6 @@ def delta_state_gradient_kernel(
     blocks of V.
     """
     PRECISION: tl.constexpr = C.PRECISION
-    BLOCK_K: tl.constexpr = C.BLOCK_K
     BLOCK_V: tl.constexpr = C.BLOCK_V
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
     pid = tl.program_id(0)
@@ -108,13 +108,11 @@ def delta_state_gradient_kernel(
     ones = ones_of_pairs(x.q, C.ROWS)
     place = head * tl.cdiv(T, length) + segment
 
-    d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
     if EACH and C.SEGMENTED:
         edge, edge_mask = saved_pointers(ends + place * (C.V * C.K), first, C)
         d = tl.load(edge, mask=edge_mask, other=0.0)
-    elif EACH and LAST:
-        edge, edge_mask = state_pointers(ends + head * (C.K * C.V), first, C)
-        d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    else:
+        d = load_edge(ends, head, first, EACH and LAST, C)
     for step in range(0, end_chunk - first_chunk):
         chunk = end_chunk - 1 - step
         if EACH:
@@ -133,8 +131,7 @@ def delta_state_gradient_kernel(
         edge, edge_mask = saved_pointers(gradients + place * (C.V * C.K), first, C)
         tl.store(edge, d, mask=edge_mask)
     elif C.INITIAL and segment == 0:
-        edge, edge_mask = state_pointers(first_gradient + head * (C.K * C.V), first, C)
-        tl.store(edge, d, mask=edge_mask)
+        store_edge(first_gradient, head, first, d, C)
 
 
 @triton.jit
@@ -175,10 +172,7 @@ def delta_join_kernel(
     head = (tl.program_id(0) // BLOCKS).to(tl.int64)
     i = tl.arange(0, BLOCK_K)[:, None]
     j = tl.arange(0, BLOCK_K)[None, :]
-    state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
-    if EDGE:
-        pointers, mask = state_pointers(edge + head * (C.K * C.V), first, C)
-        state = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    state = load_edge(edge, head, first, EDGE, C)
     for step in range(0, segments):
         place = head * segments + step
         if REVERSE:

@@ -22,6 +22,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     HEADS,
     in_pairs,
     inverse_pointers,
+    load_edge,
     load_numbers,
     load_substeps,
     load_transposed,
@@ -29,7 +30,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     ones_of_pairs,
     product,
     saved_pointers,
-    state_pointers,
+    store_edge,
     store_numbers,
     store_substeps,
 )
@@ -131,10 +132,7 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
     j = tl.arange(0, ROWS)[None, :]
     ones = ones_of_pairs(x.q, ROWS)
 
-    state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
-    if C.INITIAL:
-        edge, edge_mask = state_pointers(first_state + head * (C.K * C.V), first, C)
-        state = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    state = load_edge(first_state, head, first, C.INITIAL, C)
     next_rates = load_rates(x.beta, 0, T, C)
     for chunk in range(0, chunks):
         start = chunk * ROWS
@@ -176,8 +174,7 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
         rows = product(p, tl.trans(w_t), PRECISION, rows) * scale
         store_substeps(out, rows, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         state = state_product(w_t, writing, ones, PRECISION, state)
-    edge, edge_mask = state_pointers(last + head * (C.K * C.V), first, C)
-    tl.store(edge, state, mask=edge_mask)
+    store_edge(last, head, first, state, C)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -205,10 +202,7 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
     j = tl.arange(0, ROWS)[None, :]
     ones = ones_of_pairs(x.q, ROWS)
 
-    d = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
-    if LAST:
-        edge, edge_mask = state_pointers(dlast + head * (C.K * C.V), first, C)
-        d = tl.load(edge, mask=edge_mask, other=0.0).to(tl.float32)
+    d = load_edge(dlast, head, first, LAST, C)
     next_rates = load_rates(x.beta, (chunks - 1) * ROWS, T, C)
     for step in range(0, chunks):
         chunk = chunks - 1 - step
@@ -300,5 +294,4 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
         if PRECISION == "bf16":
             d = product(tl.trans(low_dv), keys, PRECISION, d)
     if C.INITIAL:
-        edge, edge_mask = state_pointers(out.state + head * (C.K * C.V), first, C)
-        tl.store(edge, d, mask=edge_mask)
+        store_edge(out.state, head, first, d, C)

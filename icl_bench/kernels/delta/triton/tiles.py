@@ -253,6 +253,25 @@ def state_pointers(base, first, C: tl.constexpr):
 
 
 @triton.jit
+def load_edge(base, head, first, KNOWN: tl.constexpr, C: tl.constexpr):
+    """Load the state [K, V] at an end of a sequence in float32, as [BLOCK_V, BLOCK_K]; zeros where it is not KNOWN."""
+    BLOCK_V: tl.constexpr = C.BLOCK_V
+    BLOCK_K: tl.constexpr = C.BLOCK_K
+    state = tl.zeros([BLOCK_V, BLOCK_K], tl.float32)
+    if KNOWN:
+        pointers, mask = state_pointers(base + head * (C.K * C.V), first, C)
+        state = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+    return state
+
+
+@triton.jit
+def store_edge(base, head, first, state, C: tl.constexpr):
+    """Store the state at an end of a sequence as `load_edge` loads it."""
+    pointers, mask = state_pointers(base + head * (C.K * C.V), first, C)
+    tl.store(pointers, state, mask=mask)
+
+
+@triton.jit
 def saved_pointers(base, first, C: tl.constexpr):
     """Return pointers to rows `first` on of a saved state, which is kept transposed [V, K], and their mask."""
     rows = first + tl.arange(0, C.BLOCK_V)
