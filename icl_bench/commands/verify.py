@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from icl_bench.commands.output import SOMETHING_FAILED, print_json, say
 from icl_bench.commands.session import load_plugins_or_warn, make_executor
 
 if TYPE_CHECKING:
-    from icl_bench.harness.reproduction import RedoneRun
+    from icl_bench.harness.reproduction import NoiseFloor, RedoneRun
 
 MEANING = {
     "equal": "equal in every number",
@@ -33,6 +34,10 @@ def verify(
     cheapest: Annotated[
         bool, typer.Option("--cheapest", help="Take the runs of the least estimated work instead of the first ids.")
     ] = False,
+    spread: Annotated[
+        bool,
+        typer.Option("--spread", help="Take one run of each task, architecture and budget before the second of any."),
+    ] = False,
     keep_noise: Annotated[
         bool, typer.Option("--keep-noise", help="Add differences on another machine to the noise floor of the study.")
     ] = False,
@@ -49,7 +54,7 @@ def verify(
 
     load_plugins_or_warn()
     published = Source(source)
-    fleets, noise = published.pick(redo, cheapest), published.noise
+    fleets, noise = published.pick(redo, cheapest, spread), published.noise
     rows: list[dict[str, Any]] = []
 
     def judge(one: "RedoneRun") -> None:
@@ -61,7 +66,7 @@ def verify(
 
     asked, floor = sum(map(len, fleets)), noise.largest
     if not as_json:
-        say("no noise floor is known" if floor is None else f"noise floor: {floor:.4f} in accuracy")
+        say(describe_noise(noise))
     with TemporaryDirectory() as folder:
         executor = make_executor(machine, options.OutputOptions(Path(folder)))
         try:
@@ -77,6 +82,15 @@ def verify(
                 say("the runs agree" if agree else "not all runs are shown to agree")
     if not agree:
         raise typer.Exit(SOMETHING_FAILED)
+
+
+def describe_noise(noise: "NoiseFloor") -> str:
+    """Say what is known of the noise of a study: one bimodal run among the repetitions makes the largest one wide."""
+    found = sorted(noise.differences)
+    if not found:
+        return "no noise floor is known"
+    count = f"{len(found)} differences" if len(found) > 1 else "1 difference"
+    return f"noise floor: {found[-1]:.4f} in accuracy, the largest of {count}, whose median is {median(found):.4f}"
 
 
 def say_redone(row: Mapping[str, Any]) -> None:

@@ -8,10 +8,11 @@ floor is a file beside the published runs; without one nothing but equality can 
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -32,6 +33,7 @@ from icl_bench.runs.store.merge import first_difference
 from icl_bench.schema import Frozen
 from icl_bench.tasks import TASKS
 
+Subject = TypeVar("Subject")
 FORMER_COLUMNS = {"architecture": "arch", "learning_rate": "lr", "parameters": "params"}
 """Names of columns of reports by those that they had before 2026-11-29."""
 Verdict = Literal["equal", "within", "differs", "undecided"]
@@ -113,7 +115,12 @@ class NoiseFloor(Frozen):
     @property
     def largest(self) -> float | None:
         """Largest difference in accuracy between a run and its repetition; none without repetitions."""
-        return max((abs(one.published - one.repeated) for one in self.repetitions), default=None)
+        return max(self.differences, default=None)
+
+    @property
+    def differences(self) -> list[float]:
+        """Difference in accuracy between each run and its repetition."""
+        return [abs(one.published - one.repeated) for one in self.repetitions]
 
     def without(self, run_id: str) -> "NoiseFloor":
         """Return the noise floor that judges a run: a repetition of itself is no evidence for it."""
@@ -159,15 +166,15 @@ class Source:
         kept = NoiseFloor(repetitions=tuple(known[key] for key in sorted(known)))
         replace_file(self.folder / "noise.json", kept.model_dump_json(indent=2).encode())
 
-    def pick(self, count: int, cheapest: bool = False) -> list[list[PublishedRun]]:
+    def pick(self, count: int, cheapest: bool = False, spread: bool = False) -> list[list[PublishedRun]]:
         """Pick scored runs until there are `count`, each with all runs of its fleet.
 
         Runs go in the order of their ids, which are hashes; with `cheapest`, those of the least estimated work go
-        first. The fleets of a store are those that trained; a report does not tell them, and runs that can train
-        together do.
+        first; with `spread`, one run of each task, architecture and budget goes before the second of any. The fleets of
+        a store are those that trained; a report does not tell them, and runs that can train together do.
         """
         if self.store is None:
-            return fleets_of_report(report_runs(self.path, self.folder / "runs.csv", count, cheapest))
+            return fleets_of_report(report_runs(self.path, self.folder / "runs.csv", count, cheapest, spread))
         outlines = [one for one in Index(self.store).runs()[0].outlines if one.status in SCORED]
         work: dict[int, float] = {}
         for one in outlines if cheapest else ():
@@ -175,7 +182,8 @@ class Source:
                 work[id(one.setting)] = rough_seconds(spec_of_record(self.store.load(one.id)), "cuda")
         fleets: list[list[PublishedRun]] = []
         picked: set[str] = set()
-        for one in sorted(outlines, key=lambda one: (work.get(id(one.setting), 0.0), one.id)):
+        ordered = sorted(outlines, key=lambda one: (work.get(id(one.setting), 0.0), one.id))
+        for one in in_turn(ordered, lambda one: id(one.setting)) if spread else ordered:
             if len(picked) < count and one.id not in picked:
                 fleets.append(fleet_of(self.store, one, outlines))
                 picked.update(run.spec.id for run in fleets[-1])
@@ -236,10 +244,15 @@ class ReportRows:
                 own.setdefault(row["id"], []).append(row)
         self.by_id = {run_id: own[run_id] for run_id in sorted(own) if own[run_id][0]["status"] in SCORED}
 
+    def kind(self, run_id: str) -> tuple[str, str, str]:
+        """Return task, architecture and number of steps of a run."""
+        row = self.by_id[run_id][0]
+        return row["task"], row["arch"], row["steps"]
+
     def spec(self, run_id: str) -> RunSpec:
         """Return the specification of a run; raise StoreError if no contender of the study has it."""
-        row = self.by_id[run_id][0]
-        kind, place = (row["task"], row["arch"], row["steps"]), ([float(row["lr"])], [int(row["seed"])])
+        row, kind = self.by_id[run_id][0], self.kind(run_id)
+        place = ([float(row["lr"])], [int(row["seed"])])
         likely = [self.found[kind][0]] if kind in self.found else []
         for each in (*likely, *self.contenders):
             for spec in runs_of(self.study, each, *place):
@@ -250,8 +263,7 @@ class ReportRows:
 
     def work(self, run_id: str) -> float:
         """Return the estimated work of a run, that of the first one of its task, architecture and number of steps."""
-        row = self.by_id[run_id][0]
-        kind = (row["task"], row["arch"], row["steps"])
+        kind = self.kind(run_id)
         return rough_seconds(self.found[kind][1] if kind in self.found else self.spec(run_id), "cuda")
 
     def published(self, run_id: str) -> PublishedRun:
@@ -261,14 +273,30 @@ class ReportRows:
         return PublishedRun(self.spec(run_id), own[0]["status"], by_cell)
 
 
-def report_runs(report: Path, rows: Path, count: int, cheapest: bool) -> list[PublishedRun]:
-    """Return the first scored runs, in the order of ids or of their work, that a report of a packaged study lists."""
+def in_turn(ordered: Iterable[Subject], kind_of: Callable[[Subject], Hashable]) -> list[Subject]:
+    """Return the first of each kind, then the second of each, and so on.
+
+    >>> in_turn("aabbbc", str)
+    ['a', 'b', 'c', 'a', 'b', 'b']
+    """
+    seen: Counter[Hashable] = Counter()
+    turns: dict[int, list[Subject]] = {}
+    for one in ordered:
+        kind = kind_of(one)
+        turns.setdefault(seen[kind], []).append(one)
+        seen[kind] += 1
+    return [one for turn in turns.values() for one in turn]
+
+
+def report_runs(report: Path, rows: Path, count: int, cheapest: bool, spread: bool) -> list[PublishedRun]:
+    """Return the first scored runs that a report of a packaged study lists, in the order that `Source.pick` tells."""
     heading = STUDY_HEADING.search(report.read_text())
     if heading is None or heading[1] not in packaged_studies():
         raise StoreError(f"a report is verified by its packaged study; {report} is a report of none; give its store")
     known = ReportRows(load_study(heading[1]), rows)
-    order = sorted(known.by_id, key=lambda run_id: (known.work(run_id), run_id)) if cheapest else known.by_id
-    return [known.published(run_id) for run_id in list(order)[:count]]
+    order = sorted(known.by_id, key=lambda run_id: (known.work(run_id), run_id)) if cheapest else list(known.by_id)
+    order = in_turn(order, known.kind) if spread else order
+    return [known.published(run_id) for run_id in order[:count]]
 
 
 def fleets_of_report(runs: Sequence[PublishedRun]) -> list[list[PublishedRun]]:

@@ -55,7 +55,8 @@ class AssocRecall(Diluted):
 
     With `readout=deferred` the answer is due at a mark `?` that stands `gap` tokens after the query, so that the value
     must be fetched by the token before, a second step. With `dilute=m` every token of the pairs is followed by m noise
-    tokens: the bits stay, the distances grow, and a window loses what lies beyond its reach.
+    tokens: the bits stay, the distances grow, and a window loses what lies beyond its reach. With `lengthen=true` the
+    loads in `extrapolate`, which are not trained, have sequences that grow with their pairs.
 
     Source: Zoology, section 3 and `multiquery_ar.py`; deferred, FactWorld, recall_copy_v1. Chance: 1/pairs.
 
@@ -82,6 +83,8 @@ class AssocRecall(Diluted):
     """Numbers of pairs, each a cell that is trained and evaluated; 4, 8 and 16, or the published mix in `zoology`."""
     extrapolate: OptionalIntegers = later(())
     """Numbers of pairs that are evaluated but not trained."""
+    lengthen: bool = later(False)
+    """Lengthen the sequences of larger loads in `extrapolate`, so that each pair has as many tokens as in training."""
     vocab: int = Field(default=160, ge=8)
     """Number of token ids; 8192 in `zoology`. Keys and values share equally what special and noise tokens leave."""
     filler: Filler = "noise"
@@ -120,6 +123,8 @@ class AssocRecall(Diluted):
                 f"extrapolate adds loads to those in pairs; got extrapolate={format_value(self.extrapolate)} without "
                 "pairs; give pairs, or leave extrapolate out"
             )
+        if self.lengthen and not self.extrapolate:
+            raise ValueError("lengthen is for loads that are not trained; got none; give extrapolate, or leave it out")
         if self.readout == "immediate" and self.gap > 1:
             raise ValueError(f"gap belongs to readout=deferred; got gap={self.gap}; add readout=deferred")
         for cell in (*self.train_cells, *self.eval_cells):
@@ -161,7 +166,11 @@ class AssocRecall(Diluted):
         return super().eval_cells if self.pairs is not None else tuple(published_cell(*one) for one in PUBLISHED_TEST)
 
     def shape(self, sizes: tuple[int, ...]) -> ExampleShape:
-        return ExampleShape(length=self.length or 0, load=sizes[0], scored=sizes[0])
+        load, trained = sizes[0], max(self.pairs or (1,))
+        longer = self.lengthen and load > trained
+        length = self.length or 0
+        # the next even number of tokens, as a key and its value are two
+        return ExampleShape(2 * -(-length * load // (2 * trained)) if longer else length, load, scored=load)
 
     def context_tokens(self, cell: Cell) -> int:
         return 2 * cell.load

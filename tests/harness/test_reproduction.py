@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from icl_bench.commands.verify import describe_noise
 from icl_bench.errors import StoreError
 from icl_bench.harness.reproduction import (
     NoiseFloor,
@@ -67,6 +68,10 @@ def test_the_noise_floor_is_the_largest_difference_on_another_machine(tmp_path) 
     source.keep_noise([redone(0.5, 0.51)])
     assert source.noise.largest == pytest.approx(0.01)
     assert source.noise.without(records.BASE.id).largest is None and source.noise.without("another") == source.noise
+    three = [Repetition(id=str(i), device="d", published=0.5, repeated=one) for i, one in enumerate((0.9, 0.5, 0.51))]
+    told = "noise floor: 0.4000 in accuracy, the largest of 3 differences, whose median is 0.0100"
+    assert describe_noise(NoiseFloor(repetitions=tuple(three))) == told
+    assert describe_noise(NoiseFloor()) == "no noise floor is known"
     (source.folder / "noise.json").write_text("{}x")
     with pytest.raises(StoreError, match=r"noise\.json is damaged; remove it"):
         _ = source.noise
@@ -101,6 +106,15 @@ def test_the_cheapest_fleets_of_a_store_go_first(command, tmp_path) -> None:
         assert command("run", TASK, "--arch", "linear", *SMALL, "--set", f"train.steps={steps}").status == 0
     picked = Source(tmp_path / "icl-runs").pick(2, cheapest=True)
     assert [fleet[0].spec.train.steps for fleet in picked] == [2, 4]
+
+
+def test_spread_runs_are_of_different_tasks_and_architectures(command, tmp_path) -> None:
+    fleets = Source(STUDIES / "suite.md").pick(6, spread=True)
+    assert [len(fleet) for fleet in fleets] == [1] * 6
+    assert len({(run.spec.task.label, run.spec.arch_label) for fleet in fleets for run in fleet}) == 6
+    assert command("run", TASK, "--arch", "linear", "--arch", "power:p=2", "--seeds", "0..3", *SMALL).status == 0
+    first, second, *_ = Source(tmp_path / "icl-runs").pick(5, spread=True)  # a fleet has 4 runs at most
+    assert {first[0].spec.arch_label, second[0].spec.arch_label} == {"linear", "power:p=2"}
 
 
 @pytest.mark.parametrize("name", ["none.md", "."])

@@ -24,6 +24,7 @@ SIGNIFICANCE = 1e-4
         ("pairs=8,extrapolate=40", "length must hold 40 pairs and queries of two tokens each; got 64"),
         ("pairs=8,extrapolate=8", "pairs and extrapolate must differ from each other; got [8, 8]"),
         ("variant=zoology,extrapolate=8", "got extrapolate=[8] without pairs; give pairs, or leave extrapolate out"),
+        ("pairs=8,lengthen=true", "lengthen is for loads that are not trained; got none; give extrapolate"),
         ("filler=blank", "filler"),
         ("slot_power=0", "slot_power"),
         ("pear=4", "assoc-recall has no parameter 'pear'; did you mean 'pairs'?"),
@@ -48,6 +49,16 @@ def test_loads_beyond_the_trained_ones_are_evaluated_alone_and_leave_other_cells
     assert "extrapolate" not in make("assoc-recall:pairs=4").model_dump()
     one, other = (draw(f"assoc-recall:pairs={text}", 3, "pairs=4")[2] for text in ("4", "4,extrapolate=8"))
     assert torch.equal(one.inputs, other.inputs)
+
+
+def test_lengthened_loads_keep_the_tokens_of_a_pair(make, draw):
+    text = "assoc-recall:length=26,pairs=[2|4],extrapolate=[3|5|16],lengthen=true"
+    task = make(text)
+    assert {cell.load: cell.length for cell in task.eval_cells} == {2: 26, 4: 26, 3: 26, 5: 34, 16: 104}
+    assert "lengthen" not in make("assoc-recall:pairs=4,extrapolate=8").model_dump()
+    _, cell, batch = draw(text, 20, "pairs=16")
+    assert batch.inputs.shape == (20, 104)
+    assert torch.equal(task.oracle(batch.inputs, batch.positions, cell), batch.targets)
 
 
 def test_rule_by_reading(draw):

@@ -56,6 +56,7 @@ MORE = (
     "modular-arithmetic:operators=[1|5],modulus=7,extrapolate=9",
     "assoc-recall:readout=deferred,gap=2,pairs=[4|8]",
     "assoc-recall:dilute=3,pairs=4",
+    "assoc-recall:length=24,pairs=4,extrapolate=8,lengthen=true,dilute=1",
     "joint-recall:contexts=2,pairs=3,dilute=1",
     "depo:nodes=12,hops=8,name_tokens=2,shown=true",
     "multi-stack:operations=24,stacks=3,shown=true",
