@@ -98,7 +98,9 @@ class Study(Frozen):
     axes: Axes = Field(default_factory=dict)
     """Values of fields of --set, such as `model.d_model`; the study repeats itself for every combination of them."""
     ladder: Ladder = Field(default=(1,), min_length=1)
-    """Multiples of `train.steps` at which the study repeats itself, rising; every rung chooses learning rates anew."""
+    """Multiples of `train.steps` at which the study repeats itself, rising."""
+    tuned_rungs: int | None = Field(default=None, ge=1)
+    """Number of rungs, from the lowest, that choose learning rates; those above keep the rate of the rung below."""
     refined_rungs: int | None = Field(default=None, ge=0)
     """Number of rungs, from the lowest, at which the grid is refined around its best rate; all without it."""
     preset: str = "default"
@@ -134,6 +136,10 @@ class Study(Frozen):
     def choice(self) -> Choice:
         """Rule by which learning rates are chosen."""
         return "median" if self.protocol == 1 else "lock-in"
+
+    def tunes(self, height: int) -> bool:
+        """Return whether a rung, the lowest of which has the height 0, chooses learning rates of its own."""
+        return len(self.lr) > 1 and (self.tuned_rungs is None or height < self.tuned_rungs)
 
     @property
     def combinations(self) -> list[tuple[str, ...]]:

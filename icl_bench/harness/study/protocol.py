@@ -240,7 +240,7 @@ def climb(
     for height, (place, each) in enumerate(ladder):
         above = [spec for phases in planned[height + 1 :] for runs in phases for spec in runs]
         later = [*planned[height][1], *above]
-        if len(study.lr) > 1:
+        if study.tunes(height):
             ask_at = lambda grid: Ask(runs_of(study, each, grid, study.tune_seeds), place, later)  # noqa: B023, E731
             grow = lambda grid, records: next_grid(study, grid, records, height)  # noqa: B023, E731
             below = tuning[each] = yield from tune(first_grid(study, below), ask_at, grow)
@@ -329,7 +329,7 @@ def planned_runs(study: Study, contender: Contender, height: int) -> tuple[list[
 
     Above the lowest rung, whose height is 0, a grid has three rates.
     """
-    rates = study.lr if len(study.lr) > 1 else ()
+    rates = study.lr if study.tunes(height) else ()
     rates = rates[:3] if height else rates
     tuned = runs_of(study, contender, rates, study.tune_seeds) if rates else []
     return tuned, runs_of(study, contender, study.lr[:1], study.seeds)

@@ -13,9 +13,9 @@ from icl_bench.reports.text import NONE, format_integer, format_share
 SETTLED = 0.01
 """Largest move of a median over the last factor of the budget with which it counts as settled."""
 NOTE = (
-    "Median accuracy over seeds by number of training steps; every budget has its own learning rate. Settled: the last "
-    f"factor moves the median by at most {SETTLED}. Claims are made at the largest budget alone; where a median is not "
-    "settled, they hold for that budget and no other."
+    "Median accuracy over seeds by number of training steps, each at the learning rate that the first table names. "
+    f"Settled: the last factor moves the median by at most {SETTLED}. Claims are made at the largest budget alone; "
+    "where a median is not settled, they hold for that budget and no other."
 )
 
 

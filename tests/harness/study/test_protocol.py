@@ -183,6 +183,15 @@ def test_rungs_above_the_refined_ones_keep_half_decades_and_still_grow_at_an_end
     assert {one.result.lr for one in outcome.measured if steps_of(one) == 1200} == {1e-4}
 
 
+def test_rungs_above_the_tuned_ones_are_measured_at_the_rate_of_the_rung_below(tmp_path: Path) -> None:
+    outcome, _ = pretend("ladder: [1, 4, 16]\ntuned_rungs: 1\n", peak(1e-2))
+    assert {one.spec["train"]["steps"] for one in outcome.tuning} == {300}
+    rates = {(one.spec["train"]["steps"], one.result.lr) for one in outcome.measured}
+    assert rates == {(300, 1e-2), (1200, 1e-2), (4800, 1e-2)}
+    plan = plan_study(parse_study(BASE + "ladder: [1, 4]\ntuned_rungs: 1\n", "s.yaml"), Store(tmp_path))
+    assert [len(part.left[0]) > 0 for part in plan.parts] == [True, False]
+
+
 def test_a_part_runs_with_the_part_below_it_and_the_report_is_told_of_the_others() -> None:
     text = "ladder: [1, 4]\naxes: {model.d_model: [32, 16]}\n"
     outcome, executor = pretend(text, peak(1e-2), parts=[4])

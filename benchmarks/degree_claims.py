@@ -1,0 +1,131 @@
+"""Test the two claims of adaptive-degree on a store: power attention with learned shares beside that of fixed degrees.
+
+    python benchmarks/degree_claims.py STORE [--study adaptive-degree-2] [--steps 4000] [--degree 2]
+
+Weak claim, for each size: a seed has the mean of its accuracies on the tasks that all degrees finished there; with
+learned shares the median over seeds is above that of each fixed degree. Strong claim, for each task and size: it is
+nowhere below the fixed degree with the best median validation accuracy, and above it somewhere. Differences are shifts
+with their interval; p by rank tests, adjusted by Holm's method over the rows of a table. A lost run counts as 0.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+from icl_bench.harness.study.file import Study, load_study
+from icl_bench.harness.study.protocol import finished_study
+from icl_bench.reports.statistics import holm, rank_test, shift_between
+from icl_bench.runs.rates import validation_accuracy
+from icl_bench.runs.record import RunRecord
+from icl_bench.runs.store import Store
+
+FIXED = (1, 2, 3, 4)
+"""Degrees that stand alone."""
+LEARNED = 0
+"""Name of the learned shares among the degrees."""
+
+
+class Place(NamedTuple):
+    """A task and a size of state, in elements."""
+
+    task: str
+    size: int
+
+
+class Entry(NamedTuple):
+    """The measuring seeds of an architecture at a place, in their order."""
+
+    accuracies: tuple[float, ...]
+    validation: float
+    """Median of their last validation accuracies."""
+
+
+class Comparison(NamedTuple):
+    """Learned shares beside a fixed degree."""
+
+    title: str
+    learned: Sequence[float]
+    fixed: Sequence[float]
+
+
+def entries_of(study: Study, store: Store, steps: int, degree: int) -> dict[Place, dict[int, Entry]]:
+    """Return the entries of each place at a budget: fixed degrees by their number, learned shares as `LEARNED`."""
+    found: dict[Place, dict[int, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
+    for record in finished_study(study, store).measured:
+        params, state = record.spec["arch"][0]["params"], record.result.state
+        kind: int = LEARNED if params.get("spectrum") else params["p"]
+        other = params.get("spectrum") not in (None, "learned") or (kind == LEARNED and params["p"] != degree)
+        if other or state is None or record.spec["train"]["steps"] != steps:
+            continue
+        distances = {size: abs(size - state.elements) for size in study.sizes}
+        found[Place(record.result.task, min(distances, key=distances.__getitem__))][kind].append(record)
+    return {
+        place: {kind: entry_of(sorted(runs, key=lambda run: run.result.seed)) for kind, runs in kinds.items()}
+        for place, kinds in found.items()
+    }
+
+
+def entry_of(runs: Sequence[RunRecord]) -> Entry:
+    """Return the entry of the runs of an architecture."""
+    accuracies = tuple(run.result.accuracy if run.result.status == "ok" else 0.0 for run in runs)
+    return Entry(accuracies, median(map(validation_accuracy, runs)))
+
+
+def weak(places: Mapping[Place, Mapping[int, Entry]]) -> list[Comparison]:
+    """Return the comparisons of each size with each fixed degree, over the tasks that all degrees finished."""
+    rows = []
+    for size in sorted({place.size for place in places}):
+        whole = [kinds for place, kinds in places.items() if place.size == size and len(kinds) == len(FIXED) + 1]
+        if not whole:
+            continue
+        scores = {kind: [fmean(seed) for seed in zip(*(kinds[kind].accuracies for kinds in whole), strict=True)]
+                  for kind in (LEARNED, *FIXED)}  # fmt: skip
+        rows += [Comparison(f"{size}, {len(whole)} tasks, p = {p}", scores[LEARNED], scores[p]) for p in FIXED]
+    return rows
+
+
+def strong(places: Mapping[Place, Mapping[int, Entry]]) -> list[Comparison]:
+    """Return the comparison of each place with the fixed degree of the best median validation accuracy."""
+    rows = []
+    for place, kinds in sorted(places.items()):
+        fixed = [kind for kind in kinds if kind != LEARNED]
+        if LEARNED in kinds and fixed:
+            best = max(fixed, key=lambda kind: kinds[kind].validation)
+            title = f"{place.task}, {place.size}, p = {best} of {len(fixed)}"
+            rows.append(Comparison(title, kinds[LEARNED].accuracies, kinds[best].accuracies))
+    return rows
+
+
+def table(rows: Sequence[Comparison]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    lines = ["| beside | learned | fixed | difference | interval | p | adjusted |", "| :-- |" + " --: |" * 6]
+    tests = [rank_test(row.learned, row.fixed) for row in rows]
+    for row, own, adjusted in zip(rows, tests, holm(tests), strict=True):
+        shift = shift_between(row.learned, row.fixed)
+        medians = f"{median(row.learned):.3f} | {median(row.fixed):.3f} | {shift.value:+.3f}"
+        interval = f"{shift.interval.low:+.3f} to {shift.interval.high:+.3f}"
+        lines.append(f"| {row.title.replace('|', ' ')} | {medians} | {interval} | {own:.2g} | {adjusted:.2g} |")
+    return lines
+
+
+def main() -> None:
+    """Print medians by place, then a table for each claim."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--study", default="adaptive-degree-2")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--degree", type=int, default=2, help="Degree whose lower degrees are learned.")
+    arguments = parser.parse_args()
+    study = load_study(arguments.study)
+    places = entries_of(study, Store(arguments.store), arguments.steps, arguments.degree)
+    for place, kinds in sorted(places.items()):
+        shown = [f"{kind or 'learned'} {median(entry.accuracies):.3f}" for kind, entry in sorted(kinds.items())]
+        print(f"{place.task}, {place.size}: {', '.join(shown)}")
+    print("\nWeak claim:\n", *table(weak(places)), "\nStrong claim:\n", *table(strong(places)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
