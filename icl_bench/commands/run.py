@@ -5,7 +5,7 @@ from typing import Annotated
 
 from icl_bench.commands import options
 from icl_bench.commands.output import check_report, finish
-from icl_bench.commands.session import execute, load_plugins_or_warn, prepare_workers
+from icl_bench.commands.session import execute, load_plugins_or_warn, prepare_engine
 
 
 def quickstart(
@@ -14,10 +14,12 @@ def quickstart(
     device: options.DeviceOption = "auto",
 ) -> None:
     """Train four architectures on associative recall in about a minute, and write a report."""
+    machine = options.MachineOptions(device=device)
+    prepare_engine(machine)
     from icl_bench.harness.resolve import QUICKSTART
 
     check_report(report)
-    records = execute([QUICKSTART], options.MachineOptions(device=device), options.OutputOptions(store))
+    records = execute([QUICKSTART], machine, options.OutputOptions(store))
     finish(records, as_json=False, report=report)
 
 
@@ -38,7 +40,7 @@ def run(
 
     Example: icl-bench run assoc-recall copy --arch power:p=2 --arch linear --seeds 0..2
     """
-    prepare_workers(machine)
+    prepare_engine(machine)
     from icl_bench.harness.resolve import Request, parse_lrs, parse_seeds
 
     load_plugins_or_warn()

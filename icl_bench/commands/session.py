@@ -1,5 +1,10 @@
 """Requests and studies carried out: from the options of a command to an executor, and from its records to a report."""
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +23,56 @@ if TYPE_CHECKING:
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.spec import RunSpec
 
+ENGINES_HERE = ("auto", "inline")
+"""Engines that use the GPU in this process."""
+OWN_RANK = "LOCAL_RANK"
+"""Environment variable of processes that torchrun starts, each of which has a GPU of its own."""
+LOAD_REPORTS_AFTER = 20.0
+"""Seconds after which the modules of reports are loaded while runs train: kernels are compiled by then."""
 
-def prepare_workers(machine: MachineOptions) -> None:
-    """Begin to start worker processes, where they are asked for, before this process imports torch."""
+
+def prepare_engine(machine: MachineOptions) -> None:
+    """Begin what takes seconds before this process imports torch: worker processes, or the context of its GPU."""
     from icl_bench.isolation import start_server
     from icl_bench.schema import parse_spec
 
-    if parse_spec(machine.engine).name == "local":
+    engine = parse_spec(machine.engine).name
+    if engine == "local":
         start_server()
+    elif engine in ENGINES_HERE and machine.device != "cpu" and OWN_RANK not in os.environ:
+        threading.Thread(target=load_gpu, name="load_gpu").start()
+
+
+def load_gpu() -> None:
+    """Make the context of the GPU, if there is one, and load the libraries that kernels are launched through.
+
+    It takes a second, most of it without Python's lock. An error of the device is left to the first fleet that uses it.
+    """
+    import torch
+
+    from icl_bench.kernels.backends import has_triton
+
+    if not torch.cuda.is_available():
+        return
+    with suppress(RuntimeError):
+        ones = torch.ones(1, 16, 16, device="cuda", dtype=torch.bfloat16)
+        torch.bmm(ones, ones)
+        if has_triton(ones):
+            from icl_bench.kernels.triton.common import add_parts
+
+            add_parts(ones, ones.dtype)
+
+
+@contextmanager
+def loading_reports() -> Iterator[None]:
+    """Load the modules of reports in a thread if the block takes long: figures then follow its results sooner."""
+    timer = threading.Timer(LOAD_REPORTS_AFTER, import_module, ["icl_bench.reports.report"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def make_executor(machine: MachineOptions, output: OutputOptions) -> "Executor":
@@ -112,7 +159,8 @@ def complete_study(
     """
     from icl_bench.harness.session import finish_study
 
-    records, left_out = finish_study(study, make_executor(machine, output), parts, finished)
+    with loading_reports():
+        records, left_out = finish_study(study, make_executor(machine, output), parts, finished)
     note_lacking(records, output)
     for line in left_out:
         note(f"left out: {line}")

@@ -8,7 +8,7 @@ import typer
 
 from icl_bench.commands import options
 from icl_bench.commands.output import check_report, default_report, print_json, print_listing, say
-from icl_bench.commands.session import complete_study, estimate_left, load_plugins_or_warn, prepare_workers
+from icl_bench.commands.session import complete_study, estimate_left, load_plugins_or_warn, prepare_engine
 from icl_bench.errors import SpecError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def compare(
 
     Example: icl-bench compare assoc-recall --arch power:p=2 --arch linear --arch window --state 4096
     """
+    if not dry_run:
+        prepare_engine(machine)
     from icl_bench.harness.matching import parse_state
     from icl_bench.harness.resolve import parse_lrs, parse_seeds
     from icl_bench.harness.study.file import Study
@@ -88,7 +90,7 @@ def sweep(
 ) -> None:
     """Run a study: tune, measure, write a report. The same command again continues an interrupted study."""
     if not (dry_run or finished):
-        prepare_workers(machine)
+        prepare_engine(machine)
     from icl_bench.harness.study.file import load_study, packaged_studies
     from icl_bench.harness.study.protocol import parse_parts
 

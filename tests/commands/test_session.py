@@ -1,22 +1,56 @@
-"""Commands that train: the server of worker processes starts before torch is imported, where workers are asked for."""
+"""Commands that train: what they begin before torch is imported, and what they load while runs train."""
 
 import multiprocessing
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from icl_bench import isolation
+from icl_bench.commands import session
 from icl_bench.commands.options import MachineOptions
-from icl_bench.commands.session import prepare_workers
+from icl_bench.commands.session import loading_reports, prepare_engine
 
 
 @pytest.mark.parametrize(("engine", "starts"), [("local:workers=2", 1), ("local", 1), ("auto", 0), ("inline", 0)])
 def test_the_server_starts_where_workers_are_asked_for(engine: str, starts: int, monkeypatch) -> None:
     started: list[str] = []
     monkeypatch.setattr(isolation, "start_server", lambda: started.append(engine))
-    prepare_workers(MachineOptions(engine=engine))
+    prepare_engine(MachineOptions(engine=engine))
     assert len(started) == starts
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "loads"),
+    [("auto", "auto", True), ("inline:at_once=2", "cuda", True), ("auto", "cpu", False), ("ray", "cuda", False)],
+)
+def test_the_gpu_is_made_ready_where_fleets_use_it_here(engine: str, device: str, loads: bool, monkeypatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    loaded = threading.Event()
+    monkeypatch.setattr(session, "load_gpu", loaded.set)
+    prepare_engine(MachineOptions(engine=engine, device=device))
+    assert loaded.wait(20 if loads else 0.05) == loads
+
+
+def test_ranks_of_torchrun_leave_the_first_gpu_alone(monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    loaded = threading.Event()
+    monkeypatch.setattr(session, "load_gpu", loaded.set)
+    prepare_engine(MachineOptions(device="cuda"))
+    assert not loaded.wait(0.05)
+
+
+def test_reports_load_while_a_block_takes_long(monkeypatch) -> None:
+    loaded, names = threading.Event(), []
+    monkeypatch.setattr(session, "import_module", lambda name: (names.append(name), loaded.set()))
+    with loading_reports():
+        pass
+    assert not loaded.wait(0.05)
+    monkeypatch.setattr(session, "LOAD_REPORTS_AFTER", 0.0)
+    with loading_reports():
+        assert loaded.wait(20)
+    assert names == ["icl_bench.reports.report"]
 
 
 @pytest.mark.skipif(
