@@ -7,6 +7,8 @@ process of its own, all at once; FOLDER/store then makes one report (`icl-bench 
 training steps, one layer after the other once all are compiled, launched one by one and as a captured graph; its device
 should be quiet. A row for each layer is written to FOLDER/train.jsonl and FOLDER/speed.jsonl as it comes. The kernels
 there take the first configuration with four warps, since compiling all that are tried by default takes minutes.
+RWKV-6 is there twice: the layer of the package starts without a token shift and with decays of 1/e a token, in place of
+the ramps of its authors' code; `fla_layers:started_rwkv_6` is that layer with the first weights of `rwkv-6` here.
 """
 
 import argparse
@@ -22,17 +24,22 @@ from typing import Any
 
 import torch
 
+from icl_bench.architectures.base import LayerContext
+from icl_bench.architectures.fla_layer import CachedLayer
+from icl_bench.architectures.initialisation import initialise
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine, Trainer
+from tests.architectures.test_contract import architecture
+from tests.architectures.test_fla_layers import rwkv_6_weights
 
 PAIRS = {
-    "delta-net:heads=2": "fla:DeltaNet:num_heads=2",
-    "kda:heads=2": "fla:KimiDeltaAttention:num_heads=2,head_dim=32,safe_gate=true,lower_bound=-5.0",
-    "rwkv-7:heads=2,value_residual=false": "fla:RWKV7Attention:head_dim=32,num_hidden_layers=2",
-    "gla:heads=2,conv=4": "fla:GatedLinearAttention:num_heads=2,use_short_conv=true",
-    "hgrn2:heads=2,conv=4": "fla:HGRN2Attention:expand_ratio=32,use_short_conv=true",
-    "rwkv-6:heads=2": "fla:RWKV6Attention:num_heads=2,expand_k=1.0",
-    "mamba-2:heads=2,d_key=16": "fla:Mamba2:num_heads=2,head_dim=64,state_size=16",
+    "delta-net:heads=2": ("fla:DeltaNet:num_heads=2",),
+    "kda:heads=2": ("fla:KimiDeltaAttention:num_heads=2,head_dim=32,safe_gate=true,lower_bound=-5.0",),
+    "rwkv-7:heads=2,value_residual=false": ("fla:RWKV7Attention:head_dim=32,num_hidden_layers=2",),
+    "gla:heads=2,conv=4": ("fla:GatedLinearAttention:num_heads=2,use_short_conv=true",),
+    "hgrn2:heads=2,conv=4": ("fla:HGRN2Attention:expand_ratio=32,use_short_conv=true",),
+    "rwkv-6:heads=2": ("fla:RWKV6Attention:num_heads=2,expand_k=1.0", "fla_layers:started_rwkv_6"),
+    "mamba-2:heads=2,d_key=16": ("fla:Mamba2:num_heads=2,head_dim=64,state_size=16",),
 }
 """Mixers here with the layers there that have equal parameters; Mamba2 runs in operators of torch there."""
 TASK = "assoc-recall:length=128,pairs=4,vocab=64"
@@ -41,6 +48,18 @@ SEEDS = range(4)
 SETTINGS = {"model.d_model": 64, "train.lr": 0.005, "evaluation.points": 2}
 WARM_STEPS, TIMED_STEPS = 6, 30
 SPAWN = multiprocessing.get_context("spawn")
+
+
+def started_rwkv_6(d_model: int) -> torch.nn.Module:
+    """Return the RWKV-6 layer of the package with the first weights of `rwkv-6` in the first of two layers."""
+    from fla.layers import RWKV6Attention
+
+    mixer = architecture("rwkv-6:heads=2").build(1, d_model, LayerContext(0, 2))
+    initialise(mixer, [torch.initial_seed()])
+    layer = RWKV6Attention(hidden_size=d_model, num_heads=2, expand_k=1.0)
+    weights = rwkv_6_weights({name: own[0].detach() for name, own in mixer.named_parameters()})
+    layer.load_state_dict({name: own.clone() for name, own in weights.items()})
+    return CachedLayer(layer)
 
 
 def keep_one_configuration() -> None:
@@ -145,7 +164,7 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + options.seconds
     chosen = {own: there for own, there in PAIRS.items() if not options.only or own.split(":")[0] in options.only}
-    archs = [arch for pair in chosen.items() for arch in reversed(pair)]
+    archs = [arch for own, there in chosen.items() for arch in (*there, own)]
     ready, turn = SPAWN.Barrier(len(archs)), SPAWN.Lock()
     processes = [SPAWN.Process(target=work, args=(arch, options, ready, turn)) for arch in archs]
     for process in processes:

@@ -2,11 +2,13 @@
 
 On CUDA the subjects (this library, PyTorch, each package) run in processes of their own, one at a time, after their
 kernels were compiled in parallel: a peer that hangs, dies or spoils its CUDA context takes no other subject with it.
+They take turns case by case, so that a case that was reached has the times of all of its contenders.
 """
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,24 +27,16 @@ from icl_bench.kernels.measurement.compilation import (
 )
 from icl_bench.kernels.measurement.measure import TimedRow, TimingTask, blank_row
 from icl_bench.kernels.measurement.operators import timed_cases
-from icl_bench.kernels.measurement.problem import CasePart, Subject
+from icl_bench.kernels.measurement.problem import Subject
 
 COMPILING_SHARE = 0.33
 """Largest share of the time for compilation, where it is measured after it."""
 SILENCE = 6.0
 """Seconds beyond its deadline after which a silent process is ended."""
-TIME_SHARES: tuple[tuple[CasePart, Subject, float], ...] = (
-    ("table", "ours", 0.4),
-    ("table", "torch", 0.2),
-    ("table", "mamba_ssm", 0.1),
-    ("table", "compiled", 0.25),
-    ("table", "fla", 0.5),
-    ("table", "retention", 0.35),
-    ("crossover", "ours", 0.25),
-    ("crossover", "torch", 0.25),
-    ("table", "plain", 0.2),
-)
-"""The order of measuring, and the largest share of the time for each."""
+LONGEST_TURN = 8.0
+"""Most time of a turn, in equal shares of the time that is left to all turns to come; autotuners need several."""
+ORDER: tuple[Subject, ...] = ("ours", "fla", "retention", "mamba_ssm", "torch", "compiled", "plain")
+"""The order of subjects in a case. Plain forms come after all cases, since they may take as long as all else."""
 
 
 def bench_operators(
@@ -101,7 +95,7 @@ def measure_in_processes(
     tasks: Sequence[TimingTask], device: torch.device, seconds: float, tell: Callable[[str], None],
     done: Callable[[TimedRow], None], cache: Path | None = None,
 ) -> list[TimedRow]:  # fmt: skip
-    """Return the row of each task, in their order: compile all, then measure subject by subject."""
+    """Return the row of each task, in their order: compile all, then measure case by case."""
     begun = time.monotonic()
     rows = {task: blank_row(*task, note="not installed") for task in tasks}
     present, running = _present(tasks), dict[Subject, PipedProcess]()
@@ -111,16 +105,32 @@ def measure_in_processes(
                 running[subject] = start_process(serve_tasks, subject, device)
             compiled = compile_tasks(present, device, begun + COMPILING_SHARE * seconds, folder)
             tell(f"compiled in {time.monotonic() - begun:.0f} s")
-            for part, subject, cap in TIME_SHARES:
-                asked = [task for task in present.get(subject, []) if task[0].part == part]
-                deadline = min(begun + seconds, time.monotonic() + cap * seconds)
-                for task, row in zip(asked, _ask(running[subject], asked, deadline) if asked else (), strict=True):
+            turns = turns_of(tasks, present)
+            for place, (subject, asked) in enumerate(turns):
+                left = begun + seconds - time.monotonic()
+                if not running[subject].process.is_alive():  # ended in an earlier turn
+                    running[subject] = start_process(serve_tasks, subject, device)
+                deadline = time.monotonic() + left * min(1.0, LONGEST_TURN / (len(turns) - place))
+                for task, row in zip(asked, _ask(running[subject], asked, deadline), strict=True):
                     rows[task] = row._replace(compile_seconds=compiled.get(task_title(task)))
                     done(rows[task])
         finally:
             for child in running.values():
                 end_process(child.process)
     return [rows[task] for task in tasks]
+
+
+def turns_of(
+    tasks: Sequence[TimingTask], present: Mapping[Subject, Sequence[TimingTask]]
+) -> list[tuple[Subject, list[TimingTask]]]:
+    """Return what each process is asked, turn after turn: the contenders of one subject on one case."""
+    owners = {task: subject for subject, owned in present.items() for task in owned}
+    places = {case: place for place, case in enumerate(dict.fromkeys(case for case, _ in tasks))}
+
+    def rank(task: TimingTask) -> tuple[bool, int, int]:
+        return owners[task] == "plain", places[task[0]], ORDER.index(owners[task])
+
+    return [(ORDER[key[2]], list(turn)) for key, turn in itertools.groupby(sorted(owners, key=rank), rank)]
 
 
 def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> None:

@@ -119,9 +119,7 @@ def test_the_table_holds_all_operators_lengths_and_peers():
     compiled = {"compiled associative", "compiled sequential"}
     assert {name for op, name in found if op == "scan"} == {"mamba-ssm", *compiled}
     assert {name for op, name in found if op == "long-convolution"} == {"three FFTs"}
-    # Plain forms may take as long as all else: they are measured last, and in a process of their own.
-    assert {subject for _, subject, _ in bench.TIME_SHARES[:-1]} == {"ours", "torch", "compiled", *peers.PACKAGES}
-    assert bench.TIME_SHARES[-1][1] == "plain"
+    assert {*bench.ORDER} == {"ours", "torch", "compiled", "plain", *peers.PACKAGES}
     assert {case.problem.key for case in made if case.part == "crossover"} == {32, 64, 128}
     assert {case.problem.op for case in timed_cases(CUDA, ("delta", "scan"))} == {"delta", "scan"}
     with pytest.raises(ArgumentError, match="--op is one of"):
@@ -130,15 +128,48 @@ def test_the_table_holds_all_operators_lengths_and_peers():
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("quick", [False, True])
-def test_every_title_tells_its_case_and_every_contender_has_a_turn(device, quick):
+def test_every_title_tells_its_case_and_every_contender_is_a_form(device, quick):
     made = timed_cases(torch.device(device), quick=quick)
     titles = [case.title for case in made if case.part == "table"]
     assert len(set(titles)) == len(titles)
-    turns = {(part, subject) for part, subject, _ in bench.TIME_SHARES}
     for case in made:
         for name in case.contenders:
             assert case.problem.takes(name) or name in case.problem.peers
-            assert (case.part, peers.subject_of(case.problem, name)) in turns
+
+
+def test_subjects_take_turns_case_by_case_and_plain_forms_come_last():
+    tasks = [(case, name) for case in timed_cases(CUDA, ("delta", "scan")) for name in case.contenders]
+    present = {}
+    for case, name in tasks:
+        present.setdefault(peers.subject_of(case.problem, name), []).append((case, name))
+    turns = bench.turns_of(tasks, present)
+    assert sorted(map(tasks.index, (task for _, asked in turns for task in asked))) == [*range(len(tasks))]
+    first = [subject for subject, asked in turns if asked[0][0] is tasks[0][0]]
+    assert first == ["ours", "fla", "compiled", "plain"]
+    fast = [asked[0][0].title for subject, asked in turns if subject != "plain"]
+    assert [*dict.fromkeys(fast)] == [*dict.fromkeys(case.title for case, _ in tasks)]
+    assert [fast.index(title) for title in fast] == sorted(fast.index(title) for title in fast)
+    late = [subject == "plain" for subject, _ in turns]
+    assert late == sorted(late) and any(late)
+
+
+def test_a_subject_whose_process_ended_gets_a_new_one(monkeypatch):
+    started = []
+
+    def start(target, subject, device):
+        started.append(subject)
+        near, far = multiprocessing.Pipe()
+        if len(started) == 1:
+            far.close()
+            process = Silent()
+            process.alive = False
+            return PipedProcess(process, near)
+        threading.Thread(target=target, args=(far, subject, device), daemon=True).start()
+        return PipedProcess(Silent(), near)
+
+    monkeypatch.setattr(bench, "start_process", start)
+    rows = bench.measure_in_processes([(CASE, "sdpa flash")], CPU, 60.0, lambda line: None, lambda row: None)
+    assert started == ["torch", "torch"] and rows[0].forward is not None
 
 
 def test_a_peer_that_refuses_its_backward_pass_has_a_forward_time(monkeypatch):
