@@ -10,27 +10,19 @@ from torch.nn import functional
 
 from icl_bench.architectures.base import FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.decays import DecayGate
-from icl_bench.architectures.filling import FilledBlock, fill_heads, filled_norm, filled_width
+from icl_bench.architectures.filling import fill_heads, filled_norm, filled_width
 from icl_bench.architectures.initialisation import Init, constant
-from icl_bench.architectures.layers import (
-    CanonConv,
-    LayerNorm,
-    LowRankLinear,
-    RMSNorm,
-    ShortConv,
-    StackedLinear,
-    widen,
-)  # fmt: skip
+from icl_bench.architectures.layers import CanonConv, LayerNorm, LowRankLinear, RMSNorm, ShortConv, StackedLinear, widen
 from icl_bench.architectures.rotation import RotationSpeed, angles_of, rotate
 from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.columns import split_heads
 from icl_bench.kernels.fleet.convolution import short_convolution
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
-from icl_bench.kernels.fleet.projection import project, project_parts
-from icl_bench.kernels.fleet.records import HeadColumns
+from icl_bench.kernels.fleet.projection import project, project_beside
+from icl_bench.kernels.fleet.records import Groups, HeadColumns
 from icl_bench.kernels.fleet.rotation import split_rotated
-from icl_bench.kernels.fleet.rows import take_rows
+from icl_bench.kernels.fleet.rows import take_rows, take_rows_beside
 from icl_bench.schema import READS_NONE
 
 KeyNorm = Annotated[Literal["none", "l2", "rms"], READS_NONE]
@@ -100,12 +92,12 @@ class HeadsLayout(NamedTuple):
         return self._replace(key_width=filled_width(self.key_width), value_width=filled_width(self.value_width))
 
     @property
-    def filled_blocks(self) -> list[FilledBlock]:
+    def filled_blocks(self) -> list[Groups]:
         """Queries and keys, and values, with the zeros of each head."""
         (queries, width), (keys, _), (values, value_width) = self.shapes
         filled = self.filled
-        first = FilledBlock(queries + keys, width, filled.key_width)
-        return [first, FilledBlock(values, value_width, filled.value_width)]
+        first = Groups(queries + keys, width, filled.key_width)
+        return [first, Groups(values, value_width, filled.value_width)]
 
     @property
     def has_plain_heads(self) -> bool:
@@ -219,7 +211,7 @@ class HeadsMixer(Mixer):
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         if self.fills(x, first):
             return self.output_of_filled(self.mix_filled(x))
-        qkv, gate = self.projections(x)
+        x, qkv, gate = self.projections(x)
         y = self.mix(x, first, qkv)
         return self.output(self.finish(y, None if gate is None else gate.view(y.shape)))
 
@@ -242,33 +234,36 @@ class HeadsMixer(Mixer):
             y = filled_norm(y, self.norm.weight, self.norm.eps)
         (heads, width), wide, weight = self.layout.output_shape, y.shape[-1], self.output.weight
         columns = weight.shape[-1]
-        block = FilledBlock(heads, width * columns, wide * columns)
+        block = Groups(heads, width * columns, wide * columns)
         rows = fill_heads(weight.flatten(1), [block]).view(weight.shape[0], heads * wide, columns)
         return project(y.flatten(-2).flatten(1, -2), rows).view(*y.shape[:-2], columns)
 
-    def projections(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return queries, keys and values [M, B, T, channels], and the output gate, None without one.
+    def projections(self, x: Tensor, gated: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return x for its other uses, q, k and v [M, B, T, channels], and the output gate, None where not `gated`.
 
-        Where Triton runs, one operator makes both, so that their gradients of x are added inside of a product.
+        Where Triton runs, one operator makes all, so that their gradients of x are added inside of a product.
         """
-        if not (isinstance(self.output_gate, StackedLinear) and takes_triton("auto", x)):
-            return self.project(x), None if self.output_gate is None else self.output_gate(x)
-        weight = torch.cat([self.project.weight, self.output_gate.weight], dim=-1)
-        blocks = project_parts(x.flatten(1, -2), weight, [self.layout.channels, self.layout.output_width])
-        qkv, gate = (block.view(*x.shape[:-1], -1) for block in blocks)
-        return qkv, gate
+        gate, weights = self.output_gate if gated else None, [self.project.weight]
+        joint = isinstance(gate, StackedLinear) and takes_triton("auto", x)
+        if isinstance(gate, StackedLinear) and joint:
+            weights.append(gate.weight)
+        weight = torch.cat(weights, dim=-1) if joint else weights[0]
+        rows, blocks = project_beside(x.flatten(1, -2), weight, [part.shape[-1] for part in weights])
+        x, (qkv, *rest) = rows.view(x.shape), (block.view(*x.shape[:-1], -1) for block in blocks)
+        return x, qkv, rest[0] if joint else None if gate is None else gate(x)
 
     def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
-        filled = self.fills(x, first)
+        filled, rows_of_x = self.fills(x, first), x
+        if self.output_gate is not None:
+            x, rows_of_x = take_rows_beside(x, positions)
         y = self.mix_filled(x) if filled else self.mix(x, first)
         rows = take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:])
-        if filled:
-            return self.output_of_filled(rows)
-        return self.project_out(rows, x if self.output_gate is None else take_rows(x, positions))
+        return self.output_of_filled(rows) if filled else self.project_out(rows, rows_of_x)
 
     def mix(self, x: Tensor, first: FirstLayer | None, qkv: Tensor | None = None) -> Tensor:
         """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]; `qkv` is the projection where it is made."""
-        qkv = self.project(x) if qkv is None else qkv
+        if qkv is None:
+            x, qkv, _ = self.projections(x, gated=False)
         q, k, v = self.rotated(qkv if self.canon is None else self.canon(qkv), x)
         return self.core(q, k, self.offer(v, first), x)
 

@@ -26,11 +26,14 @@ from icl_bench.architectures.decays import TORCH_GAIN
 from icl_bench.architectures.initialisation import Init, constant, fixed, normal, orthogonal
 from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, StackedLinear
 from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, depth, rising
-from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.delta.erasing import erasing_delta, takes_erasing_delta
+from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions, ErasingOptions, ErasingWeights
 from icl_bench.kernels.fleet.decays import channel_decays
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
 from icl_bench.kernels.fleet.products import blend, gated_product
 from icl_bench.kernels.fleet.projection import project
+from icl_bench.kernels.fleet.records import ColumnForm
+from icl_bench.kernels.fleet.row_columns import activate_columns, blend_columns
 from icl_bench.kernels.fleet.token_bonus import token_bonus
 from icl_bench.kernels.fleet.token_pairs import token_pairs
 
@@ -39,6 +42,8 @@ ADAPTER_GAIN = 0.1
 """Gain of the second factor of an adapter."""
 SHIFT_EXPONENTS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 """Exponents of the shares of the token before at the start, 1 - (n / C)^(exponent (1 - l / L)) for channel n."""
+ACTIVATIONS: dict[str, ColumnForm] = {"w": "tanh", "a": "none", "g": "sigmoid", "v1": "none"}
+"""Activations of the first factors of adapters."""
 
 
 @ARCHITECTURES.register("rwkv-7")
@@ -90,8 +95,13 @@ class ShiftedLinear(Stacked):
         for name, stream in streams.items():
             self.declare(f"weight_{name}", (d_model, stream.width), stream.weight, kind="matrix")
 
-    def parts(self, x: Tensor, before: Tensor | None) -> dict[str, Tensor]:
-        """Return the projections [M, B, (T,) width] by name, for x and the token before it, [M, B, (T,) C] each.
+    def named(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the parts of the projections by name."""
+        parts = rows.split([stream.width for stream in self.streams.values()], dim=-1)
+        return dict(zip(self.streams, parts, strict=True))
+
+    def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
+        """Return the projections side by side, for x and the token before it, [M, B, (T,) C] each.
 
         Where `before` is None, it is that in x.
         """
@@ -102,9 +112,7 @@ class ShiftedLinear(Stacked):
             early.append(weight - late[-1])
         pairs = token_pairs(x) if before is None else torch.cat([x, before], dim=-1)
         weights = torch.cat([torch.cat(early, dim=-1), torch.cat(late, dim=-1)], dim=1)
-        y = project(pairs.flatten(1, -2), weights.to(weight.dtype)).view(*x.shape[:-1], -1)
-        parts = y.split([stream.width for stream in self.streams.values()], dim=-1)
-        return dict(zip(self.streams, parts, strict=True))
+        return project(pairs.flatten(1, -2), weights.to(weight.dtype)).view(*x.shape[:-1], -1)
 
 
 class AdapterUp(StackedLinear):
@@ -144,7 +152,12 @@ class Rwkv7Mixer(ShiftMixer):
         return self.mixes_values
 
     def parts(self, x: Tensor, before: Tensor | None) -> dict[str, Tensor]:
-        return self.shifted.parts(x, before)
+        return self.activated(self.shifted(x, before))
+
+    def activated(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the parts of the projections by name, those of adapters activated."""
+        parts = self.shifted.named(rows)
+        return parts | {"w": parts["w"].tanh(), "g": parts["g"].sigmoid()}
 
     def exchange(self, parts: dict[str, Tensor], first: FirstLayer | None) -> Tensor:
         v = super().exchange(parts, first)
@@ -153,9 +166,40 @@ class Rwkv7Mixer(ShiftMixer):
         gate = self.residual.product(parts["v1"])
         return blend(v.flatten(-2), first.values.flatten(-2), gate, self.residual.bias).view(v.shape)
 
+    def mix(self, x: Tensor, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
+        rows, options = self.shifted(x, None), self.core_options
+        if self.impl not in ("auto", "triton") or not takes_erasing_delta(rows, options, self.value_width):
+            return self.mix_parts(self.activated(rows), first)
+        streams = self.shifted.streams
+        wide = sum(streams[name].width for name in "rkv")
+        narrow = [(streams[name].width, form) for name, form in ACTIVATIONS.items() if name in streams]
+        rows, (w, a, g, *v1) = activate_columns(rows, wide, narrow)
+        values = None
+        if self.residual is not None and first is not None and first.values is not None:
+            kept, gate = first.values.flatten(-2), self.residual.product(v1[0])
+            rows, values = blend_columns(rows, wide - gate.shape[-1], kept, gate, self.residual.bias)
+            values = values.unflatten(-1, self.value_shape)
+        y, v = erasing_delta(rows, self.rate.product(a), self.decay.product(w), values, self.core_weights, options)
+        if first is not None and self.layer.index == 0:
+            first.values = v
+        return y.flatten(-2), g
+
+    @property
+    def core_options(self) -> ErasingOptions:
+        """Sizes and numbers of the core where it is one operator."""
+        return ErasingOptions(*self.key_shape, LEAST_LOG_DECAY, self.norm.eps)
+
+    @property
+    def core_weights(self) -> ErasingWeights:
+        """Parameters of the core where it is one operator."""
+        assert self.norm.bias is not None
+        shift = self.rate.bias.unflatten(-1, self.key_shape)
+        keys = shift, self.erasing.weight, self.weakening.weight
+        return ErasingWeights(*keys, self.decay.bias, self.bonus.weight, self.norm.weight, self.norm.bias)
+
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")
-        decay, shift = self.decay.product(parts["w"].tanh()), self.rate.bias.unflatten(-1, self.key_shape)
+        decay, shift = self.decay.product(parts["w"]), self.rate.bias.unflatten(-1, self.key_shape)
         log_decay = channel_decays(decay, "sigmoid", LEAST_LOG_DECAY, self.decay.bias, narrow=True).view(k.shape)
         rate = self.rate.product(parts["a"]).view(k.shape).to(k.dtype)
         written, read, erase = erasing_keys(k, rate, shift, self.erasing.weight, self.weakening.weight)
@@ -167,7 +211,7 @@ class Rwkv7Mixer(ShiftMixer):
         return token_bonus(*inputs[:3], self.bonus.weight, y, norm, eps=self.norm.eps).flatten(-2)
 
     def project_out(self, y: Tensor, g: Tensor) -> Tensor:
-        return self.output(gated_product(y, self.gate(g.sigmoid()), "none"))
+        return self.output(gated_product(y, self.gate(g), "none"))
 
 
 def streams(d_model: int, config: Rwkv7, mixes_values: bool) -> dict[str, Stream]:

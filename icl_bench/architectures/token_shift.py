@@ -86,10 +86,13 @@ class ShiftMixer(Mixer):
 
     def mix(self, x: Tensor, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
         """Return the normalised output of all heads [M, B, T, H V], and the part that is for the gate."""
-        parts = self.parts(x, None)
+        return self.mix_parts(self.parts(x, None), first)
+
+    def mix_parts(self, parts: dict[str, Tensor], first: FirstLayer | None) -> tuple[Tensor, Tensor]:
+        """Compute `mix` from the projections of x by name."""
         inputs = self.inputs(parts, self.exchange(parts, first))
         y, _ = delta_rule(folded(inputs), self.options, self.impl)
-        return self.finish(y.unflatten(0, x.shape[:2]), inputs), parts["g"]
+        return self.finish(y.unflatten(0, parts["g"].shape[:2]), inputs), parts["g"]
 
     def initial_state(self, batch: int) -> ShiftState:
         like = next(self.parameters())

@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from icl_bench.architectures import frame
-from icl_bench.architectures.filling import CHANNELS, FilledBlock, fill_heads
+from icl_bench.architectures.filling import CHANNELS, fill_heads
 from icl_bench.architectures.frame import HeadsMixer
 from icl_bench.harness.conformance import vary
+from icl_bench.kernels.fleet.records import Groups
 from tests.architectures.test_contract import inputs, mixer
 
 FILLED = [
@@ -59,7 +60,7 @@ def test_layers_that_would_change_or_gain_nothing_stay_as_they_are(text: str) ->
 
 def test_blocks_are_filled_in_order() -> None:
     x = torch.arange(1.0, 8.0).requires_grad_()
-    filled = fill_heads(x, [FilledBlock(2, 2, 3), FilledBlock(1, 3, 4)])
+    filled = fill_heads(x, [Groups(2, 2, 3), Groups(1, 3, 4)])
     assert filled.tolist() == [1, 2, 0, 3, 4, 0, 5, 6, 7, 0]
     (gradient,) = torch.autograd.grad((filled * torch.arange(10.0)).sum(), x)
     assert gradient.tolist() == [0, 1, 3, 4, 6, 7, 8]

@@ -77,6 +77,32 @@ class DeltaOptions(NamedTuple):
     """Tokens to a chunk of the chunked form, a power of two; None to have it chosen."""
 
 
+class ErasingWeights(NamedTuple):
+    """Parameters of the core of RWKV-7, [M, H, K] where nothing else is said."""
+
+    shift: Tensor
+    """Bias of the rates."""
+    erasing: Tensor
+    weakening: Tensor
+    decay: Tensor
+    """Bias of the decays, [M, H K]."""
+    bonus: Tensor
+    gain: Tensor
+    """Gain of the norm, [M, H, V]."""
+    offset: Tensor
+    """Offset of the norm, [M, H, V]."""
+
+
+class ErasingOptions(NamedTuple):
+    """Sizes and numbers of the core of RWKV-7."""
+
+    heads: int
+    key_width: int
+    least: float
+    """Least log decay, the factor of the sigmoid."""
+    eps: float
+
+
 def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:
     """Return the options with the scale filled in; raise ArgumentError for inputs or options that break a rule."""
     check_choice("rule", options.rule, get_args(DeltaKind))

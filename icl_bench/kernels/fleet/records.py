@@ -6,6 +6,8 @@ GateActivation = Literal["none", "silu", "sigmoid"]
 """Activation of a gate; `none` multiplies by the gate itself."""
 DecayForm = Literal["sigmoid", "log-sigmoid"]
 """Activation that makes the logarithm of a decay."""
+ColumnForm = Literal["none", "sigmoid", "tanh"]
+"""Activation of columns."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6
@@ -30,3 +32,18 @@ class NormOptions(NamedTuple):
     activation: GateActivation = "none"
     gate_first: bool = False
     """Multiply by the gate before the norm."""
+
+
+class Groups(NamedTuple):
+    """Equal groups of numbers that lie side by side."""
+
+    groups: int
+    size: int
+    """Numbers of a group."""
+    new_size: int
+    """Numbers of a group afterwards."""
+
+    @property
+    def inverse(self) -> "Groups":
+        """The groups with both sizes exchanged."""
+        return Groups(self.groups, self.new_size, self.size)

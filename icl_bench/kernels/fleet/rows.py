@@ -9,16 +9,21 @@ from icl_bench.kernels.backends import FleetImpl, takes_triton
 
 def take_rows(x: Tensor, positions: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
     """Take rows of x [M, B, T, C] at positions [M, B, S] int64, 0 to T - 1 in any order: [M, B, S, C], typed as x."""
+    return take_rows_beside(x, positions, impl=impl)[1]
+
+
+def take_rows_beside(x: Tensor, positions: Tensor, *, impl: FleetImpl = "auto") -> tuple[Tensor, Tensor]:
+    """Return x for its other uses, and what `take_rows` returns: their gradient is added in the same launch."""
     fit = x.ndim == 4 and positions.ndim == 3 and x.shape[:2] == positions.shape[:2]
     check_pair(fit, "x must be [M, B, T, C] and positions [M, B, S]", x, positions)
     if takes_triton(impl, x):
         from icl_bench.kernels.fleet.triton.rows import FusedTakeRows
 
-        taken: Tensor = FusedTakeRows.apply(x, positions)
+        taken: tuple[Tensor, Tensor] = FusedTakeRows.apply(x, positions)
         return taken
     if impl == "reference":
-        return take_rows_reference(x, positions).to(x.dtype)
-    return x.gather(2, positions[..., None].expand(*positions.shape, x.shape[-1]))
+        return x, take_rows_reference(x, positions).to(x.dtype)
+    return x, x.gather(2, positions[..., None].expand(*positions.shape, x.shape[-1]))
 
 
 def take_rows_reference(x: Tensor, positions: Tensor) -> Tensor:

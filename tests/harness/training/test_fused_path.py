@@ -15,6 +15,7 @@ from icl_bench.architectures import frame as frame
 from icl_bench.architectures import gated_delta_net as gated_delta_net
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.kernels.delta import erasing as erasing
 from icl_bench.kernels.fleet import adamw as adamw
 from icl_bench.kernels.fleet import convolution as convolution
 from icl_bench.kernels.fleet import cross_entropy as cross_entropy
@@ -35,10 +36,10 @@ from icl_bench.kernels.fleet import token_pairs as token_pairs
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
 STEPS = 3
 FUSED = (
-    adamw, convolution, decays, delta_gates, embedding, erasing_keys, frame, gate, gated_delta_net, gated_norm,
+    adamw, convolution, decays, delta_gates, embedding, erasing, erasing_keys, frame, gate, gated_delta_net, gated_norm,
     gated_unit, norm, products, rotation, split_convolution, state_space, token_bonus, token_pairs,
 )  # fmt: skip
-MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7"]
+MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7:heads=1"]
 
 
 def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], list[float]]:

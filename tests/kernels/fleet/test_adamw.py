@@ -63,6 +63,25 @@ def test_forms_match_the_definition(sizes, clip):
         assert int(members.steps) == STEPS and members.active.all()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_zeros_between_blocks_change_no_number(count: int):
+    sizes = (59, 64, ADAMW_TILE + 1)
+    apart, close = ParameterLayout(count, sizes, unit=8), ParameterLayout(count, sizes)
+    assert apart.elements > close.elements and all(start % 8 == 0 for start in apart.starts)
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(count, size, generator=generator) for size in sizes]
+    assert all(map(torch.equal, apart.rows(apart.joined(parts)), parts))
+    for impl in ("triton", "torch"):
+        results = []
+        for layout in (apart, close):
+            flat = layout.joined(parts).to(DEVICE)
+            buffers = OptimiserBuffers(flat, flat / 3, torch.zeros_like(flat), torch.zeros_like(flat), None)
+            adamw_step(buffers, make_members(count), layout, impl=impl, clip=1.0, **BETAS)
+            results.append(layout.rows(buffers.parameters))
+        for one, other in zip(*results, strict=True):
+            assert_close(one, other)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_exempt_blocks_do_not_decay(count: int):
     plain, exempt = ParameterLayout(count, (16, 32, 8)), ParameterLayout(count, (16, 32, 8), exempt=(1,))

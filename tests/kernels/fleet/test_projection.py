@@ -35,11 +35,28 @@ def test_projection_in_blocks_of_columns():
     leaves = [draw(3, 16, 5).double().requires_grad_(), draw(3, 5, 9, seed=1).double().requires_grad_()]
     along = draw(3, 16, 9, seed=2).double()
     expected = torch.autograd.grad(project(*leaves), leaves, along)
-    for form in (project_parts, projection._ProjectedParts.apply):
+    for form in (project_parts, lambda *given: projection._ProjectedParts.apply(*given)[1:]):
         found = torch.cat(form(*leaves, (2, 4, 3)), dim=-1)
         torch.testing.assert_close(found, project(*leaves), rtol=1e-12, atol=1e-12)
         for actual, wanted in zip(torch.autograd.grad(found, leaves, along), expected, strict=True):
             torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("used", [(0, 1, 2), (1, 2), (0, 2), (2,), (1,)])
+def test_gradient_of_other_uses_joins_that_of_blocks(used):
+    """Hold the device's form to separate products, with some of its outputs left unused."""
+    leaves = [draw(3, 16, 5).double().requires_grad_(), draw(3, 5, 9, seed=1).double().requires_grad_()]
+    along = [draw(3, 16, width, seed=width).double() for width in (5, 7, 2)]
+
+    def gradients(same, *blocks):
+        return torch.autograd.grad([(same, *blocks)[i] for i in used], leaves, [along[i] for i in used])
+
+    expected = gradients(leaves[0] * 1, *project(*leaves).split([7, 2], dim=-1))
+    kept = along[1].clone(), along[0].clone()
+    found = gradients(*projection._ProjectedParts.apply(*leaves, (7, 2)))
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(kept[0], along[1]) and torch.equal(kept[1], along[0]), "a gradient that came in was changed"
 
 
 @pytest.mark.parametrize(("rows", "width", "columns"), [(70, 20, 4), (3, 5, 1), (130, 128, 8)])
@@ -60,15 +77,22 @@ def test_projection_to_few_columns(rows, width, columns, monkeypatch):
 
 
 def test_parts_fill_a_device_and_divide_the_rows():
-    assert row_parts(32, 16384, 128, 128, CUDA) == 8
-    assert row_parts(1, 16384, 128, 128, CUDA) == 64
-    assert row_parts(1, 16384, 128, 384, CUDA) == 64
-    assert row_parts(300, 16384, 128, 128, CUDA) == 1
-    assert row_parts(1, 16383, 128, 128, CUDA) == 1
-    assert row_parts(1, 16384, 512, 256, CUDA) == 1
-    assert row_parts(2, 16384, 512, 256, CUDA) == 16
-    assert row_parts(1, 96 * 64, 128, 128, CUDA) == 32
-    assert row_parts(1, 16384, 128, 128, torch.device("cpu")) == 1
+    assert row_parts(32, 16384, 128, 128, CUDA, torch.float32) == 8
+    assert row_parts(1, 16384, 128, 128, CUDA, torch.float32) == 64
+    assert row_parts(1, 16384, 128, 384, CUDA, torch.float32) == 64
+    assert row_parts(300, 16384, 128, 128, CUDA, torch.float32) == 1
+    assert row_parts(1, 16383, 128, 128, CUDA, torch.float32) == 1
+    assert row_parts(1, 16384, 512, 256, CUDA, torch.float32) == 1
+    assert row_parts(2, 16384, 512, 256, CUDA, torch.float32) == 16
+    assert row_parts(1, 96 * 64, 128, 128, CUDA, torch.float32) == 32
+    assert row_parts(1, 16384, 128, 128, torch.device("cpu"), torch.float32) == 1
+
+
+def test_aligned_rows_of_half_types_have_few_parts():
+    assert row_parts(32, 65536, 128, 384, CUDA, torch.bfloat16) == 2
+    assert row_parts(7, 16384, 128, 128, CUDA, torch.float16) == 2
+    assert row_parts(1, 16384, 128, 128, CUDA, torch.bfloat16) == 1
+    assert row_parts(7, 16384, 128, 59, CUDA, torch.bfloat16) == 64  # rows of the gradient start at odd places
 
 
 def test_shapes_are_checked():

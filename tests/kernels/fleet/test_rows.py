@@ -11,7 +11,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.rows import take_rows  # noqa: E402
+from icl_bench.kernels.fleet.rows import take_rows, take_rows_beside  # noqa: E402
 from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -24,6 +24,17 @@ def test_rows(time, taken, width, dtype):
     positions[0, 0] = time - 1  # one row taken by all
     run = lambda x, impl: take_rows(x, positions, impl=impl)  # noqa: E731
     assert_forms_match_reference(run, [draw(2, 3, time, width, dtype=dtype)], walk=taken**0.5)
+
+
+@TYPES
+def test_gradient_of_other_uses_joins_that_of_rows(dtype):
+    positions = torch.randint(70, (2, 3, 20), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+
+    def run(x, impl):
+        same, rows = take_rows_beside(x, positions, impl=impl)
+        return same * 2, rows
+
+    assert_forms_match_reference(run, [draw(2, 3, 70, 12, dtype=dtype)], walk=20**0.5)
 
 
 def test_shapes_are_checked():

@@ -20,6 +20,8 @@ are solved in float32. As in `tied`, states have value channels as rows, and sco
 so that most results feed the next product from their registers.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -30,6 +32,7 @@ from icl_bench.kernels.delta.triton.tied import load_rates, rounding_of, solved_
 from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     load_edge,
+    load_numbers,
     load_substeps,
     load_transposed,
     nearest_tf32,
@@ -41,6 +44,24 @@ from icl_bench.kernels.delta.triton.tiles import (
     store_substeps,
 )
 from icl_bench.kernels.triton.common import View
+
+
+class BonusParts(NamedTuple):
+    """Parts of the gradients that a bonus w v of each token and head, w = sum(q k u), adds to those of its vectors."""
+
+    weights: Any
+    """w, [N, T, G] in float32."""
+    slopes: Any
+    """Gradients of w."""
+    strength: Any
+    """u, [N / batch, G, K]."""
+    upstream: Any
+    """Gradient of the sum, [N, T, G, V]."""
+    offered: Any
+    """Gradient of other uses of v, [N, T, G, V]."""
+    partial: Any
+    """Gradient of u from each sequence, [N, G, K] in float32, that the kernel writes."""
+    batch: Any
 
 
 @triton.jit
@@ -175,10 +196,15 @@ def decay_gradient(dread, sums, ended, PRECISION: tl.constexpr, C: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale, LAST: tl.constexpr, C: tl.constexpr):
+def channel_backward_kernel(
+    x, dy, dlast, states, inverses, out, bonus, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr,
+    BONUS: tl.constexpr, OFFERED: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
-    Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...].
+    Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...]. Tokens of the
+    gradients of q and v are `q_apart` and `v_apart` elements apart. Where BONUS they include those of a bonus, and
+    where OFFERED that of v includes one of its other uses; a program then has all values of a head.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -198,6 +224,16 @@ def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale,
     i = tl.arange(0, ROWS)[:, None]
     j = tl.arange(0, ROWS)[None, :]
     ones = ones_of_pairs(x.q, ROWS)
+    dq_view = View(out.q + n * T * q_apart + part * C.K, 0, q_apart, 0)
+    dv_view = View(out.v + n * T * v_apart + g * C.V, 0, v_apart, 0)
+    if BONUS:
+        channels = tl.arange(0, BLOCK_K)
+        places = ((n // bonus.batch) * G + g) * C.K + channels
+        strength = tl.load(bonus.strength + places, mask=channels < C.K, other=0.0)
+        strength = strength.to(tl.float32)[None, :]
+        weights_view = View(bonus.weights + n * T * G + g, 0, G, 0)
+        slopes_view = View(bonus.slopes + n * T * G + g, 0, G, 0)
+        bonus_sum = tl.zeros([BLOCK_K], tl.float32)
 
     d = load_edge(dlast, head, first, LAST, C)
     next_rates = load_rates(x.beta, (chunks - 1) * ROWS, T, C)
@@ -234,7 +270,14 @@ def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale,
             dv = product(p, u, PRECISION, dv)
             p = tl.where(j > i, product(k, tl.trans(read), PRECISION), 0.0)
             dv = product(p, z, PRECISION, dv)
-        store_substeps(rows_of_part(out.v, n, g, T, G, C.V), dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        if BONUS:
+            rows = rows_of_part(bonus.upstream, n, g, T, G, C.V)
+            upstream = load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V)
+            dv += load_numbers(weights_view, start, T, 0, 1, ROWS)[:, None] * upstream.to(tl.float32)
+        if OFFERED:
+            rows = rows_of_part(bonus.offered, n, g, T, G, C.V)
+            dv += load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V).to(tl.float32)
+        store_substeps(dv_view, dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
         state = tl.load(pointers, mask=mask, other=0.0)
         if C.TIED:
@@ -270,9 +313,15 @@ def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale,
         if not C.TIED:
             dq = product(tl.trans(dp_qk), k, PRECISION, dq)
         dq = dq * since
-        dq_view = rows_of_part(out.q, n, part, T, parts, C.K)
+        queries = load_keys(x.q, start, T, C)
+        sums = dread + dq * queries
+        if BONUS:
+            slopes = load_numbers(slopes_view, start, T, 0, 1, ROWS)[:, None]
+            queries = slopes * queries
+            keys = load_keys(x.k, start, T, C)
+            bonus_sum += tl.sum(keys * queries, 0)
+            dq += keys * (slopes * strength)
         store_substeps(dq_view, dq, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
-        sums = dread + dq * load_keys(x.q, start, T, C)
         ended = tl.sum(tl.reshape(state.to(tl.float32) * d, [BLOCK_V // ROWS, ROWS, BLOCK_K]), 0)
 
         if not C.TIED:
@@ -282,7 +331,10 @@ def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale,
             dk = product(dp_qk, q, PRECISION, dk)
             dk = product(dp_ak, read, PRECISION, dk)
             sums -= dk * scaled
-            store_substeps(dk_view, dk * until, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+            dk = dk * until
+            if BONUS:
+                dk += queries * strength
+            store_substeps(dk_view, dk, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         derase = product(r, d, PRECISION)
         scaled = load_keys(x.k if C.TIED else x.erase, start, T, C) * until
         rated = scaled
@@ -310,5 +362,8 @@ def channel_backward_kernel(x, dy, dlast, states, inverses, out, T, H, G, scale,
             if PRECISION == "bf16":
                 d = product(tl.trans(low_z), read, PRECISION, d)
             d = d * whole
+    if BONUS:
+        channels = tl.arange(0, BLOCK_K)
+        tl.store(bonus.partial + (n * G + g) * C.K + channels, bonus_sum, mask=channels < C.K)
     if C.INITIAL:
         store_edge(out.state, head, first, d, C)

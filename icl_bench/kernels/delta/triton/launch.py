@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
-from icl_bench.kernels.delta.triton.channels import channel_backward_kernel, channel_forward_kernel
+from icl_bench.kernels.delta.triton.channels import BonusParts, channel_backward_kernel, channel_forward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
 from icl_bench.kernels.delta.triton.segments import (
     delta_inverse_kernel,
@@ -272,12 +272,14 @@ def launch_delta_gradient(
     blocks = -(-call.v.shape[3] // launch.block_v)
     out = empty_gradients(call, groups * blocks)
     ends, grid, length = dlast, call.grid(launch), call.segment
-    if call.tied or call.channels:
-        kernel = tied_backward_kernel if call.tied else channel_backward_kernel
-        kernel[grid](
+    if call.tied:
+        tied_backward_kernel[grid](
             call.views(), view_of(dy), dy if ends is None else ends, kept.states, kept.inverses, out, tokens, heads,
             groups, call.scale, LAST=ends is not None, **call.options(launch, True),
         )  # fmt: skip
+        return add_parts_of_programs(call, out)
+    if call.channels:
+        launch_channel_gradient(call, dy, dlast, kept, out, launch)
         return add_parts_of_programs(call, out)
     if call.segments > 1:
         sums = state_gradients(call, dy, None, kept, out.state, walk, each=False)
@@ -290,6 +292,26 @@ def launch_delta_gradient(
         heads, groups, length, call.scale, LAST=ends is not None, **call.options(launch, True, launch.single),
     )  # fmt: skip
     return add_parts_of_programs(call, out)
+
+
+def launch_channel_gradient(
+    call: DeltaCall,
+    dy: Tensor,
+    dlast: Tensor | None,
+    kept: DeltaKept,
+    out: DeltaGradients,
+    launch: DeltaLaunch,
+    bonus: BonusParts | None = None,
+) -> None:
+    """Fill the gradients of a call that `channels` takes; with a bonus, `offered` may be None."""
+    _, tokens, heads, groups, _ = call.sizes
+    offered = None if bonus is None else bonus.offered
+    parts = BonusParts(*6 * (dy,), 1) if bonus is None else bonus._replace(offered=dy if offered is None else offered)
+    channel_backward_kernel[call.grid(launch)](
+        call.views(), view_of(dy), dy if dlast is None else dlast, kept.states, kept.inverses, out, parts, tokens,
+        heads, groups, out.q.stride(1), out.v.stride(1), call.scale, LAST=dlast is not None, BONUS=bonus is not None,
+        OFFERED=offered is not None, **call.options(launch, True),
+    )  # fmt: skip
 
 
 def add_parts_of_programs(call: DeltaCall, out: DeltaGradients) -> tuple[Tensor, ...]:

@@ -63,6 +63,36 @@ def channel_decays_gradient_kernel(
         tl.store(pointers, tl.sum(total, 0), mask=valid)
 
 
+def launch_decays(x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, narrow: bool) -> Tensor:
+    """Return the logarithms for contiguous x [M, ..., C] and bias."""
+    members, width = x.shape[0], x.shape[-1]
+    count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
+    out = torch.empty_like(x, dtype=x.dtype if narrow else torch.float32)
+    with launch_on(x):
+        channel_decays_kernel[(-(-count // rows), -(-width // columns), members)](
+            x, x if bias is None else bias, out, count, width, factor, BIAS=bias is not None,
+            LOG=form == "log-sigmoid", BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def launch_decay_gradient(
+    x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, gradient: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of x and of the bias."""
+    members, width = x.shape[0], x.shape[-1]
+    count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
+    parts, each = split_rows(count, rows, members)
+    dx = torch.empty_like(x)
+    partial = None if bias is None else x.new_empty(members, parts, width, dtype=torch.float32)
+    with launch_on(x):
+        channel_decays_gradient_kernel[(parts, -(-width // columns), members)](
+            x, x if bias is None else bias, gradient.contiguous(), dx, dx if partial is None else partial, count, width,
+            factor, each, BIAS=bias is not None, LOG=form == "log-sigmoid", BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+        )  # fmt: skip
+    return dx, None if bias is None or partial is None else add_parts(partial, bias.dtype)
+
+
 class FusedChannelDecays(torch.autograd.Function):
     """`channel_decays` in one launch each way."""
 
@@ -71,28 +101,9 @@ class FusedChannelDecays(torch.autograd.Function):
         x, bias = x.contiguous(), None if bias is None else bias.contiguous()
         ctx.save_for_backward(x, bias)
         ctx.form, ctx.factor = form, factor
-        members, width = x.shape[0], x.shape[-1]
-        count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
-        out = torch.empty_like(x, dtype=x.dtype if narrow else torch.float32)
-        with launch_on(x):
-            channel_decays_kernel[(-(-count // rows), -(-width // columns), members)](
-                x, x if bias is None else bias, out, count, width, factor, BIAS=bias is not None,
-                LOG=form == "log-sigmoid", BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
-            )  # fmt: skip
-        return out
+        return launch_decays(x, bias, form, factor, narrow)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
-        members, width = x.shape[0], x.shape[-1]
-        count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
-        parts, each = split_rows(count, rows, members)
-        dx = torch.empty_like(x)
-        partial = None if bias is None else x.new_empty(members, parts, width, dtype=torch.float32)
-        with launch_on(x):
-            channel_decays_gradient_kernel[(parts, -(-width // columns), members)](
-                x, x if bias is None else bias, gradient.contiguous(), dx, dx if partial is None else partial, count,
-                width, ctx.factor, each, BIAS=bias is not None, LOG=ctx.form == "log-sigmoid", BLOCK_R=rows,
-                BLOCK_C=columns, num_warps=4,
-            )  # fmt: skip
-        return dx, None if bias is None or partial is None else add_parts(partial, bias.dtype), None, None, None
+        return *launch_decay_gradient(x, bias, ctx.form, ctx.factor, gradient), None, None, None

@@ -3,6 +3,7 @@
 A program has all heads of some tokens, as in `token_bonus`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def erasing_keys_kernel(
 @triton.jit
 def erasing_keys_gradient_kernel(
     k, rate, shift, erasing, weakening, from_written, from_read, from_erase, dk, drate, partial_shift, partial_erasing,
-    partial_weakening, count, heads, width, apart, least, each, HEADS: tl.constexpr, BLOCK_R: tl.constexpr,
+    partial_weakening, count, heads, width, apart, dk_apart, least, each, HEADS: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dk and drate of `each` tokens, and their part of those of the parameters. Grid (parts, M)."""
@@ -74,10 +75,42 @@ def erasing_keys_gradient_kernel(
         total_erasing += along * key
         total_weakening += written * key * (share - 1.0)
         result = written * (1.0 + (share - 1.0) * weak) + along * strength
-        store_heads(dk, result, tokens, head, whole, width, inside, BLOCK_C)
+        store_heads(dk, result, tokens, head, dk_apart, width, inside, BLOCK_C)
     store_sums(partial_shift, total_shift, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
     store_sums(partial_erasing, total_erasing, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
     store_sums(partial_weakening, total_weakening, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
+
+
+def launch_erasing_keys(k: Tensor, rate: Tensor, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three vectors of keys whose tokens may lie apart; all else is contiguous."""
+    k, apart = spaced_rows(k, 2)
+    members, (heads, width) = k.shape[0], k.shape[-2:]
+    count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
+    written, read, erase = (k.new_empty(k.shape) for _ in range(3))
+    with launch_on(k):
+        erasing_keys_kernel[(-(-count // rows.tokens), members)](
+            k, rate, *numbers, written, read, erase, count, heads, width, apart, LEAST_LENGTH, HEADS=rows.heads,
+            BLOCK_R=rows.rows, BLOCK_C=padded(width), num_warps=4,
+        )  # fmt: skip
+    return written, read, erase
+
+
+def launch_erasing_gradient(
+    k: Tensor, rate: Tensor, numbers: Sequence[Tensor], gradients: Sequence[Tensor], dk: Tensor
+) -> tuple[Tensor, ...]:
+    """Fill dk, whose tokens may lie apart as those of k may; return the gradients of the rate and of the parameters."""
+    (k, apart), (dk, dk_apart) = spaced_rows(k, 2), spaced_rows(dk, 2)
+    members, (heads, width) = k.shape[0], k.shape[-2:]
+    count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
+    parts, each = split_rows(count, rows.tokens, members)
+    drate, partial = torch.empty_like(rate), (members, parts * rows.tokens, heads, width)
+    sums = [k.new_empty(partial, dtype=torch.float32) for _ in numbers]
+    with launch_on(k):
+        erasing_keys_gradient_kernel[(parts, members)](
+            k, rate, *numbers, *gradients, dk, drate, *sums, count, heads, width, apart, dk_apart, LEAST_LENGTH, each,
+            HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width), num_warps=8,
+        )  # fmt: skip
+    return drate, *(add_parts(part, number.dtype) for part, number in zip(sums, numbers, strict=True))
 
 
 class FusedErasingKeys(torch.autograd.Function):
@@ -87,33 +120,12 @@ class FusedErasingKeys(torch.autograd.Function):
     def forward(
         ctx: Any, k: Tensor, rate: Tensor, shift: Tensor, erasing: Tensor, weakening: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        k, ctx.apart = spaced_rows(k, 2)
         rate, *numbers = (part.contiguous() for part in (rate, shift, erasing, weakening))
         ctx.save_for_backward(k, rate, *numbers)
-        members, (heads, width) = k.shape[0], k.shape[-2:]
-        count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
-        written, read, erase = (k.new_empty(k.shape) for _ in range(3))
-        with launch_on(k):
-            erasing_keys_kernel[(-(-count // rows.tokens), members)](
-                k, rate, *numbers, written, read, erase, count, heads, width, ctx.apart, LEAST_LENGTH,
-                HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width), num_warps=4,
-            )  # fmt: skip
-        return written, read, erase
+        return launch_erasing_keys(k, rate, numbers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         k, rate, *numbers = ctx.saved_tensors
-        members, (heads, width) = k.shape[0], k.shape[-2:]
-        count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
-        parts, each = split_rows(count, rows.tokens, members)
-        dk, drate = torch.empty_like(rate), torch.empty_like(rate)
-        partial = (members, parts * rows.tokens, heads, width)
-        sums = [k.new_empty(partial, dtype=torch.float32) for _ in numbers]
-        with launch_on(k):
-            erasing_keys_gradient_kernel[(parts, members)](
-                k, rate, *numbers, *(gradient.contiguous() for gradient in gradients), dk, drate, *sums, count, heads,
-                width, ctx.apart, LEAST_LENGTH, each, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
-                num_warps=8,
-            )  # fmt: skip
-        totals = (add_parts(part, number.dtype) for part, number in zip(sums, numbers, strict=True))
-        return dk, drate, *totals
+        dk = torch.empty_like(rate)
+        return dk, *launch_erasing_gradient(k, rate, numbers, [part.contiguous() for part in gradients], dk)

@@ -36,10 +36,13 @@ def take_rows_kernel(x, positions, out, count, time, taken, width, BLOCK_R: tl.c
 
 @triton.jit
 def take_rows_gradient_kernel(
-    positions, gradient, dx, time, taken, width, tiles,
-    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    positions, gradient, through, dx, time, taken, width, tiles,
+    ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of a tile of a sequence. Grid (sequences of a member x tiles, columns, M)."""
+    """Write the gradient of a tile of a sequence, with that of other uses.
+
+    Grid (sequences of a member x tiles, columns, M).
+    """
     batch = tl.num_programs(0) // tiles
     sequence = tl.program_id(2).to(tl.int64) * batch + tl.program_id(0) // tiles
     times = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -54,15 +57,17 @@ def take_rows_gradient_kernel(
         total = tl.dot((times[:, None] == position[None, :]).to(value.dtype), value, total, input_precision="ieee")
     mask = (times < time)[:, None] & (columns < width)[None, :]
     offsets = (sequence * time + times)[:, None] * width + columns[None, :]
+    if ADD:
+        total += tl.load(through + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(dx + offsets, total.to(dx.dtype.element_ty), mask=mask)
 
 
 class FusedTakeRows(torch.autograd.Function):
-    """`take_rows` in one launch each way."""
+    """`take_rows_beside` in one launch each way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, positions: Tensor) -> Tensor:
-        x, positions = x.contiguous(), positions.contiguous()
+    def forward(ctx: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        same, x, positions = x, x.contiguous(), positions.contiguous()
         members, batch, time, width = x.shape
         taken = positions.shape[2]
         out = x.new_empty(members, batch, taken, width)
@@ -73,10 +78,13 @@ class FusedTakeRows(torch.autograd.Function):
             )
         ctx.save_for_backward(positions)
         ctx.shape = x.shape
-        return out
+        ctx.set_materialize_grads(False)
+        return same, out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, through: Tensor | None, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        if gradient is None:
+            return through, None
         (positions,) = ctx.saved_tensors
         members, batch, time, width = ctx.shape
         taken, block = positions.shape[2], padded(width, 16, 128)
@@ -84,7 +92,8 @@ class FusedTakeRows(torch.autograd.Function):
         tiles = -(-time // POSITIONS)
         with launch_on(gradient):
             take_rows_gradient_kernel[(batch * tiles, -(-width // block), members)](
-                positions, gradient.contiguous(), dx, time, taken, width, tiles, BLOCK_T=POSITIONS,
-                BLOCK_S=padded(taken, 16, ROWS_AT_ONCE), BLOCK_C=block, num_warps=4,
+                positions, gradient.contiguous(), dx if through is None else through.contiguous(), dx, time, taken,
+                width, tiles, ADD=through is not None, BLOCK_T=POSITIONS, BLOCK_S=padded(taken, 16, ROWS_AT_ONCE),
+                BLOCK_C=block, num_warps=4,
             )  # fmt: skip
         return dx, None

@@ -49,7 +49,7 @@ class TokenWalk(NamedTuple):
         }  # fmt: skip
 
 
-FORWARD, BACKWARD = TokenWalk(8, 64, 8, 4, 1), TokenWalk(8, 256, 8, 4, 1)
+FORWARD, BACKWARD = TokenWalk(8, 64, 4, 4, 2), TokenWalk(8, 64, 8, 4, 3)
 """Blocks of both passes, as measured on one H200."""
 
 

@@ -75,10 +75,10 @@ def standardise(y, inside, width, eps, BLOCK: tl.constexpr):
 
 @triton.jit
 def token_bonus_kernel(
-    q, k, v, bonus, y, gain, shift, out, count, heads, key_width, value_width, q_apart, k_apart, v_apart, eps,
-    HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    q, k, v, bonus, y, gain, shift, out, weights, count, heads, key_width, value_width, q_apart, k_apart, v_apart, eps,
+    KEEP: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write norm(y) gain + shift + v sum(q k bonus). Grid (tokens, M)."""
+    """Write norm(y) gain + shift + v sum(q k bonus); where KEEP also these sums. Grid (tokens, M)."""
     member = tl.program_id(1)
     start = tl.program_id(0) * (BLOCK_R // HEADS)
     token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
@@ -92,7 +92,10 @@ def token_bonus_kernel(
     )
     read *= load_heads(gain, member, head, apart, value_width, inside, BLOCK_V)
     read += load_heads(shift, member, head, apart, value_width, inside, BLOCK_V)
-    read += tl.sum(query * key * strength, 1)[:, None] * value
+    weight = tl.sum(query * key * strength, 1)
+    if KEEP:
+        tl.store(weights + tokens * heads + head, weight, mask=inside)
+    read += weight[:, None] * value
     store_heads(out, read, tokens, head, apart, value_width, inside, BLOCK_V)
 
 
@@ -141,6 +144,74 @@ def token_bonus_gradient_kernel(
     store_sums(partial_shift, total_shift, member, heads, value_width, HEADS, BLOCK_R, BLOCK_V)
 
 
+@triton.jit
+def head_norm_gradient_kernel(
+    v, y, gain, gradient, dy, slopes, partial_gain, partial_shift, count, heads, width, v_apart, eps, each,
+    HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Write dy and the gradients of the weights of v of `each` tokens, and their part of those of gain and shift.
+
+    Grid (parts, M).
+    """
+    part, member = tl.program_id(0), tl.program_id(1)
+    apart = heads * width
+    _, head, inside = place_heads(0, count, heads, HEADS, BLOCK_R)
+    scaling = load_heads(gain, member, head, apart, width, inside, BLOCK_V)
+    total_gain = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
+    total_shift = total_gain
+    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
+        token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
+        tokens = member.to(tl.int64) * count + token
+        value = load_heads(v, tokens, head, v_apart, width, inside, BLOCK_V)
+        read = load_heads(y, tokens, head, apart, width, inside, BLOCK_V)
+        upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
+        tl.store(slopes + tokens * heads + head, tl.sum(upstream * value, 1), mask=inside)
+        unit, scale = standardise(read, inside, width, eps, BLOCK_V)
+        total_gain += upstream * unit
+        total_shift += upstream
+        inner = upstream * scaling
+        mean, along = tl.sum(inner, 1) / width, tl.sum(inner * unit, 1) / width
+        inner = (inner - mean[:, None] - unit * along[:, None]) * scale
+        store_heads(dy, inner, tokens, head, apart, width, inside, BLOCK_V)
+    store_sums(partial_gain, total_gain, member, heads, width, HEADS, BLOCK_R, BLOCK_V)
+    store_sums(partial_shift, total_shift, member, heads, width, HEADS, BLOCK_R, BLOCK_V)
+
+
+def launch_token_bonus(
+    tensors: tuple[Tensor, ...], apart: tuple[int, int, int], eps: float, weights: Tensor | None
+) -> Tensor:
+    """Return the result for q, k and v with tokens so far apart, bonus, y, gain and shift; fill weights [..., H]."""
+    q, _, v, *_ = tensors
+    out, members, (heads, key_width), value_width = v.new_empty(v.shape), q.shape[0], q.shape[-2:], v.shape[-1]
+    count, rows = q[0].numel() // (heads * key_width), head_rows(heads, max(key_width, value_width))
+    with launch_on(v):
+        token_bonus_kernel[(-(-count // rows.tokens), members)](
+            *tensors, out, out if weights is None else weights, count, heads, key_width, value_width, *apart, eps,
+            KEEP=weights is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
+            BLOCK_V=padded(value_width), num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def launch_head_norm_gradient(
+    v: Tensor, y: Tensor, gain: Tensor, gradient: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of y, of the weights of v [..., H], of gain and of shift; tokens of v may lie apart."""
+    v, apart = spaced_rows(v, 2)
+    members, (heads, width) = v.shape[0], v.shape[-2:]
+    count, rows = v[0].numel() // (heads * width), head_rows(heads, width)
+    parts, each = split_rows(count, rows.tokens, members)
+    dy, slopes = torch.empty_like(y), y.new_empty(y.shape[:-1], dtype=torch.float32)
+    sums = [y.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32) for _ in range(2)]
+    with launch_on(v):
+        head_norm_gradient_kernel[(parts, members)](
+            v, y, gain, gradient, dy, slopes, *sums, count, heads, width, apart, eps, each, HEADS=rows.heads,
+            BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
+        )  # fmt: skip
+    dgain, dshift = (add_parts(part, gain.dtype) for part in sums)
+    return dy, slopes, dgain, dshift
+
+
 class FusedTokenBonus(torch.autograd.Function):
     """`token_bonus` in one launch each way."""
 
@@ -151,16 +222,8 @@ class FusedTokenBonus(torch.autograd.Function):
         (q, q_apart), (k, k_apart), (v, v_apart) = (spaced_rows(part, 2) for part in (q, k, v))
         bonus, y, gain, shift = (part.contiguous() for part in (bonus, y, gain, shift))
         ctx.save_for_backward(q, k, v, bonus, y, gain)
-        ctx.apart, ctx.eps, out = (q_apart, k_apart, v_apart), eps, v.new_empty(v.shape)
-        members, (heads, key_width), value_width = q.shape[0], q.shape[-2:], v.shape[-1]
-        count, rows = q[0].numel() // (heads * key_width), head_rows(heads, max(key_width, value_width))
-        with launch_on(v):
-            token_bonus_kernel[(-(-count // rows.tokens), members)](
-                q, k, v, bonus, y, gain, shift, out, count, heads, key_width, value_width, *ctx.apart, eps,
-                HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width), BLOCK_V=padded(value_width),
-                num_warps=4,
-            )  # fmt: skip
-        return out
+        ctx.apart, ctx.eps = (q_apart, k_apart, v_apart), eps
+        return launch_token_bonus((q, k, v, bonus, y, gain, shift), ctx.apart, eps, None)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

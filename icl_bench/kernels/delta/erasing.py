@@ -1,0 +1,38 @@
+"""The core of RWKV-7 as one operator: keys, decays, the untied delta rule, and the norm and bonus of its outputs.
+
+It equals `erasing_keys`, `channel_decays`, `delta_rule` and `token_bonus` one after the other, which run where this one
+does not. Its gradients are written once: those of the columns of a projection into one tensor, and those of the bonus,
+which reads the queries, keys and values of the rule, by the kernel of the rule.
+"""
+
+import torch
+from torch import Tensor
+
+from icl_bench.kernels.backends import takes_triton
+from icl_bench.kernels.delta.records import ErasingOptions, ErasingWeights
+
+
+def takes_erasing_delta(rows: Tensor, options: ErasingOptions, value_width: int) -> bool:
+    """Return whether `erasing_delta` runs on such rows: on a GPU, for widths that one program has."""
+    if not takes_triton("auto", rows):
+        return False
+    from icl_bench.kernels.delta.triton.erasing import takes_erasing_call
+
+    return takes_erasing_call(rows, options, value_width)
+
+
+def erasing_delta(
+    rows: Tensor, rate: Tensor, decay: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
+) -> tuple[Tensor, Tensor]:
+    """Return the output and the values [M, B, T, H, V], for their other uses.
+
+    `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values follow where None are given. `rate` and
+    `decay` are [M, B, T, H K], before their biases. The gradient of `rows` is undefined in its other columns: an
+    operator of `row_columns` that reads them writes it.
+    """
+    from icl_bench.kernels.delta.triton.erasing import ErasingDelta
+
+    out: tuple[Tensor, Tensor] = ErasingDelta.apply(
+        rows, rate, decay, values, options, torch.is_grad_enabled(), *weights
+    )
+    return out

@@ -1,0 +1,108 @@
+"""The core of RWKV-7 in Triton: keys, decays, the untied delta rule, and the norm and bonus of its outputs.
+
+One function of autograd has them all, so that gradients are written once: those of the columns of a projection into one
+tensor, and those of the bonus, which reads the queries, keys and values of the rule, by the kernel of the rule.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.delta.records import ErasingOptions, ErasingWeights
+from icl_bench.kernels.delta.triton import table
+from icl_bench.kernels.delta.triton.channels import BonusParts
+from icl_bench.kernels.delta.triton.launch import (
+    DeltaCall,
+    DeltaKept,
+    empty_gradients,
+    launch_channel_gradient,
+    launch_delta_forward,
+)
+from icl_bench.kernels.fleet.triton.decays import launch_decay_gradient, launch_decays
+from icl_bench.kernels.fleet.triton.erasing_keys import launch_erasing_gradient, launch_erasing_keys
+from icl_bench.kernels.fleet.triton.token_bonus import launch_head_norm_gradient, launch_token_bonus
+from icl_bench.kernels.triton.common import add_parts
+
+
+class ErasingDelta(torch.autograd.Function):
+    """`erasing_delta`, by the launches of its parts; `save` keeps what the backward pass reads."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, rate: Tensor, decay: Tensor, values: Tensor | None, options: ErasingOptions, save: bool,
+        *numbers: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        rows, values = rows.contiguous(), None if values is None else values.contiguous()
+        weights = ErasingWeights(*(number.contiguous() for number in numbers))
+        rate, decay = rate.contiguous(), decay.contiguous()
+        columns = columns_of_rows(rows, values, weights, options)
+        vectors = launch_erasing_keys(columns[1], rate.view(columns[1].shape), weights[:3])
+        logs = launch_decays(decay, weights.decay, "sigmoid", options.least, True).view(columns[1].shape)
+        call = delta_call(columns, vectors, logs, options.least)
+        with launch_on(rows):
+            y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
+        y = y.view(columns[2].shape)
+        sums = rows.new_empty(y.shape[:-1], dtype=torch.float32) if save else None
+        apart = (rows.shape[-1], options.heads * options.key_width, columns[2].stride(2))
+        read = (columns[0], vectors[0], columns[2], weights.bonus, y, *weights[5:])
+        out = launch_token_bonus(read, apart, options.eps, sums)
+        ctx.save_for_backward(rows, rate, decay, values, *weights, *vectors, logs, y, sums, *kept)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return out, columns[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, offered: Tensor | None) -> tuple[Any, ...]:
+        rows, rate, decay, values, *saved = ctx.saved_tensors
+        weights, (*vectors, logs, y, sums), kept = ErasingWeights(*saved[:7]), saved[7:13], DeltaKept(*saved[13:])
+        options = ctx.options
+        columns = columns_of_rows(rows, values, weights, options)
+        gradient = torch.zeros_like(y) if gradient is None else gradient.contiguous()
+        dy, slopes, dgain, doffset = launch_head_norm_gradient(columns[2], y, weights.gain, gradient, options.eps)
+        drows = torch.empty_like(rows)
+        own = columns_of_rows(drows, None if values is None else torch.empty_like(values), weights, options)
+        call = delta_call(columns, vectors, logs, options.least)
+        out = empty_gradients(call, options.heads)._replace(q=own[0].flatten(0, 1), v=own[2].flatten(0, 1))
+        partial = rows.new_empty(*rows.shape[:2], *weights.bonus.shape[1:], dtype=torch.float32)
+        offered = None if offered is None else offered.contiguous()
+        bonus = BonusParts(sums, slopes, weights.bonus, gradient, offered, partial, rows.shape[1])
+        with launch_on(rows):
+            launch = table.backward_launch(call.shape)
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, bonus)
+        ddecay, decay_bias = launch_decay_gradient(
+            decay, weights.decay, "sigmoid", options.least, out.log_decay.view(decay.shape)
+        )
+        drate, dshift, derasing, dweakening = launch_erasing_gradient(
+            columns[1], rate.view(columns[1].shape), weights[:3], (out.k, out.read, out.erase), own[1]
+        )
+        dbonus, dvalues = add_parts(partial, weights.bonus.dtype), None if values is None else own[2]
+        numbers = dshift, derasing, dweakening, decay_bias, dbonus, dgain, doffset
+        return drows, drate.view(rate.shape), ddecay, dvalues, None, None, *numbers
+
+
+def columns_of_rows(
+    rows: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values, [M, B, T, H, width] each, as views of the rows or as they are given."""
+    keys, heads = options.heads * options.key_width, (options.heads, -1)
+    q, k = (rows[..., first : first + keys].unflatten(-1, heads) for first in (0, keys))
+    if values is None:
+        values = rows[..., 2 * keys : 2 * keys + weights.gain[0].numel()].unflatten(-1, heads)
+    return q, k, values
+
+
+def delta_call(columns: tuple[Tensor, ...], vectors: Any, logs: Tensor, least: float) -> DeltaCall:
+    """Return the call of the untied rule, members and batch in one axis."""
+    q, _, v = (x.flatten(0, 1) for x in columns)
+    written, read, erase, logs = (x.flatten(0, 1) for x in (*vectors, logs))
+    return DeltaCall(q, written, v, None, logs, read, erase, None, None, "untied", True, False, 1.0, least)
+
+
+def takes_erasing_call(rows: Tensor, options: ErasingOptions, value_width: int) -> bool:
+    """Return whether the kernels of `channels` take the call, and a program has all values of a head."""
+    v = rows[..., : options.heads * value_width].unflatten(-1, (options.heads, -1))
+    q = rows[..., : options.heads * options.key_width].unflatten(-1, (options.heads, -1))
+    call = delta_call((q, q, v), (q, q, q), q, options.least)
+    return call.channels and table.backward_launch(call.shape).block_v >= value_width

@@ -1,0 +1,89 @@
+"""The core of RWKV-7 as one operator against its parts one after the other, in float64."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.kernels.delta.api import delta_rule  # noqa: E402
+from icl_bench.kernels.delta.erasing import erasing_delta, takes_erasing_delta  # noqa: E402
+from icl_bench.kernels.delta.records import (  # noqa: E402
+    DeltaInputs,
+    DeltaOptions,
+    ErasingOptions,
+    ErasingWeights,
+)
+from icl_bench.kernels.fleet.decays import channel_decays  # noqa: E402
+from icl_bench.kernels.fleet.erasing_keys import erasing_keys  # noqa: E402
+from icl_bench.kernels.fleet.token_bonus import token_bonus  # noqa: E402
+from tests.kernels.numerics import draw  # noqa: E402
+
+LEAST, EPS = -0.6, 1e-3
+
+
+def parts_in_turn(rows, rate, decay, values, weights, options):
+    """Return what `erasing_delta` returns, by the definitions of its parts."""
+    heads, keys = options.heads, options.heads * options.key_width
+    r, k = (rows[..., first : first + keys].unflatten(-1, (heads, -1)) for first in (0, keys))
+    wide = weights.gain[0].numel()
+    v = rows[..., 2 * keys : 2 * keys + wide].unflatten(-1, (heads, -1)) if values is None else values
+    vectors = erasing_keys(k, rate.view(k.shape), *weights[:3], impl="reference")
+    logs = channel_decays(decay, "sigmoid", options.least, weights.decay, impl="reference").view(k.shape)
+    written, read, erase, logs, q, v_rows = (x.flatten(0, 1) for x in (*vectors, logs, r, v))
+    inputs = DeltaInputs(q, written, v_rows, log_decay=logs, read=read, erase=erase)
+    rule = DeltaOptions(rule="untied", reads="undecayed", scale=1.0, least_log_decay=options.least)
+    y = delta_rule(inputs, rule, "reference")[0].view(v.shape)
+    out = token_bonus(
+        r, vectors[0], v, weights.bonus, y, (weights.gain, weights.offset), eps=options.eps, impl="reference"
+    )
+    return out, v
+
+
+@pytest.mark.parametrize("own_values", [False, True])
+@pytest.mark.parametrize(("time", "key", "value", "others"), [(18, 16, 12, 5), (33, 32, 32, 64)])
+def test_outputs_and_gradients(time, key, value, others, own_values):
+    """In bfloat16 on a GPU, as fleets run, and in float32 elsewhere; a given gradient joins that of the values.
+
+    The bounds are those of the rule, in float32 three times 1e-5 for what is rounded before and after it.
+    """
+    dtype, bound = (torch.bfloat16, 2e-2) if DEVICE == "cuda" else (torch.float32, 3e-5)
+    members, batch, heads = 2, 2, 48 // key
+    shape = (members, batch, time)
+    wide = heads * (2 * key + (0 if own_values else value)) + others
+    leaves = [draw(*shape, width, dtype=dtype, seed=i) for i, width in enumerate((wide, heads * key, heads * key))]
+    leaves += [draw(*shape, heads, value, dtype=dtype, seed=3)] * own_values
+    numbers = [draw(members, heads, key, seed=4 + i) * 0.5 for i in range(2)]
+    numbers = [numbers[0], numbers[1] + 1.5, draw(members, heads, key, seed=6) * 0.3 + 1]
+    numbers += [draw(members, heads * key, seed=7), draw(members, heads, key, seed=8)]
+    numbers += [draw(members, heads, value, seed=9), draw(members, heads, value, seed=10)]
+    options = ErasingOptions(heads, key, LEAST, EPS)
+    along = [draw(*shape, heads, value, seed=11 + i) for i in range(2)]
+
+    def results(form, kind):
+        given = [leaf.detach().to(kind(leaf)).requires_grad_() for leaf in [*leaves, *numbers]]
+        rows, rate, decay, *rest = given
+        values = rest.pop(0) if own_values else None
+        out = form(rows, rate, decay, values, ErasingWeights(*rest), options)
+        found = torch.autograd.grad(out, given, [part.to(y.dtype) for part, y in zip(along, out, strict=True)])
+        used = wide - others
+        return [*out, found[0][..., :used], *found[1:]]
+
+    wanted = results(parts_in_turn, lambda leaf: torch.float64)
+    found = results(erasing_delta, lambda leaf: leaf.dtype)
+    for i, (actual, exact) in enumerate(zip(found, wanted, strict=True)):
+        error = ((actual.double() - exact).norm() / exact.norm()).item()
+        assert error < bound, f"result {i}: {error:.1e}"
+
+
+def test_calls_that_it_takes(monkeypatch):
+    rows, options = torch.zeros(1, 2, 4, 128, device=DEVICE), ErasingOptions(1, 32, LEAST, EPS)
+    monkeypatch.setattr("icl_bench.kernels.delta.erasing.takes_triton", lambda impl, x: True)
+    assert takes_erasing_delta(rows, options, 32)
+    assert not takes_erasing_delta(rows, options._replace(key_width=64), 32)
+    assert not takes_erasing_delta(rows, options._replace(least=-5.0), 32)
+    assert not takes_erasing_delta(rows.half(), options, 32)

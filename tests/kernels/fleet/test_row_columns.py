@@ -1,0 +1,44 @@
+"""Operators on columns of rows: a chain of them gives the outputs and gradients of slices."""
+
+import os
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    # Read when the kernels are defined: it must be set before anything imports them.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from icl_bench.errors import ArgumentError  # noqa: E402
+from icl_bench.kernels.fleet.products import blend  # noqa: E402
+from icl_bench.kernels.fleet.row_columns import activate_columns, blend_columns  # noqa: E402
+from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 7), (1, 70)], ids=str)
+def test_chain(shape, dtype):
+    widths, forms = (5, 12, 4, 3, 8), ("tanh", "none", "sigmoid")
+    inputs = [draw(*shape, sum(widths), dtype=dtype), draw(*shape, 12, dtype=dtype, seed=1)]
+    inputs += [draw(*shape, 12, dtype=dtype, seed=2), draw(shape[0], 12, dtype=dtype, seed=3)]
+
+    def run(rows, y, gate, bias, impl):
+        if impl == "triton":
+            rows, acts = activate_columns(rows, 17, [*zip(widths[2:], forms, strict=True)])
+            rows, blended = blend_columns(rows, 5, y, gate, bias)
+            return rows[..., :5], blended, *acts
+        own, x, *rest = rows.split(widths, dim=-1)
+        wide = [part.double() if impl == "reference" else part for part in rest]
+        acts = wide[0].tanh(), wide[1], wide[2].sigmoid()
+        return own, blend(x, y, gate, bias, impl=impl), *(act.to(rows.dtype) for act in acts)
+
+    rows = torch.Size(shape[1:]).numel()
+    assert_forms_match_reference(run, inputs, walk=rows**0.5)
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ArgumentError, match="rows must be"):
+        activate_columns(draw(2, 3, 9), 5, [(3, "tanh")])
+    with pytest.raises(ArgumentError, match="bias must be"):
+        blend_columns(draw(2, 3, 9), 5, draw(2, 3, 4), draw(2, 3, 4), draw(2, 5))
