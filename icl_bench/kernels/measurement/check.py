@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
@@ -113,18 +113,20 @@ def check_operators(
 
     Without names these are all operators, all forms that can run on the device, and all types (in Triton's interpreter
     float32 and float16). `quick` checks few lengths, as a CPU always does. On CUDA the checks run in several processes,
-    as most of the time goes into compiling kernels. `tell` is called with a line when a form of an operator is done.
+    as most of the time goes into compiling kernels. `tell` is called with the errors of a form as soon as it is done.
 
     Raises:
         ArgumentError: There is no operator, form or type of that name, or the interpreter is asked for a wrong type.
         KernelUnavailableError: A form asked for by name cannot run there.
     """
     jobs = plan_checks(device, ops, impls, dtypes, quick)
-    findings: list[Finding] = []
-    for job, found in zip(jobs, _run_jobs(jobs, device), strict=True):
-        tell(f"{found[0].op}, {job.impl}, {found[0].dtype}: {len(job.problems)} problems")
-        findings += found
-    return findings
+    findings: dict[CheckJob, list[Finding]] = {}
+    for job, found in _run_jobs(jobs, device):
+        findings[job] = found
+        errors = [f"{x.what} {'none' if x.error is None else f'{x.error:.2e}'} of {x.bound:g}" for x in found]
+        broken = "".join(f"; FAILED: {x.worst}" for x in found if not x.ok)
+        tell(f"{found[0].op}, {job.impl}, {found[0].dtype}: {len(job.problems)} problems, {', '.join(errors)}{broken}")
+    return [finding for job in jobs for finding in findings[job]]
 
 
 def plan_checks(
@@ -264,18 +266,21 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _run_jobs(jobs: list[CheckJob], device: torch.device) -> Iterator[list[Finding]]:
+def _run_jobs(jobs: list[CheckJob], device: torch.device) -> Iterator[tuple[CheckJob, list[Finding]]]:
+    """Yield the findings of each job as it ends."""
     if device.type == "cpu":
-        yield from map(check_job, jobs)
+        yield from ((job, check_job(job)) for job in jobs)
         return
     memory = torch.cuda.get_device_properties(device).total_memory
     processes = max(1, min(12, (os.cpu_count() or 1) * 3 // 4, memory // MEMORY_OF_A_PROCESS))
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for job, future in [(job, pool.submit(check_job, job)) for job in jobs]:
+        started = {pool.submit(check_job, job): job for job in jobs}
+        for future in as_completed(started):
+            job = started[future]
             try:
-                yield future.result()
+                yield job, future.result()
             except BrokenProcessPool:
-                yield job.failed("its process died", 0)
+                yield job, job.failed("its process died", 0)
 
 
 def _check_names(option: str, names: Sequence[str], known: set[str]) -> None:

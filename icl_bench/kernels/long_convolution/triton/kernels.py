@@ -2,7 +2,7 @@
 
 The kernels see the tokens of a channel in rows [M, C, B, P], P being T rounded up to blocks of S tokens; past T they
 are zero. A block of outputs is the sum over the blocks d before it of their tokens times the tile h[d S + t - s]. The
-transposed product, by which the gradient of the inputs comes, is the same product of reversed rows.
+transposed product, by which the gradient of the inputs comes, is that sum over the blocks d after it.
 """
 
 from typing import NamedTuple
@@ -29,18 +29,15 @@ class ToeplitzConstants(NamedTuple):
 
 
 @triton.jit
-def rows_kernel(
-    x, rows, x_n, x_t, C, B, T, P, REVERSED: tl.constexpr, BACK: tl.constexpr, S: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    """Write x [N, T, C] as rows [M, C, B, P] with zeros past T, or rows back as x; a reversed row ends with token 0."""
+def rows_kernel(x, rows, x_n, x_t, C, B, T, P, BACK: tl.constexpr, S: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Write x [N, T, C] as rows [M, C, B, P] with zeros past T, or rows back as x."""
     blocks, columns = tl.cdiv(T, S), tl.cdiv(C, BLOCK_C)
     program = tl.program_id(0)
     channel = program % columns * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     place = program // columns % blocks * S + tl.arange(0, S)[:, None]
     n = (program // (columns * blocks)).to(tl.int64)
-    token = T - 1 - place if REVERSED else place
     inside = (place < T) & (channel < C)
-    tokens = x + n * x_n + token.to(tl.int64) * x_t + channel
+    tokens = x + n * x_n + place.to(tl.int64) * x_t + channel
     cells = rows + ((n // B * C + channel) * B + n % B) * P + place
     if BACK:
         tl.store(tokens, tl.load(cells, mask=inside, other=0.0), mask=inside)
@@ -68,8 +65,11 @@ def filters_kernel(filters, taps, T, L, P, S: tl.constexpr, SPLIT: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def toeplitz_kernel(u, taps, y, B, T, P, C: tl.constexpr):
-    """y_t = sum_(s <= t) h_(t - s) u_s for a block of tokens of some rows. Grid: channels, blocks, rows."""
+def toeplitz_kernel(u, taps, y, B, T, P, TRANSPOSED: tl.constexpr, C: tl.constexpr):
+    """y_t = sum_(s <= t) h_(t - s) u_s for a block of tokens of some rows; transposed, sum_(s >= t) h_(s - t) u_s.
+
+    Grid: channels, blocks, rows.
+    """
     S: tl.constexpr = C.S
     ROWS: tl.constexpr = C.ROWS
     PRECISION: tl.constexpr = C.PRECISION
@@ -78,17 +78,23 @@ def toeplitz_kernel(u, taps, y, B, T, P, C: tl.constexpr):
     tiles, groups = tl.cdiv(B, EACH), tl.cdiv(blocks, C.GROUP)
     program = tl.program_id(0)
     # Blocks with the longest sums start first.
-    first = (groups - 1 - program // tiles % groups) * C.GROUP
+    place = program // tiles % groups
+    first = (place if TRANSPOSED else groups - 1 - place) * C.GROUP
+    count = blocks - first if TRANSPOSED else tl.minimum(first + C.GROUP, blocks)
     channel = (program // (tiles * groups)).to(tl.int64)
     row = program % tiles * EACH + tl.arange(0, ROWS) % EACH
     block = first + tl.arange(0, ROWS) // EACH
     s = tl.arange(0, S)
     inside = (row < B) & (block < blocks)
     cells = ((channel * B + row) * P + block * S)[:, None] + s[None, :]
-    tile = taps + channel * (S + P) + S + (s[None, :] - s[:, None])
+    later = s[:, None] - s[None, :] if TRANSPOSED else s[None, :] - s[:, None]
+    tile = taps + channel * (S + P) + S + later
     total = tl.zeros([ROWS, S], tl.float32)
-    for d in range(0, tl.minimum(first + C.GROUP, blocks)):
-        given = tl.load(u + cells - d * S, mask=(inside & (block >= d))[:, None], other=0.0)
+    for d in range(0, count):
+        if TRANSPOSED:
+            given = tl.load(u + cells + d * S, mask=(inside & (block + d < blocks))[:, None], other=0.0)
+        else:
+            given = tl.load(u + cells - d * S, mask=(inside & (block >= d))[:, None], other=0.0)
         factors = tl.load(tile + d * S)
         if C.SPLIT:
             total = tl.dot(given, (factors >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), total)

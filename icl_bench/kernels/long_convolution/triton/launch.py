@@ -30,28 +30,32 @@ def block_length(length: int) -> int:
     return padded(length, 16, LONGEST_BLOCK)
 
 
-def to_rows(x: Tensor, members: int, reverse: bool) -> Tensor:
+def rows_shape(shape: torch.Size, members: int) -> tuple[int, int, int, int]:
+    """Return the shape of the rows of a tensor [N, T, C]."""
+    n, t, c = shape
+    return members, c, n // members, -(-t // block_length(t)) * block_length(t)
+
+
+def to_rows(x: Tensor, members: int) -> Tensor:
     """Return the rows [M, C, B, P] of x [N, T, C], whose last stride is 1; P is T rounded up to whole blocks."""
-    n, t, c = x.shape
-    size = -(-t // block_length(t)) * block_length(t)
-    rows = torch.empty(members, c, n // members, size, device=x.device, dtype=x.dtype)
-    _launch_rows(x, rows, reverse, back=False)
+    rows = torch.empty(rows_shape(x.shape, members), device=x.device, dtype=x.dtype)
+    _launch_rows(x, rows, back=False)
     return rows
 
 
-def from_rows(rows: Tensor, shape: torch.Size, reverse: bool) -> Tensor:
+def from_rows(rows: Tensor, shape: torch.Size) -> Tensor:
     """Return x [N, T, C] from its rows."""
     x = torch.empty(shape, device=rows.device, dtype=rows.dtype)
-    _launch_rows(x, rows, reverse, back=True)
+    _launch_rows(x, rows, back=True)
     return x
 
 
-def _launch_rows(x: Tensor, rows: Tensor, reverse: bool, back: bool) -> None:
+def _launch_rows(x: Tensor, rows: Tensor, back: bool) -> None:
     n, t, c = x.shape
     block, channels = block_length(t), padded(c, 16, TRANSPOSED_CHANNELS)
     rows_kernel[(n * -(-t // block) * -(-c // channels),)](
         x, rows, x.stride(0), x.stride(1), c, rows.shape[2], t, rows.shape[3],
-        REVERSED=reverse, BACK=back, S=block, BLOCK_C=channels, num_warps=4,
+        BACK=back, S=block, BLOCK_C=channels, num_warps=4,
     )  # fmt: skip
 
 
@@ -63,8 +67,8 @@ def _constants(rows: Tensor, length: int, most_rows: int) -> ToeplitzConstants:
     return ToeplitzConstants(block, each * group, group, rows.dtype == torch.bfloat16, precision)
 
 
-def convolve(rows: Tensor, filters: Tensor, length: int) -> Tensor:
-    """Return the rows of outputs."""
+def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = False) -> Tensor:
+    """Return the rows of outputs, or of the gradient of the inputs from rows of gradients of the outputs."""
     members, channels, each, size = rows.shape
     constants = _constants(rows, length, MOST_ROWS)
     taps = torch.empty(members, channels, constants.S + size, device=rows.device)
@@ -75,7 +79,7 @@ def convolve(rows: Tensor, filters: Tensor, length: int) -> Tensor:
     out = torch.empty_like(rows)
     groups, tiles = -(-size // (constants.S * constants.GROUP)), -(-each * constants.GROUP // constants.ROWS)
     toeplitz_kernel[(members * channels * groups * tiles,)](
-        rows, taps, out, each, length, size, C=constants, num_warps=4, num_stages=1,
+        rows, taps, out, each, length, size, TRANSPOSED=transposed, C=constants, num_warps=4, num_stages=1,
     )  # fmt: skip
     return out
 
