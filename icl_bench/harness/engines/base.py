@@ -24,14 +24,18 @@ FLEET_SIZE = {"cpu": 1, "cuda": 32}
 """Members trained together by device type: one tiny model leaves a GPU idle, but not a processor."""
 
 
+OUTSIDE_EXAMPLES = 5e4
+"""Examples that a layer from outside is taken to train on in a second."""
+
+
 class Agenda:
-    """Fleets that wait for an engine: lower ranks first, then larger fleets, then in the order in which they came.
+    """Fleets that wait for an engine: lower ranks first, then those that take longer, then in the order they came in.
 
     Whoever takes the results of an engine may add fleets in between.
     """
 
     def __init__(self, fleets: Iterable[Sequence[RunSpec]] = ()) -> None:
-        self.waiting: list[tuple[int, int, int, Sequence[RunSpec]]] = []
+        self.waiting: list[tuple[int, float, int, Sequence[RunSpec]]] = []
         self.added = 0
         self.add(fleets)
 
@@ -41,8 +45,7 @@ class Agenda:
     def add(self, fleets: Iterable[Sequence[RunSpec]], rank: int = 0) -> None:
         """Add fleets of a rank."""
         for fleet in fleets:
-            examples = sum(spec.train.steps * spec.train.batch for spec in fleet)  # the long ones first: none is last
-            heapq.heappush(self.waiting, (rank, -examples, self.added, fleet))
+            heapq.heappush(self.waiting, (rank, -seconds_of(fleet), self.added, fleet))  # no long one is the last
             self.added += 1
 
     def take(self) -> Sequence[RunSpec]:
@@ -56,6 +59,16 @@ class Agenda:
     def take_all(self) -> list[Sequence[RunSpec]]:
         """Remove and return all fleets, in order."""
         return [self.take() for _ in range(len(self))]
+
+
+def seconds_of(fleet: Sequence[RunSpec]) -> float:
+    """Estimate the seconds of a fleet on a GPU by the rule; layers from outside, which it would call, by examples."""
+    from icl_bench.harness.estimate import rough_seconds
+
+    spec = fleet[0]
+    if spec.from_outside or any(":" in part.name for part in spec.arch):
+        return len(fleet) * spec.train.steps * spec.train.batch / OUTSIDE_EXAMPLES
+    return len(fleet) * rough_seconds(spec, "cuda")
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from icl_bench.architectures.layers import decays, kind_of
 from icl_bench.harness.training.muon import muon_step
 from icl_bench.kernels.fleet.adamw import adamw_step
-from icl_bench.kernels.fleet.layout import MemberState, OptimiserBuffers, ParameterLayout
+from icl_bench.kernels.fleet.layout import MATRIX_UNIT, MemberState, OptimiserBuffers, ParameterLayout
 from icl_bench.kernels.fleet.monitored_means import LossLimit, monitored_means
 from icl_bench.runs.spec import TrainSpec
 
@@ -61,8 +61,9 @@ class FleetOptimiser:
         device = self.parameters[0].device
         self.shapes = [parameter.shape for parameter in self.parameters]
         exempt = tuple(i for i, parameter in enumerate(self.parameters) if not decays(parameter, self.shared.recipe))
-        self.layout = ParameterLayout(len(specs), tuple(shape[1:].numel() for shape in self.shapes), exempt)
-        flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
+        sizes, unit = tuple(shape[1:].numel() for shape in self.shapes), MATRIX_UNIT if device.type == "cuda" else 1
+        self.layout = ParameterLayout(len(specs), sizes, exempt, unit)
+        flat = self.layout.joined([parameter.detach() for parameter in self.parameters])
         copy = None if working is None else flat.to(working)
         # Without their factor, gradients of float16 would vanish in it.
         gradients = torch.zeros_like(flat if copy is None or working == torch.float16 else copy)

@@ -14,6 +14,7 @@ from icl_bench.harness.doctor import check_engine
 from icl_bench.harness.engines import ENGINES, EngineConfig, Inline, Local, Ray, Slurm
 from icl_bench.harness.engines.base import Agenda, device_for, engine_config, make_engine
 from icl_bench.harness.engines.executor import Ask, Chain, Executor
+from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.events import Reporter, SilentReporter
 from icl_bench.runs.record import RunResult
@@ -138,6 +139,21 @@ def test_the_engine_gets_the_unfinished_runs_and_all_are_returned_in_order(tmp_p
     assert sorted(len(fleet) for fleet in engine.fleets) == [1, 2]
     assert {run.seed for fleet in engine.fleets for run in fleet} == {0, 1, 3}
     assert notes.plan == (4, 3) and notes.is_closed
+
+
+def test_fleets_that_take_longer_come_first_within_a_rank() -> None:
+    def fleet(arch: str, members: int) -> list[RunSpec]:
+        return expand_request(Request("assoc-recall", [arch], seeds=range(members)))
+
+    small, wide, many = fleet("window:w=4", 2), fleet("linear:d_key=128", 2), fleet("window:w=4", 8)
+    agenda = Agenda([small, wide, many])
+    agenda.add([[small[0]]], rank=-1)
+    assert agenda.take_all() == [[small[0]], many, wide, small]
+
+
+def test_a_layer_from_outside_is_not_called_to_order_fleets() -> None:
+    foreign = spec(0).model_copy(update={"arch": (spec(0).arch[0].model_copy(update={"name": "nowhere:Layer"}),)})
+    assert len(Agenda([[foreign], [spec(1)]])) == 2
 
 
 def test_the_reporter_is_closed_after_a_failure(tmp_path: Path, monkeypatch) -> None:
