@@ -36,6 +36,10 @@ PAIRS = {
     "delta-net:heads=2": ("fla:DeltaNet:num_heads=2",),
     "kda:heads=2": ("fla:KimiDeltaAttention:num_heads=2,head_dim=32,safe_gate=true,lower_bound=-5.0",),
     "rwkv-7:heads=2,value_residual=false": ("fla:RWKV7Attention:head_dim=32,num_hidden_layers=2",),
+    "gated-conv+ret-net:heads=2": ("gated-conv+fla:MultiScaleRetention:num_heads=2",),
+    "gated-conv+based:heads=2,d_key=16": (
+        "gated-conv+fla:BasedLinearAttention:num_heads=2,num_key_value_heads=2,feature_dim=16",
+    ),
     "gla:heads=2,conv=4": ("fla:GatedLinearAttention:num_heads=2,use_short_conv=true",),
     "hgrn2:heads=2,conv=4": ("fla:HGRN2Attention:expand_ratio=32,use_short_conv=true",),
     "rwkv-6:heads=2": ("fla:RWKV6Attention:num_heads=2,expand_k=1.0", "fla_layers:started_rwkv_6"),

@@ -49,16 +49,16 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """Return the trainings, those that take long first."""
-    for name in VECTORS:
-        for width in ("", ":d_inner=256"):
-            yield Case(RECALL, f"gated-conv+{name}{width}", 2, MOST_UPDATES)
-    yield from (Case(PARITY, arch, 1, 1500) for arch in TRACKING)
+    """Return the trainings, those of every mixer first and those that take long last."""
     yield Case(SHORT_RECALL, "gated-conv:conv=8", 2, UPDATES)
     for name in ARCHITECTURES:
         if name not in (*VECTORS, "gated-conv"):
             yield Case(RECALL, ("gated-conv+" if name in BEHIND_CONVOLUTION else "") + name, 2, UPDATES)
     yield from (Case(RECALL, arch, 1, UPDATES) for arch in ONE_LAYER)
+    yield from (Case(PARITY, arch, 1, 1500) for arch in TRACKING)
+    for name in VECTORS:
+        for width in ("", ":d_inner=256"):
+            yield Case(RECALL, f"gated-conv+{name}{width}", 2, MOST_UPDATES)
 
 
 def train(case: Case, device: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def train(case: Case, device: str) -> dict[str, Any]:
             seen = trainer.take_means(look)[1]
             if max(min(seen[i : i + len(SEEDS)]) for i in range(0, len(seen), len(SEEDS))) > 0.99:
                 break
-    cells = [[round(cell.accuracy, 3) for cell in member] for member in trainer.test()]
+    cells = [[round(cell.accuracy, 3) for cell in member] for member in trainer.test([trainer.working_model])]
     return {**case._asdict(), "updates": step, "test": cells}
 
 

@@ -49,7 +49,7 @@ def train(
             for member in range(len(specs)):
                 if not reached[member] and min(cell[member] for cell in cells) >= ENOUGH:
                     reached[member] = step
-    tested = trainer.test()
+    tested = trainer.test([trainer.working_model])
     return {
         "members": [{"lr": spec.train.lr, "seed": spec.seed} for spec in specs],
         "accuracy": [round(min(cell.accuracy for cell in cells), 4) for cells in tested],
