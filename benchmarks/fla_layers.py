@@ -40,6 +40,7 @@ PAIRS = {
     "gated-conv+based:heads=2,d_key=16": (
         "gated-conv+fla:BasedLinearAttention:num_heads=2,num_key_value_heads=2,feature_dim=16",
     ),
+    "gated-conv+fox:heads=2,pro=false": ("gated-conv+fla:ForgettingAttention:num_heads=2",),
     "gla:heads=2,conv=4": ("fla:GatedLinearAttention:num_heads=2,use_short_conv=true",),
     "hgrn2:heads=2,conv=4": ("fla:HGRN2Attention:expand_ratio=32,use_short_conv=true",),
     "rwkv-6:heads=2": ("fla:RWKV6Attention:num_heads=2,expand_k=1.0", "fla_layers:started_rwkv_6"),

@@ -83,6 +83,8 @@ class Block(nn.Module):
 
     def mixer_input(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the residual sum x + y and the input of the mixer."""
+        if self.mixer.takes_pairs and self.mixer_canon is None:
+            return self.mixer_norm.pairs_after(x, y)
         x, normed = self.mixer_norm.after(x, y)
         return x, normed if self.mixer_canon is None else self.mixer_canon(normed)
 

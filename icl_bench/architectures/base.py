@@ -123,6 +123,8 @@ class Mixer(nn.Module, ABC):
 
     recurrent: ClassVar[bool] = True
     """Have a recurrent form, `step`."""
+    takes_pairs: ClassVar[bool] = False
+    """Take tokens in the parallel form also beside the token before each, [M, B, T, 2 C], zeros before the first."""
 
     @property
     def value_shape(self) -> tuple[int, int] | None:

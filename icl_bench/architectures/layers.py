@@ -17,7 +17,7 @@ from icl_bench.kernels.fleet.convolution import convolution_step, short_convolut
 from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.gated_unit import gated_unit
-from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
+from icl_bench.kernels.fleet.norm import add_paired_norm, add_rms_norm, rms_norm
 from icl_bench.kernels.fleet.projection import project, project_parts
 from icl_bench.kernels.fleet.records import GateActivation, HeadColumns, NormOptions
 from icl_bench.kernels.fleet.split_convolution import split_convolution
@@ -233,6 +233,10 @@ class RMSNorm(Stacked):
     def after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the residual sum x + y (x where y is None) and its norm, in the type of x."""
         return add_rms_norm(x, None if y is None else y.to(x.dtype), self.weight, eps=self.eps)
+
+    def pairs_after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the residual sum of x and y [M, B, T, C], and its norm beside that one token before."""
+        return add_paired_norm(x, None if y is None else y.to(x.dtype), self.weight, eps=self.eps)
 
 
 class LayerNorm(Stacked):

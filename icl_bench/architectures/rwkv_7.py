@@ -103,14 +103,18 @@ class ShiftedLinear(Stacked):
     def forward(self, x: Tensor, before: Tensor | None) -> Tensor:
         """Return the projections side by side, for x and the token before it, [M, B, (T,) C] each.
 
-        Where `before` is None, it is that in x.
+        Where `before` is None, it is that in x, or stands beside it.
         """
         late, early = [], []
         for name, stream in self.streams.items():
             weight: Tensor = getattr(self, f"weight_{name}")
             late.append(weight * getattr(self, f"share_{stream.share}")[..., None])
             early.append(weight - late[-1])
-        pairs = token_pairs(x) if before is None else torch.cat([x, before], dim=-1)
+        pairs = x
+        if before is not None:
+            pairs = torch.cat([x, before], dim=-1)
+        elif x.shape[-1] == weight.shape[1]:
+            pairs = token_pairs(x)
         weights = torch.cat([torch.cat(early, dim=-1), torch.cat(late, dim=-1)], dim=1)
         return project(pairs.flatten(1, -2), weights.to(weight.dtype)).view(*x.shape[:-1], -1)
 
@@ -127,6 +131,8 @@ class AdapterUp(StackedLinear):
 
 class Rwkv7Mixer(ShiftMixer):
     """Projections with token shift around the delta rule; see the module."""
+
+    takes_pairs = True
 
     options = DeltaOptions(rule="untied", reads="undecayed", scale=1.0, least_log_decay=LEAST_LOG_DECAY)
 

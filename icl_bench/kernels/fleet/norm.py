@@ -6,9 +6,11 @@ y = x / sqrt(mean(x^2) + eps) * weight, the mean over the last axis, in float32 
 import torch
 from torch import Tensor
 
+from icl_bench.errors import ArgumentError
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.records import UNIT_EPS
+from icl_bench.kernels.fleet.token_pairs import token_pairs
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto") -> Tensor:
@@ -41,6 +43,28 @@ def add_rms_norm(
         return added.view(x.shape), normed.view(x.shape)
     total = x if y is None else x + y
     return total, _normalise(total.flatten(1, -2), weight, eps, impl).view(x.shape)
+
+
+def add_paired_norm(
+    x: Tensor, y: Tensor | None, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return the sum x + y [M, B, T, C] as `add_rms_norm` does, and its norm beside that one token before.
+
+    The norms are [M, B, T, 2 C], as `token_pairs` puts them.
+    """
+    if x.ndim != 4:
+        raise ArgumentError(f"x must be [M, B, T, C]; got {list(x.shape)}: keep the axis of tokens")
+    check_shape("weight", weight, (x.shape[0], x.shape[-1]), "[M, C]")
+    if y is not None:
+        check_shape("y", y, tuple(x.shape), "[M, B, T, C]")
+    if not takes_triton(impl, x):
+        total, normed = add_rms_norm(x, y, weight, eps=eps, impl=impl)
+        return total, token_pairs(normed, impl=impl)
+    from icl_bench.kernels.fleet.triton.norm import FusedNorm
+
+    rows = x.flatten(1, 2)
+    total, pairs = FusedNorm.apply(rows, None if y is None else y.reshape(rows.shape), weight, eps, True, x.shape[2])
+    return total.view(x.shape), pairs.view(*x.shape[:-1], -1)
 
 
 def unit_norm(x: Tensor, *, impl: FleetImpl = "auto") -> Tensor:

@@ -36,7 +36,9 @@ SILENCE = 6.0
 LONGEST_TURN = 8.0
 """Most time of a turn, in equal shares of the time that is left to all turns to come; autotuners need several."""
 ORDER: tuple[Subject, ...] = ("ours", "fla", "retention", "mamba_ssm", "torch", "compiled", "plain")
-"""The order of subjects in a case. Plain forms come after all cases, since they may take as long as all else."""
+"""The order of subjects in a case."""
+LATE: tuple[Subject, ...] = ("compiled", "plain")
+"""Subjects that come after all cases, since each may take as long as all else."""
 
 
 def bench_operators(
@@ -127,8 +129,9 @@ def turns_of(
     owners = {task: subject for subject, owned in present.items() for task in owned}
     places = {case: place for place, case in enumerate(dict.fromkeys(case for case, _ in tasks))}
 
-    def rank(task: TimingTask) -> tuple[bool, int, int]:
-        return owners[task] == "plain", places[task[0]], ORDER.index(owners[task])
+    def rank(task: TimingTask) -> tuple[int, int, int]:
+        late = LATE.index(owners[task]) + 1 if owners[task] in LATE else 0
+        return late, places[task[0]], ORDER.index(owners[task])
 
     return [(ORDER[key[2]], list(turn)) for key, turn in itertools.groupby(sorted(owners, key=rank), rank)]
 

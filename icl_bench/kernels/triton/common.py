@@ -17,6 +17,8 @@ ROW_TILE = 2048
 """Elements, about, of a tile of rows."""
 SUM_TILE = 8192
 """Elements of a tile of `add_parts`."""
+SUM_COLUMNS = 1024
+"""Most columns of a tile of `add_parts`, so that few parts of a wide matrix occupy many multiprocessors."""
 
 
 class View(NamedTuple):
@@ -123,8 +125,8 @@ def add_parts(partial: Tensor, dtype: torch.dtype) -> Tensor:
     members, parts = partial.shape[:2]
     out = partial.new_empty(members, *partial.shape[2:], dtype=dtype)
     width = out[0].numel()
-    block_p = padded(parts, 16, MOST_PARTS)
-    block_c = padded(width, 16, SUM_TILE // block_p)
+    block_p = padded(parts, 2, MOST_PARTS)
+    block_c = padded(width, 16, min(SUM_TILE // block_p, SUM_COLUMNS))
     with launch_on(partial):
         add_parts_kernel[(-(-width // block_c) * members,)](
             partial, out, parts, width, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=8

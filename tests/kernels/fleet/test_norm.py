@@ -11,7 +11,7 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm  # noqa: E402
+from icl_bench.kernels.fleet.norm import add_paired_norm, add_rms_norm, rms_norm  # noqa: E402
 from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -36,8 +36,21 @@ def test_norm_and_its_input(dtype):
     assert_forms_match_reference(lambda x, weight, impl: add_rms_norm(x, None, weight, impl=impl), inputs, walk=6.0)
 
 
+@TYPES
+@pytest.mark.parametrize("length", [1, 11])
+def test_norm_beside_the_token_before(length, dtype):
+    x, y = draw(2, 3, length, 20, dtype=dtype), draw(2, 3, length, 20, dtype=dtype, seed=1)
+    assert_forms_match_reference(add_paired_norm, [x, y, draw(2, 20, seed=2)], walk=12.0)
+    inputs = [x, draw(2, 20, seed=2)]
+    assert_forms_match_reference(lambda x, weight, impl: add_paired_norm(x, None, weight, impl=impl), inputs, walk=12.0)
+
+
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="weight must be"):
         rms_norm(draw(2, 3, 4), draw(2, 3))
     with pytest.raises(ArgumentError, match="y must be"):
         add_rms_norm(draw(2, 3, 4), draw(2, 3, 5), draw(2, 4))
+    with pytest.raises(ArgumentError, match="x must be"):
+        add_paired_norm(draw(2, 3, 4), None, draw(2, 4))
+    with pytest.raises(ArgumentError, match="y must be"):
+        add_paired_norm(draw(2, 3, 4, 5), draw(2, 3, 4), draw(2, 5))

@@ -211,6 +211,7 @@ def channel_backward_kernel(
     BLOCK_K: tl.constexpr = C.BLOCK_K
     BLOCK_V: tl.constexpr = C.BLOCK_V
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
+    PARTS: tl.constexpr = 2 if C.TIED else 1
     first = (tl.program_id(0) % BLOCKS) * BLOCK_V
     head = (tl.program_id(0) // BLOCKS).to(tl.int64)
     n = head // G
@@ -242,6 +243,14 @@ def channel_backward_kernel(
         start = chunk * ROWS
         rates = next_rates
         next_rates = load_rates(x.beta, tl.maximum(start - ROWS, 0), T, C)
+        if BONUS:  # loaded long before their use
+            rows = rows_of_part(bonus.upstream, n, g, T, G, C.V)
+            upstream = load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V)
+            weights = load_numbers(weights_view, start, T, 0, 1, ROWS)
+            slopes = load_numbers(slopes_view, start, T, 0, 1, ROWS)
+        if OFFERED:
+            rows = rows_of_part(bonus.offered, n, g, T, G, C.V)
+            offered = load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V)
         logs, upto, whole = load_decays(x.log_decay, start, T, C)
         d = d * whole
         since = tl.exp2(upto) * scale
@@ -271,12 +280,9 @@ def channel_backward_kernel(
             p = tl.where(j > i, product(k, tl.trans(read), PRECISION), 0.0)
             dv = product(p, z, PRECISION, dv)
         if BONUS:
-            rows = rows_of_part(bonus.upstream, n, g, T, G, C.V)
-            upstream = load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V)
-            dv += load_numbers(weights_view, start, T, 0, 1, ROWS)[:, None] * upstream.to(tl.float32)
+            dv += weights[:, None] * upstream.to(tl.float32)
         if OFFERED:
-            rows = rows_of_part(bonus.offered, n, g, T, G, C.V)
-            dv += load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V).to(tl.float32)
+            dv += offered.to(tl.float32)
         store_substeps(dv_view, dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
         state = tl.load(pointers, mask=mask, other=0.0)
@@ -289,7 +295,7 @@ def channel_backward_kernel(
             v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
             rest = tl.trans(product(v_t, tl.trans(p), PRECISION, rest_t))
         matrix = tl.load(inverse_pointers(inverses, head * chunks + chunk, ROWS))
-        r = as_operand(solved_product(matrix, rest, ones, PRECISION), PRECISION)
+        r = as_operand(solved_product(matrix, rest, ones, PRECISION, PARTS=PARTS), PRECISION)
 
         # Gradients of the scores, transposed, and of what they are made of.
         dp_qb = as_operand(tl.where(j >= i, product(r, tl.trans(u), PRECISION), 0.0), PRECISION)
@@ -316,7 +322,7 @@ def channel_backward_kernel(
         queries = load_keys(x.q, start, T, C)
         sums = dread + dq * queries
         if BONUS:
-            slopes = load_numbers(slopes_view, start, T, 0, 1, ROWS)[:, None]
+            slopes = slopes[:, None]
             queries = slopes * queries
             keys = load_keys(x.k, start, T, C)
             bonus_sum += tl.sum(keys * queries, 0)

@@ -47,7 +47,7 @@ def solved_product(matrix, rows, ones, PRECISION: tl.constexpr, RIGHT: tl.conste
     """Return M rows, or where RIGHT rows M: in tf32 where others are in bfloat16, with M in PARTS parts of it.
 
     M is rounded to the nearest, and the product cuts the rows off: rounding all of them takes a tenth more
-    instructions. Equal keys have equal rounding errors of M at every chunk, so what stays in a state needs two parts.
+    instructions. Equal keys have equal rounding errors of M at every chunk, so what adds up needs two parts.
     """
     EXACT: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
     rows = rows.to(tl.float32)
@@ -239,7 +239,7 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
             seen = seen * since[None, :]
         v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         matrix = tl.load(inverse_pointers(solved, head * chunks + chunk, ROWS))
-        w = solved_product(matrix, v.to(tl.float32) - tl.trans(seen), ones, PRECISION)
+        w = solved_product(matrix, v.to(tl.float32) - tl.trans(seen), ones, PRECISION, PARTS=2)
         if C.RATED:
             beta = not_zero(rates)
             dbeta = tl.sum(dv * w, 1) / (beta * beta)

@@ -178,7 +178,8 @@ class PowerProblem(NamedTuple):
 
     def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> table.Blocks:
         """Return the launch configuration of a kernel; `tiled` says that it meets a state in tiles."""
-        variant = "_".join(name for name, holds in (("gated", gated), ("lower", self.terms > 0)) if holds)
+        names = "gated" if gated else "", ("", "lower", "lowers")[min(self.terms, 2)]
+        variant = "_".join(filter(None, names))
         return table.launch_blocks(kernel, self.form(kernel, tiled=tiled), self.arithmetic, self.width, variant)
 
     def form(self, kernel: str, *, tiled: bool) -> str:

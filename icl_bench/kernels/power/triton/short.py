@@ -1,10 +1,14 @@
 """Power attention over short sequences: one program for all tokens of a head in each kernel.
 
 A fleet has thousands of heads of about a hundred tokens. There, scores cost less than reading tokens and than the
-instructions around them; so what belongs to keys or to queries is made once, sums of log gates and their gradients stay
-in registers, and little but inputs and results passes through memory. Loops over blocks are unrolled, and only blocks
-on the diagonal have a mask. The scale is applied to sums of powers alone: unlike in `forward`, for all powers, as
-float32 has the range for |q|^7.
+instructions around them; so what belongs to keys or to queries is made once, and little but inputs, results and two
+numbers for each gate passes through memory. Loops over blocks are unrolled, and only blocks on the diagonal have a
+mask. The scale is applied to sums of powers alone: unlike in `forward`, for all powers, as float32 has the range for
+|q|^7.
+
+For gradients with lower degrees, queries have length 1 as keys have, and output gradients are multiplied by |q|^p (see
+`lower`): with s = q.k / |q| |k| and A = s^p + sum_m w_m s^(p-2m), a weight is one number for all scores of a head and
+takes no register of a thread for each query that it meets.
 """
 
 import triton
@@ -26,26 +30,38 @@ from icl_bench.kernels.triton.common import at_head, part_sums
 
 
 @triton.jit
-def _load_keys(k, v, start, T, C: tl.constexpr):
-    """Return tiles of keys and values, with TERMS of k / |k| and |k|^p v."""
-    keys = load_tokens(k, start, T, C.K, C.BLOCK_N, C.K_BLOCK, C.WHOLE).to(C.DOT)
-    values = load_tokens(v, start, T, C.V, C.BLOCK_N, C.V_BLOCK, C.WHOLE).to(C.DOT)
-    if C.TERMS > 0:
-        keys, values, _ = to_unit_keys(keys, values, C)
-    return keys, values
+def _load_all(
+    view, T, LENGTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    """Load all tokens of a head as a tuple of tiles of BLOCK tokens.
+
+    Loads that stand before all stores wait for memory together.
+    """
+    tiles = ()
+    for start in tl.static_range(0, LENGTH, BLOCK):
+        tiles = tiles + (load_tokens(view, start, T, WIDTH, BLOCK, COLUMNS, C.WHOLE).to(C.DOT),)
+    return tiles
 
 
 @triton.jit
-def _load_queries(q, lower, start, T, C: tl.constexpr):
-    """Return a tile of queries, the squares of their norms, and the weights a_m of their scores."""
-    BLOCK_M: tl.constexpr = C.BLOCK_M
-    queries = load_tokens(q, start, T, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
-    norms = tl.zeros([BLOCK_M], tl.float32)
-    a = (norms, norms, norms)
+def _scaled(keys, values, C: tl.constexpr):
+    """Return tiles of keys and values, or of queries and dy; with TERMS k / |k|, |k|^p v, and the lengths |k|."""
     if C.TERMS > 0:
-        norms = squared_norms(queries)
-        a = load_weights(lower, norms, start, T, BLOCK_M, C)
-    return queries, norms, a
+        return to_unit_keys(keys, values, C)
+    else:
+        return keys, values, 1.0
+
+
+@triton.jit
+def _load_weights(lower, start, T, C: tl.constexpr):
+    """Return the weights w_m of the queries start.. by token, else those of the head; 0 past TERMS."""
+    BLOCK_M: tl.constexpr = C.BLOCK_M
+    none = tl.zeros([BLOCK_M], tl.float32) if C.BY_TOKEN else 0.0
+    weights = ()
+    for m in tl.static_range(3):
+        weights = weights + (load_weight(lower, m, start, T, BLOCK_M, C) if m < C.TERMS else none,)
+    return weights
 
 
 @triton.jit
@@ -54,6 +70,13 @@ def _gate_sums(log_g, start, T, before, BLOCK: tl.constexpr):
     index = start + tl.arange(0, BLOCK)
     gate = tl.load(log_g.ptr + index.to(tl.int64) * log_g.t, mask=index < T, other=0.0).to(tl.float32) * LOG2_E
     return tl.cumsum(gate, 0) + before, before + tl.sum(gate, 0)
+
+
+@triton.jit
+def _load_sums(gates, start, T, BLOCK: tl.constexpr, C: tl.constexpr):
+    """Load c of the tokens start.. of a head; past T that of the last one."""
+    index = start + tl.arange(0, BLOCK)
+    return tl.load(gates + index) if C.WHOLE else tl.load(gates + tl.minimum(index, T - 1))
 
 
 @triton.jit
@@ -98,16 +121,27 @@ def _decays(gate, column_gate, between, m0: tl.constexpr, n0: tl.constexpr, KEYS
 
 
 @triton.jit
-def _of_rows(a, KEYS_FIRST: tl.constexpr):
-    """Return the weights a_m of queries as they meet a tile of scores."""
-    if KEYS_FIRST:
-        return a[0][None, :], a[1][None, :], a[2][None, :]
-    else:
-        return a[0][:, None], a[1][:, None], a[2][:, None]
+def _load_decays(gates, m0: tl.constexpr, n0: tl.constexpr, T, KEYS_FIRST: tl.constexpr, C: tl.constexpr):
+    """Return `_decays` from the sums of log gates of a head."""
+    gate = _load_sums(gates, m0, T, C.BLOCK_M, C)
+    column_gate = _load_sums(gates, n0, T, C.BLOCK_N, C)
+    between = tl.load(gates + tl.minimum(n0 + C.BLOCK_N, T) - 1)
+    return _decays(gate, column_gate, between, m0, n0, KEYS_FIRST, C)
 
 
 @triton.jit
-def _scores(s, a, m0: tl.constexpr, n0: tl.constexpr, KEYS_FIRST: tl.constexpr, C: tl.constexpr):
+def _of_rows(w, VECTORS: tl.constexpr, KEYS_FIRST: tl.constexpr):
+    """Return three weights of queries, with VECTORS one for each query, as they meet a tile of scores."""
+    if not VECTORS:
+        return w
+    elif KEYS_FIRST:
+        return w[0][None, :], w[1][None, :], w[2][None, :]
+    else:
+        return w[0][:, None], w[1][:, None], w[2][:, None]
+
+
+@triton.jit
+def _scores(s, w, m0: tl.constexpr, n0: tl.constexpr, VECTORS: tl.constexpr, KEYS_FIRST: tl.constexpr, C: tl.constexpr):
     """Return A and s, of which without gates one or both are 0 for later keys: A always, s unless TERMS and P is even.
 
     The mask of an even polynomial is a factor, because a selection would be moved behind the rounding of A, where it
@@ -117,7 +151,7 @@ def _scores(s, a, m0: tl.constexpr, n0: tl.constexpr, KEYS_FIRST: tl.constexpr, 
     if masked and (C.TERMS == 0 or C.P % 2 == 1):
         s = tl.where(_causal(m0, n0, KEYS_FIRST, C), s, 0.0)
     if C.TERMS > 0:
-        weights = polynomial(s, _of_rows(a, KEYS_FIRST), C.P)
+        weights = polynomial(s, _of_rows(w, VECTORS, KEYS_FIRST), C.P)
         if masked and C.P % 2 == 0:
             weights *= tl.where(_causal(m0, n0, KEYS_FIRST, C), 1.0, 0.0)
     else:
@@ -126,21 +160,21 @@ def _scores(s, a, m0: tl.constexpr, n0: tl.constexpr, KEYS_FIRST: tl.constexpr, 
 
 
 @triton.jit
-def _slope(s, a, KEYS_FIRST: tl.constexpr, C: tl.constexpr):
+def _slope(s, w, KEYS_FIRST: tl.constexpr, C: tl.constexpr):
     """Return (dA / ds) / p."""
     if C.TERMS > 0:
-        return polynomial(s, _of_rows(slope_weights(a, C), KEYS_FIRST), C.P - 1)
+        return polynomial(s, slope_weights(_of_rows(w, C.BY_TOKEN, KEYS_FIRST), C), C.P - 1)
     else:
         return power(s, C.P - 1)
 
 
 @triton.jit(do_not_specialize=["T", "heads", "share"])
 def power_short_forward_kernel(
-    q, k, v, lower, log_g, y, T, heads, share, scale_out, LENGTH: tl.constexpr, C: tl.constexpr
+    q, k, v, lower, log_g, y, gates, T, heads, share, scale_out, LENGTH: tl.constexpr, C: tl.constexpr
 ):
     """y_i = scale_out sum_j A_ij v_j for all tokens of a head; grid: N * H. See `forward`, and `lower` for TERMS.
 
-    LENGTH is T in whole blocks.
+    Sums of log gates are stored to `gates`, float32 [N, H, T]. LENGTH is T in whole blocks.
     """
     V_BLOCK: tl.constexpr = C.V_BLOCK
     BLOCK_M: tl.constexpr = C.BLOCK_M
@@ -152,24 +186,33 @@ def power_short_forward_kernel(
     v = at_head(v, n, h)
     q = at_head(q, n, h // C.QUERY_SHARE)
     y = at_head(y, n, h)
-    log_g = at_head(log_g, n, h)
+    if C.GATED:
+        log_g = at_head(log_g, n, h)
     lower = lower_weights(lower, n, h, share)
+    raw_keys = _load_all(k, T, LENGTH, C.K, BLOCK_N, C.K_BLOCK, C)
+    raw_values = _load_all(v, T, LENGTH, C.V, BLOCK_N, C.V_BLOCK, C)
+    raw_queries = _load_all(q, T, LENGTH, C.K, BLOCK_M, C.K_BLOCK, C)
     all_keys, all_values, column_gates = (), (), ()
     for n0 in tl.static_range(0, LENGTH, BLOCK_N):
-        keys, values = _load_keys(k, v, n0, T, C)
+        keys, values, _ = _scaled(raw_keys[n0 // BLOCK_N], raw_values[n0 // BLOCK_N], C)
         all_keys = all_keys + (keys,)
         all_values = all_values + (values,)
+    a = (0.0, 0.0, 0.0)
     before = 0.0
     for m0 in tl.static_range(0, LENGTH, BLOCK_M):
-        queries, _, a = _load_queries(q, lower, m0, T, C)
+        queries = raw_queries[m0 // BLOCK_M]
+        if C.TERMS > 0:
+            a = load_weights(lower, squared_norms(queries), m0, T, BLOCK_M, C)
         gate, after = 0.0, 0.0
         if C.GATED:
             gate, after = _gate_sums(log_g, m0, T, before, BLOCK_M)
+            index = m0 + tl.arange(0, BLOCK_M)
+            tl.store(gates + row * T + index, gate, mask=index < T)
             column_gates = column_gates + _parted(gate, BLOCK_M, BLOCK_N)
         acc = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
         for n0 in tl.static_range(0, m0 + BLOCK_M, BLOCK_N):
             s = tl.dot(queries, tl.trans(all_keys[n0 // BLOCK_N]), input_precision=C.PRECISION)
-            s, _ = _scores(s, a, m0, n0, False, C)
+            s, _ = _scores(s, a, m0, n0, True, False, C)
             if C.GATED:
                 s *= _decays(gate, column_gates[n0 // BLOCK_N], before, m0, n0, False, C)
             acc = tl.dot(s.to(C.DOT), all_values[n0 // BLOCK_N], acc, input_precision=C.PRECISION)
@@ -178,38 +221,37 @@ def power_short_forward_kernel(
 
 
 @triton.jit
-def _weight_gradients(totals, found, norms, lower, d_lower, heads, start, T, scale_out, C: tl.constexpr):
-    """Return the factor of q in dq / p through its norm, and sums of dw_m = da_m N^m; see `lower`.
+def _weight_gradients(totals, found, w, d_lower, heads, start, T, scale_out, C: tl.constexpr):
+    """Return sum_m 2m/p w_m dw_m of each query, and sums of dw_m for `found`, parts of dw_m.
 
-    BY_TOKEN stores the latter for each token in place of their sums.
+    BY_TOKEN stores dw_m of each token in place of their sums.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     index = start + tl.arange(0, BLOCK_M)
     along = tl.zeros([BLOCK_M], tl.float32)
     sums = ()
-    before = tl.full([BLOCK_M], 1.0, tl.float32)
     for m in tl.static_range(3):
         total = totals[m]
         if m < C.TERMS:
-            da = tl.sum(found[m], 1)
-            along += da * load_weight(lower, m, start, T, BLOCK_M, C) * before * (m + 1)
-            before *= norms
+            dw = tl.sum(found[m], 1)
+            along += dw * w[m] * (2 * (m + 1) / C.P)
             if C.BY_TOKEN:
-                tl.store(d_lower + index.to(tl.int64) * heads * C.TERMS + m, da * before * scale_out, mask=index < T)
+                tl.store(d_lower + index.to(tl.int64) * heads * C.TERMS + m, dw * scale_out, mask=index < T)
             else:
-                total += da * before
+                total += dw
         sums = sums + (total,)
-    return along * (2.0 / C.P), sums
+    return along, sums
 
 
 @triton.jit(do_not_specialize=["T", "heads", "share"])
 def power_short_query_gradient_kernel(
-    q, k, v, lower, log_g, dy, dq, d_lower, row_sums, T, heads, share, scale_out,
+    q, k, v, lower, gates, dy, dq, d_lower, row_sums, T, heads, share, scale_out,
     LENGTH: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dq of all tokens of a head, with TERMS the gradient of weights too, and with gates R_i = sum_j dA_ij A_ij.
 
-    R is [N, H, T]. Grid: N * H. LENGTH is T in whole blocks.
+    R is [N, H, T], made of the slope: sum_j ds_ij s_ij / p, and 2m/p of the terms of w_m. Grid: N * H. LENGTH is T in
+    whole blocks.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
@@ -221,48 +263,50 @@ def power_short_query_gradient_kernel(
     v = at_head(v, n, h)
     q = at_head(q, n, h // C.QUERY_SHARE)
     dy = at_head(dy, n, h)
-    log_g = at_head(log_g, n, h)
+    gates += row * T
     lower = lower_weights(lower, n, h, share)
-    all_keys, all_values, column_gates = (), (), ()
+    raw_keys = _load_all(k, T, LENGTH, C.K, BLOCK_N, C.K_BLOCK, C)
+    raw_values = _load_all(v, T, LENGTH, C.V, BLOCK_N, C.V_BLOCK, C)
+    raw_queries = _load_all(q, T, LENGTH, C.K, BLOCK_M, C.K_BLOCK, C)
+    raw_cotangents = _load_all(dy, T, LENGTH, C.V, BLOCK_M, C.V_BLOCK, C)
+    all_keys, all_values = (), ()
     for n0 in tl.static_range(0, LENGTH, BLOCK_N):
-        keys, values = _load_keys(k, v, n0, T, C)
+        keys, values, _ = _scaled(raw_keys[n0 // BLOCK_N], raw_values[n0 // BLOCK_N], C)
         all_keys = all_keys + (keys,)
         all_values = all_values + (values,)
     zeros = tl.zeros([BLOCK_M], tl.float32)
     totals = (zeros, zeros, zeros)
-    before = 0.0
+    w = _load_weights(lower, 0, T, C)
     for m0 in tl.static_range(0, LENGTH, BLOCK_M):
-        queries, norms, a = _load_queries(q, lower, m0, T, C)
-        cotangents = load_tokens(dy, m0, T, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
+        queries, cotangents, lengths = _scaled(raw_queries[m0 // BLOCK_M], raw_cotangents[m0 // BLOCK_M], C)
+        if C.BY_TOKEN:
+            w = _load_weights(lower, m0, T, C)
         acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
         sums = tl.zeros([BLOCK_M, 8], tl.float32)
         found = (sums, sums, sums)
-        gate, after = 0.0, 0.0
-        if C.GATED:
-            gate, after = _gate_sums(log_g, m0, T, before, BLOCK_M)
-            column_gates = column_gates + _parted(gate, BLOCK_M, BLOCK_N)
         for n0 in tl.static_range(0, m0 + BLOCK_M, BLOCK_N):
             keys, values = all_keys[n0 // BLOCK_N], all_values[n0 // BLOCK_N]
             s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
             ds = tl.dot(cotangents, tl.trans(values), input_precision=C.PRECISION)
-            weights, s = _scores(s, a, m0, n0, False, C)
             if C.GATED:
-                ds *= _decays(gate, column_gates[n0 // BLOCK_N], before, m0, n0, False, C)
-                sums += part_sums(ds * weights, BLOCK_M, BLOCK_N)
+                ds *= _load_decays(gates, m0, n0, T, False, C)
+            elif n0 + BLOCK_N > m0:
+                ds = tl.where(_causal(m0, n0, False, C), ds, 0.0)
             if C.TERMS > 0:
-                if (n0 + BLOCK_N > m0) and not C.GATED:
-                    ds = tl.where(_causal(m0, n0, False, C), ds, 0.0)
                 found = add_weight_gradients(found, ds, s, BLOCK_N, C)
-            ds *= _slope(s, a, False, C)
+            ds *= _slope(s, w, False, C)
+            if C.GATED:
+                sums += part_sums(ds * s, BLOCK_M, BLOCK_N)
             acc = tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION)
-        before = after
-        if C.GATED:
-            index = m0 + tl.arange(0, BLOCK_M)
-            tl.store(row_sums + row * T + index, tl.sum(sums, 1), mask=index < T)
+        along = zeros
         if C.TERMS > 0:
             place = d_lower + (n * T * heads + h) * C.TERMS
-            along, totals = _weight_gradients(totals, found, norms, lower, place, heads, m0, T, scale_out, C)
+            along, totals = _weight_gradients(totals, found, w, place, heads, m0, T, scale_out, C)
             acc += along[:, None] * queries.to(tl.float32)
+            acc *= (1.0 / tl.where(lengths > 0, lengths, 1.0))[:, None]
+        if C.GATED:
+            index = m0 + tl.arange(0, BLOCK_M)
+            tl.store(row_sums + row * T + index, tl.sum(sums, 1) + along, mask=index < T)
         store_tokens(at_head(dq, n, h), acc * (C.P * scale_out), m0, T, C.K, BLOCK_M, K_BLOCK)
     if (C.TERMS > 0) and not C.BY_TOKEN:
         TERMS: tl.constexpr = C.TERMS
@@ -271,10 +315,9 @@ def power_short_query_gradient_kernel(
 
 
 @triton.jit
-def _gradients_of_rows(du, dx, k, v, start, T, C: tl.constexpr):
+def _gradients_of_rows(du, dx, keys, values, C: tl.constexpr):
     """Return dk and dv from the gradients of u = k / |k| and x = |k|^p v; see `lower.gradient_of_keys`."""
-    keys = load_tokens(k, start, T, C.K, C.BLOCK_N, C.K_BLOCK, C.WHOLE).to(tl.float32)
-    values = load_tokens(v, start, T, C.V, C.BLOCK_N, C.V_BLOCK, C.WHOLE).to(tl.float32)
+    keys, values = keys.to(tl.float32), values.to(tl.float32)
     squares = tl.sum(keys * keys, 1)
     inverse = tl.rsqrt(tl.where(squares > 0, squares, 1.0))
     dv = dx * power(squares * inverse, C.P)[:, None]
@@ -284,7 +327,7 @@ def _gradients_of_rows(du, dx, k, v, start, T, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "heads", "share"])
 def power_short_key_gradient_kernel(
-    q, k, v, lower, log_g, dy, row_sums, dk, dv, dg, T, heads, share, scale_out,
+    q, k, v, lower, gates, dy, row_sums, dk, dv, dg, T, heads, share, scale_out,
     LENGTH: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of all tokens of a head, and with gates d log_g [N, T, H].
@@ -303,50 +346,48 @@ def power_short_key_gradient_kernel(
     v = at_head(v, n, h)
     q = at_head(q, n, h // C.QUERY_SHARE)
     dy = at_head(dy, n, h)
-    log_g = at_head(log_g, n, h)
+    gates += row * T
     lower = lower_weights(lower, n, h, share)
-    all_queries, all_cotangents, all_a, gates, column_gates, ends = (), (), (), (), (), ()
+    raw_queries = _load_all(q, T, LENGTH, C.K, BLOCK_M, C.K_BLOCK, C)
+    raw_cotangents = _load_all(dy, T, LENGTH, C.V, BLOCK_M, C.V_BLOCK, C)
+    raw_keys = _load_all(k, T, LENGTH, C.K, BLOCK_N, C.K_BLOCK, C)
+    raw_values = _load_all(v, T, LENGTH, C.V, BLOCK_N, C.V_BLOCK, C)
+    all_queries, all_cotangents, all_w = (), (), ()
     for m0 in tl.static_range(0, LENGTH, BLOCK_M):
-        queries, _, a = _load_queries(q, lower, m0, T, C)
+        queries, cotangents, _ = _scaled(raw_queries[m0 // BLOCK_M], raw_cotangents[m0 // BLOCK_M], C)
         all_queries = all_queries + (queries,)
-        all_cotangents = all_cotangents + (load_tokens(dy, m0, T, C.V, BLOCK_M, V_BLOCK, C.WHOLE).to(C.DOT),)
-        all_a = all_a + (a,)
-    if C.GATED:
-        last = 0.0
-        for n0 in tl.static_range(0, LENGTH, BLOCK_N):
-            gate, last = _gate_sums(log_g, n0, T, last, BLOCK_N)
-            column_gates = column_gates + (gate,)
-            gates = gates + _parted(gate, BLOCK_N, BLOCK_M)
-            ends = ends + (last,)
+        all_cotangents = all_cotangents + (cotangents,)
+        all_w = all_w + (_load_weights(lower, m0, T, C),)
     later = 0.0
     for n0 in tl.static_range(LENGTH - BLOCK_N, -1, -BLOCK_N):
-        keys, values = _load_keys(k, v, n0, T, C)
+        keys, values, _ = _scaled(raw_keys[n0 // BLOCK_N], raw_values[n0 // BLOCK_N], C)
         du = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
         dx = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
         sums = tl.zeros([BLOCK_N, 8], tl.float32)
         for m0 in tl.static_range(n0, LENGTH, BLOCK_M):
             s = tl.dot(keys, tl.trans(all_queries[m0 // BLOCK_M]), input_precision=C.PRECISION)
             ds = tl.dot(values, tl.trans(all_cotangents[m0 // BLOCK_M]), input_precision=C.PRECISION)
-            weights, s = _scores(s, all_a[m0 // BLOCK_M], m0, n0, True, C)
+            weights, s = _scores(s, all_w[m0 // BLOCK_M], m0, n0, C.BY_TOKEN, True, C)
             if C.GATED:
-                decay = _decays(gates[m0 // BLOCK_M], column_gates[n0 // BLOCK_N], ends[n0 // BLOCK_N], m0, n0, True, C)
+                decay = _load_decays(gates, m0, n0, T, True, C)
                 weights *= decay
                 sums += part_sums(ds * weights, BLOCK_N, BLOCK_M)
                 ds *= decay
             elif C.TERMS > 0 and n0 + BLOCK_N > m0:
                 ds = tl.where(_causal(m0, n0, True, C), ds, 0.0)
             dx = tl.dot(weights.to(C.DOT), all_cotangents[m0 // BLOCK_M], dx, input_precision=C.PRECISION)
-            ds *= _slope(s, all_a[m0 // BLOCK_M], True, C)
+            ds *= _slope(s, all_w[m0 // BLOCK_M], True, C)
             du = tl.dot(ds.to(C.DOT), all_queries[m0 // BLOCK_M], du, input_precision=C.PRECISION)
         dx *= scale_out
         du *= C.P * scale_out
         if C.TERMS > 0:
-            du, dx = _gradients_of_rows(du, dx, k, v, n0, T, C)
+            du, dx = _gradients_of_rows(du, dx, raw_keys[n0 // BLOCK_N], raw_values[n0 // BLOCK_N], C)
         store_tokens(at_head(dk, n, h), du, n0, T, C.K, BLOCK_N, K_BLOCK)
         store_tokens(at_head(dv, n, h), dx, n0, T, C.V, BLOCK_N, V_BLOCK)
         if C.GATED:
             index = n0 + tl.arange(0, BLOCK_N)
             total = tl.load(row_sums + row * T + index, mask=index < T, other=0.0) - tl.sum(sums, 1)
             place = dg + (n * T + index) * heads + h
-            tl.store(place, (tl.cumsum(total, 0, reverse=True) + later) * scale_out, mask=index < T)
+            found = (tl.cumsum(total, 0, reverse=True) + later) * scale_out
+            tl.store(place, tl.where(index > 0, found, 0.0), mask=index < T)  # nothing is before the first token
             later += tl.sum(total, 0)

@@ -43,52 +43,53 @@ def is_short(problem: PowerProblem) -> bool:
 
 def short_outputs(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None, lower: LowerTerms
-) -> Tensor:
-    """Return y [N, T, H, V] in the type of v."""
+) -> tuple[Tensor, Tensor]:
+    """Return y [N, T, H, V] in the type of v, and sums of log gates, float32 [N, H, T]; empty without gates."""
     y = torch.empty(problem.n, problem.t, problem.heads, problem.v, device=q.device, dtype=v.dtype)
-    _launch(power_short_forward_kernel, "short_forward", problem, q, k, v, log_g, lower, view_of(y))
-    return y
+    gates = _vectors(problem, q, log_g is not None)
+    g = gates if log_g is None else View(log_g, *log_g.stride())
+    _launch(power_short_forward_kernel, "short_forward", problem, q, k, v, lower, g, view_of(y), gates)
+    return y, gates
 
 
 def short_gradients(
-    problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, log_g: Tensor | None, lower: LowerTerms
+    problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, gates: Tensor, lower: LowerTerms
 ) -> ShortGradients:
-    """Return all gradients of `short_outputs`."""
+    """Return all gradients of `short_outputs`, of whose results `gates` is one."""
+    gated = gates.numel() > 0
     dq, dk = (empty_gradient(x, problem.heads) for x in (q, k))
     dv = torch.empty_like(v, memory_format=torch.contiguous_format)
-    sums = torch.empty(problem.n, problem.heads, problem.t, device=q.device) if log_g is not None else dq.new_empty(0)
-    d_weights = sums.new_empty(
-        problem.n, problem.t if problem.by_token else 1, problem.heads, problem.terms, dtype=torch.float32
-    )
-    dg = (
-        torch.empty(problem.n, problem.t, problem.heads, device=q.device)
-        if log_g is not None
-        else d_weights.new_empty(0)
-    )
-    rows = view_of(dy)
+    row_sums = _vectors(problem, q, gated)
+    rows = problem.t if problem.by_token else 1
+    d_weights = row_sums.new_empty(problem.n, rows, problem.heads, problem.terms)
+    dg = row_sums.new_empty((problem.n, problem.t, problem.heads) if gated else 0)
+    inputs = q, k, v, lower, gates, view_of(dy)
     _launch(
-        power_short_query_gradient_kernel, "short_query_gradient", problem, q, k, v, log_g, lower, rows, view_of(dq),
-        d_weights, sums,
-    )  # fmt: skip
+        power_short_query_gradient_kernel, "short_query_gradient", problem, *inputs, view_of(dq), d_weights, row_sums
+    )
     _launch(
-        power_short_key_gradient_kernel, "short_key_gradient", problem, q, k, v, log_g, lower, rows, sums, view_of(dk),
-        view_of(dv), dg,
-    )  # fmt: skip
+        power_short_key_gradient_kernel, "short_key_gradient", problem, *inputs, row_sums, view_of(dk), view_of(dv), dg
+    )
     return ShortGradients(dq, dk, dv, d_weights, dg)
 
 
+def _vectors(problem: PowerProblem, x: Tensor, gated: bool) -> Tensor:
+    """Return memory for a number for each token and head, float32 [N, H, T]; empty without gates."""
+    return x.new_empty((problem.n, problem.heads, problem.t) if gated else 0, dtype=torch.float32)
+
+
 def _launch(
-    kernel: Any, name: str, problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor | None,
-    lower: LowerTerms, *others: View | Tensor,
+    kernel: Any, name: str, problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, lower: LowerTerms,
+    gates: View | Tensor, *others: View | Tensor,
 ) -> None:  # fmt: skip
-    gated = log_g is not None
+    gated = isinstance(gates, View) or gates.numel() > 0
     blocks = problem.blocks(name, tiled=False, gated=gated)
     most = padded(problem.t, 16)
     blocks = blocks._replace(m=min(blocks.m, most), n=min(blocks.n, most))
     larger = max(blocks.m, blocks.n)
     weights, share = lower.arguments(problem.n)
     kernel[(problem.n * problem.heads,)](
-        *map(view_of, (q, k, v)), weights, view_of(q) if log_g is None else View(log_g, *log_g.stride()), *others,
+        *map(view_of, (q, k, v)), weights, gates, *others,
         problem.t, problem.heads, share, problem.scale**problem.layout.p, LENGTH=-(-problem.t // larger) * larger,
         C=kernel_constants(problem, blocks, gated, False, False), num_warps=blocks.warps, maxnreg=blocks.registers,
     )  # fmt: skip

@@ -55,8 +55,9 @@ def spectrum_forward(
     problem = _problem(q, k, v, weights, p, scale, chunk)
     with launch_on(q):
         if is_short(problem):
-            empty = _nothing(q)
-            return short_outputs(problem, q, k, v, log_g, LowerTerms(weights, *empty[:3])), *empty
+            one, two, three, four, five = _nothing(q)
+            y, sums = short_outputs(problem, q, k, v, log_g, LowerTerms(weights, one, two, three))
+            return y, one, two, three, four, sums, five
         gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
         keys, values, lengths, key_sums = launch.unit_keys(problem, k, v, gates)
         states = None
@@ -78,7 +79,9 @@ def _(
     problem = _problem(q, k, v, weights, p, scale, chunk)
     y = v.new_empty(problem.n, problem.t, problem.heads, problem.v)
     if is_short(problem):
-        return y, *_nothing(q)
+        one, two, three, four, five = _nothing(q)
+        sums = one.new_empty(0 if log_g is None else (problem.n, problem.heads, problem.t))
+        return y, one, two, three, four, sums, five
     kind = torch.float32 if k.dtype == torch.float16 else k.dtype
     keys, values = k.new_empty(k.shape, dtype=kind), v.new_empty(v.shape, dtype=kind)
     lengths = q.new_empty(problem.n, problem.key_heads, problem.t, dtype=torch.float32)
@@ -104,7 +107,7 @@ def spectrum_backward(
     lower = LowerTerms(weights, lengths, key_sums, query_sums)
     with launch_on(q):
         if is_short(problem):
-            dq, dk, dv, d_weights, dg = short_gradients(problem, q, k, v, dy, log_g, lower)
+            dq, dk, dv, d_weights, dg = short_gradients(problem, q, k, v, dy, sums, lower)
         else:
             gates = None if log_g is None else sums
             dq, dk, dv, d_weights, dg = _long_gradients(problem, dy, q, k, lower, keys, values, gates, states)
@@ -118,7 +121,10 @@ def _long_gradients(
     problem: PowerProblem, dy: Tensor, q: Tensor, k: Tensor, lower: LowerTerms, keys: Tensor, values: Tensor,
     gates: Tensor | None, states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of `spectrum_backward` before heads, programs and members are summed."""
+    """Return the gradients of `spectrum_backward` before heads, programs and members are summed.
+
+    The caller makes the device of the tensors current, as for `_state_gradients`.
+    """
     read = states if problem.chunks > 1 else None
     den = dy.new_empty(problem.n, problem.heads, problem.t, dtype=torch.float32)
     rows = launch.query_rows(problem, tiled=read is not None)
@@ -127,14 +133,13 @@ def _long_gradients(
     after, dots = None, None
     if read is not None:
         after, dots = _state_gradients(problem, q, dy, lower.weights, gates, read)
-    with launch_on(q):
-        dq, row_sums, stats = launch.query_gradient(
-            problem, q, keys, values, dy, low, dy, den, None, gates, read, False, lower, d_weights
-        )
-        dk, dv, column_sums = launch.key_gradient(problem, q, keys, values, dy, stats, gates, after, False, lower)
-        dg = den.new_empty(0)
-        if row_sums is not None and column_sums is not None:
-            dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
+    dq, row_sums, stats = launch.query_gradient(
+        problem, q, keys, values, dy, low, dy, den, None, gates, read, False, lower, d_weights
+    )
+    dk, dv, column_sums = launch.key_gradient(problem, q, keys, values, dy, stats, gates, after, False, lower)
+    dg = den.new_empty(0)
+    if row_sums is not None and column_sums is not None:
+        dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
     return dq, dk, dv, d_weights, dg
 
 
@@ -157,11 +162,10 @@ def _state_gradients(
     """
     reach = None if gates is None else gates.exp2()
     token_weights = None if reach is None else TokenWeights(reach, reach)
-    with launch_on(q):
-        after, _, dots = launch.chunk_states(
-            problem, q, q, dy, token_weights, gates, None, reverse=True, want_final=False,
-            prefix=None if gates is None else states,
-        )  # fmt: skip
+    after, _, dots = launch.chunk_states(
+        problem, q, q, dy, token_weights, gates, None, reverse=True, want_final=False,
+        prefix=None if gates is None else states,
+    )  # fmt: skip
     if dots is None or gates is None:
         return after, None
     traces = launch.state_traces(problem, states) * launch.state_traces(problem, after)
@@ -174,10 +178,10 @@ def _chunk(q: Tensor, p: int, chunk: int | None) -> int:
     return whole_chunk(q, PowerOptions(p, 1.0, "none", 0.0, chunk))
 
 
-def _nothing(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _nothing(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return empty tensors, each its own, as an operator must not return one twice."""
-    one, two, three, four, five, six = (q.new_empty(0, dtype=torch.float32) for _ in range(6))
-    return one, two, three, four, five, six
+    one, two, three, four, five = (q.new_empty(0, dtype=torch.float32) for _ in range(5))
+    return one, two, three, four, five
 
 
 def _problem(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, p: int, scale: float, chunk: int) -> PowerProblem:

@@ -34,7 +34,8 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 # Forms: "tiles" reads a state of p >= 2 in tiles; "rows" is linear attention and the quadratic form over at most
 # SHORT_CHUNK tokens, "long" over more. "wide_keys" and "wide_values" serve key gradients where that width is larger.
 # "value_gradient" is there where gradients of values are made apart from those of keys, "gated_forward" where gates
-# take other blocks, "lower_..." where lower degrees do, whose registers would be spilled on larger ones. Blocks are
+# take other blocks, "lower_..." where lower degrees do, whose registers would be spilled on larger ones, and
+# "lowers_..." where several do. Blocks are
 # chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before it is
 # made in the code for "rows" where the widths differ (`PowerProblem.short`), in key gradients of some pairs of unlike
 # widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64 x 64 with K = V = 16
@@ -89,8 +90,9 @@ _BF16 = _by_width(_BF16_ROWS) | {
     ("short_forward", "rows", 16): Blocks(64, 32, 4, 1, registers=128),
     ("short_query_gradient", "rows", 16): Blocks(64, 64, 4, 1),
     ("short_key_gradient", "rows", 16): Blocks(32, 64, 4, 1, registers=128),
-    ("gated_lower_short_query_gradient", "rows", 16): Blocks(64, 32, 4, 1, registers=128),
-    ("gated_lower_short_key_gradient", "rows", 16): Blocks(32, 64, 4, 1),
+    ("gated_lower_short_query_gradient", "rows", 16): Blocks(64, 64, 4, 1, registers=128),
+    ("gated_lowers_short_query_gradient", "rows", 16): Blocks(64, 32, 4, 1, registers=128),
+    ("gated_lower_short_key_gradient", "rows", 16): Blocks(32, 64, 4, 1, registers=168),
     ("short_forward", "rows", 32): Blocks(64, 32, 4, 1),
     ("short_query_gradient", "rows", 32): Blocks(64, 32, 4, 1),
     ("short_key_gradient", "rows", 32): Blocks(32, 64, 4, 1),
@@ -127,10 +129,11 @@ def arithmetic(dtype: torch.dtype, p: int, stateful: bool) -> str:
 def launch_blocks(kernel: str, form: str, kind: str, width: int, variant: str = "") -> Blocks:
     """Return the configuration of a kernel in an arithmetic, width being that of the wider of key and value.
 
-    The `variant`, `gated`, `lower` or `gated_lower`, may have blocks of its own.
+    The `variant`, of `gated` and of `lower` or `lowers`, may have blocks of its own, `lowers` else those of `lower`.
     """
     table, key = LAUNCH_TABLES[kind], (form, padded(width, 16, 128))
-    names = (f"{variant}_{kernel}", f"{variant.removeprefix('gated_')}_{kernel}", kernel)
+    variants = (variant, variant.replace("lowers", "lower"))
+    names = *(f"{x}_{kernel}" for v in variants for x in (v, v.removeprefix("gated_"))), kernel
     return next(table[name, *key] for name in names if (name, *key) in table)
 
 
