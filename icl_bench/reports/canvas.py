@@ -228,14 +228,19 @@ def write_ticks(axis: Axis, written: Callable[[float], str]) -> None:
     axis.minorticks_off()
 
 
-def size_axis(axes: Axes, label: str) -> None:
-    """Set a logarithmic horizontal axis of counts that spans a factor of at least three, with ticks such as 2k."""
+def spread_logarithmically(axes: Axes) -> tuple[float, float]:
+    """Make the horizontal axis logarithmic, over a factor of at least three; return its limits."""
     axes.set_xscale("log")
-    axes.margins(x=0.08)
     low, high = axes.get_xlim()
     short_of = math.sqrt(max(1.0, LEAST_SPAN * low / high))
-    low, high = low / short_of, high * short_of
-    axes.set_xlim(low, high)
+    axes.set_xlim(low / short_of, high * short_of)
+    return low / short_of, high * short_of
+
+
+def size_axis(axes: Axes, label: str) -> None:
+    """Set a logarithmic horizontal axis of counts, with ticks such as 2k."""
+    axes.margins(x=0.08)
+    low, high = spread_logarithmically(axes)
     steps = next(steps for ratio, steps in SIZE_STEPS if high > ratio * low)
     axes.xaxis.set_major_locator(LogLocator(10, subs=steps))
     write_ticks(axes.xaxis, short_count)
@@ -243,12 +248,12 @@ def size_axis(axes: Axes, label: str) -> None:
 
 
 def short_count(value: float) -> str:
-    """Format a count in thousands or millions.
+    """Format a count in thousands, millions or billions.
 
-    >>> short_count(500), short_count(2000), short_count(1.5e6)
-    ('500', '2k', '1.5M')
+    >>> short_count(500), short_count(2000), short_count(1.5e6), short_count(1e9)
+    ('500', '2k', '1.5M', '1G')
     """
-    for unit, letter in ((1e6, "M"), (1e3, "k")):
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"

@@ -277,9 +277,10 @@ def map_answer(section: Section) -> str:
     ends = {(spans[arch][0], spans[arch][-1]) for arch in best}
     where = f", from {spans[best[0]][0]:.2g} to {spans[best[0]][-1]:.2g}" if len(ends) == 1 else ""
     others = f"; with {without} at no rate" if len(widths) < len(spans) else ""
-    most = f", the most of {len(spans)}" if len(spans) > len(best) else ""
+    most = f", the most of {len(spans)}" if MOST_IN_TITLE >= len(best) < len(spans) else ""
     over = f"at every gain over {widest:.1f} decades of learning rates{most}{where}"
-    return f"With {few_names(best)} most seeds train {over}{others}"
+    names = enumerate_words(best) if len(best) <= MOST_IN_TITLE else f"{len(best)} of {len(spans)} architectures"
+    return f"With {names} most seeds train {over}{others}"
 
 
 def common_rates(places: Map) -> list[float]:

@@ -3,13 +3,13 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise, product
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator
 
 from icl_bench.reports import canvas
@@ -36,7 +36,8 @@ NOTE = (
     "Place: a learning rate and a gain. A place is of the kind that most of its seeds have (the worse one of two that "
     "are level): trained, above half of the range from floor to 1 at the last validation; plateau, below 5 % of it; "
     "diverged; or between. Accuracy: validation, median over seeds, at the best place. Window: decades of rates around "
-    "the best place, at its gain, where most seeds trained; ≥ where it reaches an end of the rates."
+    "the best place, at its gain, where most seeds trained; ≥ where it reaches an end of the rates. Usable: the "
+    "largest rectangle of places at which most seeds trained."
 )
 
 
@@ -53,6 +54,15 @@ class Place(NamedTuple):
 
 Map = Mapping[tuple[float, float], Place]
 """Places by learning rate and gain."""
+
+
+class Region(NamedTuple):
+    """A rectangle of places."""
+
+    rates: tuple[float, float]
+    """Least and largest learning rate."""
+    gains: tuple[float, float]
+    """Least and largest gain."""
 
 
 def gain_of(run: Outline) -> float:
@@ -87,6 +97,22 @@ def outcome_kind(run: Outline, floor: float) -> str:
     return "trained" if above > TRAINED else "plateau" if above < PLATEAU else "between"
 
 
+def usable_region(places: Map) -> Region | None:
+    """Return the largest rectangle of places where most seeds trained, the widest of equal ones; None without any."""
+    rates, gains = (sorted({at[i] for at in places}) for i in range(2))
+    trained = {at for at, place in places.items() if place.kind == "trained"}
+    best: tuple[tuple[int, int], Region] | None = None
+    for low, high in combinations_with_replacement(range(len(gains)), 2):
+        own = gains[low : high + 1]
+        run = 0
+        for i, rate in enumerate(rates):
+            run = run + 1 if trained.issuperset(product([rate], own)) else 0
+            size = (run * len(own), run)
+            if run and (best is None or size > best[0]):
+                best = size, Region((rates[i - run + 1], rate), (own[0], own[-1]))
+    return best[1] if best else None
+
+
 def gain_table(section: Section) -> Table:
     """Make a row for each architecture that has a map."""
     return table_of([gain_row(arch, places) for arch, places in maps_of(section).items()])
@@ -105,6 +131,7 @@ def gain_row(arch: str, places: Map) -> dict[str, str]:
         high += 1
     open_end = trained[low] and (low == 0 or high == len(rates) - 1)
     width = math.log10(rates[high] / rates[low]) if trained[low] else 0.0
+    region = usable_region(places)
     return {
         "architecture": Name(arch),
         "places": str(len(kinds)),
@@ -113,6 +140,8 @@ def gain_row(arch: str, places: Map) -> dict[str, str]:
         "at rate": f"{best_rate:.3g}",
         "at gain": f"{gain:.3g}",
         "window, decades": f"{'≥ ' if open_end else ''}{width:.2f}",
+        "usable rates": f"{region.rates[0]:.2g} to {region.rates[1]:.2g}" if region else "none",
+        "usable gains": f"{region.gains[0]:.3g} to {region.gains[1]:.3g}" if region else "none",
     }
 
 
@@ -147,6 +176,11 @@ def draw_map(axes: Axes, places: Map) -> None:
         if 0 < place.trained < place.seeds:
             ink = "white" if place.kind == "trained" else canvas.INK
             axes.text(rate, gain, f"{place.trained}/{place.seeds}", color=ink, fontsize=6.5, ha="center", va="center")
+    if region := usable_region(places):
+        (left, right), (low, high) = outline(rates, region.rates), outline(gains, region.gains)
+        axes.add_patch(
+            Rectangle((left, low), right - left, high - low, fill=False, edgecolor=canvas.INK, linewidth=1.8)
+        )
     canvas.rate_scale(axes)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(FixedLocator([gain for gain in gains if math.log2(gain) % 1 == 0]))
@@ -167,6 +201,12 @@ def edges(values: Sequence[float]) -> list[float]:
         return [values[0] / 1.5, values[0] * 1.5]
     inner = [math.sqrt(low * high) for low, high in pairwise(values)]
     return [values[0] ** 2 / inner[0], *inner, values[-1] ** 2 / inner[-1]]
+
+
+def outline(values: Sequence[float], ends: tuple[float, float]) -> tuple[float, float]:
+    """Return the borders before the first and behind the last of two values on a logarithmic axis."""
+    borders = edges(values)
+    return borders[values.index(ends[0])], borders[values.index(ends[1]) + 1]
 
 
 def predicted_gain(spec: Mapping[str, Any], length: int) -> float | None:
@@ -206,8 +246,9 @@ PART = Part(
     SectionFigure(
         "gains",
         "Outcome by learning rate and initial scale of queries and keys: hue for the kind of most seeds, lighter the "
-        "lower the accuracy; the share of seeds that trained, where others did not. Dotted: gain at which the "
-        "normaliser is predicted to fail. Dashed: predicted edge of rates, 1 / (1.6 p C).",
+        "lower the accuracy; the share of seeds that trained, where others did not. Framed: the largest rectangle in "
+        "which most seeds trained at each place. Dotted: gain at which the normaliser is predicted to fail. Dashed: "
+        "predicted edge of rates, 1 / (1.6 p C).",
         draw_maps,
     ),
     NOTE,

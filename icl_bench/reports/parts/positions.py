@@ -238,7 +238,7 @@ def loss_by_work(section: Section, context: StudyContext) -> Figure | None:
     ends = [draw_work(axes, name, rungs, canvas.series_style(i)) for i, (name, rungs) in enumerate(curves.items())]
     free_axis(axes)
     axes.set_ylabel("bits per token")
-    axes.set_xscale("log")
+    canvas.spread_logarithmically(axes)
     axes.set_xlabel("operations of training")
     if not label_ends(axes, ends, WORK_HEIGHT):
         canvas.add_legend(axes, canvas.legend_handles(canvas.series_style(i) for i in range(len(curves))), [*curves])

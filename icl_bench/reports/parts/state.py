@@ -17,7 +17,7 @@ from icl_bench.reports.naming import natural_key
 from icl_bench.reports.panels import by_state
 from icl_bench.reports.parts.base import Part, SectionFigure, measured_seeds_remark
 from icl_bench.reports.parts.reach import ceilings, reach_remark
-from icl_bench.reports.ranking import MATCHED
+from icl_bench.reports.ranking import MATCHED, largest_budget
 from icl_bench.reports.statistics import median
 from icl_bench.runs.outline import Seeds
 
@@ -34,9 +34,14 @@ UNTRAINED = {"untrained": " (untrained)", "at the floor": " (at the floor)"}
 PUBLISHED_STYLE = canvas.SeriesStyle((0.0, 0.0, 0.0), "o", "-")
 
 
+def drawn_entries(section: Section) -> list[Entry]:
+    """Return the entries that have a score; of several budgets of training the largest, at which claims are made."""
+    return [entry for entry in largest_budget(section.entries) if entry.accuracies]
+
+
 def drawn_by_state(section: Section) -> bool:
     """Return whether the accuracies of a section have a figure of their own, beside that by load."""
-    return sum(bool(entry.accuracies) for entry in section.entries) > 1
+    return len(drawn_entries(section)) > 1
 
 
 def recall_by_state(section: Section, context: StudyContext) -> Figure | None:
@@ -70,20 +75,22 @@ def recall_by_state(section: Section, context: StudyContext) -> Figure | None:
     canvas.share_axis(panels[0], "test accuracy, mean over cells")
     if not label_ends(panels[-1], [*ends, End(None, section.mean_floor or 0.0, "floor", canvas.GREY)], HEIGHT):
         styles = map(canvas.series_style, range(len(section.families)))
-        handles = [*canvas.legend_handles(styles), Line2D([], [], **canvas.FLOOR_LINE)]
-        canvas.add_legend(figure, handles, [*section.families, "floor"])
+        handles = dict(zip(section.families, canvas.legend_handles(styles), strict=True))
+        drawn = [family for family in section.families if any(end.name == family for end in ends)]
+        floor = Line2D([], [], **canvas.FLOOR_LINE)
+        canvas.add_legend(figure, [*(handles[family] for family in drawn), floor], [*drawn, "floor"])
     return figure
 
 
 def of_one_size(section: Section) -> bool:
     """Return whether the entries that have a score are of about one size, so that a figure has no axis of sizes."""
-    states = [one.state_elements for one in section.entries if one.accuracies and one.state_elements]
+    states = [one.state_elements for one in drawn_entries(section) if one.state_elements]
     return not states or max(states) <= ONE_SIZE * min(states)
 
 
 def strips(section: Section) -> Figure:
     """Draw a row for each entry, by falling median: its seeds, the median as a bar, and the interval of the median."""
-    scored = [(entry.accuracy, entry) for entry in section.entries if entry.accuracy is not None]
+    scored = [(entry.accuracy, entry) for entry in drawn_entries(section) if entry.accuracy is not None]
     entries = [entry for _, entry in sorted(scored, key=lambda row: (-row[0], natural_key(row[1].label)))][:MOST_STRIPS]
     figure, (axes,) = canvas.new_figure(80 + STRIP_HEIGHT * len(entries))
     for row, entry in enumerate(entries):
@@ -126,7 +133,7 @@ def draw_sizes(axes: Axes, section: Section, size: Callable[[Entry], int | None]
     ends = []
     for i, family in enumerate(section.families):
         style = canvas.series_style(i)
-        members = [one for one in section.entries if one.family == family and one.accuracies]
+        members = [one for one in drawn_entries(section) if one.family == family]
         places = [(found, one) for one in members if (found := size(one))]
         places.sort(key=lambda place: (place[0], by_state(place[1])))
         sizes, columns = [found for found, _ in places], [one.accuracies for _, one in places]
@@ -158,9 +165,15 @@ def draw_ceilings(axes: Axes, section: Section, size: Callable[[Entry], int | No
             axes.plot(ends, [one.mean] * 2, **one.line(styles[one.entry.family]))
 
 
+def budget_remark(section: Section) -> str:
+    """Return the remark that of several budgets of training the largest alone is drawn."""
+    several = len(largest_budget(section.entries)) < len(section.entries)
+    return " Of several budgets of training the largest alone is drawn." if several else ""
+
+
 def strips_remark(section: Section) -> str:
     """Return the remark that not every entry is drawn, where there are too many for strips."""
-    number = sum(entry.accuracy is not None for entry in section.entries)
+    number = sum(entry.accuracy is not None for entry in drawn_entries(section))
     return f" The best {MOST_STRIPS} of {number} are drawn." if number > MOST_STRIPS and of_one_size(section) else ""
 
 
@@ -172,6 +185,8 @@ PART = Part(
         "median. Open dots are seeds that are not locked in; untrained architectures say nothing of capacity, and no "
         "line goes through them.",
         recall_by_state,
-        lambda section: measured_seeds_remark(section) + strips_remark(section) + reach_remark(section),
+        lambda section: "".join(
+            remark(section) for remark in (measured_seeds_remark, budget_remark, strips_remark, reach_remark)
+        ),
     ),
 )

@@ -11,7 +11,16 @@ from icl_bench.reports.canvas import figure_settings, svg
 from icl_bench.reports.context import NO_STUDY
 from icl_bench.reports.explorer.answers import figure_title
 from icl_bench.reports.parts.findings import findings
-from icl_bench.reports.parts.gains import KINDS, draw_maps, edges, gain_table, maps_of, predicted_gain
+from icl_bench.reports.parts.gains import (
+    KINDS,
+    Region,
+    draw_maps,
+    edges,
+    gain_table,
+    maps_of,
+    predicted_gain,
+    usable_region,
+)
 from icl_bench.reports.ranking import rankings
 from icl_bench.runs.record import RunRecord
 from tests.reports.factory import make_record, section_of
@@ -52,6 +61,26 @@ def test_the_table_counts_places_and_measures_the_window() -> None:
     assert row["places"] == "9"
     assert [float(row[kind]) for kind in KINDS] == pytest.approx([4 / 9, 0, 2 / 9, 3 / 9], abs=1e-3)
     assert (row["window, decades"], row["at gain"]) == ("≥ 1.00", "0.25")
+    assert (row["usable rates"], row["usable gains"]) == ("0.001 to 0.01", "0.25 to 1")
+
+
+def region(trained: Callable[[float, float], bool]) -> Region | None:
+    """The usable region of a map of which these places train."""
+    return usable_region(maps_of(section_of(records(lambda *at: 0.9 if trained(*at) else 0.12)))["power:p=2"])
+
+
+def test_the_usable_region_is_the_largest_rectangle_that_trains() -> None:
+    assert region(lambda rate, gain: rate < 0.05 or gain == 4) == Region((1e-3, 1e-2), (0.25, 4.0))
+    assert region(lambda rate, gain: gain == 4 or (rate, gain) == (0.1, 1.0)) == Region((1e-3, 1e-1), (4.0, 4.0))
+    assert region(lambda rate, gain: rate != 1e-2) == Region((1e-3, 1e-3), (0.25, 4.0))
+    assert region(lambda rate, gain: False) is None
+
+
+def test_the_usable_region_is_framed_at_the_borders_of_its_places() -> None:
+    with figure_settings():
+        (frame,) = draw_maps(section_of(records(high_gains_fail)), NO_STUDY).axes[0].patches
+    borders = edges(RATES)[0], edges(GAINS)[0], edges(RATES)[2], edges(GAINS)[2]
+    assert frame.get_bbox().extents == pytest.approx(borders)
 
 
 def test_a_map_has_a_rectangle_for_each_place_in_the_hue_of_its_kind() -> None:

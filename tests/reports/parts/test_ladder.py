@@ -2,6 +2,7 @@
 
 from icl_bench.reports.parts.findings import findings
 from icl_bench.reports.parts.ladder import ladder_table
+from icl_bench.reports.parts.state import PART, drawn_entries
 from icl_bench.reports.ranking import rankings
 from icl_bench.runs.record import RunRecord
 from tests.reports.factory import section_of, several
@@ -45,3 +46,11 @@ def test_claims_are_made_at_the_largest_budget_and_say_that_it_moved() -> None:
     text = " ".join(findings(section))
     assert "the last factor of the budget moved linear, steps=2000, by up to 0.400" in text
     assert "for lack of a match" not in text
+
+
+def test_recall_by_state_draws_the_largest_budget_alone_and_says_so() -> None:
+    section = section_of(LADDER)
+    assert [entry.label for entry in drawn_entries(section)] == ["linear, steps=2000", "softmax, steps=2000"]
+    assert PART.figure is not None and "Of several budgets of training the largest alone" in PART.figure.remark(section)
+    one = section_of([*several("linear", 0.5), *several("softmax", 0.8)])
+    assert len(drawn_entries(one)) == 2 and "budgets" not in PART.figure.remark(one)
