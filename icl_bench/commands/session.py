@@ -1,5 +1,6 @@
 """Requests and studies carried out: from the options of a command to an executor, and from its records to a report."""
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.spec import RunSpec
 
+COLLECT_AT = gc.get_threshold()[0]
+"""Objects made since the last collection of garbage at which Python collects the next time."""
+COLLECT_LOADING_AT = 100_000
+"""The same while modules are loaded, all of whose objects stay: a tenth of the time of an import is collections."""
 ENGINES_HERE = ("auto", "inline")
 """Engines that use the GPU in this process."""
 OWN_RANK = "LOCAL_RANK"
@@ -36,6 +41,7 @@ def prepare_engine(machine: MachineOptions) -> None:
     from icl_bench.isolation import start_server
     from icl_bench.schema import parse_spec
 
+    gc.set_threshold(COLLECT_LOADING_AT)
     engine = parse_spec(machine.engine).name
     if engine == "local":
         start_server()
@@ -82,7 +88,10 @@ def make_executor(machine: MachineOptions, output: OutputOptions) -> "Executor":
     where = (machine.device, machine.impl, machine.graphs, machine.fleet, machine.engine)
     memory = (machine.accumulate, machine.recompute)
     session = Session(*where, output.log or (), output.quiet, output.again, *memory)
-    return open_with_progress(output.store, session, keep_of(output))
+    executor = open_with_progress(output.store, session, keep_of(output))
+    gc.freeze()  # so that no collection while runs train looks at the modules again
+    gc.set_threshold(COLLECT_AT)
+    return executor
 
 
 def open_with_progress(store: Path, session: "Session", keep: tuple[str, ...]) -> "Executor":

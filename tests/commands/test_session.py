@@ -1,5 +1,6 @@
 """Commands that train: what they begin before torch is imported, and what they load while runs train."""
 
+import gc
 import multiprocessing
 import subprocess
 import sys
@@ -9,8 +10,8 @@ import pytest
 
 from icl_bench import isolation
 from icl_bench.commands import session
-from icl_bench.commands.options import MachineOptions
-from icl_bench.commands.session import loading_reports, prepare_engine
+from icl_bench.commands.options import MachineOptions, OutputOptions
+from icl_bench.commands.session import loading_reports, make_executor, prepare_engine
 
 
 @pytest.mark.parametrize(("engine", "starts"), [("local:workers=2", 1), ("local", 1), ("auto", 0), ("inline", 0)])
@@ -39,6 +40,14 @@ def test_ranks_of_torchrun_leave_the_first_gpu_alone(monkeypatch) -> None:
     monkeypatch.setattr(session, "load_gpu", loaded.set)
     prepare_engine(MachineOptions(device="cuda"))
     assert not loaded.wait(0.05)
+
+
+def test_garbage_is_collected_as_ever_while_runs_train(tmp_path) -> None:
+    prepare_engine(MachineOptions(device="cpu"))
+    assert gc.get_threshold()[0] > session.COLLECT_AT
+    make_executor(MachineOptions(device="cpu"), OutputOptions(tmp_path, quiet=True)).engine.close()
+    assert gc.get_threshold()[0] == session.COLLECT_AT
+    gc.unfreeze()
 
 
 def test_reports_load_while_a_block_takes_long(monkeypatch) -> None:

@@ -116,7 +116,7 @@ def study_parts(study: Study) -> tuple[list[StudyPart], list[str]]:
         for part, under in zip(lowest, below, strict=True):
             here = [each._replace(settings=(*each.settings, *budget)) for each in part.contenders]
             parts.append(StudyPart(", ".join(filter(None, [part.title, *budget])), here, under))
-    return parts, left_out
+    return parts, list(dict.fromkeys(left_out))
 
 
 def place_title(study: Study, combination: tuple[str, ...], task: str, size: int | None) -> str:

@@ -219,6 +219,12 @@ def test_tasks_and_sizes_are_parts_of_their_own() -> None:
     assert len(parts) == len(left_out) == 1 and left_out[0].startswith("model.d_model=8: keys of a matched state")
 
 
+def test_a_reason_that_holds_for_several_tasks_is_told_once() -> None:
+    text = BASE.replace("tasks: [copy]", "tasks: [copy, assoc-recall]") + "sizes: [65536]\nsettings: [model.d_model=8]"
+    parts, left_out = study_parts(parse_study(text, "s.yaml"))
+    assert not parts and len(left_out) == 1
+
+
 def test_a_plan_lists_the_parts(tmp_path) -> None:
     study = parse_study(BASE + "ladder: [1, 4]\naxes: {model.d_model: [32, 16]}\n", "s.yaml")
     planned = plan_study(study, Store(tmp_path))
