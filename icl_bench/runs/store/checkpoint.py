@@ -29,8 +29,8 @@ from icl_bench.runs.store.parsing import parse_model, parse_object, tensors_leng
 from icl_bench.runs.store.processes import writer_mark
 from icl_bench.schema import Frozen, canonical_json, content_hash
 
-CHECKPOINT_LAYOUT = 1
-"""Version of the layout of checkpoints."""
+CHECKPOINT_LAYOUT = 2
+"""Version of the layout of checkpoints; since 2 parameters of a GPU start at multiples of 16 bytes."""
 INTERVAL_VARIABLE = "ICL_BENCH_CHECKPOINT_EVERY"
 DEFAULT_INTERVAL = 60.0
 """Seconds of training between checkpoints; shorter runs have no checkpoint."""
