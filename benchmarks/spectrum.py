@@ -145,8 +145,11 @@ def candidates() -> Iterator[Candidate]:
     """Yield other launches for each shape."""
     sizes = {"forward": (64, 32), "query_gradient": (64, 32), "key_gradient": (32, 64)}
     for (kernel, size), (p, gated) in itertools.product(sizes.items(), ((2, False), (3, False), (4, True))):
-        for (m, n), most in itertools.product((size, (64, 64)), (None, 128, 96)):
-            yield Candidate(f"short_{kernel}", "rows", Blocks(m, n, 4, 1, registers=most), ("fleet", p, gated))
+        variant = ("gated_" if gated else "") + ("lowers" if p > 3 else "lower")
+        for (m, n), most in itertools.product((size, (64, 64)), (None, 168, 128, 96)):
+            yield Candidate(
+                f"{variant}_short_{kernel}", "rows", Blocks(m, n, 4, 1, registers=most), ("fleet", p, gated)
+            )
     for kernel, p in itertools.product(("forward", "query_gradient", "key_gradient"), (2, 3, 4)):
         for m, n, warps in ((64, 64, 4), (128, 32, 4), (128, 64, 8)):
             form = "tiles" if p == 2 else "long"

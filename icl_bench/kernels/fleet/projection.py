@@ -58,7 +58,8 @@ def project_parts(x: Tensor, weight: Tensor, widths: Sequence[int]) -> tuple[Ten
 def project_beside(x: Tensor, weight: Tensor, widths: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return x for its other uses, and what `project_parts` returns.
 
-    On a device the gradient of the other uses is added inside of a product, without a pass of its own.
+    On a device the gradient of the other uses is added to inside of a product, in place: it must have no other reader,
+    as that of a projection or of `take_rows` has none.
     """
     if x.ndim != 3:
         raise ArgumentError(f"x must be [M, N, C_in]; got {list(x.shape)}: flatten the rows")
@@ -72,10 +73,12 @@ def project_beside(x: Tensor, weight: Tensor, widths: Sequence[int]) -> tuple[Te
 def row_parts(members: int, rows: int, width_in: int, width_out: int, device: torch.device, dtype: torch.dtype) -> int:
     """Return the number of equal parts that the rows of a member are cut into; 1 on the CPU, which needs no parts.
 
-    The library cuts the rows of aligned matrices of half types itself, and those of a single wide member.
+    The library cuts the rows of aligned matrices of half types itself, from a whole tile on, and those of a single wide
+    member.
     """
     tiles = members * -(-width_in // PRODUCT_TILE) * -(-width_out // PRODUCT_TILE)
     aligned = dtype in HALF_TYPES and width_in % MATRIX_UNIT == 0 and width_out % MATRIX_UNIT == 0
+    aligned &= min(width_in, width_out) >= PRODUCT_TILE
     whole = device.type == "cpu" or (members == 1 and (aligned or tiles >= WIDE_TILES))
     count, most = 1, 1 if whole else PARTS_OF_ALIGNED if aligned else -(-FULL_DEVICE_TILES // tiles)
     while count < most and rows % (2 * count) == 0 and rows // count > FEWEST_ROWS:
@@ -127,11 +130,8 @@ class _ProjectedParts(torch.autograd.Function):
             if gradient is None:
                 parts.append(torch.zeros_like(block))
                 continue
-            # The gradient that came in may have other readers: only one made here is added to in place.
             if dx is None:
                 dx = torch.bmm(gradient, block.transpose(1, 2))
-            elif dx is through:
-                dx = torch.baddbmm(dx, gradient, block.transpose(1, 2))
             else:
                 dx.baddbmm_(gradient, block.transpose(1, 2))
             parts.append(weight_gradient(x, gradient))

@@ -31,6 +31,8 @@ from icl_bench.kernels.measurement.problem import Subject
 
 COMPILING_SHARE = 0.33
 """Largest share of the time for compilation, where it is measured after it."""
+STARTING = 60.0
+"""Seconds that a process may take to start."""
 SILENCE = 6.0
 """Seconds beyond its deadline after which a silent process is ended."""
 LONGEST_TURN = 8.0
@@ -106,12 +108,15 @@ def measure_in_processes(
             for subject in present:
                 running[subject] = start_process(serve_tasks, subject, device)
             compiled = compile_tasks(present, device, begun + COMPILING_SHARE * seconds, folder)
+            for child in running.values():
+                wait_until_ready(child)
             tell(f"compiled in {time.monotonic() - begun:.0f} s")
             turns = turns_of(tasks, present)
             for place, (subject, asked) in enumerate(turns):
                 left = begun + seconds - time.monotonic()
                 if not running[subject].process.is_alive():  # ended in an earlier turn
                     running[subject] = start_process(serve_tasks, subject, device)
+                    wait_until_ready(running[subject])
                 deadline = time.monotonic() + left * min(1.0, LONGEST_TURN / (len(turns) - place))
                 for task, row in zip(asked, _ask(running[subject], asked, deadline), strict=True):
                     rows[task] = row._replace(compile_seconds=compiled.get(task_title(task)))
@@ -137,14 +142,22 @@ def turns_of(
 
 
 def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> None:
-    """Send rows for each list of tasks that comes through the pipe, until it is closed."""
+    """Send None once the device is in use, then rows for each list of tasks that comes, until the pipe is closed."""
     torch.empty(1, device=device)
+    pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
             tasks, seconds = pipe.recv()
             import_peer(subject, tasks, device)
             for row in measure.measure_tasks(tasks, device, time.monotonic() + seconds):
                 pipe.send(row)
+
+
+def wait_until_ready(child: PipedProcess) -> None:
+    """Wait until a process has a context on the device: while one is made, nothing else is timed right."""
+    with contextlib.suppress(EOFError, ConnectionResetError):  # a dead process has rows that say so
+        if child.pipe.poll(STARTING):
+            child.pipe.recv()
 
 
 def _ask(child: PipedProcess, tasks: Sequence[TimingTask], deadline: float) -> Iterator[TimedRow]:

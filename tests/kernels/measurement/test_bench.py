@@ -224,8 +224,9 @@ def test_a_measuring_process_answers_every_task():
     near, far = multiprocessing.Pipe()
     server = threading.Thread(target=bench.serve_tasks, args=(far, "ours", CPU))
     server.start()
-    tasks = [(CASE, "quadratic"), (CASE, "chunked")]
-    rows = list(bench._ask(PipedProcess(Silent(), near), tasks, time.monotonic() + 60))
+    tasks, child = [(CASE, "quadratic"), (CASE, "chunked")], PipedProcess(Silent(), near)
+    bench.wait_until_ready(child)
+    rows = list(bench._ask(child, tasks, time.monotonic() + 60))
     near.close()
     server.join()
     assert [row.contender for row in rows] == ["power quadratic", "power chunked"] and all(row.both for row in rows)

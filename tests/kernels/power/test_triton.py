@@ -84,6 +84,13 @@ def test_pipelined_steps_through_a_state_take_two_key_channels():
             assert blocks.depth >= 2 * width, (kernel, width, blocks)
 
 
+def test_kernels_take_the_blocks_of_the_nearest_variant(monkeypatch):
+    blocks = {name: table.Blocks(16, 16, 4, stages) for stages, name in enumerate(("x", "lower_x", "gated_lower_x"))}
+    monkeypatch.setitem(table.LAUNCH_TABLES, "bf16", {(name, "rows", 16): own for name, own in blocks.items()})
+    for variant, name in {"": "x", "gated": "x", "lowers": "lower_x", "gated_lowers": "gated_lower_x"}.items():
+        assert table.launch_blocks.__wrapped__("x", "rows", "bf16", 16, variant) == blocks[name], variant
+
+
 def test_blocks_meet_every_pair_once():
     for (kernel, form, _), blocks in [entry for entries in table.LAUNCH_TABLES.values() for entry in entries.items()]:
         if kernel.endswith(("forward", "query_gradient")):

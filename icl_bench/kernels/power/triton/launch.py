@@ -211,9 +211,10 @@ def query_statistics(
     return found
 
 
-def query_rows(problem: PowerProblem, tiled: bool) -> int:
+def query_rows(problem: PowerProblem, tiled: bool, gated: bool) -> int:
     """Return the rows of the gradient of weights of lower degrees: tokens, or blocks of them."""
-    return problem.t if problem.by_token else -(-problem.t // problem.blocks("query_gradient", tiled=tiled).m)
+    blocks = problem.blocks("query_gradient", tiled=tiled, gated=gated)
+    return problem.t if problem.by_token else -(-problem.t // blocks.m)
 
 
 def query_gradient(
@@ -231,7 +232,7 @@ def query_gradient(
     stats = den.new_empty(*den.shape, 4) if stats is None else stats
     dq = empty_gradient(q, problem.heads) if dq is None else dq
     row_sums = None if gates is None else torch.empty(2, *den.shape, device=q.device)
-    blocks = problem.blocks("query_gradient", tiled=states is not None)
+    blocks = problem.blocks("query_gradient", tiled=states is not None, gated=gated)
     state = states is not None and problem.layout.p <= 2
     weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
     power_query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](

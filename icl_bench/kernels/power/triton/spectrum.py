@@ -121,25 +121,23 @@ def _long_gradients(
     problem: PowerProblem, dy: Tensor, q: Tensor, k: Tensor, lower: LowerTerms, keys: Tensor, values: Tensor,
     gates: Tensor | None, states: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of `spectrum_backward` before heads, programs and members are summed.
-
-    The caller makes the device of the tensors current, as for `_state_gradients`.
-    """
+    """Return the gradients of `spectrum_backward` before heads, programs and members are summed."""
     read = states if problem.chunks > 1 else None
     den = dy.new_empty(problem.n, problem.heads, problem.t, dtype=torch.float32)
-    rows = launch.query_rows(problem, tiled=read is not None)
+    rows = launch.query_rows(problem, tiled=read is not None, gated=gates is not None)
     d_weights = den.new_empty(problem.n, rows, problem.heads, problem.terms)
     low = dy.new_empty(problem.n, 0, *dy.shape[2:])
     after, dots = None, None
     if read is not None:
         after, dots = _state_gradients(problem, q, dy, lower.weights, gates, read)
-    dq, row_sums, stats = launch.query_gradient(
-        problem, q, keys, values, dy, low, dy, den, None, gates, read, False, lower, d_weights
-    )
-    dk, dv, column_sums = launch.key_gradient(problem, q, keys, values, dy, stats, gates, after, False, lower)
-    dg = den.new_empty(0)
-    if row_sums is not None and column_sums is not None:
-        dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
+    with launch_on(q):
+        dq, row_sums, stats = launch.query_gradient(
+            problem, q, keys, values, dy, low, dy, den, None, gates, read, False, lower, d_weights
+        )
+        dk, dv, column_sums = launch.key_gradient(problem, q, keys, values, dy, stats, gates, after, False, lower)
+        dg = den.new_empty(0)
+        if row_sums is not None and column_sums is not None:
+            dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
     return dq, dk, dv, d_weights, dg
 
 
@@ -162,10 +160,11 @@ def _state_gradients(
     """
     reach = None if gates is None else gates.exp2()
     token_weights = None if reach is None else TokenWeights(reach, reach)
-    after, _, dots = launch.chunk_states(
-        problem, q, q, dy, token_weights, gates, None, reverse=True, want_final=False,
-        prefix=None if gates is None else states,
-    )  # fmt: skip
+    with launch_on(q):
+        after, _, dots = launch.chunk_states(
+            problem, q, q, dy, token_weights, gates, None, reverse=True, want_final=False,
+            prefix=None if gates is None else states,
+        )  # fmt: skip
     if dots is None or gates is None:
         return after, None
     traces = launch.state_traces(problem, states) * launch.state_traces(problem, after)

@@ -97,6 +97,7 @@ _BF16 = _by_width(_BF16_ROWS) | {
     ("short_query_gradient", "rows", 32): Blocks(64, 32, 4, 1),
     ("short_key_gradient", "rows", 32): Blocks(32, 64, 4, 1),
     ("lower_query_gradient", "tiles", 64): Blocks(128, 32, 4, 3, 3, 128),
+    ("gated_lower_query_gradient", "tiles", 64): Blocks(64, 32, 4, 3, 3, 128),
     ("lower_key_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3, 128),
 }
 _TF32 = _all_forms(
