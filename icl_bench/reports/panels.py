@@ -57,9 +57,13 @@ def panels_of(section: Section, crowded: bool = False) -> list[Panel]:
 
 
 def setting_panel(section: Section, setting: str, members: Sequence[Entry]) -> Panel:
-    """Return the panel of a setting; an architecture has the same colour in all panels."""
+    """Return the panel of a setting; an architecture has one colour in all panels, and each of its sizes a dash."""
     kinds = list(dict.fromkeys(entry.family.partition(", ")[0] for entry in section.entries))
-    styles = tuple(canvas.series_style(kinds.index(entry.family.partition(", ")[0])) for entry in members)
+    own = [entry.family.partition(", ")[0] for entry in members]
+    styles = tuple(
+        canvas.series_style(kinds.index(kind))._replace(dash=canvas.DASHES[own[:i].count(kind) % len(canvas.DASHES)])
+        for i, kind in enumerate(own)
+    )
     return Panel(setting, tuple(members), styles, tuple(entry.label.removesuffix(f", {setting}") for entry in members))
 
 

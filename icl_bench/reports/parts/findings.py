@@ -1,5 +1,6 @@
 """The findings of a section in up to four sentences, written from the numbers: question, seeds, result and limits."""
 
+from collections import Counter
 from collections.abc import Sequence
 from operator import attrgetter
 
@@ -73,7 +74,7 @@ def result(section: Section, ranked: Sequence[Ranking], recalled: Sequence[Recal
     if max(ranking.most_seeds for ranking in ranked) == 1:
         return f"Result: no ranking, since every architecture has one seed; {medians(scored)}."
     if len(ranked) > 1:
-        return f"Result: {'; '.join(at_state(ranking) for ranking in ranked)}."
+        return f"Result: {'; '.join(at_states(ranked))}."
     if ranked[0].best is None:
         return f"Result: {no_ranking(ranked[0])}."
     return f"Result: {compared(ranked[0])}{half_clause(recalled)}."
@@ -86,6 +87,14 @@ def half_clause(recalled: Sequence[Recall]) -> str:
     if not within or len(within) > MOST_NAMED:
         return ""
     return f"; chance-corrected accuracy falls to 50 % at K50 = {enumerate_words(within)}"
+
+
+def at_states(ranked: Sequence[Ranking]) -> list[str]:
+    """Write the result of each group; groups that share a reason for no ranking are counted where they are many."""
+    reasons = Counter(no_ranking(ranking) for ranking in ranked if ranking.best is None)
+    many = [reason for reason, count in reasons.items() if count > MOST_NAMED]
+    told = [at_state(one) for one in ranked if one.best is not None or no_ranking(one) not in many]
+    return told + [f"at {reasons[reason]} of {len(ranked)} sizes of matched state {reason}" for reason in many]
 
 
 def at_state(ranking: Ranking) -> str:

@@ -162,6 +162,16 @@ def test_settings_have_a_panel_each_where_most_families_have_one_size() -> None:
     assert len(panels_of(section_of(runs), crowded=True)) == 12
 
 
+def test_sizes_of_an_architecture_have_dashes_of_their_own_in_the_panel_of_a_setting() -> None:
+    runs = [make_record(f"arch{i}", model={"layers": layers}) for i in range(6) for layers in (1, 2)]
+    runs += [make_record("power:p=2,d_key=8", state=5_000, model={"layers": layers}) for layers in (1, 2)]
+    runs += [make_record("power:p=2,d_key=4", state=4_000, model={"layers": layers}) for layers in (1, 2)]
+    for panel in panels_of(section_of(runs)):
+        small, large = panel.styles[-2:]
+        assert small.colour == large.colour and small.dash != large.dash
+        assert len(set(panel.styles)) == 8
+
+
 def test_one_cell_is_drawn_once() -> None:
     alone = {"loads": (4,), "accuracies": (0.5,)}
     section = section_of([make_record(**alone), make_record("linear", state=2_000, **alone)])

@@ -64,6 +64,16 @@ def test_sizes_are_ranked_among_equals() -> None:
     assert "not ranked, for lack of a match in state: 1 architecture" in text
 
 
+def test_many_sizes_without_a_ranking_for_one_reason_are_one_sentence() -> None:
+    records = [*several("linear", 0.4, state=1000), *several("window:w=8", 0.3, state=1040)]
+    for size in (2000 * 2**step for step in range(7)):
+        records += [*several(f"linear:heads={size}", 1.0, state=size), *several(f"window:w={size}", 1.0, state=size)]
+    text = sentences(records)
+    assert "at 1,000 to 1,040 state elements, linear " in text
+    assert text.count("no ranking") == 1
+    assert "at 7 of 8 sizes of matched state no ranking, since every cell is saturated" in text
+
+
 def test_factors_that_differ_are_a_limit() -> None:
     mixed = [*several("linear:conv=0", 0.5), *several("softmax:conv=4", 0.9)]
     assert "architectures that are compared differ in conv (0 and 4)" in sentences(mixed)
