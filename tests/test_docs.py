@@ -53,6 +53,12 @@ def test_every_record_has_its_heading() -> None:
     assert {model.__name__ for model in stored | {spec.EvalSpec}} <= set(found)
 
 
+@pytest.mark.parametrize("report", sorted((ROOT / "docs" / "studies").glob("*-*.md")), ids=lambda path: path.stem)
+def test_a_published_report_ends_with_a_command_that_trains_it_elsewhere(report: Path) -> None:
+    command = report.read_text().rpartition("```sh\n")[2].partition("\n")[0]
+    assert re.fullmatch(rf"icl-bench sweep {report.stem}( --(parts|device|report) [\w,./-]+)*", command)
+
+
 @pytest.mark.parametrize("module", [record, spec])
 def test_every_field_of_a_record_is_described(module) -> None:
     models = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Frozen)]

@@ -50,7 +50,7 @@ def test_galleries_have_every_task_architecture_and_published_study() -> None:
     assert all(f"(docs/architectures.md#{name})" in pages for name in ARCHITECTURES)
     assert "`S_t = g_t S_(t-1) + phi(k_t) v_t^T`" in pages
     document = galleries.explorer_data((site.ROOT / galleries.EXPLORER).read_text())
-    assert len(document["stores"]) == 5 and document["schema"] == DOCUMENT_SCHEMA
+    assert len(document["stores"]) == 6 and document["schema"] == DOCUMENT_SCHEMA
     assert all(f"**{store['name']}**" in galleries.studies() for store in document["stores"])
     assert not re.search(r"/(?:work|tmp|home|root)/", json.dumps(document))  # no path of the machine that made it
 
