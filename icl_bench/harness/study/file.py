@@ -170,8 +170,9 @@ def load_study(source: str) -> Study:
 def packaged_studies() -> dict[str, str]:
     """Return the text of each study that the package contains, by name."""
     folder = resources.files("icl_bench").joinpath("studies")
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
-    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+    texts = {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+    return dict(sorted(texts.items()))
 
 
 def parse_study(text: str, source: str) -> Study:
