@@ -163,7 +163,7 @@ class Rwkv7Mixer(ShiftMixer):
     def activated(self, rows: Tensor) -> dict[str, Tensor]:
         """Return the parts of the projections by name, those of adapters activated."""
         parts = self.shifted.named(rows)
-        return parts | {"w": parts["w"].tanh(), "g": parts["g"].sigmoid()}
+        return parts | {name: getattr(parts[name], form)() for name, form in ACTIVATIONS.items() if form != "none"}
 
     def exchange(self, parts: dict[str, Tensor], first: FirstLayer | None) -> Tensor:
         v = super().exchange(parts, first)
@@ -178,7 +178,7 @@ class Rwkv7Mixer(ShiftMixer):
             return self.mix_parts(self.activated(rows), first)
         streams = self.shifted.streams
         wide = sum(streams[name].width for name in "rkv")
-        narrow = [(streams[name].width, form) for name, form in ACTIVATIONS.items() if name in streams]
+        narrow = [(stream.width, ACTIVATIONS[name]) for name, stream in streams.items() if name in ACTIVATIONS]
         rows, (w, a, g, *v1) = activate_columns(rows, wide, narrow)
         values = None
         if self.residual is not None and first is not None and first.values is not None:

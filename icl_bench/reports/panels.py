@@ -58,13 +58,18 @@ def panels_of(section: Section, crowded: bool = False) -> list[Panel]:
 
 def setting_panel(section: Section, setting: str, members: Sequence[Entry]) -> Panel:
     """Return the panel of a setting; an architecture has one colour in all panels, and each of its sizes a dash."""
-    kinds = list(dict.fromkeys(entry.family.partition(", ")[0] for entry in section.entries))
-    own = [entry.family.partition(", ")[0] for entry in members]
+    kinds = list(dict.fromkeys(map(unset_family, section.entries)))
+    own = [*map(unset_family, members)]
     styles = tuple(
         canvas.series_style(kinds.index(kind))._replace(dash=canvas.DASHES[own[:i].count(kind) % len(canvas.DASHES)])
         for i, kind in enumerate(own)
     )
     return Panel(setting, tuple(members), styles, tuple(entry.label.removesuffix(f", {setting}") for entry in members))
+
+
+def unset_family(entry: Entry) -> str:
+    """Return the family of an entry without its setting."""
+    return entry.family.partition(", ")[0]
 
 
 def family_panel(section: Section, family: str, index: int) -> Panel:

@@ -74,6 +74,13 @@ def standardise(y, inside, width, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def through_norm(gradient, unit, scale, width):
+    """Return the gradient of y by row from that of `standardise`, whose results are unit and scale."""
+    mean, along = tl.sum(gradient, 1) / width, tl.sum(gradient * unit, 1) / width
+    return (gradient - mean[:, None] - unit * along[:, None]) * scale
+
+
+@triton.jit
 def token_bonus_kernel(
     q, k, v, bonus, y, gain, shift, out, weights, count, heads, key_width, value_width, q_apart, k_apart, v_apart, eps,
     KEEP: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -135,9 +142,7 @@ def token_bonus_gradient_kernel(
         store_heads(dq, slope * key, tokens, head, keys, key_width, inside, BLOCK_K)
         store_heads(dk, slope * query, tokens, head, keys, key_width, inside, BLOCK_K)
         store_heads(dv, weight * upstream, tokens, head, apart, value_width, inside, BLOCK_V)
-        inner = upstream * scaling
-        mean, along = tl.sum(inner, 1) / value_width, tl.sum(inner * unit, 1) / value_width
-        inner = (inner - mean[:, None] - unit * along[:, None]) * scale
+        inner = through_norm(upstream * scaling, unit, scale, value_width)
         store_heads(dy, inner, tokens, head, apart, value_width, inside, BLOCK_V)
     store_sums(partial_bonus, total_bonus, member, heads, key_width, HEADS, BLOCK_R, BLOCK_K)
     store_sums(partial_gain, total_gain, member, heads, value_width, HEADS, BLOCK_R, BLOCK_V)
@@ -169,9 +174,7 @@ def head_norm_gradient_kernel(
         unit, scale = standardise(read, inside, width, eps, BLOCK_V)
         total_gain += upstream * unit
         total_shift += upstream
-        inner = upstream * scaling
-        mean, along = tl.sum(inner, 1) / width, tl.sum(inner * unit, 1) / width
-        inner = (inner - mean[:, None] - unit * along[:, None]) * scale
+        inner = through_norm(upstream * scaling, unit, scale, width)
         store_heads(dy, inner, tokens, head, apart, width, inside, BLOCK_V)
     store_sums(partial_gain, total_gain, member, heads, width, HEADS, BLOCK_R, BLOCK_V)
     store_sums(partial_shift, total_shift, member, heads, width, HEADS, BLOCK_R, BLOCK_V)

@@ -35,16 +35,15 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 # SHORT_CHUNK tokens, "long" over more. "wide_keys" and "wide_values" serve key gradients where that width is larger.
 # "value_gradient" is there where gradients of values are made apart from those of keys, "gated_forward" where gates
 # take other blocks, "lower_..." where lower degrees do, whose registers would be spilled on larger ones, and
-# "lowers_..." where several do. Blocks are
-# chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads the address of a tile before it is
-# made in the code for "rows" where the widths differ (`PowerProblem.short`), in key gradients of some pairs of unlike
-# widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64 x 64 with K = V = 16
-# (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows of width 128 are wrong in
-# the first rows of each chunk; four are right. Eight warps on 64 keys of unlike widths, which share the sums of a key,
-# gave gates other gradients on each of two cards (K = 16, V = 32, one chunk of 300 tokens with a gradient of the last
-# state), all else being equal bits; four on 32 do not share them. A pipelined loop over a state must advance by two key
-# channels at least, `depth` being twice the value width: with one channel, the registers are written while products
-# still read them.
+# "lowers_..." where several do. Blocks are chosen among those that compile right. On Hopper, ptxas of Triton 3.6 reads
+# the address of a tile before it is made in the code for "rows" where the widths differ (`PowerProblem.short`), in key
+# gradients of some pairs of unlike widths on 64 keys, by four warps or by eight, and in query gradients in tiles of 64
+# x 64 with K = V = 16 (`benchmarks/miscompiled_kernels.py` finds such kernels). In tf32, eight warps on 64 rows of
+# width 128 are wrong in the first rows of each chunk; four are right. Eight warps on 64 keys of unlike widths, which
+# share the sums of a key, gave gates other gradients on each of two cards (K = 16, V = 32, one chunk of 300 tokens with
+# a gradient of the last state), all else being equal bits; four on 32 do not share them. A pipelined loop over a state
+# must advance by two key channels at least, `depth` being twice the value width: with one channel, the registers are
+# written while products still read them.
 _BF16_ROWS: dict[tuple[str, str], TableRow] = {
     ("chunk_sums", "tiles"): ((0, 128, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3)),
     ("chunk_sums", "rows"): ((0, 128, 4, 2), (0, 128, 4, 2), (0, 128, 4, 2), (0, 64, 4, 3)),
