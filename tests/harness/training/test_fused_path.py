@@ -1,13 +1,7 @@
 """A whole training step through the Triton kernels, in their interpreter, against the plain forms."""
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.architectures import backbone as backbone
 from icl_bench.architectures import decays as gate

@@ -1,20 +1,13 @@
 """The Triton attention in Triton's interpreter, at small sizes, without bfloat16, whose products are wrong there."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.attention.api import attention  # noqa: E402
-from icl_bench.kernels.attention.triton.table import SHORT_TILES, TILES, Tile, short_tile  # noqa: E402
-from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case, poison  # noqa: E402
-from tests.kernels.numerics import assert_gradients_lie_side_by_side  # noqa: E402
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.attention.api import attention
+from icl_bench.kernels.attention.triton.table import SHORT_TILES, TILES, Tile, short_tile
+from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case, poison
+from tests.kernels.numerics import DEVICE, assert_gradients_lie_side_by_side
 
 GATES = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 

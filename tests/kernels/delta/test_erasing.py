@@ -1,27 +1,20 @@
 """The core of RWKV-7 as one operator against its parts one after the other, in float64."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.kernels.delta.api import delta_rule  # noqa: E402
-from icl_bench.kernels.delta.erasing import erasing_delta, takes_erasing_delta  # noqa: E402
-from icl_bench.kernels.delta.records import (  # noqa: E402
+from icl_bench.kernels.delta.api import delta_rule
+from icl_bench.kernels.delta.erasing import erasing_delta, takes_erasing_delta
+from icl_bench.kernels.delta.records import (
     DeltaInputs,
     DeltaOptions,
     ErasingOptions,
     ErasingWeights,
 )
-from icl_bench.kernels.fleet.decays import channel_decays  # noqa: E402
-from icl_bench.kernels.fleet.erasing_keys import erasing_keys  # noqa: E402
-from icl_bench.kernels.fleet.token_bonus import token_bonus  # noqa: E402
-from tests.kernels.numerics import draw  # noqa: E402
+from icl_bench.kernels.fleet.decays import channel_decays
+from icl_bench.kernels.fleet.erasing_keys import erasing_keys
+from icl_bench.kernels.fleet.token_bonus import token_bonus
+from tests.kernels.numerics import DEVICE, draw
 
 LEAST, EPS = -0.6, 1e-3
 

@@ -3,22 +3,16 @@
 bfloat16 is left to the GPU tests: the interpreter's products of it are wrong.
 """
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.delta.api import delta_rule, delta_step  # noqa: E402
-from icl_bench.kernels.delta.triton import launch  # noqa: E402
-from icl_bench.kernels.delta.triton.ops import delta_triton  # noqa: E402
-from icl_bench.kernels.delta.triton.table import CHUNK, segment_length  # noqa: E402
-from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, poison, results  # noqa: E402
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.delta.api import delta_rule, delta_step
+from icl_bench.kernels.delta.triton import launch
+from icl_bench.kernels.delta.triton.ops import delta_triton
+from icl_bench.kernels.delta.triton.table import CHUNK, segment_length
+from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, poison, results
+from tests.kernels.numerics import DEVICE
 
 F32 = torch.float32
 QUICK = {

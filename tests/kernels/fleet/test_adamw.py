@@ -1,18 +1,12 @@
 """AdamW in Triton and in operators of torch against its definition, and against torch's own for a lone member."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.adamw import adamw_step  # noqa: E402
-from icl_bench.kernels.fleet.layout import ADAMW_TILE, MemberState, OptimiserBuffers, ParameterLayout  # noqa: E402
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.adamw import adamw_step
+from icl_bench.kernels.fleet.layout import ADAMW_TILE, MemberState, OptimiserBuffers, ParameterLayout
+from tests.kernels.numerics import DEVICE
 
 BETAS = {"beta1": 0.9, "beta2": 0.999}
 STEPS = 3

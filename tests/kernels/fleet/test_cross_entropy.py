@@ -1,17 +1,11 @@
 """Cross-entropy without logits: both forms against the definition in float64."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import ArgumentError, KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.fleet.cross_entropy import cross_entropy  # noqa: E402
+from icl_bench.errors import ArgumentError, KernelUnavailableError
+from icl_bench.kernels.fleet.cross_entropy import cross_entropy
+from tests.kernels.numerics import DEVICE
 
 IMPLS = pytest.mark.parametrize("impl", ["torch", "triton"])
 

@@ -1,18 +1,11 @@
 """Embeddings against their definition in float64."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.embedding import embed, find_occurrences  # noqa: E402
-from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.embedding import embed, find_occurrences
+from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 

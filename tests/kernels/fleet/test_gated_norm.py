@@ -1,19 +1,12 @@
 """Norms with a gate against their definition in float64."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.gated_norm import gated_norm  # noqa: E402
-from icl_bench.kernels.fleet.records import NormOptions  # noqa: E402
-from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.gated_norm import gated_norm
+from icl_bench.kernels.fleet.records import NormOptions
+from tests.kernels.numerics import assert_forms_match_reference, draw
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 SHAPES = [((2, 3, 5, 12), (12,)), ((2, 30, 3, 5), (3, 5)), ((1, 3, 130), (130,))]

@@ -1,17 +1,11 @@
 """Means that watch for losses that stay too high: both forms against float64, and the limit."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.monitored_means import LossLimit, monitored_means  # noqa: E402
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.monitored_means import LossLimit, monitored_means
+from tests.kernels.numerics import DEVICE
 
 LIMIT = LossLimit(factor=10.0, margin=10.0, patience=5)
 IMPLS = pytest.mark.parametrize("impl", ["torch", "triton"])

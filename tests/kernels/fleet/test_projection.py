@@ -1,13 +1,7 @@
 """Products of a fleet, and their weight gradient in parts."""
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet import projection

@@ -1,23 +1,17 @@
 """Random bits in Triton are those of torch's operators, bit for bit."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench import random  # noqa: E402
-from icl_bench.kernels.fleet.random_bits import (  # noqa: E402
+from icl_bench import random
+from icl_bench.kernels.fleet.random_bits import (
     draw_bits,
     draw_distinct,
     draw_integers,
     draw_uniform,
     stable_order,
 )
+from tests.kernels.numerics import DEVICE
 
 KEYS = random.row_keys(torch.tensor([random.stream("test", name) for name in range(3)])[:, None], torch.arange(7))
 PURPOSE = random.stream("purpose", "x")

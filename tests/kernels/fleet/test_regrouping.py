@@ -1,18 +1,12 @@
 """Groups of other sizes: both forms, both directions, and what is refused."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.records import Groups  # noqa: E402
-from icl_bench.kernels.fleet.regrouping import regroup  # noqa: E402
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.records import Groups
+from icl_bench.kernels.fleet.regrouping import regroup
+from tests.kernels.numerics import DEVICE
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,12 @@
 """Operators on columns of rows: a chain of them gives the outputs and gradients of slices."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import ArgumentError  # noqa: E402
-from icl_bench.kernels.fleet.products import blend  # noqa: E402
-from icl_bench.kernels.fleet.row_columns import activate_columns, blend_columns  # noqa: E402
-from tests.kernels.numerics import assert_forms_match_reference, draw  # noqa: E402
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.products import blend
+from icl_bench.kernels.fleet.row_columns import activate_columns, blend_columns
+from tests.kernels.numerics import assert_forms_match_reference, draw
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

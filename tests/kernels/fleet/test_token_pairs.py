@@ -1,17 +1,10 @@
 """Tokens beside those before them against their definition."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.kernels.fleet.token_pairs import token_pairs  # noqa: E402
-from tests.kernels.numerics import draw  # noqa: E402
+from icl_bench.kernels.fleet.token_pairs import token_pairs
+from tests.kernels.numerics import draw
 
 
 @pytest.mark.parametrize("impl", ["torch", "triton"])

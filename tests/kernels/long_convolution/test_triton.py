@@ -1,19 +1,12 @@
 """The Triton long convolution in Triton's interpreter, at small sizes; on a device where there is one."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.long_convolution.api import long_convolution  # noqa: E402
-from tests.kernels.attention.attention_oracle import poison  # noqa: E402
-from tests.kernels.long_convolution.convolution_oracle import (  # noqa: E402
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.long_convolution.api import long_convolution
+from tests.kernels.attention.attention_oracle import poison
+from tests.kernels.long_convolution.convolution_oracle import (
     assert_close_to_exact,
     convolution_case,
     results,

@@ -2,16 +2,11 @@
 
 import json
 import math
-import os
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.measurement import check as checking

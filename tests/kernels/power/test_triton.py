@@ -3,36 +3,29 @@
 bfloat16 is left to the GPU tests: the interpreter's products of it are wrong.
 """
 
-import os
-
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.power.api import (  # noqa: E402
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.power.api import (
     initial_power_state,
     power_attention,
     power_attention_with_state,
     power_step,
 )
-from icl_bench.kernels.power.expansion import expand  # noqa: E402
-from icl_bench.kernels.power.records import PowerInputs, PowerOptions  # noqa: E402
-from icl_bench.kernels.power.spectrum import spectrum_attention  # noqa: E402
-from icl_bench.kernels.power.triton import short_launch, table  # noqa: E402
-from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles  # noqa: E402
-from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton  # noqa: E402
-from icl_bench.kernels.power.triton.spectrum import fits_one_pass  # noqa: E402
-from icl_bench.kernels.power.triton.step import power_step_triton  # noqa: E402
-from icl_bench.kernels.power.triton.tiles import rounded  # noqa: E402
-from tests.kernels.numerics import assert_gradients_lie_side_by_side  # noqa: E402
-from tests.kernels.power.power_oracle import Case, poison  # noqa: E402
+from icl_bench.kernels.power.expansion import expand
+from icl_bench.kernels.power.records import PowerInputs, PowerOptions
+from icl_bench.kernels.power.spectrum import spectrum_attention
+from icl_bench.kernels.power.triton import short_launch, table
+from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles
+from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton
+from icl_bench.kernels.power.triton.spectrum import fits_one_pass
+from icl_bench.kernels.power.triton.step import power_step_triton
+from icl_bench.kernels.power.triton.tiles import rounded
+from tests.kernels.numerics import DEVICE, assert_gradients_lie_side_by_side
+from tests.kernels.power.power_oracle import Case, poison
 
 F32, F16 = torch.float32, torch.float16
 

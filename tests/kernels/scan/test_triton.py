@@ -1,19 +1,13 @@
 """Both Triton scans in Triton's interpreter, at small sizes; on a device where there is one."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.errors import KernelUnavailableError  # noqa: E402
-from icl_bench.kernels.scan.triton.launch import LINEAR_TOKENS, SPAN  # noqa: E402
-from tests.kernels.attention.attention_oracle import poison  # noqa: E402
-from tests.kernels.scan.scan_oracle import (  # noqa: E402
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.scan.triton.launch import LINEAR_TOKENS, SPAN
+from tests.kernels.attention.attention_oracle import poison
+from tests.kernels.numerics import DEVICE
+from tests.kernels.scan.scan_oracle import (
     assert_close_to_exact,
     linear_case,
     relative_error,

@@ -1,16 +1,9 @@
 """Parts that Triton kernels share: block sizes, and sums over programs."""
 
-import os
-
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when the kernels are defined: it must be set before anything imports them.
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from icl_bench.kernels.triton.common import (  # noqa: E402
+from icl_bench.kernels.triton.common import (
     MOST_PARTS,
     add_neighbours,
     add_parts,
@@ -18,7 +11,7 @@ from icl_bench.kernels.triton.common import (  # noqa: E402
     split_rows,
     tile_shape,
 )
-from tests.kernels.numerics import assert_within_rounding, draw  # noqa: E402
+from tests.kernels.numerics import assert_within_rounding, draw
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 5), (1, MOST_PARTS + 3, 3), (3, 20, 4, 70)], ids=str)
