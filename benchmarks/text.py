@@ -54,8 +54,12 @@ def spec_of(arch: str, length: int, width: int, tokens: int) -> RunSpec:
     return run
 
 
-def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Return the time of a step, measured over about `seconds` after some steps that do not count."""
+def seconds_of(step: Callable[[], Any], machine: Machine, seconds: float) -> float:
+    """Return the time of a step, measured over about `seconds` after some steps that do not count.
+
+    All ranks take as many steps as the first one asks for, since they take each of them together.
+    """
+    device = machine.device
 
     def timed(steps: int) -> float:
         started = time.perf_counter()
@@ -66,7 +70,10 @@ def seconds_of(step: Callable[[], Any], device: torch.device, seconds: float) ->
         return (time.perf_counter() - started) / steps
 
     timed(WARM_STEPS)
-    return timed(max(3, round(seconds / timed(3))))
+    steps = max(3, round(seconds / timed(3)))
+    if machine.ranks:
+        steps = int(machine.ranks.share(str(steps).encode()))
+    return timed(steps)
 
 
 def kernel_times(step: Callable[[], Any]) -> str:
@@ -149,7 +156,7 @@ def measure(case: str, machine: Machine, options: argparse.Namespace) -> dict[st
     else:
         run = spec_of(*CASES[case], options.width, options.tokens)
         step = Trainer([run], machine).step
-    taken = seconds_of(step, device, options.seconds)
+    taken = seconds_of(step, machine, options.seconds)
     if options.profile:
         with options.profile.open("a") as file:
             file.write(f"{case}\n{kernel_times(step)}\n")
