@@ -147,18 +147,21 @@ class Shift(NamedTuple):
     """Differences that the rank test does not reject."""
 
 
-def shift_between(first: Sequence[float], second: Sequence[float]) -> Shift:
-    """Return the shift from the second sample to the first; its interval is exact without ties, and wider with them."""
+def shift_between(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Shift:
+    """Return the shift from the second sample to the first; its interval is exact without ties, and wider with them.
+
+    Intervals of m shifts at the level 1 - .05 / m hold together in 95 % of all studies (Bonferroni).
+    """
     n, m = len(first), len(second)
     gaps = np.sort(np.subtract.outer(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)), None)
     if n + m > MOST_EXACT:
         spread = math.sqrt(n * m * (n + m + 1) / 12)
-        k = max(1, math.floor(n * m / 2 - NORMAL_QUANTILE * spread))
-        level = LEVEL
+        quantile = NORMAL_QUANTILE if level == LEVEL else float(scipy.special.ndtri((1 + level) / 2))
+        k = max(1, math.floor(n * m / 2 - quantile * spread))
     else:
         splits = rank_sums(tuple(range(1, n + m + 1)), n)[n * (n + 1) // 2 :]
         below = np.cumsum(splits) / splits.sum()  # of rank sums above their least, which count the pairs in order
-        k = max(1, int(np.searchsorted(below, (1 - LEVEL) / 2, side="right")))
+        k = max(1, int(np.searchsorted(below, (1 - level) / 2, side="right")))
         level = max(0.0, 1 - 2 * float(below[k - 1]))
     return Shift(float(np.median(gaps)), Interval(float(gaps[k - 1]), float(gaps[-k]), level))
 
