@@ -1,18 +1,21 @@
 """Layers of flash-linear-attention beside the same mixers here: accuracy in one store, and the ratio of their speeds.
 
-    python benchmarks/fla_layers.py FOLDER [--part speed] [--only delta-net] [--seconds 240] [--all-configurations]
+    python benchmarks/fla_layers.py FOLDER [--part speed] [--only delta-net] [--seconds 240] [--configuration 0]
 
 Needs a GPU and flash-linear-attention 0.6.0 with fla-core 0.6.0. The part `train`, the default, trains every layer in a
 process of its own, all at once; FOLDER/store then makes one report (`icl-bench report FOLDER/store`). `speed` times
 training steps, one layer after the other once all are compiled, launched one by one and as a captured graph; its device
 should be quiet. A row for each layer is written to FOLDER/train.jsonl and FOLDER/speed.jsonl as it comes. The kernels
-there take the first configuration with four warps, since compiling all that are tried by default takes minutes.
+there take one configuration with four warps, since compiling all that are tried by default takes minutes.
 RWKV-6 is there twice: the layer of the package starts without a token shift and with decays of 1/e a token, in place of
-the ramps of its authors' code; `fla_layers:started_rwkv_6` is that layer with the first weights of `rwkv-6` here.
+the ramps of its authors' code; `fla_layers:started_rwkv_6` is that layer with the first weights of `rwkv-6` here. GLA,
+HGRN2 and retention run by the recurrent kernel of the package, as their chunked ones have ended in illegal accesses to
+memory; the class of retention trains by the chunked one alone, so that `fla_layers:recurrent_retention` changes that.
 """
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
 import threading
@@ -36,13 +39,13 @@ PAIRS = {
     "delta-net:heads=2": ("fla:DeltaNet:num_heads=2",),
     "kda:heads=2": ("fla:KimiDeltaAttention:num_heads=2,head_dim=32,safe_gate=true,lower_bound=-5.0",),
     "rwkv-7:heads=2,value_residual=false": ("fla:RWKV7Attention:head_dim=32,num_hidden_layers=2",),
-    "gated-conv+ret-net:heads=2": ("gated-conv+fla:MultiScaleRetention:num_heads=2",),
+    "gated-conv+ret-net:heads=2": ("gated-conv+fla_layers:recurrent_retention",),
     "gated-conv+based:heads=2,d_key=16": (
         "gated-conv+fla:BasedLinearAttention:num_heads=2,num_key_value_heads=2,feature_dim=16",
     ),
     "gated-conv+fox:heads=2,pro=false": ("gated-conv+fla:ForgettingAttention:num_heads=2",),
-    "gla:heads=2,conv=4": ("fla:GatedLinearAttention:num_heads=2,use_short_conv=true",),
-    "hgrn2:heads=2,conv=4": ("fla:HGRN2Attention:expand_ratio=32,use_short_conv=true",),
+    "gla:heads=2,conv=4": ("fla:GatedLinearAttention:num_heads=2,use_short_conv=true,mode=fused_recurrent",),
+    "hgrn2:heads=2,conv=4": ("fla:HGRN2Attention:expand_ratio=32,use_short_conv=true,mode=fused_recurrent",),
     "rwkv-6:heads=2": ("fla:RWKV6Attention:num_heads=2,expand_k=1.0", "fla_layers:started_rwkv_6"),
     "mamba-2:heads=2,d_key=16": ("fla:Mamba2:num_heads=2,head_dim=64,state_size=16",),
 }
@@ -67,15 +70,22 @@ def started_rwkv_6(d_model: int) -> torch.nn.Module:
     return CachedLayer(layer)
 
 
-def keep_one_configuration() -> None:
-    """Leave one configuration to every autotuner of Triton made from now on."""
+def recurrent_retention(d_model: int) -> torch.nn.Module:
+    """Return the retention of the package, two heads, with its recurrent kernel in the place of the chunked one."""
+    module = importlib.import_module("fla.layers.multiscale_retention")
+    module.chunk_retention = module.fused_recurrent_retention
+    return CachedLayer(module.MultiScaleRetention(hidden_size=d_model, num_heads=2))
+
+
+def keep_one_configuration(place: int) -> None:
+    """Leave one configuration to every autotuner of Triton made from now on: that place among those of four warps."""
     from triton.runtime.autotuner import Autotuner
 
     made = Autotuner.__init__
 
     def make(self: Any, fn: Any, arg_names: Any, configs: Any, *rest: Any, **named: Any) -> None:
-        kept = [one for one in configs or [] if one.num_warps == 4][:1] or (configs or [])[:1]
-        made(self, fn, arg_names, kept, *rest, **named)
+        wide = [one for one in configs or [] if one.num_warps == 4] or list(configs or [])
+        made(self, fn, arg_names, wide[place % len(wide) :][:1] if wide else wide, *rest, **named)
 
     Autotuner.__init__ = make
 
@@ -140,8 +150,8 @@ def write_row(row: dict[str, Any], options: argparse.Namespace) -> None:
 
 def work(arch: str, options: argparse.Namespace, ready: Any, turn: Any) -> None:
     """Write the row of the training of a layer, or those of its speeds once all processes are ready."""
-    if not options.all_configurations:
-        keep_one_configuration()
+    if options.configuration is not None:
+        keep_one_configuration(options.configuration)
     if options.part == "train":
         write_row(attempt(arch, partial(train, arch, options)), options)
         return
@@ -163,7 +173,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="the name of a mixer here; repeatable")
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=240.0)
-    parser.add_argument("--all-configurations", action="store_true")
+    parser.add_argument("--configuration", type=int, default=0, help="place of the one kept; -1 for the last")
+    parser.add_argument("--all-configurations", dest="configuration", action="store_const", const=None)
     parser.add_argument("--no-graphs", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -90,14 +90,17 @@ def test_the_interval_of_a_shift_by_counting() -> None:
     assert shift_between(first, second).interval == (gaps[5], gaps[-6], pytest.approx(1 - 2 * 19 / 924))
 
 
+@pytest.mark.parametrize("level", [0.95, 0.995])
 @pytest.mark.parametrize("sizes", [(4, 4), (5, 5), (6, 9), (10, 10), (40, 45)])
-def test_a_shift_lies_in_its_interval_where_the_rank_test_does_not_reject_it(sizes: tuple[int, int]) -> None:
+def test_a_shift_lies_in_its_interval_where_the_rank_test_does_not_reject_it(
+    sizes: tuple[int, int], level: float
+) -> None:
     rng = np.random.default_rng(sum(sizes))
     for _ in range(40):
         first, second = rng.normal(0.8, 1, sizes[0]), rng.normal(0, 1, sizes[1])
-        found = shift_between(first.tolist(), second.tolist()).interval
+        found = shift_between(first.tolist(), second.tolist(), level).interval
         p = rank_test(first.tolist(), second.tolist())
-        if sum(sizes) <= statistics.MOST_EXACT or abs(p - 0.05) > 0.002:  # the normal test corrects for continuity
+        if sum(sizes) <= statistics.MOST_EXACT or abs(p - (1 - level)) > 0.002:  # a normal test is corrected
             assert (found.low <= 0 <= found.high) == (p > 1 - found.level + ROUNDING)
 
 

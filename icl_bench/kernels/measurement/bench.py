@@ -24,6 +24,7 @@ from icl_bench.kernels.measurement.compilation import (
     import_peer,
     start_process,
     task_title,
+    tune_peer,
 )
 from icl_bench.kernels.measurement.measure import TimedRow, TimingTask, blank_row
 from icl_bench.kernels.measurement.operators import timed_cases
@@ -148,8 +149,10 @@ def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> Non
     with contextlib.suppress(EOFError):
         while True:
             tasks, seconds = pipe.recv()
+            deadline = time.monotonic() + seconds
             import_peer(subject, tasks, device)
-            for row in measure.measure_tasks(tasks, device, time.monotonic() + seconds):
+            tune_peer(subject, tasks, device)
+            for row in measure.measure_tasks(tasks, device, deadline):
                 pipe.send(row)
 
 
