@@ -123,8 +123,14 @@ class Mixer(nn.Module, ABC):
 
     recurrent: ClassVar[bool] = True
     """Have a recurrent form, `step`."""
-    takes_pairs: ClassVar[bool] = False
-    """Take tokens in the parallel form also beside the token before each, [M, B, T, 2 C], zeros before the first."""
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Want tokens of the parallel form beside the token before each, [M, B, T, 2 C], zeros before the first.
+
+        Tokens alone will do.
+        """
+        return False
 
     @property
     def value_shape(self) -> tuple[int, int] | None:

@@ -10,17 +10,17 @@ from torch.nn import functional
 
 from icl_bench.architectures.base import FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.decays import DecayGate
-from icl_bench.architectures.filling import fill_heads, filled_norm, filled_width
+from icl_bench.architectures.filling import filled_norm, filled_width, folds_taps, project_filled, project_from_filled
 from icl_bench.architectures.initialisation import Init, constant
 from icl_bench.architectures.layers import CanonConv, LayerNorm, LowRankLinear, RMSNorm, ShortConv, StackedLinear, widen
 from icl_bench.architectures.rotation import RotationSpeed, angles_of, rotate
 from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.columns import split_heads
-from icl_bench.kernels.fleet.convolution import short_convolution
+from icl_bench.kernels.fleet.chosen_queries import attend_at, takes_chosen
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
-from icl_bench.kernels.fleet.projection import project, project_beside
-from icl_bench.kernels.fleet.records import Groups, HeadColumns
+from icl_bench.kernels.fleet.projection import project_beside
+from icl_bench.kernels.fleet.records import Groups, HeadColumns, ScoreRule
 from icl_bench.kernels.fleet.rotation import split_rotated
 from icl_bench.kernels.fleet.rows import take_rows, take_rows_beside
 from icl_bench.schema import READS_NONE
@@ -152,6 +152,19 @@ class Core(nn.Module, ABC):
     def initial_state(self, batch: int, like: Tensor) -> Any:
         """Return the state before the first token, for `like` [M, ...] and its device and dtype."""
 
+    @property
+    def score_rule(self) -> ScoreRule | None:
+        """Weights of scores where the core does nothing else; None for other cores, and where a form is set."""
+        return None
+
+    def at(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Compute the parallel form, at positions [M, B, S] only where there are any: [M, B, T or S, H, V]."""
+        rule = None if self._forward_hooks else self.score_rule  # hooks see the outputs of all tokens
+        if positions is not None and rule is not None and takes_chosen(q, k, v, positions.shape[-1]):
+            return attend_at(fold(q), fold(k), fold(v), fold(positions), rule).view(*positions.shape, *v.shape[-2:])
+        y: Tensor = self(q, k, v, x)
+        return y if positions is None else take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:])
+
     @abstractmethod
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Compute one token: arguments without the axis T -> [M, B, H, V] and the next state."""
@@ -188,8 +201,11 @@ class HeadsMixer(Mixer):
         self.layout, self.layer = layout, layer
         self.project = StackedLinear(members, d_model, layout.channels)
         self.canon = CanonConv(members, layer.canon_width) if layer.canon_width else None
-        self.conv = make_conv(members, layout) if layout.conv else None
-        self.key_norms = make_key_norms(members, layout) if layout.key_norm == "rms" else None
+        taps = layout.conv
+        self.conv = ShortConv(members, layout.mixed, taps, layout.silu, layout.conv_bias) if taps else None
+        sides = range(2 if layout.key_norm == "rms" else 0)
+        norms = [RMSNorm(members, layout.key_width, layout.norm_eps, layout.decay_norms) for _ in sides]
+        self.key_norms = nn.ModuleList(norms) if norms else None
         self.speed = RotationSpeed(members, d_model, layout.key_heads) if layout.learned_rope else None
         self.gate, self.core = gate, core
         self.norm = make_output_norm(members, layout)
@@ -197,10 +213,15 @@ class HeadsMixer(Mixer):
         self.output = StackedLinear(members, layout.output_width, d_model, layer.output_gain)
         plain = layout.has_plain_heads and core.ignores_zeros and self.canon is None
         self.can_fill = plain and layout.filled != layout
+        self.can_pair = plain and layout.conv == 2 and core.score_rule is not None
 
     @property
     def value_shape(self) -> tuple[int, int]:
         return self.layout.shapes[-1]
+
+    @property
+    def takes_pairs(self) -> bool:
+        return self.can_pair and folds_taps(self.project.weight)
 
     @torch.no_grad()
     def scale_scores(self, gains: Tensor) -> bool:
@@ -210,33 +231,28 @@ class HeadsMixer(Mixer):
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         if self.fills(x, first):
-            return self.output_of_filled(self.mix_filled(x))
+            return self.output_of_filled(self.mix_filled(x, first))
         x, qkv, gate = self.projections(x)
         y = self.mix(x, first, qkv)
         return self.output(self.finish(y, None if gate is None else gate.view(y.shape)))
 
     def fills(self, x: Tensor, first: FirstLayer | None) -> bool:
-        """Return whether the heads get zero channels: on a GPU, where no other layer reads the values."""
-        return self.can_fill and first is None and takes_triton("auto", x)
+        """Return whether the heads get zero channels: on a GPU, where no other layer reads the values, and of pairs."""
+        paired = x.shape[-1] != self.project.weight.shape[1]
+        return paired or (self.can_fill and first is None and takes_triton("auto", x))
 
-    def mix_filled(self, x: Tensor) -> Tensor:
-        """Compute `mix` with zeros at the end of each head: [M, B, T, C] -> [M, B, T, H, filled V]."""
-        blocks, layout = self.layout.filled_blocks, self.layout.filled
-        qkv = project(x.flatten(1, -2), fill_heads(self.project.weight, blocks)).view(*x.shape[:-1], -1)
-        if self.conv is not None:
-            qkv = short_convolution(qkv, fill_heads(self.conv.weight, blocks))
-        q, k, v = split_heads(qkv, layout.shapes)
-        return self.core(q, k, v, x)
+    def mix_filled(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> Tensor:
+        """Compute `mix` with zeros at the end of each head, of pairs too: [M, B, T or S, H, filled V]."""
+        taps = None if self.conv is None else self.conv.weight
+        rows = project_filled(x, self.project.weight, taps, self.layout.filled_blocks)
+        q, k, v = split_heads(rows, self.layout.filled.shapes)
+        self.offer(v[..., : self.layout.value_width], first)
+        return self.core.at(q, k, v, x, positions)
 
     def output_of_filled(self, y: Tensor) -> Tensor:
         """Apply the norm of heads, where there is one, and the output projection to rows of `mix_filled`."""
-        if isinstance(self.norm, RMSNorm):
-            y = filled_norm(y, self.norm.weight, self.norm.eps)
-        (heads, width), wide, weight = self.layout.output_shape, y.shape[-1], self.output.weight
-        columns = weight.shape[-1]
-        block = Groups(heads, width * columns, wide * columns)
-        rows = fill_heads(weight.flatten(1), [block]).view(weight.shape[0], heads * wide, columns)
-        return project(y.flatten(-2).flatten(1, -2), rows).view(*y.shape[:-2], columns)
+        y = filled_norm(y, self.norm.weight, self.norm.eps) if isinstance(self.norm, RMSNorm) else y
+        return project_from_filled(y, self.output.weight, self.layout.value_width)
 
     def projections(self, x: Tensor, gated: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return x for its other uses, q, k and v [M, B, T, channels], and the output gate, None where not `gated`.
@@ -256,16 +272,17 @@ class HeadsMixer(Mixer):
         filled, rows_of_x = self.fills(x, first), x
         if self.output_gate is not None:
             x, rows_of_x = take_rows_beside(x, positions)
-        y = self.mix_filled(x) if filled else self.mix(x, first)
-        rows = take_rows(y.flatten(-2), positions).unflatten(-1, y.shape[-2:])
+        rows = self.mix_filled(x, first, positions) if filled else self.mix(x, first, positions=positions)
         return self.output_of_filled(rows) if filled else self.project_out(rows, rows_of_x)
 
-    def mix(self, x: Tensor, first: FirstLayer | None, qkv: Tensor | None = None) -> Tensor:
-        """Compute the output of the core: [M, B, T, C] -> [M, B, T, H, V]; `qkv` is the projection where it is made."""
+    def mix(
+        self, x: Tensor, first: FirstLayer | None, qkv: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Compute the output of the core, [M, B, T or S, H, V]; `qkv` is the projection of x where it is made."""
         if qkv is None:
             x, qkv, _ = self.projections(x, gated=False)
         q, k, v = self.rotated(qkv if self.canon is None else self.canon(qkv), x)
-        return self.core(q, k, self.offer(v, first), x)
+        return self.core.at(q, k, self.offer(v, first), x, positions)
 
     def rotated(self, qkv: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the operands of the core, rotated by position where the layout says so; arguments as for `mix`."""
@@ -336,8 +353,7 @@ class HeadsMixer(Mixer):
         return y if self.layout.output_norm == "all" else y.flatten(-2)
 
     def initial_state(self, batch: int) -> HeadsState:
-        tail = None if self.conv is None else self.conv.initial_tail(batch)
-        canon = None if self.canon is None else self.canon.initial_tail(batch)
+        tail, canon = (None if part is None else part.initial_tail(batch) for part in (self.conv, self.canon))
         weight = self.project.weight
         place = None if self.speed is None else widen(weight.new_zeros(weight.shape[0], batch, self.layout.key_heads))
         return HeadsState(self.core.initial_state(batch, weight), tail, canon, place)
@@ -358,16 +374,6 @@ class HeadsMixer(Mixer):
             q, k = rotate(q, k, torch.tensor([position], device=x.device) if place is None else place)
         y, core = self.core.step_at(q, k, self.offer(v, first), x, state.core, position)
         return self.project_out(y, x), HeadsState(core, tail, canon, place)
-
-
-def make_conv(members: int, layout: HeadsLayout) -> ShortConv:
-    """Make the short convolution of queries, keys and values."""
-    return ShortConv(members, layout.mixed, layout.conv, layout.silu, layout.conv_bias)
-
-
-def make_key_norms(members: int, layout: HeadsLayout) -> nn.ModuleList:
-    """Make the RMS norms of queries and of keys, the gains shared by all heads."""
-    return nn.ModuleList(RMSNorm(members, layout.key_width, layout.norm_eps, layout.decay_norms) for _ in range(2))
 
 
 def make_output_norm(members: int, layout: HeadsLayout) -> RMSNorm | LayerNorm | None:

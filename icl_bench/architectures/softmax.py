@@ -24,6 +24,7 @@ from icl_bench.architectures.layers import Coefficients
 from icl_bench.errors import SpecError
 from icl_bench.kernels.attention.api import AttentionImpl, attention, attention_step, empty_cache
 from icl_bench.kernels.attention.records import KeyValueCache
+from icl_bench.kernels.fleet.records import ScoreRule
 from icl_bench.schema import later
 
 
@@ -38,6 +39,11 @@ class CacheCore(Core):
         super().__init__(gate)
         self.sizes, self.reach, self.gated = sizes, reach, gated
         self.impl = cast(AttentionImpl, layer.impl)
+
+    @property
+    def score_rule(self) -> ScoreRule | None:
+        plain = not self.gated and self.impl == "auto"
+        return ScoreRule(self.sizes[1] ** -0.5, window=self.reach) if plain else None
 
     def folded(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return the arguments of attention, with members and batch in one axis."""
@@ -62,6 +68,10 @@ class AlibiCore(CacheCore):
 
     def __init__(self, sizes: tuple[int, int, int], reach: int | None, layer: LayerContext) -> None:
         super().__init__(sizes, reach, gated=False, gate=None, layer=layer)
+
+    @property
+    def score_rule(self) -> ScoreRule | None:
+        return None
 
     def slopes(self, x: Tensor) -> Tensor:
         """Return 2^(-8 h / G) for the heads h = 1..G, float32, or float64 as x: [G]."""
@@ -92,6 +102,10 @@ class SinkCore(CacheCore):
     def __init__(self, members: int, heads: int, sizes: tuple[int, int, int], layer: LayerContext) -> None:
         super().__init__(sizes, None, gated=False, gate=None, layer=layer)
         self.sinks = Coefficients(members, (heads, 1), constant(0.0))
+
+    @property
+    def score_rule(self) -> ScoreRule | None:
+        return None
 
     def queries(self, q: Tensor) -> Tensor:
         """Return queries [M, B, (T,) H, K] with the score of the sink in their next column, folded."""

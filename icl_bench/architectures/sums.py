@@ -16,6 +16,7 @@ from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Stacked, spread, widen
+from icl_bench.kernels.fleet.records import ScoreRule
 from icl_bench.kernels.power.api import PowerImpl, initial_power_state, power_attention, power_step
 from icl_bench.kernels.power.records import Normalize, PowerInputs, PowerState
 from icl_bench.kernels.power.spectrum import spectrum_attention
@@ -179,6 +180,15 @@ class PowerCore(SumsCore, Rising):
         super().__init__(sums, layer, gate)
         self.features, self.offset, self.gain, self.ignores_zeros = features, offset, gain, ignores_zeros
         self.rise: DegreeRise | None = None
+
+    @property
+    def score_rule(self) -> ScoreRule | None:
+        sums, (gate,) = self.sums, self.gates
+        rising = self.rise is not None and self.training
+        if not self.ignores_zeros or gate or self.gain or rising or self.impl != "auto":
+            return None
+        scale = sums.key_width**-0.5 if sums.scale is None else sums.scale
+        return ScoreRule(scale, sums.p, normalized=sums.normalize == "sum", eps=sums.eps)
 
     def raise_degree(self, rise: DegreeRise) -> None:
         self.rise = rise if self.sums.p > 2 and self.sums.normalize == "none" else None

@@ -14,7 +14,7 @@ from icl_bench import random
 from icl_bench.corpus.tokens import Split
 from icl_bench.harness.resolve import make_task, task_component
 from icl_bench.harness.training.ranks import Ranks
-from icl_bench.kernels.fleet.embedding import TokenOccurrences, find_occurrences
+from icl_bench.kernels.fleet.embedding import TokenOccurrences, find_occurrences, occurrence_shapes
 from icl_bench.outside import guarding
 from icl_bench.runs.spec import Component
 from icl_bench.tasks import Batch, Cell, Task
@@ -122,7 +122,7 @@ class BatchQueue:
         batch: Examples of a step and member, B.
         size: Size of a fixed training set, which is cycled through; None if every example is fresh.
         steps: Steps whose batches are made at once.
-        sort: Also sort the tokens of each batch by id, for the gradient of the embedding.
+        sort: Also sort the tokens of each batch, for the gradient of the embedding.
         ranks: Processes that divide each batch; the queue has the rows of this one.
     """
 
@@ -143,7 +143,7 @@ class BatchQueue:
         self.shapes = [torch.Size((members, batch, *shape)) for shape in shapes]
         self.sort, self.vocabulary = sort, stream.task.vocabulary
         if sort:
-            self.shapes += [torch.Size((members, batch * cell.length)), torch.Size((members, self.vocabulary + 1))]
+            self.shapes += occurrence_shapes(members, batch * cell.length, self.vocabulary)
         self.sizes = [shape.numel() for shape in self.shapes]
         self.next_index = torch.zeros((), device=device, dtype=torch.int64)  # of the first example not yet made
         self.next_row = torch.zeros(1, device=device, dtype=torch.int64)  # of the buffer, for the next step

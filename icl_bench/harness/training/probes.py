@@ -177,7 +177,7 @@ def pass_statistics(seen: Pass, sums: Sums, norm_eps: float | None) -> dict[str,
     shared = seen.q.shape[3] // seen.k.shape[3]
     q, k = seen.q.movedim(3, 2), seen.k.repeat_interleave(max(1, shared), dim=3).movedim(3, 2)  # [M, E, H, T, K]
     t = q.shape[3]
-    scale = q.shape[-1] ** -0.5 if sums.scale is None else sums.scale
+    scale = sums.key_width**-0.5 if sums.scale is None else sums.scale
     scores = (scale * q @ k.mT).tril().abs()  # [M, E, H, T, T]
     weights = scores**sums.p * pair_decays(seen.log_g, max(1, shared), scores)
     total = weights.sum(-1)
@@ -195,7 +195,7 @@ def pass_statistics(seen: Pass, sums: Sums, norm_eps: float | None) -> dict[str,
         "key_share": shares.amax(-1).flatten(1).mean(1),
         "sink_share": (shares.gather(-1, sink) > 0.5).float().flatten(1).mean(1),
         "participation": (1 / shares.square().sum(-1).clamp(min=1e-9) / counts).flatten(1).mean(1),
-        **key_statistics(seen.k, sums.p),
+        **key_statistics(seen.k, sums.p, sums.key_width),
         "output_rms": mean_square.flatten(1).mean(1).sqrt(),
     }
     if seen.log_g is not None:
@@ -211,8 +211,8 @@ def pair_decays(log_g: Tensor | None, shared: int, like: Tensor) -> Tensor | flo
     return (c[..., :, None] - c[..., None, :]).clamp(max=0.0).exp().expand_as(like)
 
 
-def key_statistics(k: Tensor, p: int) -> dict[str, Tensor]:
-    """Return mass_share and key_rank of keys [M, E, T, G, K]; see `pass_statistics`."""
+def key_statistics(k: Tensor, p: int, key_width: int) -> dict[str, Tensor]:
+    """Return mass_share and key_rank of keys [M, E, T, G, K], columns of zeros included; see `pass_statistics`."""
     keys = k.movedim(3, 2)
     norms = keys.norm(dim=-1)
     keys = keys / norms.amax(-1).clamp(min=1e-30)[..., None, None]  # only ratios count, and powers stay in range
@@ -220,7 +220,7 @@ def key_statistics(k: Tensor, p: int) -> dict[str, Tensor]:
     longest = powers.sort(dim=-1, descending=True).values[..., : math.ceil(powers.shape[-1] / 100)]
     gram = (keys @ keys.mT) ** (2 * p)
     ratio = powers.square().sum(-1).square() / gram.sum((-1, -2)).clamp(min=1e-30)
-    most = min(k.shape[2], expanded_width(k.shape[-1], p))
+    most = min(k.shape[2], expanded_width(key_width, p))
     return {
         "mass_share": (longest.sum(-1) / powers.sum(-1).clamp(min=1e-30)).flatten(1).mean(1),
         "key_rank": (ratio / most).flatten(1).mean(1),

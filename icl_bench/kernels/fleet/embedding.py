@@ -8,20 +8,33 @@ from torch.nn import functional
 
 from icl_bench.kernels.arguments import check_pair
 from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.records import TILE_WORDS
 
 
 class TokenOccurrences(NamedTuple):
-    """The occurrences of each of O token ids among the N inputs of a member."""
+    """The occurrences of each of O token ids among the N inputs of a member.
+
+    The ids are dealt to tiles of 16 places, so that neighbours, which are often frequent together, have tiles of their
+    own: token w has the place w // tiles of tile w % tiles.
+    """
 
     order: Tensor
-    """Indices of inputs sorted by token, and by index for equal tokens, [M, N] int64."""
+    """Indices of inputs sorted by the place of their token, and by index for equal tokens, [M, N] int64."""
     starts: Tensor
-    """Start of each token in that order, and at last N, [M, O + 1] int64."""
+    """Start of each place in that order, and at last N, [M, 16 tiles + 1] int64."""
+
+
+def occurrence_shapes(members: int, count: int, words: int) -> list[torch.Size]:
+    """Return the shapes of `TokenOccurrences` of `count` inputs of each member."""
+    places = -(-words // TILE_WORDS) * TILE_WORDS
+    return [torch.Size((members, count)), torch.Size((members, places + 1))]
 
 
 def find_occurrences(ids: Tensor, words: int) -> TokenOccurrences:
     """Sort the inputs ids [M, ...], of a vocabulary of `words` tokens; pays where many batches are sorted at once."""
-    flat = ids.flatten(1)
+    tiles = -(-words // TILE_WORDS)
+    flat, words = ids.flatten(1), tiles * TILE_WORDS
+    flat = flat % tiles * TILE_WORDS + flat // tiles
     members, count = flat.shape
     member = torch.arange(members, device=ids.device)[:, None]
     # One sort of all members is several times faster than one for each; narrow keys take fewer passes.

@@ -12,6 +12,12 @@ LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6
 """Added to the squared length by which `unit_norm` divides."""
+TILE_WORDS = 16
+"""Tokens of the vocabulary to a tile of the gradient of an embedding: the fewest that a matrix product takes."""
+MOST_CHOSEN = 64
+"""Largest number of chosen queries of a sequence, whose scores a program holds at once."""
+WIDEST_HEAD = 128
+"""Widest keys and values beside chosen queries."""
 
 
 class HeadColumns(NamedTuple):
@@ -47,3 +53,17 @@ class Groups(NamedTuple):
     def inverse(self) -> "Groups":
         """The groups with both sizes exchanged."""
         return Groups(self.groups, self.new_size, self.size)
+
+
+class ScoreRule(NamedTuple):
+    """Weights of values by scores."""
+
+    scale: float
+    p: int | None = None
+    """Power of the scores; None for softmax."""
+    window: int | None = None
+    """Number of keys that a query sees, itself included; None for all."""
+    normalized: bool = True
+    """Divide by the sum of weights, as softmax always does."""
+    eps: float = 0.0
+    """Added to that sum of powers."""

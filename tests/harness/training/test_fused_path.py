@@ -11,12 +11,14 @@ from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.kernels.delta import erasing as erasing
 from icl_bench.kernels.fleet import adamw as adamw
+from icl_bench.kernels.fleet import chosen_queries as chosen_queries
 from icl_bench.kernels.fleet import convolution as convolution
 from icl_bench.kernels.fleet import cross_entropy as cross_entropy
 from icl_bench.kernels.fleet import decays as decays
 from icl_bench.kernels.fleet import delta_gates as delta_gates
 from icl_bench.kernels.fleet import embedding as embedding
 from icl_bench.kernels.fleet import erasing_keys as erasing_keys
+from icl_bench.kernels.fleet import folded_convolution as folded_convolution
 from icl_bench.kernels.fleet import gated_norm as gated_norm
 from icl_bench.kernels.fleet import gated_unit as gated_unit
 from icl_bench.kernels.fleet import norm as norm
@@ -30,8 +32,9 @@ from icl_bench.kernels.fleet import token_pairs as token_pairs
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
 STEPS = 3
 FUSED = (
-    adamw, convolution, decays, delta_gates, embedding, erasing, erasing_keys, frame, gate, gated_delta_net, gated_norm,
-    gated_unit, norm, products, rotation, split_convolution, state_space, token_bonus, token_pairs,
+    adamw, chosen_queries, convolution, decays, delta_gates, embedding, erasing, erasing_keys, folded_convolution,
+    frame, gate, gated_delta_net, gated_norm, gated_unit, norm, products, rotation, split_convolution, state_space,
+    token_bonus, token_pairs,
 )  # fmt: skip
 MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7:heads=1"]
 
@@ -48,7 +51,13 @@ def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], 
 
 @pytest.mark.parametrize(
     ("arch", "tied", "optimiser"),
-    [("gated-conv+power:p=3", True, "adamw"), ("linear:gate=true,rope=true", False, "adamw"), ("softmax", True, "muon")]
+    [
+        ("gated-conv+power:p=3", True, "adamw"),
+        ("linear:gate=true,rope=true", False, "adamw"),
+        ("softmax", True, "muon"),
+        ("power:conv=2,heads=2,d_key=5", True, "adamw"),
+        ("window:w=5,conv=2", False, "adamw"),
+    ]
     + [(mixer, True, "adamw") for mixer in MIXERS],
 )
 def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
@@ -56,6 +65,8 @@ def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
     for module in FUSED:
         monkeypatch.setattr(module, "takes_triton", lambda impl, x: True)
     monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
+    monkeypatch.setattr(frame, "folds_taps", lambda weight: True)
+    monkeypatch.setattr(frame, "takes_chosen", lambda q, k, v, chosen: True)
     from icl_bench.kernels.fleet.triton.cross_entropy import cross_entropy_triton
 
     monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", cross_entropy_triton)

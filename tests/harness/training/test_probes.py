@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from icl_bench.architectures.sums import Sums
@@ -53,6 +54,16 @@ def test_statistics_of_a_pass_are_those_of_each_sequence() -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert float(found[name][0]) == pytest.approx(float(value), rel=1e-4), name
+
+
+def test_columns_of_zeros_beside_narrow_keys_change_no_statistic() -> None:
+    q, k, y = torch.randn(3, 1, 1, 30, 1, 2, generator=torch.Generator().manual_seed(1))
+    sums = Sums(1, 2, 2, p=2)
+    found = pass_statistics(Pass(q, k, None, y), sums, norm_eps=1e-6)
+    filled = pass_statistics(Pass(*(functional.pad(x, (0, 6)) for x in (q, k)), None, y), sums, norm_eps=1e-6)
+    assert 1 / 3 < float(found["key_rank"][0]) <= 1  # of the three products of two coordinates
+    for name, value in found.items():
+        assert float(filled[name][0]) == pytest.approx(float(value[0]), rel=1e-5), name
 
 
 def test_scores_that_vanish_are_at_eps() -> None:

@@ -26,8 +26,11 @@ def test_shapes_are_checked():
         embed(torch.zeros(3, 4, dtype=torch.int64), draw(2, 5, 3))
 
 
-def test_each_token_is_listed_in_order():
+def test_each_token_is_listed_in_the_order_of_its_place():
     ids = torch.tensor([[[2, 0], [2, 5]], [[1, 1], [0, 1]]])
     occurrences = find_occurrences(ids, 6)
     assert occurrences.order.tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
-    assert occurrences.starts.tolist() == [[0, 1, 1, 3, 3, 3, 4], [0, 1, 4, 4, 4, 4, 4]]
+    assert occurrences.starts.tolist() == [[0, 1, 1, 3, 3, 3, *[4] * 11], [0, 1, *[4] * 15]]
+    spread = find_occurrences(torch.tensor([[0, 1, 2, 3, 36]]), 37)  # three tiles of 16: 0, 3 and 36, 1, 2
+    assert spread.order.tolist() == [[0, 3, 4, 1, 2]]
+    assert spread.starts[0, [0, 1, 2, 12, 13, 16, 17, 32, 33, 48]].tolist() == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5]

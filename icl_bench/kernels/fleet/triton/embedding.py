@@ -8,15 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.records import TILE_WORDS
 from icl_bench.kernels.triton.common import add_parts, padded
 
-WORDS = 16
-"""Tokens of the vocabulary for each program of the gradient: the fewest that a matrix product takes."""
 INPUTS_AT_ONCE = 64
 """Inputs whose gradients are added at once."""
 FEW_WORDS = 2048
 """Largest vocabulary in which several programs share the inputs of a tile: one token may have most of them."""
-MOST_SHARES, SHARED_NUMBERS = 16, 1 << 23
+MOST_SHARES, SHARED_NUMBERS = 16, 1 << 22
 """Most programs of a tile, and most numbers, about, that they leave to be added."""
 
 
@@ -40,10 +39,10 @@ def embedding_gradient_kernel(
     """Add up a share of the gradients of each token of a tile of the vocabulary. Grid (tiles, columns, M SHARES)."""
     place = tl.program_id(2).to(tl.int64)
     member = place // SHARES
-    first = tl.program_id(0) * WORDS
-    names, columns = first + tl.arange(0, WORDS), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    starts += member * (words + 1)
-    begin, end = tl.load(starts + first), tl.load(starts + tl.minimum(first + WORDS, words))
+    tile, tiles = tl.program_id(0), tl.num_programs(0)
+    names, columns = tile + tiles * tl.arange(0, WORDS), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    starts += member * (tiles * WORDS + 1) + tile * WORDS
+    begin, end = tl.load(starts), tl.load(starts + WORDS)
     each = tl.cdiv(tl.cdiv(end - begin, SHARES), INPUTS) * INPUTS
     begin += place % SHARES * each
     end = tl.minimum(begin + each, end)
@@ -89,9 +88,9 @@ class FusedEmbedding(torch.autograd.Function):
         out = gradient.new_empty(members, shares, ctx.words, width, dtype=kind)
         block = padded(width, 16, 128)
         with launch_on(gradient):
-            embedding_gradient_kernel[(-(-ctx.words // WORDS), -(-width // block), members * shares)](
+            embedding_gradient_kernel[(-(-ctx.words // TILE_WORDS), -(-width // block), members * shares)](
                 ids, order.contiguous(), starts.contiguous(), gradient, out, ids[0].numel(), ctx.words, width,
-                SHARES=shares, WORDS=WORDS, INPUTS=INPUTS_AT_ONCE, BLOCK_C=block, num_warps=4,
+                SHARES=shares, WORDS=TILE_WORDS, INPUTS=INPUTS_AT_ONCE, BLOCK_C=block, num_warps=4,
             )  # fmt: skip
         return None, out[:, 0] if shares == 1 else add_parts(out, gradient.dtype), None, None
 
