@@ -132,8 +132,6 @@ class AdapterUp(StackedLinear):
 class Rwkv7Mixer(ShiftMixer):
     """Projections with token shift around the delta rule; see the module."""
 
-    takes_pairs = True
-
     options = DeltaOptions(rule="untied", reads="undecayed", scale=1.0, least_log_decay=LEAST_LOG_DECAY)
 
     def __init__(self, members: int, d_model: int, config: Rwkv7, layer: LayerContext) -> None:
@@ -152,6 +150,10 @@ class Rwkv7Mixer(ShiftMixer):
         self.bonus = Coefficients(members, self.key_shape, constant(-0.04))
         self.norm = LayerNorm(members, self.value_shape, self.value_width * NORM_EPS, bias=True)
         self.output = StackedLinear(members, values, d_model, layer.output_gain)
+
+    @property
+    def takes_pairs(self) -> bool:
+        return True
 
     @property
     def asks_first_layer(self) -> bool:

@@ -1,8 +1,7 @@
 """The core of RWKV-7 as one operator: keys, decays, the untied delta rule, and the norm and bonus of its outputs.
 
 It equals `erasing_keys`, `channel_decays`, `delta_rule` and `token_bonus` one after the other, which run where this one
-does not. Its gradients are written once: those of the columns of a projection into one tensor, and those of the bonus,
-which reads the queries, keys and values of the rule, by the kernel of the rule.
+does not. The gradients of the columns of a projection are written into one tensor, and those of the bonus added there.
 """
 
 import torch

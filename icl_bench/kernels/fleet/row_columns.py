@@ -2,7 +2,8 @@
 
 Each writes its own columns of the gradient of the rows in place, into the tensor that the later uses have made: that
 gradient must have no other reader. So columns of one projection get their gradients without a copy that joins them.
-They run where `takes_triton` says so; elsewhere a slice serves.
+`gate_columns` and `norm_by_columns` make that tensor where there is no later use; together the operators of a chain
+must write all columns. They run where `takes_triton` says so; elsewhere a slice serves.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from icl_bench.kernels.arguments import check_shape
-from icl_bench.kernels.fleet.records import ColumnForm
+from icl_bench.kernels.fleet.records import ColumnForm, HeadColumns, NormOptions
 
 
 def blend_columns(rows: Tensor, first: int, y: Tensor, gate: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,3 +38,43 @@ def activate_columns(
 
     same, *parts = FusedColumnActivations.apply(rows, first, tuple(forms))
     return same, tuple(parts)
+
+
+def convolve_columns(
+    rows: Tensor, taps: Tensor, bias: Tensor | None, parts: Sequence[HeadColumns], *, silu: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return rows [M, B, T, W], and what `split_convolution` makes of their first columns."""
+    width = sum(part.heads * part.width for part in parts)
+    check_shape("taps", taps, (rows.shape[0], taps.shape[1], width), "[M, L, columns of all parts]")
+    from icl_bench.kernels.fleet.triton.split_convolution import FusedColumnConvolution
+
+    same, *made = FusedColumnConvolution.apply(rows, taps, bias, tuple(parts), silu)
+    return same, tuple(made)
+
+
+def gate_columns(
+    rows: Tensor, first: int, step_bias: Tensor, log_rate: Tensor, *, doubled: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows [M, B, T, W], and the rates and decays that `delta_gates` makes of their columns from `first` on.
+
+    The gradients of the columns behind these, to the end, are zeros: they fill the rows up.
+    """
+    check_shape("step_bias", step_bias, (rows.shape[0], step_bias.shape[-1]), "[M, G]")
+    check_shape("log_rate", log_rate, tuple(step_bias.shape), "[M, G]")
+    from icl_bench.kernels.fleet.triton.delta_gates import FusedColumnGates
+
+    same, rates, decays = FusedColumnGates.apply(rows, first, step_bias, log_rate, doubled)
+    return same, rates, decays
+
+
+def norm_by_columns(x: Tensor, rows: Tensor, first: int, weight: Tensor, options: NormOptions) -> Tensor:
+    """Return `gated_norm` of x [M, ..., H, C] with the gate in the columns from `first` on of rows [M, ..., W].
+
+    The weight is [M, C]. It is the last use of the rows.
+    """
+    check_shape("rows", rows, (*x.shape[:-2], rows.shape[-1]), "[M, ..., W]")
+    check_shape("weight", weight, (x.shape[0], x.shape[-1]), "[M, C]")
+    from icl_bench.kernels.fleet.triton.gated_norm import FusedColumnNorm
+
+    out: Tensor = FusedColumnNorm.apply(x, rows, first, weight, options)
+    return out

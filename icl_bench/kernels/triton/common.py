@@ -63,6 +63,16 @@ def split_rows(count: int, block: int, members: int) -> tuple[int, int]:
     return -(-count // each), each
 
 
+def spaced_rows(x: Tensor, axes: int) -> tuple[Tensor, int]:
+    """Return x, and the elements from one row of its last `axes` axes to the next; a copy where they are no rows."""
+    inner = x.shape[-axes:]
+    if x.ndim == axes or not x[(0,) * (x.ndim - axes)].is_contiguous():
+        return x.contiguous(), inner.numel()
+    outer = range(x.ndim - axes - 1)
+    even = all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in outer)
+    return (x, x.stride(-axes - 1)) if even else (x.contiguous(), inner.numel())
+
+
 @triton.jit
 def part_sums(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Sum every eighth column of a tile, [ROWS, 8]: the sums that threads make without data of other threads."""

@@ -42,26 +42,20 @@ from icl_bench.kernels.delta.triton.tiles import (
     store_edge,
     store_numbers,
     store_substeps,
+    written_pointers,
 )
 from icl_bench.kernels.triton.common import View
 
 
-class BonusParts(NamedTuple):
-    """Parts of the gradients that a bonus w v of each token and head, w = sum(q k u), adds to those of its vectors."""
+class ValueParts(NamedTuple):
+    """Parts of the gradients of values that other uses of these values add."""
 
     weights: Any
-    """w, [N, T, G] in float32."""
-    slopes: Any
-    """Gradients of w."""
-    strength: Any
-    """u, [N / batch, G, K]."""
+    """w of each token and head, [N, T, G] in float32, from a sum w v."""
     upstream: Any
-    """Gradient of the sum, [N, T, G, V]."""
+    """Gradient of that sum, [N, T, G, V]."""
     offered: Any
-    """Gradient of other uses of v, [N, T, G, V]."""
-    partial: Any
-    """Gradient of u from each sequence, [N, G, K] in float32, that the kernel writes."""
-    batch: Any
+    """Gradient of further uses of v, [N, T, G, V]."""
 
 
 @triton.jit
@@ -115,11 +109,11 @@ def load_operands(x, start, end, rates, upto, until, logs, C: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def channel_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, scale, C: tl.constexpr):
+def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.constexpr):
     """Write y [N, T, G, V] and the last state [N, G, K, V].
 
-    Where SAVE, also write the states before chunks, transposed, and the matrices M. A program has BLOCK_V value
-    channels of one head; the grid is N * G * blocks of values.
+    Where SAVE, also write the states before chunks and the rows R, both transposed, and the matrices M. A program has
+    BLOCK_V value channels of one head; the grid is N * G * blocks of values.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -143,15 +137,15 @@ def channel_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, s
         rates = next_rates
         next_rates = load_rates(x.beta, start + ROWS, T, C)
         if C.SAVE:
-            pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
-            tl.store(pointers, state.to(states.dtype.element_ty), mask=mask)
+            pointers, mask = saved_pointers(kept.states + (head * chunks + chunk) * (C.K * C.V), first, C)
+            tl.store(pointers, state.to(kept.states.dtype.element_ty), mask=mask)
         logs, upto, whole = load_decays(x.log_decay, start, T, C)
         until = tl.exp2(-upto)
         erase, read = load_operands(x, start, T, rates, upto, until, logs, C)
         v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         matrix = unit_lower_inverse(tl.where(i > j, -product(read, tl.trans(erase), PRECISION), 0.0), ROWS)
         if C.SAVE and first == 0:
-            tl.store(inverse_pointers(inverses, head * chunks + chunk, ROWS), matrix)
+            tl.store(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS), tl.trans(matrix))
         if C.TIED:
             state = state * whole
             rest_t = product(state, tl.trans(read), PRECISION) + tl.trans(v).to(tl.float32)
@@ -163,6 +157,9 @@ def channel_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, s
             rest_t = product(state, tl.trans(read), PRECISION)
             rest_t = product(v_t, tl.trans(fresh), PRECISION, rest_t)
             r_t = as_operand(solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True), PRECISION)
+        if C.SAVE:
+            pointers, mask = written_pointers(kept.rows, head * chunks + chunk, first, C)
+            tl.store(pointers, tl.trans(r_t).to(kept.rows.dtype.element_ty), mask=mask)
 
         q = as_operand(load_keys(x.q, start, T, C) * (tl.exp2(upto) * scale), PRECISION)
         rows = product(q, tl.trans(state), PRECISION)
@@ -195,23 +192,29 @@ def decay_gradient(dread, sums, ended, PRECISION: tl.constexpr, C: tl.constexpr)
     return dlog
 
 
+@triton.jit
+def load_part(ptr, start, n, g, T, G, first, C: tl.constexpr):
+    """Load the rows of a chunk of a contiguous tensor [N, T, G, V], [ROWS, BLOCK_V]."""
+    rows = rows_of_part(ptr, n, g, T, G, C.V)
+    return load_substeps(rows, start, T, first, 0, 1, C.V, C.ROWS, C.BLOCK_V)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def channel_backward_kernel(
-    x, dy, dlast, states, inverses, out, bonus, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr,
-    BONUS: tl.constexpr, OFFERED: tl.constexpr, C: tl.constexpr,
+    x, dy, dlast, kept, out, values, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr, WEIGHED: tl.constexpr,
+    OFFERED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
     Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...]. Tokens of the
-    gradients of q and v are `q_apart` and `v_apart` elements apart. Where BONUS they include those of a bonus, and
-    where OFFERED that of v includes one of its other uses; a program then has all values of a head.
+    gradients of q and v are `q_apart` and `v_apart` elements apart. Where WEIGHED and where OFFERED that of v includes
+    the parts that `values` has of it.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
     BLOCK_K: tl.constexpr = C.BLOCK_K
     BLOCK_V: tl.constexpr = C.BLOCK_V
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
-    PARTS: tl.constexpr = 2 if C.TIED else 1
     first = (tl.program_id(0) % BLOCKS) * BLOCK_V
     head = (tl.program_id(0) // BLOCKS).to(tl.int64)
     n = head // G
@@ -227,30 +230,20 @@ def channel_backward_kernel(
     ones = ones_of_pairs(x.q, ROWS)
     dq_view = View(out.q + n * T * q_apart + part * C.K, 0, q_apart, 0)
     dv_view = View(out.v + n * T * v_apart + g * C.V, 0, v_apart, 0)
-    if BONUS:
-        channels = tl.arange(0, BLOCK_K)
-        places = ((n // bonus.batch) * G + g) * C.K + channels
-        strength = tl.load(bonus.strength + places, mask=channels < C.K, other=0.0)
-        strength = strength.to(tl.float32)[None, :]
-        weights_view = View(bonus.weights + n * T * G + g, 0, G, 0)
-        slopes_view = View(bonus.slopes + n * T * G + g, 0, G, 0)
-        bonus_sum = tl.zeros([BLOCK_K], tl.float32)
 
     d = load_edge(dlast, head, first, LAST, C)
     next_rates = load_rates(x.beta, (chunks - 1) * ROWS, T, C)
+    if WEIGHED:
+        weights_view = View(values.weights + n * T * G + g, 0, G, 0)
+        next_weights = load_numbers(weights_view, (chunks - 1) * ROWS, T, 0, 1, ROWS)
     for step in range(0, chunks):
         chunk = chunks - 1 - step
         start = chunk * ROWS
         rates = next_rates
         next_rates = load_rates(x.beta, tl.maximum(start - ROWS, 0), T, C)
-        if BONUS:  # loaded long before their use
-            rows = rows_of_part(bonus.upstream, n, g, T, G, C.V)
-            upstream = load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V)
-            weights = load_numbers(weights_view, start, T, 0, 1, ROWS)
-            slopes = load_numbers(slopes_view, start, T, 0, 1, ROWS)
-        if OFFERED:
-            rows = rows_of_part(bonus.offered, n, g, T, G, C.V)
-            offered = load_substeps(rows, start, T, 0, 0, 1, C.V, ROWS, BLOCK_V)
+        if WEIGHED:
+            weights = next_weights
+            next_weights = load_numbers(weights_view, tl.maximum(start - ROWS, 0), T, 0, 1, ROWS)
         logs, upto, whole = load_decays(x.log_decay, start, T, C)
         d = d * whole
         since = tl.exp2(upto) * scale
@@ -262,40 +255,36 @@ def channel_backward_kernel(
         u_t = load_transposed(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
 
-        # Gradients of what is erased and of the values, then what was erased.
+        # Gradients of what is erased and of the values.
         p = tl.where(j >= i, product(erase, tl.trans(q), PRECISION), 0.0)
         dr_t = product(d, tl.trans(erase), PRECISION)
         dr_t = product(u_t, tl.trans(p), PRECISION, dr_t)
-        matrix = tl.load(inverse_pointers(inverses, head * chunks + chunk, ROWS))
+        matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS))
         if C.TIED:
-            dv = solved_product(tl.trans(matrix), tl.trans(dr_t), ones, PRECISION, PARTS=2)
+            dv = solved_product(matrix, tl.trans(dr_t), ones, PRECISION, PARTS=2)
             z = as_operand(dv, PRECISION)
             low_z = rounding_of(dv, PRECISION)
         else:
-            z = as_operand(solved_product(tl.trans(matrix), tl.trans(dr_t), ones, PRECISION), PRECISION)
+            z = as_operand(solved_product(matrix, tl.trans(dr_t), ones, PRECISION), PRECISION)
             k = as_operand(load_keys(x.k, start, T, C) * until, PRECISION)
             dv = product(k, tl.trans(d), PRECISION)
             p = tl.where(j >= i, product(k, tl.trans(q), PRECISION), 0.0)
             dv = product(p, u, PRECISION, dv)
             p = tl.where(j > i, product(k, tl.trans(read), PRECISION), 0.0)
             dv = product(p, z, PRECISION, dv)
-        if BONUS:
-            dv += weights[:, None] * upstream.to(tl.float32)
+        if WEIGHED:
+            upstream = load_part(values.upstream, start, n, g, T, G, first, C)
+            dv = product(tl.where(i == j, weights[:, None], p * 0.0), upstream, PRECISION, dv)
         if OFFERED:
-            dv += offered.to(tl.float32)
+            offered = load_part(values.offered, start, n, g, T, G, first, C)
+            dv = product(as_operand(tl.where(i == j, 1.0, p * 0.0), PRECISION), offered, PRECISION, dv)
         store_substeps(dv_view, dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
+        pointers, mask = saved_pointers(kept.states + (head * chunks + chunk) * (C.K * C.V), first, C)
         state = tl.load(pointers, mask=mask, other=0.0)
         if C.TIED:
             state = as_operand(state.to(tl.float32) * whole, PRECISION)
-            rest = tl.trans(product(state, tl.trans(read), PRECISION)) + v.to(tl.float32)
-        else:
-            p = tl.where(i > j, product(read, tl.trans(k), PRECISION), 0.0)
-            rest_t = product(state, tl.trans(read), PRECISION)
-            v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-            rest = tl.trans(product(v_t, tl.trans(p), PRECISION, rest_t))
-        matrix = tl.load(inverse_pointers(inverses, head * chunks + chunk, ROWS))
-        r = as_operand(solved_product(matrix, rest, ones, PRECISION, PARTS=PARTS), PRECISION)
+        pointers, mask = written_pointers(kept.rows, head * chunks + chunk, first, C)
+        r = tl.load(pointers, mask=mask, other=0.0)
 
         # Gradients of the scores, transposed, and of what they are made of.
         dp_qb = as_operand(tl.where(j >= i, product(r, tl.trans(u), PRECISION), 0.0), PRECISION)
@@ -319,14 +308,7 @@ def channel_backward_kernel(
         if not C.TIED:
             dq = product(tl.trans(dp_qk), k, PRECISION, dq)
         dq = dq * since
-        queries = load_keys(x.q, start, T, C)
-        sums = dread + dq * queries
-        if BONUS:
-            slopes = slopes[:, None]
-            queries = slopes * queries
-            keys = load_keys(x.k, start, T, C)
-            bonus_sum += tl.sum(keys * queries, 0)
-            dq += keys * (slopes * strength)
+        sums = dread + dq * load_keys(x.q, start, T, C)
         store_substeps(dq_view, dq, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         ended = tl.sum(tl.reshape(state.to(tl.float32) * d, [BLOCK_V // ROWS, ROWS, BLOCK_K]), 0)
 
@@ -337,10 +319,7 @@ def channel_backward_kernel(
             dk = product(dp_qk, q, PRECISION, dk)
             dk = product(dp_ak, read, PRECISION, dk)
             sums -= dk * scaled
-            dk = dk * until
-            if BONUS:
-                dk += queries * strength
-            store_substeps(dk_view, dk, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
+            store_substeps(dk_view, dk * until, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         derase = product(r, d, PRECISION)
         scaled = load_keys(x.k if C.TIED else x.erase, start, T, C) * until
         rated = scaled
@@ -368,8 +347,5 @@ def channel_backward_kernel(
             if PRECISION == "bf16":
                 d = product(tl.trans(low_z), read, PRECISION, d)
             d = d * whole
-    if BONUS:
-        channels = tl.arange(0, BLOCK_K)
-        tl.store(bonus.partial + (n * G + g) * C.K + channels, bonus_sum, mask=channels < C.K)
     if C.INITIAL:
         store_edge(out.state, head, first, d, C)

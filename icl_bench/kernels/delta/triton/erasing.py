@@ -1,7 +1,7 @@
 """The core of RWKV-7 in Triton: keys, decays, the untied delta rule, and the norm and bonus of its outputs.
 
-One function of autograd has them all, so that gradients are written once: those of the columns of a projection into one
-tensor, and those of the bonus, which reads the queries, keys and values of the rule, by the kernel of the rule.
+One function of autograd has them all: the gradients of the columns of a projection are written into one tensor, and
+those of the bonus added where those of its values, of its queries and of its keys are made or read.
 """
 
 from typing import Any
@@ -12,7 +12,6 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.delta.records import ErasingOptions, ErasingWeights
 from icl_bench.kernels.delta.triton import table
-from icl_bench.kernels.delta.triton.channels import BonusParts
 from icl_bench.kernels.delta.triton.launch import (
     DeltaCall,
     DeltaKept,
@@ -21,9 +20,8 @@ from icl_bench.kernels.delta.triton.launch import (
     launch_delta_forward,
 )
 from icl_bench.kernels.fleet.triton.decays import launch_decay_gradient, launch_decays
-from icl_bench.kernels.fleet.triton.erasing_keys import launch_erasing_gradient, launch_erasing_keys
+from icl_bench.kernels.fleet.triton.erasing_keys import BonusGradient, launch_erasing_gradient, launch_erasing_keys
 from icl_bench.kernels.fleet.triton.token_bonus import launch_head_norm_gradient, launch_token_bonus
-from icl_bench.kernels.triton.common import add_parts
 
 
 class ErasingDelta(torch.autograd.Function):
@@ -65,19 +63,18 @@ class ErasingDelta(torch.autograd.Function):
         own = columns_of_rows(drows, None if values is None else torch.empty_like(values), weights, options)
         call = delta_call(columns, vectors, logs, options.least)
         out = empty_gradients(call, options.heads)._replace(q=own[0].flatten(0, 1), v=own[2].flatten(0, 1))
-        partial = rows.new_empty(*rows.shape[:2], *weights.bonus.shape[1:], dtype=torch.float32)
         offered = None if offered is None else offered.contiguous()
-        bonus = BonusParts(sums, slopes, weights.bonus, gradient, offered, partial, rows.shape[1])
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
-            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, bonus)
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, (sums, gradient), offered)
         ddecay, decay_bias = launch_decay_gradient(
             decay, weights.decay, "sigmoid", options.least, out.log_decay.view(decay.shape)
         )
-        drate, dshift, derasing, dweakening = launch_erasing_gradient(
-            columns[1], rate.view(columns[1].shape), weights[:3], (out.k, out.read, out.erase), own[1]
+        bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
+        drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
+            columns[1], rate.view(columns[1].shape), weights[:3], (out.k, out.read, out.erase), own[1], bonus
         )
-        dbonus, dvalues = add_parts(partial, weights.bonus.dtype), None if values is None else own[2]
+        dvalues = None if values is None else own[2]
         numbers = dshift, derasing, dweakening, decay_bias, dbonus, dgain, doffset
         return drows, drate.view(rate.shape), ddecay, dvalues, None, None, *numbers
 

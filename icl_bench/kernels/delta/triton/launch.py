@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
-from icl_bench.kernels.delta.triton.channels import BonusParts, channel_backward_kernel, channel_forward_kernel
+from icl_bench.kernels.delta.triton.channels import ValueParts, channel_backward_kernel, channel_forward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
 from icl_bench.kernels.delta.triton.segments import (
     delta_inverse_kernel,
@@ -159,9 +159,11 @@ class DeltaKept(NamedTuple):
     states: Tensor
     """States before chunks, transposed [N, G, chunks, V, K]; in bfloat16 where that is the type of operands."""
     inverses: Tensor
-    """Inverses of the systems of chunks [N, G, chunks, C, C], by `tied` times the rates."""
+    """Inverses of the systems of chunks [N, G, chunks, C, C], of `tied` (times the rates) and `channels` transposed."""
     maps: Tensor
     """Maps of segments [N, G, segments, V + K, K], as `segments` has them."""
+    rows: Tensor
+    """Rows that chunks write, transposed [N, G, chunks, V, C], by `tied` and `channels`; in the type of states."""
 
 
 def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKept]:
@@ -174,9 +176,10 @@ def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKep
     states = (n, groups, call.chunks, value_width, key_width) if save else (0,)
     inverses = (n, groups, call.chunks, CHUNK, CHUNK) if (save or segmented) and call.rule != "linear" else (0,)
     maps = (n, groups, call.segments, value_width + key_width, key_width) if segmented else (0,)
-    kept = [torch.empty(shape, device=device, dtype=torch.float32) for shape in (inverses, maps)]
-    kind = torch.bfloat16 if call.precision == "bf16" else torch.float32
-    return y, last, DeltaKept(torch.empty(states, device=device, dtype=kind), *kept)
+    rows = (n, groups, call.chunks, value_width, CHUNK) if save and (call.tied or call.channels) else (0,)
+    operand = torch.bfloat16 if call.precision == "bf16" else torch.float32
+    sizes = (states, operand), (inverses, torch.float32), (maps, torch.float32), (rows, operand)
+    return y, last, DeltaKept(*(torch.empty(shape, device=device, dtype=kind) for shape, kind in sizes))
 
 
 def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tuple[Tensor, Tensor, DeltaKept]:
@@ -203,8 +206,8 @@ def launch_own_forward(
     _, tokens, heads, groups, _ = call.sizes
     kernel = tied_forward_kernel if call.tied else channel_forward_kernel
     kernel[call.grid(launch)](
-        call.views(), y, last if call.state is None else call.state, last, kept.states, kept.inverses, tokens, heads,
-        groups, call.scale, **call.options(launch, save),
+        call.views(), y, last if call.state is None else call.state, last, kept, tokens, heads, groups, call.scale,
+        **call.options(launch, save),
     )  # fmt: skip
     return y, last, kept
 
@@ -274,8 +277,8 @@ def launch_delta_gradient(
     ends, grid, length = dlast, call.grid(launch), call.segment
     if call.tied:
         tied_backward_kernel[grid](
-            call.views(), view_of(dy), dy if ends is None else ends, kept.states, kept.inverses, out, tokens, heads,
-            groups, call.scale, LAST=ends is not None, **call.options(launch, True),
+            call.views(), view_of(dy), dy if ends is None else ends, kept, out, tokens, heads, groups, call.scale,
+            LAST=ends is not None, **call.options(launch, True),
         )  # fmt: skip
         return add_parts_of_programs(call, out)
     if call.channels:
@@ -301,15 +304,19 @@ def launch_channel_gradient(
     kept: DeltaKept,
     out: DeltaGradients,
     launch: DeltaLaunch,
-    bonus: BonusParts | None = None,
+    weighed: tuple[Tensor, Tensor] | None = None,
+    offered: Tensor | None = None,
 ) -> None:
-    """Fill the gradients of a call that `channels` takes; with a bonus, `offered` may be None."""
+    """Fill the gradients of a call that `channels` takes.
+
+    That of v gets the product of two tensors where `weighed`, numbers [N, T, G] and vectors [N, T, G, V], and the one
+    `offered`.
+    """
     _, tokens, heads, groups, _ = call.sizes
-    offered = None if bonus is None else bonus.offered
-    parts = BonusParts(*6 * (dy,), 1) if bonus is None else bonus._replace(offered=dy if offered is None else offered)
+    values = ValueParts(*((dy, dy) if weighed is None else weighed), dy if offered is None else offered)
     channel_backward_kernel[call.grid(launch)](
-        call.views(), view_of(dy), dy if dlast is None else dlast, kept.states, kept.inverses, out, parts, tokens,
-        heads, groups, out.q.stride(1), out.v.stride(1), call.scale, LAST=dlast is not None, BONUS=bonus is not None,
+        call.views(), view_of(dy), dy if dlast is None else dlast, kept, out, values, tokens, heads, groups,
+        out.q.stride(1), out.v.stride(1), call.scale, LAST=dlast is not None, WEIGHED=weighed is not None,
         OFFERED=offered is not None, **call.options(launch, True),
     )  # fmt: skip
 

@@ -17,8 +17,8 @@ INPUTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? beta, Tensor? log_decay, Tensor? read, Tensor? erase, "
     "Tensor? log_value_decay, Tensor? state, str rule, bool undecayed, bool ahead, float scale, float least"
 )
-FORWARD_SCHEMA = f"({INPUTS}, bool save) -> ({', '.join(5 * ['Tensor'])})"
-KEPT = "Tensor states, Tensor inverses, Tensor maps"
+FORWARD_SCHEMA = f"({INPUTS}, bool save) -> ({', '.join(6 * ['Tensor'])})"
+KEPT = "Tensor states, Tensor inverses, Tensor maps, Tensor rows"
 BACKWARD_SCHEMA = f"({INPUTS}, {KEPT}, Tensor dy, Tensor? dlast) -> ({', '.join(9 * ['Tensor'])})"
 
 
@@ -74,9 +74,9 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.custom_op("icl_bench::delta_backward", mutates_args=(), schema=BACKWARD_SCHEMA)
 def delta_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """Return the gradients of the nine tensors, shaped as they are (empty for those not given)."""
-    *given, states, inverses, maps, dy, dlast = arguments
+    *given, states, inverses, maps, rows, dy, dlast = arguments
     call = launch.DeltaCall(*given)
-    kept = launch.DeltaKept(states, inverses, maps)
+    kept = launch.DeltaKept(states, inverses, maps, rows)
     with launch_on(call.q):
         best, walk = table.backward_launch(call.shape), table.walk_launch(call.shape)
         return launch.launch_delta_gradient(call, dy, dlast, kept, best, walk)
@@ -95,13 +95,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dlast: Tensor | None, *_unused: Tensor | None) -> tuple[Any, ...]:
-    *tensors, states, inverses, maps = ctx.saved_tensors
+    *tensors, states, inverses, maps, rows = ctx.saved_tensors
     v, q = tensors[2], tensors[0]
     if dy is None:
         dy = v.new_zeros(v.shape[0], q.shape[1], *v.shape[2:])
     dy = dy if dy.stride(3) == 1 else dy.contiguous()
     dlast = None if dlast is None else dlast.contiguous()
-    gradients = delta_backward(*tensors, *ctx.options, states, inverses, maps, dy, dlast)
+    gradients = delta_backward(*tensors, *ctx.options, states, inverses, maps, rows, dy, dlast)
     kept = (None if x is None else gradient.to(x.dtype) for x, gradient in zip(tensors, gradients, strict=True))
     return *kept, *(None,) * (len(ctx.options) + 1)
 

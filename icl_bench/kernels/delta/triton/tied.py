@@ -1,9 +1,9 @@
 """Triton kernels of the tied delta rule that reads with its keys, without decays or with one a token.
 
-With the names of `forward` and `backward`, and M = (I + B P)^{-1} B, the matrix that a chunk keeps,
+With the names of `forward` and `backward`, and M = (I + B P)^{-1} B, which a chunk keeps with W,
 
     forward:   W = M (v - p~ S),   Y = q~ S + (q k^T E) W,   S' = exp(Gam_C) S + k~^T W
-    backward:  dW = (q k^T E)^T dY + k~ D,   dv = M^T dW,   dB = rowsum(dv W) / B^2
+    backward:  dW = (q k^T E)^T dY + k~ D,   dv = M^T dW,   dB = diag(dv W^T) / B^2
                d(q k^T E) = dY W^T,   dP = -dv W^T,   dq~ = dY S^T,   dp~ = -dv S^T,   dk~ = W D^T
 
 Decays of tokens are factors of rows, which products leave alone: inputs in bfloat16 are operands as they are, and
@@ -33,6 +33,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     store_edge,
     store_numbers,
     store_substeps,
+    written_pointers,
 )
 from icl_bench.kernels.triton.common import View
 
@@ -79,7 +80,8 @@ def state_product(written, keys, ones, PRECISION: tl.constexpr, total):
 def rounding_of(x, PRECISION: tl.constexpr):
     """Return what x loses as an operand in bfloat16, as one more; x where nothing is lost."""
     if PRECISION == "bf16":
-        x = (x - x.to(tl.bfloat16).to(tl.float32)).to(tl.bfloat16)
+        high = (x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000
+        x = (x - high.to(tl.float32, bitcast=True)).to(tl.bfloat16)
     return x
 
 
@@ -110,11 +112,11 @@ def cumulated_decays(view, start, end, ROWS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale, C: tl.constexpr):
+def tied_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.constexpr):
     """Write y [N, T, G, V] and the last state [N, G, K, V].
 
-    Where SAVE, also write the states before chunks, transposed, and the matrices M. A program has BLOCK_V value
-    channels of one head; the grid is N * G * blocks of values.
+    Where SAVE, also write the states before chunks and the rows W, both transposed, and the matrices M. A program has
+    BLOCK_V value channels of one head; the grid is N * G * blocks of values.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -142,8 +144,8 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
         k = load_substeps(x.k, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         if C.SAVE:
-            pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
-            tl.store(pointers, state.to(states.dtype.element_ty), mask=mask)
+            pointers, mask = saved_pointers(kept.states + (head * chunks + chunk) * (C.K * C.V), first, C)
+            tl.store(pointers, state.to(kept.states.dtype.element_ty), mask=mask)
         p = tl.where(i >= j, product(q, tl.trans(k), PRECISION), 0.0)
         system = tl.where(i > j, product(k, tl.trans(k), PRECISION), 0.0)
         if C.GATE == HEADS:
@@ -158,13 +160,15 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
         else:
             matrix = unit_lower_inverse(system, ROWS)
         if C.SAVE and first == 0:
-            kept = inverse_pointers(solved, head * chunks + chunk, ROWS)
-            tl.store(kept, matrix)
+            tl.store(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS), tl.trans(matrix))
         seen = product(state, tl.trans(k), PRECISION)
         if C.GATE == HEADS:
             seen = seen * since[None, :]
         rest_t = tl.trans(v).to(tl.float32) - seen
         w_t = solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True, PARTS=2)
+        if C.SAVE:
+            pointers, mask = written_pointers(kept.rows, head * chunks + chunk, first, C)
+            tl.store(pointers, tl.trans(w_t).to(kept.rows.dtype.element_ty), mask=mask)
         rows = product(q, tl.trans(state), PRECISION)
         writing = k
         if C.GATE == HEADS:
@@ -178,7 +182,7 @@ def tied_forward_kernel(x, y, first_state, last, states, solved, T, H, G, scale,
 
 
 @triton.jit(do_not_specialize=SIZES)
-def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST: tl.constexpr, C: tl.constexpr):
+def tied_backward_kernel(x, dy, dlast, kept, out, T, H, G, scale, LAST: tl.constexpr, C: tl.constexpr):
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
     Of q, k, beta and log_decay a program writes its own part, [N, T, G * blocks, ...].
@@ -209,7 +213,6 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
         start = chunk * ROWS
         rates = next_rates
         next_rates = load_rates(x.beta, tl.maximum(start - ROWS, 0), T, C)
-        pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
         if GATE == HEADS:
             upto, total = cumulated_decays(x.log_decay, start, T, ROWS)
             since = tl.exp2(upto)
@@ -220,7 +223,7 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
             decay = (j >= i).to(tl.float32)
         weights = decay * scale
 
-        # Gradients of the written rows and of the values, then the written rows.
+        # Gradients of the written rows and of the values.
         q = load_substeps(x.q, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         k = load_substeps(x.k, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         p = product(k, tl.trans(q), PRECISION) * weights
@@ -229,29 +232,26 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
             dw = dw * after[None, :]
         u_t = load_transposed(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         dw = product(u_t, tl.trans(p), PRECISION, dw)
-        matrix = tl.load(inverse_pointers(solved, head * chunks + chunk, ROWS))
-        dv = solved_product(tl.trans(matrix), tl.trans(dw), ones, PRECISION, PARTS=2)
+        matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS))
+        dv = solved_product(matrix, tl.trans(dw), ones, PRECISION, PARTS=2)
         low_dv = rounding_of(dv, PRECISION)
         store_substeps(rows_of_part(out.v, n, g, T, G, C.V), dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        state = tl.load(pointers, mask=mask, other=0.0)
-        seen = product(state, tl.trans(k), PRECISION)
-        if GATE == HEADS:
-            seen = seen * since[None, :]
-        v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        matrix = tl.load(inverse_pointers(solved, head * chunks + chunk, ROWS))
-        w = solved_product(matrix, v.to(tl.float32) - tl.trans(seen), ones, PRECISION, PARTS=2)
-        if C.RATED:
-            beta = not_zero(rates)
-            dbeta = tl.sum(dv * w, 1) / (beta * beta)
-            store_numbers(rows_of_part(out.beta, n, part, T, parts, 1), dbeta, start, T, 0, 1, ROWS)
 
         # Gradients of the scores, transposed. Those of the diagonal are in gradients of queries and of keys, and cancel
-        # in that of the decays.
+        # in that of the decays; for P the diagonal has the gradients of the rates.
+        pointers, mask = written_pointers(kept.rows, head * chunks + chunk, first, C)
+        w = tl.load(pointers, mask=mask, other=0.0)
         u = load_substeps(dy, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
-        EXACT: tl.constexpr = "tf32" if PRECISION == "bf16" else PRECISION
-        dp = tl.dot(w, tl.trans(u.to(tl.float32)), input_precision=EXACT) * weights
-        da = product(w, tl.trans(dv), PRECISION) * tl.where(i == j, 0.0, -decay)
+        dp = product(w, tl.trans(u), PRECISION) * weights
+        da = product(w, tl.trans(dv), PRECISION)
+        if C.RATED:
+            beta = not_zero(rates)
+            dbeta = tl.sum(tl.where(i == j, da, 0.0), 1) / (beta * beta)
+            store_numbers(rows_of_part(out.beta, n, part, T, parts, 1), dbeta, start, T, 0, 1, ROWS)
+        da = da * tl.where(i == j, 0.0, -decay)
+        low_da = rounding_of(da, PRECISION)
 
+        pointers, mask = saved_pointers(kept.states + (head * chunks + chunk) * (C.K * C.V), first, C)
         state = tl.load(pointers, mask=mask, other=0.0)
         k = load_substeps(x.k, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         dq = product(u, state, PRECISION)
@@ -267,14 +267,18 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
         q = load_substeps(x.q, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         if GATE == HEADS:
             sums = dq * q.to(tl.float32)
-            change = tl.sum(state.to(tl.float32) * d) * whole
         dread = product(tl.trans(da.to(q.dtype)), k, PRECISION, dread)
+        if PRECISION == "bf16":
+            dread = product(tl.trans(low_da), k, PRECISION, dread)
         dk = product(w, d, PRECISION)
         if GATE == HEADS:
             dk = dk * after[:, None]
-            change += tl.sum(dk * k.to(tl.float32))
+            d = d * whole
+            change = tl.sum(state.to(tl.float32) * d) + tl.sum(dk * k.to(tl.float32))
         dk = product(dp, q, PRECISION, dk)
         dk = product(da, k, PRECISION, dk)
+        if PRECISION == "bf16":
+            dk = product(low_da, k, PRECISION, dk)
         dk_view = rows_of_part(out.k, n, part, T, parts, C.K)
         store_substeps(dk_view, dk + dread, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
 
@@ -284,7 +288,6 @@ def tied_backward_kernel(x, dy, dlast, states, solved, out, T, H, G, scale, LAST
             store_numbers(rows_of_part(out.log_decay, n, part, T, parts, 1), dlog, start, T, 0, 1, ROWS)
             queries = q.to(tl.float32) * (since * scale)[:, None]
             keys = k.to(tl.float32) * -since[:, None]
-            d = d * whole
         else:
             queries = q.to(tl.float32) * scale
             keys = -k

@@ -285,3 +285,12 @@ def inverse_pointers(base, chunk, ROWS: tl.constexpr):
     """Return pointers to the inverse of a chunk, of contiguous matrices [ROWS, ROWS]."""
     i = tl.arange(0, ROWS)
     return base + chunk * (ROWS * ROWS) + i[:, None] * ROWS + i[None, :]
+
+
+@triton.jit
+def written_pointers(base, chunk, first, C: tl.constexpr):
+    """Return pointers to the rows that a chunk writes, transposed in memory, as [ROWS, BLOCK_V], and their mask."""
+    i = tl.arange(0, C.ROWS)
+    columns = first + tl.arange(0, C.BLOCK_V)
+    mask = (i >= 0)[:, None] & (columns < C.V)[None, :]
+    return base + chunk * (C.V * C.ROWS) + i[:, None] + columns[None, :] * C.ROWS, mask

@@ -4,7 +4,7 @@ A program has all heads of some tokens, as in `token_bonus`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -13,9 +13,20 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import LEAST_LENGTH
-from icl_bench.kernels.fleet.triton.products import spaced_rows
 from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, place_heads, store_heads, store_sums
-from icl_bench.kernels.triton.common import add_parts, logistic, padded, split_rows
+from icl_bench.kernels.triton.common import add_parts, logistic, padded, spaced_rows, split_rows
+
+
+class BonusGradient(NamedTuple):
+    """Parts of the gradients of q, k and u, for a bonus w v of each token with w = sum(q k u)."""
+
+    q: Any
+    dq: Any
+    """Gradient of q [M, ..., H, K], to which that of the bonus is added."""
+    slopes: Any
+    """Gradients of w, [M, ..., H] in float32."""
+    strength: Any
+    """u, [M, H, K]."""
 
 
 @triton.jit
@@ -41,18 +52,23 @@ def erasing_keys_kernel(
 
 @triton.jit
 def erasing_keys_gradient_kernel(
-    k, rate, shift, erasing, weakening, from_written, from_read, from_erase, dk, drate, partial_shift, partial_erasing,
-    partial_weakening, count, heads, width, apart, dk_apart, least, each, HEADS: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    k, rate, shift, erasing, weakening, from_written, from_read, from_erase, dk, drate, bonus, partial_shift,
+    partial_erasing, partial_weakening, partial_bonus, count, heads, width, apart, dk_apart, least, each,
+    BONUS: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write dk and drate of `each` tokens, and their part of those of the parameters. Grid (parts, M)."""
+    """Write dk and drate of `each` tokens, and their part of those of the parameters. Grid (parts, M).
+
+    Where BONUS, also add the gradients of a bonus, whose queries are as far apart as keys.
+    """
     part, member, whole = tl.program_id(0), tl.program_id(1), heads * width
     _, head, inside = place_heads(0, count, heads, HEADS, BLOCK_R)
     before = load_heads(shift, member, head, whole, width, inside, BLOCK_C)
     strength = load_heads(erasing, member, head, whole, width, inside, BLOCK_C)
     weak = load_heads(weakening, member, head, whole, width, inside, BLOCK_C)
     total_erasing = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    total_weakening, total_shift = total_erasing, total_erasing
+    total_weakening, total_shift, total_bonus = total_erasing, total_erasing, total_erasing
+    if BONUS:
+        weight = load_heads(bonus.strength, member, head, whole, width, inside, BLOCK_C)
     for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
         token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
         tokens = member.to(tl.int64) * count + token
@@ -61,6 +77,14 @@ def erasing_keys_gradient_kernel(
         written = load_heads(from_written, tokens, head, whole, width, inside, BLOCK_C)
         erase = load_heads(from_erase, tokens, head, whole, width, inside, BLOCK_C)
         read = load_heads(from_read, tokens, head, whole, width, inside, BLOCK_C)
+        if BONUS:
+            query = load_heads(bonus.q, tokens, head, apart, width, inside, BLOCK_C)
+            upstream = load_heads(bonus.dq, tokens, head, dk_apart, width, inside, BLOCK_C)
+            bonus_slope = tl.load(bonus.slopes + tokens * heads + head, mask=inside, other=0.0)[:, None]
+            made = bonus_slope * key * (1.0 + (share - 1.0) * weak)
+            total_bonus += made * query
+            store_heads(bonus.dq, upstream + made * weight, tokens, head, dk_apart, width, inside, BLOCK_C)
+            written += bonus_slope * weight * query
         scaled = key * strength
         length = tl.sqrt(tl.sum(scaled * scaled, 1))
         inverse = (1.0 / tl.maximum(length, least))[:, None]
@@ -79,6 +103,8 @@ def erasing_keys_gradient_kernel(
     store_sums(partial_shift, total_shift, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
     store_sums(partial_erasing, total_erasing, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
     store_sums(partial_weakening, total_weakening, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
+    if BONUS:
+        store_sums(partial_bonus, total_bonus, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
 
 
 def launch_erasing_keys(k: Tensor, rate: Tensor, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,19 +122,26 @@ def launch_erasing_keys(k: Tensor, rate: Tensor, numbers: Sequence[Tensor]) -> t
 
 
 def launch_erasing_gradient(
-    k: Tensor, rate: Tensor, numbers: Sequence[Tensor], gradients: Sequence[Tensor], dk: Tensor
-) -> tuple[Tensor, ...]:
-    """Fill dk, whose tokens may lie apart as those of k may; return the gradients of the rate and of the parameters."""
+    k: Tensor, rate: Tensor, numbers: Sequence[Tensor], gradients: Sequence[Tensor], dk: Tensor,
+    bonus: BonusGradient | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Fill dk, whose tokens may lie apart as those of k may; return the gradients of the rate and of the parameters.
+
+    With a bonus, its gradient is added to that of its queries, and the one of its strength returned last. Its queries
+    and their gradient are columns of the same rows as k and dk.
+    """
     (k, apart), (dk, dk_apart) = spaced_rows(k, 2), spaced_rows(dk, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
     count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
     parts, each = split_rows(count, rows.tokens, members)
     drate, partial = torch.empty_like(rate), (members, parts * rows.tokens, heads, width)
+    numbers = numbers if bonus is None else [*numbers, bonus.strength]
     sums = [k.new_empty(partial, dtype=torch.float32) for _ in numbers]
     with launch_on(k):
         erasing_keys_gradient_kernel[(parts, members)](
-            k, rate, *numbers, *gradients, dk, drate, *sums, count, heads, width, apart, dk_apart, LEAST_LENGTH, each,
-            HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width), num_warps=8,
+            k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, dk, k, k) if bonus is None else bonus,
+            *sums[:3], sums[-1], count, heads, width, apart, dk_apart, LEAST_LENGTH, each, BONUS=bonus is not None,
+            HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width), num_warps=8, maxnreg=128,
         )  # fmt: skip
     return drate, *(add_parts(part, number.dtype) for part, number in zip(sums, numbers, strict=True))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import NormOptions
-from icl_bench.kernels.triton.common import add_parts, split_rows, tile_shape
+from icl_bench.kernels.triton.common import add_parts, spaced_rows, split_rows, tile_shape
 
 NO_GATE, PLAIN, SILU, SIGMOID = (tl.constexpr(i) for i in range(4))
 GATES: dict[str, int] = {"none": PLAIN.value, "silu": SILU.value, "sigmoid": SIGMOID.value}
@@ -48,8 +48,16 @@ def _unit(value, mask, width, eps, CENTRED: tl.constexpr):
 
 
 @triton.jit
+def gate_offsets(member, count, rows, heads, head, per_token, apart, width):
+    """Return the offsets of the rows of a gate, of which a token has `per_token`; its tokens are `apart` apart."""
+    index = rows * heads + head
+    tokens = (member.to(tl.int64) * count) * heads // per_token + index // per_token
+    return (tokens * apart + index % per_token * width)[:, None]
+
+
+@triton.jit
 def gated_norm_kernel(
-    x, weight, bias, gate, out, count, width, eps, BIAS: tl.constexpr, CENTRED: tl.constexpr,
+    x, weight, bias, gate, out, count, width, per_token, apart, eps, BIAS: tl.constexpr, CENTRED: tl.constexpr,
     ACTIVATION: tl.constexpr, FIRST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Normalise the rows of a head, which has gains of its own. Grid (rows, heads with own gains, M)."""
@@ -60,7 +68,8 @@ def gated_norm_kernel(
     offsets = ((member.to(tl.int64) * count + rows) * heads + head)[:, None] * width + columns[None, :]
     value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     if ACTIVATION != NO_GATE:
-        factor = activated(tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
+        places = gate_offsets(member, count, rows, heads, head, per_token, apart, width) + columns[None, :]
+        factor = activated(tl.load(gate + places, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
         if FIRST:
             value *= factor
     value, _ = _unit(value, mask, width, eps, CENTRED)
@@ -74,9 +83,9 @@ def gated_norm_kernel(
 
 @triton.jit
 def gated_norm_gradient_kernel(
-    x, weight, bias, gate, gradient, dx, dgate, partial, partial_bias, count, width, eps, each, BIAS: tl.constexpr,
-    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, FIRST: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    x, weight, bias, gate, gradient, dx, dgate, partial, partial_bias, count, width, per_token, apart, dgate_apart, eps,
+    each, BIAS: tl.constexpr, CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, FIRST: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dx and dgate of `each` rows, and their part of dweight and dbias. Grid (parts, heads with own gains, M)."""
     part, head, heads, member = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.program_id(2)
@@ -95,7 +104,9 @@ def gated_norm_gradient_kernel(
         upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
         value = raw
         if ACTIVATION != NO_GATE:
-            opening = tl.load(gate + offsets, mask=mask, other=0.0).to(tl.float32)
+            places = gate_offsets(member, count, rows, heads, head, per_token, apart, width) + columns[None, :]
+            opening = tl.load(gate + places, mask=mask, other=0.0).to(tl.float32)
+            places = gate_offsets(member, count, rows, heads, head, per_token, dgate_apart, width) + columns[None, :]
             factor, slope = activated(opening, ACTIVATION), activation_slope(opening, ACTIVATION)
             if FIRST:
                 value *= factor
@@ -104,7 +115,7 @@ def gated_norm_gradient_kernel(
             normed = unit * gain
             if BIAS:
                 normed += shift
-            tl.store(dgate + offsets, (upstream * normed * slope).to(dgate.dtype.element_ty), mask=mask)
+            tl.store(dgate + places, (upstream * normed * slope).to(dgate.dtype.element_ty), mask=mask)
             upstream *= factor
         total += upstream * unit
         if BIAS:
@@ -115,7 +126,7 @@ def gated_norm_gradient_kernel(
             result -= (tl.sum(upstream, 1) / width)[:, None]
         result *= scale
         if ACTIVATION != NO_GATE and FIRST:
-            tl.store(dgate + offsets, (result * raw * slope).to(dgate.dtype.element_ty), mask=mask)
+            tl.store(dgate + places, (result * raw * slope).to(dgate.dtype.element_ty), mask=mask)
             result *= factor
         tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=mask)
     sums = ((member * tl.num_programs(0) + part) * heads + head) * width + columns
@@ -132,36 +143,80 @@ class FusedGatedNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None, options: NormOptions
     ) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
-        bias, gate = (None if part is None else part.contiguous() for part in (bias, gate))
+        bias = None if bias is None else bias.contiguous()
         ctx.save_for_backward(x, weight, bias, gate)
         ctx.options = options
-        out = torch.empty_like(x)
-        heads, count, width, block_r, block_c = tiles(x, weight)
-        with launch_on(x):
-            gated_norm_kernel[(-(-count // block_r), heads, x.shape[0])](
-                x, weight, weight if bias is None else bias, x if gate is None else gate, out, count, width,
-                options.eps, **constants(bias, gate, options), BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
-            )  # fmt: skip
-        return out
+        return launch_gated_norm(x, weight, bias, gate, options)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, gate = ctx.saved_tensors
-        heads, count, width, block_r, block_c = tiles(x, weight)
-        parts, each = split_rows(count, block_r, x.shape[0] * heads)
-        dx = torch.empty_like(x)
         dgate = None if gate is None else torch.empty_like(x)
-        partial = x.new_empty(x.shape[0], parts, *weight.shape[1:], dtype=torch.float32)
-        partial_bias = None if bias is None else torch.empty_like(partial)
-        with launch_on(x):
-            gated_norm_gradient_kernel[(parts, heads, x.shape[0])](
-                x, weight, weight if bias is None else bias, x if gate is None else gate, gradient.contiguous(), dx,
-                dx if dgate is None else dgate, partial, partial if partial_bias is None else partial_bias, count,
-                width, ctx.options.eps, each, **constants(bias, gate, ctx.options), BLOCK_R=block_r, BLOCK_C=block_c,
-                num_warps=4,
-            )  # fmt: skip
-        dbias = None if partial_bias is None else add_parts(partial_bias, weight.dtype)
-        return dx, add_parts(partial, weight.dtype), dbias, dgate, None
+        dx, dweight, dbias = launch_gated_norm_gradient(x, weight, bias, gate, ctx.options, gradient, dgate)
+        return dx, dweight, dbias, dgate, None
+
+
+class FusedColumnNorm(torch.autograd.Function):
+    """`norm_by_columns`, as `FusedGatedNorm`; it makes the gradient of the rows, and writes the gate's columns."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, first: int, weight: Tensor, options: NormOptions) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, rows, weight)
+        ctx.first, ctx.options = first, options
+        return launch_gated_norm(x, weight, None, columns_like(x, rows, first), options)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, rows, weight = ctx.saved_tensors
+        drows = torch.empty_like(rows)
+        gate, dgate = (columns_like(x, whole, ctx.first) for whole in (rows, drows))
+        dx, dweight, _ = launch_gated_norm_gradient(x, weight, None, gate, ctx.options, gradient, dgate)
+        return dx, drows, None, dweight, None
+
+
+def columns_like(x: Tensor, rows: Tensor, first: int) -> Tensor:
+    """Return the columns of rows [M, ..., W] from `first` on that are shaped as x [M, ..., H, C]."""
+    heads, width = x.shape[-2:]
+    columns: Tensor = rows[..., first : first + heads * width].unflatten(-1, (heads, width))
+    return columns
+
+
+def launch_gated_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None, options: NormOptions
+) -> Tensor:
+    """Return the result; tokens of the gate may lie apart."""
+    gate, apart = (x, 0) if gate is None else spaced_rows(gate, 2)
+    out = torch.empty_like(x)
+    heads, count, width, block_r, block_c = tiles(x, weight)
+    with launch_on(x):
+        gated_norm_kernel[(-(-count // block_r), heads, x.shape[0])](
+            x, weight, weight if bias is None else bias, gate, out, count, width, x.shape[-2], apart, options.eps,
+            **constants(bias, apart > 0, options), BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def launch_gated_norm_gradient(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None, options: NormOptions, gradient: Tensor,
+    dgate: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Fill dgate, whose tokens may lie apart as those of the gate may; return the other gradients."""
+    gate, apart = (x, 0) if gate is None else spaced_rows(gate, 2)
+    dgate, dgate_apart = (x, 0) if dgate is None else spaced_rows(dgate, 2)
+    heads, count, width, block_r, block_c = tiles(x, weight)
+    parts, each = split_rows(count, block_r, x.shape[0] * heads)
+    dx = torch.empty_like(x)
+    partial = x.new_empty(x.shape[0], parts, *weight.shape[1:], dtype=torch.float32)
+    partial_bias = None if bias is None else torch.empty_like(partial)
+    with launch_on(x):
+        gated_norm_gradient_kernel[(parts, heads, x.shape[0])](
+            x, weight, weight if bias is None else bias, gate, gradient.contiguous(), dx, dgate, partial,
+            partial if partial_bias is None else partial_bias, count, width, x.shape[-2], apart, dgate_apart,
+            options.eps, each, **constants(bias, apart > 0, options), BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
+    dbias = None if partial_bias is None else add_parts(partial_bias, weight.dtype)
+    return dx, add_parts(partial, weight.dtype), dbias
 
 
 def tiles(x: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
@@ -170,7 +225,7 @@ def tiles(x: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
     return heads, x[0].numel() // (heads * width), width, *tile_shape(width)
 
 
-def constants(bias: Tensor | None, gate: Tensor | None, options: NormOptions) -> dict[str, Any]:
+def constants(bias: Tensor | None, gated: bool, options: NormOptions) -> dict[str, Any]:
     """Return the constants of both kernels."""
-    activation = NO_GATE.value if gate is None else GATES[options.activation]
+    activation = GATES[options.activation] if gated else NO_GATE.value
     return {"BIAS": bias is not None, "CENTRED": options.centred, "ACTIVATION": activation, "FIRST": options.gate_first}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.gated_norm import GATES, activated, activation_slope
-from icl_bench.kernels.triton.common import add_parts, logistic, split_rows, tile_shape
+from icl_bench.kernels.triton.common import add_parts, logistic, spaced_rows, split_rows, tile_shape
 
 
 @triton.jit
@@ -253,13 +253,3 @@ def launch_blend_gradient(
             BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
     return dy, dgate, add_parts(partial, bias.dtype)
-
-
-def spaced_rows(x: Tensor, axes: int) -> tuple[Tensor, int]:
-    """Return x, and the elements from one row of its last `axes` axes to the next; a copy where they are no rows."""
-    inner = x.shape[-axes:]
-    if x.ndim == axes or not x[(0,) * (x.ndim - axes)].is_contiguous():
-        return x.contiguous(), inner.numel()
-    outer = range(x.ndim - axes - 1)
-    even = all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in outer)
-    return (x, x.stride(-axes - 1)) if even else (x.contiguous(), inner.numel())

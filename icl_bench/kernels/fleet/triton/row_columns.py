@@ -9,8 +9,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import ColumnForm
-from icl_bench.kernels.fleet.triton.products import spaced_rows
-from icl_bench.kernels.triton.common import tile_shape
+from icl_bench.kernels.triton.common import spaced_rows, tile_shape
 
 SIGMOID: tl.constexpr = tl.constexpr(1)
 TANH: tl.constexpr = tl.constexpr(2)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import UNIT_EPS, HeadColumns
-from icl_bench.kernels.fleet.triton.products import spaced_rows
-from icl_bench.kernels.triton.common import add_parts, logistic, padded
+from icl_bench.kernels.triton.common import add_parts, logistic, padded, spaced_rows
 
 WIDEST_BLOCK = 64
 """Most columns to a program, where heads are not normalised."""
@@ -153,8 +152,8 @@ def inner_gradient(
 
 @triton.jit
 def split_convolution_gradient_kernel(
-    x, taps, bias, gradient, dx, partial, partial_bias, batch, length, width, first, span, step, apart, eps, each,
-    LENGTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_S: tl.constexpr,
+    x, taps, bias, gradient, dx, partial, partial_bias, batch, length, width, first, span, step, apart, dx_apart, eps,
+    each, LENGTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, UNIT: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr, TOKENS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Walk `each` tokens of BLOCK_S sequences from the last on; write dx, and their part of dtaps and dbias.
@@ -170,7 +169,7 @@ def split_convolution_gradient_kernel(
     mask = (rows < batch)[:, None] & valid[None, :]
     tokens = ((member.to(tl.int64) * batch + rows) * length)[:, None]
     inputs, upstreams = tokens * apart + (first + local)[None, :], tokens * span + local[None, :]
-    results = tokens * width + (first + local)[None, :]
+    results = tokens * dx_apart + (first + local)[None, :]
     empty = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     shift = 0.0
     if BIAS:
@@ -211,7 +210,7 @@ def split_convolution_gradient_kernel(
                 total += inner
             token = latest - i
             own = tl.where(mask, token, start - 1) >= start
-            tl.store(dx + results + token * width, result.to(dx.dtype.element_ty), mask=own)
+            tl.store(dx + results + token * dx_apart, result.to(dx.dtype.element_ty), mask=own)
     place = member * tl.num_programs(0) + part
     for j in tl.static_range(LENGTH):
         tl.store(partial + (place * LENGTH + j) * width + first + local, tl.sum(sums[j], 0), mask=valid)
@@ -226,40 +225,75 @@ class FusedSplitConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None, parts: tuple[HeadColumns, ...], silu: bool
     ) -> tuple[Tensor, ...]:
-        (x, ctx.apart), taps = spaced_rows(x, 1), taps.contiguous()
-        bias = None if bias is None else bias.contiguous()
+        taps, bias = taps.contiguous(), None if bias is None else bias.contiguous()
         ctx.save_for_backward(x, taps, bias)
         ctx.parts, ctx.silu = parts, silu
-        members, batch, time, width = x.shape
-        outs = tuple(x.new_empty(members, batch, time, part.heads, part.width) for part in parts)
-        programs = FORWARD.programs(batch, time)
-        with launch_on(x):
-            for columns, out in zip(columns_of(parts), outs, strict=True):
-                split_convolution_kernel[(programs, columns.blocks, members)](
-                    x, taps, x if bias is None else bias, out, batch, time, width, columns.first, columns.span,
-                    columns.step, ctx.apart, UNIT_EPS, FORWARD.segment, LENGTH=taps.shape[1], BIAS=bias is not None,
-                    SILU=silu, UNIT=columns.unit, **FORWARD.constants(columns.step),
-                )  # fmt: skip
-        return outs
+        return launch_split_convolution(x, taps, bias, parts, silu)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, taps, bias = ctx.saved_tensors
-        members, batch, time, width = x.shape
-        length, programs = taps.shape[1], BACKWARD.programs(batch, time)
         dx = x.new_empty(x.shape)
-        partial = x.new_empty(members, programs, length, width, dtype=torch.float32)
-        partial_bias = None if bias is None else x.new_empty(members, programs, width, dtype=torch.float32)
-        with launch_on(x):
-            for columns, gradient in zip(columns_of(ctx.parts), gradients, strict=True):
-                split_convolution_gradient_kernel[(programs, columns.blocks, members)](
-                    x, taps, x if bias is None else bias, gradient.contiguous(), dx, partial,
-                    partial if partial_bias is None else partial_bias, batch, time, width, columns.first, columns.span,
-                    columns.step, ctx.apart, UNIT_EPS, BACKWARD.segment, LENGTH=length, BIAS=bias is not None,
-                    SILU=ctx.silu, UNIT=columns.unit, **BACKWARD.constants(columns.step),
-                )  # fmt: skip
-        dbias = None if partial_bias is None or bias is None else add_parts(partial_bias, bias.dtype)
-        return dx, add_parts(partial, taps.dtype), dbias, None, None
+        return dx, *launch_split_gradient(x, taps, bias, ctx.parts, ctx.silu, gradients, dx), None, None
+
+
+class FusedColumnConvolution(torch.autograd.Function):
+    """`convolve_columns`, as `FusedSplitConvolution`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, taps: Tensor, bias: Tensor | None, parts: tuple[HeadColumns, ...], silu: bool
+    ) -> tuple[Tensor, ...]:
+        taps, bias = taps.contiguous(), None if bias is None else bias.contiguous()
+        ctx.save_for_backward(rows, taps, bias)
+        ctx.parts, ctx.silu = parts, silu
+        return rows, *launch_split_convolution(rows[..., : taps.shape[-1]], taps, bias, parts, silu)
+
+    @staticmethod
+    def backward(ctx: Any, drows: Tensor, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, taps, bias = ctx.saved_tensors
+        x, dx = (whole[..., : taps.shape[-1]] for whole in (rows, drows))
+        return drows, *launch_split_gradient(x, taps, bias, ctx.parts, ctx.silu, gradients, dx), None, None
+
+
+def launch_split_convolution(
+    x: Tensor, taps: Tensor, bias: Tensor | None, parts: tuple[HeadColumns, ...], silu: bool
+) -> tuple[Tensor, ...]:
+    """Return the parts; tokens of x may lie apart."""
+    x, apart = spaced_rows(x, 1)
+    members, batch, time, width = x.shape
+    outs = tuple(x.new_empty(members, batch, time, part.heads, part.width) for part in parts)
+    programs = FORWARD.programs(batch, time)
+    with launch_on(x):
+        for columns, out in zip(columns_of(parts), outs, strict=True):
+            split_convolution_kernel[(programs, columns.blocks, members)](
+                x, taps, x if bias is None else bias, out, batch, time, width, columns.first, columns.span,
+                columns.step, apart, UNIT_EPS, FORWARD.segment, LENGTH=taps.shape[1], BIAS=bias is not None,
+                SILU=silu, UNIT=columns.unit, **FORWARD.constants(columns.step),
+            )  # fmt: skip
+    return outs
+
+
+def launch_split_gradient(
+    x: Tensor, taps: Tensor, bias: Tensor | None, parts: tuple[HeadColumns, ...], silu: bool,
+    gradients: Sequence[Tensor], dx: Tensor,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Fill dx, whose tokens may lie apart as those of x may, and return the gradients of the taps and of the bias."""
+    (x, apart), (dx, dx_apart) = spaced_rows(x, 1), spaced_rows(dx, 1)
+    members, batch, time, width = x.shape
+    length, programs = taps.shape[1], BACKWARD.programs(batch, time)
+    partial = x.new_empty(members, programs, length, width, dtype=torch.float32)
+    partial_bias = None if bias is None else x.new_empty(members, programs, width, dtype=torch.float32)
+    with launch_on(x):
+        for columns, gradient in zip(columns_of(parts), gradients, strict=True):
+            split_convolution_gradient_kernel[(programs, columns.blocks, members)](
+                x, taps, x if bias is None else bias, gradient.contiguous(), dx, partial,
+                partial if partial_bias is None else partial_bias, batch, time, width, columns.first, columns.span,
+                columns.step, apart, dx_apart, UNIT_EPS, BACKWARD.segment, LENGTH=length, BIAS=bias is not None,
+                SILU=silu, UNIT=columns.unit, **BACKWARD.constants(columns.step),
+            )  # fmt: skip
+    dbias = None if partial_bias is None or bias is None else add_parts(partial_bias, bias.dtype)
+    return add_parts(partial, taps.dtype), dbias
 
 
 class Columns(NamedTuple):

@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.fleet.triton.products import spaced_rows
-from icl_bench.kernels.triton.common import add_parts, padded, split_rows, tile_shape
+from icl_bench.kernels.triton.common import add_parts, padded, spaced_rows, split_rows, tile_shape
 
 
 class HeadRows(NamedTuple):
