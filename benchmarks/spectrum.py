@@ -152,8 +152,8 @@ def candidates() -> Iterator[Candidate]:
             )
     for kernel, p in itertools.product(("forward", "query_gradient", "key_gradient"), (2, 3, 4)):
         for m, n, warps in ((64, 64, 4), (128, 32, 4), (128, 64, 8)):
-            form = "tiles" if p == 2 else "long"
-            yield Candidate(f"lower_{kernel}", form, Blocks(m, n, warps, 3, 3, 128), ("long", p, False))
+            name, form = (kernel, "tiles") if p == 2 else (f"lower_{kernel}", "long")
+            yield Candidate(name, form, Blocks(m, n, warps, 3, 3, 128), ("long", p, False))
 
 
 @contextlib.contextmanager

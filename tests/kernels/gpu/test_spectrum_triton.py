@@ -60,7 +60,29 @@ def test_weights_by_token_and_shared_heads(by_token, heads):
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
-    "p, t, width, chunk", [(2, 128, 64, None), (4, 300, 16, None), (3, 600, 64, None), (2, 600, 64, 256)]
+    "p, t, width, chunk",
+    [
+        (2, 128, 64, None),
+        (4, 300, 16, None),
+        (3, 600, 64, None),
+        (2, 600, 64, 256),
+        (2, 1400, 32, None),
+        (2, 2500, 64, 1152),
+    ],
 )
 def test_longer_and_wider_sequences(p, t, width, chunk, gated):
     check(p, t, width, gated, torch.bfloat16, chunk=chunk)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    "by_token, heads, chunk", [(True, (2, 2, 2), None), (False, (1, 2, 1), 256), (False, (2, 1, 1), None)]
+)
+def test_weights_by_token_and_shared_heads_of_rank_one(by_token, heads, chunk, gated):
+    check(2, 500, 32, gated, torch.bfloat16, by_token, heads, chunk)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("width", [16, 64, 128])
+def test_types_and_widths_of_rank_one(width, dtype):
+    check(2, 700, width, True, dtype, chunk=256)

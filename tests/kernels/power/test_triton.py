@@ -19,8 +19,11 @@ from icl_bench.kernels.power.expansion import expand
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions
 from icl_bench.kernels.power.spectrum import spectrum_attention
 from icl_bench.kernels.power.triton import short_launch, table
+from icl_bench.kernels.power.triton.launch import cumulative_gates
 from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles
 from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton
+from icl_bench.kernels.power.triton.problem import LowerTerms, make_problem
+from icl_bench.kernels.power.triton.rank_one_launch import norms_and_sums, query_reach
 from icl_bench.kernels.power.triton.spectrum import fits_one_pass
 from icl_bench.kernels.power.triton.step import power_step_triton
 from icl_bench.kernels.power.triton.tiles import rounded
@@ -335,6 +338,33 @@ def test_one_pass_makes_all_degrees_and_their_gradients(
 
     for found, wanted in zip(results(F32, "triton"), results(torch.float64, "quadratic"), strict=True):
         assert (found - wanted).norm() <= 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_sums_over_the_blocks_before_and_after(gated):
+    """More blocks than one step of the pass takes, in two chunks of which the second is shorter and ends in a block."""
+    t, chunk, generator = 1000, 640, torch.Generator().manual_seed(5)
+    q, k, v, dy = (torch.randn(1, t, heads, 16, generator=generator).to(DEVICE) for heads in (2, 1, 1, 2))
+    log_g = -0.05 * torch.rand(1, t, 1, generator=generator).to(DEVICE)
+    given = make_problem(q, k, v, 2, 1.0, False, 0.0, chunk, False)._replace(rank_one=True)
+    gates = cumulative_gates(log_g, chunk)[0] if gated else None
+    norms, query_norms, before = norms_and_sums(given, q, k, v, gates)
+    weights, traces = torch.ones(1, 1, 2, 1, device=DEVICE), torch.zeros(1, given.chunks, 16, device=DEVICE)
+    nothing = LowerTerms(weights, norms, query_norms, before, traces)
+    after = query_reach(given, dy, gates, nothing).sums
+
+    rows = given.lower_rows
+    c = torch.zeros(t, device=DEVICE) if gates is None else gates[0, 0].double()
+    keys = k[0, :, 0].double().square().sum(1)[:, None] * v[0, :, 0].double()
+    queries = (q[0].double().square().sum(2)[..., None] * dy[0].double()).sum(1)
+    for block in range(before.shape[2]):
+        first, last = block * rows, min(t, block * rows + rows) - 1
+        start = first // chunk * chunk
+        earlier, later = slice(start, first), slice(last + 1, min(t, start + chunk))
+        wanted = ((c[first] - c[earlier]).exp2()[:, None] * keys[earlier]).sum(0)
+        assert (before[0, 0, block] - wanted).norm() <= 1e-5 * (1 + wanted.norm())
+        wanted = ((c[later] - c[last]).exp2()[:, None] * queries[later]).sum(0)
+        assert (after[0, 0, block] - wanted).norm() <= 1e-5 * (1 + wanted.norm())
 
 
 def test_sequences_of_a_member_share_its_weights():

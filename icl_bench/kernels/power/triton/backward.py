@@ -14,17 +14,15 @@ from icl_bench.kernels.power.triton.lower import (
     gradient_of_keys,
     join_weight_gradients,
     key_block_of_terms,
-    load_trace,
     load_weights,
     lower_weights,
     polynomial,
     slope_weights,
     squared_norms,
-    store_query_sums,
     store_weight_gradients,
     store_weights,
-    sum_of_blocks,
 )
+from icl_bench.kernels.power.triton.rank_one import add_later_queries, key_block_of_rank_one, rank_one_gradient
 from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
 from icl_bench.kernels.power.triton.tiles import (
     at_group,
@@ -41,13 +39,14 @@ from icl_bench.kernels.triton.common import View, at_head, load_for_columns, par
 
 @triton.jit
 def _query_block(
-    acc, total, of_weights, queries, cotangents, delta, k, v, gates, gate, a, m0, n0, end, scale_in,
+    acc, total, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
     BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """acc_i + sum_j ds_ij k_j, and parts of R_i = sum_j ds_ij s_ij, for the rows m0.. and the keys n0...
 
     With s the score and g its decay, ds_ij = (dy_i.v_j - delta_i) s_ij^(p-1) g_ij. OWN: keys may lie after a row.
     TERMS: s^(p-1) is (dA / ds) / p, and parts of da_m = sum_j dy_i.v_j g_ij s_ij^(p-2m) are added up; see `lower`.
+    RANK_ONE: parts of sum_j dy_i.v_j g_ij b_j are, of the own block; see `rank_one`.
     `gate` is that of each row, or of the first of them before their own block.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
@@ -59,7 +58,8 @@ def _query_block(
     ds = tl.dot(cotangents, tl.trans(values), input_precision=C.PRECISION)
     if C.SUM:
         ds -= delta[:, None]
-    if C.TERMS == 0:
+    late: tl.constexpr = C.TERMS > 0 or (C.RANK_ONE and OWN)
+    if not late:
         ds *= power(s, C.P - 1)
     if C.GATED:
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
@@ -70,9 +70,11 @@ def _query_block(
         ds = tl.where(causal, ds, 0.0)
     elif C.GATED:
         ds *= tl.exp2(gate - gates)[None, :]
-    if C.TERMS > 0 and not OWN and C.P == 2:  # the rest is outside of the loop
+    if C.RANK_ONE and OWN:
+        reach = ds * load_for_columns(squares, n0, end, BLOCK_N, WHOLE)[None, :]
+        of_weights = (of_weights[0] + part_sums(reach, BLOCK_M, BLOCK_N), of_weights[1], of_weights[2])
         ds *= s
-    elif C.TERMS > 0:
+    if C.TERMS > 0:
         of_weights = add_weight_gradients(of_weights, ds, s, BLOCK_N, C)
         e = slope_weights(a, C)
         ds *= polynomial(s, (e[0][:, None], e[1][:, None], e[2][:, None]), C.P - 1)
@@ -83,7 +85,7 @@ def _query_block(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_query_gradient_kernel(
-    q, k, v, lower, key_sums, y, y_low, dy, den, query_stats, query_sums, gates, states, dq, row_sums, d_lower,
+    q, k, v, lower, squares, reach, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, d_lower,
     T, chunk, chunks, heads, repeat, low_rows, share, scale_in, scale_out, eps,
     MAKE_STATS: tl.constexpr, LOW: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +93,7 @@ def power_query_gradient_kernel(
 
     This is for a block of rows of one head; grid: row blocks times N * H. MAKE_STATS: the kernel also does the work of
     `power_query_stats_kernel`, where nothing before it needs the statistics. EDGE: a state enters the first chunk.
-    TERMS: also the gradient of the weights of lower degrees; see `lower`.
+    TERMS and RANK_ONE: also the gradient of the weights of lower degrees; see `lower` and `rank_one`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     K_BLOCK: tl.constexpr = C.K_BLOCK
@@ -114,8 +116,6 @@ def power_query_gradient_kernel(
     index = m0 + tl.arange(0, BLOCK_M)
     mask = index < end
     state_total = tl.zeros([BLOCK_M], tl.float32)
-    state_weights = state_total
-    chunk_weights = state_total
     start_gate, gate, decay = 0.0, state_total, state_total
     a = (state_total, state_total, state_total)
     if C.GATED:
@@ -137,10 +137,8 @@ def power_query_gradient_kernel(
         if C.TERMS > 0:
             a = load_weights(lower_weights(lower, n, h, share), squared_norms(queries), m0, end, BLOCK_M, C)
             store_weights(query_stats, row, T, index, mask, a, gate)
-            if C.P == 2:
-                store_query_sums(query_sums, a[0], cotangents, gates, gate, row, T, m0, end, C)
         else:
-            store_query_stats(query_stats, row, T, index, mask, weight, delta, gate)
+            store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, gate)
     else:
         weight, delta, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
     acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
@@ -150,8 +148,8 @@ def power_query_gradient_kernel(
         OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
         for i in tl.static_range(C.BLOCK_M // OWN_N):
             acc, sums, of_weights = _query_block(
-                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, m0, m0 + i * OWN_N, end,
-                scale_in, OWN_N, True, C.WHOLE, C,
+                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, m0 + i * OWN_N,
+                end, scale_in, OWN_N, True, C.WHOLE, C,
             )  # fmt: skip
     if C.STATE:
         if (c > 0) | C.EDGE:
@@ -160,14 +158,9 @@ def power_query_gradient_kernel(
                 tl.zeros([BLOCK_M, K_BLOCK], tl.float32), q, cotangents, queries, m0, end, state,
                 states.expanded, delta, BLOCK_M, C,
             )  # fmt: skip
-            if C.TERMS > 0:
-                state_weights = tl.sum(cotangents.to(tl.float32) * load_trace(state, C)[None, :], 1)
             if C.GATED:
                 part *= tl.exp2(gate)[:, None]
                 state_total = tl.sum(part * queries.to(tl.float32), 1)
-                if C.TERMS > 0:
-                    state_weights *= tl.exp2(gate)
-                    state_total += a[0] * state_weights
             acc += part
     if m0 > c0:  # a loop of its own accumulators: see `power_forward_kernel`
         part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
@@ -175,39 +168,42 @@ def power_query_gradient_kernel(
         part_weights = (part_sum, part_sum, part_sum)
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
             part, part_sum, part_weights = _query_block(
-                part, part_sum, part_weights, queries, cotangents, delta, k, v, gates, start_gate, a, m0, n0, end,
-                scale_in, C.BLOCK_N, False, True, C,
+                part, part_sum, part_weights, queries, cotangents, delta, k, v, gates, start_gate, a, squares, m0, n0,
+                end, scale_in, C.BLOCK_N, False, True, C,
             )  # fmt: skip
         if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
-        if C.TERMS > 0 and C.P == 2:
-            sums_of_head = key_sums + (n * groups + g) * tl.cdiv(T, C.ROWS) * C.V
-            x = sum_of_blocks(sums_of_head, c0 // C.ROWS, m0 // C.ROWS, gates, start_gate, False, C)
-            chunk_weights = tl.sum(cotangents.to(tl.float32) * x[None, :], 1)
-            if C.GATED:
-                chunk_weights *= decay
-        elif C.TERMS > 0:
+        if C.TERMS > 0:
             before = decay if C.GATED else tl.full([BLOCK_M], 1.0, tl.float32)
             of_weights = join_weight_gradients(of_weights, part_weights, before, C)
         acc += part
         sums += part_sum
+    if C.RANK_ONE:
+        squares += (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T
     if not C.SHORT:
         for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
             acc, sums, of_weights = _query_block(
-                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, m0, n0, end, scale_in,
+                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
                 C.BLOCK_N, True, C.WHOLE, C,
             )  # fmt: skip
+    rows = T if C.BY_TOKEN else blocks
     if C.TERMS > 0:
-        rows = T if C.BY_TOKEN else blocks
         acc, of_lower = store_weight_gradients(
-            acc, of_weights, chunk_weights, state_weights, queries, lower_weights(lower, n, h, share),
+            acc, of_weights, queries, lower_weights(lower, n, h, share),
             d_lower + (n * rows * heads + h) * C.TERMS, heads, m0, end, scale_out, C,
         )  # fmt: skip
+    if C.RANK_ONE:
+        along, of_state, of_lower = rank_one_gradient(
+            query_stats, reach, tl.sum(of_weights[0], 1), row, (tl.num_programs(0) // blocks).to(tl.int64),
+            lower_weights(lower, n, h, share), d_lower + n * rows * heads + h, heads, T, m0, end, scale_out, C,
+        )  # fmt: skip
+        acc += along[:, None] * queries.to(tl.float32)
+        state_total += of_state
     factor = weight * scale_out
     if C.GATED:
         total = tl.sum(sums, 1)
-        if C.TERMS > 0:  # dA A is ds s and what the slope lacks of the lower terms
+        if C.TERMS > 0 or C.RANK_ONE:  # dA A is ds s and what the slope lacks of the lower terms
             total += of_lower
         tl.store(row_sums + row * T + index, state_total * factor, mask=mask)
         row_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
@@ -220,25 +216,32 @@ def power_query_gradient_kernel(
 
 @triton.jit
 def _key_block(
-    dk, dv, sums, keys, values, q, dy, query_stats, gate, m0, n0, end, scale_in,
+    dk, dv, sums, reach, keys, values, q, dy, query_stats, gate, square, m0, n0, end, scale_in,
     OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, OWN: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dk_j + sum_i ds_ij q_i, dv_j + sum_i A_ij dy_i, and parts of C_j = sum_i ds_ij s_ij, for the keys n0...
 
     The queries are m0..; OWN: they may lie before a key. `gate` is that of each key, or of the last of them after their
     own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; TERMS: s^(p-1) is
-    (dA / ds) / p.
+    (dA / ds) / p. RANK_ONE: `square` is b of each key, and parts of sum_i dy_i.v_j g_ij a_i are added to `reach` in the
+    own block; see `rank_one`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
     queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
     cotangents = load_tokens(dy, m0, end, C.V, BLOCK_M, C.V_BLOCK, C.WHOLE).to(C.DOT)
     if C.TERMS > 0:
-        return key_block_of_terms(
+        dk, dv, sums = key_block_of_terms(
             dk, dv, sums, keys, values, queries, cotangents, query_stats, gate, m0, n0, end,
             OF_KEYS, OF_VALUES, OWN, C,
         )  # fmt: skip
+        return dk, dv, sums, reach
     weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+    if C.RANK_ONE and OWN:
+        return key_block_of_rank_one(
+            dk, dv, sums, reach, keys, values, queries, cotangents, query_stats, square, row_gate, gate, m0, n0, end,
+            OF_KEYS, OF_VALUES, C,
+        )  # fmt: skip
     if C.GATED and not OWN:
         weight *= tl.exp2(row_gate - gate)
     s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
@@ -260,20 +263,21 @@ def _key_block(
         if C.GATED:
             sums += part_sums(ds * s, BLOCK_N, BLOCK_M)
         dk = tl.dot(ds.to(C.DOT), queries, dk, input_precision=C.PRECISION)
-    return dk, dv, sums
+    return dk, dv, sums, reach
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups", "share"])
+@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
 def power_key_gradient_kernel(
-    q, k, v, u, w, lower, lengths, dy, query_stats, query_sums, gates, states, dk, dv, column_sums,
-    T, chunk, chunks, groups, share, scale_in, state_factor, scale_out,
+    q, k, v, u, w, norms, dy, query_stats, query_sums, traces, gates, states, dk, dv, column_sums,
+    T, chunk, chunks, groups, scale_in, state_factor, scale_out,
     REPEAT: tl.constexpr, CONTRACT: tl.constexpr, OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dk_j = p sum_i ds_ij q_i, dv_j = sum_i A_ij dy_i and, with gates, C_j of the state and of the chunk.
 
     This is for a block of keys of one key-value head; grid: row blocks times N * G. `states` holds for each chunk the
     gradient that its end state receives; EDGE: the last one receives one. CONTRACT adds the state's part of dk. OF_KEYS
-    and OF_VALUES say which gradients are made. TERMS: `lengths` are |k|, float32 [N, J, T]; see `lower`.
+    and OF_VALUES say which gradients are made. TERMS: `norms` are |k|, float32 [N, J, T]; see `lower`. RANK_ONE: they
+    are |k|^2, and `traces` those of `states`, times the weight of the head; see `rank_one`.
     """
     BLOCK_N: tl.constexpr = C.BLOCK_N
     K_BLOCK: tl.constexpr = C.K_BLOCK
@@ -296,11 +300,11 @@ def power_key_gradient_kernel(
     dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_N, 8], tl.float32)
+    reach = sums
     state_total = tl.zeros([BLOCK_N], tl.float32)
-    length = state_total
-    chunk_total = state_total
-    if C.TERMS > 0:
-        length = load_vector(lengths + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
+    norm = state_total
+    if (C.TERMS > 0) or C.RANK_ONE:
+        norm = load_vector(norms + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
     last = tl.minimum(n0 + BLOCK_N, end)
     last_gate, gate, decay = 0.0, state_total, state_total
     if C.GATED:
@@ -311,8 +315,6 @@ def power_key_gradient_kernel(
     if C.STATE:
         if (c + 1 < chunks) | C.EDGE:
             state = states.ptr + (row * chunks + c) * states.elements
-            if C.TERMS > 0:  # all queries have the same weight w, and sum_i w |q_i|^2 dy_i is w times the trace
-                trace = load_trace(state, C) * tl.load(lower_weights(lower, n, g, share).ptr).to(tl.float32)
             if OF_VALUES:
                 if C.LINEAR:
                     block = load_matrix(state, C.K, C.V, K_BLOCK, V_BLOCK).to(C.DOT)
@@ -321,8 +323,6 @@ def power_key_gradient_kernel(
                     u_rows = at_head(u, n, g // C.KEY_SHARE)
                     w_rows = at_head(w, n, g // C.KEY_SHARE)
                     dv_acc = read_tiles(dv_acc, u_rows, w_rows, n0, end, state, BLOCK_N, C)
-                    if C.TERMS > 0:
-                        dv_acc += trace[None, :]
             if CONTRACT and OF_KEYS:
                 ones = tl.full([BLOCK_N], -1.0, tl.float32)
                 dk_acc = gradient_of_state(dk_acc, k, values, keys, n0, end, state, states.expanded, ones, BLOCK_N, C)
@@ -333,8 +333,6 @@ def power_key_gradient_kernel(
                 dk_acc *= left[:, None]
                 if OF_KEYS:
                     state_total = tl.sum(dk_acc * keys.to(tl.float32), 1)
-                    if C.TERMS > 0:
-                        state_total += left * tl.sum(values.to(tl.float32) * trace[None, :], 1)
     if not OF_KEYS:  # only now, so that the tiles of the state have the shared memory
         keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
         values = keys
@@ -344,20 +342,11 @@ def power_key_gradient_kernel(
             dk_part = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
             dv_part = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
             for m0 in tl.range(first, end, C.BLOCK_M, num_stages=C.STAGES):
-                dk_part, dv_part, sums = _key_block(
-                    dk_part, dv_part, sums, keys, values, heads_later(q, r), heads_later(dy, r),
-                    query_stats + r * T * 4, gate if C.SHORT else last_gate, m0, n0, end, scale_in,
+                dk_part, dv_part, sums, reach = _key_block(
+                    dk_part, dv_part, sums, reach, keys, values, heads_later(q, r), heads_later(dy, r),
+                    query_stats + r * T * 4, gate if C.SHORT else last_gate, norm, m0, n0, end, scale_in,
                     OF_KEYS, OF_VALUES, C.SHORT, C,
                 )  # fmt: skip
-            if C.TERMS > 0 and C.P == 2:
-                blocks_of_head = tl.cdiv(T, C.ROWS)
-                sums_of_head = query_sums + (row * REPEAT + r) * blocks_of_head * C.V
-                begin = (n0 + BLOCK_N) // C.ROWS
-                z = sum_of_blocks(sums_of_head, begin, tl.cdiv(end, C.ROWS), gates, last_gate, True, C)
-                if OF_VALUES:
-                    dv_part += z[None, :]
-                if C.GATED and OF_KEYS:
-                    chunk_total += tl.sum(values.to(tl.float32) * z[None, :], 1) * decay
             if C.GATED and not C.SHORT:
                 dk_part *= decay[:, None]
                 dv_part *= decay[:, None]
@@ -368,16 +357,22 @@ def power_key_gradient_kernel(
             sums *= decay[:, None]
         for r in range(REPEAT):
             for m0 in tl.range(n0, last, C.BLOCK_M, num_stages=1):
-                dk_acc, dv_acc, sums = _key_block(
-                    dk_acc, dv_acc, sums, keys, values, heads_later(q, r), heads_later(dy, r),
-                    query_stats + r * T * 4, gate, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
+                dk_acc, dv_acc, sums, reach = _key_block(
+                    dk_acc, dv_acc, sums, reach, keys, values, heads_later(q, r), heads_later(dy, r),
+                    query_stats + r * T * 4, gate, norm, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
                 )  # fmt: skip
     index = n0 + tl.arange(0, BLOCK_N)
+    chunk_total = tl.sum(sums, 1)
+    if C.RANK_ONE:
+        end_gate = tl.load(gates + end - 1) if C.GATED else 0.0
+        dk_acc, dv_acc, state_total, chunk_total = add_later_queries(
+            dk_acc, dv_acc, state_total, chunk_total, reach, keys, values, norm, gate, last_gate, end_gate, query_sums,
+            traces, row, T, chunks, c, last, OF_KEYS, OF_VALUES, C,
+        )  # fmt: skip
     if C.GATED and OF_KEYS:
-        total = tl.sum(sums, 1) + chunk_total
         tl.store(column_sums + row * T + index, state_total * scale_out, mask=index < end)
         column_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
-        tl.store(column_sums + row * T + index, total * scale_out, mask=index < end)
+        tl.store(column_sums + row * T + index, chunk_total * scale_out, mask=index < end)
     if OF_KEYS:
         dk_acc *= C.P * scale_out
         if C.SCALE:
@@ -387,11 +382,11 @@ def power_key_gradient_kernel(
                 dx = dv_acc * scale_out
             else:
                 dx = load_tokens(at_head(dv, n, g), n0, end, C.V, BLOCK_N, V_BLOCK, C.WHOLE).to(tl.float32)
-                dx /= power(tl.where(length > 0, length, 1.0), C.P)[:, None]
-            dk_acc = gradient_of_keys(dk_acc, dx, keys, values, length, C)
+                dx /= power(tl.where(norm > 0, norm, 1.0), C.P)[:, None]
+            dk_acc = gradient_of_keys(dk_acc, dx, keys, values, norm, C)
         store_tokens(at_head(dk, n, g), dk_acc, n0, end, C.K, BLOCK_N, K_BLOCK)
     if OF_VALUES:
         dv_acc *= scale_out
         if C.TERMS > 0:
-            dv_acc *= power(length, C.P)[:, None]
+            dv_acc *= power(norm, C.P)[:, None]
         store_tokens(at_head(dv, n, g), dv_acc, n0, end, C.V, BLOCK_N, V_BLOCK)

@@ -9,13 +9,13 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.power.triton.lower import (
-    load_trace,
+    load_weight,
     load_weights,
     lower_weights,
     polynomial,
     squared_norms,
-    sum_of_blocks,
 )
+from icl_bench.kernels.power.triton.rank_one import load_sum, load_trace
 from icl_bench.kernels.power.triton.tiles import (
     load_columns,
     load_matrix,
@@ -74,7 +74,7 @@ def _read_normaliser(u, w, start, end, z, BLOCK: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _score_block(
-    acc, sums, queries, k, v, gates, gate, a, m0, n0, end, scale_in,
+    acc, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
     BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """acc_i + sum_j A_ij v_j, and parts of the sums of A_ij, for the rows m0.. and the keys n0...
@@ -88,10 +88,9 @@ def _score_block(
     s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
-    if C.TERMS > 0 and (OWN or C.P != 2):
-        s = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), C.P)
-    else:
-        s = power(s, C.P)
+    s = polynomial(s, (a[0][:, None], a[1][:, None], a[2][:, None]), C.P) if C.TERMS > 0 else power(s, C.P)
+    if C.RANK_ONE and OWN:
+        s += a[0][:, None] * load_for_columns(squares, n0, end, BLOCK_N, WHOLE)[None, :]
     if C.GATED:
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
     if OWN:
@@ -110,15 +109,17 @@ def _score_block(
 
 @triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_forward_kernel(
-    q, k, v, u, w, lower, key_sums, gates, states, y, y_low, den, T, chunk, chunks, heads, repeat, low_rows, share,
-    scale_in, state_factor, scale_out, eps, LOW: tl.constexpr, C: tl.constexpr,
+    q, k, v, u, w, lower, squares, query_squares, key_sums, traces, gates, states, y, y_low, den,
+    T, chunk, chunks, heads, repeat, low_rows, share, scale_in, state_factor, scale_out, eps,
+    LOW: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """den_i = sum_j A_ij + e^(c_i) phi(q_i).z and y_i = (sum_j A_ij v_j + e^(c_i) phi(q_i) S) / (den_i + eps).
 
     This is for a block of rows of one head; grid: row blocks times N * H. A score is (scale_in q.k)^P, with scale_in
     left out unless SCALE; the state's part is multiplied by state_factor and the whole by scale_out: for P <= 2 the
     scale then costs nothing per score, for P > 2 it keeps the powers in range. EDGE: a state enters the first chunk.
-    TERMS: a score is a polynomial with lower degrees, by weights `lower`; keys are of length 1; see `lower`.
+    TERMS: a score is a polynomial with lower degrees, by weights `lower`; keys are of length 1; see `lower`. RANK_ONE:
+    see `rank_one`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     V_BLOCK: tl.constexpr = C.V_BLOCK
@@ -155,7 +156,23 @@ def power_forward_kernel(
         OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
         for i in tl.static_range(C.BLOCK_M // OWN_N):
             acc, sums = _score_block(
-                acc, sums, queries, k, v, gates, gate, a, m0, m0 + i * OWN_N, end, scale_in, OWN_N, True, C.WHOLE, C
+                acc,
+                sums,
+                queries,
+                k,
+                v,
+                gates,
+                gate,
+                a,
+                squares,
+                m0,
+                m0 + i * OWN_N,
+                end,
+                scale_in,
+                OWN_N,
+                True,
+                C.WHOLE,
+                C,
             )
     if C.STATE:
         if (c > 0) | C.EDGE:
@@ -172,8 +189,6 @@ def power_forward_kernel(
                 u_rows = at_head(u, n, h // C.QUERY_SHARE)
                 w_rows = at_head(w, n, h // C.QUERY_SHARE)
                 part = read_tiles(part, u_rows, w_rows, m0, end, state, BLOCK_M, C)
-                if C.TERMS > 0:
-                    part += a[0][:, None] * load_trace(state, C)[None, :]
                 if C.SUM:
                     if C.P == 2:
                         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
@@ -194,21 +209,43 @@ def power_forward_kernel(
         part_sum = tl.zeros([BLOCK_M, 8], tl.float32)
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
             part, part_sum = _score_block(
-                part, part_sum, queries, k, v, gates, start_gate, a, m0, n0, end, scale_in, C.BLOCK_N, False, True, C
+                part,
+                part_sum,
+                queries,
+                k,
+                v,
+                gates,
+                start_gate,
+                a,
+                squares,
+                m0,
+                n0,
+                end,
+                scale_in,
+                C.BLOCK_N,
+                False,
+                True,
+                C,
             )
-        if C.TERMS > 0 and C.P == 2:
-            sums_of_head = key_sums + (n * groups + g) * tl.cdiv(T, C.ROWS) * C.V
-            x = sum_of_blocks(sums_of_head, c0 // C.ROWS, m0 // C.ROWS, gates, start_gate, False, C)
-            part += a[0][:, None] * x[None, :]
         if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
         acc += part
         sums += part_sum
+    if C.RANK_ONE:
+        squares += (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T
+        query_squares += (n * (heads // C.QUERY_SHARE) + h // C.QUERY_SHARE) * T
+        weight = load_weight(lower_weights(lower, n, h, share), 0, m0, end, BLOCK_M, C)
+        a = (weight * load_vector(query_squares, m0, end, BLOCK_M), total, total)
+        before = load_trace(traces, n * groups + g, chunks, c, True, C)
+        if C.GATED:
+            before *= tl.exp2(start_gate)
+        before += load_sum(key_sums, n * groups + g, T, m0 // C.ROWS, C)
+        acc += (a[0] * decay if C.GATED else a[0])[:, None] * before[None, :]
     if not C.SHORT:
         for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
             acc, sums = _score_block(
-                acc, sums, queries, k, v, gates, gate, a, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
+                acc, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
             )
     if C.SUM:
         total = (total + tl.sum(sums, 1)) * scale_out

@@ -57,8 +57,6 @@ class UnitKeys(NamedTuple):
     """|k|^p v."""
     lengths: Tensor
     """|k|, float32 [N, J, T]."""
-    sums: Tensor
-    """Sums of |k|^p v over blocks of tokens, float32 [N, G, blocks, V]; empty unless p = 2."""
 
 
 def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
@@ -72,20 +70,18 @@ def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     return out, decay
 
 
-def unit_keys(problem: PowerProblem, k: Tensor, v: Tensor, gates: Tensor | None) -> UnitKeys:
+def unit_keys(problem: PowerProblem, k: Tensor, v: Tensor) -> UnitKeys:
     """Return keys of length 1 and what goes with them; tensors in float16, whose range is small, in float32."""
     n, t, heads, width = k.shape
-    p, groups, rows = problem.layout.p, problem.groups, problem.lower_rows
+    groups, rows = problem.groups, table.STATISTICS_ROWS
     kind = torch.float32 if k.dtype == torch.float16 else k.dtype
     unit, scaled = (torch.empty(x.shape, device=x.device, dtype=kind) for x in (k, v))
     lengths = torch.empty(n, heads, t, device=k.device)
-    sums = lengths.new_empty((n, groups, -(-t // rows), problem.v) if p == 2 else 0)
     power_unit_keys_kernel[(-(-t // rows) * n * groups,)](
-        *map(view_of, (k, v)), lengths if gates is None else gates, *map(view_of, (unit, scaled)), lengths, sums,
-        t, groups, P=p, SHARE=groups // heads, K=width, V=problem.v, K_BLOCK=padded(width, 16),
-        V_BLOCK=padded(problem.v, 16), BLOCK=rows, GATED=gates is not None, num_warps=4,
+        *map(view_of, (k, v, unit, scaled)), lengths, t, groups, P=problem.layout.p, SHARE=groups // heads, K=width,
+        V=problem.v, K_BLOCK=padded(width, 16), V_BLOCK=padded(problem.v, 16), BLOCK=rows, num_warps=4,
     )  # fmt: skip
-    return UnitKeys(unit, scaled, lengths, sums)
+    return UnitKeys(unit, scaled, lengths)
 
 
 def factor_vectors(problem: PowerProblem, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,8 +182,9 @@ def power_outputs(
     gated, stateful = gates is not None, states is not None
     blocks = problem.blocks("forward", tiled=stateful, gated=gated)
     weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
+    others = (q, q, q, q) if lower is None else lower[1:]
     power_forward_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v, u, w)), weights, q if lower is None else lower.key_sums, q if gates is None else gates,
+        *map(view_of, (q, k, v, u, w)), weights, *others, q if gates is None else gates,
         problem.state_view(q if states is None else states), view_of(y), y_low, den,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, low_rows, share,
         problem.scale_in, problem.state_factor, problem.scale_out, problem.eps, LOW=low_rows > 0,
@@ -225,7 +222,7 @@ def query_gradient(
     """Return dq, with gates R [2, N, H, T] (state, chunk), and the query statistics, made here where there are none.
 
     With `lower`, the gradients of its weights are written to `d_weights` [N, rows, H, TERMS] in float32, for each token
-    or as the sum of each block of rows (`query_rows`), and for p = 2 sums of a_i dy_i to its `query_sums`.
+    or as the sum of each block of rows (`query_rows`).
     dq is [N, T, H, K] for the H heads of the output, in float32 where these share queries.
     """
     make_stats, gated = stats is None, gates is not None
@@ -235,10 +232,10 @@ def query_gradient(
     blocks = problem.blocks("query_gradient", tiled=states is not None, gated=gated)
     state = states is not None and problem.layout.p <= 2
     weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
+    norms, reach = (q, q) if lower is None else (lower.norms, lower.sums)
     power_query_gradient_kernel[(-(-problem.t // blocks.m) * problem.n * problem.heads,)](
-        *map(view_of, (q, k, v)), weights, q if lower is None else lower.key_sums, view_of(y), y_low, view_of(dy), den,
-        stats, stats if lower is None else lower.query_sums, q if gates is None else gates,
-        problem.state_view(q if states is None else states), view_of(dq),
+        *map(view_of, (q, k, v)), weights, norms, reach, view_of(y), y_low, view_of(dy), den, stats,
+        q if gates is None else gates, problem.state_view(q if states is None else states), view_of(dq),
         dq if row_sums is None else row_sums, dq if d_weights is None else d_weights,
         problem.t, problem.chunk, problem.chunks, problem.heads, problem.repeat, y_low.shape[1], share,
         problem.scale_in, problem.scale_out, problem.eps, MAKE_STATS=make_stats, LOW=y_low.numel() > 0,
@@ -264,15 +261,13 @@ def key_gradient(
     gated, stateful, contract = gates is not None, states is not None, problem.layout.p <= 2
     form = problem.form("key_gradient", tiled=stateful)
     split = contract and table.splits_keys(form, problem.arithmetic, problem.width)
-    weights, share = (view_of(q), 1) if lower is None else lower.arguments(problem.n)
-    lengths = q if lower is None else lower.lengths
+    norms, _, sums, traces = (q, q, q, q) if lower is None else lower[1:]
     for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
         blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful, gated=gated)
         power_key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-            *map(view_of, (q, k, v, u, w)), weights, lengths, view_of(dy), stats,
-            stats if lower is None else lower.query_sums, q if gates is None else gates,
+            *map(view_of, (q, k, v, u, w)), norms, view_of(dy), stats, sums, traces, q if gates is None else gates,
             problem.state_view(q if states is None else states), view_of(dk), view_of(dv),
-            dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups, share,
+            dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups,
             problem.scale_in, problem.state_factor, problem.scale_out,
             REPEAT=problem.repeat, CONTRACT=contract, OF_KEYS=of_keys, OF_VALUES=of_values,
             C=kernel_constants(problem, blocks, gated, stateful, final), num_warps=blocks.warps,

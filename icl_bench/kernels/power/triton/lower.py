@@ -7,9 +7,7 @@ a score costs one multiplication and addition where the plain power costs a mult
 it. With A homogeneous of degree p in k, the part of dk along the key is (p v.dv) k / |k|^2, so that no norm has a
 gradient of its own. (dA / ds) / p is the polynomial of degree p - 1 with the weights (p - 2m) / p a_m.
 
-For p = 2 the lower term a_i x_j is a product, and its sum over j is a_i times one vector for all rows of a block: from
-earlier chunks the trace of S, as keys have length 1, and from earlier blocks of the own chunk a sum of `key_sums`. The
-same holds for values with a_i dy_i in place of x_j. So the loops over other blocks are those of the plain power.
+The kernels of short sequences serve all p so; over longer ones p = 2 has a form of its own, see `rank_one`.
 """
 
 import triton
@@ -37,14 +35,13 @@ def to_unit_keys(keys, values, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "groups"])
 def power_unit_keys_kernel(
-    k, v, gates, unit, scaled, lengths, key_sums, T, groups,
+    k, v, unit, scaled, lengths, T, groups,
     P: tl.constexpr, SHARE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, K_BLOCK: tl.constexpr,
-    V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
+    V_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """k_t / |k_t|, x_t = |k_t|^p v_t and |k_t|, float32 [N, J, T]; with P = 2 also sums of x over blocks of tokens.
+    """k_t / |k_t|, x_t = |k_t|^p v_t and |k_t|, float32 [N, J, T].
 
-    The sums, float32 [N, G, blocks, V], are decayed to the last token of the block. Grid: blocks of tokens times N * G;
-    SHARE = G / J.
+    Grid: blocks of tokens times N * G; SHARE = G / J.
     """
     blocks = tl.cdiv(T, BLOCK)
     start = tl.program_id(0) % blocks * BLOCK
@@ -61,15 +58,6 @@ def power_unit_keys_kernel(
     _store(at_head(unit, n, j), rows, index, own, K, K_BLOCK)
     x = values.to(tl.float32) * power(length, P)[:, None]
     _store(at_head(scaled, n, g), x, index, index < T, V, V_BLOCK)
-    if P == 2:
-        x = x.to(scaled.ptr.dtype.element_ty).to(tl.float32)  # as the products have it
-        if GATED:
-            gates += row * T
-            last = tl.load(gates + tl.minimum(start + BLOCK, T) - 1)
-            x *= tl.exp2(last - tl.load(gates + tl.minimum(index, T - 1)))[:, None]
-        column = tl.arange(0, V_BLOCK)
-        place = key_sums + (row * blocks + start // BLOCK) * V + column
-        tl.store(place, tl.sum(x, 0), mask=column < V)
 
 
 @triton.jit
@@ -132,47 +120,6 @@ def slope_weights(a, C: tl.constexpr):
 
 
 @triton.jit
-def sum_of_blocks(sums, begin, end, gates, gate, AFTER: tl.constexpr, C: tl.constexpr):
-    """Return the sum of the vectors of the blocks begin .. end - 1 of a head, [V_BLOCK], decayed to the sum `gate`.
-
-    A block is ROWS tokens. Its vector is decayed to its last token, or with AFTER, of queries, to its first one.
-    """
-    V_BLOCK: tl.constexpr = C.V_BLOCK
-    column = tl.arange(0, V_BLOCK)
-    total = tl.zeros([16, V_BLOCK], tl.float32)
-    for first in range(begin, end, 16):
-        block = first + tl.arange(0, 16)
-        mask = (block < end)[:, None] & (column < C.V)[None, :]
-        vectors = tl.load(sums + block[:, None] * C.V + column[None, :], mask=mask, other=0.0)
-        if C.GATED:
-            token = block * C.ROWS if AFTER else block * C.ROWS + C.ROWS - 1
-            own = tl.load(gates + token, mask=block < end, other=0.0)
-            reach = own - gate if AFTER else gate - own
-            vectors *= tl.where(block < end, tl.exp2(reach), 0.0)[:, None]
-        total += vectors
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def store_query_sums(query_sums, a, cotangents, gates, gate, row, T, start, end, C: tl.constexpr):
-    """Store sums of a_i dy_i over blocks of ROWS tokens, decayed to their first token, float32 [N, H, blocks, V]."""
-    BLOCK_M: tl.constexpr = C.BLOCK_M
-    V_BLOCK: tl.constexpr = C.V_BLOCK
-    ROWS: tl.constexpr = C.ROWS
-    x = cotangents.to(tl.float32) * a[:, None]
-    index = start + tl.arange(0, BLOCK_M)
-    if C.GATED:
-        first = tl.load(gates + index // ROWS * ROWS, mask=index < end, other=0.0)
-        x *= tl.where(index < end, tl.exp2(gate - first), 0.0)[:, None]
-    found = tl.sum(tl.reshape(x, [BLOCK_M // ROWS, ROWS, V_BLOCK]), 1)
-    blocks = tl.cdiv(T, ROWS)
-    block = start // ROWS + tl.arange(0, BLOCK_M // ROWS)
-    column = tl.arange(0, V_BLOCK)
-    place = query_sums + (row * blocks + block)[:, None] * C.V + column[None, :]
-    tl.store(place, found, mask=(block < blocks)[:, None] & (column < C.V)[None, :])
-
-
-@triton.jit
 def store_weights(query_stats, row, T, index, mask, a, gate):
     """Store a_3, a_1, c and a_2 of each query in the places of w, delta, c and the padding, which say nothing here."""
     pointer = query_stats + (row * T + index)[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -202,7 +149,7 @@ def key_block_of_terms(
     BLOCK_N: tl.constexpr = C.BLOCK_N
     a, row_gate = load_stored_weights(query_stats, m0, end, BLOCK_M, C.WHOLE)
     s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
-    score = polynomial(s, (a[0][None, :], a[1][None, :], a[2][None, :]), C.P) if OWN or C.P != 2 else s * s
+    score = polynomial(s, (a[0][None, :], a[1][None, :], a[2][None, :]), C.P)
     weights = score
     if OWN:
         causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
@@ -262,14 +209,14 @@ def join_weight_gradients(of_weights, part, decay, C: tl.constexpr):
 
 @triton.jit
 def store_weight_gradients(
-    acc, found, of_chunk, of_state, queries, lower, d_lower, heads, start, end, scale_out, C: tl.constexpr
-):
+    acc, found, queries, lower, d_lower, heads, start, end, scale_out, C: tl.constexpr
+):  # fmt: skip
     """Store dw_m = da_m N^m, with N = |q|^2; return acc + the part of dq through N, and sum_m 2m/p a_m da_m.
 
     The part is sum_m da_m w_m m N^(m-1) 2 q; acc is dq without its last factors, which it is divided by. The
     sum is what sum_j dA_ij A_ij of the chunk has beyond sum_j ds_ij s_ij: the slope has (p - 2m) / p of a term.
-    `of_chunk` and `of_state` are parts of da_1 from earlier blocks of the chunk, and from the state. BY_TOKEN:
-    [N, T, H, TERMS]; else the sum of each program's rows, as [N, blocks, H, TERMS]. `d_lower` begins at the head.
+    BY_TOKEN: [N, T, H, TERMS]; else the sum of each program's rows, as [N, blocks, H, TERMS]. `d_lower` begins at the
+    head.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     TERMS: tl.constexpr = C.TERMS
@@ -279,12 +226,9 @@ def store_weight_gradients(
     beyond = along
     power_before = tl.full([BLOCK_M], 1.0, tl.float32)
     for m in tl.static_range(TERMS):
-        own = tl.sum(found[m], 1)
-        if m == 0:
-            own += of_chunk
+        da = tl.sum(found[m], 1)
         weight = load_weight(lower, m, start, end, BLOCK_M, C)
-        beyond += own * weight * power_before * norms * (2 * (m + 1) / C.P)
-        da = own + of_state if m == 0 else own
+        beyond += da * weight * power_before * norms * (2 * (m + 1) / C.P)
         along += da * weight * power_before * (m + 1)
         power_before *= norms
         if C.BY_TOKEN:
@@ -293,18 +237,6 @@ def store_weight_gradients(
         else:  # rows past the end are zeros
             tl.store(d_lower + (start // BLOCK_M) * heads * TERMS + m, tl.sum(da * power_before, 0) * scale_out)
     return acc + (along * (2.0 / C.P))[:, None] * queries.to(tl.float32), beyond
-
-
-@triton.jit
-def load_trace(state, C: tl.constexpr):
-    """Return the trace of a state of p = 2 in tiles, [V_BLOCK]: the sum of its rows k_c k_c over all channels c."""
-    channel = tl.arange(0, C.K_BLOCK)
-    column = tl.arange(0, C.V_BLOCK)
-    tile = channel // 16
-    place = (tile * (tile + 3) // 2) * 256 + channel % 16 * 17
-    mask = (channel < C.K)[:, None] & (column < C.V)[None, :]
-    rows = tl.load(state + place[:, None] * C.V + column[None, :], mask=mask, other=0.0)
-    return tl.sum(rows.to(tl.float32), 0)
 
 
 @triton.jit

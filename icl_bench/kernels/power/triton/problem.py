@@ -21,9 +21,11 @@ class KernelConstants(NamedTuple):
 
     P: int
     TERMS: int
-    """Lower degrees of a score; 0 for the plain power."""
+    """Lower degrees in a polynomial of scores; 0 for the plain power; see `lower`."""
+    RANK_ONE: bool
+    """Add the lower degree of p = 2 as scores of rank one; see `rank_one`."""
     ROWS: int
-    """Tokens of a block whose lower terms of p = 2 are one vector; see `lower`."""
+    """Tokens of a block whose scores of rank one are summed beforehand."""
     BY_TOKEN: bool
     """Give the gradient of their weights for each token, else the sum of each block of rows."""
     K: int
@@ -86,7 +88,9 @@ class PowerProblem(NamedTuple):
     stateful: bool
     """Read a state: with more than one chunk, or one that enters or receives a gradient."""
     terms: int = 0
-    """Lower degrees of a score."""
+    """Lower degrees in a polynomial of scores."""
+    rank_one: bool = False
+    """Add the lower degree of p = 2 as scores of rank one."""
     by_token: bool = False
     """Take weights of lower degrees for each token."""
 
@@ -124,11 +128,16 @@ class PowerProblem(NamedTuple):
     def short(self) -> bool:
         """Tell whether rows are so short that they wait for memory rather than for products; for equal widths alone.
 
-        Not with lower degrees, whose keys come with length 1. With other widths, the ptxas of Triton 3.6 compiles the
-        form for such rows wrong: see `table`.
+        Not with lower degrees. With other widths, the ptxas of Triton 3.6 compiles the form for such rows wrong: see
+        `table`.
         """
         one_pass = self.layout.linear or not self.stateful
-        return self.chunk <= table.SHORT_CHUNK and one_pass and not self.mixed and self.terms == 0
+        return self.chunk <= table.SHORT_CHUNK and one_pass and not self.mixed and not self.lower
+
+    @property
+    def lower(self) -> bool:
+        """Tell whether scores have lower degrees."""
+        return self.terms > 0 or self.rank_one
 
     @property
     def padded_widths(self) -> tuple[int, int]:
@@ -137,7 +146,7 @@ class PowerProblem(NamedTuple):
         The launches for such rows are there for equal widths, and reading takes more time there than products do.
         """
         key, value = padded(self.layout.key_width, 16), padded(self.v, 16)
-        one = not self.stateful and not self.terms and self.chunk <= table.SHORT_CHUNK
+        one = not self.stateful and not self.lower and self.chunk <= table.SHORT_CHUNK
         return (max(key, value),) * 2 if one else (key, value)
 
     @property
@@ -173,8 +182,9 @@ class PowerProblem(NamedTuple):
 
     @property
     def lower_rows(self) -> int:
-        """The tokens of a block whose lower terms of p = 2 are one vector: a divisor of the blocks of all kernels."""
-        return table.STATISTICS_ROWS if self.arithmetic != "ieee" else table.STATISTICS_ROWS // 2
+        """The tokens of a block whose scores of rank one are summed beforehand: a divisor of the blocks of kernels."""
+        narrow = self.arithmetic == "ieee" or self.mixed or self.width > 64
+        return table.STATISTICS_ROWS // 2 if narrow else table.STATISTICS_ROWS
 
     def blocks(self, kernel: str, *, tiled: bool, gated: bool = False) -> table.Blocks:
         """Return the launch configuration of a kernel; `tiled` says that it meets a state in tiles."""
@@ -202,7 +212,8 @@ def kernel_constants(
     """Return the constants of a kernel over tokens that has these blocks."""
     layout, (key, value) = problem.layout, problem.padded_widths
     return KernelConstants(
-        P=layout.p, TERMS=problem.terms, ROWS=problem.lower_rows, BY_TOKEN=problem.by_token, K=layout.key_width,
+        P=layout.p, TERMS=problem.terms, RANK_ONE=problem.rank_one, ROWS=problem.lower_rows,
+        BY_TOKEN=problem.by_token, K=layout.key_width,
         V=problem.v,
         QUERY_SHARE=problem.heads // problem.query_heads, KEY_SHARE=problem.groups // problem.key_heads,
         U=layout.u, W=layout.w, K_BLOCK=key, V_BLOCK=value, WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m,
@@ -230,12 +241,17 @@ class LowerTerms(NamedTuple):
 
     weights: Tensor
     """Weights w_m [M, T or 1, H, TERMS], of which sequence n has those at n // (N / M); contiguous in the last axis."""
-    lengths: Tensor
-    """|k|, float32 [N, J, T], where keys come with length 1; else empty."""
-    key_sums: Tensor
-    """Sums of |k|^2 v over blocks of tokens, float32 [N, G, blocks, V], where keys come with length 1 and p = 2."""
-    query_sums: Tensor
-    """Memory for sums of a_i dy_i over blocks of tokens, float32 [N, H, blocks, V], where there are sums of keys."""
+    norms: Tensor
+    """|k|, float32 [N, J, T], where keys come with length 1, |k|^2 for scores of rank one; else empty."""
+    query_norms: Tensor
+    """|q|^2, float32 [N, query heads, T], for scores of rank one."""
+    sums: Tensor
+    """For scores of rank one, sums of |k|^2 v over the blocks of the chunk before each, float32 [N, G, blocks, V].
+
+    For gradients of queries and keys, `reach` and `sums` of `rank_one_launch.QueryReach`.
+    """
+    traces: Tensor
+    """Beside a state, those of the states that are read, float32 [N*G, C, V]."""
 
     def arguments(self, sequences: int) -> tuple[View, int]:
         """Return the weights as kernels take them, and the sequences that have the same ones."""

@@ -85,7 +85,6 @@ _BF16 = _by_width(_BF16_ROWS) | {
     ("lower_key_gradient", "long", 16): Blocks(64, 64, 4, 3),
     ("lower_key_gradient", "long", 32): Blocks(32, 64, 4, 3),
     ("lower_key_gradient", "long", 64): Blocks(64, 64, 4, 3),
-    ("lower_forward", "tiles", 64): Blocks(64, 64, 4, 3, 3),
     ("short_forward", "rows", 16): Blocks(64, 32, 4, 1, registers=128),
     ("short_query_gradient", "rows", 16): Blocks(64, 64, 4, 1),
     ("short_key_gradient", "rows", 16): Blocks(32, 64, 4, 1, registers=128),
@@ -95,9 +94,6 @@ _BF16 = _by_width(_BF16_ROWS) | {
     ("short_forward", "rows", 32): Blocks(64, 32, 4, 1),
     ("short_query_gradient", "rows", 32): Blocks(64, 32, 4, 1),
     ("short_key_gradient", "rows", 32): Blocks(32, 64, 4, 1),
-    ("lower_query_gradient", "tiles", 64): Blocks(128, 32, 4, 3, 3, 128),
-    ("gated_lower_query_gradient", "tiles", 64): Blocks(64, 32, 4, 3, 3, 128),
-    ("lower_key_gradient", "tiles", 64): Blocks(64, 64, 4, 3, 3, 128),
 }
 _TF32 = _all_forms(
     [(0, 32, 4, 2)] * 2 + [(0, 32, 8, 2)] * 2,

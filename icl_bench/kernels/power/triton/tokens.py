@@ -86,10 +86,10 @@ def power_gate_gradient_kernel(
 
 
 @triton.jit
-def store_query_stats(query_stats, row, T, index, mask, weight, delta, gate):
-    """Store w_i, c_i, delta_i of each query side by side, [.., 4]; the fourth place only pads them to 16 bytes."""
+def store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, other):
+    """Store w_i, delta_i, c_i and `other` of each query side by side, [.., 4], which is 16 bytes."""
     pointer = query_stats + (row * T + index)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    tile = tl.reshape(tl.join(tl.join(weight, gate), tl.join(delta, gate)), [weight.shape[0], 4])
+    tile = tl.reshape(tl.join(tl.join(weight, gate), tl.join(delta, other)), [weight.shape[0], 4])
     tl.store(pointer, tile, mask=mask[:, None])
 
 
@@ -141,7 +141,7 @@ def power_query_stats_kernel(
     gate = delta
     if GATED:
         gate = load_vector(gates + (row // repeat) * T, start, T, BLOCK)
-    store_query_stats(query_stats, row, T, index, mask, weight, delta, gate)
+    store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, gate)
     if GATED:
         weight *= tl.exp2(gate)
     tl.store(value_weight + row * T + index, weight, mask=mask)
