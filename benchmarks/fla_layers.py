@@ -72,7 +72,7 @@ def started_rwkv_6(d_model: int) -> torch.nn.Module:
 
 def recurrent_retention(d_model: int) -> torch.nn.Module:
     """Return the retention of the package, two heads, with its recurrent kernel in the place of the chunked one."""
-    module = importlib.import_module("fla.layers.multiscale_retention")
+    module: Any = importlib.import_module("fla.layers.multiscale_retention")
     module.chunk_retention = module.fused_recurrent_retention
     return CachedLayer(module.MultiScaleRetention(hidden_size=d_model, num_heads=2))
 
