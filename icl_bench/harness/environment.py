@@ -159,5 +159,5 @@ def make_manifest(device: torch.device, impl: str, fleet_size: int) -> Manifest:
         impl=impl,
         fleet_size=fleet_size,
         command=command_line(),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )

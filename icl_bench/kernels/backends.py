@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
+import threading
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ FleetImpl = Literal["auto", "reference", "torch", "triton"]
 
 # Looked up once: `torch.compile` cannot trace the search.
 _INSTALLED = importlib.util.find_spec("triton") is not None
+PREPARING = threading.RLock()
+"""Held while a thread makes a kernel ready for its first launch, after `prepare_in_turn`."""
 
 
 def has_triton(x: Tensor) -> bool:
@@ -49,3 +52,32 @@ def takes_triton(impl: FleetImpl, x: Tensor) -> bool:
 def launch_on(x: Tensor) -> AbstractContextManager[object]:
     """Make the device of x the current one, on which Triton launches."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def prepare_in_turn() -> None:
+    """Let threads make kernels ready for their first launch one after the other, which Triton leaves to chance.
+
+    All its launchers are extension modules of one name. Where one is loaded again, for a kernel with the same kinds of
+    arguments, CPython updates the module that stands under this name, so that another thread may take a launcher that
+    is not its own; and a kernel has its launcher before it has the function that is launched.
+    """
+    if not _INSTALLED:
+        return
+    from triton.compiler import CompiledKernel
+
+    with PREPARING:
+        if hasattr(CompiledKernel, "prepared_in_turn"):
+            return
+        make_ready = CompiledKernel._init_handles
+
+        def prepare(kernel: Any) -> None:
+            with PREPARING:
+                make_ready(kernel)
+
+        def launcher(kernel: Any) -> Any:
+            if kernel.function is None:
+                prepare(kernel)
+            return kernel._run
+
+        CompiledKernel._init_handles, CompiledKernel.run = prepare, property(launcher)
+        CompiledKernel.prepared_in_turn = True

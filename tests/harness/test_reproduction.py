@@ -145,6 +145,11 @@ def test_a_store_verifies_on_the_machine_that_made_it_in_whole_fleets(command, t
     assert all(run["same_machine"] for run in document["runs"]) and sorted(Store(tmp_path / "icl-runs").ids()) == before
 
 
+def test_fleets_that_start_in_one_second_are_told_apart(command, tmp_path) -> None:
+    assert command("run", TASK, "--arch", "linear", "--seeds", "0..3", "--fleet", "1", *SMALL).status == 0
+    assert [len(fleet) for fleet in Source(tmp_path / "icl-runs").pick(4)] == [1] * 4
+
+
 def test_a_run_that_differs_ends_with_status_3(command, tmp_path, monkeypatch) -> None:
     from icl_bench.harness.training import optimiser
 

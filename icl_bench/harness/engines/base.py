@@ -31,6 +31,7 @@ OUTSIDE_EXAMPLES = 5e4
 class Agenda:
     """Fleets that wait for an engine: lower ranks first, then those that take longer, then in the order they came in.
 
+    The time of a fleet includes that of the runs that wait for it, so that long chains do not end alone.
     Whoever takes the results of an engine may add fleets in between.
     """
 
@@ -42,10 +43,10 @@ class Agenda:
     def __len__(self) -> int:
         return len(self.waiting)
 
-    def add(self, fleets: Iterable[Sequence[RunSpec]], rank: int = 0) -> None:
-        """Add fleets of a rank."""
+    def add(self, fleets: Iterable[Sequence[RunSpec]], rank: int = 0, after: float = 0.0) -> None:
+        """Add fleets of a rank, for which runs of `after` seconds wait."""
         for fleet in fleets:
-            heapq.heappush(self.waiting, (rank, -seconds_of(fleet), self.added, fleet))  # no long one is the last
+            heapq.heappush(self.waiting, (rank, -(seconds_of(fleet) + after), self.added, fleet))
             self.added += 1
 
     def take(self) -> Sequence[RunSpec]:

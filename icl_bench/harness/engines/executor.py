@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from icl_bench.harness.engines.base import Agenda, Engine
+from icl_bench.harness.engines.base import Agenda, Engine, seconds_of
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
@@ -30,6 +30,12 @@ class Ask(NamedTuple):
     """Place in the agenda: runs of lower rank go first."""
     later: Sequence[RunSpec] = ()
     """Runs that this chain is known to ask for afterwards, at a rate that may still change."""
+
+    @property
+    def seconds_later(self) -> float:
+        """Estimated seconds of these runs."""
+        kinds = groupby(self.later, key=lambda spec: spec.fleet_key())
+        return sum(seconds_of(list(runs)) for _, runs in kinds)
 
 
 Chain = Generator[Ask, list[RunRecord], None]
@@ -114,12 +120,12 @@ class Pursuit:
     def advance(self, chains: Iterable[Chain]) -> None:
         """Let each chain go on until it asks for runs that are missing; plan these."""
         asked: list[RunSpec] = []
-        missing: list[tuple[int, RunSpec]] = []
+        missing: list[tuple[Ask, RunSpec]] = []
         for chain in chains:
             while ask := self.next_ask(chain):
                 asked += ask.runs
                 if lacking := self.executor.lacking(ask.runs):
-                    missing += [(ask.rank, spec) for spec in lacking if spec.id not in self.wanted]
+                    missing += [(ask, spec) for spec in lacking if spec.id not in self.wanted]
                     self.wait_for(chain, lacking)
                     break
         if asked:
@@ -141,8 +147,8 @@ class Pursuit:
             return None
         return self.waiting[chain]
 
-    def plan(self, asked: Sequence[RunSpec], missing: Sequence[tuple[int, RunSpec]]) -> None:
-        """Put missing runs, given with their ranks, on the agenda, those of a rank in common fleets."""
+    def plan(self, asked: Sequence[RunSpec], missing: Sequence[tuple[Ask, RunSpec]]) -> None:
+        """Put missing runs, given with what asks for them, on the agenda, those of a rank in common fleets."""
         from icl_bench.harness.training.fleet import pack
         from icl_bench.harness.training.memory import check_memory
 
@@ -151,5 +157,8 @@ class Pursuit:
             check_memory(specs, self.executor.machine)
         self.executor.reporter.expected([spec for ask in self.waiting.values() for spec in ask.later])
         self.executor.reporter.planned(asked, specs)
-        for rank, members in groupby(sorted(missing, key=lambda one: one[0]), key=lambda one: one[0]):
-            self.agenda.add(pack((spec for _, spec in members), self.executor.fleet_size), rank)
+        after = {spec.id: ask.seconds_later for ask, spec in missing}
+        rank_of = lambda one: one[0].rank  # noqa: E731
+        for rank, members in groupby(sorted(missing, key=rank_of), key=rank_of):
+            for fleet in pack((spec for _, spec in members), self.executor.fleet_size):
+                self.agenda.add([fleet], rank, max(after[spec.id] for spec in fleet))

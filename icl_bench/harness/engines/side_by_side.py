@@ -260,6 +260,9 @@ def use_own_stream(machine: "Machine") -> None:
     """Let this thread launch on a stream of its own, on a CUDA device; the same one in every call."""
     import torch
 
+    from icl_bench.kernels.backends import prepare_in_turn
+
     if machine.device.type == "cuda" and not hasattr(OF_THREAD, "stream"):
+        prepare_in_turn()
         OF_THREAD.stream = torch.cuda.Stream(machine.device)
         torch.cuda.set_stream(OF_THREAD.stream)

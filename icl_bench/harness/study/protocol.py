@@ -58,6 +58,8 @@ class StudyPart(NamedTuple):
     contenders: list[Contender]
     below: list[Contender]
     """The same contenders one rung below, in order; empty on the lowest rung."""
+    height: int = 0
+    """Number of rungs below this one."""
 
 
 class StudyOutcome(NamedTuple):
@@ -110,12 +112,12 @@ def study_parts(study: Study) -> tuple[list[StudyPart], list[str]]:
         if contenders:
             lowest.append(StudyPart(place_title(study, *place), contenders, []))
     parts: list[StudyPart] = []
-    for rung in study.ladder:
+    for height, rung in enumerate(study.ladder):
         budget = (f"train.steps={steps * rung}",) if len(study.ladder) > 1 else ()
         below = [part.contenders for part in parts[-len(lowest) :]] or [[]] * len(lowest)
         for part, under in zip(lowest, below, strict=True):
             here = [each._replace(settings=(*each.settings, *budget)) for each in part.contenders]
-            parts.append(StudyPart(", ".join(filter(None, [part.title, *budget])), here, under))
+            parts.append(StudyPart(", ".join(filter(None, [part.title, *budget])), here, under, height))
     return parts, list(dict.fromkeys(left_out))
 
 
@@ -318,7 +320,7 @@ def plan_study(study: Study, store: Store) -> StudyPlan:
 
 def plan_part(study: Study, part: StudyPart, store: Store) -> StudyPartPlan:
     """Count the runs of a part before its grids grow."""
-    planned = [planned_runs(study, each, len(part.below)) for each in part.contenders]
+    planned = [planned_runs(study, each, part.height) for each in part.contenders]
     phases = [[spec for phases in planned for spec in phases[i]] for i in range(2)]
     left = [[spec for spec in runs if not store.has(spec.id)] for runs in phases]
     return StudyPartPlan(part, sum(map(len, phases)), len(phases[0]) - len(left[0]), left)

@@ -151,6 +151,16 @@ def test_fleets_that_take_longer_come_first_within_a_rank() -> None:
     assert agenda.take_all() == [[small[0]], many, wide, small]
 
 
+def test_a_fleet_for_which_others_wait_comes_first(tmp_path: Path) -> None:
+    def chain(*asks: Ask) -> Chain:
+        yield from (ask for ask in asks)
+
+    engine, waiting = FakeEngine(), [spec(2), spec(3)]
+    chains = [chain(Ask([spec(0)])), chain(Ask([spec(1)], later=waiting), Ask(waiting))]
+    Executor(Store(tmp_path), engine, 1, Notes()).follow(chains)
+    assert [run.seed for (run,) in engine.fleets] == [1, 0, 2, 3]
+
+
 def test_a_layer_from_outside_is_not_called_to_order_fleets() -> None:
     foreign = spec(0).model_copy(update={"arch": (spec(0).arch[0].model_copy(update={"name": "nowhere:Layer"}),)})
     assert len(Agenda([[foreign], [spec(1)]])) == 2

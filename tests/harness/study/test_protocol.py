@@ -188,8 +188,9 @@ def test_rungs_above_the_tuned_ones_are_measured_at_the_rate_of_the_rung_below(t
     assert {one.spec["train"]["steps"] for one in outcome.tuning} == {300}
     rates = {(one.spec["train"]["steps"], one.result.lr) for one in outcome.measured}
     assert rates == {(300, 1e-2), (1200, 1e-2), (4800, 1e-2)}
-    plan = plan_study(parse_study(BASE + "ladder: [1, 4]\ntuned_rungs: 1\n", "s.yaml"), Store(tmp_path))
-    assert [len(part.left[0]) > 0 for part in plan.parts] == [True, False]
+    two = BASE.replace("[linear]", "[linear, softmax]") + "ladder: [1, 4, 16]\ntuned_rungs: 2\n"
+    plan = plan_study(parse_study(two, "s.yaml"), Store(tmp_path))
+    assert [len(part.left[0]) > 0 for part in plan.parts] == [True, True, False]
 
 
 def test_a_part_runs_with_the_part_below_it_and_the_report_is_told_of_the_others() -> None:
