@@ -90,6 +90,11 @@ class Section:
         return tuple(sorted({entry.family for entry in self.entries}, key=natural_key))
 
     @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Architectures without their sizes; an entry is one of them at a size, width, budget or optimiser."""
+        return frozenset(entry.kind for entry in self.entries)
+
+    @cached_property
     def examples(self) -> int:
         """Number of test examples of a cell; the smallest of any run."""
         return min(int(setting.spec["evaluation"]["examples"]) for setting in self.settings)

@@ -61,6 +61,12 @@ class Entry:
         """The learning rate with the best median validation accuracy."""
         return choose_rate({rate.rate: rate.score for rate in self.rates})
 
+    @property
+    def lost_by_rate(self) -> float:
+        """Median validation accuracy of the sweep at its best rate, less that at the chosen one."""
+        scores = {rate.rate: rate.score for rate in self.rates}
+        return scores[self.best_rate] - scores.get(self.rate, scores[self.best_rate])
+
     @cached_property
     def measuring(self) -> tuple[Outline, ...]:
         """The runs that measure: at the chosen rate, with seeds that did not choose it where there are any."""

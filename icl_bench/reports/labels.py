@@ -15,7 +15,7 @@ STRIP_HEIGHT = 24
 """Height in pixels of a row of strips."""
 MOST_STRIPS = 60
 """Largest number of rows; the first ones are drawn."""
-LONGEST_ROW = 64
+LONGEST_ROW = 72
 """Largest number of characters in the name of a row."""
 LABEL_HEIGHT = 14
 """Height in pixels of a direct label with the space to the next."""

@@ -57,14 +57,19 @@ def panels_of(section: Section, crowded: bool = False) -> list[Panel]:
 
 
 def setting_panel(section: Section, setting: str, members: Sequence[Entry]) -> Panel:
-    """Return the panel of a setting; an architecture has one colour in all panels, and each of its sizes a dash."""
+    """Return the panel of a setting; an architecture has one colour in all panels, and each of its sizes a dash.
+
+    An architecture of one size is named without it.
+    """
     kinds = list(dict.fromkeys(map(unset_family, section.entries)))
     own = [*map(unset_family, members)]
     styles = tuple(
         canvas.series_style(kinds.index(kind))._replace(dash=canvas.DASHES[own[:i].count(kind) % len(canvas.DASHES)])
         for i, kind in enumerate(own)
     )
-    return Panel(setting, tuple(members), styles, tuple(entry.label.removesuffix(f", {setting}") for entry in members))
+    labels = [entry.label.removesuffix(f", {setting}") for entry in members]
+    names = tuple(kind if own.count(kind) == 1 else label for kind, label in zip(own, labels, strict=True))
+    return Panel(setting, tuple(members), styles, names)
 
 
 def unset_family(entry: Entry) -> str:

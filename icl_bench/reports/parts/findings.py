@@ -44,7 +44,8 @@ def findings(section: Section) -> list[str]:
 def question(section: Section, ranked: Sequence[Ranking]) -> str:
     """Write the question that the runs answer."""
     names = [entry.label for entry in section.entries]
-    many = f"{len(names)} architectures of {len(section.families)} families"
+    many = f"{len(section.kinds)} architectures"
+    many = many if len(section.kinds) == len(names) else f"{len(names)} entries of {many}"
     who = ("does " if len(names) == 1 else "do ") + (enumerate_words(names) if len(names) <= MOST_NAMED else many)
     loads = sorted({cell.load for cell in section.cells})
     at = f" at {format_span(loads)} {section.load_name}" if loads else ""

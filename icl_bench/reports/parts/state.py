@@ -25,6 +25,8 @@ HEIGHT = 360
 """Height in pixels of the figure of sizes."""
 ONE_SIZE = 1.2
 """Largest ratio of two states that count as one size in a figure."""
+MOST_ALONE = 12
+"""Largest number of entries on an axis of sizes if no line joins any two of them."""
 SPREAD = 1.025
 """Factor within which the dots of a size are spread, so that equal accuracies are seen side by side."""
 CEILING_REACH = 1.06
@@ -83,9 +85,11 @@ def recall_by_state(section: Section, context: StudyContext) -> Figure | None:
 
 
 def of_one_size(section: Section) -> bool:
-    """Return whether the entries that have a score are of about one size, so that a figure has no axis of sizes."""
-    states = [one.state_elements for one in drawn_entries(section) if one.state_elements]
-    return not states or max(states) <= ONE_SIZE * min(states)
+    """Return whether a figure has no axis of sizes: entries are of about one size, or many and each family has one."""
+    sized = [(one.family, one.state_elements) for one in drawn_entries(section) if one.state_elements]
+    states = [state for _, state in sized]
+    alone = len(sized) > MOST_ALONE and len({family for family, _ in sized}) == len(sized)
+    return alone or not states or max(states) <= ONE_SIZE * min(states)
 
 
 def strips(section: Section) -> Figure:

@@ -119,6 +119,15 @@ def test_entries_of_one_size_are_rows_by_falling_median() -> None:
     assert all(-0.3 < y < 0.3 for y in rows[0].get_ydata()) and len(set(rows[0].get_ydata())) == 5
 
 
+def test_many_entries_that_no_line_joins_are_rows() -> None:
+    places = [(f"arch{i}", layers) for i in range(7) for layers in (1, 2)]
+    fall = {"accuracies": (1.0, 0.9, 0.5, 0.2, 0.1), "loads": LOADS}
+    section = section_of([make_record(arch, state=1000 * n, model={"layers": n}, **fall) for arch, n in places])
+    with figure_settings():
+        figures = recall_by_state(section, NO_STUDY), capacity_by_state(section, NO_STUDY)
+    assert [figure and len(ticks(figure.axes[0])) for figure in figures] == [14, 14]
+
+
 def test_no_line_goes_through_an_untrained_entry() -> None:
     sizes = [make_record("linear:d_key=8", s, accuracies=(0.9,) * 3, state=1000) for s in range(3)]
     sizes += [make_record("linear:d_key=16", s, accuracies=(0.01,) * 3, state=4000) for s in range(3)]
@@ -160,6 +169,9 @@ def test_settings_have_a_panel_each_where_most_families_have_one_size() -> None:
     assert [(panel.title, len(panel.entries)) for panel in panels] == [("layers=1", 6), ("layers=2", 6)]
     assert panels[0].styles == panels[1].styles and panels[0].names == tuple(f"arch{i}" for i in range(6))
     assert len(panels_of(section_of(runs), crowded=True)) == 12
+    for size in (4, 8):  # one size in each panel
+        runs += [make_record(f"power:p=2,d_key={size}", state=4_000, model={"layers": size // 4})]
+    assert [panel.names[-1] for panel in panels_of(section_of(runs))] == ["power:p=2"] * 2
 
 
 def test_sizes_of_an_architecture_have_dashes_of_their_own_in_the_panel_of_a_setting() -> None:
@@ -167,6 +179,7 @@ def test_sizes_of_an_architecture_have_dashes_of_their_own_in_the_panel_of_a_set
     runs += [make_record("power:p=2,d_key=8", state=5_000, model={"layers": layers}) for layers in (1, 2)]
     runs += [make_record("power:p=2,d_key=4", state=4_000, model={"layers": layers}) for layers in (1, 2)]
     for panel in panels_of(section_of(runs)):
+        assert panel.names[0] == "arch0" and panel.names[-2:] == ("power:p=2,d_key=4", "power:p=2,d_key=8")
         small, large = panel.styles[-2:]
         assert small.colour == large.colour and small.dash != large.dash
         assert len(set(panel.styles)) == 8

@@ -53,6 +53,14 @@ def test_a_ranking_that_the_rate_decides_is_not_claimed() -> None:
     assert "no order is claimed" in sentences([*picky, *easy])
 
 
+def test_what_a_cautious_choice_of_the_rate_costs_is_a_limit() -> None:
+    tuned = [(1e-3, (0.6, 0.6, 0.6)), (1e-2, (0.3, 0.9, 0.9))]
+    runs = [make_record("linear", 1000 + i, lr, (a,) * 3) for lr, row in tuned for i, a in enumerate(row)]
+    runs += [make_record("linear", seed, 1e-3, (0.6,) * 3) for seed in range(5)]
+    text = sentences([*runs, *several("softmax", 0.8)])
+    assert "best median, at which the median validation accuracy of tuning seeds is up to 0.300 higher" in text
+
+
 def test_sizes_are_ranked_among_equals() -> None:
     small = [*several("linear", 0.4, state=1000), *several("window:w=8", 0.3, state=1040)]
     large = [*several("linear:heads=8", 0.8, state=4000), *several("window:w=32", 0.9, state=4100)]
@@ -69,6 +77,7 @@ def test_many_sizes_without_a_ranking_for_one_reason_are_one_sentence() -> None:
     for size in (2000 * 2**step for step in range(7)):
         records += [*several(f"linear:heads={size}", 1.0, state=size), *several(f"window:w={size}", 1.0, state=size)]
     text = sentences(records)
+    assert "16 entries of 2 architectures" in text
     assert "at 1,000 to 1,040 state elements, linear " in text
     assert text.count("no ranking") == 1
     assert "at 7 of 8 sizes of matched state no ranking, since every cell is saturated" in text
