@@ -33,8 +33,8 @@ class Probed(NamedTuple):
     """Largest norm of the whole gradient over the median one."""
     balance: float
     """First gradient norm of the queries of the first layer over that of the values."""
-    ranks: tuple[float, float]
-    """Last effective rank of the expanded keys in the first and in the last layer."""
+    ranks: tuple[float, ...]
+    """Last effective rank of the expanded keys in the first and in the last layer; none without expanded keys."""
 
 
 def probed_runs(stores: list[Path], tuning_from: int = 1000) -> dict[tuple[str, str, float], list[Probed]]:
@@ -56,12 +56,12 @@ def probed_runs(stores: list[Path], tuning_from: int = 1000) -> dict[tuple[str, 
     return found
 
 
-def ratios(probes: Probes) -> tuple[float, float, tuple[float, float]]:
+def ratios(probes: Probes) -> tuple[float, float, tuple[float, ...]]:
     """Return the spike, the balance and the ranks of a run."""
     norms = probes.column("gradient")[0]
     q, v = probes.column("gradient.q")[0], probes.column("gradient.v")[0]
     ranks = [values[-1] if values else 0.0 for values in probes.column("key_rank")]
-    return max(norms) / max(1e-30, median(norms)), q[0] / max(1e-30, v[0]), (ranks[0], ranks[-1])
+    return max(norms) / max(1e-30, median(norms)), q[0] / max(1e-30, v[0]), (*ranks[:1], *ranks[-1:])
 
 
 def main(stores: list[Path]) -> None:
@@ -73,7 +73,7 @@ def main(stores: list[Path]) -> None:
         causes = Counter(cause for run in runs if run.outcome not in ("trained", "slow") for cause in run.causes)
         spike, balance = median(run.spike for run in runs), median(run.balance for run in runs)
         trained = [run.ranks for run in runs if run.outcome == "trained"]
-        ranks = ", ".join(f"{median(layer):.2f}" for layer in zip(*trained, strict=True)) if trained else "none"
+        ranks = ", ".join(f"{median(layer):.2f}" for layer in zip(*trained, strict=True)) or "none"
         counts = [*(outcomes[name] for name in OUTCOMES), *(causes[name] for name in CAUSES)]
         shown = [f"`{arch}`", f"{gain:g}", len(runs), *counts, f"{spike:.3g}", f"{balance:.2g}", ranks]
         print("|", " | ".join(map(str, shown)), "|")

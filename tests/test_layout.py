@@ -92,7 +92,7 @@ def test_no_file_without_a_name(folder: str) -> None:
                 "interface",
                 "layers",
             ),
-            *("fla_layer", "plain", "rotation", "spectrum", "sums", "token_shift"),
+            *("fla_layer", "joined", "plain", "rotation", "spectrum", "sums", "token_shift"),
         ],
     }[folder]
     files = {path.name for path in (ROOT / "icl_bench" / folder).glob("*.py")} - {f"{stem}.py" for stem in shared}
