@@ -15,6 +15,7 @@ from torch.nn import functional
 from icl_bench.architectures.initialisation import Init, Initialised, constant, normal, uniform_between
 from icl_bench.kernels.fleet.convolution import convolution_step, short_convolution
 from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
+from icl_bench.kernels.fleet.gated_mlp import gated_mlp
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_paired_norm, add_rms_norm, rms_norm
@@ -347,8 +348,9 @@ class GatedMLP(nn.Module):
         self.down = StackedLinear(members, hidden, width, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.up(x)
-        return self.down(gated_unit(hidden if self.canon is None else self.canon(hidden)))
+        if self.canon is not None:
+            return self.down(gated_unit(self.canon(self.up(x))))
+        return gated_mlp(x.flatten(1, -2), self.up.weight, self.down.weight).view(x.shape)
 
     def step(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute one position: x [M, B, C] and the tail of the canon layer, None without one -> output and tail."""

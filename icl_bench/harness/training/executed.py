@@ -25,10 +25,11 @@ PASSES = 3
 def executed_operations(spec: RunSpec, machine: Machine, members: int = 1) -> float | None:
     """Return the operations of matrix products in a training step for a token of the longest trained row.
 
-    Products with weights, convolutions included, are counted three times; those with the state in the form that kernels
-    take on the device (`kernels.executed`); those with the vocabulary with the logits that are made again. Norms and
-    the optimiser are left out. None for tasks that are not graded by bits, for layers that are not in `COUNTED` or have
-    parts beside the kernel's own, for a degree that rises, and where activations are computed again.
+    Products with weights, convolutions included, whether folded into weights or not, are counted three times; those
+    with the state in the form that kernels take on the device (`kernels.executed`); those with the vocabulary with the
+    logits that are made again. Norms and the optimiser are left out. None for tasks that are not graded by bits, for
+    layers that are not in `COUNTED` or have parts beside the kernel's own, for a degree that rises, and where
+    activations are computed again.
     """
     task, model = make_task(spec.task), spec.model
     if not task.interface.graded_by_bits or spec.from_outside or machine.recompute or spec.train.curriculum:

@@ -20,6 +20,8 @@ from icl_bench.runs.spec import TrainSpec
 
 LOSS_LIMIT = LossLimit(factor=10.0, margin=10.0, patience=50)
 """A loss has exploded once it is above factor x its first value + margin for `patience` steps in a row."""
+LARGE_GRADIENT = 1 << 19
+"""Numbers from which on a gradient is copied alone: a launch for many has one block for each 65,536 numbers."""
 
 
 class DivergenceMonitor:
@@ -97,10 +99,13 @@ class FleetOptimiser:
 
     def differentiate(self, losses: Tensor) -> None:
         """Write the gradients of the losses [M] into their buffer."""
-        found = self.gradients_of(losses)
-        # One launch for each type of gradient.
-        for kind in {gradient.dtype for gradient in found}:
-            pairs = [(view, new) for view, new in zip(self.gradients, found, strict=True) if new.dtype == kind]
+        common: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for view, new in zip(self.gradients, self.gradients_of(losses), strict=True):
+            if new.numel() >= LARGE_GRADIENT:
+                view.copy_(new)
+            else:
+                common.setdefault(new.dtype, []).append((view, new))
+        for pairs in common.values():
             torch._foreach_copy_([view for view, _ in pairs], [new for _, new in pairs])
         self.unscale()
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from icl_bench.harness.training import optimiser
 from icl_bench.harness.training.trainer import Machine, Trainer
 from tests.harness.training.small_runs import CPU, specs
 
@@ -43,6 +44,17 @@ def test_adamw_follows_torch() -> None:
         theirs.step()
     for copy, parameter in zip(copies, ours.optimiser.parameters, strict=True):
         torch.testing.assert_close(parameter.detach(), copy.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_large_gradients_that_are_copied_alone_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for least in (optimiser.LARGE_GRADIENT, 300):  # the larger of these matrices
+        monkeypatch.setattr(optimiser, "LARGE_GRADIENT", least)
+        trainer = Trainer(specs("softmax"), Machine(CPU))
+        assert 0 < sum(part.numel() >= 300 for part in trainer.optimiser.gradients) < len(trainer.optimiser.gradients)
+        trainer.step()
+        made.append(trainer.optimiser.buffers.gradients)
+    assert torch.equal(*made) and bool(made[0].any())
 
 
 def test_gradients_below_eps_move_nothing() -> None:

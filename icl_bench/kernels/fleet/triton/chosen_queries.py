@@ -21,6 +21,8 @@ from icl_bench.kernels.power.triton.tiles import power
 from icl_bench.kernels.triton.common import at_head, padded, view_of
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+MANY_PROGRAMS = 1024
+"""Programs from which on a device is full with four warps in each."""
 CHOSEN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -227,7 +229,8 @@ def numbers(q: Tensor, positions: Tensor, rule: ScoreRule) -> tuple[float, ...]:
 def options(q: Tensor, v: Tensor, positions: Tensor, rule: ScoreRule, gradient: bool) -> dict[str, Any]:
     """Return the constants and the launch options of a kernel."""
     (_, time, _, key), value = q.shape, v.shape[-1]
-    tile = chosen_tile(positions.shape[1], max(key, value), gradient)
+    few = q.shape[0] * q.shape[2] < MANY_PROGRAMS
+    tile = chosen_tile(positions.shape[1], max(key, value), gradient, few)
     constants = ChosenConstants(
         K=key,
         V=value,
@@ -243,8 +246,13 @@ def options(q: Tensor, v: Tensor, positions: Tensor, rule: ScoreRule, gradient: 
     return {"C": constants, "num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.registers}
 
 
-def chosen_tile(chosen: int, width: int, gradient: bool) -> ChosenTile:
-    """Return the tile for a number of positions and the wider of keys and values, the best of 14 on an H200."""
+def chosen_tile(chosen: int, width: int, gradient: bool, few: bool) -> ChosenTile:
+    """Return the tile for a number of positions and the wider of keys and values, the best of 14 on an H200.
+
+    `few` programs leave multiprocessors idle: smaller ones share them.
+    """
+    if few and chosen <= 16:
+        return ChosenTile(32 if gradient else 64, 2, 2)
     if gradient:
         return ChosenTile(64, 4, 2, None if width > 64 else 168)
     return ChosenTile(64, 4, 2) if chosen <= 16 else ChosenTile(32, 4, 3, 128)

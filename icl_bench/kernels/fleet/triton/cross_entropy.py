@@ -26,6 +26,8 @@ ENTROPY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_ROW = 256
 FULL_DEVICE = 128
 """Programs that fill a device, about; twice as many hide the waits of one another."""
+JOINED_ROWS, FEW_JOINED_ROWS = 32, 8
+"""Rows of a program that joins the parts of the vocabulary, and where there are few rows in all."""
 
 
 class EntropyTile(NamedTuple):
@@ -288,9 +290,10 @@ def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -
             BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient,
             WHOLE=words % tile.moving == 0 and width == block_c, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
-        entropy_kernel[(-(-count // 32), members)](
+        joined = JOINED_ROWS if -(-count // JOINED_ROWS) * members >= 2 * FULL_DEVICE else FEW_JOINED_ROWS
+        entropy_kernel[(-(-count // joined), members)](
             x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, width, parts,
-            *weight.stride(), BLOCK_R=32, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
+            *weight.stride(), BLOCK_R=joined, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
         )  # fmt: skip
     return ForwardResult(losses, hits, facts, directions) if gradient else ForwardResult(losses, hits)
 
