@@ -27,11 +27,7 @@ class DeltaCore(Core):
         """Return the inputs of the operator, [M, B, T, ...] each, without the state."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        return self.rule(self.inputs(q, k, v, x))
-
-    def rule(self, inputs: DeltaInputs) -> Tensor:
-        """Return the output for inputs as `inputs` gives them."""
-        y: Tensor = delta_rule(folded(inputs), self.options, self.impl)[0].unflatten(0, inputs.q.shape[:2])
+        y: Tensor = delta_rule(folded(self.inputs(q, k, v, x)), self.options, self.impl)[0].unflatten(0, q.shape[:2])
         return y
 
     def initial_state(self, batch: int, like: Tensor) -> Tensor:

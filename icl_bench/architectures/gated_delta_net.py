@@ -16,12 +16,11 @@ from icl_bench.architectures.base import ARCHITECTURES, LayerContext, Mixer
 from icl_bench.architectures.decays import DecayGate, StepDecay
 from icl_bench.architectures.deltas import DeltaCore, DeltaHeads, WritingRate
 from icl_bench.architectures.frame import Core, HeadsLayout
-from icl_bench.architectures.joined import JoinedCore, JoinedMixer
+from icl_bench.architectures.joined import JoinedMixer
 from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.fleet.delta_gates import delta_gates
 from icl_bench.kernels.fleet.projection import project
-from icl_bench.kernels.fleet.row_columns import gate_columns
 
 
 @ARCHITECTURES.register("gated-delta-net")
@@ -49,7 +48,7 @@ class GatedDeltaNet(DeltaHeads):
         return 2 * d_model * self.groups
 
 
-class GatedDeltaCore(DeltaCore, JoinedCore):
+class GatedDeltaCore(DeltaCore):
     """The delta rule with a decay for each head."""
 
     def __init__(
@@ -73,14 +72,6 @@ class GatedDeltaCore(DeltaCore, JoinedCore):
         if not takes_triton("auto", x):
             return self.rate(x), self.decay(x)
         steps = self.decay.steps
-        weight = torch.cat(self.gate_weights(), dim=-1)
+        weight = torch.cat([self.rate.weight, steps.project.weight], dim=-1)
         raw = project(x.flatten(1, -2), weight).view(*x.shape[:-1], -1)
         return delta_gates(raw, steps.step_bias, self.decay.log_rate, doubled=self.rate.doubled)
-
-    def gate_weights(self) -> list[Tensor]:
-        return [self.rate.weight, self.decay.steps.project.weight]
-
-    def mix_rows(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        step_bias, doubled = self.decay.steps.step_bias, self.rate.doubled
-        rows, rates, decays = gate_columns(rows, first, step_bias, self.decay.log_rate, doubled=doubled)
-        return self.rule(DeltaInputs(q, k, v, beta=rates, log_decay=decays)), rows

@@ -35,7 +35,7 @@ from icl_bench.kernels.fleet.projection import project
 from icl_bench.kernels.fleet.records import ColumnForm
 from icl_bench.kernels.fleet.row_columns import activate_columns, blend_columns
 from icl_bench.kernels.fleet.token_bonus import token_bonus
-from icl_bench.kernels.fleet.token_pairs import token_pairs
+from icl_bench.kernels.fleet.token_pairs import shifted_weights, token_pairs
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
 ADAPTER_GAIN = 0.1
@@ -105,18 +105,14 @@ class ShiftedLinear(Stacked):
 
         Where `before` is None, it is that in x, or stands beside it.
         """
-        late, early = [], []
-        for name, stream in self.streams.items():
-            weight: Tensor = getattr(self, f"weight_{name}")
-            late.append(weight * getattr(self, f"share_{stream.share}")[..., None])
-            early.append(weight - late[-1])
+        weights = [getattr(self, f"weight_{name}") for name in self.streams]
+        shares = [getattr(self, f"share_{stream.share}") for stream in self.streams.values()]
         pairs = x
         if before is not None:
             pairs = torch.cat([x, before], dim=-1)
-        elif x.shape[-1] == weight.shape[1]:
+        elif x.shape[-1] == weights[0].shape[1]:
             pairs = token_pairs(x)
-        weights = torch.cat([torch.cat(early, dim=-1), torch.cat(late, dim=-1)], dim=1)
-        return project(pairs.flatten(1, -2), weights.to(weight.dtype)).view(*x.shape[:-1], -1)
+        return project(pairs.flatten(1, -2), shifted_weights(weights, shares)).view(*x.shape[:-1], -1)
 
 
 class AdapterUp(StackedLinear):

@@ -135,7 +135,7 @@ class _ProjectedParts(torch.autograd.Function):
             else:
                 dx.baddbmm_(gradient, block.transpose(1, 2))
             parts.append(weight_gradient(x, gradient))
-        return dx, torch.cat(parts, dim=-1), None
+        return dx, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), None  # torch would copy a single one
 
 
 def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:

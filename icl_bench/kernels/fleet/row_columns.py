@@ -2,8 +2,8 @@
 
 Each writes its own columns of the gradient of the rows in place, into the tensor that the later uses have made: that
 gradient must have no other reader. So columns of one projection get their gradients without a copy that joins them.
-`gate_columns` and `norm_by_columns` make that tensor where there is no later use; together the operators of a chain
-must write all columns. They run where `takes_triton` says so; elsewhere a slice serves.
+`norm_by_columns`, the last use, makes that tensor; together the operators of a chain must write all columns. They run
+where `takes_triton` says so; elsewhere a slice serves.
 """
 
 from collections.abc import Sequence
@@ -50,21 +50,6 @@ def convolve_columns(
 
     same, *made = FusedColumnConvolution.apply(rows, taps, bias, tuple(parts), silu)
     return same, tuple(made)
-
-
-def gate_columns(
-    rows: Tensor, first: int, step_bias: Tensor, log_rate: Tensor, *, doubled: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows [M, B, T, W], and the rates and decays that `delta_gates` makes of their columns from `first` on.
-
-    The gradients of the columns behind these, to the end, are zeros: they fill the rows up.
-    """
-    check_shape("step_bias", step_bias, (rows.shape[0], step_bias.shape[-1]), "[M, G]")
-    check_shape("log_rate", log_rate, tuple(step_bias.shape), "[M, G]")
-    from icl_bench.kernels.fleet.triton.delta_gates import FusedColumnGates
-
-    same, rates, decays = FusedColumnGates.apply(rows, first, step_bias, log_rate, doubled)
-    return same, rates, decays
 
 
 def norm_by_columns(x: Tensor, rows: Tensor, first: int, weight: Tensor, options: NormOptions) -> Tensor:

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.fleet.delta_gates import delta_gates
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.products import blend
 from icl_bench.kernels.fleet.records import HeadColumns, NormOptions
@@ -12,7 +11,6 @@ from icl_bench.kernels.fleet.row_columns import (
     activate_columns,
     blend_columns,
     convolve_columns,
-    gate_columns,
     norm_by_columns,
 )
 from icl_bench.kernels.fleet.split_convolution import split_convolution
@@ -41,31 +39,23 @@ def test_chain(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("gated", [True, False])
-def test_chain_of_a_gated_delta_net(gated, dtype):
-    """Convolution, rates with decays, and the gate of a norm read one tensor; the last columns fill it up."""
-    heads, parts = 2, [HeadColumns(2, 5, True), HeadColumns(2, 5, True), HeadColumns(2, 8)]
-    widths = [36, 16 * gated, 2 * heads, 5]
-    inputs = [draw(2, 3, 9, sum(widths), dtype=dtype), draw(2, 4, 36, dtype=dtype, seed=1)]
-    inputs += [draw(2, heads, dtype=dtype, seed=2), draw(2, heads, dtype=dtype, seed=3)]
-    inputs += [draw(2, 3, 9, 2, 8, dtype=dtype, seed=4), draw(2, 8, dtype=dtype, seed=5)]
-    options = NormOptions(1e-5, activation="silu")
+def test_convolution_and_gated_norm(dtype):
+    parts, options = (
+        [HeadColumns(2, 5, True), HeadColumns(2, 5, True), HeadColumns(2, 8)],
+        NormOptions(1e-5, False, "silu"),
+    )
+    inputs = [draw(2, 3, 9, 52, dtype=dtype), draw(2, 4, 36, dtype=dtype, seed=1)]
+    inputs += [draw(2, 3, 9, 2, 8, dtype=dtype, seed=2), draw(2, 8, dtype=dtype, seed=3)]
 
-    def run(rows, taps, step_bias, log_rate, y, gain, impl):
+    def run(rows, taps, y, gain, impl):
         if impl == "triton":
             rows, vectors = convolve_columns(rows, taps, None, parts, silu=True)
-            rows, *gates = gate_columns(rows, sum(widths[:2]), step_bias, log_rate)
-            return (*vectors, *gates, norm_by_columns(y, rows, 36, gain, options)) if gated else (*vectors, *gates)
-        x, gate, raw, _ = rows.split(widths, dim=-1)
+            return *vectors, norm_by_columns(y, rows, 36, gain, options)
+        x, gate = rows.split([36, 16], dim=-1)
         vectors = split_convolution(x, taps, None, parts, silu=True, impl=impl)
-        gates = delta_gates(raw, step_bias, log_rate, impl=impl)
-        if not gated:
-            return *vectors, *gates
-        return *vectors, *gates, gated_norm(y, gain, None, gate.unflatten(-1, (2, 8)), options, impl=impl)
+        return *vectors, gated_norm(y, gain, None, gate.unflatten(-1, (2, 8)), options, impl=impl)
 
-    inputs = inputs if gated else inputs[:4]
-    whole = run if gated else lambda rows, taps, bias, rate, impl: run(rows, taps, bias, rate, None, None, impl)
-    assert_forms_match_reference(whole, inputs, walk=3 * 54**0.5)
+    assert_forms_match_reference(run, inputs, walk=3 * 54**0.5)
 
 
 def test_shapes_are_checked():
@@ -73,8 +63,6 @@ def test_shapes_are_checked():
         activate_columns(draw(2, 3, 9), 5, [(3, "tanh")])
     with pytest.raises(ArgumentError, match="taps must be"):
         convolve_columns(draw(1, 2, 3, 9), draw(1, 4, 5), None, [HeadColumns(2, 3)])
-    with pytest.raises(ArgumentError, match="log_rate must be"):
-        gate_columns(draw(1, 2, 3, 9), 5, draw(1, 2), draw(1, 3))
     with pytest.raises(ArgumentError, match="weight must be"):
         norm_by_columns(draw(1, 2, 3, 2, 4), draw(1, 2, 3, 9), 1, draw(1, 3), NormOptions(1e-5, activation="silu"))
     with pytest.raises(ArgumentError, match="bias must be"):

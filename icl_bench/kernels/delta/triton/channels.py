@@ -67,6 +67,19 @@ def as_operand(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def added_rows(rows_t, eye, PRECISION: tl.constexpr, total):
+    """Return total + rows_t [V, ROWS]: beside bfloat16 by a product with a matrix `eye` of ones on the diagonal.
+
+    Operands of products are fetched ahead; what is added otherwise is loaded where it is used.
+    """
+    if PRECISION == "bf16":
+        total = tl.dot(rows_t, eye, total)
+    else:
+        total += rows_t.to(tl.float32)
+    return total
+
+
+@triton.jit
 def load_keys(view, start, end, C: tl.constexpr):
     """Load the vectors of keys or queries of a chunk in float32, [ROWS, BLOCK_K]."""
     return load_substeps(view, start, end, 0, 0, 1, C.K, C.ROWS, C.BLOCK_K).to(tl.float32)
@@ -76,15 +89,21 @@ def load_keys(view, start, end, C: tl.constexpr):
 def load_decays(view, start, end, C: tl.constexpr):
     """Return the log decays of a chunk in base 2, their sums up to each token, and a factor of states, [1, BLOCK_K].
 
-    The factor is w, or for the tied rule sqrt(w), from which its sums count. All are made of the same numbers, rounded
-    as operands of the product that adds them up: an error of 2e-4 of a sum.
+    The factor is w, or for the tied rule sqrt(w), from which its sums count. All are made of the same numbers, operands
+    of the product that adds them up: decays in bfloat16 as they are, others rounded, an error of 2e-4 of a sum.
     """
-    EXACT: tl.constexpr = "tf32" if C.PRECISION == "bf16" else C.PRECISION
     i = tl.arange(0, C.ROWS)
-    logs = nearest_tf32(load_keys(view, start, end, C) * 1.4426950408889634, EXACT)
-    if EXACT == "tf32":
-        logs = (logs.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
-    upto = tl.dot((i[None, :] <= i[:, None]).to(tl.float32), logs, input_precision=EXACT)
+    earlier = i[None, :] <= i[:, None]
+    if C.PRECISION == "bf16" and view.ptr.dtype.element_ty == tl.bfloat16:
+        given = load_substeps(view, start, end, 0, 0, 1, C.K, C.ROWS, C.BLOCK_K)
+        upto = tl.dot(earlier.to(tl.bfloat16), given) * 1.4426950408889634
+        logs = load_keys(view, start, end, C) * 1.4426950408889634
+    else:
+        EXACT: tl.constexpr = "tf32" if C.PRECISION == "bf16" else C.PRECISION
+        logs = nearest_tf32(load_keys(view, start, end, C) * 1.4426950408889634, EXACT)
+        if EXACT == "tf32":
+            logs = (logs.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+        upto = tl.dot(earlier.to(tl.float32), logs, input_precision=EXACT)
     total = tl.sum(logs, 0)[None, :]
     if C.TIED:
         total = total * 0.5
@@ -129,6 +148,7 @@ def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.
     i = tl.arange(0, ROWS)[:, None]
     j = tl.arange(0, ROWS)[None, :]
     ones = ones_of_pairs(x.q, ROWS)
+    eye = (i == j).to(x.q.ptr.dtype.element_ty)
 
     state = load_edge(first_state, head, first, C.INITIAL, C)
     next_rates = load_rates(x.beta, 0, T, C)
@@ -142,18 +162,18 @@ def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.
         logs, upto, whole = load_decays(x.log_decay, start, T, C)
         until = tl.exp2(-upto)
         erase, read = load_operands(x, start, T, rates, upto, until, logs, C)
-        v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+        v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         matrix = unit_lower_inverse(tl.where(i > j, -product(read, tl.trans(erase), PRECISION), 0.0), ROWS)
         if C.SAVE and first == 0:
             tl.store(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS), tl.trans(matrix))
         if C.TIED:
             state = state * whole
-            rest_t = product(state, tl.trans(read), PRECISION) + tl.trans(v).to(tl.float32)
+            rest_t = added_rows(v_t, eye, PRECISION, product(state, tl.trans(read), PRECISION))
             r_t = solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True, PARTS=2)
         else:
             k = as_operand(load_keys(x.k, start, T, C) * until, PRECISION)
             fresh = tl.where(i > j, product(read, tl.trans(k), PRECISION), 0.0)
-            v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+            v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
             rest_t = product(state, tl.trans(read), PRECISION)
             rest_t = product(v_t, tl.trans(fresh), PRECISION, rest_t)
             r_t = as_operand(solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True), PRECISION)

@@ -20,7 +20,12 @@ from icl_bench.kernels.delta.triton.launch import (
     launch_delta_forward,
 )
 from icl_bench.kernels.fleet.triton.decays import launch_decay_gradient, launch_decays
-from icl_bench.kernels.fleet.triton.erasing_keys import BonusGradient, launch_erasing_gradient, launch_erasing_keys
+from icl_bench.kernels.fleet.triton.erasing_keys import (
+    Bonus,
+    BonusGradient,
+    launch_erasing_gradient,
+    launch_erasing_keys,
+)
 from icl_bench.kernels.fleet.triton.token_bonus import launch_head_norm_gradient, launch_token_bonus
 
 
@@ -36,13 +41,14 @@ class ErasingDelta(torch.autograd.Function):
         weights = ErasingWeights(*(number.contiguous() for number in numbers))
         rate, decay = rate.contiguous(), decay.contiguous()
         columns = columns_of_rows(rows, values, weights, options)
-        vectors = launch_erasing_keys(columns[1], rate.view(columns[1].shape), weights[:3])
+        sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
+        bonus = Bonus(columns[0], sums, weights.bonus)
+        vectors = launch_erasing_keys(columns[1], rate.view(columns[1].shape), weights[:3], bonus)
         logs = launch_decays(decay, weights.decay, "sigmoid", options.least, True).view(columns[1].shape)
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
             y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
         y = y.view(columns[2].shape)
-        sums = rows.new_empty(y.shape[:-1], dtype=torch.float32) if save else None
         apart = (rows.shape[-1], options.heads * options.key_width, columns[2].stride(2))
         read = (columns[0], vectors[0], columns[2], weights.bonus, y, *weights[5:])
         out = launch_token_bonus(read, apart, options.eps, sums)

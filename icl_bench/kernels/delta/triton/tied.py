@@ -151,7 +151,7 @@ def tied_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.con
         if C.GATE == HEADS:
             upto, total = cumulated_decays(x.log_decay, start, T, ROWS)
             decay = tl.exp2(tl.where(i >= j, upto[:, None] - upto[None, :], 0.0))
-            p = p * decay
+            p = p * (decay * scale)
             system = system * decay
             since = tl.exp2(upto)
         if C.RATED:
@@ -172,10 +172,12 @@ def tied_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.con
         rows = product(q, tl.trans(state), PRECISION)
         writing = k
         if C.GATE == HEADS:
-            rows = rows * since[:, None]
+            rows = rows * (since * scale)[:, None]
             writing = k.to(tl.float32) * tl.exp2(total - upto)[:, None]
             state = state * tl.exp2(total)
-        rows = product(p, tl.trans(w_t), PRECISION, rows) * scale
+        rows = product(p, tl.trans(w_t), PRECISION, rows)
+        if C.GATE != HEADS:  # else both terms have it
+            rows = rows * scale
         store_substeps(out, rows, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         state = state_product(w_t, writing, ones, PRECISION, state)
     store_edge(last, head, first, state, C)

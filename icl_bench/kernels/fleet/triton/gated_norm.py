@@ -9,7 +9,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import NormOptions
-from icl_bench.kernels.triton.common import add_parts, spaced_rows, split_rows, tile_shape
+from icl_bench.kernels.triton.common import add_parts, split_rows, tile_shape
 
 NO_GATE, PLAIN, SILU, SIGMOID = (tl.constexpr(i) for i in range(4))
 GATES: dict[str, int] = {"none": PLAIN.value, "silu": SILU.value, "sigmoid": SIGMOID.value}
@@ -48,19 +48,22 @@ def _unit(value, mask, width, eps, CENTRED: tl.constexpr):
 
 
 @triton.jit
-def gate_offsets(member, count, rows, heads, head, per_token, apart, width):
-    """Return the offsets of the rows of a gate, of which a token has `per_token`; its tokens are `apart` apart."""
-    index = rows * heads + head
-    tokens = (member.to(tl.int64) * count) * heads // per_token + index // per_token
-    return (tokens * apart + index % per_token * width)[:, None]
+def gate_offsets(member, count, rows, width, apart, APART: tl.constexpr):
+    """Return the offsets of the rows of a gate, APART of each token; its tokens are `apart` elements apart."""
+    tokens = member.to(tl.int64) * (count // APART) + rows // APART
+    return (tokens * apart + rows % APART * width)[:, None]
 
 
 @triton.jit
 def gated_norm_kernel(
-    x, weight, bias, gate, out, count, width, per_token, apart, eps, BIAS: tl.constexpr, CENTRED: tl.constexpr,
-    ACTIVATION: tl.constexpr, FIRST: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, weight, bias, gate, out, count, width, apart, eps, APART: tl.constexpr, BIAS: tl.constexpr,
+    CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, FIRST: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Normalise the rows of a head, which has gains of its own. Grid (rows, heads with own gains, M)."""
+    """Normalise the rows of a head, which has gains of its own. Grid (rows, heads with own gains, M).
+
+    A gate whose tokens lie apart has APART rows a token, and gains that all heads share; else APART is 0.
+    """
     head, heads, member = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
     valid, own = columns < width, (member * heads + head) * width + columns
@@ -68,7 +71,9 @@ def gated_norm_kernel(
     offsets = ((member.to(tl.int64) * count + rows) * heads + head)[:, None] * width + columns[None, :]
     value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     if ACTIVATION != NO_GATE:
-        places = gate_offsets(member, count, rows, heads, head, per_token, apart, width) + columns[None, :]
+        places = offsets
+        if APART > 0:
+            places = gate_offsets(member, count, rows, width, apart, APART) + columns[None, :]
         factor = activated(tl.load(gate + places, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
         if FIRST:
             value *= factor
@@ -83,8 +88,8 @@ def gated_norm_kernel(
 
 @triton.jit
 def gated_norm_gradient_kernel(
-    x, weight, bias, gate, gradient, dx, dgate, partial, partial_bias, count, width, per_token, apart, dgate_apart, eps,
-    each, BIAS: tl.constexpr, CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, FIRST: tl.constexpr,
+    x, weight, bias, gate, gradient, dx, dgate, partial, partial_bias, count, width, apart, dgate_apart, eps, each,
+    APART: tl.constexpr, BIAS: tl.constexpr, CENTRED: tl.constexpr, ACTIVATION: tl.constexpr, FIRST: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dx and dgate of `each` rows, and their part of dweight and dbias. Grid (parts, heads with own gains, M)."""
@@ -104,9 +109,11 @@ def gated_norm_gradient_kernel(
         upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
         value = raw
         if ACTIVATION != NO_GATE:
-            places = gate_offsets(member, count, rows, heads, head, per_token, apart, width) + columns[None, :]
+            places, results = offsets, offsets
+            if APART > 0:
+                places = gate_offsets(member, count, rows, width, apart, APART) + columns[None, :]
+                results = gate_offsets(member, count, rows, width, dgate_apart, APART) + columns[None, :]
             opening = tl.load(gate + places, mask=mask, other=0.0).to(tl.float32)
-            places = gate_offsets(member, count, rows, heads, head, per_token, dgate_apart, width) + columns[None, :]
             factor, slope = activated(opening, ACTIVATION), activation_slope(opening, ACTIVATION)
             if FIRST:
                 value *= factor
@@ -115,7 +122,7 @@ def gated_norm_gradient_kernel(
             normed = unit * gain
             if BIAS:
                 normed += shift
-            tl.store(dgate + places, (upstream * normed * slope).to(dgate.dtype.element_ty), mask=mask)
+            tl.store(dgate + results, (upstream * normed * slope).to(dgate.dtype.element_ty), mask=mask)
             upstream *= factor
         total += upstream * unit
         if BIAS:
@@ -126,7 +133,7 @@ def gated_norm_gradient_kernel(
             result -= (tl.sum(upstream, 1) / width)[:, None]
         result *= scale
         if ACTIVATION != NO_GATE and FIRST:
-            tl.store(dgate + places, (result * raw * slope).to(dgate.dtype.element_ty), mask=mask)
+            tl.store(dgate + results, (result * raw * slope).to(dgate.dtype.element_ty), mask=mask)
             result *= factor
         tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=mask)
     sums = ((member * tl.num_programs(0) + part) * heads + head) * width + columns
@@ -143,7 +150,7 @@ class FusedGatedNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None, options: NormOptions
     ) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
-        bias = None if bias is None else bias.contiguous()
+        bias, gate = (None if part is None else part.contiguous() for part in (bias, gate))
         ctx.save_for_backward(x, weight, bias, gate)
         ctx.options = options
         return launch_gated_norm(x, weight, bias, gate, options)
@@ -185,14 +192,14 @@ def columns_like(x: Tensor, rows: Tensor, first: int) -> Tensor:
 def launch_gated_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None, options: NormOptions
 ) -> Tensor:
-    """Return the result; tokens of the gate may lie apart."""
-    gate, apart = (x, 0) if gate is None else spaced_rows(gate, 2)
+    """Return the result; tokens of the gate may lie apart where all heads share their gains."""
     out = torch.empty_like(x)
     heads, count, width, block_r, block_c = tiles(x, weight)
     with launch_on(x):
         gated_norm_kernel[(-(-count // block_r), heads, x.shape[0])](
-            x, weight, weight if bias is None else bias, gate, out, count, width, x.shape[-2], apart, options.eps,
-            **constants(bias, apart > 0, options), BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
+            x, weight, weight if bias is None else bias, x if gate is None else gate, out, count, width,
+            0 if gate is None else gate.stride(-3), options.eps, **constants(bias, gate, options), BLOCK_R=block_r,
+            BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
     return out
 
@@ -201,19 +208,19 @@ def launch_gated_norm_gradient(
     x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor | None, options: NormOptions, gradient: Tensor,
     dgate: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """Fill dgate, whose tokens may lie apart as those of the gate may; return the other gradients."""
-    gate, apart = (x, 0) if gate is None else spaced_rows(gate, 2)
-    dgate, dgate_apart = (x, 0) if dgate is None else spaced_rows(dgate, 2)
+    """Fill dgate, whose tokens lie apart where those of the gate do; return the other gradients."""
     heads, count, width, block_r, block_c = tiles(x, weight)
     parts, each = split_rows(count, block_r, x.shape[0] * heads)
     dx = torch.empty_like(x)
     partial = x.new_empty(x.shape[0], parts, *weight.shape[1:], dtype=torch.float32)
     partial_bias = None if bias is None else torch.empty_like(partial)
+    strides = [0 if part is None else part.stride(-3) for part in (gate, dgate)]
     with launch_on(x):
         gated_norm_gradient_kernel[(parts, heads, x.shape[0])](
-            x, weight, weight if bias is None else bias, gate, gradient.contiguous(), dx, dgate, partial,
-            partial if partial_bias is None else partial_bias, count, width, x.shape[-2], apart, dgate_apart,
-            options.eps, each, **constants(bias, apart > 0, options), BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
+            x, weight, weight if bias is None else bias, x if gate is None else gate, gradient.contiguous(), dx,
+            dx if dgate is None else dgate, partial, partial if partial_bias is None else partial_bias, count, width,
+            *strides, options.eps, each, **constants(bias, gate, options), BLOCK_R=block_r, BLOCK_C=block_c,
+            num_warps=4,
         )  # fmt: skip
     dbias = None if partial_bias is None else add_parts(partial_bias, weight.dtype)
     return dx, add_parts(partial, weight.dtype), dbias
@@ -225,7 +232,9 @@ def tiles(x: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
     return heads, x[0].numel() // (heads * width), width, *tile_shape(width)
 
 
-def constants(bias: Tensor | None, gated: bool, options: NormOptions) -> dict[str, Any]:
+def constants(bias: Tensor | None, gate: Tensor | None, options: NormOptions) -> dict[str, Any]:
     """Return the constants of both kernels."""
-    activation = GATES[options.activation] if gated else NO_GATE.value
-    return {"BIAS": bias is not None, "CENTRED": options.centred, "ACTIVATION": activation, "FIRST": options.gate_first}
+    activation = NO_GATE.value if gate is None else GATES[options.activation]
+    apart = 0 if gate is None or gate.is_contiguous() else gate.shape[-2]
+    form = {"APART": apart, "BIAS": bias is not None, "CENTRED": options.centred}
+    return form | {"ACTIVATION": activation, "FIRST": options.gate_first}

@@ -82,25 +82,26 @@ def through_norm(gradient, unit, scale, width):
 @triton.jit
 def token_bonus_kernel(
     q, k, v, bonus, y, gain, shift, out, weights, count, heads, key_width, value_width, q_apart, k_apart, v_apart, eps,
-    KEEP: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    GIVEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write norm(y) gain + shift + v sum(q k bonus); where KEEP also these sums. Grid (tokens, M)."""
+    """Write norm(y) gain + shift + v sum(q k bonus); where GIVEN these sums are weights. Grid (tokens, M)."""
     member = tl.program_id(1)
     start = tl.program_id(0) * (BLOCK_R // HEADS)
     token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
     tokens, apart = member.to(tl.int64) * count + token, heads * value_width
-    strength = load_heads(bonus, member, head, heads * key_width, key_width, inside, BLOCK_K)
-    query = load_heads(q, tokens, head, q_apart, key_width, inside, BLOCK_K)
-    key = load_heads(k, tokens, head, k_apart, key_width, inside, BLOCK_K)
+    if GIVEN:
+        weight = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)
+    else:
+        strength = load_heads(bonus, member, head, heads * key_width, key_width, inside, BLOCK_K)
+        query = load_heads(q, tokens, head, q_apart, key_width, inside, BLOCK_K)
+        key = load_heads(k, tokens, head, k_apart, key_width, inside, BLOCK_K)
+        weight = tl.sum(query * key * strength, 1)
     value = load_heads(v, tokens, head, v_apart, value_width, inside, BLOCK_V)
     read, _ = standardise(
         load_heads(y, tokens, head, apart, value_width, inside, BLOCK_V), inside, value_width, eps, BLOCK_V
     )
     read *= load_heads(gain, member, head, apart, value_width, inside, BLOCK_V)
     read += load_heads(shift, member, head, apart, value_width, inside, BLOCK_V)
-    weight = tl.sum(query * key * strength, 1)
-    if KEEP:
-        tl.store(weights + tokens * heads + head, weight, mask=inside)
     read += weight[:, None] * value
     store_heads(out, read, tokens, head, apart, value_width, inside, BLOCK_V)
 
@@ -182,14 +183,17 @@ def head_norm_gradient_kernel(
 def launch_token_bonus(
     tensors: tuple[Tensor, ...], apart: tuple[int, int, int], eps: float, weights: Tensor | None
 ) -> Tensor:
-    """Return the result for q, k and v with tokens so far apart, bonus, y, gain and shift; fill weights [..., H]."""
+    """Return the result for q, k and v with tokens so far apart, bonus, y, gain and shift.
+
+    Where weights [..., H] are given, they are the sums that q, k and bonus would make.
+    """
     q, _, v, *_ = tensors
     out, members, (heads, key_width), value_width = v.new_empty(v.shape), q.shape[0], q.shape[-2:], v.shape[-1]
     count, rows = q[0].numel() // (heads * key_width), head_rows(heads, max(key_width, value_width))
     with launch_on(v):
         token_bonus_kernel[(-(-count // rows.tokens), members)](
             *tensors, out, out if weights is None else weights, count, heads, key_width, value_width, *apart, eps,
-            KEEP=weights is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
+            GIVEN=weights is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
             BLOCK_V=padded(value_width), num_warps=4,
         )  # fmt: skip
     return out

@@ -1,5 +1,6 @@
-"""Tokens beside those before them in Triton: one launch each way."""
+"""Tokens beside those before them, and the weights of their projections, in Triton: one launch each way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,7 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.common import tile_shape
+from icl_bench.kernels.triton.common import padded, tile_shape
+
+WEIGHT_ROWS = 8
+"""Rows of weights to a program."""
 
 
 @triton.jit
@@ -64,3 +68,84 @@ class FusedTokenPairs(torch.autograd.Function):
                 gradient, dx, count, time, width, BLOCK_R=rows, BLOCK_C=columns, num_warps=4
             )
         return dx
+
+
+@triton.jit
+def shifted_weights_kernel(
+    weights, shares, out, channels, FIRSTS: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write w - s w, and s w in the rows behind, for the rows of a block. Grid (rows, M)."""
+    total: tl.constexpr = FIRSTS[len(WIDTHS)]
+    rows = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    member, inside = tl.program_id(1).to(tl.int64), rows < channels
+    for i in tl.static_range(len(WIDTHS)):
+        columns = tl.arange(0, BLOCKS[i])
+        mask = inside[:, None] & (columns < WIDTHS[i])[None, :]
+        share = tl.load(shares[i] + member * channels + rows, mask=inside, other=0.0).to(tl.float32)[:, None]
+        places = (member * channels + rows)[:, None] * WIDTHS[i] + columns[None, :]
+        weight = tl.load(weights[i] + places, mask=mask, other=0.0).to(tl.float32)
+        late = weight * share
+        results = (member * 2 * channels + rows)[:, None] * total + FIRSTS[i] + columns[None, :]
+        tl.store(out + results, (weight - late).to(out.dtype.element_ty), mask=mask)
+        tl.store(out + results + channels * total, late.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def shifted_weights_gradient_kernel(
+    weights, shares, gradient, dweights, dshares, channels, FIRSTS: tl.constexpr, WIDTHS: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of weights and shares from g of w - s w and h of s w, for rows of a block. Grid (rows, M)."""
+    total: tl.constexpr = FIRSTS[len(WIDTHS)]
+    rows = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    member, inside = tl.program_id(1).to(tl.int64), rows < channels
+    for i in tl.static_range(len(WIDTHS)):
+        columns = tl.arange(0, BLOCKS[i])
+        mask = inside[:, None] & (columns < WIDTHS[i])[None, :]
+        share = tl.load(shares[i] + member * channels + rows, mask=inside, other=0.0).to(tl.float32)[:, None]
+        places = (member * channels + rows)[:, None] * WIDTHS[i] + columns[None, :]
+        weight = tl.load(weights[i] + places, mask=mask, other=0.0).to(tl.float32)
+        results = (member * 2 * channels + rows)[:, None] * total + FIRSTS[i] + columns[None, :]
+        early = tl.load(gradient + results, mask=mask, other=0.0).to(tl.float32)
+        change = tl.load(gradient + results + channels * total, mask=mask, other=0.0).to(tl.float32) - early
+        tl.store(dweights[i] + places, (early + change * share).to(dweights[i].dtype.element_ty), mask=mask)
+        sums = tl.sum(change * weight, 1).to(dshares[i].dtype.element_ty)
+        tl.store(dshares[i] + member * channels + rows, sums, mask=inside)
+
+
+class FusedShiftedWeights(torch.autograd.Function):
+    """`shifted_weights` in one launch each way; weights come first, then as many shares."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        tensors = tuple(x.contiguous() for x in tensors)
+        ctx.save_for_backward(*tensors)
+        weights, shares = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        members, channels, _ = weights[0].shape
+        out = weights[0].new_empty(members, 2 * channels, sum(weight.shape[2] for weight in weights))
+        with launch_on(out):
+            shifted_weights_kernel[(-(-channels // WEIGHT_ROWS), members)](
+                weights, shares, out, channels, **constants_of(weights), BLOCK_C=WEIGHT_ROWS, num_warps=4
+            )
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        tensors = ctx.saved_tensors
+        weights, shares = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        members, channels, _ = weights[0].shape
+        made = tuple(torch.empty_like(x) for x in tensors)
+        with launch_on(gradient):
+            shifted_weights_gradient_kernel[(-(-channels // WEIGHT_ROWS), members)](
+                weights, shares, gradient.contiguous(), made[: len(weights)], made[len(weights) :], channels,
+                **constants_of(weights), BLOCK_C=WEIGHT_ROWS, num_warps=4,
+            )  # fmt: skip
+        return made
+
+
+def constants_of(weights: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the widths of weights side by side, where each begins and all end, and powers of two around them."""
+    widths = [weight.shape[2] for weight in weights]
+    firsts = (sum(widths[:i]) for i in range(len(widths) + 1))
+    return {"FIRSTS": tuple(firsts), "WIDTHS": tuple(widths), "BLOCKS": tuple(padded(width) for width in widths)}
