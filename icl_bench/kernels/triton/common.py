@@ -55,10 +55,10 @@ def tile_shape(width: int, most_columns: int | None = None) -> tuple[int, int]:
     return max(1, ROW_TILE // columns), columns
 
 
-def split_rows(count: int, block: int, members: int) -> tuple[int, int]:
-    """Return the programs that share the rows of a member, and the rows of each, a multiple of `block`."""
+def split_rows(count: int, block: int, members: int, most: int = FULL_DEVICE_PROGRAMS) -> tuple[int, int]:
+    """Return the programs that share the rows of a member, `most` in all, and the rows of each, in whole blocks."""
     tiles = -(-count // block)
-    programs = max(1, min(tiles, MOST_PARTS, FULL_DEVICE_PROGRAMS // members))
+    programs = max(1, min(tiles, MOST_PARTS, most // members))
     each = -(-tiles // programs) * block
     return -(-count // each), each
 

@@ -139,6 +139,9 @@ def power_query_gradient_kernel(
             store_weights(query_stats, row, T, index, mask, a, gate)
         else:
             store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, gate)
+    elif C.RANK_ONE:  # there is no normaliser
+        weight = tl.full([BLOCK_M], 1.0, tl.float32)
+        delta = state_total
     else:
         weight, delta, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
     acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
@@ -194,16 +197,16 @@ def power_query_gradient_kernel(
             d_lower + (n * rows * heads + h) * C.TERMS, heads, m0, end, scale_out, C,
         )  # fmt: skip
     if C.RANK_ONE:
-        along, of_state, of_lower = rank_one_gradient(
-            query_stats, reach, tl.sum(of_weights[0], 1), row, (tl.num_programs(0) // blocks).to(tl.int64),
-            lower_weights(lower, n, h, share), d_lower + n * rows * heads + h, heads, T, m0, end, scale_out, C,
+        along, of_lower = rank_one_gradient(
+            query_stats, reach, tl.sum(of_weights[0], 1), row, lower_weights(lower, n, h, share),
+            d_lower + n * rows * heads + h, heads, T, m0, end, scale_out, C,
         )  # fmt: skip
-        acc += along[:, None] * queries.to(tl.float32)
-        state_total += of_state
+        # Queries are loaded again, with a mask, or their registers would be kept all along.
+        acc += along[:, None] * load_tokens(q, m0, end, C.K, BLOCK_M, K_BLOCK, False).to(tl.float32)
     factor = weight * scale_out
     if C.GATED:
         total = tl.sum(sums, 1)
-        if C.TERMS > 0 or C.RANK_ONE:  # dA A is ds s and what the slope lacks of the lower terms
+        if C.TERMS > 0 or C.RANK_ONE:  # dA A is ds s and what the slope lacks of the lower terms, in the state too
             total += of_lower
         tl.store(row_sums + row * T + index, state_total * factor, mask=mask)
         row_sums += (tl.num_programs(0) // blocks).to(tl.int64) * T
@@ -236,7 +239,10 @@ def _key_block(
             OF_KEYS, OF_VALUES, OWN, C,
         )  # fmt: skip
         return dk, dv, sums, reach
-    weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+    weighted: tl.constexpr = C.GATED or not C.RANK_ONE  # else all weights are 1
+    delta, row_gate = gate, gate  # which nothing reads then
+    if weighted:
+        weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
     if C.RANK_ONE and OWN:
         return key_block_of_rank_one(
             dk, dv, sums, reach, keys, values, queries, cotangents, query_stats, square, row_gate, gate, m0, n0, end,
@@ -247,7 +253,9 @@ def _key_block(
     s = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
     if C.SCALE:
         s *= scale_in
-    lower = power(s, C.P - 1) * weight[None, :]
+    lower = power(s, C.P - 1)
+    if weighted:
+        lower *= weight[None, :]
     if OWN:
         causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
         if C.GATED:
@@ -366,8 +374,8 @@ def power_key_gradient_kernel(
     if C.RANK_ONE:
         end_gate = tl.load(gates + end - 1) if C.GATED else 0.0
         dk_acc, dv_acc, state_total, chunk_total = add_later_queries(
-            dk_acc, dv_acc, state_total, chunk_total, reach, keys, values, norm, gate, last_gate, end_gate, query_sums,
-            traces, row, T, chunks, c, last, OF_KEYS, OF_VALUES, C,
+            dk_acc, dv_acc, state_total, chunk_total, reach, k, v, norm, gate, last_gate, end_gate, query_sums, traces,
+            row, T, chunks, c, n0, last, OF_KEYS, OF_VALUES, C,
         )  # fmt: skip
     if C.GATED and OF_KEYS:
         tl.store(column_sums + row * T + index, state_total * scale_out, mask=index < end)

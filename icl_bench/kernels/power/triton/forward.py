@@ -15,7 +15,7 @@ from icl_bench.kernels.power.triton.lower import (
     polynomial,
     squared_norms,
 )
-from icl_bench.kernels.power.triton.rank_one import load_sum, load_trace
+from icl_bench.kernels.power.triton.rank_one import load_sum_before
 from icl_bench.kernels.power.triton.tiles import (
     load_columns,
     load_matrix,
@@ -237,10 +237,7 @@ def power_forward_kernel(
         query_squares += (n * (heads // C.QUERY_SHARE) + h // C.QUERY_SHARE) * T
         weight = load_weight(lower_weights(lower, n, h, share), 0, m0, end, BLOCK_M, C)
         a = (weight * load_vector(query_squares, m0, end, BLOCK_M), total, total)
-        before = load_trace(traces, n * groups + g, chunks, c, True, C)
-        if C.GATED:
-            before *= tl.exp2(start_gate)
-        before += load_sum(key_sums, n * groups + g, T, m0 // C.ROWS, C)
+        before = load_sum_before(traces, key_sums, n * groups + g, T, chunks, c, m0, start_gate, C)
         acc += (a[0] * decay if C.GATED else a[0])[:, None] * before[None, :]
     if not C.SHORT:
         for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):

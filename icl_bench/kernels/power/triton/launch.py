@@ -10,7 +10,6 @@ from icl_bench.kernels.power.records import repeat_heads
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
-from icl_bench.kernels.power.triton.layout import trace_rows
 from icl_bench.kernels.power.triton.lower import power_unit_keys_kernel
 from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, kernel_constants
 from icl_bench.kernels.power.triton.state import (
@@ -160,14 +159,6 @@ def _scan(
         BLOCK=table.SCAN_BLOCK, STAGES=table.SCAN_STAGES, num_warps=4,
     )  # fmt: skip
     return ChunkStates(sums, final, None if dots is None else dots.sum(1))
-
-
-def state_traces(problem: PowerProblem, states: Tensor) -> Tensor:
-    """Return the traces [N*G, C, V] in float32 of packed states of p = 2 [N*G, C, elements]."""
-    rows = trace_rows(problem.layout, states.device)
-    tiles = states[..., : problem.expanded].unflatten(2, (problem.layout.expanded, problem.v))
-    traces: Tensor = tiles.index_select(2, rows).sum(2, dtype=torch.float32)
-    return traces
 
 
 def power_outputs(

@@ -86,14 +86,6 @@ def from_normaliser(layout: StateLayout, z: Tensor) -> Tensor:
     return z if layout.linear else _rows(_maps(layout, z.device).from_normaliser, z[..., None])[..., 0]
 
 
-@lru_cache(maxsize=64)
-def trace_rows(layout: StateLayout, device: torch.device) -> Tensor:
-    """Return the rows k_c k_c of a state of p = 2 in tiles, over all channels c."""
-    with torch.inference_mode(False):
-        channel = torch.arange(layout.key_width)
-        return _tile_row(layout, channel, channel).to(device)
-
-
 def _rows(table: _Map, x: Tensor) -> Tensor:
     return x.index_select(-2, table.place) * table.factor[:, None]
 

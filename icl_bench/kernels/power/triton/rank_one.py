@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.power.triton.lower import load_weight, lower_weights, squared_norms
-from icl_bench.kernels.power.triton.tiles import load_columns, load_vector
+from icl_bench.kernels.power.triton.tiles import load_columns, load_tokens, load_vector
 from icl_bench.kernels.power.triton.tokens import store_query_stats
 from icl_bench.kernels.triton.common import at_head, part_sums
 
@@ -56,6 +56,28 @@ def power_query_squares_kernel(q, squares, T, heads, C: tl.constexpr):
     queries = load_columns(at_head(q, row // heads, row % heads), start, T, 0, C.K, ROWS, C.K_BLOCK)
     index = start + tl.arange(0, ROWS)
     tl.store(squares + row * T + index, squared_norms(queries), mask=index < T)
+
+
+@triton.jit(do_not_specialize=["elements", "groups", "share"])
+def power_traces_kernel(states, lower, traces, elements, groups, share, WEIGHTED: tl.constexpr, C: tl.constexpr):
+    """Traces of states in tiles, float32 [N*G, chunks, V], with WEIGHTED times w of their head. Grid: (N*G, chunks).
+
+    The trace is the sum of the rows u_c u_c over all channels c.
+    """
+    K_BLOCK: tl.constexpr = C.K_BLOCK
+    V_BLOCK: tl.constexpr = C.V_BLOCK
+    row = tl.program_id(0).to(tl.int64)
+    at = row * tl.num_programs(1) + tl.program_id(1)
+    channel = tl.arange(0, K_BLOCK)
+    column = tl.arange(0, V_BLOCK)
+    tile = channel // 16
+    place = (tile * (tile + 3) // 2) * 256 + channel % 16 * 17
+    mask = (channel < C.K)[:, None] & (column < C.V)[None, :]
+    rows = tl.load(states + at * elements + place[:, None] * C.V + column[None, :], mask=mask, other=0.0)
+    trace = tl.sum(rows.to(tl.float32), 0)
+    if WEIGHTED:
+        trace *= tl.load(lower_weights(lower, row // groups, row % groups, share).ptr).to(tl.float32)
+    tl.store(traces + at * C.V + column, trace, mask=column < C.V)
 
 
 @triton.jit(do_not_specialize=["T", "chunk", "repeat"])
@@ -118,16 +140,14 @@ def power_query_reach_kernel(
 ):  # fmt: skip
     """Statistics of queries with |q|^2 and a for delta and their last place, and sums of a dy over blocks of tokens.
 
-    The sums, float32 [N, H, blocks, V], are decayed to the first token of the block. `reach` [2, N, H, T] becomes
-    dy_i . sum_j b_j v_j over the tokens before the chunk, and over those of it before the own block of OUTER tokens;
-    without gates, the second is the sum of both. Grid: blocks of ROWS tokens times N * H.
+    The sums, float32 [N, H, blocks, V], are decayed to the first token of the block. `reach` [N, H, T] becomes
+    dy_i . sum_j b_j v_j over all tokens before the own block of OUTER tokens. Grid: blocks of ROWS tokens times N * H.
     """
     ROWS: tl.constexpr = C.ROWS
     V_BLOCK: tl.constexpr = C.V_BLOCK
     blocks = tl.cdiv(T, ROWS)
     start = tl.program_id(0) % blocks * ROWS
     row = (tl.program_id(0) // blocks).to(tl.int64)
-    rows = (tl.num_programs(0) // blocks).to(tl.int64)
     n = row // heads
     h = row % heads
     group = row // repeat
@@ -139,25 +159,19 @@ def power_query_reach_kernel(
     mask = index < T
     gate = tl.zeros([ROWS], tl.float32)
     outer = start // OUTER * OUTER
-    first, before = 0.0, 0.0
+    first, until = 0.0, 0.0
     if C.GATED:
         gates += group * T
         gate = load_vector(gates, start, T, ROWS)
         first = tl.load(gates + start)
-        before = tl.load(gates + outer)
+        until = tl.load(gates + outer)
     store_query_stats(query_stats, row, T, index, mask, tl.full([ROWS], 1.0, tl.float32), squares, gate, a)
-    of_chunk = load_sum(key_sums, group, T, outer // ROWS, C)
-    of_state = load_trace(traces, group, chunks, start // chunk, True, C)
+    before = load_sum_before(traces, key_sums, group, T, chunks, start // chunk, outer, until, C)
+    reached = tl.sum(cotangents * before[None, :], 1)
     if C.GATED:
-        of_chunk *= tl.exp2(first - before)
-        state_reach = tl.sum(cotangents * of_state[None, :], 1) * tl.exp2(gate)
-        tl.store(reach + row * T + index, state_reach, mask=mask)
-        decay = tl.where(mask, tl.exp2(gate - first), 0.0)
-        a *= decay
-        chunk_reach = tl.sum(cotangents * of_chunk[None, :], 1) * decay
-    else:
-        chunk_reach = tl.sum(cotangents * (of_chunk + of_state)[None, :], 1)
-    tl.store(reach + (rows + row) * T + index, chunk_reach, mask=mask)
+        a *= tl.where(mask, tl.exp2(gate - first), 0.0)
+        reached *= tl.exp2(gate - until)
+    tl.store(reach + row * T + index, reached, mask=mask)
     column = tl.arange(0, V_BLOCK)
     place = query_sums + (row * blocks + start // ROWS) * C.V + column
     tl.store(place, tl.sum(cotangents * a[:, None], 0), mask=column < C.V)
@@ -184,24 +198,27 @@ def load_trace(traces, row, chunks, c, FIRST: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def rank_one_gradient(
-    query_stats, reach, own, row, rows, lower, d_lower, heads, T, start, end, scale_out, C: tl.constexpr
-):  # fmt: skip
-    """Store dw_i = r_i |q_i|^2 for r_i = dy_i . sum_j b_j v_j; return r_i w_i, and a_i times r_i of state and chunk.
+def load_sum_before(traces, key_sums, row, T, chunks, c, start, gate, C: tl.constexpr):
+    """Return the sum of b_j v_j over all tokens before the block at `start` in chunk c, decayed to `gate`, its c."""
+    before = load_trace(traces, row, chunks, c, True, C)
+    if C.GATED:
+        before *= tl.exp2(gate)
+    return before + load_sum(key_sums, row, T, start // C.ROWS, C)
 
-    2 r_i w_i q_i is the part of dq_i, the others, with gates alone, are that of sum_j dA_ij A_ij. `own` is the part of
-    r_i from the own block. BY_TOKEN stores [N, T, H, 1], else the sum of each program's rows, [N, blocks, H, 1].
+
+@triton.jit
+def rank_one_gradient(
+    query_stats, reach, own, row, lower, d_lower, heads, T, start, end, scale_out, C: tl.constexpr
+):  # fmt: skip
+    """Store dw_i = r_i |q_i|^2 for r_i = dy_i . sum_j b_j v_j; return r_i w_i and r_i a_i.
+
+    2 r_i w_i q_i is the part of dq_i, r_i a_i that of sum_j dA_ij A_ij. `own` is the part of r_i from the own block.
+    BY_TOKEN stores [N, T, H, 1], else the sum of each program's rows, [N, blocks, H, 1].
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     index = start + tl.arange(0, BLOCK_M)
     mask = index < end
-    reach += row * T
-    of_state = tl.zeros([BLOCK_M], tl.float32)
-    of_chunk = own + tl.load(reach + rows * T + index, mask=mask, other=0.0)
-    whole = of_chunk
-    if C.GATED:
-        of_state = tl.load(reach + index, mask=mask, other=0.0)
-        whole += of_state
+    whole = own + tl.load(reach + row * T + index, mask=mask, other=0.0)
     squares = tl.load(query_stats + (row * T + index) * 4 + 1, mask=mask, other=0.0)
     a = tl.load(query_stats + (row * T + index) * 4 + 3, mask=mask, other=0.0)
     d_weights = whole * squares * scale_out
@@ -209,7 +226,7 @@ def rank_one_gradient(
         tl.store(d_lower + index.to(tl.int64) * heads, d_weights, mask=mask)
     else:  # rows past the end are zeros
         tl.store(d_lower + (start // BLOCK_M) * heads, tl.sum(d_weights, 0))
-    return whole * load_weight(lower, 0, start, end, BLOCK_M, C), of_state * a, of_chunk * a
+    return whole * load_weight(lower, 0, start, end, BLOCK_M, C), whole * a
 
 
 @triton.jit
@@ -243,13 +260,15 @@ def key_block_of_rank_one(
 
 @triton.jit
 def add_later_queries(
-    dk, dv, state_total, chunk_total, reach, keys, values, square, gate, last_gate, end_gate, query_sums, traces, row,
-    T, chunks, c, last, OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, C: tl.constexpr,
+    dk, dv, state_total, chunk_total, reach, k, v, square, gate, last_gate, end_gate, query_sums, traces, row,
+    T, chunks, c, n0, last, OF_KEYS: tl.constexpr, OF_VALUES: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Add what keys and values receive of a_i dy_i of queries after the own block, and `reach` of those in it.
 
-    dk is without its last factor p, and dv, C_j of state and chunk are without others. `last` is the end of the block.
+    dk is without its last factor p, and dv, C_j of state and chunk are without others. The block is n0 .. last - 1; its
+    keys and values are loaded again, with a mask, or their registers would be kept all along.
     """
+    BLOCK_N: tl.constexpr = C.BLOCK_N
     of_chunk = load_sum(query_sums, row, T, tl.cdiv(last, C.ROWS) - 1, C)
     of_state = load_trace(traces, row, chunks, c, False, C)
     decay = 1.0
@@ -260,13 +279,14 @@ def add_later_queries(
         dv += (square * decay)[:, None] * (of_state + of_chunk)[None, :]
     if OF_KEYS:
         whole = tl.sum(reach, 1)
+        values = load_tokens(v, n0, last, C.V, BLOCK_N, C.V_BLOCK, False).to(tl.float32)
         if C.GATED:
-            chunk_reach = tl.sum(values.to(tl.float32) * of_chunk[None, :], 1) * decay + whole
-            state_reach = tl.sum(values.to(tl.float32) * of_state[None, :], 1) * decay
+            chunk_reach = tl.sum(values * of_chunk[None, :], 1) * decay + whole
+            state_reach = tl.sum(values * of_state[None, :], 1) * decay
             chunk_total += square * chunk_reach
             state_total += square * state_reach
             whole = chunk_reach + state_reach
         else:
-            whole += tl.sum(values.to(tl.float32) * (of_state + of_chunk)[None, :], 1)
-        dk += whole[:, None] * keys.to(tl.float32)
+            whole += tl.sum(values * (of_state + of_chunk)[None, :], 1)
+        dk += whole[:, None] * load_tokens(k, n0, last, C.K, BLOCK_N, C.K_BLOCK, False).to(tl.float32)
     return dk, dv, state_total, chunk_total

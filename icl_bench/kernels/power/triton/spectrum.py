@@ -18,7 +18,7 @@ from icl_bench.kernels.power.triton import launch as launch
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.ops import MAX_VALUE_WIDTH, whole_chunk
 from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, make_problem
-from icl_bench.kernels.power.triton.rank_one_launch import norms_and_sums, query_reach
+from icl_bench.kernels.power.triton.rank_one_launch import norms_and_sums, query_reach, state_traces
 from icl_bench.kernels.power.triton.short_launch import is_short, short_gradients, short_outputs
 from icl_bench.kernels.triton.common import add_parts
 
@@ -71,14 +71,13 @@ def spectrum_forward(
             y, _, _ = launch.power_outputs(problem, q, keys, values, gates, None, False, 0, lower)
             return y.to(v.dtype), keys, values, norms, two, three, gate_sums, four
         norms, query_norms, sums = norms_and_sums(problem, q, k, v, gates)
-        states, traces = None, two
+        states, lower = None, LowerTerms(weights, norms, query_norms, sums, two)
         if problem.chunks > 1:
             token_weights = None if decay is None else TokenWeights(decay, decay)
             states = launch.chunk_states(
                 problem, k, k, v, token_weights, gates, None, reverse=False, want_final=False
             ).before
-            traces = launch.state_traces(problem, states)
-        lower = LowerTerms(weights, norms, query_norms, sums, traces)
+            lower = lower._replace(traces=state_traces(problem, states, lower, weighted=False))
         y, _, _ = launch.power_outputs(problem, q, k, v, gates, states, False, 0, lower)
     return y, three, four, norms, query_norms, sums, gate_sums, five if states is None else states
 
@@ -135,13 +134,14 @@ def _long_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `spectrum_backward`, by polynomials of scores, before heads and programs are summed."""
     den, low, d_weights = _query_memory(problem, dy, tiled=False, gated=gates is not None)
-    dq, row_sums, stats = launch.query_gradient(
-        problem, q, keys, values, dy, low, dy, den, None, gates, None, False, lower, d_weights
-    )
-    dk, dv, column_sums = launch.key_gradient(problem, q, keys, values, dy, stats, gates, None, False, lower)
-    dg = den.new_empty(0)
-    if row_sums is not None and column_sums is not None:
-        dg = launch.gate_gradient(problem, row_sums, column_sums, None)
+    with launch_on(q):
+        dq, row_sums, stats = launch.query_gradient(
+            problem, q, keys, values, dy, low, dy, den, None, gates, None, False, lower, d_weights
+        )
+        dk, dv, column_sums = launch.key_gradient(problem, q, keys, values, dy, stats, gates, None, False, lower)
+        dg = den.new_empty(0)
+        if row_sums is not None and column_sums is not None:
+            dg = launch.gate_gradient(problem, row_sums, column_sums, None)
     return dq, dk, dv, d_weights, dg
 
 
@@ -156,29 +156,29 @@ def _rank_one_gradients(
     """
     read = states if problem.chunks > 1 else None
     den, low, d_weights = _query_memory(problem, dy, tiled=read is not None, gated=gates is not None)
-    if read is not None:
-        lower = lower._replace(traces=launch.state_traces(problem, read))
-    found = query_reach(problem, dy, gates, lower)
-    of_keys, after, dots = lower._replace(sums=found.sums), None, None
-    if read is not None:
-        reach = None if gates is None else gates.exp2()
-        after, _, dots = launch.chunk_states(
-            problem, q, q, dy, None if reach is None else TokenWeights(reach, reach), gates, None, reverse=True,
-            want_final=False, prefix=None if gates is None else read,
-        )  # fmt: skip
-        by_head = lower.weights[:, 0, :, 0].repeat_interleave(problem.n // len(lower.weights), dim=0)
-        of_keys = of_keys._replace(traces=launch.state_traces(problem, after) * by_head.reshape(-1, 1, 1))
-        if dots is not None and gates is not None:
-            last = torch.arange(1, problem.chunks + 1, device=q.device).mul(problem.chunk).clamp(max=problem.t) - 1
-            dots = dots + (lower.traces * of_keys.traces).sum(2) * gates.flatten(0, 1)[:, last].exp2()
-    of_queries = lower._replace(sums=found.reach)
-    dq, row_sums, stats = launch.query_gradient(
-        problem, q, k, v, dy, low, dy, den, found.stats, gates, read, False, of_queries, d_weights
-    )
-    dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, stats, gates, after, False, of_keys)
-    dg = den.new_empty(0)
-    if row_sums is not None and column_sums is not None:
-        dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
+    with launch_on(q):
+        if read is not None:
+            lower = lower._replace(traces=state_traces(problem, read, lower, weighted=False))
+        found = query_reach(problem, dy, gates, lower)
+        of_keys, after, dots = lower._replace(sums=found.sums), None, None
+        if read is not None:
+            reach = None if gates is None else gates.exp2()
+            after, _, dots = launch.chunk_states(
+                problem, q, q, dy, None if reach is None else TokenWeights(reach, reach), gates, None, reverse=True,
+                want_final=False, prefix=None if gates is None else read,
+            )  # fmt: skip
+            of_keys = of_keys._replace(traces=state_traces(problem, after, lower, weighted=True))
+            if dots is not None and gates is not None:
+                last = torch.arange(1, problem.chunks + 1, device=q.device).mul(problem.chunk).clamp(max=problem.t) - 1
+                dots = dots + (lower.traces * of_keys.traces).sum(2) * gates.flatten(0, 1)[:, last].exp2()
+        of_queries = lower._replace(sums=found.reach)
+        dq, row_sums, stats = launch.query_gradient(
+            problem, q, k, v, dy, low, dy, den, found.stats, gates, read, False, of_queries, d_weights
+        )
+        dk, dv, column_sums = launch.key_gradient(problem, q, k, v, dy, stats, gates, after, False, of_keys)
+        dg = den.new_empty(0)
+        if row_sums is not None and column_sums is not None:
+            dg = launch.gate_gradient(problem, row_sums, column_sums, dots)
     return dq, dk, dv, d_weights, dg
 
 
