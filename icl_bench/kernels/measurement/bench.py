@@ -24,7 +24,6 @@ from icl_bench.kernels.measurement.compilation import (
     import_peer,
     start_process,
     task_title,
-    tune_peer,
 )
 from icl_bench.kernels.measurement.measure import TimedRow, TimingTask, blank_row
 from icl_bench.kernels.measurement.operators import timed_cases
@@ -151,7 +150,6 @@ def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> Non
             tasks, seconds = pipe.recv()
             deadline = time.monotonic() + seconds
             import_peer(subject, tasks, device)
-            tune_peer(subject, tasks, device)
             for row in measure.measure_tasks(tasks, device, deadline):
                 pipe.send(row)
 

@@ -28,8 +28,6 @@ COMPILED_FILE = "compiled.json"
 """File of a cache with seconds of first compilations, and titles of tasks all of whose kernels are there."""
 COMPILERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 6, "retention": 6, "compiled": 3}
 """Processes that compile for each subject with kernels to compile, on 16 cores."""
-TUNED_PART = 8
-"""Packages choose their configurations with an eighth of the sequences, which fill a GPU as well in less time."""
 
 
 def task_title(task: TimingTask) -> str:
@@ -131,8 +129,8 @@ def compile_share(
     if subject in PACKAGES:
         peers.keep_share(subject, share, shares)
     for case, name in tasks if subject in PACKAGES else _share(tasks, share, shares):
-        # One sequence may compile to other code, and PyTorch compiles for every number of them.
-        problem = case.problem if peers.subject_of(case.problem, name) == "compiled" else case.problem.few()
+        # One sequence may compile to other code; PyTorch, and kernels of packages, compile for every number of them.
+        problem = case.problem.few() if peers.subject_of(case.problem, name) == "ours" else case.problem
         with contextlib.suppress(Exception):  # what cannot run says so when it is measured
             run = peers.contender_run(problem, name, device)
             inputs = peers.stored_inputs(problem, name, problem.inputs(device))
@@ -168,13 +166,3 @@ def import_peer(subject: Subject, tasks: Sequence[TimingTask], device: torch.dev
             with contextlib.suppress(Exception):  # what cannot be imported says so when it is measured
                 peers.contender_run(case.problem, name, device)
         peers.shorten_autotuning(subject)
-
-
-def tune_peer(subject: Subject, tasks: Sequence[TimingTask], device: torch.device) -> None:
-    """Let the autotuners of a package choose, with a part of the sequences; nothing for other owners."""
-    for case, name in tasks if subject in PACKAGES else ():
-        problem = case.problem.varied({"n": max(1, case.problem.n // TUNED_PART)})
-        with contextlib.suppress(Exception):  # what cannot run says so when it is measured
-            run = peers.contender_run(problem, name, device)
-            _seconds_of_passes(run, peers.stored_inputs(problem, name, problem.inputs(device)), device)
-        measure.free_memory(device)

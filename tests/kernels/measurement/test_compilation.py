@@ -35,16 +35,6 @@ def test_a_compiling_process_sends_the_seconds_of_each_task(monkeypatch):
     assert list(compilation._sent(near)) == [(1, 3.5), (2, 0.0)]
 
 
-def test_packages_choose_configurations_with_a_part_of_the_sequences(monkeypatch):
-    seen = []
-    monkeypatch.setattr(compilation.peers, "contender_run", lambda problem, name, device: problem)
-    monkeypatch.setattr(compilation, "_seconds_of_passes", lambda run, inputs, device: seen.append(run.n))
-    tasks = [(case, "fla") for n in (1, 24) for case in [Case("case", "table", PROBLEM.varied({"n": n}), ("fla",))]]
-    for subject in ("ours", "fla"):
-        compilation.tune_peer(subject, tasks, CPU)
-    assert seen == [1, 3]
-
-
 def test_caches_of_compilers_are_new_and_come_back(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
