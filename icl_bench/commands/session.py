@@ -32,6 +32,8 @@ ENGINES_HERE = ("auto", "inline")
 """Engines that use the GPU in this process."""
 OWN_RANK = "LOCAL_RANK"
 """Environment variable of processes that torchrun starts, each of which has a GPU of its own."""
+REPORT_MODULES = ("icl_bench.reports.report", "scipy.stats")
+"""Modules that a report loads, the second for exact tests of some studies alone."""
 LOAD_REPORTS_AFTER = 20.0
 """Seconds after which the modules of reports are loaded while runs train: kernels are compiled by then."""
 
@@ -56,7 +58,7 @@ def load_gpu() -> None:
     """
     import torch
 
-    from icl_bench.kernels.backends import has_triton
+    from icl_bench.kernels.backends import has_triton, prepare_in_turn
 
     if not torch.cuda.is_available():
         return
@@ -64,6 +66,7 @@ def load_gpu() -> None:
         ones = torch.ones(1, 16, 16, device="cuda", dtype=torch.bfloat16)
         torch.bmm(ones, ones)
         if has_triton(ones):
+            prepare_in_turn()
             from icl_bench.kernels.triton.common import add_parts
 
             add_parts(ones, ones.dtype)
@@ -72,7 +75,7 @@ def load_gpu() -> None:
 @contextmanager
 def loading_reports() -> Iterator[None]:
     """Load the modules of reports in a thread if the block takes long: figures then follow its results sooner."""
-    timer = threading.Timer(LOAD_REPORTS_AFTER, import_module, ["icl_bench.reports.report"])
+    timer = threading.Timer(LOAD_REPORTS_AFTER, lambda: [import_module(name) for name in REPORT_MODULES])
     timer.daemon = True
     timer.start()
     try:

@@ -63,9 +63,12 @@ def prepare_in_turn() -> None:
     """
     if not _INSTALLED:
         return
-    from triton.compiler import CompiledKernel
-
     with PREPARING:
+        # The package first: a thread that begins with a module of it and one that begins with the package wait for each
+        # other, which Python ends by giving out half a module.
+        import triton  # noqa: F401
+        from triton.compiler import CompiledKernel
+
         if hasattr(CompiledKernel, "prepared_in_turn"):
             return
         make_ready = CompiledKernel._init_handles

@@ -157,7 +157,9 @@ class Pursuit:
             check_memory(specs, self.executor.machine)
         self.executor.reporter.expected([spec for ask in self.waiting.values() for spec in ask.later])
         self.executor.reporter.planned(asked, specs)
-        after = {spec.id: ask.seconds_later for ask, spec in missing}
+        asks = {id(ask): ask for ask, _ in missing}
+        later = {key: ask.seconds_later for key, ask in asks.items()}
+        after = {spec.id: later[id(ask)] for ask, spec in missing}
         rank_of = lambda one: one[0].rank  # noqa: E731
         for rank, members in groupby(sorted(missing, key=rank_of), key=rank_of):
             for fleet in pack((spec for _, spec in members), self.executor.fleet_size):
