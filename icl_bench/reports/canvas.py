@@ -119,9 +119,14 @@ def add_title(figure: Figure, title: str) -> None:
 
 
 def readable(name: str, most: int = LONGEST_NAME) -> str:
-    """Shorten a name for a figure, and replace characters that its font lacks."""
+    """Shorten a name in its middle for a figure, and replace characters that its font lacks.
+
+    >>> readable("window:w=69,kv_heads=1,d_key=8,d_value=8,rope=true")
+    'window:w=69,kv_heads…e=8,rope=true'
+    """
     name = plain(name).encode("latin-1", "replace").decode("latin-1")
-    return name if len(name) <= most else name[: most - 1] + "…"
+    tail = most // 3 + 2  # what tells names apart often stands last
+    return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 
 def add_legend(place: Figure | Axes, handles: Sequence[Line2D], names: Sequence[str], title: str | None = None) -> None:

@@ -131,8 +131,9 @@ def draw_panels(
         canvas.share_axis(one, label if i % columns == 0 else "")
         scale(one)
         if len(panels) > 1:
-            title = panel.entries[0].label if alone else panel.title
-            one.set_title(canvas.readable(title, LONGEST_TITLES // columns), loc="left", parse_math=False, fontsize=8.5)
+            longest, own = LONGEST_TITLES // columns, panel.entries[0]
+            title = panel.title if not alone else own.label if len(own.label) <= longest else own.family
+            one.set_title(canvas.readable(title, longest), loc="left", parse_math=False, fontsize=8.5)
         draw_apart(one, [line for line, _, _ in lines])
         ends = [end_of(line, name, style.colour) for line, name, style in lines]
         if floor is not None and len(panels) == 1:

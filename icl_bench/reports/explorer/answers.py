@@ -133,10 +133,13 @@ def half_load(row: Recall) -> str:
 
 
 def rates_answer(section: Section) -> str:
-    """Answer how wide the windows of good learning rates are."""
+    """Answer how wide the windows of good learning rates are, of those entries that some rate trained."""
     swept = [entry for entry in section.entries if len(entry.rates) > 1]
     if not swept:
         return "No learning rates were swept"
+    swept = [entry for entry in swept if section.any_rate_trained(entry)]
+    if not swept:
+        return "No learning rate trained a seed"
     windows = sorted(
         (rate_window([rate.rate for rate in one.rates], [max(0.0, rate.score) for rate in one.rates]), one.label)
         for one in swept

@@ -12,13 +12,13 @@ from icl_bench.reports.panels import draw_panels
 from icl_bench.reports.parts.base import Part, SectionFigure, quantile_remark
 from icl_bench.reports.parts.gains import maps_of
 from icl_bench.reports.statistics import median, rate_window
-from icl_bench.reports.text import format_share
+from icl_bench.reports.text import NONE, format_share
 
 NOTE = (
     "Validation accuracy: at the chosen rate, median over the seeds of the sweep. Median over rates: of the same "
     "medians, over the sweep. Window: width in decades of the learning rates that reach 90 % of the best accuracy, "
     "interpolated between the rates of the sweep; ≥ where the window reaches an end of the sweep. No rate trained: no "
-    "seed of the sweep leaves the floor, so that the best rate is the best by chance."
+    "seed of the sweep leaves the floor, so that the best rate is the best by chance, and there is no window."
 )
 
 
@@ -35,6 +35,7 @@ def rate_row(entry: Entry, section: Section) -> dict[str, str]:
     """Make the row of an entry."""
     scores = [max(0.0, rate.score) for rate in entry.rates]
     window = rate_window([rate.rate for rate in entry.rates], scores)
+    written = f"{'≥ ' if window.open_end else ''}{window.decades:.2f}"
     return {
         "architecture": Name(entry.label),
         "rates": str(len(scores)),
@@ -43,7 +44,7 @@ def rate_row(entry: Entry, section: Section) -> dict[str, str]:
         "chosen": f"{entry.rate:.3g}",
         "validation accuracy": format_share(scores[[rate.rate for rate in entry.rates].index(entry.rate)]),
         "median over rates": format_share(median(scores)),
-        "window, decades": f"{'≥ ' if window.open_end else ''}{window.decades:.2f}",
+        "window, decades": written if section.any_rate_trained(entry) else NONE,
         "chosen rate lies": rate_place(entry, section),
     }
 

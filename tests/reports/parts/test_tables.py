@@ -1,5 +1,6 @@
 """Tables of a section, each of which is left out where it has nothing to show."""
 
+from icl_bench.reports.explorer.answers import rates_answer
 from icl_bench.reports.parts.controls import controls_table, own_answers_table
 from icl_bench.reports.parts.rates import rate_table
 from icl_bench.reports.parts.summary import main_table
@@ -24,6 +25,12 @@ def test_the_window_of_rates_is_reported() -> None:
     assert row[-2:] == ("0.20", "inside")
     assert (floor[5], oracle[5]) == ("0.146", "1.000")
     assert rate_table(section_of([make_record()])).rows == ()
+
+
+def test_an_entry_that_no_rate_trained_has_no_window() -> None:
+    section = section_of([make_record(lr=lr, validation=0.01) for lr in (1e-4, 1e-3, 1e-2)])
+    assert rate_table(section).rows[0][-2:] == (NONE, "no rate trained")
+    assert rates_answer(section) == "No learning rate trained a seed"
 
 
 def test_own_answers_are_shown_beside_shown_ones() -> None:
