@@ -18,6 +18,7 @@ import torch
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.graphs import STEPS_BETWEEN_WAITS, Pace
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
@@ -58,18 +59,19 @@ def wait(device: torch.device) -> None:
 
 
 def measure(runs: list[RunSpec], machine: Machine, seconds: float) -> dict[str, Any]:
-    """Time steps for about `seconds`."""
+    """Time steps for about `seconds`, launched ahead of the device as training launches them."""
     device = machine.device
     trainer = Trainer(runs, machine)
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
-    started, steps = time.perf_counter(), 0
+    started, steps, pace = time.perf_counter(), 0, Pace(device)
     while time.perf_counter() - started < seconds:
-        for _ in range(10):
+        for _ in range(STEPS_BETWEEN_WAITS):
             trainer.step()
-        steps += 10
-        wait(device)
+            pace.count_step()
+        steps += STEPS_BETWEEN_WAITS
+    wait(device)
     per_step = (time.perf_counter() - started) / steps
     data = data_seconds(trainer, device)
     examples = len(runs) * runs[0].train.batch
