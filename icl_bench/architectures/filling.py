@@ -1,8 +1,9 @@
-"""Zero channels at the end of each head, so that a GPU loads whole rows of queries, keys and values.
+"""Projections of plain heads on a GPU: zero channels at the end of each head, and taps folded into weights.
 
-A row of 11 or 59 numbers of a half type starts at an odd place, where it is loaded one number at a time. With zero
-columns in the weights, rows are multiples of 16 numbers. Zeros add nothing to a score or to a sum, and their own
-gradients are dropped, so that a layer computes what it does without them.
+With zero channels, whole rows of queries, keys and values are loaded at once. A row of 11 or 59 numbers of a half type
+starts at an odd place, where it is loaded one number at a time. With zero columns in the weights, rows are multiples of
+16 numbers. Zeros add nothing to a score or to a sum, and their own gradients are dropped, so that a layer computes what
+it does without them. Taps are folded as `kernels.fleet.folded_convolution` says.
 """
 
 from collections.abc import Sequence

@@ -160,7 +160,11 @@ class Pursuit:
         asks = {id(ask): ask for ask, _ in missing}
         later = {key: ask.seconds_later for key, ask in asks.items()}
         after = {spec.id: later[id(ask)] for ask, spec in missing}
-        rank_of = lambda one: one[0].rank  # noqa: E731
         for rank, members in groupby(sorted(missing, key=rank_of), key=rank_of):
             for fleet in pack((spec for _, spec in members), self.executor.fleet_size):
                 self.agenda.add([fleet], rank, max(after[spec.id] for spec in fleet))
+
+
+def rank_of(wanted: tuple[Ask, RunSpec]) -> int:
+    """Return the rank of a run, given with what asks for it."""
+    return wanted[0].rank

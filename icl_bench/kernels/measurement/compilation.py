@@ -129,15 +129,25 @@ def compile_share(
     if subject in PACKAGES:
         peers.keep_share(subject, share, shares)
     for case, name in tasks if subject in PACKAGES else _share(tasks, share, shares):
-        # One sequence may compile to other code; PyTorch, and kernels of packages, compile for every number of them.
-        problem = case.problem.few() if peers.subject_of(case.problem, name) == "ours" else case.problem
-        with contextlib.suppress(Exception):  # what cannot run says so when it is measured
-            run = peers.contender_run(problem, name, device)
-            inputs = peers.stored_inputs(problem, name, problem.inputs(device))
-            taken = [_seconds_of_passes(run, inputs, device) for _ in range(2)]
-            if subject not in PACKAGES:
-                pipe.send((tasks.index((case, name)), max(0.0, taken[0] - taken[1])))
+        for problem in _compiled_sizes(case.problem, name, subject):
+            with contextlib.suppress(Exception):  # what cannot run says so when it is measured
+                run = peers.contender_run(problem, name, device)
+                inputs = peers.stored_inputs(problem, name, problem.inputs(device))
+                taken = [_seconds_of_passes(run, inputs, device) for _ in range(2)]
+                if subject not in PACKAGES:
+                    pipe.send((tasks.index((case, name)), max(0.0, taken[0] - taken[1])))
         measure.free_memory(device)
+
+
+def _compiled_sizes(problem: Any, name: str, subject: Subject) -> list[Any]:
+    """Return the problems that compile the kernels of a contender.
+
+    One sequence may compile to other code. PyTorch compiles for every number of sequences, and so do some kernels of
+    packages: these come last, since all processes together may have too little memory for them.
+    """
+    if subject in PACKAGES:
+        return [problem.few(), problem]
+    return [problem if peers.subject_of(problem, name) == "compiled" else problem.few()]
 
 
 def _seconds_of_passes(run: ContenderRun, inputs: Tensors, device: torch.device) -> float:

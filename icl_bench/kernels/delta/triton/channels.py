@@ -131,8 +131,8 @@ def load_operands(x, start, end, rates, upto, until, logs, C: tl.constexpr):
 def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.constexpr):
     """Write y [N, T, G, V] and the last state [N, G, K, V].
 
-    Where SAVE, also write the states before chunks and the rows R, both transposed, and the matrices M. A program has
-    BLOCK_V value channels of one head; the grid is N * G * blocks of values.
+    Where SAVE, also write the states before chunks and, of the tied rule, the rows R, both transposed, and the matrices
+    M. A program has BLOCK_V value channels of one head; the grid is N * G * blocks of values.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -177,7 +177,7 @@ def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.
             rest_t = product(state, tl.trans(read), PRECISION)
             rest_t = product(v_t, tl.trans(fresh), PRECISION, rest_t)
             r_t = as_operand(solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True), PRECISION)
-        if C.SAVE:
+        if C.SAVE and C.TIED:
             pointers, mask = written_pointers(kept.rows, head * chunks + chunk, first, C)
             tl.store(pointers, tl.trans(r_t).to(kept.rows.dtype.element_ty), mask=mask)
 
@@ -292,6 +292,8 @@ def channel_backward_kernel(
             dv = product(p, u, PRECISION, dv)
             p = tl.where(j > i, product(k, tl.trans(read), PRECISION), 0.0)
             dv = product(p, z, PRECISION, dv)
+        # Added by products with diagonal matrices, whose other operands are fetched ahead. Zeros that are made of p lie
+        # where results of products do, and need not be moved between threads.
         if WEIGHED:
             upstream = load_part(values.upstream, start, n, g, T, G, first, C)
             dv = product(tl.where(i == j, weights[:, None], p * 0.0), upstream, PRECISION, dv)
@@ -303,8 +305,15 @@ def channel_backward_kernel(
         state = tl.load(pointers, mask=mask, other=0.0)
         if C.TIED:
             state = as_operand(state.to(tl.float32) * whole, PRECISION)
-        pointers, mask = written_pointers(kept.rows, head * chunks + chunk, first, C)
-        r = tl.load(pointers, mask=mask, other=0.0)
+            pointers, mask = written_pointers(kept.rows, head * chunks + chunk, first, C)
+            r = tl.load(pointers, mask=mask, other=0.0)
+        else:
+            p = tl.where(i > j, product(read, tl.trans(k), PRECISION), 0.0)
+            rest_t = product(state, tl.trans(read), PRECISION)
+            v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
+            rest = tl.trans(product(v_t, tl.trans(p), PRECISION, rest_t))
+            matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS))
+            r = as_operand(solved_product(tl.trans(matrix), rest, ones, PRECISION), PRECISION)
 
         # Gradients of the scores, transposed, and of what they are made of.
         dp_qb = as_operand(tl.where(j >= i, product(r, tl.trans(u), PRECISION), 0.0), PRECISION)

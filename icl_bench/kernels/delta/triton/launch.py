@@ -93,6 +93,11 @@ class DeltaCall(NamedTuple):
         return known and of_channels and bounded and self.q.shape[3] <= WIDEST_CHANNELS and self.whole
 
     @property
+    def keeps_rows(self) -> bool:
+        """The rows that chunks write are kept: to make those of an untied rule again takes less time."""
+        return self.tied or (self.channels and self.rule == "delta")
+
+    @property
     def whole(self) -> bool:
         """A program has a whole sequence of tokens of one step, and the range of float32 for gradients of states."""
         one_step = self.k.shape[1] == self.q.shape[1]
@@ -163,7 +168,7 @@ class DeltaKept(NamedTuple):
     maps: Tensor
     """Maps of segments [N, G, segments, V + K, K], as `segments` has them."""
     rows: Tensor
-    """Rows that chunks write, transposed [N, G, chunks, V, C], by `tied` and `channels`; in the type of states."""
+    """Rows that chunks write, transposed [N, G, chunks, V, C], where `keeps_rows`; in the type of states."""
 
 
 def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKept]:
@@ -176,7 +181,7 @@ def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKep
     states = (n, groups, call.chunks, value_width, key_width) if save else (0,)
     inverses = (n, groups, call.chunks, CHUNK, CHUNK) if (save or segmented) and call.rule != "linear" else (0,)
     maps = (n, groups, call.segments, value_width + key_width, key_width) if segmented else (0,)
-    rows = (n, groups, call.chunks, value_width, CHUNK) if save and (call.tied or call.channels) else (0,)
+    rows = (n, groups, call.chunks, value_width, CHUNK) if save and call.keeps_rows else (0,)
     operand = torch.bfloat16 if call.precision == "bf16" else torch.float32
     sizes = (states, operand), (inverses, torch.float32), (maps, torch.float32), (rows, operand)
     return y, last, DeltaKept(*(torch.empty(shape, device=device, dtype=kind) for shape, kind in sizes))

@@ -78,7 +78,10 @@ def state_product(written, keys, ones, PRECISION: tl.constexpr, total):
 
 @triton.jit
 def rounding_of(x, PRECISION: tl.constexpr):
-    """Return what x loses as an operand in bfloat16, as one more; x where nothing is lost."""
+    """Return what x loses as an operand in bfloat16, as one more; x where nothing is lost.
+
+    By integers: with conversions there and back the backward pass took a twentieth longer on an H200.
+    """
     if PRECISION == "bf16":
         high = (x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000
         x = (x - high.to(tl.float32, bitcast=True)).to(tl.bfloat16)

@@ -12,9 +12,8 @@ from icl_bench.kernels.triton.common import padded
 
 GATHERED_ROWS = 32
 """Rows of a program of the gather."""
-POSITIONS, FEW_POSITIONS = 128, 64
-"""Positions of a program of the gradient, and those of a shorter sequence: each program reads all rows that were taken.
-"""
+POSITIONS = 64
+"""Positions of a program of the gradient."""
 ROWS_AT_ONCE = 64
 """Largest number of rows that a program of the gradient adds at once."""
 
@@ -48,10 +47,6 @@ def take_rows_gradient_kernel(
     sequence = tl.program_id(2).to(tl.int64) * batch + tl.program_id(0) // tiles
     times = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = (times < time)[:, None] & (columns < width)[None, :]
-    results = (sequence * time + times)[:, None] * width + columns[None, :]
-    if ADD:  # loaded long before its use
-        others = tl.load(through + results, mask=inside, other=0.0)
     total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     for first in range(0, taken, BLOCK_S):
         rows = first + tl.arange(0, BLOCK_S)
@@ -60,9 +55,11 @@ def take_rows_gradient_kernel(
         offsets = (sequence * taken + rows)[:, None] * width + columns[None, :]
         value = tl.load(gradient + offsets, mask=mask, other=0.0)
         total = tl.dot((times[:, None] == position[None, :]).to(value.dtype), value, total, input_precision="ieee")
+    mask = (times < time)[:, None] & (columns < width)[None, :]
+    offsets = (sequence * time + times)[:, None] * width + columns[None, :]
     if ADD:
-        total += others.to(tl.float32)
-    tl.store(dx + results, total.to(dx.dtype.element_ty), mask=inside)
+        total += tl.load(through + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx + offsets, total.to(dx.dtype.element_ty), mask=mask)
 
 
 class FusedTakeRows(torch.autograd.Function):
@@ -90,12 +87,13 @@ class FusedTakeRows(torch.autograd.Function):
             return through, None
         (positions,) = ctx.saved_tensors
         members, batch, time, width = ctx.shape
-        taken, places = positions.shape[2], padded(time, FEW_POSITIONS, POSITIONS)
-        dx, block, tiles = gradient.new_empty(ctx.shape), padded(width, 16, 64), -(-time // places)
+        taken, block = positions.shape[2], padded(width, 16, 128)
+        dx = gradient.new_empty(ctx.shape)
+        tiles = -(-time // POSITIONS)
         with launch_on(gradient):
             take_rows_gradient_kernel[(batch * tiles, -(-width // block), members)](
                 positions, gradient.contiguous(), dx if through is None else through.contiguous(), dx, time, taken,
-                width, tiles, ADD=through is not None, BLOCK_T=places, BLOCK_S=padded(taken, 16, ROWS_AT_ONCE),
-                BLOCK_C=block, num_warps=places // 16, num_stages=1,
+                width, tiles, ADD=through is not None, BLOCK_T=POSITIONS, BLOCK_S=padded(taken, 16, ROWS_AT_ONCE),
+                BLOCK_C=block, num_warps=4,
             )  # fmt: skip
         return dx, None

@@ -19,16 +19,13 @@ SPAN = 8
 TOKENS = 4
 """Tokens of which the backward pass holds states and decays in registers."""
 FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 16, 8
-"""Elements of the state in one thread: places of one channel, or of several where the state has fewer."""
+"""Elements of the state in one thread: 4 places of each of its channels. Wide states have the fewer in both passes."""
 WIDE_STATE = 32
-"""Places of the state from which on the forward pass has the fewer too: vectors then have fewer places than threads."""
-FORWARD_TILE, BACKWARD_TILE = 512, 1024
+"""Places of the state from which on it is wide."""
+TILE = 512
 """Elements of the state in one program."""
-FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 168
-"""Registers of a thread with which a processor of Hopper holds 16 and 12 warps.
-
-Left to itself, the compiler takes 94 forward, and loads vectors so late that the program waits for them.
-"""
+MOST_REGISTERS = 168
+"""Registers of a thread with which a processor of Hopper holds three programs of 4 warps."""
 LINEAR_TOKENS = 16
 LINEAR_CHANNELS = 128
 
@@ -52,8 +49,6 @@ class SelectiveCall(NamedTuple):
     b: Tensor
     c: Tensor
     d: Tensor | None
-    bias: Tensor | None
-    """Steps are softplus(dt + bias); None where dt holds the steps."""
     state: Tensor | None
 
     @property
@@ -61,41 +56,34 @@ class SelectiveCall(NamedTuple):
         """Return the places of the state in a tile."""
         return padded(self.a.shape[2], 4)
 
-    def elements(self, backward: bool) -> int:
-        """Return the elements of the state in one thread."""
-        return BACKWARD_ELEMENTS if backward or self.block_s >= WIDE_STATE else FORWARD_ELEMENTS
-
-    def block_c(self, backward: bool) -> int:
+    @property
+    def block_c(self) -> int:
         """Return the channels of a program: those that give a warp at least its elements."""
-        least, tile = 32 * self.elements(backward), BACKWARD_TILE if backward else FORWARD_TILE
-        return padded(self.a.shape[1], max(16, least // self.block_s), max(16, tile // self.block_s))
+        least = 32 * max(FORWARD_ELEMENTS, BACKWARD_ELEMENTS) // self.block_s
+        return padded(self.a.shape[1], max(16, least), max(16, TILE // self.block_s))
 
-    def parts(self, backward: bool) -> int:
+    @property
+    def parts(self) -> int:
         """Return the programs that share the channels of a sequence."""
-        return -(-self.a.shape[1] // self.block_c(backward))
+        return -(-self.a.shape[1] // self.block_c)
 
     def options(self, dy: Tensor | None, keep: bool = True) -> dict[str, Any]:
         """Return the constants and the launch options of a kernel; without dy, of the forward pass."""
         span = span_length(self.x.shape[1])
-        backward = dy is not None
-        tokens = min(span, TOKENS) if backward else span
-        block_c, elements = self.block_c(backward), self.elements(backward)
-        places = min(self.block_s, elements)
-        warps, lanes = block_c * self.block_s // (32 * elements), self.block_s // places
+        tokens = span if dy is None else min(span, TOKENS)
+        elements = FORWARD_ELEMENTS if dy is None and self.block_s < WIDE_STATE else BACKWARD_ELEMENTS
+        warps = self.block_c * self.block_s // (32 * elements)
         constants = SelectiveConstants(
             C=self.a.shape[1],
             S=self.a.shape[2],
-            BLOCK_C=block_c,
+            BLOCK_C=self.block_c,
             BLOCK_S=self.block_s,
             SPAN=span,
             TOKENS=tokens,
             LEVELS=tokens.bit_length() - 1,
-            LANES=lanes,
-            PLACES=places.bit_length() - 1,
-            GROUPS=max(1, block_c * lanes // (32 * warps)),
+            GROUPS=self.block_c // max(16, 128 * warps // self.block_s),
             WHOLE=self.x.shape[1] % span == 0,
             DIRECT=self.d is not None,
-            RAISED=self.bias is not None,
             INITIAL=self.state is not None,
             KEEP=keep,
             PREFETCH=self.x.is_cuda,
@@ -108,34 +96,22 @@ class SelectiveCall(NamedTuple):
         )
         # Triton 3.10 turns multiply-adds off unless they are asked for.
         options = {"C": constants, "num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-        return options | {"maxnreg": FORWARD_REGISTERS if not backward and places >= 8 else BACKWARD_REGISTERS}
+        return options if dy is None else options | {"maxnreg": MOST_REGISTERS}
 
 
-def launch_selective_forward(call: SelectiveCall, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y [N, T, C], the last state [N, C, S], the states before spans [N, spans, C, S] and the steps [N, T, C].
-
-    States before spans, and steps where dt does not hold them, are there only if kept.
-    """
+def launch_selective_forward(call: SelectiveCall, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y [N, T, C], the last state [N, C, S], and the states before spans [N, spans, C, S] (none if not kept)."""
     n, t, c = call.x.shape
     s, each = call.a.shape[2], n // call.a.shape[0]
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(*shape, device=call.x.device, dtype=torch.float32)
-
     y = torch.empty(n, t, c, device=call.x.device, dtype=call.x.dtype)
-    kept, final = empty(n, count_spans(t) if keep else 0, c, s), empty(n, c, s)
-    steps = empty(*steps_shape(call.dt, call.bias, keep))
-    selective_forward_kernel[(n * call.parts(False),)](
+    final = torch.empty(n, c, s, device=call.x.device, dtype=torch.float32)
+    kept = torch.empty(n, count_spans(t) if keep else 0, c, s, device=call.x.device, dtype=torch.float32)
+    selective_forward_kernel[(n * call.parts,)](
         tokens_of(call.x), tokens_of(call.dt), call.a, tokens_of(call.b), tokens_of(call.c),
-        *(final if given is None else given for given in (call.d, call.bias, call.state)),
-        y, kept, steps, final, t, each, **call.options(None, keep),
+        final if call.d is None else call.d, final if call.state is None else call.state, y, kept, final, t, each,
+        **call.options(None, keep),
     )  # fmt: skip
-    return y, final, kept, steps
-
-
-def steps_shape(dt: Tensor, bias: Tensor | None, keep: bool) -> tuple[int, ...]:
-    """Return the shape of the steps that the forward pass leaves: none where dt holds them, or nothing is kept."""
-    return tuple(dt.shape) if keep and bias is not None else (0,)
+    return y, final, kept
 
 
 class SelectiveGradients(NamedTuple):
@@ -149,33 +125,26 @@ class SelectiveGradients(NamedTuple):
     """[N, C, S]."""
     d: Tensor
     """[N, C]; empty without a direct path."""
-    bias: Tensor
-    """[N, C]; empty without a bias of steps."""
     state: Tensor
     """[N, C, S]; empty without an initial state."""
 
 
-def launch_selective_backward(
-    call: SelectiveCall, kept: Tensor, steps: Tensor, dy: Tensor, dfinal: Tensor
-) -> SelectiveGradients:
-    """Return the gradients, from the states and the steps that the forward pass kept."""
+def launch_selective_backward(call: SelectiveCall, kept: Tensor, dy: Tensor, dfinal: Tensor) -> SelectiveGradients:
+    """Return the gradients, from the states that the forward pass kept."""
     n, t, c = call.x.shape
     s, each = call.a.shape[2], n // call.a.shape[0]
-    given = call if call.bias is None else call._replace(dt=steps)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(*shape, device=dy.device, dtype=dtype)
 
-    def optional(given: Tensor | None, *shape: int) -> Tensor:
-        return empty(0 if given is None else n, *shape)
-
     made = SelectiveGradients(
-        empty(n, t, c, dtype=call.x.dtype), empty(n, t, c, dtype=call.dt.dtype), empty(call.parts(True), n, t, 2, s),
-        empty(n, c, s), optional(call.d, c), optional(call.bias, c), optional(call.state, c, s),
+        empty(n, t, c, dtype=call.x.dtype), empty(n, t, c, dtype=call.dt.dtype), empty(call.parts, n, t, 2, s),
+        empty(n, c, s), empty(n if call.d is not None else 0, c), empty(n if call.state is not None else 0, c, s),
     )  # fmt: skip
-    selective_backward_kernel[(n * call.parts(True),)](
-        tokens_of(given.x), tokens_of(given.dt), given.a, tokens_of(given.b), tokens_of(given.c),
-        dfinal if given.d is None else given.d, tokens_of(dy), dfinal, kept, *made, n, t, each, **given.options(dy),
+    selective_backward_kernel[(n * call.parts,)](
+        tokens_of(call.x), tokens_of(call.dt), call.a, tokens_of(call.b), tokens_of(call.c),
+        dfinal if call.d is None else call.d, tokens_of(dy), dfinal, kept, *made, n, t, each,
+        **call.options(dy),
     )  # fmt: skip
     return made
 

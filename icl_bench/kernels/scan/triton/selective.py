@@ -10,42 +10,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.scan.triton.tiles import (
-    SIZES,
-    load_states,
-    load_vectors,
-    prefetch,
-    prefetch_vectors,
-    stack,
-    store_vector,
-    store_vectors,
-)
+from icl_bench.kernels.scan.triton.tiles import SIZES, load_vectors, prefetch, prefetch_vectors, stack, store_vectors
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def series_softplus(x):
-    """Return log(1 + exp(x)) to 2e-7 of it, in a third of the operations that logarithm and division take.
-
-    log(1 + s) / s on [0, 1] is a polynomial of degree 8, fitted in Chebyshev points to 3e-8.
-    """
-    small = tl.exp2(-tl.abs(x) * LOG2E)
-    series = small * 0.005253457929939032 - 0.02958850748836994
-    series = series * small + 0.07836166769266129
-    series = series * small - 0.13674770295619965
-    series = series * small + 0.19111430644989014
-    series = series * small - 0.24844369292259216
-    series = series * small + 0.33319270610809326
-    series = series * small - 0.49999502301216125
-    return tl.maximum(x, 0.0) + (series * small + 1.0) * small
-
-
-@triton.jit
-def sigmoid_of_softplus(step):
-    """Return sigmoid(x) = 1 - exp(-step), where step is softplus(x), to 2e-6 of it."""
-    series = step * (1.0 + step * (step * (1.0 / 6.0 - step * (1.0 / 24.0)) - 0.5))
-    return tl.where(step < 0.125, series, 1.0 - tl.exp2(-step * LOG2E))
 
 
 class SelectiveConstants(NamedTuple):
@@ -61,20 +28,14 @@ class SelectiveConstants(NamedTuple):
     """Tokens to a block, a power of two that divides SPAN; the forward pass has one block to a span."""
     LEVELS: int
     """Logarithm of TOKENS in base 2."""
-    LANES: int
-    """Threads, side by side, that share the places of a channel."""
-    PLACES: int
-    """Logarithm of the places in one thread in base 2."""
     GROUPS: int
     """Channels of a program that lie in one thread."""
     WHOLE: bool
     """The tokens fill their spans."""
     DIRECT: bool
-    RAISED: bool
-    """Steps come by a bias and a softplus: before them in the forward pass, after them in the backward pass."""
     INITIAL: bool
     KEEP: bool
-    """States before spans are stored, and the steps where dt does not hold them."""
+    """States before spans are stored."""
     PREFETCH: bool
     """Tokens to come are fetched early: programs wait for memory otherwise."""
     PRECISION: str
@@ -98,10 +59,7 @@ def store_channel_sums(
     """
     stacked = tl.reshape(stack(parts, LEVELS + 1), [ROWS, BLOCK_S, 2 * TOKENS])
     tile = tl.reshape(tl.permute(stacked, (0, 2, 1)), [ROWS, 2 * TOKENS * BLOCK_S])
-    if PRECISION == "bf16":
-        sums = tl.dot(tl.full([16, ROWS], 1.0, tl.bfloat16), tile.to(tl.bfloat16))
-    else:
-        sums = tl.dot(tl.full([16, ROWS], 1.0, tl.float32), tile, input_precision=PRECISION)
+    sums = tl.dot(tl.full([16, ROWS], 1.0, tl.float32), tile, input_precision=PRECISION)
     column = tl.arange(0, 2 * TOKENS * BLOCK_S)[None, :]
     vector, place = column // BLOCK_S, column % BLOCK_S
     mask = (tl.arange(0, 16) == 0)[:, None] & (place < S) & (vector < 2 * left)
@@ -109,7 +67,7 @@ def store_channel_sums(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def selective_forward_kernel(x, dt, a, b, c, d, bias, state, y, kept, given, final, T, each, C: tl.constexpr):
+def selective_forward_kernel(x, dt, a, b, c, d, state, y, kept, final, T, each, C: tl.constexpr):
     """h_t = e^(dt_t a) h_(t-1) + dt_t x_t b_t, y_t = sum_s c_t h_t + d x_t for some channels of a sequence."""
     SPAN: tl.constexpr = C.SPAN
     BLOCK_C: tl.constexpr = C.BLOCK_C
@@ -123,23 +81,20 @@ def selective_forward_kernel(x, dt, a, b, c, d, bias, state, y, kept, given, fin
     place = tl.arange(0, BLOCK_S)
     inside = (channel < C.C)[:, None] & (place < C.S)[None, :]
     cell = channel[:, None] * C.S + place[None, :]
-    rate = load_states(a + member * size, first, C.C, C.S, BLOCK_C, BLOCK_S, C.LANES, C.PLACES) * LOG2E
+    rate = tl.load(a + member * size + cell, mask=inside, other=0.0).to(tl.float32) * LOG2E
     h = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     if C.INITIAL:
-        h = load_states(state + n * size, first, C.C, C.S, BLOCK_C, BLOCK_S, C.LANES, C.PLACES)
+        h = tl.load(state + n * size + cell, mask=inside, other=0.0)
     direct = tl.zeros([BLOCK_C], tl.float32)
     if C.DIRECT:
         direct = tl.load(d + member * C.C + channel, mask=channel < C.C, other=0.0).to(tl.float32)
-    raised = tl.zeros([BLOCK_C], tl.float32)
-    if C.RAISED:
-        raised = tl.load(bias + member * C.C + channel, mask=channel < C.C, other=0.0).to(tl.float32)
     spans = tl.cdiv(T, SPAN)
     x_at, dt_at, b_at, c_at = x.ptr + n * x.n, dt.ptr + n * dt.n, b.ptr + n * b.n, c.ptr + n * c.n
-    y_at, given_at, kept_at = y + n * T * C.C, given + n * T * C.C, kept + n * spans * size
+    y_at, kept_at = y + n * T * C.C, kept + n * spans * size
     for span in range(0, spans):
         left = T - span * SPAN
         if C.KEEP:
-            tl.store(kept_at + cell, h.to(kept.dtype.element_ty), mask=inside)
+            tl.store(kept_at + cell, h, mask=inside)
         inputs = load_vectors(x_at, left, channel, C.X_STRIDE, C.C, BLOCK_C, SPAN, C.WHOLE)
         steps = load_vectors(dt_at, left, channel, C.DT_STRIDE, C.C, BLOCK_C, SPAN, C.WHOLE)
         writes = load_vectors(b_at, left, place, C.B_STRIDE, C.S, BLOCK_S, SPAN, C.WHOLE)
@@ -149,36 +104,25 @@ def selective_forward_kernel(x, dt, a, b, c, d, bias, state, y, kept, given, fin
             prefetch_vectors(dt_at + SPAN * C.DT_STRIDE, first, C.DT_STRIDE, BLOCK_C, SPAN)
             prefetch_vectors(b_at + SPAN * C.B_STRIDE, 0, C.B_STRIDE, BLOCK_S, SPAN)
             prefetch_vectors(c_at + SPAN * C.C_STRIDE, 0, C.C_STRIDE, BLOCK_S, SPAN)
-        taken, outputs = (), ()
+        outputs = ()
         for i in tl.static_range(SPAN):
-            step = steps[i]
-            if C.RAISED:
-                step = series_softplus(step + raised)
-                if not C.WHOLE:
-                    step = tl.where(i < left, step, 0.0)
-            taken = taken + (step,)
-            decay = tl.exp2(step[:, None] * rate)
-            h = decay * h + (step * inputs[i])[:, None] * writes[i][None, :]
+            decay = tl.exp2(steps[i][:, None] * rate)
+            h = decay * h + (steps[i] * inputs[i])[:, None] * writes[i][None, :]
             outputs = outputs + (tl.sum(h * reads[i][None, :], 1) + direct * inputs[i],)
-        # A store between the tokens would keep the loads of those to come in registers before it.
-        for i in tl.static_range(SPAN):
-            store_vector(y_at, outputs[i], i, left, channel, C.C, BLOCK_C, C.WHOLE)
-            if C.RAISED and C.KEEP:
-                store_vector(given_at, taken[i], i, left, channel, C.C, BLOCK_C, C.WHOLE)
-        x_at, dt_at = x_at + SPAN * C.X_STRIDE, dt_at + SPAN * C.DT_STRIDE
-        y_at, given_at = y_at + SPAN * C.C, given_at + SPAN * C.C
+        store_vectors(y_at, outputs, left, channel, C.C, BLOCK_C, SPAN, C.LEVELS)
+        x_at, dt_at, y_at = x_at + SPAN * C.X_STRIDE, dt_at + SPAN * C.DT_STRIDE, y_at + SPAN * C.C
         b_at, c_at, kept_at = b_at + SPAN * C.B_STRIDE, c_at + SPAN * C.C_STRIDE, kept_at + size
     tl.store(final + n * size + cell, h, mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def selective_backward_kernel(
-    x, dt, a, b, c, d, dy, dfinal, kept, dx, ddt, dvectors, da, dd, dbias, dstate, N, T, each, C: tl.constexpr
+    x, dt, a, b, c, d, dy, dfinal, kept, dx, ddt, dvectors, da, dd, dstate, N, T, each, C: tl.constexpr
 ):
     """Write the gradients of some channels of a sequence, with G_t = c_t dy_t + e^(dt_(t+1) a) G_(t+1).
 
     dc_t = sum_c dy_t h_t,  db_t = sum_c G_t dt_t x_t,  d(dt x)_t = sum_s G_t b_t,
-    d(dt a)_t = G_t e^(dt_t a) h_(t-1). dt holds the steps; ddt is before their softplus where they are raised.
+    d(dt a)_t = G_t e^(dt_t a) h_(t-1).
     """
     SPAN: tl.constexpr = C.SPAN
     TOKENS: tl.constexpr = C.TOKENS
@@ -196,14 +140,13 @@ def selective_backward_kernel(
     place = tl.arange(0, BLOCK_S)
     inside = (channel < C.C)[:, None] & (place < C.S)[None, :]
     cell = channel[:, None] * C.S + place[None, :]
-    rate = load_states(a + member * size, part * BLOCK_C, C.C, C.S, BLOCK_C, BLOCK_S, C.LANES, C.PLACES) * LOG2E
+    rate = tl.load(a + member * size + cell, mask=inside, other=0.0).to(tl.float32) * LOG2E
     direct = tl.zeros([BLOCK_C], tl.float32)
     if C.DIRECT:
         direct = tl.load(d + member * C.C + channel, mask=channel < C.C, other=0.0).to(tl.float32)
-    g = load_states(dfinal + n * size, part * BLOCK_C, C.C, C.S, BLOCK_C, BLOCK_S, C.LANES, C.PLACES)
+    g = tl.load(dfinal + n * size + cell, mask=inside, other=0.0)
     drate = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     ddirect = tl.zeros([BLOCK_C], tl.float32)
-    draised = tl.zeros([BLOCK_C], tl.float32)
     count = tl.cdiv(T, SPAN) * (SPAN // TOKENS)
     last = (count - 1).to(tl.int64) * TOKENS
     x_at, dt_at = x.ptr + n * x.n + last * C.X_STRIDE, dt.ptr + n * dt.n + last * C.DT_STRIDE
@@ -217,7 +160,7 @@ def selective_backward_kernel(
         left = T - block * TOKENS
         # Advance from the start of the span to that of the block.
         kept_at = kept + (n * tl.cdiv(T, SPAN) + block * TOKENS // SPAN) * size
-        h = load_states(kept_at, part * BLOCK_C, C.C, C.S, BLOCK_C, BLOCK_S, C.LANES, C.PLACES)
+        h = tl.load(kept_at + cell, mask=inside, other=0.0)
         for back in range(block * TOKENS % SPAN, 0, -TOKENS):
             x_back, dt_back, b_back = x_at - back * C.X_STRIDE, dt_at - back * C.DT_STRIDE, b_at - back * C.B_STRIDE
             inputs = load_vectors(x_back, left + back, channel, C.X_STRIDE, C.C, BLOCK_C, TOKENS, C.WHOLE)
@@ -255,11 +198,7 @@ def selective_backward_kernel(
             dlog = g * states[i]
             drate += dlog * steps[i][:, None]
             # rate has the factor log2(e), which is taken from the sum.
-            dstep = inputs[i] * dgiven + tl.sum(dlog * rate, 1) * (1.0 / LOG2E)
-            if C.RAISED:
-                dstep *= sigmoid_of_softplus(steps[i])
-                draised += dstep
-            dsteps = (dstep,) + dsteps
+            dsteps = (inputs[i] * dgiven + tl.sum(dlog * rate, 1) * (1.0 / LOG2E),) + dsteps
             dinputs = (steps[i] * dgiven + direct * along[i],) + dinputs
             ddirect += along[i] * inputs[i]
         store_vectors(dx_at, dinputs, left, channel, C.C, BLOCK_C, TOKENS, C.LEVELS)
@@ -271,7 +210,5 @@ def selective_backward_kernel(
     tl.store(da + n * size + cell, drate, mask=inside)
     if C.DIRECT:
         tl.store(dd + n * C.C + channel, ddirect, mask=channel < C.C)
-    if C.RAISED:
-        tl.store(dbias + n * C.C + channel, draised, mask=channel < C.C)
     if C.INITIAL:
         tl.store(dstate + n * size + cell, g, mask=inside)

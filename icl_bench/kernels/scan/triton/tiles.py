@@ -45,26 +45,6 @@ def load_vectors(
 
 
 @triton.jit
-def load_states(
-    pointer, first, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
-    LANES: tl.constexpr, LEVELS: tl.constexpr,
-):  # fmt: skip
-    """Load the states of channels from `first` on as a tile [BLOCK_C, BLOCK_S] in float32, zeros past the ends.
-
-    LANES threads, side by side, hold 2^LEVELS places each of a channel: what is added over places then stays in a
-    thread, or comes from a neighbour. A tile that is loaded as one has four places in each thread.
-    """
-    index = tl.arange(0, LANES * BLOCK_C)
-    channel, place = first + index // LANES, (index % LANES) << LEVELS
-    columns = ()
-    for i in tl.static_range(1 << LEVELS):
-        inside = (channel < CHANNELS) & (place + i < WIDTH)
-        column = tl.load(pointer + (channel * WIDTH + place + i), mask=inside, other=0.0)
-        columns = columns + (column.to(tl.float32),)
-    return tl.reshape(stack(columns, LEVELS), [BLOCK_C, BLOCK_S])
-
-
-@triton.jit
 def prefetch(pointers):
     """Fetch the sectors of 32 bytes at some addresses into the cache that all processors share; nothing waits for it.
 
@@ -105,13 +85,3 @@ def store_vectors(
     token = tl.arange(0, TOKENS)
     mask = (index < WIDTH)[:, None] & (token < left)[None, :]
     tl.store(pointer + (index[:, None] + token[None, :] * WIDTH), tile.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def store_vector(pointer, vector, i, left, index, WIDTH: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """Store the vector of token `i` of those from `pointer` on, within `left` tokens and WIDTH."""
-    converted = vector.to(pointer.dtype.element_ty)
-    if WHOLE and WIDTH % BLOCK == 0:
-        tl.store(pointer + (i * WIDTH + index), converted)
-    else:
-        tl.store(pointer + (i * WIDTH + index), converted, mask=index < tl.where(i < left, WIDTH, 0))
