@@ -41,8 +41,10 @@ TITLE_HEIGHT = 18
 """Height in pixels of a line of a figure's title."""
 MOST_DOTS = 30
 """Largest number of dots in one place; of more seeds, this number of quantiles is drawn."""
-SIZE_STEPS = ((200, (1,)), (20, (1, 3)), (8, (1, 2, 5)), (0, (1, 1.5, 2, 3, 4, 5, 6, 8)))
-"""Ratios of the two ends of an axis of counts, and the ticks in a power of ten above that ratio."""
+SIZE_STEPS = ((200, (1,)), (20, (1, 3)), (8, (1, 2, 5)), (4, (1, 1.5, 2, 3, 5)), (0, (1, 1.5, 2, 3, 4, 6, 8)))
+"""Ratios of the two ends of an axis of counts, and the ticks in a power of ten above that ratio.
+
+Their labels do not meet in a third of a figure."""
 WIDEST_HALF_DECADES = 1_500.0
 """Largest ratio of learning rates on an axis with labels at 1 and 3 of each decade."""
 LEAST_SPAN = 3.0

@@ -80,13 +80,13 @@ def title_of(sections: Sequence[Section], context: StudyContext) -> str:
 
 
 def opening(context: StudyContext) -> Iterator[Content]:
-    """Yield the question of a study, the expectations and conclusions of its author, and the models left out."""
+    """Yield the question of a study, the conclusions and expectations of its author, and the models left out."""
     if context.question:
         yield Prose(context.question)
     lists = (
         ("Corrections, written down later:", context.corrections),
-        ("Hypotheses, written down before the study ran:", context.hypotheses),
         ("Conclusions of its author, when it first ran:", context.conclusions),
+        ("Hypotheses, written down before the study ran:", context.hypotheses),
         ("Left out:", context.left_out),
     )
     for introduction, items in lists:

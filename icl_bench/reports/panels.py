@@ -18,7 +18,7 @@ MOST_ENTRIES = 7
 """Largest number of entries in one panel; with more, each family has a panel."""
 MOST_OF_SETTING = 12
 """Largest number of entries in the panel of a setting."""
-LONGEST_TITLES = 123
+LONGEST_TITLES = 117
 """Largest number of characters in the titles of the panels that stand side by side."""
 COLUMNS = 2
 FEW = 4
@@ -64,8 +64,9 @@ def setting_panel(section: Section, setting: str, members: Sequence[Entry]) -> P
     kinds = list(dict.fromkeys(map(unset_family, section.entries)))
     own = [*map(unset_family, members)]
     styles = tuple(
-        canvas.series_style(kinds.index(kind))._replace(dash=canvas.DASHES[own[:i].count(kind) % len(canvas.DASHES)])
+        style._replace(dash=canvas.DASHES[(canvas.DASHES.index(style.dash) + own[:i].count(kind)) % len(canvas.DASHES)])
         for i, kind in enumerate(own)
+        for style in [canvas.series_style(kinds.index(kind))]
     )
     labels = [entry.label.removesuffix(f", {setting}") for entry in members]
     names = tuple(kind if own.count(kind) == 1 else label for kind, label in zip(own, labels, strict=True))

@@ -58,11 +58,11 @@ function taskCard(one) {
   return card;
 }
 
-// The question of a study, and what its author expected before it ran and concluded after.
+// The question of a study, and what its author concluded, and expected before it ran.
 function studyOf(study, several) {
-  const lists = [["Expected, before it ran", "hypotheses"], ["Concluded by its author", "conclusions"], ["Corrected later", "corrections"], ["Left out", "left_out"]];
+  const lists = [["Corrected later", "corrections"], ["Concluded by its author", "conclusions"], ["Expected, before it ran", "hypotheses"], ["Left out", "left_out"]];
   return h("section", { class: "card study" }, h("h2", {}, study.question ?? study.name), lists.filter(([, key]) => study[key].length).map(([words, key]) =>
-    h("details", { open: key === "hypotheses" && !several }, h("summary", {}, words), h("ul", {}, study[key].map((line) => h("li", {}, line))))));
+    h("details", { open: key === "conclusions" && !several }, h("summary", {}, words), h("ul", {}, study[key].map((line) => h("li", {}, line))))));
 }
 
 // Fields and a button for the part of the vertical axis that is shown, which dragging over a chart sets too.

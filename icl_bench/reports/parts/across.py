@@ -74,13 +74,14 @@ def aggregate_table(rows: Sequence[Standing], tasks: int) -> Table:
 
 
 def task_table(sections: Sequence[Section], rows: Sequence[Standing]) -> Table:
-    """Make a table of the median over seeds by task and architecture."""
-    header = ("task", *(Name(row.name) for row in rows))
-    cells = [
-        (Name(section.task), *(format_share(median(list(row.by_task[i]))) for row in rows))
-        for i, section in enumerate(sections)
-    ]
-    return Table(header, tuple(cells) if rows else ())
+    """Make a table of the median over seeds by task and architecture, the more numerous of them downwards."""
+    names, tasks = [Name(row.name) for row in rows], [Name(section.task) for section in sections]
+    medians = [[format_share(median(list(scores))) for scores in row.by_task] for row in rows]
+    if len(rows) > len(sections):
+        cells = tuple((name, *of_tasks) for name, of_tasks in zip(names, medians, strict=True))
+        return Table(("architecture", *tasks), cells)
+    cells = tuple((task, *(of_tasks[i] for of_tasks in medians)) for i, task in enumerate(tasks))
+    return Table(("task", *names), cells if rows else ())
 
 
 def across_blocks(sections: Sequence[Section]) -> list[Content]:

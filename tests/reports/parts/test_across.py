@@ -17,6 +17,16 @@ def test_tasks_are_aggregated_for_architectures_that_ran_on_all() -> None:
     assert aggregate_table(standings(sections_of(comparison(2))), 1).rows == ()
 
 
+def test_more_architectures_than_tasks_are_rows_of_the_table() -> None:
+    values = {"linear": (0.5, 0.7), "softmax": (0.9, 0.8), "power": (0.8, 0.6)}
+    runs = [run for name, (first, _) in values.items() for run in several(name, first, 0)]
+    sections = sections_of([*runs, *(run for name in values for run in several(name, values[name][1], 0, task="copy"))])
+    table = task_table(sections, standings(sections))
+    assert table.header == ("architecture", *(section.task for section in sections))
+    assert [row[0] for row in table.rows] == sorted(values)
+    assert [row[1] for row in table.rows] == sorted(row[1] for row in table.rows)
+
+
 def test_architectures_matched_task_by_task_are_aggregated_by_family() -> None:
     records = [*several("window:w=8", 0.5, 0), *several("window:w=32", 0.7, 0, task="copy")]
     assert [row[0] for row in aggregate_table(standings(sections_of(records)), 2).rows] == ["window", "floor", "oracle"]

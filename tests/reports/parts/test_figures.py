@@ -169,6 +169,8 @@ def test_settings_have_a_panel_each_where_most_families_have_one_size() -> None:
     assert [(panel.title, len(panel.entries)) for panel in panels] == [("layers=1", 6), ("layers=2", 6)]
     assert panels[0].styles == panels[1].styles and panels[0].names == tuple(f"arch{i}" for i in range(6))
     assert len(panels_of(section_of(runs), crowded=True)) == 12
+    many = [make_record(f"arch{i}", model={"layers": layers}) for i in range(9) for layers in (1, 2)]
+    assert len({(one.colour, one.dash) for one in panels_of(section_of(many))[0].styles}) == 9
     for size in (4, 8):  # one size in each panel
         runs += [make_record(f"power:p=2,d_key={size}", state=4_000, model={"layers": size // 4})]
     assert [panel.names[-1] for panel in panels_of(section_of(runs))] == ["power:p=2"] * 2
