@@ -156,8 +156,7 @@ def shift_between(first: Sequence[float], second: Sequence[float], level: float 
     gaps = np.sort(np.subtract.outer(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)), None)
     if n + m > MOST_EXACT:
         spread = math.sqrt(n * m * (n + m + 1) / 12)
-        quantile = NORMAL_QUANTILE if level == LEVEL else float(scipy.special.ndtri((1 + level) / 2))
-        k = max(1, math.floor(n * m / 2 - quantile * spread))
+        k = max(1, math.floor(n * m / 2 - float(scipy.special.ndtri((1 + level) / 2)) * spread))
     else:
         splits = rank_sums(tuple(range(1, n + m + 1)), n)[n * (n + 1) // 2 :]
         below = np.cumsum(splits) / splits.sum()  # of rank sums above their least, which count the pairs in order

@@ -80,7 +80,8 @@ def state_product(written, keys, ones, PRECISION: tl.constexpr, total):
 def rounding_of(x, PRECISION: tl.constexpr):
     """Return what x loses as an operand in bfloat16, as one more; x where nothing is lost.
 
-    By integers: with conversions there and back the backward pass took a twentieth longer on an H200.
+    By integers, which are fewer instructions than conversions there and back. Ties go up, where those of the operand go
+    to even: of one number in 2^17 the rest has the wrong sign.
     """
     if PRECISION == "bf16":
         high = (x.to(tl.int32, bitcast=True) + 0x8000) & -0x10000

@@ -247,7 +247,7 @@ def options(q: Tensor, v: Tensor, positions: Tensor, rule: ScoreRule, gradient: 
 
 
 def chosen_tile(chosen: int, width: int, gradient: bool, few: bool) -> ChosenTile:
-    """Return the tile for a number of positions and the wider of keys and values, the best of 14 on an H200.
+    """Return the tile for a number of positions and the wider of keys and values, chosen by time on an H200.
 
     `few` programs leave multiprocessors idle: smaller ones share them.
     """

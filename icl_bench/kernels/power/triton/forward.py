@@ -156,24 +156,9 @@ def power_forward_kernel(
         OWN_N: tl.constexpr = min(C.BLOCK_M, 64)
         for i in tl.static_range(C.BLOCK_M // OWN_N):
             acc, sums = _score_block(
-                acc,
-                sums,
-                queries,
-                k,
-                v,
-                gates,
-                gate,
-                a,
-                squares,
-                m0,
-                m0 + i * OWN_N,
-                end,
-                scale_in,
-                OWN_N,
-                True,
-                C.WHOLE,
-                C,
-            )
+                acc, sums, queries, k, v, gates, gate, a, squares, m0, m0 + i * OWN_N, end, scale_in, OWN_N, True,
+                C.WHOLE, C,
+            )  # fmt: skip
     if C.STATE:
         if (c > 0) | C.EDGE:
             state = states.ptr + ((n * groups + g) * chunks + c) * states.elements
@@ -209,24 +194,9 @@ def power_forward_kernel(
         part_sum = tl.zeros([BLOCK_M, 8], tl.float32)
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
             part, part_sum = _score_block(
-                part,
-                part_sum,
-                queries,
-                k,
-                v,
-                gates,
-                start_gate,
-                a,
-                squares,
-                m0,
-                n0,
-                end,
-                scale_in,
-                C.BLOCK_N,
-                False,
-                True,
-                C,
-            )
+                part, part_sum, queries, k, v, gates, start_gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, False,
+                True, C,
+            )  # fmt: skip
         if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
