@@ -271,8 +271,8 @@ def _run_jobs(jobs: list[CheckJob], device: torch.device) -> Iterator[tuple[Chec
     if device.type == "cpu":
         yield from ((job, check_job(job)) for job in jobs)
         return
-    memory = torch.cuda.get_device_properties(device).total_memory
-    processes = max(1, min(12, (os.cpu_count() or 1) * 3 // 4, memory // MEMORY_OF_A_PROCESS))
+    free, _ = torch.cuda.mem_get_info(device)
+    processes = max(1, min(12, len(os.sched_getaffinity(0)) * 3 // 4, free // MEMORY_OF_A_PROCESS))
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         started = {pool.submit(check_job, job): job for job in jobs}
         for future in as_completed(started):

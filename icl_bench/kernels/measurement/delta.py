@@ -33,24 +33,27 @@ COUNTED_CHUNK = 16
 
 
 def _fla(problem: "MeasuredDelta", device: torch.device) -> ContenderRun:
-    """Return the function of fla for the rule and the gate; it scales by 1/sqrt(K) but for RWKV-7."""
+    """Return the function of fla for the rule and the gate, with the options that fla's own layer of it gives.
+
+    It scales by 1/sqrt(K) but for RWKV-7. Bounds of gates let the package use tensor cores where it would not without.
+    """
     kind = (problem.rule, problem.gate)
     if kind == ("delta", "none"):
         delta = importlib.import_module("fla.ops.delta_rule").chunk_delta_rule
         return lambda x: delta(x["q"], x["k"], x["v"], x["beta"])[0]
     if kind == ("delta", "head"):
         gated = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
-        return lambda x: gated(x["q"], x["k"], x["v"], x["log_decay"], x["beta"])[0]
+        return lambda x: gated(x["q"], x["k"], x["v"], x["log_decay"], x["beta"], state_v_first=True)[0]
+    bounded = {"safe_gate": True, "lower_bound": problem.least}
     if kind == ("delta", "channel"):
         kda = importlib.import_module("fla.ops.kda").chunk_kda
-        safe = {"safe_gate": True, "lower_bound": LEAST_LOG_DECAY}
-        return lambda x: kda(x["q"], x["k"], x["v"], x["log_decay"], x["beta"], **safe)[0]
+        return lambda x: kda(x["q"], x["k"], x["v"], x["log_decay"], x["beta"], state_v_first=True, **bounded)[0]
     if kind == ("linear", "channel"):
         gla = importlib.import_module("fla.ops.gla").chunk_gla
-        return lambda x: gla(x["q"], x["k"], x["v"], x["log_decay"])[0]
+        return lambda x: gla(x["q"], x["k"], x["v"], x["log_decay"], state_v_first=True)[0]
     rwkv = importlib.import_module("fla.ops.rwkv7").chunk_rwkv7
-    scale = problem.key**-0.5
-    return lambda x: rwkv(x["q"], x["log_decay"], x["k"], x["v"], x["read"], x["erase"], scale=scale)[0]
+    rest = {"scale": problem.key**-0.5, "chunk_size": 64, **bounded}
+    return lambda x: rwkv(x["q"], x["log_decay"], x["k"], x["v"], x["read"], x["erase"], **rest)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
