@@ -1,5 +1,6 @@
 """Contenders from outside: compiled forms that pass a state on, and inputs in the order of another package."""
 
+import importlib
 import math
 import sys
 import types
@@ -47,6 +48,26 @@ def test_a_package_is_given_sequences_in_its_own_order():
 
     forward, both = timed_passes(run, stored)
     assert forward().mT.is_contiguous() and both()[0].mT.is_contiguous() and all(seen)
+
+
+@pytest.mark.parametrize(
+    ("fields", "module", "function", "bound"),
+    [
+        ({"gate": "channel"}, "kda", "chunk_kda", -5.0),
+        ({"gate": "channel", "rule": "untied", "reads": "undecayed"}, "rwkv7", "chunk_rwkv7", -0.607),
+    ],
+)
+def test_fla_is_given_the_bound_of_gates(fields, module, function, bound, monkeypatch):
+    """Without it the package takes a path without tensor cores, which its own layers do not."""
+    given = {}
+    made = types.ModuleType(f"fla.ops.{module}")
+    setattr(made, function, lambda *args, **options: given.update(options) or args)
+    monkeypatch.setattr(importlib, "import_module", {made.__name__: made}.__getitem__)
+    monkeypatch.setattr(peers, "installed", lambda problem, name: True)
+    problem = MeasuredDelta(n=1, t=3, dtype=F32).varied(fields)
+    inputs = problem.inputs(CPU)
+    peers.contender_run(problem, "fla", CPU)(inputs)
+    assert given["safe_gate"] and given["lower_bound"] == bound <= inputs["log_decay"].min()
 
 
 @pytest.fixture
