@@ -107,7 +107,7 @@ def compile_tasks(
     finally:
         for worker in [one for started in workers.values() for one in started]:
             end_process(worker.process)
-    file.write_text(json.dumps(known))
+        file.write_text(json.dumps(known))
     seconds: dict[str, float] = known["seconds"]
     return seconds
 
