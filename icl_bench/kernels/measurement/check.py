@@ -189,8 +189,10 @@ def form_errors(
     whole = index is None
     if index is None:
         index = torch.arange((problem.n, problem.t)[problem.checked_axis], device=device)
-    exact_leaves = leaves_of(problem.part(inputs, index), torch.float64)
-    exact = problem.exact(exact_leaves, index)
+    # A processor makes small steps as fast as a GPU, whose time other work may share.
+    home = torch.device("cpu") if whole and problem.stepwise else device
+    exact_leaves = leaves_of({name: x.to(home) for name, x in problem.part(inputs, index).items()}, torch.float64)
+    exact = problem.exact(exact_leaves, index.to(home))
     exact = exact if whole else {"y": exact["y"]}
     generator = torch.Generator(device).manual_seed(1)
     along = {name: torch.randn(y.shape, generator=generator, device=device) for name, y in exact.items()}
@@ -208,7 +210,7 @@ def form_errors(
     for name, target in wanted.items():
         what = "outputs" if name in exact else "gradients"
         natural = 0.0 if name in exact else problem.natural_size(name.removeprefix("d"))
-        error = relative_error(found[name], target, natural)
+        error = relative_error(found[name], target.to(device), natural)
         errors.append(ResultError(name, what, error, bounds_of(problem)[what]))
     return errors
 
@@ -224,7 +226,7 @@ def leaves_of(inputs: Tensors, dtype: torch.dtype | None = None) -> Tensors:
 
 def input_gradients(outputs: Tensors, leaves: Tensors, along: Tensors) -> Tensors:
     """Return the gradient of every input for output gradients `along`; zeros where nothing depends on an input."""
-    converted = [along[name].to(y.dtype) for name, y in outputs.items()]
+    converted = [along[name].to(y) for name, y in outputs.items()]
     made = torch.autograd.grad(list(outputs.values()), list(leaves.values()), converted, materialize_grads=True)
     return dict(zip(leaves, made, strict=True))
 

@@ -61,6 +61,7 @@ class MeasuredDelta(Problem):
     """A problem of `delta_rule`; a large one is checked at a few sequences."""
 
     op: ClassVar[str] = "delta"
+    stepwise: ClassVar[bool] = True
     impls: ClassVar[tuple[str, ...]] = get_args(DeltaImpl)
     plain: ClassVar[tuple[str, ...]] = ("chunked",)
     peers: ClassVar[Mapping[str, Peer]] = {
@@ -173,30 +174,31 @@ class MeasuredDelta(Problem):
         if self.t > LENGTHS[-1]:
             return self.run("chunked", inputs)
         n, share = len(index), self.groups // self.heads
-        rows = {
+        wide = {
             name: inputs[name].repeat_interleave(share, dim=2) for name in ("q", "k", "read", "erase") if name in inputs
         }
-        q, k, v = rows["q"], rows["k"], inputs["v"]
-        gates = inputs.get("log_decay", inputs.get("log_value_decay"))
-        state = inputs.get("state", v.new_zeros(n, self.groups, self.key, self.value))
+        # Taken apart once: the gradient of an index would be a tensor of all tokens, for each of them.
+        rows = {name: x.unbind(1) for name, x in (inputs | wide).items() if name not in ("bonus", "state")}
+        gates = rows.get("log_decay", rows.get("log_value_decay"))
+        state = inputs.get("state", inputs["v"].new_zeros(n, self.groups, self.key, self.value))
         outputs = []
         for t in range(self.t):
             before = state
             if gates is not None:
-                state = state * _over_state(gates[:, t].exp(), self.gate)
+                state = state * _over_state(gates[t].exp(), self.gate)
             for i in range(self.substeps * t, self.substeps * (t + 1)):
-                written = v[:, i]
+                written = rows["v"][i]
                 if self.rule != "linear":
-                    seen = (before if self.undecayed else state).mT @ rows.get("read", k)[:, i, :, :, None]
+                    seen = (before if self.undecayed else state).mT @ rows.get("read", rows["k"])[i][..., None]
                 if self.rule == "delta":
-                    written = inputs["beta"][:, i, :, None] * (written - seen[..., 0])
+                    written = rows["beta"][i][..., None] * (written - seen[..., 0])
                 if self.rule == "untied":
-                    state = state + rows["erase"][:, i, :, :, None] * seen.mT
-                state = state + k[:, i, :, :, None] * written[:, :, None]
+                    state = state + rows["erase"][i][..., None] * seen.mT
+                state = state + rows["k"][i][..., None] * written[:, :, None]
             if self.bonus:
-                now = inputs["bonus"].repeat_interleave(share, dim=1) * k[:, t]
-                before = before + now[..., None] * v[:, t, :, None]
-            outputs.append(((before if self.bonus else state) * q[:, t, :, :, None]).sum(2))
+                now = inputs["bonus"].repeat_interleave(share, dim=1) * rows["k"][t]
+                before = before + now[..., None] * rows["v"][t][:, :, None]
+            outputs.append(((before if self.bonus else state) * rows["q"][t][..., None]).sum(2))
         return {"y": self.key**-0.5 * torch.stack(outputs, dim=1), "state": state}
 
     def work(self) -> Work:
