@@ -153,7 +153,7 @@ def keep_share(package: str, share: int, shares: int) -> None:
     """
     for tuner in autotuners(package):
         tuner.configs = tuner.configs[share::shares] or tuner.configs[:1]
-        tuner._bench, tuner.cache_results = functools.partial(compile_configuration, tuner), False
+        tuner._bench, tuner.cache_results = functools.partial(_compile_configuration, tuner), False
 
 
 def forget_choices(package: str) -> None:
@@ -162,7 +162,7 @@ def forget_choices(package: str) -> None:
         tuner.cache.clear()
 
 
-def compile_configuration(tuner: Any, *args: Any, config: Any, **meta: Any) -> list[float]:
+def _compile_configuration(tuner: Any, *args: Any, config: Any, **meta: Any) -> list[float]:
     """Compile a configuration and load it, without a launch; return no time, or an infinite one if it cannot run."""
     from triton.compiler.errors import CompileTimeAssertionFailure
     from triton.runtime.errors import OutOfResources, PTXASError
