@@ -130,15 +130,19 @@ def measure_in_processes(
 def turns_of(
     tasks: Sequence[TimingTask], present: Mapping[Subject, Sequence[TimingTask]]
 ) -> list[tuple[Subject, list[TimingTask]]]:
-    """Return what each process is asked, turn after turn: the contenders of one subject on one case."""
+    """Return what each process is asked, turn after turn: the contenders of one subject on one case.
+
+    Among late subjects, cases that have no other peer come first.
+    """
     owners = {task: subject for subject, owned in present.items() for task in owned}
     places = {case: place for place, case in enumerate(dict.fromkeys(case for case, _ in tasks))}
+    served = {case for (case, _), subject in owners.items() if subject not in ("ours", *LATE)}
 
-    def rank(task: TimingTask) -> tuple[int, int, int]:
+    def rank(task: TimingTask) -> tuple[int, bool, int, int]:
         late = LATE.index(owners[task]) + 1 if owners[task] in LATE else 0
-        return late, places[task[0]], ORDER.index(owners[task])
+        return late, late > 0 and task[0] in served, places[task[0]], ORDER.index(owners[task])
 
-    return [(ORDER[key[2]], list(turn)) for key, turn in itertools.groupby(sorted(owners, key=rank), rank)]
+    return [(ORDER[key[-1]], list(turn)) for key, turn in itertools.groupby(sorted(owners, key=rank), rank)]
 
 
 def serve_tasks(pipe: Connection, subject: Subject, device: torch.device) -> None:

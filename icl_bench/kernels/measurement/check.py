@@ -189,8 +189,10 @@ def form_errors(
     whole = index is None
     if index is None:
         index = torch.arange((problem.n, problem.t)[problem.checked_axis], device=device)
-    exact_leaves = leaves_of(problem.part(inputs, index), torch.float64)
-    exact = problem.exact(exact_leaves, index)
+    # A processor makes small steps as fast as a GPU, whose time other work may share.
+    home = torch.device("cpu") if whole and problem.stepwise else device
+    exact_leaves = leaves_of({name: x.to(home) for name, x in problem.part(inputs, index).items()}, torch.float64)
+    exact = problem.exact(exact_leaves, index.to(home))
     exact = exact if whole else {"y": exact["y"]}
     generator = torch.Generator(device).manual_seed(1)
     along = {name: torch.randn(y.shape, generator=generator, device=device) for name, y in exact.items()}
@@ -208,7 +210,7 @@ def form_errors(
     for name, target in wanted.items():
         what = "outputs" if name in exact else "gradients"
         natural = 0.0 if name in exact else problem.natural_size(name.removeprefix("d"))
-        error = relative_error(found[name], target, natural)
+        error = relative_error(found[name], target.to(device), natural)
         errors.append(ResultError(name, what, error, bounds_of(problem)[what]))
     return errors
 
@@ -224,7 +226,7 @@ def leaves_of(inputs: Tensors, dtype: torch.dtype | None = None) -> Tensors:
 
 def input_gradients(outputs: Tensors, leaves: Tensors, along: Tensors) -> Tensors:
     """Return the gradient of every input for output gradients `along`; zeros where nothing depends on an input."""
-    converted = [along[name].to(y.dtype) for name, y in outputs.items()]
+    converted = [along[name].to(y) for name, y in outputs.items()]
     made = torch.autograd.grad(list(outputs.values()), list(leaves.values()), converted, materialize_grads=True)
     return dict(zip(leaves, made, strict=True))
 
@@ -271,8 +273,8 @@ def _run_jobs(jobs: list[CheckJob], device: torch.device) -> Iterator[tuple[Chec
     if device.type == "cpu":
         yield from ((job, check_job(job)) for job in jobs)
         return
-    memory = torch.cuda.get_device_properties(device).total_memory
-    processes = max(1, min(12, (os.cpu_count() or 1) * 3 // 4, memory // MEMORY_OF_A_PROCESS))
+    free, _ = torch.cuda.mem_get_info(device)
+    processes = max(1, min(12, len(os.sched_getaffinity(0)) * 3 // 4, free // MEMORY_OF_A_PROCESS))
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         started = {pool.submit(check_job, job): job for job in jobs}
         for future in as_completed(started):

@@ -28,6 +28,8 @@ COMPILED_FILE = "compiled.json"
 """File of a cache with seconds of first compilations, and titles of tasks all of whose kernels are there."""
 COMPILERS: dict[Subject, int] = {"ours": 7, "torch": 1, "fla": 6, "retention": 6, "compiled": 3}
 """Processes that compile for each subject with kernels to compile, on 16 cores."""
+PEER_TOKENS = 64
+"""Tokens with which kernels of packages are compiled for all sequences: one of their chunks."""
 
 
 def task_title(task: TimingTask) -> str:
@@ -105,7 +107,7 @@ def compile_tasks(
     finally:
         for worker in [one for started in workers.values() for one in started]:
             end_process(worker.process)
-    file.write_text(json.dumps(known))
+        file.write_text(json.dumps(known))
     seconds: dict[str, float] = known["seconds"]
     return seconds
 
@@ -130,6 +132,8 @@ def compile_share(
         peers.keep_share(subject, share, shares)
     for case, name in tasks if subject in PACKAGES else _share(tasks, share, shares):
         for problem in _compiled_sizes(case.problem, name, subject):
+            if subject in PACKAGES:
+                peers.forget_choices(subject)
             with contextlib.suppress(Exception):  # what cannot run says so when it is measured
                 run = peers.contender_run(problem, name, device)
                 inputs = peers.stored_inputs(problem, name, problem.inputs(device))
@@ -140,13 +144,13 @@ def compile_share(
 
 
 def _compiled_sizes(problem: Any, name: str, subject: Subject) -> list[Any]:
-    """Return the problems that compile the kernels of a contender.
+    """Return the problems that compile the kernels of a contender, in as little memory as that takes.
 
     One sequence may compile to other code. PyTorch compiles for every number of sequences, and so do some kernels of
-    packages: these come last, since all processes together may have too little memory for them.
+    packages, whose code does not depend on the number of tokens; with few of these, many processes fit a device.
     """
     if subject in PACKAGES:
-        return [problem.few(), problem]
+        return [problem.few(), problem.varied({"t": min(problem.t, PEER_TOKENS)})]
     return [problem if peers.subject_of(problem, name) == "compiled" else problem.few()]
 
 

@@ -33,24 +33,27 @@ COUNTED_CHUNK = 16
 
 
 def _fla(problem: "MeasuredDelta", device: torch.device) -> ContenderRun:
-    """Return the function of fla for the rule and the gate; it scales by 1/sqrt(K) but for RWKV-7."""
+    """Return the function of fla for the rule and the gate, with the options that fla's own layer of it gives.
+
+    It scales by 1/sqrt(K) but for RWKV-7. Bounds of gates let the package use tensor cores where it would not without.
+    """
     kind = (problem.rule, problem.gate)
     if kind == ("delta", "none"):
         delta = importlib.import_module("fla.ops.delta_rule").chunk_delta_rule
         return lambda x: delta(x["q"], x["k"], x["v"], x["beta"])[0]
     if kind == ("delta", "head"):
         gated = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
-        return lambda x: gated(x["q"], x["k"], x["v"], x["log_decay"], x["beta"])[0]
+        return lambda x: gated(x["q"], x["k"], x["v"], x["log_decay"], x["beta"], state_v_first=True)[0]
+    bounded = {"safe_gate": True, "lower_bound": problem.least}
     if kind == ("delta", "channel"):
         kda = importlib.import_module("fla.ops.kda").chunk_kda
-        safe = {"safe_gate": True, "lower_bound": LEAST_LOG_DECAY}
-        return lambda x: kda(x["q"], x["k"], x["v"], x["log_decay"], x["beta"], **safe)[0]
+        return lambda x: kda(x["q"], x["k"], x["v"], x["log_decay"], x["beta"], state_v_first=True, **bounded)[0]
     if kind == ("linear", "channel"):
         gla = importlib.import_module("fla.ops.gla").chunk_gla
-        return lambda x: gla(x["q"], x["k"], x["v"], x["log_decay"])[0]
+        return lambda x: gla(x["q"], x["k"], x["v"], x["log_decay"], state_v_first=True)[0]
     rwkv = importlib.import_module("fla.ops.rwkv7").chunk_rwkv7
-    scale = problem.key**-0.5
-    return lambda x: rwkv(x["q"], x["log_decay"], x["k"], x["v"], x["read"], x["erase"], scale=scale)[0]
+    rest = {"scale": problem.key**-0.5, "chunk_size": 64, **bounded}
+    return lambda x: rwkv(x["q"], x["log_decay"], x["k"], x["v"], x["read"], x["erase"], **rest)[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class MeasuredDelta(Problem):
     """A problem of `delta_rule`; a large one is checked at a few sequences."""
 
     op: ClassVar[str] = "delta"
+    stepwise: ClassVar[bool] = True
     impls: ClassVar[tuple[str, ...]] = get_args(DeltaImpl)
     plain: ClassVar[tuple[str, ...]] = ("chunked",)
     peers: ClassVar[Mapping[str, Peer]] = {
@@ -170,30 +174,31 @@ class MeasuredDelta(Problem):
         if self.t > LENGTHS[-1]:
             return self.run("chunked", inputs)
         n, share = len(index), self.groups // self.heads
-        rows = {
+        wide = {
             name: inputs[name].repeat_interleave(share, dim=2) for name in ("q", "k", "read", "erase") if name in inputs
         }
-        q, k, v = rows["q"], rows["k"], inputs["v"]
-        gates = inputs.get("log_decay", inputs.get("log_value_decay"))
-        state = inputs.get("state", v.new_zeros(n, self.groups, self.key, self.value))
+        # Taken apart once: the gradient of an index would be a tensor of all tokens, for each of them.
+        rows = {name: x.unbind(1) for name, x in (inputs | wide).items() if name not in ("bonus", "state")}
+        gates = rows.get("log_decay", rows.get("log_value_decay"))
+        state = inputs.get("state", inputs["v"].new_zeros(n, self.groups, self.key, self.value))
         outputs = []
         for t in range(self.t):
             before = state
             if gates is not None:
-                state = state * _over_state(gates[:, t].exp(), self.gate)
+                state = state * _over_state(gates[t].exp(), self.gate)
             for i in range(self.substeps * t, self.substeps * (t + 1)):
-                written = v[:, i]
+                written = rows["v"][i]
                 if self.rule != "linear":
-                    seen = (before if self.undecayed else state).mT @ rows.get("read", k)[:, i, :, :, None]
+                    seen = (before if self.undecayed else state).mT @ rows.get("read", rows["k"])[i][..., None]
                 if self.rule == "delta":
-                    written = inputs["beta"][:, i, :, None] * (written - seen[..., 0])
+                    written = rows["beta"][i][..., None] * (written - seen[..., 0])
                 if self.rule == "untied":
-                    state = state + rows["erase"][:, i, :, :, None] * seen.mT
-                state = state + k[:, i, :, :, None] * written[:, :, None]
+                    state = state + rows["erase"][i][..., None] * seen.mT
+                state = state + rows["k"][i][..., None] * written[:, :, None]
             if self.bonus:
-                now = inputs["bonus"].repeat_interleave(share, dim=1) * k[:, t]
-                before = before + now[..., None] * v[:, t, :, None]
-            outputs.append(((before if self.bonus else state) * q[:, t, :, :, None]).sum(2))
+                now = inputs["bonus"].repeat_interleave(share, dim=1) * rows["k"][t]
+                before = before + now[..., None] * rows["v"][t][:, :, None]
+            outputs.append(((before if self.bonus else state) * rows["q"][t][..., None]).sum(2))
         return {"y": self.key**-0.5 * torch.stack(outputs, dim=1), "state": state}
 
     def work(self) -> Work:

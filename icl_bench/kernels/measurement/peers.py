@@ -1,9 +1,11 @@
 """Contenders from outside: backends of PyTorch, compiled forms, and kernels of packages that may be missing."""
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import itertools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,19 +147,32 @@ def autotuners(package: str) -> list[Any]:
 
 
 def keep_share(package: str, share: int, shares: int) -> None:
-    """Leave every `shares`-th configuration to a package's autotuners, which launch it once, to share the compilation.
+    """Leave every `shares`-th configuration to a package's autotuners, which compile it, to share the compilation.
 
-    The choice of an autotuner among fewer configurations is never used: Triton files choices by all of them.
+    Nothing is chosen among fewer configurations for a later process: these choices are not written to files.
     """
     for tuner in autotuners(package):
         tuner.configs = tuner.configs[share::shares] or tuner.configs[:1]
-        tuner._do_bench = launch_once
+        tuner._bench, tuner.cache_results = functools.partial(_compile_configuration, tuner), False
 
 
-def launch_once(call: Callable[[], object], quantiles: Sequence[float]) -> list[float]:
-    """Launch a configuration, which compiles it; return no times."""
-    call()
-    return [0.0] * len(quantiles)
+def forget_choices(package: str) -> None:
+    """Let a package's autotuners launch all of their configurations again: their keys may lack a size."""
+    for tuner in autotuners(package):
+        tuner.cache.clear()
+
+
+def _compile_configuration(tuner: Any, *args: Any, config: Any, **meta: Any) -> list[float]:
+    """Compile a configuration and load it, without a launch; return no time, or an infinite one if it cannot run."""
+    from triton.compiler.errors import CompileTimeAssertionFailure
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    try:
+        kernel = tuner.fn.run(*args, **{**meta, **config.all_kwargs(), "warmup": True})
+        _ = kernel.run  # loads it, which fails where it needs more shared memory than there is
+    except (OutOfResources, CompileTimeAssertionFailure, PTXASError):
+        return [math.inf] * 3
+    return [0.0] * 3
 
 
 def shorten_autotuning(package: str) -> None:

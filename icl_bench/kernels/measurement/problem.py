@@ -55,6 +55,8 @@ class Problem(ABC):
     """The axis of y of which a part can be checked: sequences, or queries."""
     shared: ClassVar[tuple[str, ...]] = ()
     """Inputs without an axis of sequences."""
+    stepwise: ClassVar[bool] = False
+    """Exact results are made token by token, in small steps."""
     bounds: ClassVar[Mapping[torch.dtype, Mapping[str, float]]] = {}
     """Allowed errors of outputs and gradients, in types whose bounds differ from those of other operators."""
 

@@ -33,6 +33,7 @@ VARIANTS = {
     "unbounded-kda": Variant(beta=True, gate="channels"),
     "gdn-2": Variant(gate="channels", read=True),
     "comba": Variant(beta=True, gate="heads", read=True, reads="undecayed"),
+    "undecayed-keys": Variant(beta=True, gate="heads", reads="undecayed"),
     "comba-channels": Variant(beta=True, gate="channels", read=True, reads="undecayed"),
     "rwkv-7": Variant("untied", "undecayed", "channels", least=-0.607, read=True),
     "unbounded-untied": Variant("untied", "undecayed", "channels", read=True),

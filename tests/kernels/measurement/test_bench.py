@@ -151,6 +151,9 @@ def test_subjects_take_turns_case_by_case_and_slow_ones_come_last():
     assert [fast.index(title) for title in fast] == sorted(fast.index(title) for title in fast)
     late = [subject for subject, _ in turns if subject in bench.LATE]
     assert [subject for subject, _ in turns][-len(late) :] == late == sorted(late) and {*late} == {*bench.LATE}
+    del present["mamba_ssm"]
+    compiled = [asked[0][0].problem.op for subject, asked in bench.turns_of(tasks, present) if subject == "compiled"]
+    assert compiled == ["scan", "scan", "delta"]  # the delta rule has another peer
 
 
 def test_a_subject_whose_process_ended_gets_a_new_one(monkeypatch):

@@ -35,6 +35,15 @@ def test_a_compiling_process_sends_the_seconds_of_each_task(monkeypatch):
     assert list(compilation._sent(near)) == [(1, 3.5), (2, 0.0)]
 
 
+def test_packages_compile_for_all_sequences_with_few_tokens():
+    """Their kernels may take the number of sequences as a constant; 12 processes must fit a device."""
+    for case in timed_cases(CUDA, ("delta",)):
+        few, all_sequences = compilation._compiled_sizes(case.problem, "fla", "fla")
+        assert few == case.problem.few()
+        assert all_sequences.n == case.problem.n and all_sequences.t == compilation.PEER_TOKENS
+        assert compilation._compiled_sizes(case.problem, "auto", "ours") == [few]
+
+
 def test_caches_of_compilers_are_new_and_come_back(monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "mine")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)

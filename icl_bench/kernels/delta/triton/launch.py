@@ -77,17 +77,21 @@ class DeltaCall(NamedTuple):
         return -(-self.v.shape[1] // self.segment)
 
     @property
+    def own_reads(self) -> bool:
+        """Reads have vectors of their own, or a time of their own: before the decay of their token."""
+        return self.read is not None or self.undecayed
+
+    @property
     def tied(self) -> bool:
         """The kernels of `tied` take the call."""
         one_decay = self.log_decay is None or self.log_decay.ndim == 3
         narrow = self.q.shape[3] <= WIDEST_TIED
-        return self.rule == "delta" and self.read is None and one_decay and narrow and self.whole
+        return self.rule == "delta" and not self.own_reads and one_decay and narrow and self.whole
 
     @property
     def channels(self) -> bool:
         """The kernels of `channels` take the call."""
-        own_reads = self.read is not None or self.undecayed
-        known = self.undecayed if self.rule == "untied" else self.rule == "delta" and not own_reads
+        known = self.undecayed if self.rule == "untied" else self.rule == "delta" and not self.own_reads
         of_channels = self.log_decay is not None and self.log_decay.ndim == 4
         bounded = self.least >= (UNTIED_BOUND if self.rule == "untied" else BOUND)
         return known and of_channels and bounded and self.q.shape[3] <= WIDEST_CHANNELS and self.whole
