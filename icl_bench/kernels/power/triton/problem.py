@@ -65,6 +65,7 @@ class KernelConstants(NamedTuple):
     PRECISION: str
     STATE_STAGES: int
     STAGES: int
+    OWN_STAGES: int
 
 
 class PowerProblem(NamedTuple):
@@ -221,6 +222,7 @@ def kernel_constants(
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
         SUM=problem.normalize, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
+        OWN_STAGES=blocks.own_stages,
     )  # fmt: skip
 
 

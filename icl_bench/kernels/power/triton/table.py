@@ -26,6 +26,7 @@ class Blocks(NamedTuple):
     state_stages: int = 1  # pipeline depth of the loop over state tiles
     depth: int = 256  # state rows to a step of that loop
     registers: int | None = None  # most registers of a thread; None for as many as there are
+    own_stages: int = 1  # pipeline depth of the loop over the blocks on the diagonal
 
 
 FORMS = ("tiles", "rows", "long", "wide_keys", "wide_values")
