@@ -136,6 +136,12 @@ class PowerProblem(NamedTuple):
         return self.chunk <= table.SHORT_CHUNK and one_pass and not self.mixed and not self.lower
 
     @property
+    def runs_states(self) -> bool:
+        """Tell whether states are made in one pass, in which a program has a tile of one state for all chunks."""
+        tiles = self.n * self.groups * self.layout.tiles * -(-self.v // 64)
+        return self.layout.p == 2 and table.runs_states(self.arithmetic, self.width, tiles)
+
+    @property
     def lower(self) -> bool:
         """Tell whether scores have lower degrees."""
         return self.terms > 0 or self.rank_one

@@ -40,6 +40,8 @@ class SumConstants(NamedTuple):
     """Take u and w as the same vector."""
     TILES: int
     """Tiles of a state, 1 for p = 1."""
+    PIECE: int
+    """Channels of u in the part of a tile that a program makes; 16 are all."""
     BLOCKS: int
     """Programs of one state."""
     WEIGHTED: bool
@@ -54,7 +56,7 @@ class SumConstants(NamedTuple):
 
 
 @triton.jit
-def _head_and_start(i, blocks, begin, REPEAT: tl.constexpr, BLOCK_T: tl.constexpr):
+def head_and_start(i, blocks, begin, REPEAT: tl.constexpr, BLOCK_T: tl.constexpr):
     """Return the head in its group and the first token of step i over the blocks of a chunk, head by head."""
     if REPEAT > 1:
         return i // blocks, begin + i % blocks * BLOCK_T
@@ -74,7 +76,7 @@ def _rows_sum(
     acc = tl.zeros([U_BLOCK, X_BLOCK], tl.float32)
     sums = tl.zeros([U_BLOCK, 8], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
-        r, start = _head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
+        r, start = head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
         left = load_columns_transposed(heads_later(u, r), start, end, first_row, U, BLOCK_T, U_BLOCK).to(C.DOT)
         values = load_columns(heads_later(x, r), start, end, first_column, X, BLOCK_T, X_BLOCK).to(C.DOT)
         if SUM:
@@ -89,25 +91,39 @@ def _rows_sum(
 
 
 @triton.jit
-def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constexpr):
-    """sum_t f_t (u_t (x) w_t) x_t^T [256, X_BLOCK] for a tile over a chunk.
+def expanded_tokens(u, w, weights, first_u, first_w, start, end, C: tl.constexpr):
+    """f_t (u_t (x) w_t) of the tokens start.. for PIECE channels of u and 16 of w, [16 PIECE, BLOCK_T].
 
-    Rows are in the order 0, 4, 8, 12, 1, .. of u: four warps then read four neighbours each, as one word of the tile.
+    Channels of u are in the order 0, 4, 8, 12, 1, .. (of 16): four warps then read neighbours, as one word of the tile.
     """
+    BLOCK_T: tl.constexpr = C.BLOCK_T
+    PIECE: tl.constexpr = C.PIECE
+    left = load_columns_transposed(u, start, end, first_u, C.U, BLOCK_T, PIECE)
+    left = tl.reshape(tl.permute(tl.reshape(left, [4, PIECE // 4, BLOCK_T]), [1, 0, 2]), [PIECE, BLOCK_T]).to(C.DOT)
+    if C.WEIGHTED:
+        left = (left.to(tl.float32) * load_vector(weights, start, end, BLOCK_T)[None, :]).to(C.DOT)
+    right = load_columns_transposed(w, start, end, first_w, C.W, BLOCK_T, 16).to(C.DOT)
+    return tl.reshape(left[:, None, :] * right[None, :, :], [PIECE * 16, BLOCK_T])
+
+
+@triton.jit
+def expanded_rows(C: tl.constexpr):
+    """Return the places of the rows of `expanded_tokens` among those of a tile."""
+    row = tl.arange(0, C.PIECE * 16)
+    return row // 16 % 4 * (C.PIECE * 4) + row // 64 * 16 + row % 16
+
+
+@triton.jit
+def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constexpr):
+    """sum_t f_t (u_t (x) w_t) x_t^T [256, X_BLOCK] for a tile over a chunk, in the order of `expanded_tokens`."""
     BLOCK_T: tl.constexpr = C.BLOCK_T
     X_BLOCK: tl.constexpr = C.X_BLOCK
     blocks = tl.maximum(tl.cdiv(end - begin, BLOCK_T), 1)  # see `_rows_sum`
     a, b = tile_pair(tile, C.W, C.SYMMETRIC)
     acc = tl.zeros([256, X_BLOCK], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
-        r, start = _head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
-        left = load_columns_transposed(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T, 16)
-        left = tl.reshape(tl.permute(tl.reshape(left, [4, 4, BLOCK_T]), [1, 0, 2]), [16, BLOCK_T]).to(C.DOT)
-        if C.WEIGHTED:
-            weight = load_vector(weights + r * T, start, end, BLOCK_T)
-            left = (left.to(tl.float32) * weight[None, :]).to(C.DOT)
-        right = load_columns_transposed(heads_later(w, r), start, end, b * 16, C.W, BLOCK_T, 16).to(C.DOT)
-        phi = tl.reshape(left[:, None, :] * right[None, :, :], [256, BLOCK_T])
+        r, start = head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
+        phi = expanded_tokens(heads_later(u, r), heads_later(w, r), weights + r * T, a * 16, b * 16, start, end, C)
         values = load_columns(heads_later(x, r), start, end, first_column, C.X, BLOCK_T, X_BLOCK).to(C.DOT)
         acc = tl.dot(phi, values, acc, input_precision=C.PRECISION)
     return acc
@@ -178,8 +194,7 @@ def power_tiled_sums_kernel(
         tile = block // columns
         first_column = block % columns * C.X_BLOCK
         acc = _tile_sum(u, w, at_head(x, n, h), weights + place, tile, first_column, T, begin, end, C)
-        index = tl.arange(0, 256)
-        index = tile * 256 + index // 16 % 4 * 64 + index // 64 * 16 + index % 16
+        index = tile * 256 + expanded_rows(C)
         column = first_column + tl.arange(0, C.X_BLOCK)
         mask = (column < X)[None, :]
         tl.store(out + index[:, None] * X + column[None, :], acc.to(out.dtype.element_ty), mask=mask)

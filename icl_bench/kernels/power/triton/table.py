@@ -80,6 +80,7 @@ def _all_forms(sums: TableRow, forward: TableRow, keys: TableRow) -> dict[tuple[
 _BF16 = _by_width(_BF16_ROWS) | {
     ("gated_forward", "tiles", 64): Blocks(128, 32, 4, 3, 3),
     ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3),
+    ("running_states", "tiles", 64): Blocks(0, 64, 4, 3),
     # With at most 128 registers, four programs of such short rows share a multiprocessor.
     ("lower_query_gradient", "rows", 16): Blocks(64, 32, 4, 3, registers=128),
     ("lower_key_gradient", "rows", 16): Blocks(32, 64, 4, 3, registers=128),
@@ -110,6 +111,8 @@ LAUNCH_TABLES = {"bf16": _BF16, "tf32": _TF32, "ieee": _IEEE}
 ARITHMETIC = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
 SHORT_CHUNK = 256
 """Tokens to a chunk up to which scores take less time than reading queries, keys and values."""
+RUNNING_TILES = 96
+"""Tiles of states of all heads from which on a program carries one over all chunks: an H200 runs two on each of 132."""
 SCAN_BLOCK = 512
 SCAN_STAGES = 8
 STATISTICS_ROWS = 64
@@ -137,6 +140,11 @@ def launch_blocks(kernel: str, form: str, kind: str, width: int, variant: str = 
 def splits_keys(form: str, kind: str, width: int) -> bool:
     """Return whether gradients of values come from a pass of their own, which has more registers for each."""
     return ("value_gradient", form, padded(width, 16, 128)) in LAUNCH_TABLES[kind]
+
+
+def runs_states(kind: str, width: int, tiles: int) -> bool:
+    """Return whether states are made in one pass over the chunks, for so many tiles of all heads."""
+    return tiles >= RUNNING_TILES and ("running_states", "tiles", padded(width, 16, 128)) in LAUNCH_TABLES[kind]
 
 
 def dot_type(kind: str) -> tl.dtype:
