@@ -63,6 +63,7 @@ def test_lengths_of_whole_blocks(key, gated, p):
 @pytest.mark.parametrize("edge", [False, True])
 def test_states_of_all_chunks_in_one_pass(monkeypatch, edge, gated, t):
     monkeypatch.setattr(table, "RUNNING_TILES", 1)
+    monkeypatch.setitem(table.LAUNCH_TABLES["bf16"], ("running_states", "tiles", 64), table.Blocks(0, 64, 4, 3))
     for key, value in ((64, 64), (40, 64), (64, 24)):
         Case(t=t, key=key, value=value, gated=gated, chunk=128, heads=4, groups=2, initial=edge, keep=edge).check()
     Case(t=t, gated=gated, chunk=128, heads=4, groups=4, normalize="none", initial=edge, keep=edge).check()

@@ -185,13 +185,11 @@ def power_query_gradient_kernel(
     if C.RANK_ONE:
         squares += (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T
     if not C.SHORT:
-        own = tl.zeros([BLOCK_M, K_BLOCK], tl.float32) if C.OWN_STAGES > 1 else acc
-        for n0 in tl.range(m0, tl.maximum(tl.minimum(m0 + BLOCK_M, end), m0 + 1), C.BLOCK_N, num_stages=C.OWN_STAGES):
-            own, sums, of_weights = _query_block(
-                own, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
+        for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
+            acc, sums, of_weights = _query_block(
+                acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
                 C.BLOCK_N, True, C.WHOLE, C,
             )  # fmt: skip
-        acc = acc + own if C.OWN_STAGES > 1 else own
     rows = T if C.BY_TOKEN else blocks
     if C.TERMS > 0:
         acc, of_lower = store_weight_gradients(
@@ -366,15 +364,11 @@ def power_key_gradient_kernel(
         if C.GATED:
             sums *= decay[:, None]
         for r in range(REPEAT):
-            dk_own = tl.zeros([BLOCK_N, K_BLOCK], tl.float32) if C.OWN_STAGES > 1 else dk_acc
-            dv_own = tl.zeros([BLOCK_N, V_BLOCK], tl.float32) if C.OWN_STAGES > 1 else dv_acc
-            for m0 in tl.range(n0, tl.maximum(last, n0 + 1), C.BLOCK_M, num_stages=C.OWN_STAGES):
-                dk_own, dv_own, sums, reach = _key_block(
-                    dk_own, dv_own, sums, reach, keys, values, heads_later(q, r), heads_later(dy, r),
+            for m0 in tl.range(n0, last, C.BLOCK_M, num_stages=1):
+                dk_acc, dv_acc, sums, reach = _key_block(
+                    dk_acc, dv_acc, sums, reach, keys, values, heads_later(q, r), heads_later(dy, r),
                     query_stats + r * T * 4, gate, norm, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
                 )  # fmt: skip
-            dk_acc = dk_acc + dk_own if C.OWN_STAGES > 1 else dk_own
-            dv_acc = dv_acc + dv_own if C.OWN_STAGES > 1 else dv_own
     index = n0 + tl.arange(0, BLOCK_N)
     chunk_total = tl.sum(sums, 1)
     if C.RANK_ONE:

@@ -95,6 +95,8 @@ def expanded_tokens(u, w, weights, first_u, first_w, start, end, C: tl.constexpr
     """f_t (u_t (x) w_t) of the tokens start.. for PIECE channels of u and 16 of w, [16 PIECE, BLOCK_T].
 
     Channels of u are in the order 0, 4, 8, 12, 1, .. (of 16): four warps then read neighbours, as one word of the tile.
+    Those of w are in the order 0, 2, .., 14, 1, 3, ..: a thread has two neighbours. In their own order w would pass
+    through registers on its way to shared memory, and a turn of the loop would wait for it.
     """
     BLOCK_T: tl.constexpr = C.BLOCK_T
     PIECE: tl.constexpr = C.PIECE
@@ -102,7 +104,8 @@ def expanded_tokens(u, w, weights, first_u, first_w, start, end, C: tl.constexpr
     left = tl.reshape(tl.permute(tl.reshape(left, [4, PIECE // 4, BLOCK_T]), [1, 0, 2]), [PIECE, BLOCK_T]).to(C.DOT)
     if C.WEIGHTED:
         left = (left.to(tl.float32) * load_vector(weights, start, end, BLOCK_T)[None, :]).to(C.DOT)
-    right = load_columns_transposed(w, start, end, first_w, C.W, BLOCK_T, 16).to(C.DOT)
+    right = load_columns_transposed(w, start, end, first_w, C.W, BLOCK_T, 16)
+    right = tl.reshape(tl.permute(tl.reshape(right, [8, 2, BLOCK_T]), [1, 0, 2]), [16, BLOCK_T]).to(C.DOT)
     return tl.reshape(left[:, None, :] * right[None, :, :], [PIECE * 16, BLOCK_T])
 
 
@@ -110,20 +113,19 @@ def expanded_tokens(u, w, weights, first_u, first_w, start, end, C: tl.constexpr
 def expanded_rows(C: tl.constexpr):
     """Return the places of the rows of `expanded_tokens` among those of a tile."""
     row = tl.arange(0, C.PIECE * 16)
-    return row // 16 % 4 * (C.PIECE * 4) + row // 64 * 16 + row % 16
+    return row // 16 % 4 * (C.PIECE * 4) + row // 64 * 16 + row % 8 * 2 + row // 8 % 2
 
 
 @triton.jit
-def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constexpr):
-    """sum_t f_t (u_t (x) w_t) x_t^T [256, X_BLOCK] for a tile over a chunk, in the order of `expanded_tokens`."""
+def _tile_sum(u, w, x, weights, first_u, first_w, first_column, T, begin, end, C: tl.constexpr):
+    """sum_t f_t (u_t (x) w_t) x_t^T [16 PIECE, X_BLOCK] over a chunk, in the order of `expanded_tokens`."""
     BLOCK_T: tl.constexpr = C.BLOCK_T
     X_BLOCK: tl.constexpr = C.X_BLOCK
     blocks = tl.maximum(tl.cdiv(end - begin, BLOCK_T), 1)  # see `_rows_sum`
-    a, b = tile_pair(tile, C.W, C.SYMMETRIC)
-    acc = tl.zeros([256, X_BLOCK], tl.float32)
+    acc = tl.zeros([C.PIECE * 16, X_BLOCK], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
         r, start = head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
-        phi = expanded_tokens(heads_later(u, r), heads_later(w, r), weights + r * T, a * 16, b * 16, start, end, C)
+        phi = expanded_tokens(heads_later(u, r), heads_later(w, r), weights + r * T, first_u, first_w, start, end, C)
         values = load_columns(heads_later(x, r), start, end, first_column, C.X, BLOCK_T, X_BLOCK).to(C.DOT)
         acc = tl.dot(phi, values, acc, input_precision=C.PRECISION)
     return acc
@@ -177,6 +179,7 @@ def power_tiled_sums_kernel(
     """
     X: tl.constexpr = C.X
     W: tl.constexpr = C.W
+    parts: tl.constexpr = 16 // C.PIECE
     columns: tl.constexpr = (C.X + C.X_BLOCK - 1) // C.X_BLOCK
     chunks = tl.cdiv(T, chunk)
     block = tl.program_id(0) % C.BLOCKS
@@ -190,18 +193,22 @@ def power_tiled_sums_kernel(
     w = at_head(w, n, h // C.SHARE)
     place = (n * heads * C.REPEAT + h) * T
     out += (row * chunks + c) * elements
-    if block < C.TILES * columns:
-        tile = block // columns
+    if block < C.TILES * parts * columns:
+        tile = block // (parts * columns)
+        part = block // columns % parts
+        a, b = tile_pair(tile, C.W, C.SYMMETRIC)
         first_column = block % columns * C.X_BLOCK
-        acc = _tile_sum(u, w, at_head(x, n, h), weights + place, tile, first_column, T, begin, end, C)
-        index = tile * 256 + expanded_rows(C)
+        acc = _tile_sum(
+            u, w, at_head(x, n, h), weights + place, a * 16 + part * C.PIECE, b * 16, first_column, T, begin, end, C
+        )
+        index = tile * 256 + part * (C.PIECE * 16) + expanded_rows(C)
         column = first_column + tl.arange(0, C.X_BLOCK)
         mask = (column < X)[None, :]
         tl.store(out + index[:, None] * X + column[None, :], acc.to(out.dtype.element_ty), mask=mask)
     elif C.SUM:
         z_columns: tl.constexpr = (C.W + C.W_BLOCK - 1) // C.W_BLOCK
-        first_u = (block - C.TILES * columns) // z_columns * C.U_BLOCK
-        first_w = (block - C.TILES * columns) % z_columns * C.W_BLOCK
+        first_u = (block - C.TILES * parts * columns) // z_columns * C.U_BLOCK
+        first_w = (block - C.TILES * parts * columns) % z_columns * C.W_BLOCK
         z, _ = _rows_sum(
             u, w, sum_weights + place, sum_weights + place, first_u, first_w, T, begin, end,
             C.U, C.W, C.U_BLOCK, C.W_BLOCK, False, C,
