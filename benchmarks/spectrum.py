@@ -6,7 +6,7 @@
 
 Times are medians in milliseconds of replays of one captured graph, those of a row by turns. `ratio` is that of the
 spectrum to the plain power without a normaliser; `sum` is the plain power with the sum of scores, its default for even
-p. `errors` are distances of y and of the gradients of q, k, v, log gates and weights from all scores in float64,
+p, and `sum forward` its forward pass alone. `errors` are distances of y and of the gradients of q, k, v, log gates and weights from all scores in float64,
 relative to the norm, on few sequences and tokens. Rows are written as they come; `--only TEXT` takes those whose names
 have it; `--prepare N` compiles all kernels in N processes and times nothing.
 """
@@ -67,10 +67,15 @@ class Call(NamedTuple):
         y, _ = spectrum_attention(PowerInputs(*self.leaves[:4], None), self.leaves[4], p=p, keep_state=False, impl=impl)
         return y, *torch.autograd.grad(y, [x for x in self.leaves if x is not None], self.dy)
 
+    def forward(self, p: int, normalize: Normalize) -> Tensor:
+        """Return y of the plain power."""
+        q, k, v, log_g, _ = self.leaves
+        return power_attention(q, k, v, log_g, p=p, normalize=normalize)
+
     def plain(self, p: int, normalize: Normalize = "none") -> tuple[Tensor, ...]:
         """Return y and all gradients of the plain power."""
         q, k, v, log_g, _ = self.leaves
-        y = power_attention(q, k, v, log_g, p=p, normalize=normalize)
+        y = self.forward(p, normalize)
         return y, *torch.autograd.grad(y, [x for x in (q, k, v, log_g) if x is not None], self.dy)
 
 
@@ -137,6 +142,7 @@ def operator_row(name: str, p: int, gated: bool) -> dict[str, Any]:
     works: dict[str, Callable[[], object]] = {"plain": lambda: call.plain(p), "spectrum": lambda: call.spectrum(p)}
     if p % 2 == 0:
         works["sum"] = lambda: call.plain(p, "sum")
+        works["sum forward"] = lambda: torch.no_grad()(call.forward)(p, "sum")
     row: dict[str, Any] = replay_ms(works)
     return row | {"ratio": round(row["spectrum"] / row["plain"], 3), "errors": errors(SHAPES[name], p, gated)}
 
