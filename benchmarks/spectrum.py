@@ -6,9 +6,9 @@
 
 Times are medians in milliseconds of replays of one captured graph, those of a row by turns. `ratio` is that of the
 spectrum to the plain power without a normaliser; `sum` is the plain power with the sum of scores, its default for even
-p, and `sum forward` its forward pass alone. `errors` are distances of y and of the gradients of q, k, v, log gates and weights from all scores in float64,
-relative to the norm, on few sequences and tokens. Rows are written as they come; `--only TEXT` takes those whose names
-have it; `--prepare N` compiles all kernels in N processes and times nothing.
+p, and `sum forward` its forward pass alone. `errors` are distances of y and of the gradients of q, k, v, log gates and
+weights from all scores in float64, relative to the norm, on few sequences and tokens. Rows are written as they come;
+`--only TEXT` takes those whose names have it; `--prepare N` compiles all kernels in N processes and times nothing.
 """
 
 import argparse
