@@ -5,7 +5,6 @@ import torch
 
 from icl_bench.kernels.power.api import initial_power_state, power_attention_with_state, power_step
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions
-from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 from icl_bench.kernels.power.triton.step import power_step_triton
 from tests.kernels.numerics import assert_replays
@@ -56,17 +55,6 @@ def test_unlike_widths_of_short_rows(key, value, p, gated, t):
 @pytest.mark.parametrize("key", [16, 32, 64, 128])
 def test_lengths_of_whole_blocks(key, gated, p):
     Case(t=384, key=key, value=key, p=p, gated=gated, chunk=128, heads=4, groups=2, initial=True, keep=True).check()
-
-
-@pytest.mark.parametrize("t", [300, 1024, 4097])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("edge", [False, True])
-def test_states_of_all_chunks_in_one_pass(monkeypatch, edge, gated, t):
-    monkeypatch.setattr(table, "RUNNING_TILES", 1)
-    monkeypatch.setitem(table.LAUNCH_TABLES["bf16"], ("running_states", "tiles", 64), table.Blocks(0, 64, 4, 3))
-    for key, value in ((64, 64), (40, 64), (64, 24)):
-        Case(t=t, key=key, value=value, gated=gated, chunk=128, heads=4, groups=2, initial=edge, keep=edge).check()
-    Case(t=t, gated=gated, chunk=128, heads=4, groups=4, normalize="none", initial=edge, keep=edge).check()
 
 
 @pytest.mark.parametrize("t", [65, 1000, 4097])

@@ -72,19 +72,6 @@ def test_long_rows_match_the_definition(gated, p):
     Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
 
 
-@pytest.mark.parametrize("gated, initial", [(False, False), (True, False), (True, True)])
-def test_states_of_all_chunks_in_one_pass(monkeypatch, gated, initial):
-    for rows in (256, 128):
-        monkeypatch.setitem(
-            table.LAUNCH_TABLES["ieee"], ("running_states", "tiles", 32), table.Blocks(0, 16, 4, 1, 1, rows)
-        )
-        monkeypatch.setattr(table, "RUNNING_TILES", 1)
-        table.launch_blocks.cache_clear()
-        Case(
-            t=70, key=20, value=18, gated=gated, chunk=32, initial=initial, keep=initial, dtype=F32, device=DEVICE
-        ).check()
-
-
 def test_pipelined_steps_through_a_state_take_two_key_channels():
     for (kernel, form, width), blocks in [
         entry for entries in table.LAUNCH_TABLES.values() for entry in entries.items()

@@ -12,7 +12,6 @@ from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, p
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
 from icl_bench.kernels.power.triton.lower import power_unit_keys_kernel
 from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, kernel_constants
-from icl_bench.kernels.power.triton.running import power_running_states_kernel
 from icl_bench.kernels.power.triton.state import (
     SumConstants,
     power_linear_sums_kernel,
@@ -107,30 +106,12 @@ def chunk_states(
     gradients are wanted.
     """
     kind = table.state_type(problem.arithmetic)
-    states = torch.empty(problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=kind)
-    if problem.runs_states:
-        return _run_states(problem, states, u, w, x, weights, gates, initial, reverse, want_final, prefix)
+    sums = torch.empty(problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=kind)
     # The last chunk in order counts for the final state alone.
     summed = problem.chunks if want_final else problem.chunks - 1
     if summed > 0:
-        _sum_chunks(problem, states, problem.chunks - summed if reverse else 0, summed, u, w, x, weights)
-    return _scan(problem, states, gates, initial, reverse, want_final, prefix)
-
-
-def _sum_constants(problem: PowerProblem, u: Tensor, x: Tensor, weighted: bool, blocks: table.Blocks) -> SumConstants:
-    layout, width = problem.layout, x.shape[3]
-    u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
-    tiles = -(-layout.u // u_block) if layout.linear else layout.tiles * 256 // blocks.depth
-    programs = tiles * -(-width // x_block)
-    if problem.normalize and not layout.linear:
-        programs += -(-layout.u // u_block) * -(-layout.w // w_block)
-    return SumConstants(
-        U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
-        REPEAT=x.shape[2] // problem.groups, SHARE=x.shape[2] // u.shape[2], SYMMETRIC=layout.symmetric,
-        TILES=layout.tiles, PIECE=blocks.depth // 16, BLOCKS=programs, WEIGHTED=weighted, SUM=problem.normalize,
-        BLOCK_T=blocks.n, DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic),
-        STAGES=blocks.stages,
-    )  # fmt: skip
+        _sum_chunks(problem, sums, problem.chunks - summed if reverse else 0, summed, u, w, x, weights)
+    return _scan(problem, sums, gates, initial, reverse, want_final, prefix)
 
 
 def _sum_chunks(
@@ -138,37 +119,27 @@ def _sum_chunks(
     weights: TokenWeights | None,
 ) -> None:  # fmt: skip
     """Write the sums of `summed` chunks from the first on into states."""
-    blocks = problem.blocks("chunk_sums", tiled=True)
-    constants = _sum_constants(problem, u, x, weights is not None, blocks)
-    grid = (constants.BLOCKS * summed * problem.n * problem.groups,)
+    layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
+    width = x.shape[3]
+    u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
+    programs = (-(-layout.u // u_block) if layout.linear else layout.tiles) * -(-width // x_block)
+    if problem.normalize and not layout.linear:
+        programs += -(-layout.u // u_block) * -(-layout.w // w_block)
+    constants = SumConstants(
+        U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
+        REPEAT=x.shape[2] // problem.groups, SHARE=x.shape[2] // u.shape[2], SYMMETRIC=layout.symmetric,
+        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n,
+        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
+    )  # fmt: skip
+    grid = (programs * summed * problem.n * problem.groups,)
     tensors = (view_of(x), *(weights or (x, x)), out)
     sizes = (problem.t, problem.chunk, problem.groups, first, summed, problem.elements)
-    if problem.layout.linear:
+    if layout.linear:
         power_linear_sums_kernel[grid](view_of(u), *tensors, *sizes, C=constants, num_warps=blocks.warps)
     else:
         power_tiled_sums_kernel[grid](
             view_of(u), view_of(w), *tensors, *sizes, problem.expanded, C=constants, num_warps=blocks.warps
         )
-
-
-def _run_states(
-    problem: PowerProblem, out: Tensor, u: Tensor, w: Tensor, x: Tensor, weights: TokenWeights | None,
-    gates: Tensor | None, initial: Tensor | None, reverse: bool, want_final: bool, prefix: Tensor | None,
-) -> ChunkStates:  # fmt: skip
-    """Write all states in one pass."""
-    blocks = problem.blocks("running_states", tiled=True)
-    constants = _sum_constants(problem, u, x, weights is not None, blocks)
-    row, chunks, elements = out.shape
-    final = torch.empty(row, elements, device=out.device) if want_final else None
-    dots = None if prefix is None else torch.empty(row, constants.BLOCKS, chunks, device=out.device)
-    power_running_states_kernel[(constants.BLOCKS * row,)](
-        *map(view_of, (u, w, x)), *(weights or (x, x)),
-        *(out if y is None else y for y in (gates, initial, final, prefix, dots)), out,
-        problem.t, problem.chunk, problem.groups, elements, problem.expanded,
-        GATED=gates is not None, INITIAL=initial is not None, FINAL=want_final, REVERSE=reverse,
-        DOTS=prefix is not None, C=constants, num_warps=blocks.warps,
-    )  # fmt: skip
-    return ChunkStates(out, final, None if dots is None else dots.sum(1))
 
 
 def _scan(

@@ -65,7 +65,6 @@ class KernelConstants(NamedTuple):
     PRECISION: str
     STATE_STAGES: int
     STAGES: int
-    OWN_STAGES: int
 
 
 class PowerProblem(NamedTuple):
@@ -134,12 +133,6 @@ class PowerProblem(NamedTuple):
         """
         one_pass = self.layout.linear or not self.stateful
         return self.chunk <= table.SHORT_CHUNK and one_pass and not self.mixed and not self.lower
-
-    @property
-    def runs_states(self) -> bool:
-        """Tell whether states are made in one pass, in which a program has a tile of one state for all chunks."""
-        tiles = self.n * self.groups * self.layout.tiles * -(-self.v // 64)
-        return self.layout.p == 2 and table.runs_states(self.arithmetic, self.width, tiles)
 
     @property
     def lower(self) -> bool:
@@ -228,7 +221,6 @@ def kernel_constants(
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
         SUM=problem.normalize, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
-        OWN_STAGES=blocks.own_stages,
     )  # fmt: skip
 
 

@@ -40,8 +40,6 @@ class SumConstants(NamedTuple):
     """Take u and w as the same vector."""
     TILES: int
     """Tiles of a state, 1 for p = 1."""
-    PIECE: int
-    """Channels of u in the part of a tile that a program makes; 16 are all."""
     BLOCKS: int
     """Programs of one state."""
     WEIGHTED: bool
@@ -56,7 +54,7 @@ class SumConstants(NamedTuple):
 
 
 @triton.jit
-def head_and_start(i, blocks, begin, REPEAT: tl.constexpr, BLOCK_T: tl.constexpr):
+def _head_and_start(i, blocks, begin, REPEAT: tl.constexpr, BLOCK_T: tl.constexpr):
     """Return the head in its group and the first token of step i over the blocks of a chunk, head by head."""
     if REPEAT > 1:
         return i // blocks, begin + i % blocks * BLOCK_T
@@ -76,7 +74,7 @@ def _rows_sum(
     acc = tl.zeros([U_BLOCK, X_BLOCK], tl.float32)
     sums = tl.zeros([U_BLOCK, 8], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
-        r, start = head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
+        r, start = _head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
         left = load_columns_transposed(heads_later(u, r), start, end, first_row, U, BLOCK_T, U_BLOCK).to(C.DOT)
         values = load_columns(heads_later(x, r), start, end, first_column, X, BLOCK_T, X_BLOCK).to(C.DOT)
         if SUM:
@@ -91,41 +89,25 @@ def _rows_sum(
 
 
 @triton.jit
-def expanded_tokens(u, w, weights, first_u, first_w, start, end, C: tl.constexpr):
-    """f_t (u_t (x) w_t) of the tokens start.. for PIECE channels of u and 16 of w, [16 PIECE, BLOCK_T].
+def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constexpr):
+    """sum_t f_t (u_t (x) w_t) x_t^T [256, X_BLOCK] for a tile over a chunk.
 
-    Channels of u are in the order 0, 4, 8, 12, 1, .. (of 16): four warps then read neighbours, as one word of the tile.
-    Those of w are in the order 0, 2, .., 14, 1, 3, ..: a thread has two neighbours. In their own order w would pass
-    through registers on its way to shared memory, and a turn of the loop would wait for it.
+    Rows are in the order 0, 4, 8, 12, 1, .. of u: four warps then read four neighbours each, as one word of the tile.
     """
-    BLOCK_T: tl.constexpr = C.BLOCK_T
-    PIECE: tl.constexpr = C.PIECE
-    left = load_columns_transposed(u, start, end, first_u, C.U, BLOCK_T, PIECE)
-    left = tl.reshape(tl.permute(tl.reshape(left, [4, PIECE // 4, BLOCK_T]), [1, 0, 2]), [PIECE, BLOCK_T]).to(C.DOT)
-    if C.WEIGHTED:
-        left = (left.to(tl.float32) * load_vector(weights, start, end, BLOCK_T)[None, :]).to(C.DOT)
-    right = load_columns_transposed(w, start, end, first_w, C.W, BLOCK_T, 16)
-    right = tl.reshape(tl.permute(tl.reshape(right, [8, 2, BLOCK_T]), [1, 0, 2]), [16, BLOCK_T]).to(C.DOT)
-    return tl.reshape(left[:, None, :] * right[None, :, :], [PIECE * 16, BLOCK_T])
-
-
-@triton.jit
-def expanded_rows(C: tl.constexpr):
-    """Return the places of the rows of `expanded_tokens` among those of a tile."""
-    row = tl.arange(0, C.PIECE * 16)
-    return row // 16 % 4 * (C.PIECE * 4) + row // 64 * 16 + row % 8 * 2 + row // 8 % 2
-
-
-@triton.jit
-def _tile_sum(u, w, x, weights, first_u, first_w, first_column, T, begin, end, C: tl.constexpr):
-    """sum_t f_t (u_t (x) w_t) x_t^T [16 PIECE, X_BLOCK] over a chunk, in the order of `expanded_tokens`."""
     BLOCK_T: tl.constexpr = C.BLOCK_T
     X_BLOCK: tl.constexpr = C.X_BLOCK
     blocks = tl.maximum(tl.cdiv(end - begin, BLOCK_T), 1)  # see `_rows_sum`
-    acc = tl.zeros([C.PIECE * 16, X_BLOCK], tl.float32)
+    a, b = tile_pair(tile, C.W, C.SYMMETRIC)
+    acc = tl.zeros([256, X_BLOCK], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
-        r, start = head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
-        phi = expanded_tokens(heads_later(u, r), heads_later(w, r), weights + r * T, first_u, first_w, start, end, C)
+        r, start = _head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
+        left = load_columns_transposed(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T, 16)
+        left = tl.reshape(tl.permute(tl.reshape(left, [4, 4, BLOCK_T]), [1, 0, 2]), [16, BLOCK_T]).to(C.DOT)
+        if C.WEIGHTED:
+            weight = load_vector(weights + r * T, start, end, BLOCK_T)
+            left = (left.to(tl.float32) * weight[None, :]).to(C.DOT)
+        right = load_columns_transposed(heads_later(w, r), start, end, b * 16, C.W, BLOCK_T, 16).to(C.DOT)
+        phi = tl.reshape(left[:, None, :] * right[None, :, :], [256, BLOCK_T])
         values = load_columns(heads_later(x, r), start, end, first_column, C.X, BLOCK_T, X_BLOCK).to(C.DOT)
         acc = tl.dot(phi, values, acc, input_precision=C.PRECISION)
     return acc
@@ -179,7 +161,6 @@ def power_tiled_sums_kernel(
     """
     X: tl.constexpr = C.X
     W: tl.constexpr = C.W
-    parts: tl.constexpr = 16 // C.PIECE
     columns: tl.constexpr = (C.X + C.X_BLOCK - 1) // C.X_BLOCK
     chunks = tl.cdiv(T, chunk)
     block = tl.program_id(0) % C.BLOCKS
@@ -193,22 +174,19 @@ def power_tiled_sums_kernel(
     w = at_head(w, n, h // C.SHARE)
     place = (n * heads * C.REPEAT + h) * T
     out += (row * chunks + c) * elements
-    if block < C.TILES * parts * columns:
-        tile = block // (parts * columns)
-        part = block // columns % parts
-        a, b = tile_pair(tile, C.W, C.SYMMETRIC)
+    if block < C.TILES * columns:
+        tile = block // columns
         first_column = block % columns * C.X_BLOCK
-        acc = _tile_sum(
-            u, w, at_head(x, n, h), weights + place, a * 16 + part * C.PIECE, b * 16, first_column, T, begin, end, C
-        )
-        index = tile * 256 + part * (C.PIECE * 16) + expanded_rows(C)
+        acc = _tile_sum(u, w, at_head(x, n, h), weights + place, tile, first_column, T, begin, end, C)
+        index = tl.arange(0, 256)
+        index = tile * 256 + index // 16 % 4 * 64 + index // 64 * 16 + index % 16
         column = first_column + tl.arange(0, C.X_BLOCK)
         mask = (column < X)[None, :]
         tl.store(out + index[:, None] * X + column[None, :], acc.to(out.dtype.element_ty), mask=mask)
     elif C.SUM:
         z_columns: tl.constexpr = (C.W + C.W_BLOCK - 1) // C.W_BLOCK
-        first_u = (block - C.TILES * parts * columns) // z_columns * C.U_BLOCK
-        first_w = (block - C.TILES * parts * columns) % z_columns * C.W_BLOCK
+        first_u = (block - C.TILES * columns) // z_columns * C.U_BLOCK
+        first_w = (block - C.TILES * columns) % z_columns * C.W_BLOCK
         z, _ = _rows_sum(
             u, w, sum_weights + place, sum_weights + place, first_u, first_w, T, begin, end,
             C.U, C.W, C.U_BLOCK, C.W_BLOCK, False, C,

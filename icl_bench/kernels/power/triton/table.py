@@ -26,7 +26,6 @@ class Blocks(NamedTuple):
     state_stages: int = 1  # pipeline depth of the loop over state tiles
     depth: int = 256  # state rows to a step of that loop
     registers: int | None = None  # most registers of a thread; None for as many as there are
-    own_stages: int = 1  # pipeline depth of the loop over the blocks on the diagonal
 
 
 FORMS = ("tiles", "rows", "long", "wide_keys", "wide_values")
@@ -46,7 +45,7 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 # must advance by two key channels at least, `depth` being twice the value width: with one channel, the registers are
 # written while products still read them.
 _BF16_ROWS: dict[tuple[str, str], TableRow] = {
-    ("chunk_sums", "tiles"): ((0, 128, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3, 1, 128), (0, 64, 4, 3)),
+    ("chunk_sums", "tiles"): ((0, 128, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3)),
     ("chunk_sums", "rows"): ((0, 128, 4, 2), (0, 128, 4, 2), (0, 128, 4, 2), (0, 64, 4, 3)),
     ("forward", "tiles"): ((64, 64, 4, 3, 3), (128, 64, 4, 3, 3), (128, 64, 4, 3, 3), (128, 64, 8, 3, 2)),
     ("forward", "rows"): ((64, 32, 4, 3), (64, 32, 4, 3), (64, 32, 4, 3), (64, 64, 4, 2)),
@@ -110,8 +109,6 @@ LAUNCH_TABLES = {"bf16": _BF16, "tf32": _TF32, "ieee": _IEEE}
 ARITHMETIC = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "ieee"}
 SHORT_CHUNK = 256
 """Tokens to a chunk up to which scores take less time than reading queries, keys and values."""
-RUNNING_TILES = 96
-"""Tiles of states of all heads from which on a program carries one over all chunks: an H200 runs two on each of 132."""
 SCAN_BLOCK = 512
 SCAN_STAGES = 8
 STATISTICS_ROWS = 64
@@ -139,11 +136,6 @@ def launch_blocks(kernel: str, form: str, kind: str, width: int, variant: str = 
 def splits_keys(form: str, kind: str, width: int) -> bool:
     """Return whether gradients of values come from a pass of their own, which has more registers for each."""
     return ("value_gradient", form, padded(width, 16, 128)) in LAUNCH_TABLES[kind]
-
-
-def runs_states(kind: str, width: int, tiles: int) -> bool:
-    """Return whether states are made in one pass over the chunks, for so many tiles of all heads."""
-    return tiles >= RUNNING_TILES and ("running_states", "tiles", padded(width, 16, 128)) in LAUNCH_TABLES[kind]
 
 
 def dot_type(kind: str) -> tl.dtype:
