@@ -4,11 +4,11 @@
     PYTHONPATH=. python benchmarks/spectrum.py OUT.json blocks        the same under other launches of one kernel
     PYTHONPATH=. python benchmarks/spectrum.py OUT.json steps         whole training steps of a fleet, and probes
 
-Times are medians in milliseconds of replays of one captured graph. `ratio` is that of the spectrum to the plain power
-without a normaliser; `sum` is the plain power with the sum of scores, its default for even p. `errors` are distances of
-y and of the gradients of q, k, v, log gates and weights from all scores in float64, relative to the norm, on few
-sequences and tokens. Rows are written as they come; `--prepare N` compiles all kernels in N processes and times
-nothing.
+Times are medians in milliseconds of replays of one captured graph, those of a row by turns. `ratio` is that of the
+spectrum to the plain power without a normaliser; `sum` is the plain power with the sum of scores, its default for even
+p, and `sum forward` its forward pass alone. `errors` are distances of y and of the gradients of q, k, v, log gates and
+weights from all scores in float64, relative to the norm, on few sequences and tokens. Rows are written as they come;
+`--only TEXT` takes those whose names have it; `--prepare N` compiles all kernels in N processes and times nothing.
 """
 
 import argparse
@@ -67,10 +67,15 @@ class Call(NamedTuple):
         y, _ = spectrum_attention(PowerInputs(*self.leaves[:4], None), self.leaves[4], p=p, keep_state=False, impl=impl)
         return y, *torch.autograd.grad(y, [x for x in self.leaves if x is not None], self.dy)
 
+    def forward(self, p: int, normalize: Normalize) -> Tensor:
+        """Return y of the plain power."""
+        q, k, v, log_g, _ = self.leaves
+        return power_attention(q, k, v, log_g, p=p, normalize=normalize)
+
     def plain(self, p: int, normalize: Normalize = "none") -> tuple[Tensor, ...]:
         """Return y and all gradients of the plain power."""
         q, k, v, log_g, _ = self.leaves
-        y = power_attention(q, k, v, log_g, p=p, normalize=normalize)
+        y = self.forward(p, normalize)
         return y, *torch.autograd.grad(y, [x for x in (q, k, v, log_g) if x is not None], self.dy)
 
 
@@ -85,8 +90,18 @@ def make_call(shape: Shape, p: int, gated: bool) -> Call:
     return Call([None if x is None else x.requires_grad_() for x in leaves], dy)
 
 
-def replay_ms(work: Callable[[], object], rounds: int = 5) -> float:
-    """Return the time of one replay of the captured work, the median of rounds of at least 2 ms."""
+def replay_ms(works: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str, float]:
+    """Return the time of one replay of each captured work, the median of rounds of at least 2 ms.
+
+    Each round times all works, one after the other, so that a clock that falls as the GPU heats up slows all alike.
+    """
+    graphs = {name: _captured(work) for name, work in works.items()}
+    counts = {name: max(2, round(2 / _replayed(graph, 1))) for name, graph in graphs.items()}
+    turns = [{name: _replayed(graph, counts[name]) for name, graph in graphs.items()} for _ in range(rounds)]
+    return {name: round(statistics.median(turn[name] for turn in turns), 4) for name in graphs}
+
+
+def _captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -95,18 +110,17 @@ def replay_ms(work: Callable[[], object], rounds: int = 5) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
+    return graph
 
-    def timed(count: int) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(count):
-            graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) / count
 
-    count = max(2, round(2 / timed(1)))
-    return round(statistics.median(timed(count) for _ in range(rounds)), 4)
+def _replayed(graph: torch.cuda.CUDAGraph, count: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(count):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / count
 
 
 def errors(shape: Shape, p: int, gated: bool) -> list[float]:
@@ -125,11 +139,12 @@ def errors(shape: Shape, p: int, gated: bool) -> list[float]:
 def operator_row(name: str, p: int, gated: bool) -> dict[str, Any]:
     """Time one case."""
     call = make_call(SHAPES[name], p, gated)
-    plain, spectrum = replay_ms(lambda: call.plain(p)), replay_ms(lambda: call.spectrum(p))
-    row: dict[str, Any] = {"plain": plain, "spectrum": spectrum, "ratio": round(spectrum / plain, 3)}
+    works: dict[str, Callable[[], object]] = {"plain": lambda: call.plain(p), "spectrum": lambda: call.spectrum(p)}
     if p % 2 == 0:
-        row["sum"] = replay_ms(lambda: call.plain(p, "sum"))
-    return row | {"errors": errors(SHAPES[name], p, gated)}
+        works["sum"] = lambda: call.plain(p, "sum")
+        works["sum forward"] = lambda: torch.no_grad()(call.forward)(p, "sum")
+    row: dict[str, Any] = replay_ms(works)
+    return row | {"ratio": round(row["spectrum"] / row["plain"], 3), "errors": errors(SHAPES[name], p, gated)}
 
 
 class Candidate(NamedTuple):
@@ -180,7 +195,7 @@ def block_row(candidate: Candidate) -> dict[str, Any]:
     name, p, gated = candidate.case
     with launched(candidate):
         call = make_call(SHAPES[name], p, gated)
-        return {"spectrum": replay_ms(lambda: call.spectrum(p)), "errors": errors(SHAPES[name], p, gated)}
+        return replay_ms({"spectrum": lambda: call.spectrum(p)}) | {"errors": errors(SHAPES[name], p, gated)}
 
 
 def make_trainer(arch: str) -> Trainer:
@@ -237,18 +252,20 @@ def step_row(p: int) -> dict[str, Any]:
 Job = tuple[str, Callable[[], dict[str, Any]]]
 
 
-def jobs(kind: str) -> list[Job]:
-    """Return the rows of a kind by name."""
+def jobs(kind: str, part: str = "") -> list[Job]:
+    """Return the rows of a kind by name, those whose names have `part`."""
     if kind == "operators":
-        return [(f"{name} p={p} gated={gated}", partial(operator_row, name, p, gated)) for name, p, gated in CASES]
-    if kind == "blocks":
-        return [(f"{one.kernel} {tuple(one.blocks)} {one.case}", partial(block_row, one)) for one in candidates()]
-    return [(f"p={p}", partial(step_row, p)) for p in (2, 3, 4)]
+        rows = [(f"{name} p={p} gated={gated}", partial(operator_row, name, p, gated)) for name, p, gated in CASES]
+    elif kind == "blocks":
+        rows = [(f"{one.kernel} {tuple(one.blocks)} {one.case}", partial(block_row, one)) for one in candidates()]
+    else:
+        rows = [(f"p={p}", partial(step_row, p)) for p in (2, 3, 4)]
+    return [row for row in rows if part in row[0]]
 
 
-def prepare(kind: str, index: int) -> None:
+def prepare(kind: str, name: str) -> None:
     """Run the calls of a row once, to compile them."""
-    jobs(kind)[index][1]()
+    dict(jobs(kind))[name]()
 
 
 def main() -> None:
@@ -256,12 +273,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("kind", choices=("operators", "blocks", "steps"))
+    parser.add_argument("--only", default="", help="time the rows whose names have this text")
     parser.add_argument("--prepare", type=int, help="compile in so many processes, and time nothing")
     options = parser.parse_args()
-    work = jobs(options.kind)
+    work = jobs(options.kind, options.only)
     if options.prepare:
         with get_context("spawn").Pool(options.prepare) as pool:
-            pool.starmap(prepare, [(options.kind, index) for index in range(len(work))], chunksize=1)
+            pool.starmap(prepare, [(options.kind, name) for name, _ in work], chunksize=1)
         return
     about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     rows: dict[str, Any] = {
