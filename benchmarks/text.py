@@ -1,7 +1,7 @@
 """Speed of language models in tokens a second, executed share of the matrix peak, and a plain loop on the same machine.
 
     python benchmarks/text.py [--case softmax-1k] [--seconds 4] [--peak 989e12] [--json FILE]
-    torchrun --nproc-per-node 2 benchmarks/text.py --case power-16k
+    torchrun --nproc-per-node 2 benchmarks/text.py --case power-16k [--apart]
     python benchmarks/text.py --case softmax-1k --profile profile.txt
 
 The model S has 6 layers of width 512, heads of 64, bytes; a step has 131,072 of them. `plain` is the same model without
@@ -9,6 +9,10 @@ convolution, gate and rotation, as a loop of PyTorch in the manner of nanoGPT: t
 autocast to bfloat16, gradients clipped; `compiled` is that under torch.compile. The peak is by default that of an H100
 or H200 in bfloat16 without sparsity. Operations are those that kernels execute (`training/executed.py`). With
 `--profile` a file has the milliseconds of each kernel in a step of each case.
+
+By torchrun a row also has the milliseconds of the sum of gradients alone, `sum_ms`. With `--apart` every process trains
+its share of the rows as if it were alone, all at the same time: what a step of ranks takes beyond the longest of these
+is the cost of training together.
 """
 
 import argparse
@@ -26,7 +30,7 @@ from icl_bench.harness.environment import device_name, git_revision, pick_device
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.executed import executed_operations
 from icl_bench.harness.training.memory import release_memory
-from icl_bench.harness.training.ranks import joined_ranks
+from icl_bench.harness.training.ranks import Ranks, joined_ranks
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
@@ -41,6 +45,8 @@ CASES = {
     "linear-16k": (f"power:p=1,{BODY}", 16384),
 }
 WARM_STEPS, PROFILED_STEPS = 6, 3
+SUM_SECONDS = 0.05
+"""Time over which sums of gradients alone are measured."""
 
 
 def spec_of(arch: str, length: int, width: int, tokens: int) -> RunSpec:
@@ -54,12 +60,11 @@ def spec_of(arch: str, length: int, width: int, tokens: int) -> RunSpec:
     return run
 
 
-def seconds_of(step: Callable[[], Any], machine: Machine, seconds: float) -> float:
+def seconds_of(step: Callable[[], Any], device: torch.device, ranks: Ranks | None, seconds: float) -> float:
     """Return the time of a step, measured over about `seconds` after some steps that do not count.
 
     All ranks take as many steps as the first one asks for, since they take each of them together.
     """
-    device = machine.device
 
     def timed(steps: int) -> float:
         started = time.perf_counter()
@@ -71,8 +76,8 @@ def seconds_of(step: Callable[[], Any], machine: Machine, seconds: float) -> flo
 
     timed(WARM_STEPS)
     steps = max(3, round(seconds / timed(3)))
-    if machine.ranks:
-        steps = int(machine.ranks.share(str(steps).encode()))
+    if ranks:
+        steps = int(ranks.share(str(steps).encode()))
     return timed(steps)
 
 
@@ -146,31 +151,37 @@ def plain_step(length: int, width: int, tokens: int, device: torch.device, compi
     return step
 
 
-def measure(case: str, machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the speed of a case."""
-    device, ranks = machine.device, machine.ranks
+def measure(case: str, machine: Machine, ranks: Ranks | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the speed of a case; the machine has the ranks too where they train together."""
+    device, cards = machine.device, ranks.size if ranks else 1
+    tokens = options.tokens // cards if options.apart else options.tokens
     kind, _, length = case.rpartition("-")
+    row: dict[str, Any] = {"case": case, "ranks": cards}
     if kind in ("plain", "compiled"):
-        step = plain_step(int(length[:-1]) << 10, options.width, options.tokens, device, kind == "compiled")
-        run = spec_of(CASES["softmax-1k"][0], int(length[:-1]) << 10, options.width, options.tokens)
+        step = plain_step(int(length[:-1]) << 10, options.width, tokens, device, kind == "compiled")
+        run = spec_of(CASES["softmax-1k"][0], int(length[:-1]) << 10, options.width, tokens)
     else:
-        run = spec_of(*CASES[case], options.width, options.tokens)
-        step = Trainer([run], machine).step
-    taken = seconds_of(step, machine, options.seconds)
-    if options.profile:
+        run = spec_of(*CASES[case], options.width, tokens)
+        trainer = Trainer([run], machine)
+        step = trainer.step
+    taken = seconds_of(step, device, ranks, options.seconds)
+    if together := machine.ranks:
+        gradients = trainer.optimiser.buffers.gradients
+        summed = seconds_of(lambda: together.add(gradients), device, ranks, SUM_SECONDS)
+        row["sum_ms"] = round(1e3 * summed, 3)
+    if options.profile and not (ranks and ranks.rank):
         with options.profile.open("a") as file:
             file.write(f"{case}\n{kernel_times(step)}\n")
     executed = executed_operations(run, machine) or 0.0
-    rate = options.tokens / taken
-    cards = ranks.size if ranks else 1
-    row = {
-        "case": case,
-        "ranks": cards,
+    rate = tokens / taken
+    row |= {
         "tokens_per_second": round(rate),
         "ms": round(1e3 * taken, 2),
         "executed_per_token": round(executed),
-        "share_of_peak": round(rate * executed / (cards * options.peak), 4),
+        "share_of_peak": round(rate * executed / ((cards if together else 1) * options.peak), 4),
     }
+    if options.apart and ranks:
+        row["apart"] = ranks.rank
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 1)
         torch.cuda.reset_peak_memory_stats(device)
@@ -188,18 +199,20 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after the other")
+    parser.add_argument("--apart", action="store_true", help="ranks train side by side, not together")
     parser.add_argument("--profile", type=Path, help="file to which kernels' times are added, on a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
     ranks = joined_ranks(device)
     place = ranks.device if ranks else device
-    machine = Machine(place, graphs=not options.no_graphs, accumulate=options.accumulate, ranks=ranks)
+    together = None if options.apart else ranks
+    machine = Machine(place, graphs=not options.no_graphs, accumulate=options.accumulate, ranks=together)
     rows = []
     for case in options.case or ["softmax-1k", "plain-1k", "power-16k"]:
-        row = measure(case, machine, options)
+        row = measure(case, machine, ranks, options)
         release_memory(machine.device)
-        if not ranks or not ranks.rank:
+        if options.apart or not ranks or not ranks.rank:
             rows.append(row)
             print(json.dumps(row), flush=True)
     if ranks:
