@@ -41,7 +41,7 @@ class Bucket(NamedTuple):
     values: Tensor
 
 
-def buckets_of(layout: ParameterLayout, flat: Tensor, least: int = BUCKET_BYTES) -> list[Bucket]:
+def buckets_of(layout: ParameterLayout, flat: Tensor, least: int) -> list[Bucket]:
     """Cut a flat buffer into buckets of `least` bytes or more, the last parameters first, but for what is left over."""
     starts, buckets, end = layout.starts, [], len(layout.sizes)
     for first in reversed(range(end)):
@@ -56,7 +56,7 @@ class GradientSums:
     """The sums of a flat buffer of gradients over ranks; `views` are the gradients in it."""
 
     def __init__(self, ranks: Ranks, layout: ParameterLayout, flat: Tensor, views: Sequence[Tensor]) -> None:
-        self.ranks, self.views, self.buckets = ranks, views, buckets_of(layout, flat)
+        self.ranks, self.views, self.buckets = ranks, views, buckets_of(layout, flat, BUCKET_BYTES)
         self.bucket_of = [i for i, bucket in enumerate(self.buckets) for _ in range(bucket.first, bucket.end)]
         self.bucket_of.reverse()
         self.arrived: list[dict[int, Tensor]] = [{} for _ in self.buckets]
