@@ -10,20 +10,20 @@ autocast to bfloat16, gradients clipped; `compiled` is that under torch.compile.
 or H200 in bfloat16 without sparsity. Operations are those that kernels execute (`training/executed.py`). With
 `--profile` a file has the milliseconds of each kernel in a step of each case.
 
-By torchrun a row also has the milliseconds of the sum of gradients alone, `sum_ms`. With `--apart` every process trains
-its share of the rows as if it were alone, all at the same time: what a step of ranks takes beyond the longest of these
-is the cost of training together.
+By torchrun a row also has the milliseconds of the sum of gradients alone, `sum_ms`. With `--apart` there are rows of
+the first process alone, with all tokens, and of every process with its share of them, side by side: what a step of all
+takes beyond the longest of these is the cost of training together.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
@@ -151,12 +151,14 @@ def plain_step(length: int, width: int, tokens: int, device: torch.device, compi
     return step
 
 
-def measure(case: str, machine: Machine, ranks: Ranks | None, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the speed of a case; the machine has the ranks too where they train together."""
-    device, cards = machine.device, ranks.size if ranks else 1
-    tokens = options.tokens // cards if options.apart else options.tokens
+def measure(case: str, machine: Machine, meet: Ranks | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the speed of a case on the tokens of a step; all ranks that meet take as many steps, each for itself.
+
+    Ranks of the machine take them together.
+    """
+    device, together, tokens = machine.device, machine.ranks, options.tokens
     kind, _, length = case.rpartition("-")
-    row: dict[str, Any] = {"case": case, "ranks": cards}
+    row: dict[str, Any] = {"case": case, "ranks": together.size if together else 1}
     if kind in ("plain", "compiled"):
         step = plain_step(int(length[:-1]) << 10, options.width, tokens, device, kind == "compiled")
         run = spec_of(CASES["softmax-1k"][0], int(length[:-1]) << 10, options.width, tokens)
@@ -164,28 +166,44 @@ def measure(case: str, machine: Machine, ranks: Ranks | None, options: argparse.
         run = spec_of(*CASES[case], options.width, tokens)
         trainer = Trainer([run], machine)
         step = trainer.step
-    taken = seconds_of(step, device, ranks, options.seconds)
-    if together := machine.ranks:
+    taken = seconds_of(step, device, meet, options.seconds)
+    if together:
         gradients = trainer.optimiser.buffers.gradients
-        summed = seconds_of(lambda: together.add(gradients), device, ranks, SUM_SECONDS)
-        row["sum_ms"] = round(1e3 * summed, 3)
-    if options.profile and not (ranks and ranks.rank):
+        row["sum_ms"] = round(1e3 * seconds_of(lambda: together.add(gradients), device, meet, SUM_SECONDS), 3)
+    if options.profile:
         with options.profile.open("a") as file:
-            file.write(f"{case}\n{kernel_times(step)}\n")
+            file.write(f"{case}, rank {meet.rank if meet else 0}\n{kernel_times(step)}\n")
     executed = executed_operations(run, machine) or 0.0
     rate = tokens / taken
     row |= {
+        "tokens": tokens,
         "tokens_per_second": round(rate),
         "ms": round(1e3 * taken, 2),
         "executed_per_token": round(executed),
-        "share_of_peak": round(rate * executed / ((cards if together else 1) * options.peak), 4),
+        "share_of_peak": round(rate * executed / (row["ranks"] * options.peak), 4),
     }
-    if options.apart and ranks:
-        row["apart"] = ranks.rank
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 1)
         torch.cuda.reset_peak_memory_stats(device)
     return row
+
+
+def measure_ranks(case: str, machine: Machine, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the speed of a case by all ranks; with `--apart` also of the first one alone and of shares side by side."""
+    ranks = machine.ranks
+    assert ranks is not None
+    alone = machine._replace(ranks=None)
+    if options.apart:
+        if not ranks.rank:
+            yield measure(case, alone, None, options)
+            release_memory(machine.device)
+        ranks.share(b"go on")
+        share = argparse.Namespace(**{**vars(options), "tokens": options.tokens // ranks.size})
+        rows: list[Any] = [None] * ranks.size
+        distributed.all_gather_object(rows, {**measure(case, alone, ranks, share), "beside": ranks.rank})
+        yield from rows
+        release_memory(machine.device)
+    yield measure(case, machine, ranks, options)
 
 
 def main() -> None:
@@ -199,25 +217,24 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after the other")
-    parser.add_argument("--apart", action="store_true", help="ranks train side by side, not together")
+    parser.add_argument("--apart", action="store_true", help="ranks also train alone and side by side")
     parser.add_argument("--profile", type=Path, help="file to which kernels' times are added, on a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = pick_device(options.device)
     ranks = joined_ranks(device)
     place = ranks.device if ranks else device
-    together = None if options.apart else ranks
-    machine = Machine(place, graphs=not options.no_graphs, accumulate=options.accumulate, ranks=together)
+    machine = Machine(place, graphs=not options.no_graphs, accumulate=options.accumulate, ranks=ranks)
     rows = []
     for case in options.case or ["softmax-1k", "plain-1k", "power-16k"]:
-        row = measure(case, machine, ranks, options)
-        release_memory(machine.device)
-        if options.apart or not ranks or not ranks.rank:
+        for row in measure_ranks(case, machine, options) if ranks else [measure(case, machine, None, options)]:
             rows.append(row)
-            print(json.dumps(row), flush=True)
+            if not (ranks and ranks.rank):
+                print(json.dumps(row), flush=True)
+        release_memory(place)
     if ranks:
         ranks.leave()
-    if options.json and rows:
+    if options.json and not (ranks and ranks.rank):
         about = {"device": device_name(machine.device), "revision": git_revision(), "versions": dict(versions())}
         options.json.write_text(json.dumps({**about, "peak": options.peak, "rows": rows}, indent=1) + "\n")
 

@@ -11,6 +11,7 @@ from icl_bench.kernels.attention.triton.tiles import (
     gates_of_head,
     key_tiles,
     load_rows,
+    load_tile,
     padded_length,
     relative_gates,
     store_rows,
@@ -22,8 +23,9 @@ from icl_bench.kernels.triton.common import at_head, part_sums
 
 @triton.jit
 def _attend(
-    acc, top, total, q, k, v, gates, reference, start, walk, T, window, scale, MASKED: tl.constexpr, C: tl.constexpr
-):
+    acc, top, total, q, k, v, kd, vd, n, g, gates, reference, start, walk, T, window, scale,
+    MASKED: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
     """Attend to the key tiles of a walk."""
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
@@ -33,7 +35,7 @@ def _attend(
         tile = walk_to(walk, step, BLOCK_N, MASKED)
         if C.GATED:
             others = relative_gates(gates, reference, tile, BLOCK_N)
-        keys = load_rows(k, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED)
+        keys = load_tile(kd, k, n, g, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED, C.COPIED)
         s = tl.dot(q, tl.trans(keys), input_precision=C.PRECISION)
         if MASKED or C.GATED:
             s = s * scale
@@ -50,15 +52,18 @@ def _attend(
         shrink = tl.exp2(top - raised)
         total = total * shrink[:, None] + part_sums(p, BLOCK_M, BLOCK_N)
         acc = acc * shrink[:, None]
-        values = load_rows(v, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED)
+        values = load_tile(vd, v, n, g, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED, C.COPIED)
         acc = tl.dot(p.to(values.dtype), values, acc, input_precision=C.PRECISION)
         top = raised
     return acc, top, total
 
 
 @triton.jit(do_not_specialize=SIZES)
-def attention_forward_kernel(q, k, v, gates, o, lse, T, H, G, window, scale, C: tl.constexpr):
-    """Write o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T] of BLOCK_M queries of one head."""
+def attention_forward_kernel(q, k, v, kd, vd, gates, o, lse, T, H, G, window, scale, C: tl.constexpr):
+    """Write o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T] of BLOCK_M queries of one head.
+
+    `kd` and `vd` are descriptors of k and v where C.COPIED.
+    """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_V: tl.constexpr = C.BLOCK_V
     blocks = tl.cdiv(T, BLOCK_M)
@@ -81,10 +86,10 @@ def attention_forward_kernel(q, k, v, gates, o, lse, T, H, G, window, scale, C: 
     total = tl.zeros((BLOCK_M, 8), tl.float32)
     masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED)
     acc, top, total = _attend(
-        acc, top, total, queries, k, v, gates, reference, start, whole, T, window, scale, False, C
+        acc, top, total, queries, k, v, kd, vd, n, g, gates, reference, start, whole, T, window, scale, False, C
     )
     acc, top, total = _attend(
-        acc, top, total, queries, k, v, gates, reference, start, masked, T, window, scale, True, C
+        acc, top, total, queries, k, v, kd, vd, n, g, gates, reference, start, masked, T, window, scale, True, C
     )
 
     total = tl.sum(total, 1)

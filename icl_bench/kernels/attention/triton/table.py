@@ -21,6 +21,8 @@ class Tile(NamedTuple):
     """Stages of the software pipeline."""
     registers: int | None = None
     """Registers of a thread; None to leave them to the compiler."""
+    copied: bool = False
+    """Load the tiles of the loop by the copy engine, where the tensors are aligned."""
 
     def launch_options(self) -> dict[str, Any]:
         """Return the options of a launch that Triton knows."""

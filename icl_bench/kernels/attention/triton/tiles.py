@@ -35,6 +35,8 @@ class AttentionConstants(NamedTuple):
     """Handle the gradients of gates in float64."""
     PRECISION: str
     """Precision of products of float32."""
+    COPIED: bool
+    """Load the tiles of a loop through descriptors, by the copy engine of Hopper, which takes no register for it."""
 
 
 class Gates(NamedTuple):
@@ -70,6 +72,17 @@ def load_rows(view, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS
         if WIDTH != COLUMNS:
             inside = inside & (columns[None, :] < WIDTH)
     return tl.load(pointers) if WHOLE and WIDTH == COLUMNS else tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_tile(
+    descriptor, view, n, h, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr, COPIED: tl.constexpr,
+):  # fmt: skip
+    """Load the rows of head h of sequence n as `load_rows` does from its view; where COPIED, by the descriptor."""
+    if COPIED:
+        return tl.reshape(descriptor.load([n.to(tl.int32), start, h.to(tl.int32), 0]), [ROWS, COLUMNS])
+    return load_rows(view, start, end, WIDTH, ROWS, COLUMNS, WHOLE)
 
 
 @triton.jit
