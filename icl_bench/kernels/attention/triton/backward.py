@@ -42,8 +42,8 @@ def _add_key_tiles(
     BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[:, None]
     j = tl.arange(0, BLOCK_N)[None, :]
-    for step in range(0, walk.count):
-        tile = walk_to(walk, step, BLOCK_N, MASKED)
+    for turn in range(walk.begin, walk.end, walk.stride):
+        tile = walk_to(walk, turn, BLOCK_N, MASKED, C.COPIED)
         if C.GATED:
             others = relative_gates(gates, reference, tile, BLOCK_N)
         keys = load_tile(kd, k, n, g, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED, C.COPIED)
@@ -104,7 +104,7 @@ def attention_query_gradient_kernel(
 
     total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     gate_total = tl.zeros((BLOCK_M,), tl.float64 if C.EXACT else tl.float32)
-    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED)
+    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED, C.COPIED)
     total, gate_total = _add_key_tiles(
         total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, kd, vd, n, g, gates, reference, start,
         whole, T, window, score_scale, False, C,
@@ -128,8 +128,8 @@ def _add_query_tiles(
     BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[None, :]
     j = tl.arange(0, BLOCK_N)[:, None]
-    for step in range(0, walk.count):
-        tile = walk_to(walk, step, BLOCK_M, MASKED)
+    for turn in range(walk.begin, walk.end, walk.stride):
+        tile = walk_to(walk, turn, BLOCK_M, MASKED, C.COPIED)
         if C.GATED:
             others = relative_gates(gates, reference, tile, BLOCK_M)
         queries = load_tile(qd, q, n, h, tile, T, C.K, BLOCK_M, C.BLOCK_K, not MASKED, C.COPIED)
@@ -191,7 +191,7 @@ def attention_key_value_gradient_kernel(
     key_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     value_total = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     gate_total = tl.zeros((BLOCK_N,), tl.float64 if C.EXACT else tl.float32)
-    masked, whole = query_tiles(start, T, window, C.BLOCK_M, BLOCK_N, C.WINDOWED)
+    masked, whole = query_tiles(start, T, window, C.BLOCK_M, BLOCK_N, C.WINDOWED, C.COPIED)
     key_total, value_total, gate_total = _add_query_tiles(
         key_total, value_total, gate_total, keys, values, own_gates, q, do, qd, dod, n, h, lse, delta, gates, reference,
         start, whole, T, window, score_scale, False, C,

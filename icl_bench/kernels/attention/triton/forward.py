@@ -31,8 +31,8 @@ def _attend(
     BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[:, None]
     j = tl.arange(0, BLOCK_N)[None, :]
-    for step in range(0, walk.count):
-        tile = walk_to(walk, step, BLOCK_N, MASKED)
+    for turn in range(walk.begin, walk.end, walk.stride):
+        tile = walk_to(walk, turn, BLOCK_N, MASKED, C.COPIED)
         if C.GATED:
             others = relative_gates(gates, reference, tile, BLOCK_N)
         keys = load_tile(kd, k, n, g, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED, C.COPIED)
@@ -81,10 +81,15 @@ def attention_forward_kernel(q, k, v, kd, vd, gates, o, lse, T, H, G, window, sc
         reference = tl.load(gates.base + start // BLOCK)
 
     queries = load_rows(q, start, T, C.K, BLOCK_M, C.BLOCK_K, False)
+    if C.COPIED:
+        # The result of a product, here with 1, is in registers, from which the next product takes it.
+        k_index = tl.arange(0, C.BLOCK_K)
+        one = (k_index[:, None] == k_index[None, :]).to(tl.float32).to(queries.dtype)
+        queries = tl.dot(queries, one, input_precision=C.PRECISION).to(queries.dtype)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     top = tl.full((BLOCK_M,), NO_SCORE, tl.float32)
     total = tl.zeros((BLOCK_M, 8), tl.float32)
-    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED)
+    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED, C.COPIED)
     acc, top, total = _attend(
         acc, top, total, queries, k, v, kd, vd, n, g, gates, reference, start, whole, T, window, scale, False, C
     )

@@ -96,12 +96,14 @@ class AttentionCall(NamedTuple):
         return {"C": constants, "enable_fp_fusion": True, **tile.launch_options()}
 
 
-def descriptors_of(tile: Tile, rows: int, *moving: Tensor) -> list[TensorDescriptor | None]:
+def descriptors_of(call: AttentionCall, tile: Tile, rows: int, *moving: Tensor) -> list[TensorDescriptor | None]:
     """Return descriptors of tensors [N, T, H, width], for tiles of so many rows of a head.
 
-    None where the tile does without, and where a tensor does not lie as the copy engine reads it.
+    None where the tile does without, where there is a gate or a window, and where a tensor does not lie as the copy
+    engine reads it.
     """
-    if not (tile.copied and all(is_aligned(x) for x in moving)):
+    plain = call.gates is None and call.window is None
+    if not (tile.copied and plain and all(is_aligned(x) for x in moving)):
         return [None for _ in moving]
     return [TensorDescriptor(x, [*x.shape], [*x.stride()], [1, rows, 1, padded(x.shape[3], 16)]) for x in moving]
 
@@ -136,7 +138,7 @@ def launch_forward(call: AttentionCall, tile: Tile) -> tuple[Tensor, Tensor]:
     n, t, h, _ = call.q.shape
     o = torch.empty(n, t, h, call.v.shape[-1], device=call.q.device, dtype=call.v.dtype)
     lse = torch.empty(n, h, statistics_length(t), device=call.q.device, dtype=torch.float32)
-    copies = descriptors_of(tile, tile.keys, call.k, call.v)
+    copies = descriptors_of(call, tile, tile.keys, call.k, call.v)
     attention_forward_kernel[call.grid(tile.queries)](
         *call.pointers(lse, *copies), o, lse, *call.numbers()[:4], call.scale * LOG2E,
         **call.options(tile, exact=False, copied=copies[0] is not None),
@@ -157,7 +159,7 @@ def launch_query_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Write dq; return delta = sum(do * o) of each row [N, H, padded T], and the gates' row sums [N, H, T]."""
     delta, rows = torch.empty_like(lse), call.empty_sums()
-    copies = descriptors_of(tile, tile.keys, call.k, call.v)
+    copies = descriptors_of(call, tile, tile.keys, call.k, call.v)
     attention_query_gradient_kernel[call.grid(tile.queries)](
         *call.pointers(lse, *copies), o, do, lse, delta, view_of(dq), rows, *call.numbers(),
         **call.options(tile, call.exact, copies[0] is not None),
@@ -169,7 +171,7 @@ def launch_key_value_gradient(
     call: AttentionCall, lse: Tensor, delta: Tensor, do: Tensor, tile: Tile, dk: Tensor, dv: Tensor
 ) -> Tensor:
     """Write each query head's part of dk [N, T, H, K] and dv [N, T, H, V]; return the gates' column sums [N, H, T]."""
-    columns, copies = call.empty_sums(), descriptors_of(tile, tile.queries, call.q, do)
+    columns, copies = call.empty_sums(), descriptors_of(call, tile, tile.queries, call.q, do)
     attention_key_value_gradient_kernel[call.grid(tile.keys)](
         *call.pointers(lse, *copies), do, lse, delta, view_of(dk), view_of(dv), columns, *call.numbers(),
         **call.options(tile, call.exact, copies[0] is not None),

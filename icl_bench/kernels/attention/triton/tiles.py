@@ -36,7 +36,7 @@ class AttentionConstants(NamedTuple):
     PRECISION: str
     """Precision of products of float32."""
     COPIED: bool
-    """Load the tiles of a loop through descriptors, by the copy engine of Hopper, which takes no register for it."""
+    """Load the tiles of a loop through descriptors, by the copy engine of Hopper; without windows and gates."""
 
 
 class Gates(NamedTuple):
@@ -49,13 +49,19 @@ class Gates(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The tiles that a loop visits: `count` tiles from position `first` on, with a gap after the first `before`."""
+    """The tiles that a loop from `begin` to `end` in steps of `stride` visits.
 
+    They lie one after the other from `first` on, with a gap after the first `before`; or a turn of the loop is the
+    position of its tile, and the stride the length of a tile.
+    """
+
+    begin: Any
+    end: Any
+    stride: Any
     first: Any
     before: Any
     gap: Any
     """Positions that the gap skips."""
-    count: Any
 
 
 @triton.jit
@@ -138,12 +144,17 @@ def visible(i, j, window, WINDOWED: tl.constexpr):
 
 
 @triton.jit
-def key_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
+def key_tiles(
+    start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr, COPIED: tl.constexpr
+):
     """Return the walks over the key tiles of queries [start, start + BLOCK_M): those to mask, and those seen whole.
 
     The whole tiles fill the gap of the masked ones, which cross the window's far edge before it and the diagonal after.
     """
     diagonal = (start // BLOCK_N) * BLOCK_N
+    if COPIED:
+        # In this form a single masked tile becomes no loop, late enough for its products to stay asynchronous.
+        return Walk(diagonal, start + BLOCK_M, BLOCK_N, 0, 0, 0), Walk(0, diagonal, BLOCK_N, 0, 0, 0)
     first = diagonal
     whole = 0 * start
     if WINDOWED:
@@ -152,17 +163,23 @@ def key_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WI
         whole = tl.minimum(whole, diagonal)
     before = tl.maximum(whole - first, 0) // BLOCK_N
     count = before + tl.cdiv(tl.minimum(start + BLOCK_M, T) - diagonal, BLOCK_N)
-    masked = Walk(first, before, diagonal - (first + before * BLOCK_N), count)
-    return masked, Walk(whole, 0, 0, (diagonal - whole) // BLOCK_N)
+    masked = Walk(0, count, 1, first, before, diagonal - (first + before * BLOCK_N))
+    return masked, Walk(0, (diagonal - whole) // BLOCK_N, 1, whole, 0, 0)
 
 
 @triton.jit
-def query_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
+def query_tiles(
+    start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr, COPIED: tl.constexpr
+):
     """Return the walks over the query tiles that see keys [start, start + BLOCK_N), as `key_tiles` does.
 
     The masked tiles cross the diagonal before the gap, and the window's far edge or the end of the sequence after it.
+    Rows past the end, which descriptors fill with zeros, need no mask: their log-sum-exp is infinite.
     """
     first = (start // BLOCK_M) * BLOCK_M
+    if COPIED:
+        whole = first + tl.cdiv(start + BLOCK_N - first, BLOCK_M) * BLOCK_M
+        return Walk(first, start + BLOCK_N, BLOCK_M, 0, 0, 0), Walk(whole, T, BLOCK_M, 0, 0, 0)
     edge = (T // BLOCK_M) * BLOCK_M
     last = T
     if WINDOWED:
@@ -172,15 +189,17 @@ def query_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, 
     whole = first + before * BLOCK_M
     edge = tl.maximum(edge, whole)
     count = before + tl.cdiv(tl.maximum(last - edge, 0), BLOCK_M)
-    return Walk(first, before, edge - whole, count), Walk(whole, 0, 0, (edge - whole) // BLOCK_M)
+    return Walk(0, count, 1, first, before, edge - whole), Walk(0, (edge - whole) // BLOCK_M, 1, whole, 0, 0)
 
 
 @triton.jit
-def walk_to(walk, step, BLOCK: tl.constexpr, MASKED: tl.constexpr):
-    """Return the position of the tile of a step of a walk; walks without masks have no gap."""
-    tile = walk.first + step * BLOCK
+def walk_to(walk, turn, BLOCK: tl.constexpr, MASKED: tl.constexpr, COPIED: tl.constexpr):
+    """Return the position of the tile of a turn of a walk; walks without masks have no gap."""
+    if COPIED:
+        return turn
+    tile = walk.first + turn * BLOCK
     if MASKED:
-        tile += tl.where(step < walk.before, 0, walk.gap)
+        tile += tl.where(turn < walk.before, 0, walk.gap)
     return tile
 
 
