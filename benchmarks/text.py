@@ -1,7 +1,7 @@
 """Speed of language models in tokens a second, executed share of the matrix peak, and a plain loop on the same machine.
 
     python benchmarks/text.py [--case softmax-1k] [--seconds 4] [--peak 989e12] [--json FILE]
-    torchrun --nproc-per-node 2 benchmarks/text.py --case power-16k [--apart]
+    torchrun --nproc-per-node 2 benchmarks/text.py --case power-16k
     python benchmarks/text.py --case softmax-1k --profile profile.txt
 
 The model S has 6 layers of width 512, heads of 64, bytes; a step has 131,072 of them. `plain` is the same model without
@@ -9,28 +9,24 @@ convolution, gate and rotation, as a loop of PyTorch in the manner of nanoGPT: t
 autocast to bfloat16, gradients clipped; `compiled` is that under torch.compile. The peak is by default that of an H100
 or H200 in bfloat16 without sparsity. Operations are those that kernels execute (`training/executed.py`). With
 `--profile` a file has the milliseconds of each kernel in a step of each case.
-
-By torchrun a row also has the milliseconds of the sum of gradients alone, `sum_ms`. With `--apart` there are rows of
-the first process alone, with all tokens, and of every process with its share of them, side by side: what a step of all
-takes beyond the longest of these is the cost of training together.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.executed import executed_operations
 from icl_bench.harness.training.memory import release_memory
-from icl_bench.harness.training.ranks import Ranks, joined_ranks
+from icl_bench.harness.training.ranks import joined_ranks
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
@@ -45,8 +41,6 @@ CASES = {
     "linear-16k": (f"power:p=1,{BODY}", 16384),
 }
 WARM_STEPS, PROFILED_STEPS = 6, 3
-SUM_SECONDS = 0.05
-"""Time over which sums of gradients alone are measured."""
 
 
 def spec_of(arch: str, length: int, width: int, tokens: int) -> RunSpec:
@@ -60,11 +54,12 @@ def spec_of(arch: str, length: int, width: int, tokens: int) -> RunSpec:
     return run
 
 
-def seconds_of(step: Callable[[], Any], device: torch.device, ranks: Ranks | None, seconds: float) -> float:
+def seconds_of(step: Callable[[], Any], machine: Machine, seconds: float) -> float:
     """Return the time of a step, measured over about `seconds` after some steps that do not count.
 
     All ranks take as many steps as the first one asks for, since they take each of them together.
     """
+    device = machine.device
 
     def timed(steps: int) -> float:
         started = time.perf_counter()
@@ -76,8 +71,8 @@ def seconds_of(step: Callable[[], Any], device: torch.device, ranks: Ranks | Non
 
     timed(WARM_STEPS)
     steps = max(3, round(seconds / timed(3)))
-    if ranks:
-        steps = int(ranks.share(str(steps).encode()))
+    if machine.ranks:
+        steps = int(machine.ranks.share(str(steps).encode()))
     return timed(steps)
 
 
@@ -151,59 +146,35 @@ def plain_step(length: int, width: int, tokens: int, device: torch.device, compi
     return step
 
 
-def measure(case: str, machine: Machine, meet: Ranks | None, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the speed of a case on the tokens of a step; all ranks that meet take as many steps, each for itself.
-
-    Ranks of the machine take them together.
-    """
-    device, together, tokens = machine.device, machine.ranks, options.tokens
+def measure(case: str, machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the speed of a case."""
+    device, ranks = machine.device, machine.ranks
     kind, _, length = case.rpartition("-")
-    row: dict[str, Any] = {"case": case, "ranks": together.size if together else 1}
     if kind in ("plain", "compiled"):
-        step = plain_step(int(length[:-1]) << 10, options.width, tokens, device, kind == "compiled")
-        run = spec_of(CASES["softmax-1k"][0], int(length[:-1]) << 10, options.width, tokens)
+        step = plain_step(int(length[:-1]) << 10, options.width, options.tokens, device, kind == "compiled")
+        run = spec_of(CASES["softmax-1k"][0], int(length[:-1]) << 10, options.width, options.tokens)
     else:
-        run = spec_of(*CASES[case], options.width, tokens)
-        trainer = Trainer([run], machine)
-        step = trainer.step
-    taken = seconds_of(step, device, meet, options.seconds)
-    if together:
-        gradients = trainer.optimiser.buffers.gradients
-        row["sum_ms"] = round(1e3 * seconds_of(lambda: together.add(gradients), device, meet, SUM_SECONDS), 3)
+        run = spec_of(*CASES[case], options.width, options.tokens)
+        step = Trainer([run], machine).step
+    taken = seconds_of(step, machine, options.seconds)
     if options.profile:
         with options.profile.open("a") as file:
-            file.write(f"{case}, rank {meet.rank if meet else 0}\n{kernel_times(step)}\n")
+            file.write(f"{case}\n{kernel_times(step)}\n")
     executed = executed_operations(run, machine) or 0.0
-    rate = tokens / taken
-    row |= {
-        "tokens": tokens,
+    rate = options.tokens / taken
+    cards = ranks.size if ranks else 1
+    row = {
+        "case": case,
+        "ranks": cards,
         "tokens_per_second": round(rate),
         "ms": round(1e3 * taken, 2),
         "executed_per_token": round(executed),
-        "share_of_peak": round(rate * executed / (row["ranks"] * options.peak), 4),
+        "share_of_peak": round(rate * executed / (cards * options.peak), 4),
     }
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 1)
         torch.cuda.reset_peak_memory_stats(device)
     return row
-
-
-def measure_ranks(case: str, machine: Machine, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield the speed of a case by all ranks; with `--apart` also of the first one alone and of shares side by side."""
-    ranks = machine.ranks
-    assert ranks is not None
-    alone = machine._replace(ranks=None)
-    if options.apart:
-        if not ranks.rank:
-            yield measure(case, alone, None, options)
-            release_memory(machine.device)
-        ranks.share(b"go on")
-        share = argparse.Namespace(**{**vars(options), "tokens": options.tokens // ranks.size})
-        rows: list[Any] = [None] * ranks.size
-        distributed.all_gather_object(rows, {**measure(case, alone, ranks, share), "beside": ranks.rank})
-        yield from rows
-        release_memory(machine.device)
-    yield measure(case, machine, ranks, options)
 
 
 def main() -> None:
@@ -217,7 +188,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after the other")
-    parser.add_argument("--apart", action="store_true", help="ranks also train alone and side by side")
     parser.add_argument("--profile", type=Path, help="file to which kernels' times are added, on a GPU")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -227,14 +197,14 @@ def main() -> None:
     machine = Machine(place, graphs=not options.no_graphs, accumulate=options.accumulate, ranks=ranks)
     rows = []
     for case in options.case or ["softmax-1k", "plain-1k", "power-16k"]:
-        for row in measure_ranks(case, machine, options) if ranks else [measure(case, machine, None, options)]:
+        row = measure(case, machine, options)
+        release_memory(machine.device)
+        if not ranks or not ranks.rank:
             rows.append(row)
-            if not (ranks and ranks.rank):
-                print(json.dumps(row), flush=True)
-        release_memory(place)
+            print(json.dumps(row), flush=True)
     if ranks:
         ranks.leave()
-    if options.json and not (ranks and ranks.rank):
+    if options.json and rows:
         about = {"device": device_name(machine.device), "revision": git_revision(), "versions": dict(versions())}
         options.json.write_text(json.dumps({**about, "peak": options.peak, "rows": rows}, indent=1) + "\n")
 
