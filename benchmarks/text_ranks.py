@@ -6,8 +6,7 @@ The cases are those of `benchmarks/text.py`. A round measures each of these for 
 
 * alone: the first rank takes the whole batch, the others wait;
 * beside: every rank takes its share as if it were alone, all at once, so that the slowest says what ranks could reach;
-* together: ranks train together, the sum of gradients in buckets while the backward pass goes on;
-* together, one sum: the same with one bucket, after the backward pass (on GPUs, whose captured steps keep theirs);
+* together: ranks train together;
 * sum: the sum of all gradients, nothing else.
 
 Milliseconds are medians over the rounds, of the slowest rank. The losses are means over the first steps, on equal rows.
@@ -26,7 +25,6 @@ from text import CASES, TOKENS, WIDTH, spec_of
 from torch import distributed
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
-from icl_bench.harness.training import gradient_sums
 from icl_bench.harness.training.memory import release_memory
 from icl_bench.harness.training.ranks import Ranks, joined_ranks
 from icl_bench.harness.training.trainer import Machine, Trainer
@@ -38,20 +36,17 @@ ALONE, SUM = "alone", "sum"
 def trainers(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Trainer]:
     """Return the trainers that are measured, after their first steps; only the first rank has one for itself."""
 
-    def made(tokens: int, together: bool, bucket: int = gradient_sums.BUCKET_BYTES) -> Trainer:
-        gradient_sums.BUCKET_BYTES, kept = bucket, gradient_sums.BUCKET_BYTES
+    def made(tokens: int, together: bool) -> Trainer:
         machine = Machine(ranks.device, ranks=ranks if together else None)
         trainer = Trainer([spec_of(*CASES[case], options.width, tokens)], machine)
         for _ in range(WARM_STEPS):
             trainer.step()
-        gradient_sums.BUCKET_BYTES = kept
         return trainer
 
     found = {ALONE: made(options.tokens, False)} if not ranks.rank else {}
     distributed.barrier()
     found["beside"] = made(options.tokens // ranks.size, False)
     found["together"] = made(options.tokens, True)
-    found["together, one sum"] = made(options.tokens, True, 1 << 62)
     return found
 
 
@@ -62,7 +57,7 @@ def measure(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, A
     gradients = found["together"].optimiser.buffers.gradients
     calls: dict[str, Callable[[], None]] = {name: trainer.step for name, trainer in found.items()}
     calls[SUM] = lambda: ranks.add(gradients)
-    times: dict[str, list[float]] = {name: [] for name in (ALONE, "beside", "together", "together, one sum", SUM)}
+    times: dict[str, list[float]] = {name: [] for name in (ALONE, "beside", "together", SUM)}
     counts: dict[str, int] = {}
     for round_number in range(options.rounds + 1):
         for name, own in times.items():
@@ -81,7 +76,7 @@ def measure(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, A
         "tokens": options.tokens,
         "losses": losses,
         "ms": {name: round(taken, 3) for name, taken in slowest.items()},
-        "times one GPU": {name: round(slowest[ALONE] / slowest[name], 3) for name in times if name.startswith("tog")},
+        "times one GPU": round(slowest[ALONE] / slowest["together"], 3),
         "ms by rank and round": [{name: [round(t, 3) for t in own] for name, own in part.items()} for part in gathered],
     }
 

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from icl_bench.architectures.layers import decays, kind_of
-from icl_bench.harness.training.gradient_sums import GradientSums, copy_gradients
 from icl_bench.harness.training.muon import muon_step
-from icl_bench.harness.training.ranks import Ranks
 from icl_bench.kernels.fleet.adamw import adamw_step
 from icl_bench.kernels.fleet.layout import MATRIX_UNIT, MemberState, OptimiserBuffers, ParameterLayout
 from icl_bench.kernels.fleet.monitored_means import LossLimit, monitored_means
@@ -22,6 +20,8 @@ from icl_bench.runs.spec import TrainSpec
 
 LOSS_LIMIT = LossLimit(factor=10.0, margin=10.0, patience=50)
 """A loss has exploded once it is above factor x its first value + margin for `patience` steps in a row."""
+LARGE_GRADIENT = 1 << 19
+"""Numbers from which on a gradient is copied alone: a launch for many has one block for each 65,536 numbers."""
 
 
 class DivergenceMonitor:
@@ -97,13 +97,16 @@ class FleetOptimiser:
         """View a flat buffer as tensors of the shapes of the parameters."""
         return self.layout.views(flat, self.shapes)
 
-    def differentiate(self, losses: Tensor, ranks: Ranks | None = None) -> None:
-        """Write the gradients of the losses [M] into their buffer, added up over ranks while they are computed."""
-        if ranks is None:
-            copy_gradients(self.gradients, self.gradients_of(losses))
-        else:
-            sums = GradientSums(ranks, self.layout, self.buffers.gradients, self.gradients)
-            sums.add_arriving(self.working, lambda: self.gradients_of(losses))
+    def differentiate(self, losses: Tensor) -> None:
+        """Write the gradients of the losses [M] into their buffer."""
+        common: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for view, new in zip(self.gradients, self.gradients_of(losses), strict=True):
+            if new.numel() >= LARGE_GRADIENT:
+                view.copy_(new)
+            else:
+                common.setdefault(new.dtype, []).append((view, new))
+        for pairs in common.values():
+            torch._foreach_copy_([view for view, _ in pairs], [new for _, new in pairs])
         self.unscale()
 
     def unscale(self) -> None:
@@ -111,8 +114,8 @@ class FleetOptimiser:
         if self.shared.loss_scale != 1.0:
             self.buffers.gradients.mul_(1 / self.shared.loss_scale)
 
-    def differentiate_pieces(self, pieces: Iterable[Tensor], ranks: Ranks | None = None) -> None:
-        """Write the gradients of the sum of losses, [M] each, into their buffer, added up over ranks at the end.
+    def differentiate_pieces(self, pieces: Iterable[Tensor]) -> None:
+        """Write the gradients of the sum of losses, [M] each, into their buffer.
 
         Each loss is differentiated before the next one is computed; gradients are added in float32.
         """
@@ -120,8 +123,6 @@ class FleetOptimiser:
         for losses in pieces:
             torch._foreach_add_(sums, [gradient.float() for gradient in self.gradients_of(losses)])
         torch._foreach_copy_(self.gradients, sums)
-        if ranks:
-            ranks.add(self.buffers.gradients)
         self.unscale()
 
     def gradients_of(self, losses: Tensor) -> Sequence[Tensor]:

@@ -9,7 +9,7 @@ checkpoints and records, and sends the others the runs of each fleet.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -65,21 +65,8 @@ class Ranks:
 
     def add(self, values: Tensor) -> None:
         """Add up values on the device over all ranks, in place; never waits for the device of a GPU."""
-        self.begin_to_add(values)()
-
-    def begin_to_add(self, values: Tensor) -> Callable[[], None]:
-        """Begin to add up values on the device over all ranks, in place, beside other work; return the end of it.
-
-        What follows a call of that end on the current stream of a GPU reads the sums; the host waits on a CPU alone.
-        """
         with self.answering():
-            work = distributed.all_reduce(values, group=self.gradients, async_op=True)
-
-        def end() -> None:
-            with self.answering():
-                work.wait()
-
-        return end
+            distributed.all_reduce(values, group=self.gradients)
 
     def leave(self) -> None:
         """Leave the other ranks, after all of them have done their last work together."""

@@ -19,7 +19,7 @@ A training step, in order:
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -189,15 +189,17 @@ class Trainer:
                 found.append(Scores(scores.losses.detach(), scores.hits))
                 yield scores.losses.flatten(1).sum(1) / scored
 
-        if self.machine.accumulate > 1:
-            self.optimiser.differentiate_pieces(sums(), ranks)
-            means, end = mean_scores(found, ranks)
-        else:  # without sums of pieces in float32
-            losses = next(sums())
-            means, end = mean_scores(found, ranks)
-            self.optimiser.differentiate(losses, ranks)
-        end()
-        return self.monitor.mean_losses(*means)
+        if self.machine.accumulate == 1:
+            self.optimiser.differentiate(next(sums()))  # without sums of pieces in float32
+        else:
+            self.optimiser.differentiate_pieces(sums())
+        losses, hits = (torch.cat(parts, dim=1).flatten(1) for parts in zip(*found, strict=True))
+        if ranks:
+            ranks.add(self.optimiser.buffers.gradients)
+            means = torch.stack([losses.mean(1), hits.float().mean(1)]) / ranks.size
+            ranks.add(means)
+            losses, hits = means[..., None]
+        return self.monitor.mean_losses(losses, hits)
 
     @property
     def diverged_at(self) -> list[int]:
@@ -303,15 +305,3 @@ class Trainer:
         self.done = step
         for index, queue in enumerate(self.queues):
             queue.skip_to(self.cell_of_step[:step].count(index))
-
-
-def mean_scores(parts: Sequence[Scores], ranks: Ranks | None) -> tuple[Sequence[Tensor], Callable[[], None]]:
-    """Return losses and hits of the parts of a batch, [M, n] each: the means over ranks, after a call of the second.
-
-    Without ranks they are those of all scored positions.
-    """
-    whole = [torch.cat(own, dim=1).flatten(1) for own in zip(*parts, strict=True)]
-    if ranks is None:
-        return whole, lambda: None
-    means = torch.stack([own.float().mean(1) for own in whole]) / ranks.size
-    return means[..., None].unbind(), ranks.begin_to_add(means)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from icl_bench.harness.training import gradient_sums
+from icl_bench.harness.training import optimiser
 from icl_bench.harness.training.trainer import Machine, Trainer
 from tests.harness.training.small_runs import CPU, specs
 
@@ -48,8 +48,8 @@ def test_adamw_follows_torch() -> None:
 
 def test_large_gradients_that_are_copied_alone_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    for least in (gradient_sums.LARGE_GRADIENT, 300):  # the larger of these matrices
-        monkeypatch.setattr(gradient_sums, "LARGE_GRADIENT", least)
+    for least in (optimiser.LARGE_GRADIENT, 300):  # the larger of these matrices
+        monkeypatch.setattr(optimiser, "LARGE_GRADIENT", least)
         trainer = Trainer(specs("softmax"), Machine(CPU))
         assert 0 < sum(part.numel() >= 300 for part in trainer.optimiser.gradients) < len(trainer.optimiser.gradients)
         trainer.step()

@@ -5,7 +5,6 @@ import torch
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.attention.api import attention
-from icl_bench.kernels.attention.triton import launch, table
 from icl_bench.kernels.attention.triton.table import SHORT_TILES, TILES, Tile, short_tile
 from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case, poison
 from tests.kernels.numerics import DEVICE, assert_gradients_lie_side_by_side
@@ -30,21 +29,6 @@ def test_output_and_gradients_match_the_definition(t, window, gated):
 def test_half_precision_matches_the_definition(window, gated):
     case = make_case(200, h=1, g=1, gated=gated, dtype=torch.float16, device=DEVICE)
     assert_within_bounds(case, window=window)
-
-
-@pytest.mark.parametrize("t", [64, 65, 200], ids="T{}".format)
-def test_tiles_by_the_copy_engine_match_the_definition(t, monkeypatch):
-    copied = {key: tuple(tile._replace(copied=True) for tile in tiles) for key, tiles in TILES.items()}
-    monkeypatch.setattr(table, "TILES", copied)
-    q, k, v, do = make_case(t, n=2, h=4, g=2, k=64, v=64, dtype=torch.float16, device=DEVICE)
-    packed = torch.cat([q, k, v], dim=2)
-    assert_within_bounds([packed[:, :, :4], packed[:, :, 4:6], packed[:, :, 6:], do])
-
-
-def test_what_is_not_aligned_is_loaded_by_pointers():
-    x = torch.empty(2, 8, 3, 24, dtype=torch.float16)
-    assert launch.is_aligned(x)
-    assert not launch.is_aligned(x[..., 1:]) and not launch.is_aligned(torch.empty(2, 8, 3, 20, dtype=torch.float16))
 
 
 @pytest.mark.parametrize("t", [64, 65], ids="T{}".format)

@@ -20,7 +20,6 @@ from icl_bench.kernels.attention.triton.tiles import (
     gates_of_head,
     key_tiles,
     load_rows,
-    load_tile,
     padded_length,
     query_tiles,
     relative_gates,
@@ -34,7 +33,7 @@ from icl_bench.kernels.triton.common import at_head
 
 @triton.jit
 def _add_key_tiles(
-    dq, dgate, queries, do, lse, delta, own_gates, k, v, kd, vd, n, g, gates, reference, start, walk, T, window, scale,
+    dq, dgate, queries, do, lse, delta, own_gates, k, v, gates, reference, start, walk, T, window, scale,
     MASKED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Add to the gradient of a tile of queries the part of the key tiles of a walk."""
@@ -42,12 +41,12 @@ def _add_key_tiles(
     BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[:, None]
     j = tl.arange(0, BLOCK_N)[None, :]
-    for turn in range(walk.begin, walk.end, walk.stride):
-        tile = walk_to(walk, turn, BLOCK_N, MASKED, C.COPIED)
+    for step in range(0, walk.count):
+        tile = walk_to(walk, step, BLOCK_N, MASKED)
         if C.GATED:
             others = relative_gates(gates, reference, tile, BLOCK_N)
-        keys = load_tile(kd, k, n, g, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED, C.COPIED)
-        values = load_tile(vd, v, n, g, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED, C.COPIED)
+        keys = load_rows(k, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED)
+        values = load_rows(v, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED)
         s = tl.dot(queries, tl.trans(keys), input_precision=C.PRECISION)
         dp = tl.dot(do, tl.trans(values), input_precision=C.PRECISION)
         exponent = s * scale - lse[:, None]
@@ -67,12 +66,9 @@ def _add_key_tiles(
 
 @triton.jit(do_not_specialize=SIZES)
 def attention_query_gradient_kernel(
-    q, k, v, kd, vd, gates, o, do, lse, delta, dq, dgate, T, H, G, window, scale, score_scale, C: tl.constexpr
+    q, k, v, gates, o, do, lse, delta, dq, dgate, T, H, G, window, scale, score_scale, C: tl.constexpr
 ):
-    """Write dq [N, T, H, K], delta and the row sums of the gates [N, H, T] of BLOCK_M queries of one head.
-
-    `kd` and `vd` are descriptors of k and v where C.COPIED.
-    """
+    """Write dq [N, T, H, K], delta and the row sums of the gates [N, H, T] of BLOCK_M queries of one head."""
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_K: tl.constexpr = C.BLOCK_K
     blocks = tl.cdiv(T, BLOCK_M)
@@ -104,14 +100,14 @@ def attention_query_gradient_kernel(
 
     total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     gate_total = tl.zeros((BLOCK_M,), tl.float64 if C.EXACT else tl.float32)
-    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED, C.COPIED)
+    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED)
     total, gate_total = _add_key_tiles(
-        total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, kd, vd, n, g, gates, reference, start,
-        whole, T, window, score_scale, False, C,
+        total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, gates, reference, start, whole, T, window,
+        score_scale, False, C,
     )  # fmt: skip
     total, gate_total = _add_key_tiles(
-        total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, kd, vd, n, g, gates, reference, start,
-        masked, T, window, score_scale, True, C,
+        total, gate_total, queries, gradient, sums, deltas, own_gates, k, v, gates, reference, start, masked, T, window,
+        score_scale, True, C,
     )  # fmt: skip
     store_rows(at_head(dq, n, h), total * scale, start, T, C.K, BLOCK_M, BLOCK_K)
     if C.GATED:
@@ -120,19 +116,19 @@ def attention_query_gradient_kernel(
 
 @triton.jit
 def _add_query_tiles(
-    dk, dv, dgate, keys, values, own_gates, q, do, qd, dod, n, h, lse, delta, gates, reference, start, walk, T, window,
-    scale, MASKED: tl.constexpr, C: tl.constexpr,
+    dk, dv, dgate, keys, values, own_gates, q, do, lse, delta, gates, reference, start, walk, T, window, scale,
+    MASKED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Add to the gradients of a tile of keys and values the part of the query tiles of a walk."""
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[None, :]
     j = tl.arange(0, BLOCK_N)[:, None]
-    for turn in range(walk.begin, walk.end, walk.stride):
-        tile = walk_to(walk, turn, BLOCK_M, MASKED, C.COPIED)
+    for step in range(0, walk.count):
+        tile = walk_to(walk, step, BLOCK_M, MASKED)
         if C.GATED:
             others = relative_gates(gates, reference, tile, BLOCK_M)
-        queries = load_tile(qd, q, n, h, tile, T, C.K, BLOCK_M, C.BLOCK_K, not MASKED, C.COPIED)
+        queries = load_rows(q, tile, T, C.K, BLOCK_M, C.BLOCK_K, not MASKED)
         st = tl.dot(keys, tl.trans(queries), input_precision=C.PRECISION)
         sums = tl.load(lse + tile + tl.arange(0, BLOCK_M))
         if C.GATED:
@@ -145,7 +141,7 @@ def _add_query_tiles(
         if MASKED:
             exponent = tl.where(visible(i, j + (start - tile), window, C.WINDOWED), exponent, float("-inf"))
         pt = tl.exp2(exponent)
-        gradient = load_tile(dod, do, n, h, tile, T, C.V, BLOCK_M, C.BLOCK_V, not MASKED, C.COPIED)
+        gradient = load_rows(do, tile, T, C.V, BLOCK_M, C.BLOCK_V, not MASKED)
         dv = tl.dot(pt.to(gradient.dtype), gradient, dv, input_precision=C.PRECISION)
         dpt = tl.dot(values, tl.trans(gradient), input_precision=C.PRECISION)
         deltas = tl.load(delta + tile + tl.arange(0, BLOCK_M))
@@ -158,13 +154,12 @@ def _add_query_tiles(
 
 @triton.jit(do_not_specialize=SIZES)
 def attention_key_value_gradient_kernel(
-    q, k, v, qd, dod, gates, do, lse, delta, dk, dv, dgate, T, H, G, window, scale, score_scale, C: tl.constexpr
+    q, k, v, gates, do, lse, delta, dk, dv, dgate, T, H, G, window, scale, score_scale, C: tl.constexpr
 ):
     """Write the gradients of BLOCK_N keys and values as one query head reads them.
 
     That head's part of dk [N, T, H, K] and dv [N, T, H, V], and of the gates' column sums, negated, [N, H, T]. A loop
-    over the heads that share a key would keep 65 more registers alive, and halve the programs in flight. `qd` and `dod`
-    are descriptors of q and do where C.COPIED.
+    over the heads that share a key would keep 65 more registers alive, and halve the programs in flight.
     """
     BLOCK_N: tl.constexpr = C.BLOCK_N
     BLOCK_K: tl.constexpr = C.BLOCK_K
@@ -191,14 +186,14 @@ def attention_key_value_gradient_kernel(
     key_total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     value_total = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     gate_total = tl.zeros((BLOCK_N,), tl.float64 if C.EXACT else tl.float32)
-    masked, whole = query_tiles(start, T, window, C.BLOCK_M, BLOCK_N, C.WINDOWED, C.COPIED)
+    masked, whole = query_tiles(start, T, window, C.BLOCK_M, BLOCK_N, C.WINDOWED)
     key_total, value_total, gate_total = _add_query_tiles(
-        key_total, value_total, gate_total, keys, values, own_gates, q, do, qd, dod, n, h, lse, delta, gates, reference,
-        start, whole, T, window, score_scale, False, C,
+        key_total, value_total, gate_total, keys, values, own_gates, q, do, lse, delta, gates, reference, start, whole,
+        T, window, score_scale, False, C,
     )  # fmt: skip
     key_total, value_total, gate_total = _add_query_tiles(
-        key_total, value_total, gate_total, keys, values, own_gates, q, do, qd, dod, n, h, lse, delta, gates, reference,
-        start, masked, T, window, score_scale, True, C,
+        key_total, value_total, gate_total, keys, values, own_gates, q, do, lse, delta, gates, reference, start, masked,
+        T, window, score_scale, True, C,
     )  # fmt: skip
     store_rows(at_head(dk, n, h), key_total * scale, start, T, C.K, BLOCK_N, BLOCK_K)
     store_rows(at_head(dv, n, h), value_total, start, T, C.V, BLOCK_N, BLOCK_V)

@@ -11,7 +11,6 @@ from icl_bench.kernels.attention.triton.tiles import (
     gates_of_head,
     key_tiles,
     load_rows,
-    load_tile,
     padded_length,
     relative_gates,
     store_rows,
@@ -23,19 +22,18 @@ from icl_bench.kernels.triton.common import at_head, part_sums
 
 @triton.jit
 def _attend(
-    acc, top, total, q, k, v, kd, vd, n, g, gates, reference, start, walk, T, window, scale,
-    MASKED: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
+    acc, top, total, q, k, v, gates, reference, start, walk, T, window, scale, MASKED: tl.constexpr, C: tl.constexpr
+):
     """Attend to the key tiles of a walk."""
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
     i = tl.arange(0, BLOCK_M)[:, None]
     j = tl.arange(0, BLOCK_N)[None, :]
-    for turn in range(walk.begin, walk.end, walk.stride):
-        tile = walk_to(walk, turn, BLOCK_N, MASKED, C.COPIED)
+    for step in range(0, walk.count):
+        tile = walk_to(walk, step, BLOCK_N, MASKED)
         if C.GATED:
             others = relative_gates(gates, reference, tile, BLOCK_N)
-        keys = load_tile(kd, k, n, g, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED, C.COPIED)
+        keys = load_rows(k, tile, T, C.K, BLOCK_N, C.BLOCK_K, not MASKED)
         s = tl.dot(q, tl.trans(keys), input_precision=C.PRECISION)
         if MASKED or C.GATED:
             s = s * scale
@@ -52,18 +50,15 @@ def _attend(
         shrink = tl.exp2(top - raised)
         total = total * shrink[:, None] + part_sums(p, BLOCK_M, BLOCK_N)
         acc = acc * shrink[:, None]
-        values = load_tile(vd, v, n, g, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED, C.COPIED)
+        values = load_rows(v, tile, T, C.V, BLOCK_N, C.BLOCK_V, not MASKED)
         acc = tl.dot(p.to(values.dtype), values, acc, input_precision=C.PRECISION)
         top = raised
     return acc, top, total
 
 
 @triton.jit(do_not_specialize=SIZES)
-def attention_forward_kernel(q, k, v, kd, vd, gates, o, lse, T, H, G, window, scale, C: tl.constexpr):
-    """Write o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T] of BLOCK_M queries of one head.
-
-    `kd` and `vd` are descriptors of k and v where C.COPIED.
-    """
+def attention_forward_kernel(q, k, v, gates, o, lse, T, H, G, window, scale, C: tl.constexpr):
+    """Write o [N, T, H, V] and the base-2 log-sum-exp [N, H, padded T] of BLOCK_M queries of one head."""
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_V: tl.constexpr = C.BLOCK_V
     blocks = tl.cdiv(T, BLOCK_M)
@@ -81,20 +76,15 @@ def attention_forward_kernel(q, k, v, kd, vd, gates, o, lse, T, H, G, window, sc
         reference = tl.load(gates.base + start // BLOCK)
 
     queries = load_rows(q, start, T, C.K, BLOCK_M, C.BLOCK_K, False)
-    if C.COPIED:
-        # The result of a product, here with 1, is in registers, from which the next product takes it.
-        k_index = tl.arange(0, C.BLOCK_K)
-        one = (k_index[:, None] == k_index[None, :]).to(tl.float32).to(queries.dtype)
-        queries = tl.dot(queries, one, input_precision=C.PRECISION).to(queries.dtype)
     acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     top = tl.full((BLOCK_M,), NO_SCORE, tl.float32)
     total = tl.zeros((BLOCK_M, 8), tl.float32)
-    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED, C.COPIED)
+    masked, whole = key_tiles(start, T, window, BLOCK_M, C.BLOCK_N, C.WINDOWED)
     acc, top, total = _attend(
-        acc, top, total, queries, k, v, kd, vd, n, g, gates, reference, start, whole, T, window, scale, False, C
+        acc, top, total, queries, k, v, gates, reference, start, whole, T, window, scale, False, C
     )
     acc, top, total = _attend(
-        acc, top, total, queries, k, v, kd, vd, n, g, gates, reference, start, masked, T, window, scale, True, C
+        acc, top, total, queries, k, v, gates, reference, start, masked, T, window, scale, True, C
     )
 
     total = tl.sum(total, 1)

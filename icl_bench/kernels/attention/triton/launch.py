@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from icl_bench.kernels.attention.triton.backward import (
     attention_key_value_gradient_kernel,
@@ -18,8 +17,6 @@ from icl_bench.kernels.columns import gradient_memory
 from icl_bench.kernels.triton.common import padded, view_of
 
 LOG2E = 1.4426950408889634
-COPY_UNIT = 16
-"""Bytes of which the copy engine takes multiples."""
 STATISTICS_BLOCK = 128
 """The kernels' BLOCK."""
 
@@ -46,9 +43,9 @@ class AttentionCall(NamedTuple):
         """Handle gates in float64 in the backward pass: beside float32 products it costs little."""
         return self.q.dtype == torch.float32
 
-    def pointers(self, unread: Tensor, *descriptors: TensorDescriptor | None) -> tuple[Any, ...]:
-        """Return views of q, k, v, the descriptors, and the gates; without gates a tensor that kernels do not read."""
-        return view_of(self.q), view_of(self.k), view_of(self.v), *descriptors, self.gates or Gates(unread, unread)
+    def pointers(self, unread: Tensor) -> tuple[Any, ...]:
+        """Return views of q, k, v, and the gates; without gates a tensor that the kernels do not read through them."""
+        return view_of(self.q), view_of(self.k), view_of(self.v), self.gates or Gates(unread, unread)
 
     def numbers(self) -> tuple[float, ...]:
         """Return T, H, G, the window, the scale, and the scale of scores in base 2."""
@@ -76,7 +73,7 @@ class AttentionCall(NamedTuple):
         parts = [torch.empty(n, t, h, x.shape[-1], device=x.device, dtype=kind) for x in (self.k, self.v)]
         return [torch.empty(self.q.shape, device=self.q.device, dtype=self.q.dtype), *parts]
 
-    def options(self, tile: Tile, exact: bool, copied: bool = False) -> dict[str, Any]:
+    def options(self, tile: Tile, exact: bool) -> dict[str, Any]:
         """Return the constants and the launch options of a kernel."""
         key, value = self.q.shape[-1], self.v.shape[-1]
         constants = AttentionConstants(
@@ -89,29 +86,10 @@ class AttentionCall(NamedTuple):
             WINDOWED=self.window is not None,
             GATED=self.gates is not None,
             EXACT=exact,
-            COPIED=copied,
             PRECISION="ieee",  # Triton's own default for float32 is tf32, whose products have 10 bits
         )
         # Triton 3.10 turns multiply-adds off unless they are asked for.
         return {"C": constants, "enable_fp_fusion": True, **tile.launch_options()}
-
-
-def descriptors_of(call: AttentionCall, tile: Tile, rows: int, *moving: Tensor) -> list[TensorDescriptor | None]:
-    """Return descriptors of tensors [N, T, H, width], for tiles of so many rows of a head.
-
-    None where the tile does without, where there is a gate or a window, and where a tensor does not lie as the copy
-    engine reads it.
-    """
-    plain = call.gates is None and call.window is None
-    if not (tile.copied and plain and all(is_aligned(x) for x in moving)):
-        return [None for _ in moving]
-    return [TensorDescriptor(x, [*x.shape], [*x.stride()], [1, rows, 1, padded(x.shape[3], 16)]) for x in moving]
-
-
-def is_aligned(x: Tensor) -> bool:
-    """Return whether a tensor and its rows begin at multiples of 16 bytes, with unit stride in the last axis."""
-    strides = [stride * x.element_size() for stride in x.stride()[:-1]]
-    return x.data_ptr() % COPY_UNIT == 0 and all(stride > 0 and stride % COPY_UNIT == 0 for stride in strides)
 
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -138,11 +116,9 @@ def launch_forward(call: AttentionCall, tile: Tile) -> tuple[Tensor, Tensor]:
     n, t, h, _ = call.q.shape
     o = torch.empty(n, t, h, call.v.shape[-1], device=call.q.device, dtype=call.v.dtype)
     lse = torch.empty(n, h, statistics_length(t), device=call.q.device, dtype=torch.float32)
-    copies = descriptors_of(call, tile, tile.keys, call.k, call.v)
     attention_forward_kernel[call.grid(tile.queries)](
-        *call.pointers(lse, *copies), o, lse, *call.numbers()[:4], call.scale * LOG2E,
-        **call.options(tile, exact=False, copied=copies[0] is not None),
-    )  # fmt: skip
+        *call.pointers(lse), o, lse, *call.numbers()[:4], call.scale * LOG2E, **call.options(tile, exact=False)
+    )
     return o, lse
 
 
@@ -159,11 +135,9 @@ def launch_query_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Write dq; return delta = sum(do * o) of each row [N, H, padded T], and the gates' row sums [N, H, T]."""
     delta, rows = torch.empty_like(lse), call.empty_sums()
-    copies = descriptors_of(call, tile, tile.keys, call.k, call.v)
     attention_query_gradient_kernel[call.grid(tile.queries)](
-        *call.pointers(lse, *copies), o, do, lse, delta, view_of(dq), rows, *call.numbers(),
-        **call.options(tile, call.exact, copies[0] is not None),
-    )  # fmt: skip
+        *call.pointers(lse), o, do, lse, delta, view_of(dq), rows, *call.numbers(), **call.options(tile, call.exact)
+    )
     return delta, rows
 
 
@@ -171,10 +145,10 @@ def launch_key_value_gradient(
     call: AttentionCall, lse: Tensor, delta: Tensor, do: Tensor, tile: Tile, dk: Tensor, dv: Tensor
 ) -> Tensor:
     """Write each query head's part of dk [N, T, H, K] and dv [N, T, H, V]; return the gates' column sums [N, H, T]."""
-    columns, copies = call.empty_sums(), descriptors_of(call, tile, tile.queries, call.q, do)
+    columns = call.empty_sums()
     attention_key_value_gradient_kernel[call.grid(tile.keys)](
-        *call.pointers(lse, *copies), do, lse, delta, view_of(dk), view_of(dv), columns, *call.numbers(),
-        **call.options(tile, call.exact, copies[0] is not None),
+        *call.pointers(lse), do, lse, delta, view_of(dk), view_of(dv), columns, *call.numbers(),
+        **call.options(tile, call.exact),
     )  # fmt: skip
     return columns
 

@@ -21,8 +21,6 @@ class Tile(NamedTuple):
     """Stages of the software pipeline."""
     registers: int | None = None
     """Registers of a thread; None to leave them to the compiler."""
-    copied: bool = False
-    """Load the tiles of the loop by the copy engine, where the tensors are aligned and nothing but the past is seen."""
 
     def launch_options(self) -> dict[str, Any]:
         """Return the options of a launch that Triton knows."""
@@ -37,7 +35,7 @@ MIDDLE_REACH = 2048
 # {(pass, bytes an element, the wider of both block widths): (short, middle, long)}
 TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile, Tile]] = {
     ("forward", 2, 32): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-    ("forward", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3, 128, True), Tile(128, 64, 8, 3, 128)),
+    ("forward", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3, 128), Tile(128, 64, 8, 3, 128)),
     ("forward", 2, 128): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
     ("forward", 2, 256): (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     ("forward", 4, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
@@ -45,7 +43,7 @@ TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile, Tile]] = {
     ("forward", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     ("forward", 4, 256): (Tile(16, 32, 4, 1), Tile(16, 32, 4, 1), Tile(16, 32, 4, 1)),
     ("query", 2, 32): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-    ("query", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3, None, True), Tile(64, 64, 4, 3)),
+    ("query", 2, 64): (Tile(64, 32, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
     ("query", 2, 128): (Tile(64, 32, 4, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3)),
     ("query", 2, 256): (Tile(64, 32, 4, 1), Tile(64, 32, 4, 1), Tile(64, 32, 4, 1)),
     ("query", 4, 32): (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
@@ -53,7 +51,7 @@ TILES: dict[tuple[Pass, int, int], tuple[Tile, Tile, Tile]] = {
     ("query", 4, 128): (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     ("query", 4, 256): (Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
     ("key_value", 2, 32): (Tile(32, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    ("key_value", 2, 64): (Tile(32, 64, 4, 3), Tile(64, 64, 4, 2, 168, True), Tile(64, 64, 4, 2, 168)),
+    ("key_value", 2, 64): (Tile(32, 64, 4, 3), Tile(64, 64, 4, 2, 168), Tile(64, 64, 4, 2, 168)),
     ("key_value", 2, 128): (Tile(32, 64, 4, 3), Tile(64, 128, 8, 3), Tile(64, 128, 8, 3)),
     ("key_value", 2, 256): (Tile(32, 64, 8, 1), Tile(32, 64, 8, 1), Tile(32, 64, 8, 1)),
     ("key_value", 4, 32): (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),

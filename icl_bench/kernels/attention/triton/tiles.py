@@ -35,8 +35,6 @@ class AttentionConstants(NamedTuple):
     """Handle the gradients of gates in float64."""
     PRECISION: str
     """Precision of products of float32."""
-    COPIED: bool
-    """Load the tiles of a loop through descriptors, by the copy engine of Hopper; without windows and gates."""
 
 
 class Gates(NamedTuple):
@@ -49,19 +47,13 @@ class Gates(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """The tiles that a loop from `begin` to `end` in steps of `stride` visits.
+    """The tiles that a loop visits: `count` tiles from position `first` on, with a gap after the first `before`."""
 
-    They lie one after the other from `first` on, with a gap after the first `before`; or a turn of the loop is the
-    position of its tile, and the stride the length of a tile.
-    """
-
-    begin: Any
-    end: Any
-    stride: Any
     first: Any
     before: Any
     gap: Any
     """Positions that the gap skips."""
+    count: Any
 
 
 @triton.jit
@@ -78,17 +70,6 @@ def load_rows(view, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS
         if WIDTH != COLUMNS:
             inside = inside & (columns[None, :] < WIDTH)
     return tl.load(pointers) if WHOLE and WIDTH == COLUMNS else tl.load(pointers, mask=inside, other=0.0)
-
-
-@triton.jit
-def load_tile(
-    descriptor, view, n, h, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    WHOLE: tl.constexpr, COPIED: tl.constexpr,
-):  # fmt: skip
-    """Load the rows of head h of sequence n as `load_rows` does from its view; where COPIED, by the descriptor."""
-    if COPIED:
-        return tl.reshape(descriptor.load([n.to(tl.int32), start, h.to(tl.int32), 0]), [ROWS, COLUMNS])
-    return load_rows(view, start, end, WIDTH, ROWS, COLUMNS, WHOLE)
 
 
 @triton.jit
@@ -144,17 +125,12 @@ def visible(i, j, window, WINDOWED: tl.constexpr):
 
 
 @triton.jit
-def key_tiles(
-    start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr, COPIED: tl.constexpr
-):
+def key_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
     """Return the walks over the key tiles of queries [start, start + BLOCK_M): those to mask, and those seen whole.
 
     The whole tiles fill the gap of the masked ones, which cross the window's far edge before it and the diagonal after.
     """
     diagonal = (start // BLOCK_N) * BLOCK_N
-    if COPIED:
-        # In this form a single masked tile becomes no loop, late enough for its products to stay asynchronous.
-        return Walk(diagonal, start + BLOCK_M, BLOCK_N, 0, 0, 0), Walk(0, diagonal, BLOCK_N, 0, 0, 0)
     first = diagonal
     whole = 0 * start
     if WINDOWED:
@@ -163,23 +139,17 @@ def key_tiles(
         whole = tl.minimum(whole, diagonal)
     before = tl.maximum(whole - first, 0) // BLOCK_N
     count = before + tl.cdiv(tl.minimum(start + BLOCK_M, T) - diagonal, BLOCK_N)
-    masked = Walk(0, count, 1, first, before, diagonal - (first + before * BLOCK_N))
-    return masked, Walk(0, (diagonal - whole) // BLOCK_N, 1, whole, 0, 0)
+    masked = Walk(first, before, diagonal - (first + before * BLOCK_N), count)
+    return masked, Walk(whole, 0, 0, (diagonal - whole) // BLOCK_N)
 
 
 @triton.jit
-def query_tiles(
-    start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr, COPIED: tl.constexpr
-):
+def query_tiles(start, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOWED: tl.constexpr):
     """Return the walks over the query tiles that see keys [start, start + BLOCK_N), as `key_tiles` does.
 
     The masked tiles cross the diagonal before the gap, and the window's far edge or the end of the sequence after it.
-    Rows past the end, which descriptors fill with zeros, need no mask: their log-sum-exp is infinite.
     """
     first = (start // BLOCK_M) * BLOCK_M
-    if COPIED:
-        whole = first + tl.cdiv(start + BLOCK_N - first, BLOCK_M) * BLOCK_M
-        return Walk(first, start + BLOCK_N, BLOCK_M, 0, 0, 0), Walk(whole, T, BLOCK_M, 0, 0, 0)
     edge = (T // BLOCK_M) * BLOCK_M
     last = T
     if WINDOWED:
@@ -189,17 +159,15 @@ def query_tiles(
     whole = first + before * BLOCK_M
     edge = tl.maximum(edge, whole)
     count = before + tl.cdiv(tl.maximum(last - edge, 0), BLOCK_M)
-    return Walk(0, count, 1, first, before, edge - whole), Walk(0, (edge - whole) // BLOCK_M, 1, whole, 0, 0)
+    return Walk(first, before, edge - whole, count), Walk(whole, 0, 0, (edge - whole) // BLOCK_M)
 
 
 @triton.jit
-def walk_to(walk, turn, BLOCK: tl.constexpr, MASKED: tl.constexpr, COPIED: tl.constexpr):
-    """Return the position of the tile of a turn of a walk; walks without masks have no gap."""
-    if COPIED:
-        return turn
-    tile = walk.first + turn * BLOCK
+def walk_to(walk, step, BLOCK: tl.constexpr, MASKED: tl.constexpr):
+    """Return the position of the tile of a step of a walk; walks without masks have no gap."""
+    tile = walk.first + step * BLOCK
     if MASKED:
-        tile += tl.where(turn < walk.before, 0, walk.gap)
+        tile += tl.where(step < walk.before, 0, walk.gap)
     return tile
 
 
