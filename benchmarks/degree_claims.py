@@ -133,7 +133,7 @@ def name_of(kind: int) -> str:
 
 
 def main() -> None:
-    """Print medians by place, then a table for each claim."""
+    """Print all seeds by place, then a table for each claim, then the moves of the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("--study", default="adaptive-degree-2")
@@ -145,8 +145,9 @@ def main() -> None:
         entries_of(study, store, steps, arguments.degree) for steps in (arguments.steps // 4, arguments.steps)
     )
     for place, kinds in sorted(places.items()):
-        shown = [f"{name_of(kind)} {median(entry.accuracies):.3f}" for kind, entry in sorted(kinds.items())]
-        print(f"{place.task}, {place.size}: {', '.join(shown)}")
+        for kind, entry in sorted(kinds.items()):
+            seeds = " ".join(f"{accuracy:.3f}" for accuracy in sorted(entry.accuracies))
+            print(f"{place.task}, {place.size}, {name_of(kind)}: {median(entry.accuracies):.3f}, the median of {seeds}")
     print("\nWeak claim:\n", *table(weak(places)), "\nStrong claim:\n", *table(strong(places)), sep="\n")
     if rows := moves(lower, places):
         print("\nFrom a quarter of the budget:\n", *rows, sep="\n")
