@@ -7,6 +7,8 @@ learned shares the median over seeds is above that of each fixed degree. Strong 
 nowhere below the fixed degree with the best median validation accuracy, and above it somewhere. Differences are shifts;
 p by rank tests, adjusted by Holm's method over the rows of a table, whose intervals hold together (each at 1 - .05 / m
 for m rows). A lost run counts as 0.
+
+Where the store also holds a quarter of the budget, a table shows by how much each median moved from there to here.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 from icl_bench.harness.study.file import Study, load_study
 from icl_bench.harness.study.protocol import finished_study
+from icl_bench.reports.parts.ladder import SETTLED
 from icl_bench.reports.statistics import holm, rank_test, shift_between
 from icl_bench.runs.rates import validation_accuracy
 from icl_bench.runs.record import RunRecord
@@ -112,20 +115,42 @@ def table(rows: Sequence[Comparison]) -> list[str]:
     return lines
 
 
+def moves(lower: Mapping[Place, Mapping[int, Entry]], upper: Mapping[Place, Mapping[int, Entry]]) -> list[str]:
+    """Return the lines of a table of the medians of entries that two budgets share, and the number that settled."""
+    lines, settled = ["| entry | lower | upper | move |", "| :-- |" + " --: |" * 3], []
+    for place, kinds in sorted(upper.items()):
+        for kind in sorted(kinds.keys() & lower.get(place, {}).keys()):
+            before, after = (median(budget[place][kind].accuracies) for budget in (lower, upper))
+            settled.append(abs(after - before) <= SETTLED)
+            title = f"{place.task.replace('|', ' ')}, {place.size}, {name_of(kind)}"
+            lines.append(f"| {title} | {before:.3f} | {after:.3f} | {after - before:+.3f} |")
+    return [*lines, "", f"{sum(settled)} of {len(settled)} medians moved by at most {SETTLED}."] if settled else []
+
+
+def name_of(kind: int) -> str:
+    """Return how a degree, or learned shares, are named."""
+    return "learned" if kind == LEARNED else f"p = {kind}"
+
+
 def main() -> None:
-    """Print medians by place, then a table for each claim."""
+    """Print all seeds by place, then a table for each claim, then the moves of the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("--study", default="adaptive-degree-2")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--degree", type=int, default=2, help="Degree whose lower degrees are learned.")
     arguments = parser.parse_args()
-    study = load_study(arguments.study)
-    places = entries_of(study, Store(arguments.store), arguments.steps, arguments.degree)
+    study, store = load_study(arguments.study), Store(arguments.store)
+    lower, places = (
+        entries_of(study, store, steps, arguments.degree) for steps in (arguments.steps // 4, arguments.steps)
+    )
     for place, kinds in sorted(places.items()):
-        shown = [f"{kind or 'learned'} {median(entry.accuracies):.3f}" for kind, entry in sorted(kinds.items())]
-        print(f"{place.task}, {place.size}: {', '.join(shown)}")
+        for kind, entry in sorted(kinds.items()):
+            seeds = " ".join(f"{accuracy:.3f}" for accuracy in sorted(entry.accuracies))
+            print(f"{place.task}, {place.size}, {name_of(kind)}: {median(entry.accuracies):.3f}, the median of {seeds}")
     print("\nWeak claim:\n", *table(weak(places)), "\nStrong claim:\n", *table(strong(places)), sep="\n")
+    if rows := moves(lower, places):
+        print("\nFrom a quarter of the budget:\n", *rows, sep="\n")
 
 
 if __name__ == "__main__":
