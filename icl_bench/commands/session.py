@@ -39,7 +39,8 @@ LOAD_REPORTS_AFTER = 20.0
 
 
 def prepare_engine(machine: MachineOptions) -> None:
-    """Begin what takes seconds before this process imports torch: worker processes, or the context of its GPU."""
+    """Begin what takes seconds before this process imports torch: other processes, or the context of its GPU."""
+    from icl_bench.harness.compiled import is_cold
     from icl_bench.isolation import start_server
     from icl_bench.schema import parse_spec
 
@@ -49,6 +50,8 @@ def prepare_engine(machine: MachineOptions) -> None:
         start_server()
     elif engine in ENGINES_HERE and machine.device != "cpu" and OWN_RANK not in os.environ:
         threading.Thread(target=load_gpu, name="load_gpu").start()
+        if is_cold():
+            start_server()  # whose processes compile kernels
 
 
 def load_gpu() -> None:
