@@ -33,7 +33,7 @@ MODELS: list[tuple[str, tuple[int, ...]]] = [
     *((f"mamba-2:d_key={width}", WIDE) for width in (8, 16, 24)),
     *((f"gated-conv+window:w={2**power},heads=1,conv=0", (128,)) for power in range(3, 11)),
     ("gated-conv+delta-net:heads=2,conv=4", WIDE),
-    *((f"gated-conv+rwkv-7:heads={width // 64}", (width,)) for width in WIDE),
+    *((f"gated-conv+rwkv-7:heads={width // 64},value_residual=false", (width,)) for width in WIDE),
     ("gated-conv+gla:heads=2,conv=0", WIDE),
     ("gated-conv+gated-delta-net:heads=2,conv=4,output_gate=false", WIDE),
     ("gated-conv+nsa:heads=2,w=16,block=8,selected=4", WIDE),
