@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-GPU_DRIVER = Path("/dev/nvidiactl")
-"""File of the driver of GPUs on Linux."""
+from icl_bench.isolation import GPU_DRIVER
 
 
 def known_fleets() -> Path:

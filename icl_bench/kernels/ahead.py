@@ -82,11 +82,11 @@ def patch_triton() -> None:
         return
     launch, compile_now = JITFunction.run, JITFunction._do_compile
 
-    def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    def _run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         left_out = warmup or LISTING.sources is not None
         return launch(kernel, *arguments, grid=grid, warmup=left_out, **options)
 
-    def do_compile(
+    def _do_compile(
         kernel: Any, key: Any, signature: Any, device: Any, constexprs: Any, options: Any, attrs: Any, warmup: bool
     ) -> Any:
         if LISTING.sources is None:
@@ -96,7 +96,7 @@ def patch_triton() -> None:
         LISTING.sources[kernel.module, name, str(key)] = source
         return None
 
-    JITFunction.run, JITFunction._do_compile, JITFunction.asks_listing = run, do_compile, True
+    JITFunction.run, JITFunction._do_compile, JITFunction.asks_listing = _run, _do_compile, True
 
 
 def can_list() -> bool:
