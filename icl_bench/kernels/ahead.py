@@ -7,6 +7,7 @@ compile these into the cache on the disk (`compile_sources`), where the launches
 
 import importlib
 import inspect
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -121,6 +122,7 @@ def compile_source(source: KernelSource) -> None:
 
 def compile_sources(sources: Sequence[KernelSource], cores: int, context: BaseContext) -> list[BaseException]:
     """Compile kernels in processes of a context; return the errors, which show again where kernels are launched."""
-    with ProcessPoolExecutor(min(MOST_PROCESSES, cores, len(sources)), mp_context=context) as pool:
+    count, deaf = min(MOST_PROCESSES, cores, len(sources)), (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(count, context, signal.signal, deaf) as pool:
         done = wait([pool.submit(compile_source, source) for source in sources]).done
     return [error for each in done if (error := each.exception()) is not None]
