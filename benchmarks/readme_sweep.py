@@ -1,6 +1,7 @@
 """Seconds of the sweep behind the README figure of zoology: its models here, four rates each, 32 epochs of the mix.
 
     python benchmarks/readme_sweep.py FOLDER [--epochs 32] [--only delta,gla] [--engine inline] [--device cuda]
+        [--updates 707]
 
 The models are those of `original_mqar_configs.py` (zoology d88d6f5): 55 with four learning rates each, of which 49
 exist here; the six others are test-time training by minibatches of 32 tokens, which take 16 here. A published run has
@@ -43,14 +44,14 @@ MODELS: list[tuple[str, tuple[int, ...]]] = [
 """Architectures, and the widths of their models."""
 
 
-def specs(epochs: int, words: list[str]) -> list[RunSpec]:
+def specs(epochs: int, updates: int, words: list[str]) -> list[RunSpec]:
     """Return the runs of the models whose name contains one of the words, or of all models without words."""
     runs: list[RunSpec] = []
     for arch, widths in MODELS:
         if words and not any(word in arch for word in words):
             continue
         for width in widths:
-            settings = [f"model.d_model={width}", f"train.steps={epochs * UPDATES}", f"evaluation.points={epochs}"]
+            settings = [f"model.d_model={width}", f"train.steps={epochs * updates}", f"evaluation.points={epochs}"]
             task = "assoc-recall:variant=zoology"
             runs += expand_request(Request(task, [arch], "zoology", RATES, precision="bfloat16", settings=settings))
     return runs
@@ -60,7 +61,7 @@ def show(records: list[RunRecord]) -> None:
     """Print a line for each fleet: seconds from its start to its end, examples a second, the best accuracy."""
     by_model: dict[tuple[str, int], list[RunRecord]] = {}
     for record in records:
-        by_model.setdefault((record.spec.arch_label, record.spec.model.d_model), []).append(record)
+        by_model.setdefault((record.result.arch, record.spec["model"]["d_model"]), []).append(record)
     for (arch, width), own in by_model.items():
         failed = sum(record.result.status != "ok" for record in own)
         seconds, speed = own[0].result.seconds, own[0].result.examples_per_second
@@ -73,12 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--updates", type=int, default=UPDATES, help="of an epoch; few to compile kernels")
     parser.add_argument("--only", default="")
     parser.add_argument("--engine", default="inline")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     machine, store = Machine(pick_device(options.device)), Store(options.folder)
-    runs = specs(options.epochs, [word for word in options.only.split(",") if word])
+    runs = specs(options.epochs, options.updates, [word for word in options.only.split(",") if word])
     there = sum(store.has(spec.id) for spec in runs)
     engine = make_engine(options.engine, machine)
     began = time.perf_counter()
@@ -88,11 +90,8 @@ def main() -> None:
         engine.close()
     seconds = time.perf_counter() - began
     show(records)
-    print(
-        f"{len(runs)} runs, {there} of them there before, {options.epochs} of {EPOCHS} epochs: {seconds:.1f} s; "
-        f"{device_name(machine.device)}, {git_revision()}",
-        flush=True,
-    )
+    done = f"{len(runs)} runs, {there} of them there before, {options.epochs} of {EPOCHS} epochs"
+    print(f"{done}: {seconds:.1f} s; {device_name(machine.device)}, {git_revision()}", flush=True)
 
 
 if __name__ == "__main__":
