@@ -2,7 +2,7 @@
 
 Triton compiles a kernel, and a launcher for it, when it is first launched: one after the other, and with Python's lock
 held for most of the time. Here a process does the work without launches and lists its kernels (`unlaunched`); others
-compile these into the cache on the disk (`compile_sources`), where the launches of any process find them.
+compile these into the cache on the disk (`Compilers`), where the launches of any process find them.
 """
 
 import importlib
@@ -120,9 +120,19 @@ def compile_source(source: KernelSource) -> None:
         driver.CudaLauncher(parts, compiled.metadata)
 
 
-def compile_sources(sources: Sequence[KernelSource], cores: int, context: BaseContext) -> list[BaseException]:
-    """Compile kernels in processes of a context; return the errors, which show again where kernels are launched."""
-    count, deaf = min(MOST_PROCESSES, cores, len(sources)), (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(count, context, signal.signal, deaf) as pool:
-        done = wait([pool.submit(compile_source, source) for source in sources]).done
-    return [error for each in done if (error := each.exception()) is not None]
+class Compilers:
+    """Processes of a context that compile kernels, at most one a core; they start at once."""
+
+    def __init__(self, cores: int, context: BaseContext) -> None:
+        deaf = (signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the process that waits
+        self.pool = ProcessPoolExecutor(min(MOST_PROCESSES, cores), context, signal.signal, deaf)
+        self.pool.submit(int)  # which starts them
+
+    def compile(self, sources: Sequence[KernelSource]) -> list[BaseException]:
+        """Compile kernels; return the errors, which show again where the kernels are launched."""
+        done = wait([self.pool.submit(compile_source, source) for source in sources]).done
+        return [error for each in done if (error := each.exception()) is not None]
+
+    def close(self) -> None:
+        """End the processes."""
+        self.pool.shutdown(wait=False, cancel_futures=True)

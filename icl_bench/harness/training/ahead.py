@@ -4,6 +4,8 @@ import logging
 import multiprocessing
 import threading
 from collections.abc import Sequence
+from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -15,8 +17,8 @@ from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
 from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.isolation import is_isolating, isolated, start_method
-from icl_bench.kernels.ahead import KernelSource, can_list, compile_sources, unlaunched
-from icl_bench.kernels.backends import is_installed
+from icl_bench.kernels.ahead import Compilers, KernelSource, can_list, unlaunched
+from icl_bench.kernels.backends import is_installed, prepare_in_turn
 from icl_bench.runs.spec import RunSpec
 from icl_bench.schema import content_hash
 
@@ -38,14 +40,25 @@ def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
     if known_fleet(specs, machine).exists() or not is_installed() or not can_list():
         return
     with COMPILING:
+        loading = threading.Thread(target=load_kernels, name="load_kernels")
+        loading.start()
         try:
-            sources = isolated("kernels are compiled one by one", kernels_of, list(specs), machine)
+            with closing(Compilers(usable_cores(), start_method())) as compilers:
+                sources = isolated("kernels are compiled one by one", kernels_of, list(specs), machine)
+                errors = compilers.compile(sources)
         except IclBenchError as error:
             LOG.warning("%s", error)
             return
-        errors = compile_sources(sources, usable_cores(), start_method()) if sources else []
+        finally:
+            loading.join()
     if errors:
         LOG.warning("%d of %d kernels not compiled ahead, the first: %s", len(errors), len(sources), errors[0])
+
+
+def load_kernels() -> None:
+    """Load what the fleet of this process needs to find the compiled kernels."""
+    prepare_in_turn()
+    import_module("icl_bench.kernels.preloaded")
 
 
 def remember_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:

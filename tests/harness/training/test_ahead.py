@@ -19,6 +19,20 @@ def runs(arch: str = "power:p=2", *settings: str, **options):
     return expand_request(Request("assoc-recall", [arch], settings=settings, **options))
 
 
+class Compilers:
+    """Processes that compile nothing."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def compile(self, sources):
+        assert sources == ["kernel"]
+        self.calls.append("compile")
+        return []
+
+    def close(self) -> None: ...
+
+
 @pytest.fixture
 def asked(monkeypatch, tmp_path) -> list[str]:
     """List the calls that would start processes, on a machine with an idle GPU and a cold cache."""
@@ -34,7 +48,8 @@ def asked(monkeypatch, tmp_path) -> list[str]:
     monkeypatch.setattr(ahead, "is_installed", lambda: True)
     monkeypatch.setattr(ahead, "can_list", lambda: True)
     monkeypatch.setattr(ahead, "isolated", listed)
-    monkeypatch.setattr(ahead, "compile_sources", lambda sources, cores, context: calls.append("compile") or [])
+    monkeypatch.setattr(ahead, "load_kernels", lambda: None)
+    monkeypatch.setattr(ahead, "Compilers", lambda cores, context: Compilers(calls))
     return calls
 
 
