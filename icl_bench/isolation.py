@@ -24,6 +24,10 @@ T = TypeVar("T")
 
 PRELOADED = ("icl_bench.harness.engines.worker", "typer")
 """Modules that the server imports once: all that a worker needs, and what the console script imports."""
+PRELOADED_FOR_GPUS = ("icl_bench.kernels.preloaded",)
+"""Modules that it imports besides on a machine with a GPU."""
+GPU_DRIVER = Path("/proc/driver/nvidia/version")
+"""File of the driver of GPUs on Linux, where it is loaded."""
 LONGEST_CALL = 120.0
 """Seconds in which an isolated call must come back: the import of a large package takes 30."""
 OWN_SCORE = Path("/proc/self/oom_score_adj")
@@ -157,7 +161,7 @@ def start_method() -> ForkServerContext | SpawnContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([*PRELOADED, *(PRELOADED_FOR_GPUS if GPU_DRIVER.exists() else ())])
     return context
 
 

@@ -21,6 +21,11 @@ PREPARING = threading.RLock()
 """Held while a thread makes a kernel ready for its first launch, after `prepare_in_turn`."""
 
 
+def is_installed() -> bool:
+    """Return whether Triton is installed."""
+    return _INSTALLED
+
+
 def has_triton(x: Tensor) -> bool:
     """Return whether a Triton kernel runs on this tensor at full speed: it is on CUDA, and Triton is installed."""
     return x.is_cuda and _INSTALLED

@@ -27,8 +27,8 @@ from icl_bench.runs.store import Store
 if TYPE_CHECKING:
     from icl_bench.harness.training.trainer import Machine
 
-FLEETS_OF_WORKER = 3
-"""Fleets that a worker with a GPU trains at once: while one is built or tested, two train."""
+FLEETS_OF_WORKER = 6
+"""Fleets that a worker with a GPU has at once: five fill it, and one is built or tested meanwhile."""
 STUCK_SECONDS = 10
 """Seconds after which a read or a write in the middle of a message fails, because the worker is stopped."""
 
@@ -42,7 +42,7 @@ class Local(EngineConfig):
     timeout: float | None = Field(default=None, ge=0.1)
     """Seconds after which a fleet is ended and recorded as `timeout`; by default none."""
     at_once: int | None = Field(default=None, ge=1, le=16)
-    """Fleets that each worker trains at once, for GPUs: by default 3 where each GPU has one worker, else 1. Layers
+    """Fleets that each worker trains at once, for GPUs: by default 6 where each GPU has one worker, else 1. Layers
     from outside the package take 1."""
 
     def start(self, machine: "Machine") -> Engine:
@@ -122,6 +122,10 @@ class ProcessPool(WorkerPool):
         self.spare.remove(worker)
         self.started.append(worker)
         return worker
+
+    def place_of(self, worker: Worker) -> object:
+        """Return the process of a worker."""
+        return worker.host if isinstance(worker, ProcessWorker) else worker
 
     def least_used_gpu(self) -> str | None:
         """Return the GPU with the fewest workers; None on a machine without GPUs."""

@@ -118,6 +118,10 @@ class WorkerPool(Protocol):
     def listen(self, workers: Sequence[Worker], seconds: float) -> Iterator[tuple[Worker, Message]]:
         """Yield messages of these workers, waiting at most `seconds` for the first; `WorkerLost` is a worker's last."""
 
+    def place_of(self, worker: Worker) -> object:
+        """Return what a worker shares with those that train beside it on its GPU; by default it has a place alone."""
+        return worker
+
     def close(self) -> None:
         """Free what the pool holds besides its workers."""
         return

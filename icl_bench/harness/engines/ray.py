@@ -148,7 +148,7 @@ class FleetActor:
             interruption.CURRENT.receive(signal.SIGTERM, None)
 
 
-class ActorPool:
+class ActorPool(messages.WorkerPool):
     """Start Ray actors; `is_owner` says that this process started Ray, so that closing the pool ends Ray too."""
 
     def __init__(self, machine: "Machine", gpu_share: float, is_owner: bool) -> None:

@@ -14,6 +14,7 @@ from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
 from icl_bench.harness.engines.base import Agenda
+from icl_bench.harness.engines.places import WorkerSlot, slot_for
 from icl_bench.harness.engines.queues import FleetQueue, Item
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.training.results import failed_result
@@ -55,19 +56,6 @@ class Usage:
     def overhead(self) -> float:
         """Mean seconds between assignment and end of a fleet beyond its own time; 0 before a fleet has ended."""
         return (self.trips - self.busy) / self.fleets if self.fleets else 0.0
-
-
-@dataclass(eq=False)
-class WorkerSlot:
-    """A worker and its fleet."""
-
-    worker: messages.Worker
-    last_heard: float
-    """Time of the last message, on the clock of the submission."""
-    ready: bool = False
-    item: Item | None = None
-    assigned_at: float = 0.0
-    """Time at which the fleet was assigned, on the same clock."""
 
 
 @dataclass
@@ -117,6 +105,7 @@ class Submission:
         self.last_ready = 0.0
         self.survivors = 0  # fleets that lost workers and ended well
         self.failed_starts = 0
+        self.held: Item | None = None  # a fleet that waits for room
 
     def run(self) -> Iterator[RunResult]:
         """Start workers, assign fleets, receive messages and check time limits, until no fleet is left."""
@@ -134,17 +123,20 @@ class Submission:
         """Start a worker for each fleet that is left, up to the size of the pool, and give each idle worker a fleet."""
         while len(self.slots) < min(self.size, self.queue.left()):
             self.slots.append(WorkerSlot(self.pool.start(), self.clock))
-        for slot in self.slots:
-            if slot.ready and slot.item is None:
-                item = self.queue.take()
-                if item is None:
-                    return
-                yield from self.assign(slot, item)
+        while any(slot.ready and slot.item is None for slot in self.slots):
+            item, self.held = self.held or self.queue.take(), None
+            if item is None:
+                return
+            slot = slot_for(item.specs, self.slots, self.pool, self.machine.device)
+            if slot is None:
+                self.held = item
+                return
+            yield from self.assign(slot, item)
 
     def assign(self, slot: WorkerSlot, item: Item) -> Iterator[RunResult]:
         """Give a worker a fleet, or give the fleet up if it has lost too many workers in other processes."""
         self.reporter.started(item.specs)
-        slot.assigned_at = self.clock
+        slot.assigned_at, slot.trained = self.clock, None
         if item.losses >= self.most_losses():
             self.queue.settle(item)
             yield from self.give_up(item.specs, "crashed", f"lost {item.losses} workers, here or elsewhere", slot)
@@ -172,6 +164,7 @@ class Submission:
                 self.usage.start = self.usage.start or time.monotonic() - self.began
             case messages.ProgressReport(progress):
                 if slot.item:
+                    slot.trained = progress.step / progress.steps
                     self.reporter.progressed(slot.item.specs, progress)
             case messages.Finished():
                 yield from self.finish(slot, message)
@@ -288,8 +281,9 @@ class Submission:
                     self.reporter.finished(message.results)
                 if isinstance(message, messages.Finished | messages.FleetError | messages.WorkerLost):
                     busy.pop(worker, None)  # one that finished may be lost in the same moment
+        for item in [self.held, *(slot.item for slot in self.slots)]:
+            if item:
+                self.queue.settle(item, [item])
         for slot in self.slots:
-            if slot.item:
-                self.queue.settle(slot.item, [slot.item])
             slot.worker.kill()
         self.slots.clear()

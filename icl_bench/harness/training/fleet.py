@@ -19,6 +19,7 @@ import torch
 
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.interruption import Interrupted, deferred, is_interrupted, listen, raise_if_interrupted
+from icl_bench.harness.training.ahead import compile_kernels, remember_kernels
 from icl_bench.harness.training.attempt import FleetFailedError, finish_fleet
 from icl_bench.harness.training.memory import fit_memory, release_memory
 from icl_bench.harness.training.results import failed_result
@@ -61,8 +62,11 @@ def run_fleet(specs: Sequence[RunSpec], store: Store, machine: Machine, report: 
 
 def run_part(specs: Sequence[RunSpec], store: Store, machine: Machine, report: Report) -> list[RunResult]:
     """Train and commit a fleet: whole, or else in halves, or else each member in a process of its own."""
+    compile_kernels(specs, machine)
     try:
-        return finish_fleet(specs, store, machine, report, last=False)
+        results = finish_fleet(specs, store, machine, report, last=False)
+        remember_kernels(specs, machine)
+        return results
     except FleetFailedError as error:
         kind = error.kind  # the error itself holds on to the fleet's memory
         LOG.warning("a fleet of %d goes on in smaller ones: %s", len(specs), error)

@@ -240,6 +240,6 @@ def test_workers_with_gpus_train_several_fleets_until_a_layer_comes_from_outside
         agenda = Agenda([runs(name, 1) for name in names])
         list(engine.submit(agenda, Store(tmp_path), quiet()))
         started.append(engine.at_once)
-    assert started == [3, 3, 1, 1] and [one.closed for one in made] == [True, False]
+    assert started == [6, 6, 1, 1] and [one.closed for one in made] == [True, False]
     engine.close()
     assert made[-1].closed

@@ -22,8 +22,9 @@ from icl_bench.harness.engines.messages import (
     Ready,
     WorkerLost,
 )
+from icl_bench.harness.engines.places import WorkerSlot
 from icl_bench.harness.engines.queues import FleetQueue, LeaseQueue
-from icl_bench.harness.engines.supervisor import Submission, Supervisor, Usage, WorkerSlot
+from icl_bench.harness.engines.supervisor import Submission, Supervisor, Usage
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
@@ -74,6 +75,9 @@ class PuppetPool:
                 yield worker, worker.messages.pop(0)
         if not spoken:
             time.sleep(0.01)
+
+    def place_of(self, worker: Puppet) -> object:
+        return worker
 
     def close(self) -> None: ...
 

@@ -1,0 +1,101 @@
+"""The kernels of a fleet, compiled in processes before its first step, where they were never compiled before."""
+
+import logging
+import multiprocessing
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from icl_bench.errors import IclBenchError
+from icl_bench.harness.compiled import known_fleets
+from icl_bench.harness.environment import git_revision, usable_cores, versions
+from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
+from icl_bench.harness.training.outside_layers import calls_outside_code
+from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.isolation import is_isolating, isolated, start_method
+from icl_bench.kernels.ahead import Compilers, KernelSource, can_list, unlaunched
+from icl_bench.kernels.backends import is_installed, prepare_in_turn
+from icl_bench.runs.spec import RunSpec
+from icl_bench.schema import content_hash
+
+LOG = logging.getLogger("icl_bench")
+LEAST_CORES = 4
+"""Cores from which kernels are compiled in processes."""
+COMPILING = threading.Lock()
+"""Held while the kernels of a fleet are compiled; another fleet has many of the same."""
+
+
+def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
+    """Compile the kernels of a fleet's first steps and evaluations, unless such a fleet was trained on this machine.
+
+    Only commands do so, since processes import the main program; workers, which may start none, do not.
+    """
+    alone = not is_isolating() or multiprocessing.current_process().daemon or machine.ranks is not None
+    if alone or machine.device.type != "cuda" or calls_outside_code(specs[0]) or usable_cores() < LEAST_CORES:
+        return
+    if known_fleet(specs, machine).exists() or not is_installed() or not can_list():
+        return
+    with COMPILING:
+        loading = threading.Thread(target=load_kernels, name="load_kernels")
+        loading.start()
+        try:
+            with closing(Compilers(usable_cores(), start_method())) as compilers:
+                sources = isolated("kernels are compiled one by one", kernels_of, list(specs), machine)
+                errors = compilers.compile(sources)
+        except IclBenchError as error:
+            LOG.warning("%s", error)
+            return
+        finally:
+            loading.join()
+    if errors:
+        LOG.warning("%d of %d kernels not compiled ahead, the first: %s", len(errors), len(sources), errors[0])
+
+
+def load_kernels() -> None:
+    """Load what the fleet of this process needs to find the compiled kernels."""
+    prepare_in_turn()
+    import_module("icl_bench.kernels.preloaded")
+
+
+def remember_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
+    """Note that the kernels of a fleet that was trained lie in Triton's cache."""
+    if machine.device.type == "cuda":
+        known = known_fleet(specs, machine)
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
+
+
+def known_fleet(specs: Sequence[RunSpec], machine: Machine) -> Path:
+    """Return the file that stands for the kind of a fleet: all that its kernels depend on."""
+    train = specs[0].train.model_copy(update={"steps": 1, "lr": 1.0, "weight_decay": 0.0})
+    model = specs[0].model.model_copy(update={"gain": 1.0})
+    shape = specs[0].model_copy(update={"train": train, "model": model, "seed": 0, "data_seed": 0})
+    place = {"device": torch.cuda.get_device_name(machine.device), "impl": machine.impl, "parts": machine.accumulate}
+    code = {"versions": dict(versions()), "revision": git_revision()}
+    kind = {
+        "shape": shape.model_dump(mode="json"),
+        "members": len(specs),
+        **place,
+        "recompute": machine.recompute,
+        **code,
+    }
+    return known_fleets() / content_hash(kind, "icl-bench/kernels/v1")
+
+
+def kernels_of(specs: Sequence[RunSpec], machine: Machine) -> list[KernelSource]:
+    """Return the kernels of a fleet, of a step on each of its cells, a validation and a piece of each test cell."""
+    with unlaunched() as sources:
+        trainer = Trainer(specs, machine._replace(graphs=False))
+        for index in range(len(trainer.cells)):
+            trainer.run_refill(index)
+            trainer.run_update(index)
+        trainer.validate(trainer.working_model)
+        for cell in trainer.task.eval_cells:
+            stream = trainer.make_stream(cell.label, "test")
+            piece = next(evaluation_pieces(stream, trainer.spec.evaluation.examples))
+            evaluate(trainer.working_model, stream, [piece])
+        return list(sources.values())

@@ -1,0 +1,100 @@
+"""Which fleets have their kernels compiled in processes, and what such fleets are known by."""
+
+import logging
+
+import pytest
+import torch
+
+from icl_bench.errors import OutsideCodeError
+from icl_bench.harness import compiled
+from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training import ahead
+from icl_bench.harness.training.trainer import Machine
+from icl_bench.isolation import isolating
+
+GPU = Machine(torch.device("cuda"))
+
+
+def runs(arch: str = "power:p=2", *settings: str, **options):
+    return expand_request(Request("assoc-recall", [arch], settings=settings, **options))
+
+
+class Compilers:
+    """Processes that compile nothing."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def compile(self, sources):
+        assert sources == ["kernel"]
+        self.calls.append("compile")
+        return []
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path) -> list[str]:
+    """List the calls that would start processes, on a machine with an idle GPU and a cold cache."""
+    calls: list[str] = []
+
+    def listed(action, function, *arguments):
+        calls.append("list")
+        return ["kernel"]
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(ahead, "usable_cores", lambda: 8)
+    monkeypatch.setattr(ahead, "is_installed", lambda: True)
+    monkeypatch.setattr(ahead, "can_list", lambda: True)
+    monkeypatch.setattr(ahead, "isolated", listed)
+    monkeypatch.setattr(ahead, "load_kernels", lambda: None)
+    monkeypatch.setattr(ahead, "Compilers", lambda cores, context: Compilers(calls))
+    return calls
+
+
+def test_a_kind_of_fleet_is_compiled_ahead_until_one_was_trained(asked) -> None:
+    with isolating():
+        ahead.compile_kernels(runs(), GPU)
+        assert asked == ["list", "compile"]
+        ahead.remember_kernels(runs(), GPU)
+        ahead.compile_kernels(runs(seeds=(3,), lrs=(0.5,)), GPU)  # of the same kind
+        assert asked == ["list", "compile"]
+        ahead.compile_kernels(runs("linear"), GPU)
+    assert len(asked) == 4
+
+
+def test_programs_processors_and_layers_from_outside_compile_as_they_go(asked, monkeypatch) -> None:
+    ahead.compile_kernels(runs(), GPU)
+    with isolating():
+        ahead.compile_kernels(runs(), Machine(torch.device("cpu")))
+        monkeypatch.setattr(ahead, "calls_outside_code", lambda spec: True)
+        ahead.compile_kernels(runs(), GPU)
+    assert not asked
+
+
+def test_a_list_that_fails_is_told_and_leaves_the_fleet_alone(asked, monkeypatch, caplog) -> None:
+    def fail(*arguments):
+        raise OutsideCodeError("kernels are compiled one by one: ended by SIGKILL; mend it")
+
+    monkeypatch.setattr(ahead, "isolated", fail)
+    with isolating(), caplog.at_level(logging.WARNING, "icl_bench"):
+        ahead.compile_kernels(runs(), GPU)
+    assert "one by one" in caplog.text and not asked
+
+
+def test_fleets_differ_by_what_kernels_depend_on(asked) -> None:
+    known = ahead.known_fleet(runs(), GPU)
+    same = [runs("power:p=2", "train.steps=7"), runs(lrs=(0.1,)), runs(seeds=(5,))]
+    others = [runs(seeds=(0, 1)), runs("linear"), runs(precision="bfloat16"), runs("power:p=2", "train.batch=8")]
+    assert all(ahead.known_fleet(specs, GPU) == known for specs in same)
+    assert len({ahead.known_fleet(specs, GPU) for specs in (*others, runs())}) == 5
+
+
+def test_a_machine_is_cold_until_a_fleet_was_trained(monkeypatch, tmp_path, asked) -> None:
+    monkeypatch.setattr(compiled, "GPU_DRIVER", tmp_path)
+    assert compiled.is_cold()
+    ahead.remember_kernels(runs(), GPU)
+    assert not compiled.is_cold()
+    monkeypatch.setattr(compiled, "GPU_DRIVER", tmp_path / "none")
+    assert not compiled.is_cold()
