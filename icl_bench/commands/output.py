@@ -16,7 +16,6 @@ from icl_bench.escapes import visible_text
 if TYPE_CHECKING:
     from icl_bench.errors import RecordError
     from icl_bench.reports.context import StudyContext
-    from icl_bench.reports.drawers import Drawers, Render
     from icl_bench.runs.outline import FinishedRuns
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.store.index import Index
@@ -96,38 +95,28 @@ def default_report(command: str, *subject: str) -> Path:
 
 
 def write_files(
-    runs: "FinishedRuns",
-    problems: "list[RecordError]",
-    report: Path,
-    context: "StudyContext | None" = None,
-    render: "Render | None" = None,
+    runs: "FinishedRuns", problems: "list[RecordError]", report: Path, context: "StudyContext | None" = None
 ) -> Path:
     """Write a report: one HTML page if the file is so named, else Markdown with a folder of figures."""
     from icl_bench.reports.context import NO_STUDY
     from icl_bench.reports.report import write_report
     from icl_bench.runs.record import command_line
 
-    return write_report(runs, problems, report, command_line(), context or NO_STUDY, render)
+    return write_report(runs, problems, report, command_line(), context or NO_STUDY)
 
 
 def finish(
-    records: "list[RunRecord]",
-    as_json: bool,
-    report: Path | None,
-    context: "StudyContext | None" = None,
-    drawers: "Drawers | None" = None,
+    records: "list[RunRecord]", as_json: bool, report: Path | None, context: "StudyContext | None" = None
 ) -> None:
     """Write the report, if one is asked for, and print the results; exit with status 3 if a run failed.
 
-    With a `context`, which studies have, a bar of accuracy for each architecture follows the results. `drawers` draw
-    the figures; None to draw them here.
+    With a `context`, which studies have, a bar of accuracy for each architecture follows the results.
     """
     from icl_bench.commands.console import terminal
     from icl_bench.commands.tables import accuracy_bars, results_table
     from icl_bench.runs.outline import FinishedRuns
 
-    render = drawers.begin(records, context) if drawers and context and report else None
-    written = report and write_files(FinishedRuns.of(records), [], report, context, render)
+    written = report and write_files(FinishedRuns.of(records), [], report, context)
     if as_json:
         print_json({"runs": [record.result.summary() for record in records]})
     else:

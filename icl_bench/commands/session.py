@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from icl_bench.harness.session import Session
     from icl_bench.harness.study.file import Study
     from icl_bench.reports.context import StudyContext
-    from icl_bench.reports.drawers import Drawers
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.spec import RunSpec
 
@@ -33,10 +32,10 @@ ENGINES_HERE = ("auto", "inline")
 """Engines that use the GPU in this process."""
 OWN_RANK = "LOCAL_RANK"
 """Environment variable of processes that torchrun starts, each of which has a GPU of its own."""
+REPORT_MODULES = ("icl_bench.reports.report", "scipy.stats")
+"""Modules that a report loads, the second for exact tests of some studies alone."""
 LOAD_REPORTS_AFTER = 20.0
-"""Seconds after which what reports need is loaded while runs train: kernels are compiled by then."""
-DRAWERS, CORES_FOR_DRAWERS = 5, 8
-"""Processes that draw the figures of a study, and cores from which there are such processes."""
+"""Seconds after which the modules of reports are loaded while runs train: kernels are compiled by then."""
 
 
 def prepare_engine(machine: MachineOptions) -> None:
@@ -76,37 +75,16 @@ def load_gpu() -> None:
             add_parts(ones, ones.dtype)
 
 
-class ReportLoading:
-    """What reports need, loaded after a while: processes that draw, or modules of this process on few cores."""
-
-    def __init__(self) -> None:
-        self.drawers: Drawers | None = None
-
-    def load(self) -> None:
-        """Load what reports need."""
-        from icl_bench.harness.environment import usable_cores
-        from icl_bench.reports.drawers import MODULES, Drawers
-
-        if usable_cores() >= CORES_FOR_DRAWERS:
-            self.drawers = Drawers(DRAWERS)
-        else:
-            for name in MODULES:
-                import_module(name)
-
-
 @contextmanager
-def loading_reports() -> Iterator[ReportLoading]:
-    """Load what reports need in a thread if the block takes long: figures then follow its results sooner."""
-    loading = ReportLoading()
-    timer = threading.Timer(LOAD_REPORTS_AFTER, loading.load)
+def loading_reports() -> Iterator[None]:
+    """Load the modules of reports in a thread if the block takes long: figures then follow its results sooner."""
+    timer = threading.Timer(LOAD_REPORTS_AFTER, lambda: [import_module(name) for name in REPORT_MODULES])
     timer.daemon = True
     timer.start()
     try:
-        yield loading
+        yield
     finally:
         timer.cancel()
-        if loading.drawers is not None:
-            loading.drawers.close()
 
 
 def make_executor(machine: MachineOptions, output: OutputOptions) -> "Executor":
@@ -196,12 +174,12 @@ def complete_study(
     """
     from icl_bench.harness.session import finish_study
 
-    with loading_reports() as loading:
+    with loading_reports():
         records, left_out = finish_study(study, make_executor(machine, output), parts, finished)
-        note_lacking(records, output)
-        for line in left_out:
-            note(f"left out: {line}")
-        finish(records, output.as_json, report, context_of(study, left_out), loading.drawers)
+    note_lacking(records, output)
+    for line in left_out:
+        note(f"left out: {line}")
+    finish(records, output.as_json, report, context_of(study, left_out))
 
 
 def context_of(study: "Study", left_out: "list[str]") -> "StudyContext":

@@ -39,8 +39,6 @@ PARTS = (
     *(gains.PART, half_rates.PART, learning.PART, controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
 )
 """Topics of a section, in order."""
-FIGURES = {part.figure.name: part.figure for part in PARTS if part.figure is not None}
-"""Figures of a section, by name."""
 
 
 def compose(

@@ -10,7 +10,6 @@ from icl_bench.reports.analysis import Section, analyse, run_order
 from icl_bench.reports.blocks import Drawing
 from icl_bench.reports.context import NO_STUDY, StudyContext
 from icl_bench.reports.document import compose, title_of
-from icl_bench.reports.drawers import Render
 from icl_bench.reports.explorer.answers import figure_title
 from icl_bench.reports.explorer.document import ViewedStore, explorer_document
 from icl_bench.reports.explorer.page import render_page
@@ -27,12 +26,7 @@ MOST_CSV_RUNS = 20_000
 
 
 def write_report(
-    runs: FinishedRuns,
-    problems: Sequence[RecordError],
-    path: Path,
-    command: str,
-    context: StudyContext = NO_STUDY,
-    render: Render | None = None,
+    runs: FinishedRuns, problems: Sequence[RecordError], path: Path, command: str, context: StudyContext = NO_STUDY
 ) -> Path:
     """Write a report: an HTML page where the file's name ends in .html, else Markdown with a folder of figures.
 
@@ -44,19 +38,15 @@ def write_report(
         path: the file to write, which is returned; figures of Markdown go to the folder `<stem>_files` beside it.
         command: the command line that makes this report again.
         context: the study that the report is part of.
-        render: returns each figure of these runs, for instance from other processes; None to draw them here.
 
     Raises:
         StoreError: where the report cannot be written.
     """
     sections = analyse(runs, context)
+    write = write_page if path.suffix in PAGE_SUFFIXES else write_markdown
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix in PAGE_SUFFIXES:
-            text = write_page(sections, problems, path, command, context)
-        else:
-            text = write_markdown(sections, problems, path, command, context, render)
-        replace_file(path, text.encode())
+        replace_file(path, write(sections, problems, path, command, context).encode())
     except OSError as error:
         raise StoreError(
             f"a report must be written where there is room and permission; {error.filename}: {error.strerror}; "
@@ -66,20 +56,14 @@ def write_report(
 
 
 def write_markdown(
-    sections: Sequence[Section],
-    problems: Sequence[RecordError],
-    path: Path,
-    command: str,
-    context: StudyContext,
-    render: Render | None = None,
+    sections: Sequence[Section], problems: Sequence[RecordError], path: Path, command: str, context: StudyContext
 ) -> str:
     """Write the figures and rows of a Markdown report; return its text."""
     folder = path.with_name(f"{path.stem}_files")
 
     def place(i: int, figure: SectionFigure) -> Drawing | None:
         title = figure_title(figure.name, sections[i])
-        section = sections[i]
-        image = render(i, section, figure) if render else figure.render(section, context, title)
+        image = figure.render(sections[i], context, title)
         if image is None:
             return None
         folder.mkdir(exist_ok=True)

@@ -12,14 +12,6 @@ from icl_bench import isolation
 from icl_bench.commands import session
 from icl_bench.commands.options import MachineOptions, OutputOptions
 from icl_bench.commands.session import loading_reports, make_executor, prepare_engine
-from icl_bench.harness import environment
-from icl_bench.reports import drawers
-from icl_bench.reports.context import NO_STUDY
-from icl_bench.reports.report import write_report
-from icl_bench.runs.outline import FinishedRuns
-from tests.reports.factory import comparison
-
-WHERE = ("there", "here")
 
 
 @pytest.mark.parametrize(("engine", "starts"), [("local:workers=2", 1), ("local", 1), ("auto", 0), ("inline", 0)])
@@ -63,11 +55,10 @@ def test_reports_load_while_a_block_takes_long(monkeypatch) -> None:
 
     def load(name: str) -> None:
         names.append(name)
-        if len(names) == len(drawers.MODULES):
+        if len(names) == len(session.REPORT_MODULES):
             loaded.set()
 
     monkeypatch.setattr(session, "import_module", load)
-    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
     with loading_reports():
         pass
     assert not loaded.wait(0.05)
@@ -75,21 +66,6 @@ def test_reports_load_while_a_block_takes_long(monkeypatch) -> None:
     with loading_reports():
         assert loaded.wait(20)
     assert names == ["icl_bench.reports.report", "scipy.stats"]
-
-
-def test_on_many_cores_processes_draw_the_figures_of_a_study(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(environment, "usable_cores", lambda: 8)
-    monkeypatch.setattr(session, "DRAWERS", 1)
-    records = comparison(2)
-    with loading_reports() as loading:
-        loading.load()
-        assert loading.drawers is not None
-        render = loading.drawers.begin(records, NO_STUDY)
-        write_report(FinishedRuns.of(records), [], tmp_path / "there" / "r.md", "c", NO_STUDY, render)
-    write_report(FinishedRuns.of(records), [], tmp_path / "here" / "r.md", "c")
-    there, here = ({path.name: path.read_bytes() for path in (tmp_path / name / "r_files").iterdir()} for name in WHERE)
-    assert there == here and any(name.endswith(".svg") for name in here)
-    assert (tmp_path / "there" / "r.md").read_text() == (tmp_path / "here" / "r.md").read_text()
 
 
 @pytest.mark.skipif(
