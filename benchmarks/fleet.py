@@ -18,7 +18,7 @@ import torch
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand_request
-from icl_bench.harness.training.graphs import STEPS_BETWEEN_WAITS, Pace
+from icl_bench.harness.training.graphs import Pace
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
@@ -29,7 +29,7 @@ CASES = [
     ("power p=2", "gated-conv+power:p=2,conv=0,heads=8,d_key=16,d_value=16", 256, 64),
     ("linear", "gated-conv+linear:conv=0,heads=8,d_key=16,d_value=16", 256, 64),
 ]
-WARM_STEPS = 5
+WARM_STEPS, FEWEST_STEPS = 5, 4
 PARTS = {
     "data": ("bits_kernel", "cipher_kernel", "order_kernel", "radixSort", "RadixSort", "searchsorted", "sort"),
     "cross-entropy": ("others_kernel", "finish_kernel", "weight_gradient_kernel", "scale_kernel", "means_kernel"),
@@ -59,18 +59,20 @@ def wait(device: torch.device) -> None:
 
 
 def measure(runs: list[RunSpec], machine: Machine, seconds: float) -> dict[str, Any]:
-    """Time steps for about `seconds`, launched ahead of the device as training launches them."""
+    """Time steps for about `seconds`, by the time of one, launched ahead of the device as training launches them."""
     device = machine.device
     trainer = Trainer(runs, machine)
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
-    started, steps, pace = time.perf_counter(), 0, Pace(device)
-    while time.perf_counter() - started < seconds:
-        for _ in range(STEPS_BETWEEN_WAITS):
-            trainer.step()
-            pace.count_step()
-        steps += STEPS_BETWEEN_WAITS
+    started = time.perf_counter()
+    trainer.step()
+    wait(device)
+    steps, pace = max(FEWEST_STEPS, round(seconds / (time.perf_counter() - started))), Pace(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        trainer.step()
+        pace.count_step()
     wait(device)
     per_step = (time.perf_counter() - started) / steps
     data = data_seconds(trainer, device)
@@ -138,7 +140,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--cases", default="", help="their numbers, such as 0,2; all by default")
     parser.add_argument("--arch", action="append", help="an architecture in place of the cases; 256 tokens, 64 pairs")
-    parser.add_argument("--every", action="store_true", help="all architectures, those of --arch first; one that fails has a row")
+    parser.add_argument(
+        "--every", action="store_true", help="all architectures, those of --arch first; one that fails has a row"
+    )
     parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case and fleet")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)

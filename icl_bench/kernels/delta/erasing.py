@@ -1,7 +1,8 @@
 """The core of RWKV-7 as one operator: keys, decays, the untied delta rule, and the norm and bonus of its outputs.
 
-It equals `erasing_keys`, `channel_decays`, `delta_rule` and `token_bonus` one after the other, which run where this one
-does not. The gradients of the columns of a projection are written into one tensor, and those of the bonus added there.
+It equals the second factors of two adapters, `erasing_keys`, `channel_decays`, `delta_rule` and `token_bonus` one after
+the other, which run where this one does not. The gradients of the columns of a projection are written into one tensor,
+and those of the bonus added there.
 """
 
 import torch
@@ -21,17 +22,15 @@ def takes_erasing_delta(rows: Tensor, options: ErasingOptions, value_width: int)
 
 
 def erasing_delta(
-    rows: Tensor, rate: Tensor, decay: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
+    rows: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
 ) -> tuple[Tensor, Tensor]:
     """Return the output and the values [M, B, T, H, V], for their other uses.
 
-    `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values follow where None are given. `rate` and
-    `decay` are [M, B, T, H K], before their biases. The gradient of `rows` is undefined in its other columns: an
-    operator of `row_columns` that reads them writes it.
+    `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values follow where None are given, and columns of
+    adapters where the options say. The gradient of `rows` is undefined in its other columns: an operator of
+    `row_columns` that reads them writes it.
     """
     from icl_bench.kernels.delta.triton.erasing import ErasingDelta
 
-    out: tuple[Tensor, Tensor] = ErasingDelta.apply(
-        rows, rate, decay, values, options, torch.is_grad_enabled(), *weights
-    )
+    out: tuple[Tensor, Tensor] = ErasingDelta.apply(rows, values, options, torch.is_grad_enabled(), *weights)
     return out

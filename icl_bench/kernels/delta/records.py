@@ -86,6 +86,10 @@ class ErasingWeights(NamedTuple):
     weakening: Tensor
     decay: Tensor
     """Bias of the decays, [M, H K]."""
+    rate_adapter: Tensor
+    """Second factor of the rates, [M, R, H K]."""
+    decay_adapter: Tensor
+    """Second factor of the decays, [M, R, H K]."""
     bonus: Tensor
     gain: Tensor
     """Gain of the norm, [M, H, V]."""
@@ -101,6 +105,10 @@ class ErasingOptions(NamedTuple):
     least: float
     """Least log decay, the factor of the sigmoid."""
     eps: float
+    rate_at: int
+    """First column of what the second factor of the rates reads."""
+    decay_at: int
+    """First column of what the second factor of the decays reads the tanh of."""
 
 
 def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:

@@ -19,7 +19,14 @@ from icl_bench.kernels.delta.triton.launch import (
     launch_channel_gradient,
     launch_delta_forward,
 )
-from icl_bench.kernels.fleet.triton.decays import launch_decay_gradient, launch_decays
+from icl_bench.kernels.fleet.triton.adapters import (
+    DECAY,
+    PLAIN,
+    Adapter,
+    Operands,
+    launch_adapter,
+    launch_adapter_gradient,
+)
 from icl_bench.kernels.fleet.triton.erasing_keys import (
     Bonus,
     BonusGradient,
@@ -34,23 +41,24 @@ class ErasingDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, rate: Tensor, decay: Tensor, values: Tensor | None, options: ErasingOptions, save: bool,
-        *numbers: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx: Any, rows: Tensor, values: Tensor | None, options: ErasingOptions, save: bool, *numbers: Tensor
+    ) -> tuple[Tensor, ...]:
         rows, values = rows.contiguous(), None if values is None else values.contiguous()
         weights = ErasingWeights(*(number.contiguous() for number in numbers))
-        rate, decay = rate.contiguous(), decay.contiguous()
         columns = columns_of_rows(rows, values, weights, options)
+        rates, decays = adapters_of_rows(rows, weights, options)
+        rate = launch_adapter(rates, PLAIN, Operands())[0].view(columns[1].shape)
+        logs, decay = launch_adapter(decays, DECAY, Operands(factor=options.least))
+        logs = logs.view(columns[1].shape)
         sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
         bonus = Bonus(columns[0], sums, weights.bonus)
-        vectors = launch_erasing_keys(columns[1], rate.view(columns[1].shape), weights[:3], bonus)
-        logs = launch_decays(decay, weights.decay, "sigmoid", options.least, True).view(columns[1].shape)
+        vectors = launch_erasing_keys(columns[1], rate, weights[:3], bonus)
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
             y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
         y = y.view(columns[2].shape)
         apart = (rows.shape[-1], options.heads * options.key_width, columns[2].stride(2))
-        read = (columns[0], vectors[0], columns[2], weights.bonus, y, *weights[5:])
+        read = (columns[0], vectors[0], columns[2], weights.bonus, y, weights.gain, weights.offset)
         out = launch_token_bonus(read, apart, options.eps, sums)
         ctx.save_for_backward(rows, rate, decay, values, *weights, *vectors, logs, y, sums, *kept)
         ctx.options = options
@@ -60,7 +68,7 @@ class ErasingDelta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, offered: Tensor | None) -> tuple[Any, ...]:
         rows, rate, decay, values, *saved = ctx.saved_tensors
-        weights, (*vectors, logs, y, sums), kept = ErasingWeights(*saved[:7]), saved[7:13], DeltaKept(*saved[13:])
+        weights, (*vectors, logs, y, sums), kept = ErasingWeights(*saved[:9]), saved[9:15], DeltaKept(*saved[15:])
         options = ctx.options
         columns = columns_of_rows(rows, values, weights, options)
         gradient = torch.zeros_like(y) if gradient is None else gradient.contiguous()
@@ -73,16 +81,26 @@ class ErasingDelta(torch.autograd.Function):
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
             launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, (sums, gradient), offered)
-        ddecay, decay_bias = launch_decay_gradient(
-            decay, weights.decay, "sigmoid", options.least, out.log_decay.view(decay.shape)
-        )
         bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
-            columns[1], rate.view(columns[1].shape), weights[:3], (out.k, out.read, out.erase), own[1], bonus
+            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
         )
-        dvalues = None if values is None else own[2]
-        numbers = dshift, derasing, dweakening, decay_bias, dbonus, dgain, doffset
-        return drows, drate.view(rate.shape), ddecay, dvalues, None, None, *numbers
+        (rates, decays), targets = adapters_of_rows(rows, weights, options), adapters_of_rows(drows, weights, options)
+        rate_adapter, *_ = launch_adapter_gradient(rates, PLAIN, Operands(), rate, drate, (targets[0].x, None))
+        decay_adapter, decay_bias, _ = launch_adapter_gradient(
+            decays, DECAY, Operands(factor=options.least), decay, out.log_decay, (targets[1].x, None)
+        )
+        numbers = dshift, derasing, dweakening, decay_bias, rate_adapter, decay_adapter, dbonus, dgain, doffset
+        return drows, None if values is None else own[2], None, None, *numbers
+
+
+def adapters_of_rows(rows: Tensor, weights: ErasingWeights, options: ErasingOptions) -> tuple[Adapter, Adapter]:
+    """Return the adapters of rates and of decays, with their columns as views of the rows."""
+    rate, decay = (
+        rows[..., first : first + weight.shape[1]]
+        for first, weight in ((options.rate_at, weights.rate_adapter), (options.decay_at, weights.decay_adapter))
+    )
+    return Adapter(rate, weights.rate_adapter), Adapter(decay, weights.decay_adapter, "tanh", weights.decay)
 
 
 def columns_of_rows(
