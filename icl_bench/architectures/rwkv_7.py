@@ -34,7 +34,8 @@ from icl_bench.kernels.fleet.erasing_keys import erasing_keys
 from icl_bench.kernels.fleet.products import blend
 from icl_bench.kernels.fleet.projection import project
 from icl_bench.kernels.fleet.row_columns import blend_columns, slice_columns
-from icl_bench.kernels.fleet.token_bonus import token_bonus
+from icl_bench.kernels.fleet.rows import take_rows
+from icl_bench.kernels.fleet.token_bonus import token_bonus, weighted_bonus
 from icl_bench.kernels.fleet.token_pairs import shifted_weights, token_pairs
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
@@ -174,36 +175,45 @@ class Rwkv7Mixer(ShiftMixer):
         gate = self.residual.product(parts["v1"])
         return blend(v.flatten(-2), first.values.flatten(-2), gate, self.residual.bias).view(v.shape)
 
-    def mix(self, x: Tensor, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
-        rows, options, kept = self.shifted(x, None), self.core_options, None if first is None else first.values
+    def mix(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept = None if first is None else first.values
         fused = self.impl in ("auto", "triton") and (self.residual is None or kept is not None)
-        if not fused or not takes_erasing_delta(rows, options, self.value_width):
-            return self.mix_parts(self.activated(rows), first)
+        if not fused or not takes_erasing_delta(rows := self.shifted(x, None), self.core_options):
+            return super().mix(x, first, positions)
         places, values = self.shifted.places, None
         rows, g = slice_columns(rows, places["g"], self.gate.weight.shape[1])
         if self.residual is not None and kept is not None:
             weights = self.residual.weight, self.residual.bias
             rows, values = blend_columns(rows, places["v"], kept.flatten(-2), places["v1"], *weights)
             values = values.unflatten(-1, self.value_shape)
-        y, v = erasing_delta(rows, values, self.core_weights, options)
+        y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options)
+        own = v
+        if positions is not None:
+            y, own = (take_rows(part.flatten(-2), positions).unflatten(-1, self.value_shape) for part in (y, v))
+            sums, g = (take_rows(part, positions) for part in (sums, g))
+        out, own = weighted_bonus(y, own, sums, self.norm_weights, eps=self.norm.eps)
         if first is not None and self.layer.index == 0:
-            first.values = v
-        return y.flatten(-2), g
+            first.values = own if positions is None else v
+        return out.flatten(-2), g
+
+    @property
+    def norm_weights(self) -> tuple[Tensor, Tensor]:
+        """Gain and shift of the norm of heads."""
+        assert self.norm.bias is not None
+        return self.norm.weight, self.norm.bias
 
     @property
     def core_options(self) -> ErasingOptions:
         """Sizes and numbers of the core where it is one operator."""
         places = self.shifted.places
-        return ErasingOptions(*self.key_shape, LEAST_LOG_DECAY, self.norm.eps, places["a"], places["w"])
+        return ErasingOptions(*self.key_shape, self.value_width, LEAST_LOG_DECAY, places["a"], places["w"])
 
     @property
     def core_weights(self) -> ErasingWeights:
         """Parameters of the core where it is one operator."""
-        assert self.norm.bias is not None
         shift = self.rate.bias.unflatten(-1, self.key_shape)
         keys = shift, self.erasing.weight, self.weakening.weight
-        adapters = self.decay.bias, self.rate.weight, self.decay.weight
-        return ErasingWeights(*keys, *adapters, self.bonus.weight, self.norm.weight, self.norm.bias)
+        return ErasingWeights(*keys, self.decay.bias, self.rate.weight, self.decay.weight, self.bonus.weight)
 
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")
@@ -214,9 +224,7 @@ class Rwkv7Mixer(ShiftMixer):
         return DeltaInputs(r, written, v, log_decay=log_decay, read=read, erase=erase)
 
     def finish(self, y: Tensor, inputs: DeltaInputs) -> Tensor:
-        assert self.norm.bias is not None
-        norm = self.norm.weight, self.norm.bias
-        return token_bonus(*inputs[:3], self.bonus.weight, y, norm, eps=self.norm.eps).flatten(-2)
+        return token_bonus(*inputs[:3], self.bonus.weight, y, self.norm_weights, eps=self.norm.eps).flatten(-2)
 
     def project_out(self, y: Tensor, g: Tensor) -> Tensor:
         return self.output(adapted_gate(y, g, self.gate.weight, "sigmoid"))

@@ -67,23 +67,27 @@ def test_the_mixer_is_its_published_recurrence(text: str, index: int) -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a device these kernels take half types alone")
+@pytest.mark.parametrize("at_positions", [False, True])
 @pytest.mark.parametrize("index", [0, 1])
-def test_one_operator_changes_neither_outputs_nor_gradients(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_operator_changes_neither_outputs_nor_gradients(
+    index: int, at_positions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The core as one operator on the columns of one projection, beside its parts one after the other in float64."""
     layer, x = mixer("rwkv-7:heads=1,d_key=16,d_value=16", index=index), inputs(length=LENGTH)
+    positions = torch.tensor([[[0, 5, 2], [6, 1, 3]]] * 2) if at_positions else None
     vary(layer)
     values = torch.randn(2, 2, LENGTH, 1, 16, dtype=torch.float64)
 
     def results(x: Tensor, values: Tensor) -> list[Tensor]:
         first, leaves = FirstLayer(), [x.clone().requires_grad_(), values.clone().requires_grad_()]
         first.values = leaves[1] if index else None
-        y = layer(leaves[0], first)
+        y = layer(leaves[0], first) if positions is None else layer.forward_at(leaves[0], positions, first)
         outputs = [y] if index else [y, first.values]
         found = torch.autograd.grad(outputs, [leaves[0], *layer.parameters(), *leaves[1 : 1 + index]], outputs)
         return [*outputs, *found]
 
     wanted = results(x, values)
-    monkeypatch.setattr(rwkv_7, "takes_erasing_delta", lambda rows, options, width: True)
+    monkeypatch.setattr(rwkv_7, "takes_erasing_delta", lambda rows, options: True)
     layer = layer.float()
     found = results(x.float(), values.float())
     for i, (actual, exact) in enumerate(zip(found, wanted, strict=True)):

@@ -91,10 +91,6 @@ class ErasingWeights(NamedTuple):
     decay_adapter: Tensor
     """Second factor of the decays, [M, R, H K]."""
     bonus: Tensor
-    gain: Tensor
-    """Gain of the norm, [M, H, V]."""
-    offset: Tensor
-    """Offset of the norm, [M, H, V]."""
 
 
 class ErasingOptions(NamedTuple):
@@ -102,9 +98,9 @@ class ErasingOptions(NamedTuple):
 
     heads: int
     key_width: int
+    value_width: int
     least: float
     """Least log decay, the factor of the sigmoid."""
-    eps: float
     rate_at: int
     """First column of what the second factor of the rates reads."""
     decay_at: int

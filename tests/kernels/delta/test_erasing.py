@@ -14,17 +14,16 @@ from icl_bench.kernels.delta.records import (
 from icl_bench.kernels.fleet.decays import channel_decays
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
 from icl_bench.kernels.fleet.projection import project
-from icl_bench.kernels.fleet.token_bonus import token_bonus
 from tests.kernels.numerics import DEVICE, draw
 
-LEAST, EPS, RANK = -0.6, 1e-3, 8
+LEAST, RANK = -0.6, 8
 
 
 def parts_in_turn(rows, values, weights, options):
     """Return what `erasing_delta` returns, by the definitions of its parts."""
     heads, keys = options.heads, options.heads * options.key_width
     r, k = (rows[..., first : first + keys].unflatten(-1, (heads, -1)) for first in (0, keys))
-    wide = weights.gain[0].numel()
+    wide = heads * options.value_width
     v = rows[..., 2 * keys : 2 * keys + wide].unflatten(-1, (heads, -1)) if values is None else values
     low = (
         rows[..., options.rate_at : options.rate_at + RANK],
@@ -40,10 +39,8 @@ def parts_in_turn(rows, values, weights, options):
     inputs = DeltaInputs(q, written, v_rows, log_decay=logs, read=read, erase=erase)
     rule = DeltaOptions(rule="untied", reads="undecayed", scale=1.0, least_log_decay=options.least)
     y = delta_rule(inputs, rule, "reference")[0].view(v.shape)
-    out = token_bonus(
-        r, vectors[0], v, weights.bonus, y, (weights.gain, weights.offset), eps=options.eps, impl="reference"
-    )
-    return out, v
+    sums = (r.double() * vectors[0] * weights.bonus.double()[:, None, None]).sum(-1)
+    return y, v, sums
 
 
 @pytest.mark.parametrize("own_values", [False, True])
@@ -65,9 +62,8 @@ def test_outputs_and_gradients(time, key, value, others, own_values):
     numbers += [draw(members, heads * key, seed=7)]
     numbers += [draw(members, RANK, heads * key, dtype=dtype, seed=i) / RANK**0.5 for i in (1, 2)]
     numbers += [draw(members, heads, key, seed=8)]
-    numbers += [draw(members, heads, value, seed=9), draw(members, heads, value, seed=10)]
-    options = ErasingOptions(heads, key, LEAST, EPS, own, own + RANK)
-    along = [draw(*shape, heads, value, seed=11 + i) for i in range(2)]
+    options = ErasingOptions(heads, key, value, LEAST, own, own + RANK)
+    along = [draw(*shape, heads, value, seed=11), draw(*shape, heads, value, seed=12), draw(*shape, heads, seed=13)]
 
     def results(form, kind):
         given = [leaf.detach().to(kind(leaf)).requires_grad_() for leaf in [*leaves, *numbers]]
@@ -85,9 +81,9 @@ def test_outputs_and_gradients(time, key, value, others, own_values):
 
 
 def test_calls_that_it_takes(monkeypatch):
-    rows, options = torch.zeros(1, 2, 4, 128, device=DEVICE), ErasingOptions(1, 32, LEAST, EPS, 96, 112)
+    rows, options = torch.zeros(1, 2, 4, 128, device=DEVICE), ErasingOptions(1, 32, 32, LEAST, 96, 112)
     monkeypatch.setattr("icl_bench.kernels.delta.erasing.takes_triton", lambda impl, x: True)
-    assert takes_erasing_delta(rows, options, 32)
-    assert not takes_erasing_delta(rows, options._replace(key_width=64), 32)
-    assert not takes_erasing_delta(rows, options._replace(least=-5.0), 32)
-    assert not takes_erasing_delta(rows.half(), options, 32)
+    assert takes_erasing_delta(rows, options)
+    assert not takes_erasing_delta(rows, options._replace(key_width=64))
+    assert not takes_erasing_delta(rows, options._replace(least=-5.0))
+    assert not takes_erasing_delta(rows.half(), options)
