@@ -20,6 +20,7 @@ from icl_bench.architectures.joined import JoinedMixer
 from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.fleet.delta_gates import delta_gates
+from icl_bench.kernels.fleet.projection import project
 
 
 @ARCHITECTURES.register("gated-delta-net")
@@ -72,4 +73,5 @@ class GatedDeltaCore(DeltaCore):
             return self.rate(x), self.decay(x)
         steps = self.decay.steps
         weight = torch.cat([self.rate.weight, steps.project.weight], dim=-1)
-        return delta_gates(x, weight, steps.step_bias, self.decay.log_rate, doubled=self.rate.doubled)
+        raw = project(x.flatten(1, -2), weight).view(*x.shape[:-1], -1)
+        return delta_gates(raw, steps.step_bias, self.decay.log_rate, doubled=self.rate.doubled)

@@ -179,16 +179,13 @@ def launch_adapter(adapter: Adapter, form: Any, operands: Operands) -> tuple[Ten
     (x, x_apart), (members, rank, width) = spaced_rows(adapter.x, 1), adapter.weight.shape
     (one, one_apart), (other, other_apart) = (spaced_rows(x if y is None else y, 1) for y in operands[:2])
     out, count, block_c = x.new_empty(*x.shape[:-1], width), x[0].numel() // rank, padded(width, 16, 128)
-    z, (parts, each) = (
-        out if form == PLAIN else torch.empty_like(out),
-        split_rows(count, FORWARD_ROWS, members, PROGRAMS),
-    )
+    z, (parts, each) = out if form == PLAIN else torch.empty_like(out), split_rows(count, FORWARD_ROWS, members, PROGRAMS)
     with launch_on(x):
         adapter_kernel[(parts, -(-width // block_c), members)](
             x, adapter.weight, x if adapter.bias is None else adapter.bias, one, other, out, z, count, rank, width,
             x_apart, one_apart, other_apart, operands.factor, each, ACTIVATION=ACTIVATIONS[adapter.activation],
-            FORM=form.value, BIAS=adapter.bias is not None, BLOCK_R=FORWARD_ROWS, BLOCK_K=padded(rank, 16),
-            BLOCK_C=block_c, num_warps=8, num_stages=2,
+            FORM=form.value, BIAS=adapter.bias is not None, BLOCK_R=FORWARD_ROWS, BLOCK_K=padded(rank, 16), BLOCK_C=block_c,
+            num_warps=8, num_stages=2,
         )  # fmt: skip
     return out, z
 
