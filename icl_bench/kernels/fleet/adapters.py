@@ -7,8 +7,12 @@ from torch import Tensor
 from icl_bench.kernels.arguments import check_choice, check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.decays import channel_decays
+from icl_bench.kernels.fleet.products import gated_product
 from icl_bench.kernels.fleet.projection import project
 from icl_bench.kernels.fleet.records import ColumnForm, DecayForm
+
+WIDEST_ADAPTER = 128
+"""Most columns of x whose weights, and their gradient, a program of Triton holds."""
 
 
 def adapted_gate(
@@ -18,7 +22,7 @@ def adapted_gate(
     check_choice("activation", activation, get_args(ColumnForm))
     check_shape("y", y, (*x.shape[:-1], weight.shape[-1]), "[M, ..., C]")
     check_shape("weight", weight, (x.shape[0], x.shape[-1], y.shape[-1]), "[M, R, C]")
-    if takes_triton(impl, x):
+    if takes_triton(impl, x) and (impl == "triton" or x.shape[-1] <= WIDEST_ADAPTER):
         from icl_bench.kernels.fleet.triton.adapters import FusedAdaptedGate
 
         fused: Tensor = FusedAdaptedGate.apply(y, x, weight, activation)
@@ -26,7 +30,7 @@ def adapted_gate(
     if impl == "reference":
         y, x, weight = y.double(), x.double(), weight.double()
     act = x if activation == "none" else x.tanh() if activation == "tanh" else x.sigmoid()
-    return y * project(act.flatten(1, -2), weight).view(y.shape)
+    return gated_product(y, project(act.flatten(1, -2), weight).view(y.shape), "none", impl=impl).to(y.dtype)
 
 
 def adapted_decays(
@@ -39,7 +43,7 @@ def adapted_decays(
     check_choice("form", form, get_args(DecayForm))
     check_shape("weight", weight, (x.shape[0], x.shape[-1], weight.shape[-1]), "[M, R, C]")
     check_shape("bias", bias, (x.shape[0], weight.shape[-1]), "[M, C]")
-    if takes_triton(impl, x):
+    if takes_triton(impl, x) and (impl == "triton" or x.shape[-1] <= WIDEST_ADAPTER):
         from icl_bench.kernels.fleet.triton.adapters import FusedAdaptedDecays
 
         fused: Tensor = FusedAdaptedDecays.apply(x, weight, bias, form, factor)

@@ -1,4 +1,4 @@
-"""Rows at positions in Triton: a gather, whose gradient another gather writes once, zeros included."""
+"""Rows at positions in Triton: a gather, whose gradient a one-hot product writes once, zeros included."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from icl_bench.kernels.triton.common import padded, spaced_rows
 
 GATHERED_ROWS = 32
 """Rows of a program of the gather."""
-POSITIONS = 32
+POSITIONS = 64
 """Positions of a program of the gradient."""
 ROWS_AT_ONCE = 64
-"""Largest number of rows among which a program of the gradient looks for its positions at once."""
+"""Largest number of rows that a program of the gradient adds at once."""
 
 
 @triton.jit
@@ -41,28 +41,24 @@ def take_rows_gradient_kernel(
 ):  # fmt: skip
     """Write the gradient of a tile of a sequence, with that of other uses.
 
-    Of the rows that took a position, the last is added first. Grid (sequences of a member x tiles, columns, M).
+    Grid (sequences of a member x tiles, columns, M).
     """
     batch = tl.num_programs(0) // tiles
     sequence = tl.program_id(2).to(tl.int64) * batch + tl.program_id(0) // tiles
     times = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (times < time)[:, None] & (columns < width)[None, :]
-    offsets = (sequence * time + times)[:, None] * width + columns[None, :]
-    if ADD:
-        total = tl.load(through + offsets, mask=mask, other=0.0).to(tl.float32)
-    else:
-        total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
+    total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     for first in range(0, taken, BLOCK_S):
         rows = first + tl.arange(0, BLOCK_S)
         position = tl.load(positions + sequence * taken + rows, mask=rows < taken, other=-1).to(tl.int32)
-        same = times[:, None] == position[None, :]
-        row = tl.max(tl.where(same, rows[None, :], -1), 1)
-        while tl.max(row, 0) >= 0:
-            places = (sequence * taken + row)[:, None] * width + columns[None, :]
-            chosen = (row >= 0)[:, None] & (columns < width)[None, :]
-            total += tl.load(gradient + places, mask=chosen, other=0.0).to(tl.float32)
-            row = tl.max(tl.where(same & (rows[None, :] < row[:, None]), rows[None, :], -1), 1)
+        mask = (rows < taken)[:, None] & (columns < width)[None, :]
+        offsets = (sequence * taken + rows)[:, None] * width + columns[None, :]
+        value = tl.load(gradient + offsets, mask=mask, other=0.0)
+        total = tl.dot((times[:, None] == position[None, :]).to(value.dtype), value, total, input_precision="ieee")
+    mask = (times < time)[:, None] & (columns < width)[None, :]
+    offsets = (sequence * time + times)[:, None] * width + columns[None, :]
+    if ADD:
+        total += tl.load(through + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(dx + offsets, total.to(dx.dtype.element_ty), mask=mask)
 
 
