@@ -1,7 +1,7 @@
 """Second factors of adapters in Triton: z = act(x) W from few columns x, and what reads z, in one launch each way.
 
-One launch more adds up the gradients of the parameters. The gradient reads z: made again, by a product whose result
-feeds another, it has a layout of whole rows to a warp, and 500 to 1,500 bytes of a thread spill.
+One launch more adds up the gradients of the parameters. The gradient reads z: making it again, by a product a tile
+ahead, costs more time than its bytes.
 """
 
 from typing import Any, Literal, NamedTuple
