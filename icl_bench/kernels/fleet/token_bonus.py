@@ -41,7 +41,7 @@ def token_bonus(
         fused: Tensor = FusedTokenBonus.apply(q, k, v, bonus, y, *norm, eps)
         return fused
     dtype = torch.float64 if impl == "reference" else torch.promote_types(v.dtype, torch.float32)
-    strength = spread(bonus, q).to(dtype)
+    strength = over_heads(bonus, q).to(dtype)
     weight = (q.to(dtype) * k.to(dtype) * strength).sum(-1, keepdim=True)
     return (normalised(y.to(dtype), norm, eps) + weight * v.to(dtype)).to(v.dtype)
 
@@ -69,11 +69,11 @@ def weighted_bonus(
 
 def normalised(y: Tensor, norm: tuple[Tensor, Tensor], eps: float) -> Tensor:
     """Return norm(y) gain + shift for each head, in the type of y."""
-    gain, shift = (spread(numbers, y).to(y.dtype) for numbers in norm)
+    gain, shift = (over_heads(numbers, y).to(y.dtype) for numbers in norm)
     centred = y - y.mean(-1, keepdim=True)
     return centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt() * gain + shift
 
 
-def spread(numbers: Tensor, x: Tensor) -> Tensor:
+def over_heads(numbers: Tensor, x: Tensor) -> Tensor:
     """Shape numbers [M, H, .] so that they broadcast over x [M, ..., H, .]."""
     return numbers.view(x.shape[0], *(1,) * (x.ndim - 3), *numbers.shape[-2:])

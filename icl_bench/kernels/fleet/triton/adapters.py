@@ -25,8 +25,8 @@ BLEND: tl.constexpr = tl.constexpr(2)
 GATE: tl.constexpr = tl.constexpr(3)
 LOG_DECAY: tl.constexpr = tl.constexpr(4)
 AdapterForm = Literal["plain", "sigmoid", "blend", "gate", "log-sigmoid"]
-"""What reads z: none, factor sigmoid(z + bias), one + (other - one) sigmoid(z + bias), one z, or factor log sigmoid(z +
-bias)."""
+"""Function of z: z itself, factor sigmoid(z + bias), one + (other - one) sigmoid(z + bias), one z, or factor log
+sigmoid(z + bias)."""
 FORMS: dict[AdapterForm, int] = {"plain": 0, "sigmoid": 1, "blend": 2, "gate": 3, "log-sigmoid": 4}
 PROGRAMS = 8192
 """Programs of the forward pass, over all members, each of which loads a matrix."""
