@@ -21,7 +21,7 @@ from icl_bench.kernels.delta.triton.launch import (
 )
 from icl_bench.kernels.fleet.triton.adapters import (
     Adapter,
-    Operands,
+    AdapterOperands,
     launch_adapter,
     launch_adapter_gradient,
 )
@@ -44,8 +44,8 @@ class ErasingDelta(torch.autograd.Function):
         weights = ErasingWeights(*(number.contiguous() for number in numbers))
         columns = columns_of_rows(rows, values, options)
         rates, decays = adapters_of_rows(rows, weights, options)
-        rate = launch_adapter(rates, "plain", Operands())[0].view(columns[1].shape)
-        logs, decay = launch_adapter(decays, "sigmoid", Operands(factor=options.least))
+        rate = launch_adapter(rates, "plain", AdapterOperands())[0].view(columns[1].shape)
+        logs, decay = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least))
         logs = logs.view(columns[1].shape)
         sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
         bonus = Bonus(columns[0], sums, weights.bonus)
@@ -76,9 +76,9 @@ class ErasingDelta(torch.autograd.Function):
             columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
         )
         (rates, decays), targets = adapters_of_rows(rows, weights, options), adapters_of_rows(drows, weights, options)
-        rate_adapter, *_ = launch_adapter_gradient(rates, "plain", Operands(), rate, drate, (targets[0].x, None))
+        rate_adapter, *_ = launch_adapter_gradient(rates, "plain", AdapterOperands(), rate, drate, (targets[0].x, None))
         decay_adapter, decay_bias, _ = launch_adapter_gradient(
-            decays, "sigmoid", Operands(factor=options.least), decay, out.log_decay, (targets[1].x, None)
+            decays, "sigmoid", AdapterOperands(factor=options.least), decay, out.log_decay, (targets[1].x, None)
         )
         numbers = dshift, derasing, dweakening, decay_bias, rate_adapter, decay_adapter, dbonus
         return drows, None if values is None else own[2], None, None, *numbers

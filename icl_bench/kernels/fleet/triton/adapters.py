@@ -32,7 +32,7 @@ PROGRAMS = 8192
 """Programs of the forward pass, over all members, each of which loads a matrix."""
 
 
-class Tile(NamedTuple):
+class AdapterTile(NamedTuple):
     """Rows of a tile, and the warps and stages of its program."""
 
     rows: int
@@ -40,11 +40,11 @@ class Tile(NamedTuple):
     stages: int
 
 
-FORWARD_TILES = {"gate": Tile(64, 4, 2)}
+FORWARD_TILES = {"gate": AdapterTile(64, 4, 2)}
 """By form where it is not `TILE`: the fastest of five on an H200, for 2.1 million rows of 128 columns in bfloat16."""
-GRADIENT_TILES = {"sigmoid": Tile(32, 8, 2), "log-sigmoid": Tile(32, 8, 2), "gate": Tile(32, 8, 2)}
+GRADIENT_TILES = {"sigmoid": AdapterTile(32, 8, 2), "log-sigmoid": AdapterTile(32, 8, 2), "gate": AdapterTile(32, 8, 2)}
 """By form where it is not `TILE`: the fastest of four."""
-TILE, WIDE_TILE = Tile(64, 8, 3), Tile(32, 8, 1)
+TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
 
 
@@ -60,7 +60,7 @@ class Adapter(NamedTuple):
     """[M, C], contiguous; None for a form that has none."""
 
 
-class Operands(NamedTuple):
+class AdapterOperands(NamedTuple):
     """Other tensors of a form, [M, ..., C], whose rows may lie apart; and its factor."""
 
     one: Tensor | None = None
@@ -183,7 +183,7 @@ def adapter_gradient_kernel(
         tl.store(partial_bias + place * width + columns, tl.sum(total_bias, 0), mask=columns < width)
 
 
-def launch_adapter(adapter: Adapter, form: AdapterForm, operands: Operands) -> tuple[Tensor, Tensor]:
+def launch_adapter(adapter: Adapter, form: AdapterForm, operands: AdapterOperands) -> tuple[Tensor, Tensor]:
     """Return what a form but `blend` makes of z, and z for the gradient, [M, ..., C] in the type of x."""
     (x, x_apart), (members, rank, width) = spaced_rows(adapter.x, 1), adapter.weight.shape
     one, one_apart = spaced_rows(x if operands.one is None else operands.one, 1)
@@ -204,7 +204,7 @@ def launch_adapter(adapter: Adapter, form: AdapterForm, operands: Operands) -> t
 
 
 def launch_adapter_gradient(
-    adapter: Adapter, form: AdapterForm, operands: Operands, z: Tensor, gradient: Tensor,
+    adapter: Adapter, form: AdapterForm, operands: AdapterOperands, z: Tensor, gradient: Tensor,
     targets: tuple[Tensor, Tensor | None],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Fill the targets, the gradients of x and of `one`; return those of weight, bias and `other`, None without any.
@@ -242,7 +242,7 @@ class FusedAdaptedGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor, activation: ColumnForm) -> Tensor:
         weight = weight.contiguous()
-        out, z = launch_adapter(Adapter(x, weight, activation), "gate", Operands(y))
+        out, z = launch_adapter(Adapter(x, weight, activation), "gate", AdapterOperands(y))
         ctx.save_for_backward(y, x, weight, z)
         ctx.activation = activation
         return out
@@ -251,7 +251,7 @@ class FusedAdaptedGate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         y, x, weight, z = ctx.saved_tensors
         dy, dx, adapter = y.new_empty(y.shape), x.new_empty(x.shape), Adapter(x, weight, ctx.activation)
-        return dy, dx, launch_adapter_gradient(adapter, "gate", Operands(y), z, gradient, (dx, dy))[0], None
+        return dy, dx, launch_adapter_gradient(adapter, "gate", AdapterOperands(y), z, gradient, (dx, dy))[0], None
 
 
 class FusedAdaptedDecays(torch.autograd.Function):
@@ -260,7 +260,7 @@ class FusedAdaptedDecays(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, form: DecayForm, factor: float) -> Tensor:
         weight, bias = weight.contiguous(), bias.contiguous()
-        out, z = launch_adapter(Adapter(x, weight, bias=bias), form, Operands(factor=factor))
+        out, z = launch_adapter(Adapter(x, weight, bias=bias), form, AdapterOperands(factor=factor))
         ctx.save_for_backward(x, weight, bias, z)
         ctx.form, ctx.factor = form, factor
         return out
@@ -268,7 +268,7 @@ class FusedAdaptedDecays(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, z = ctx.saved_tensors
-        adapter, operands, dx = Adapter(x, weight, bias=bias), Operands(factor=ctx.factor), x.new_empty(x.shape)
+        adapter, operands, dx = Adapter(x, weight, bias=bias), AdapterOperands(factor=ctx.factor), x.new_empty(x.shape)
         dweight, dbias, _ = launch_adapter_gradient(adapter, ctx.form, operands, z, gradient, (dx, None))
         return dx, dweight, dbias, None, None
 
@@ -291,6 +291,6 @@ class FusedColumnBlend(torch.autograd.Function):
     def backward(ctx: Any, drows: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, y, weight, bias, z = ctx.saved_tensors
         (x, low), (dx, dlow) = ([source[..., place] for place in ctx.places] for source in (rows, drows))
-        adapter, operands = Adapter(low, weight, bias=bias), Operands(x, y)
+        adapter, operands = Adapter(low, weight, bias=bias), AdapterOperands(x, y)
         dweight, dbias, dy = launch_adapter_gradient(adapter, "blend", operands, z, gradient, (dlow, dx))
         return drows, None, dy, None, dweight, dbias
