@@ -15,6 +15,22 @@ WIDEST_ADAPTER = 128
 """Most columns of x whose weights, and their gradient, a program of Triton holds."""
 
 
+def adapted_product(x: Tensor, weight: Tensor, bias: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return x W + b for x [M, ..., R], the weight [M, R, C] and the bias [M, C], in the type of x.
+
+    A batched product of the library first copies the bias to all rows.
+    """
+    check_shape("weight", weight, (x.shape[0], x.shape[-1], weight.shape[-1]), "[M, R, C]")
+    check_shape("bias", bias, (x.shape[0], weight.shape[-1]), "[M, C]")
+    if takes_triton(impl, x) and (impl == "triton" or x.shape[-1] <= WIDEST_ADAPTER):
+        from icl_bench.kernels.fleet.triton.adapters import FusedAdaptedProduct
+
+        fused: Tensor = FusedAdaptedProduct.apply(x, weight, bias)
+        return fused
+    parts = (x.double(), weight.double(), bias.double()) if impl == "reference" else (x, weight, bias)
+    return project(parts[0].flatten(1, -2), *parts[1:]).view(*x.shape[:-1], -1).to(x.dtype)
+
+
 def adapted_gate(
     y: Tensor, x: Tensor, weight: Tensor, activation: ColumnForm = "none", *, impl: FleetImpl = "auto"
 ) -> Tensor:

@@ -4,13 +4,21 @@ import pytest
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.fleet.adapters import adapted_decays, adapted_gate
+from icl_bench.kernels.fleet.adapters import adapted_decays, adapted_gate, adapted_product
 from tests.kernels.numerics import assert_forms_match_reference, draw
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 SHAPES = pytest.mark.parametrize(
     ("shape", "rank", "width"), [((2, 3, 7), 5, 12), ((1, 70), 20, 150), ((3, 2, 40), 64, 128)], ids=str
 )
+
+
+@TYPES
+@SHAPES
+def test_product(shape, rank, width, dtype):
+    inputs = [draw(*shape, rank, dtype=dtype), draw(shape[0], rank, width, seed=1).to(dtype)]
+    inputs.append(draw(shape[0], width, seed=2).to(dtype))
+    assert_forms_match_reference(adapted_product, inputs, walk=10 * max(torch.Size(shape[1:]).numel(), width) ** 0.5)
 
 
 @TYPES
@@ -40,5 +48,7 @@ def test_shapes_are_checked():
         adapted_gate(draw(2, 3, 4), draw(2, 3, 5), draw(2, 6, 4))
     with pytest.raises(ArgumentError, match="weight must be"):
         adapted_decays(draw(2, 3, 5), draw(2, 6, 4), draw(2, 4), "sigmoid", -1.0)
+    with pytest.raises(ArgumentError, match="bias must be"):
+        adapted_product(draw(2, 3, 5), draw(2, 5, 4), draw(2, 5))
     with pytest.raises(ArgumentError, match="bias must be"):
         adapted_decays(draw(2, 3, 5), draw(2, 5, 4), draw(2, 5), "sigmoid", -1.0)

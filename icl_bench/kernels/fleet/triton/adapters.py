@@ -25,7 +25,7 @@ BLEND: tl.constexpr = tl.constexpr(2)
 GATE: tl.constexpr = tl.constexpr(3)
 LOG_DECAY: tl.constexpr = tl.constexpr(4)
 AdapterForm = Literal["plain", "sigmoid", "blend", "gate", "log-sigmoid"]
-"""Function of z: z itself, factor sigmoid(z + bias), one + (other - one) sigmoid(z + bias), one z, or factor log
+"""Function of z: z + bias, factor sigmoid(z + bias), one + (other - one) sigmoid(z + bias), one z, or factor log
 sigmoid(z + bias)."""
 FORMS: dict[AdapterForm, int] = {"plain": 0, "sigmoid": 1, "blend": 2, "gate": 3, "log-sigmoid": 4}
 PROGRAMS = 8192
@@ -116,7 +116,10 @@ def adapter_kernel(
         rows = start + tl.arange(0, BLOCK_R)
         value = load_activated(x, member, count, rows, inner, rank, x_apart, ACTIVATION)
         z = tl.dot(value.to(matrix.dtype), matrix, input_precision="ieee")
-        if FORM != PLAIN:
+        if FORM == PLAIN:
+            if BIAS:
+                z += shift
+        else:
             store_tile(raw, z, member, count, rows, columns, width, width)
         if FORM == DECAY:
             z = factor * logistic(z + shift)
@@ -234,6 +237,23 @@ def launch_adapter_gradient(
         targets[0].copy_(dx.sum(0))
     dbias = None if shifts is None or adapter.bias is None else add_parts(shifts, adapter.bias.dtype)
     return add_parts(sums, adapter.weight.dtype), dbias, dother
+
+
+class FusedAdaptedProduct(torch.autograd.Function):
+    """`adapted_product` in one launch each way, and two that add up the gradients of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weight, bias = weight.contiguous(), bias.contiguous()
+        ctx.save_for_backward(x, weight, bias)
+        return launch_adapter(Adapter(x, weight, bias=bias), "plain", AdapterOperands())[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        adapter, dx = Adapter(x, weight, bias=bias), x.new_empty(x.shape)
+        made = launch_adapter_gradient(adapter, "plain", AdapterOperands(), gradient, gradient, (dx, None))
+        return dx, *made[:2]
 
 
 class FusedAdaptedGate(torch.autograd.Function):
