@@ -1,7 +1,7 @@
 """Training speed of fleets on this machine: examples a second and milliseconds a step for each member.
 
     python benchmarks/fleet.py [--device cuda] [--precision bfloat16] [--members 1,8,32] [--seconds 1.5] [--d-model 128]
-        [--arch delta-net --arch gla | --every] [--profile 20] [--json FILE]
+        [--arch delta-net --arch gla] [--every] [--profile 20] [--json FILE]
 
 For comparison, zoology d88d6f5 on one H200 (d_model 128, two layers, vocabulary 8192, batch 256, float32, its own
 loop): softmax 34,166 examples/s at 64 tokens and 4 pairs, 11,695 at 256 and 64; window 64 9,641; Based 9,199.
@@ -18,7 +18,7 @@ import torch
 from icl_bench.architectures import ARCHITECTURES
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
 from icl_bench.harness.resolve import Request, expand_request
-from icl_bench.harness.training.graphs import STEPS_BETWEEN_WAITS, Pace
+from icl_bench.harness.training.graphs import Pace
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
@@ -29,7 +29,7 @@ CASES = [
     ("power p=2", "gated-conv+power:p=2,conv=0,heads=8,d_key=16,d_value=16", 256, 64),
     ("linear", "gated-conv+linear:conv=0,heads=8,d_key=16,d_value=16", 256, 64),
 ]
-WARM_STEPS = 5
+WARM_STEPS, FEWEST_STEPS = 5, 4
 PARTS = {
     "data": ("bits_kernel", "cipher_kernel", "order_kernel", "radixSort", "RadixSort", "searchsorted", "sort"),
     "cross-entropy": ("others_kernel", "finish_kernel", "weight_gradient_kernel", "scale_kernel", "means_kernel"),
@@ -59,18 +59,20 @@ def wait(device: torch.device) -> None:
 
 
 def measure(runs: list[RunSpec], machine: Machine, seconds: float) -> dict[str, Any]:
-    """Time steps for about `seconds`, launched ahead of the device as training launches them."""
+    """Time steps for about `seconds`, by the time of one, launched ahead of the device as training launches them."""
     device = machine.device
     trainer = Trainer(runs, machine)
     for _ in range(WARM_STEPS):
         trainer.step()
     wait(device)
-    started, steps, pace = time.perf_counter(), 0, Pace(device)
-    while time.perf_counter() - started < seconds:
-        for _ in range(STEPS_BETWEEN_WAITS):
-            trainer.step()
-            pace.count_step()
-        steps += STEPS_BETWEEN_WAITS
+    started = time.perf_counter()
+    trainer.step()
+    wait(device)
+    steps, pace = max(FEWEST_STEPS, round(seconds / (time.perf_counter() - started))), Pace(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        trainer.step()
+        pace.count_step()
     wait(device)
     per_step = (time.perf_counter() - started) / steps
     data = data_seconds(trainer, device)
@@ -138,7 +140,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--cases", default="", help="their numbers, such as 0,2; all by default")
     parser.add_argument("--arch", action="append", help="an architecture in place of the cases; 256 tokens, 64 pairs")
-    parser.add_argument("--every", action="store_true", help="every architecture; one that fails is a row that says so")
+    parser.add_argument(
+        "--every", action="store_true", help="all architectures, those of --arch first; one that fails has a row"
+    )
     parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case and fleet")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -147,7 +151,7 @@ def main() -> None:
     machine = Machine(device, options.impl, not options.no_graphs)
     rows: list[dict[str, Any]] = []
     chosen = [CASES[int(part)] for part in options.cases.split(",") if part] or CASES
-    archs = list(ARCHITECTURES) if options.every else options.arch or []
+    archs = list(dict.fromkeys([*(options.arch or []), *(ARCHITECTURES if options.every else [])]))
     chosen = [(arch, arch, 256, 64) for arch in archs] if archs else chosen
     head: dict[str, Any] = {"device": device_name(device), "versions": versions(), "revision": git_revision()}
     head |= {"date": time.strftime("%Y-%m-%d"), "rows": rows}

@@ -19,7 +19,7 @@ from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import uniform_between
 from icl_bench.architectures.layers import LowRankLinear
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
-from icl_bench.kernels.fleet.decays import channel_decays
+from icl_bench.kernels.fleet.adapters import adapted_decays
 
 GATE_RANK = 16
 GATE_DIVISOR = 16.0
@@ -59,7 +59,7 @@ class GatedLinearCore(DeltaCore):
         self.decay = LowRankLinear(members, d_model, GATE_RANK, width, bias=uniform_between(-bound, bound))
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> DeltaInputs:
-        up = self.decay.up
-        raw = up.product(self.decay.down(x))
-        log_decay = channel_decays(raw, "log-sigmoid", 1 / GATE_DIVISOR, up.bias, narrow=True).view(k.shape)
-        return DeltaInputs(q, k, v, log_decay=log_decay)
+        up, low = self.decay.up, self.decay.down(x)
+        assert up.bias is not None
+        log_decay = adapted_decays(low, up.weight, up.bias, "log-sigmoid", 1 / GATE_DIVISOR)
+        return DeltaInputs(q, k, v, log_decay=log_decay.view(k.shape))

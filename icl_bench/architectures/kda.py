@@ -22,8 +22,7 @@ from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.initialisation import constant, mapped, step_bias, stratified
 from icl_bench.architectures.layers import LowRankLinear, Stacked, spread, widen
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
-from icl_bench.kernels.fleet.decays import channel_decays
-from icl_bench.kernels.fleet.projection import project
+from icl_bench.kernels.fleet.adapters import adapted_decays
 
 LEAST_LOG_DECAY = -5.0
 """Lower bound of the safe gate."""
@@ -71,9 +70,8 @@ class ChannelDecay(Stacked):
         weight: Tensor = self.project.up.weight
         low: Tensor = self.project.down(x)
         scaled = (weight.unflatten(-1, self.shape) * rate[:, None]).flatten(-2).to(weight.dtype)
-        z = project(low.flatten(1, -2), scaled).view(*x.shape[:-1], -1)
         bias = (rate * self.step_bias).flatten(1)
-        decays: Tensor = channel_decays(z, "sigmoid", LEAST_LOG_DECAY, bias, narrow=True).unflatten(-1, self.shape)
+        decays: Tensor = adapted_decays(low, scaled, bias, "sigmoid", LEAST_LOG_DECAY).unflatten(-1, self.shape)
         return decays
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from icl_bench.architectures.initialisation import Init, Initialised, constant, normal, uniform_between
+from icl_bench.kernels.fleet.adapters import adapted_product
 from icl_bench.kernels.fleet.convolution import convolution_step, short_convolution
 from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
 from icl_bench.kernels.fleet.gated_mlp import gated_mlp
@@ -168,7 +169,8 @@ class LowRankLinear(nn.Module):
         self.up = StackedLinear(members, rank, width_out, gain, bias, decay=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
+        low, up = self.down(x), self.up
+        return up(low) if up.bias is None else adapted_product(low, up.weight, up.bias)
 
 
 class Embedding(Stacked):

@@ -59,9 +59,9 @@ class LoopMixer(Mixer):
         """Turn outputs of the cell [M, B, (T,) E C] into those of the layer."""
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
-        gates, state, rows = self.gates(x), self.initial_cell(x.shape[1]), []
-        for t in range(x.shape[2]):
-            y, state = self.cell(gates[:, :, t], state)
+        state, rows = self.initial_cell(x.shape[1]), []
+        for gates in self.gates(x).unbind(2):  # one gradient of all tokens; that of an index is as large for each
+            y, state = self.cell(gates, state)
             rows.append(y)
         return self.project_out(torch.stack(rows, dim=2).to(x.dtype))
 

@@ -16,6 +16,7 @@ normal distribution of the published variance. W_o starts as in every mixer of t
 
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -28,13 +29,13 @@ from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, Sta
 from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, depth, rising
 from icl_bench.kernels.delta.erasing import erasing_delta, takes_erasing_delta
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions, ErasingOptions, ErasingWeights
-from icl_bench.kernels.fleet.decays import channel_decays
+from icl_bench.kernels.fleet.adapters import adapted_decays, adapted_gate
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
-from icl_bench.kernels.fleet.products import blend, gated_product
+from icl_bench.kernels.fleet.products import blend
 from icl_bench.kernels.fleet.projection import project
-from icl_bench.kernels.fleet.records import ColumnForm
-from icl_bench.kernels.fleet.row_columns import activate_columns, blend_columns
-from icl_bench.kernels.fleet.token_bonus import token_bonus
+from icl_bench.kernels.fleet.row_columns import blend_columns, slice_columns
+from icl_bench.kernels.fleet.rows import take_rows
+from icl_bench.kernels.fleet.token_bonus import token_bonus, weighted_bonus
 from icl_bench.kernels.fleet.token_pairs import shifted_weights, token_pairs
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
@@ -42,8 +43,6 @@ ADAPTER_GAIN = 0.1
 """Gain of the second factor of an adapter."""
 SHIFT_EXPONENTS = {"r": 0.2, "w": 0.9, "k": 0.7, "v": 0.7, "a": 0.9, "g": 0.2}
 """Exponents of the shares of the token before at the start, 1 - (n / C)^(exponent (1 - l / L)) for channel n."""
-ACTIVATIONS: dict[str, ColumnForm] = {"w": "tanh", "a": "none", "g": "sigmoid", "v1": "none"}
-"""Activations of the first factors of adapters."""
 
 
 @ARCHITECTURES.register("rwkv-7")
@@ -94,6 +93,12 @@ class ShiftedLinear(Stacked):
             self.declare(f"share_{name}", (d_model,), fixed(1 - channels**power), decay=False)
         for name, stream in streams.items():
             self.declare(f"weight_{name}", (d_model, stream.width), stream.weight, kind="matrix")
+
+    @property
+    def places(self) -> dict[str, int]:
+        """First column of each projection, by name."""
+        widths = (stream.width for stream in self.streams.values())
+        return dict(zip(self.streams, accumulate(widths, initial=0), strict=False))
 
     def named(self, rows: Tensor) -> dict[str, Tensor]:
         """Return the parts of the projections by name."""
@@ -159,9 +164,9 @@ class Rwkv7Mixer(ShiftMixer):
         return self.activated(self.shifted(x, before))
 
     def activated(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return the parts of the projections by name, those of adapters activated."""
+        """Return the parts of the projections by name, that of decays activated."""
         parts = self.shifted.named(rows)
-        return parts | {name: getattr(parts[name], form)() for name, form in ACTIVATIONS.items() if form != "none"}
+        return parts | {"w": parts["w"].tanh()}
 
     def exchange(self, parts: dict[str, Tensor], first: FirstLayer | None) -> Tensor:
         v = super().exchange(parts, first)
@@ -170,52 +175,59 @@ class Rwkv7Mixer(ShiftMixer):
         gate = self.residual.product(parts["v1"])
         return blend(v.flatten(-2), first.values.flatten(-2), gate, self.residual.bias).view(v.shape)
 
-    def mix(self, x: Tensor, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
-        rows, options = self.shifted(x, None), self.core_options
-        if self.impl not in ("auto", "triton") or not takes_erasing_delta(rows, options, self.value_width):
-            return self.mix_parts(self.activated(rows), first)
-        streams = self.shifted.streams
-        wide = sum(streams[name].width for name in "rkv")
-        narrow = [(stream.width, ACTIVATIONS[name]) for name, stream in streams.items() if name in ACTIVATIONS]
-        rows, (w, a, g, *v1) = activate_columns(rows, wide, narrow)
-        values = None
-        if self.residual is not None and first is not None and first.values is not None:
-            kept, gate = first.values.flatten(-2), self.residual.product(v1[0])
-            rows, values = blend_columns(rows, wide - gate.shape[-1], kept, gate, self.residual.bias)
+    def mix(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept = None if first is None else first.values
+        fused = self.impl in ("auto", "triton") and (self.residual is None or kept is not None)
+        if not fused or not takes_erasing_delta(rows := self.shifted(x, None), self.core_options):
+            return super().mix(x, first, positions)
+        places, values = self.shifted.places, None
+        rows, g = slice_columns(rows, places["g"], self.gate.weight.shape[1])
+        if self.residual is not None and kept is not None:
+            weights = self.residual.weight, self.residual.bias
+            rows, values = blend_columns(rows, places["v"], kept.flatten(-2), places["v1"], *weights)
             values = values.unflatten(-1, self.value_shape)
-        y, v = erasing_delta(rows, self.rate.product(a), self.decay.product(w), values, self.core_weights, options)
+        y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options)
+        own = v
+        if positions is not None:
+            y, own = (take_rows(part.flatten(-2), positions).unflatten(-1, self.value_shape) for part in (y, v))
+            sums, g = (take_rows(part, positions) for part in (sums, g))
+        out, own = weighted_bonus(y, own, sums, self.norm_weights, eps=self.norm.eps)
         if first is not None and self.layer.index == 0:
-            first.values = v
-        return y.flatten(-2), g
+            first.values = own if positions is None else v
+        return out.flatten(-2), g
+
+    @property
+    def norm_weights(self) -> tuple[Tensor, Tensor]:
+        """Gain and shift of the norm of heads."""
+        assert self.norm.bias is not None
+        return self.norm.weight, self.norm.bias
 
     @property
     def core_options(self) -> ErasingOptions:
         """Sizes and numbers of the core where it is one operator."""
-        return ErasingOptions(*self.key_shape, LEAST_LOG_DECAY, self.norm.eps)
+        places = self.shifted.places
+        return ErasingOptions(*self.key_shape, self.value_width, LEAST_LOG_DECAY, places["a"], places["w"])
 
     @property
     def core_weights(self) -> ErasingWeights:
         """Parameters of the core where it is one operator."""
-        assert self.norm.bias is not None
         shift = self.rate.bias.unflatten(-1, self.key_shape)
         keys = shift, self.erasing.weight, self.weakening.weight
-        return ErasingWeights(*keys, self.decay.bias, self.bonus.weight, self.norm.weight, self.norm.bias)
+        return ErasingWeights(*keys, self.decay.bias, self.rate.weight, self.decay.weight, self.bonus.weight)
 
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")
-        decay, shift = self.decay.product(parts["w"]), self.rate.bias.unflatten(-1, self.key_shape)
-        log_decay = channel_decays(decay, "sigmoid", LEAST_LOG_DECAY, self.decay.bias, narrow=True).view(k.shape)
+        decay, shift = self.decay, self.rate.bias.unflatten(-1, self.key_shape)
+        log_decay = adapted_decays(parts["w"], decay.weight, decay.bias, "sigmoid", LEAST_LOG_DECAY).view(k.shape)
         rate = self.rate.product(parts["a"]).view(k.shape).to(k.dtype)
         written, read, erase = erasing_keys(k, rate, shift, self.erasing.weight, self.weakening.weight)
         return DeltaInputs(r, written, v, log_decay=log_decay, read=read, erase=erase)
 
     def finish(self, y: Tensor, inputs: DeltaInputs) -> Tensor:
-        assert self.norm.bias is not None
-        norm = self.norm.weight, self.norm.bias
-        return token_bonus(*inputs[:3], self.bonus.weight, y, norm, eps=self.norm.eps).flatten(-2)
+        return token_bonus(*inputs[:3], self.bonus.weight, y, self.norm_weights, eps=self.norm.eps).flatten(-2)
 
     def project_out(self, y: Tensor, g: Tensor) -> Tensor:
-        return self.output(gated_product(y, self.gate(g), "none"))
+        return self.output(adapted_gate(y, g, self.gate.weight, "sigmoid"))
 
 
 def streams(d_model: int, config: Rwkv7, mixes_values: bool) -> dict[str, Stream]:

@@ -82,11 +82,12 @@ class ShiftMixer(Mixer):
         return self.project_out(*self.mix(x, first))
 
     def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
-        return self.project_out(*(take_rows(part, positions) for part in self.mix(x, first)))
+        return self.project_out(*self.mix(x, first, positions))
 
-    def mix(self, x: Tensor, first: FirstLayer | None) -> tuple[Tensor, Tensor]:
-        """Return the normalised output of all heads [M, B, T, H V], and the part that is for the gate."""
-        return self.mix_parts(self.parts(x, None), first)
+    def mix(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the normalised output of all heads [M, B, T or S, H V], and the part that is for the gate."""
+        y, g = self.mix_parts(self.parts(x, None), first)
+        return (y, g) if positions is None else (take_rows(y, positions), take_rows(g, positions))
 
     def mix_parts(self, parts: dict[str, Tensor], first: FirstLayer | None) -> tuple[Tensor, Tensor]:
         """Compute `mix` from the projections of x by name."""

@@ -7,16 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from icl_bench.architectures import rwkv_7
 from icl_bench.architectures.backbone import Backbone
 from icl_bench.architectures.base import FirstLayer, LayerContext
 from icl_bench.architectures.initialisation import initialise
 from icl_bench.architectures.interface import Tokens
 from icl_bench.errors import SpecError
+from icl_bench.harness.conformance import vary
 from icl_bench.runs.spec import ModelSpec
 from tests.architectures.test_contract import architecture, inputs, mixer, varied
 from tests.architectures.test_recurrences import layer_norm
+from tests.kernels.numerics import DEVICE
 
 LENGTH = 7
+TOLERANCE = 3e-5
+"""Three times the bound of the rule in float32, for what is rounded before and after it."""
 
 
 def published(p: dict[str, Tensor], x: Tensor, v_first: Tensor | None, heads: int) -> Tensor:
@@ -59,6 +64,35 @@ def test_the_mixer_is_its_published_recurrence(text: str, index: int) -> None:
         own = {name: parameter[m].detach() for name, parameter in made.named_parameters()}
         expected = published(own, x[m, 1], values[m, 1] if index else None, full.heads)
         torch.testing.assert_close(got[m, 1], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a device these kernels take half types alone")
+@pytest.mark.parametrize("at_positions", [False, True])
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_operator_changes_neither_outputs_nor_gradients(
+    index: int, at_positions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The core as one operator on the columns of one projection, beside its parts one after the other in float64."""
+    layer, x = mixer("rwkv-7:heads=1,d_key=16,d_value=16", index=index), inputs(length=LENGTH)
+    positions = torch.tensor([[[0, 5, 2], [6, 1, 3]]] * 2) if at_positions else None
+    vary(layer)
+    values = torch.randn(2, 2, LENGTH, 1, 16, dtype=torch.float64)
+
+    def results(x: Tensor, values: Tensor) -> list[Tensor]:
+        first, leaves = FirstLayer(), [x.clone().requires_grad_(), values.clone().requires_grad_()]
+        first.values = leaves[1] if index else None
+        y = layer(leaves[0], first) if positions is None else layer.forward_at(leaves[0], positions, first)
+        outputs = [y] if index else [y, first.values]
+        found = torch.autograd.grad(outputs, [leaves[0], *layer.parameters(), *leaves[1 : 1 + index]], outputs)
+        return [*outputs, *found]
+
+    wanted = results(x, values)
+    monkeypatch.setattr(rwkv_7, "takes_erasing_delta", lambda rows, options: True)
+    layer = layer.float()
+    found = results(x.float(), values.float())
+    for i, (actual, exact) in enumerate(zip(found, wanted, strict=True)):
+        error = ((actual.double() - exact).norm() / exact.norm().clamp(min=1e-9)).item()
+        assert error < TOLERANCE, f"result {i}: {error:.1e}"
 
 
 def test_decays_start_as_published() -> None:

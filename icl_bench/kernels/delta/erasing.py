@@ -1,7 +1,7 @@
-"""The core of RWKV-7 as one operator: keys, decays, the untied delta rule, and the norm and bonus of its outputs.
+"""The core of RWKV-7 as one operator: adapters, keys, decays, the untied delta rule, and the weights of a bonus.
 
-It equals `erasing_keys`, `channel_decays`, `delta_rule` and `token_bonus` one after the other, which run where this one
-does not. The gradients of the columns of a projection are written into one tensor, and those of the bonus added there.
+It equals the second factors of two adapters, `erasing_keys`, `channel_decays` and `delta_rule` one after the other,
+which run where this one does not. The gradients of the columns of a projection are written into one tensor.
 """
 
 import torch
@@ -11,27 +11,25 @@ from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.delta.records import ErasingOptions, ErasingWeights
 
 
-def takes_erasing_delta(rows: Tensor, options: ErasingOptions, value_width: int) -> bool:
+def takes_erasing_delta(rows: Tensor, options: ErasingOptions) -> bool:
     """Return whether `erasing_delta` runs on such rows: on a GPU, for widths that one program has."""
     if not takes_triton("auto", rows):
         return False
     from icl_bench.kernels.delta.triton.erasing import takes_erasing_call
 
-    return takes_erasing_call(rows, options, value_width)
+    return takes_erasing_call(rows, options)
 
 
 def erasing_delta(
-    rows: Tensor, rate: Tensor, decay: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
-) -> tuple[Tensor, Tensor]:
-    """Return the output and the values [M, B, T, H, V], for their other uses.
+    rows: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return outputs and values [M, B, T, H, V], and sums of q k bonus [M, B, T, H] in float32 for written keys k.
 
-    `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values follow where None are given. `rate` and
-    `decay` are [M, B, T, H K], before their biases. The gradient of `rows` is undefined in its other columns: an
-    operator of `row_columns` that reads them writes it.
+    `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values follow where None are given, and columns of
+    adapters where the options say. The gradient of `rows` is undefined in its other columns: an operator of
+    `row_columns` that reads them writes it.
     """
     from icl_bench.kernels.delta.triton.erasing import ErasingDelta
 
-    out: tuple[Tensor, Tensor] = ErasingDelta.apply(
-        rows, rate, decay, values, options, torch.is_grad_enabled(), *weights
-    )
+    out: tuple[Tensor, Tensor, Tensor] = ErasingDelta.apply(rows, values, options, torch.is_grad_enabled(), *weights)
     return out

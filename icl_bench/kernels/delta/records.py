@@ -86,11 +86,11 @@ class ErasingWeights(NamedTuple):
     weakening: Tensor
     decay: Tensor
     """Bias of the decays, [M, H K]."""
+    rate_adapter: Tensor
+    """Second factor of the rates, [M, R, H K]."""
+    decay_adapter: Tensor
+    """Second factor of the decays, [M, R, H K]."""
     bonus: Tensor
-    gain: Tensor
-    """Gain of the norm, [M, H, V]."""
-    offset: Tensor
-    """Offset of the norm, [M, H, V]."""
 
 
 class ErasingOptions(NamedTuple):
@@ -98,9 +98,13 @@ class ErasingOptions(NamedTuple):
 
     heads: int
     key_width: int
+    value_width: int
     least: float
     """Least log decay, the factor of the sigmoid."""
-    eps: float
+    rate_at: int
+    """First column of what the second factor of the rates reads."""
+    decay_at: int
+    """First column of what the second factor of the decays reads the tanh of."""
 
 
 def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:

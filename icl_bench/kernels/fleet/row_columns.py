@@ -2,8 +2,8 @@
 
 Each writes its own columns of the gradient of the rows in place, into the tensor that the later uses have made: that
 gradient must have no other reader. So columns of one projection get their gradients without a copy that joins them.
-`norm_by_columns`, the last use, makes that tensor; together the operators of a chain must write all columns. They run
-where `takes_triton` says so; elsewhere a slice serves.
+The last use, such as `norm_by_columns`, makes that tensor; together the operators of a chain must write all columns.
+They run where `takes_triton` says so; elsewhere a slice serves.
 """
 
 from collections.abc import Sequence
@@ -11,33 +11,33 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from icl_bench.kernels.arguments import check_shape
-from icl_bench.kernels.fleet.records import ColumnForm, HeadColumns, NormOptions
+from icl_bench.kernels.fleet.records import HeadColumns, NormOptions
 
 
-def blend_columns(rows: Tensor, first: int, y: Tensor, gate: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows [M, ..., W], and x + (y - x) sigmoid(gate + bias) for their columns x from `first` on.
+def blend_columns(
+    rows: Tensor, first: int, y: Tensor, adapter: int, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return rows [M, ..., W], and x + (y - x) sigmoid(a W + bias) for their columns x and a.
 
-    y and the gate are [M, ..., C], the bias [M, C].
+    x are those from `first` on, like y [M, ..., C]; a are those from `adapter` on, [M, ..., R]. The weight is
+    [M, R, C], the bias [M, C].
     """
     check_shape("y", y, (*rows.shape[:-1], y.shape[-1]), "[M, ..., C]")
-    check_shape("gate", gate, tuple(y.shape), "[M, ..., C]")
+    check_shape("weight", weight, (y.shape[0], weight.shape[1], y.shape[-1]), "[M, R, C]")
     check_shape("bias", bias, (y.shape[0], y.shape[-1]), "[M, C]")
-    from icl_bench.kernels.fleet.triton.products import FusedColumnBlend
+    from icl_bench.kernels.fleet.triton.adapters import FusedColumnBlend
 
-    blended: tuple[Tensor, Tensor] = FusedColumnBlend.apply(rows, first, y, gate, bias)
+    blended: tuple[Tensor, Tensor] = FusedColumnBlend.apply(rows, first, y, adapter, weight, bias)
     return blended
 
 
-def activate_columns(
-    rows: Tensor, first: int, forms: Sequence[tuple[int, ColumnForm]]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return rows [..., W], and act(columns) for consecutive columns from `first` to the end, of (width, act) each."""
-    widths = [width for width, _ in forms]
-    check_shape("rows", rows, (*rows.shape[:-1], first + sum(widths)), "[..., columns of all parts]")
-    from icl_bench.kernels.fleet.triton.row_columns import FusedColumnActivations
+def slice_columns(rows: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return rows [..., W], and `width` of their columns from `first` on."""
+    check_shape("rows", rows, (*rows.shape[:-1], max(rows.shape[-1], first + width)), "[..., columns of all parts]")
+    from icl_bench.kernels.fleet.triton.row_columns import FusedColumnSlice
 
-    same, *parts = FusedColumnActivations.apply(rows, first, tuple(forms))
-    return same, tuple(parts)
+    same, part = FusedColumnSlice.apply(rows, first, width)
+    return same, part
 
 
 def convolve_columns(

@@ -41,11 +41,39 @@ def token_bonus(
         fused: Tensor = FusedTokenBonus.apply(q, k, v, bonus, y, *norm, eps)
         return fused
     dtype = torch.float64 if impl == "reference" else torch.promote_types(v.dtype, torch.float32)
-    bonus, gain, shift = (
-        numbers.view(q.shape[0], *(1,) * (q.ndim - 3), *numbers.shape[-2:]).to(dtype) for numbers in (bonus, *norm)
-    )
-    wide = y.to(dtype)
-    centred = wide - wide.mean(-1, keepdim=True)
-    unit = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    weight = (q.to(dtype) * k.to(dtype) * bonus).sum(-1, keepdim=True)
-    return (unit * gain + shift + weight * v.to(dtype)).to(v.dtype)
+    strength = over_heads(bonus, q).to(dtype)
+    weight = (q.to(dtype) * k.to(dtype) * strength).sum(-1, keepdim=True)
+    return (normalised(y.to(dtype), norm, eps) + weight * v.to(dtype)).to(v.dtype)
+
+
+def weighted_bonus(
+    y: Tensor, v: Tensor, weights: Tensor, norm: tuple[Tensor, Tensor], *, eps: float, impl: FleetImpl = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return norm(y) gain + shift + w v, in the type of v, and v for its other uses, whose gradient is added inside.
+
+    y and v are [M, ..., H, V], the weights w [M, ..., H] in float32, or in float64 as y; `norm` has gain and shift
+    [M, H, V], of any type.
+    """
+    check_shape("v", v, tuple(y.shape), "[M, ..., H, V]")
+    check_shape("weights", weights, tuple(y.shape[:-1]), "[M, ..., H]")
+    for name, numbers in zip(("gain", "shift"), norm, strict=True):
+        check_shape(name, numbers, (y.shape[0], *y.shape[-2:]), "[M, H, V]")
+    if takes_triton(impl, v):
+        from icl_bench.kernels.fleet.triton.token_bonus import FusedWeightedBonus
+
+        fused: tuple[Tensor, Tensor] = FusedWeightedBonus.apply(y, v, weights, *norm, eps)
+        return fused
+    dtype = torch.float64 if impl == "reference" else torch.promote_types(v.dtype, torch.float32)
+    return (normalised(y.to(dtype), norm, eps) + weights.to(dtype)[..., None] * v.to(dtype)).to(v.dtype), v
+
+
+def normalised(y: Tensor, norm: tuple[Tensor, Tensor], eps: float) -> Tensor:
+    """Return norm(y) gain + shift for each head, in the type of y."""
+    gain, shift = (over_heads(numbers, y).to(y.dtype) for numbers in norm)
+    centred = y - y.mean(-1, keepdim=True)
+    return centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt() * gain + shift
+
+
+def over_heads(numbers: Tensor, x: Tensor) -> Tensor:
+    """Shape numbers [M, H, .] so that they broadcast over x [M, ..., H, .]."""
+    return numbers.view(x.shape[0], *(1,) * (x.ndim - 3), *numbers.shape[-2:])

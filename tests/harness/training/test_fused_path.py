@@ -11,6 +11,7 @@ from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.kernels.delta import erasing as erasing
 from icl_bench.kernels.fleet import adamw as adamw
+from icl_bench.kernels.fleet import adapters as adapters
 from icl_bench.kernels.fleet import chosen_queries as chosen_queries
 from icl_bench.kernels.fleet import convolution as convolution
 from icl_bench.kernels.fleet import cross_entropy as cross_entropy
@@ -32,11 +33,11 @@ from icl_bench.kernels.fleet import token_pairs as token_pairs
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
 STEPS = 3
 FUSED = (
-    adamw, chosen_queries, convolution, decays, delta_gates, embedding, erasing, erasing_keys, folded_convolution,
-    frame, gate, gated_delta_net, gated_norm, gated_unit, norm, products, rotation, split_convolution, state_space,
-    token_bonus, token_pairs,
+    adamw, adapters, chosen_queries, convolution, decays, delta_gates, embedding, erasing, erasing_keys,
+    folded_convolution, frame, gate, gated_delta_net, gated_norm, gated_unit, norm, products, rotation,
+    split_convolution, state_space, token_bonus, token_pairs,
 )  # fmt: skip
-MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2", "rwkv-7:heads=1"]
+MIXERS = ["gated-delta-net", "gla:heads=1", "kda", "mamba", "mamba-2", "rwkv-7:heads=1"]
 
 
 def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], list[float]]:

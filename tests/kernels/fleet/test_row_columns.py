@@ -6,36 +6,38 @@ import torch
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.products import blend
+from icl_bench.kernels.fleet.projection import project
 from icl_bench.kernels.fleet.records import HeadColumns, NormOptions
 from icl_bench.kernels.fleet.row_columns import (
-    activate_columns,
     blend_columns,
     convolve_columns,
     norm_by_columns,
+    slice_columns,
 )
 from icl_bench.kernels.fleet.split_convolution import split_convolution
 from tests.kernels.numerics import assert_forms_match_reference, draw
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(2, 3, 7), (1, 70)], ids=str)
-def test_chain(shape, dtype):
-    widths, forms = (5, 12, 4, 3, 8), ("tanh", "none", "sigmoid")
-    inputs = [draw(*shape, sum(widths), dtype=dtype), draw(*shape, 12, dtype=dtype, seed=1)]
-    inputs += [draw(*shape, 12, dtype=dtype, seed=2), draw(shape[0], 12, dtype=dtype, seed=3)]
+@pytest.mark.parametrize(("shape", "width"), [((2, 3, 7), 12), ((1, 70), 150)], ids=str)
+def test_chain(shape, width, dtype):
+    """Gradients of rows come from a blend and a slice, those of what is left from the last use."""
+    widths = (5, width, 20, 4)
+    inputs = [draw(*shape, sum(widths), dtype=dtype), draw(*shape, width, dtype=dtype, seed=1)]
+    inputs += [draw(shape[0], 20, width, dtype=dtype, seed=2), draw(shape[0], width, dtype=dtype, seed=3)]
 
-    def run(rows, y, gate, bias, impl):
+    def run(rows, y, weight, bias, impl):
         if impl == "triton":
-            rows, acts = activate_columns(rows, 17, [*zip(widths[2:], forms, strict=True)])
-            rows, blended = blend_columns(rows, 5, y, gate, bias)
-            return rows[..., :5], blended, *acts
-        own, x, *rest = rows.split(widths, dim=-1)
-        wide = [part.double() if impl == "reference" else part for part in rest]
-        acts = wide[0].tanh(), wide[1], wide[2].sigmoid()
-        return own, blend(x, y, gate, bias, impl=impl), *(act.to(rows.dtype) for act in acts)
+            rows, part = slice_columns(rows, 25 + width, 4)
+            rows, blended = blend_columns(rows, 5, y, 5 + width, weight, bias)
+            return rows[..., :5], blended, part
+        own, x, low, part = rows.split(widths, dim=-1)
+        wide = torch.float64 if impl == "reference" else rows.dtype
+        gate = project(low.to(wide).flatten(1, -2), weight.to(wide)).view(y.shape)
+        return own, blend(x, y, gate, bias, impl=impl), part
 
     rows = torch.Size(shape[1:]).numel()
-    assert_forms_match_reference(run, inputs, walk=rows**0.5)
+    assert_forms_match_reference(run, inputs, walk=10 * max(rows, width) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -60,10 +62,10 @@ def test_convolution_and_gated_norm(dtype):
 
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="rows must be"):
-        activate_columns(draw(2, 3, 9), 5, [(3, "tanh")])
+        slice_columns(draw(2, 3, 9), 7, 3)
     with pytest.raises(ArgumentError, match="taps must be"):
         convolve_columns(draw(1, 2, 3, 9), draw(1, 4, 5), None, [HeadColumns(2, 3)])
     with pytest.raises(ArgumentError, match="weight must be"):
         norm_by_columns(draw(1, 2, 3, 2, 4), draw(1, 2, 3, 9), 1, draw(1, 3), NormOptions(1e-5, activation="silu"))
     with pytest.raises(ArgumentError, match="bias must be"):
-        blend_columns(draw(2, 3, 9), 5, draw(2, 3, 4), draw(2, 3, 4), draw(2, 5))
+        blend_columns(draw(2, 3, 9), 5, draw(2, 3, 4), 0, draw(2, 5, 4), draw(2, 5))

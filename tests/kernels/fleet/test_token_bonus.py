@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.fleet.token_bonus import token_bonus
+from icl_bench.kernels.fleet.token_bonus import token_bonus, weighted_bonus
 from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
 
 
@@ -27,6 +27,24 @@ def test_token_bonus(shape, values, dtype):
     assert_forms_match_reference(run, inputs, walk=8 * (rows * width * values) ** 0.5)
 
 
+@pytest.mark.parametrize("offered", [False, True], ids=["alone", "offered"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 7, 3, 12), (1, 2, 60, 1, 32)], ids=str)
+def test_weighted_bonus(shape, dtype, offered):
+    """Values are columns of a wider tensor; other uses of them give a gradient, or none."""
+    members, heads, width = shape[0], *shape[-2:]
+    inputs = [draw(*shape, dtype=dtype), draw(*shape[:-2], heads * width + 4, dtype=dtype, seed=1)]
+    inputs += [draw(*shape[:-1], seed=2), draw(members, heads, width, seed=3), draw(members, heads, width, seed=4)]
+
+    def run(y, wide, weights, gain, shift, impl):
+        v = wide[..., 4:].unflatten(-1, (heads, -1))
+        out, same = weighted_bonus(y, v, weights, (gain, shift), eps=1e-3, impl=impl)
+        return (out, same) if offered else out
+
+    rows = int(torch.tensor(shape[1:-2]).prod())
+    assert_forms_match_reference(run, inputs, walk=8 * max(rows, width) ** 0.5)
+
+
 def test_shapes_are_checked():
     q, v, ones = draw(2, 3, 4, 5), draw(2, 3, 4, 6), torch.ones(2, 4, 6, device=DEVICE)
     with pytest.raises(ArgumentError, match="v must be"):
@@ -37,3 +55,5 @@ def test_shapes_are_checked():
         token_bonus(q, q, v, draw(2, 4, 5), v, (ones, draw(4, 6)), eps=1e-5)
     with pytest.raises(ArgumentError, match="eps must be positive; got 0"):
         token_bonus(q, q, v, draw(2, 4, 5), v, (ones, ones), eps=0)
+    with pytest.raises(ArgumentError, match="weights must be"):
+        weighted_bonus(v, v, draw(2, 3, 5), (ones, ones), eps=1e-5)

@@ -20,8 +20,6 @@ are solved in float32. As in `tied`, states have value channels as rows, and sco
 so that most results feed the next product from their registers.
 """
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -32,7 +30,6 @@ from icl_bench.kernels.delta.triton.tied import load_rates, rounding_of, solved_
 from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     load_edge,
-    load_numbers,
     load_substeps,
     load_transposed,
     nearest_tf32,
@@ -45,17 +42,6 @@ from icl_bench.kernels.delta.triton.tiles import (
     written_pointers,
 )
 from icl_bench.kernels.triton.common import View
-
-
-class ValueParts(NamedTuple):
-    """Parts of the gradients of values that other uses of these values add."""
-
-    weights: Any
-    """w of each token and head, [N, T, G] in float32, from a sum w v."""
-    upstream: Any
-    """Gradient of that sum, [N, T, G, V]."""
-    offered: Any
-    """Gradient of further uses of v, [N, T, G, V]."""
 
 
 @triton.jit
@@ -221,14 +207,14 @@ def load_part(ptr, start, n, g, T, G, first, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def channel_backward_kernel(
-    x, dy, dlast, kept, out, values, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr, WEIGHED: tl.constexpr,
-    OFFERED: tl.constexpr, C: tl.constexpr,
+    x, dy, dlast, kept, out, offered, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr, OFFERED: tl.constexpr,
+    C: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
     Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...]. Tokens of the
-    gradients of q and v are `q_apart` and `v_apart` elements apart. Where WEIGHED and where OFFERED that of v includes
-    the parts that `values` has of it.
+    gradients of q and v are `q_apart` and `v_apart` elements apart. Where OFFERED that of v includes the gradient of
+    its other uses.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -253,17 +239,11 @@ def channel_backward_kernel(
 
     d = load_edge(dlast, head, first, LAST, C)
     next_rates = load_rates(x.beta, (chunks - 1) * ROWS, T, C)
-    if WEIGHED:
-        weights_view = View(values.weights + n * T * G + g, 0, G, 0)
-        next_weights = load_numbers(weights_view, (chunks - 1) * ROWS, T, 0, 1, ROWS)
     for step in range(0, chunks):
         chunk = chunks - 1 - step
         start = chunk * ROWS
         rates = next_rates
         next_rates = load_rates(x.beta, tl.maximum(start - ROWS, 0), T, C)
-        if WEIGHED:
-            weights = next_weights
-            next_weights = load_numbers(weights_view, tl.maximum(start - ROWS, 0), T, 0, 1, ROWS)
         logs, upto, whole = load_decays(x.log_decay, start, T, C)
         d = d * whole
         since = tl.exp2(upto) * scale
@@ -292,14 +272,11 @@ def channel_backward_kernel(
             dv = product(p, u, PRECISION, dv)
             p = tl.where(j > i, product(k, tl.trans(read), PRECISION), 0.0)
             dv = product(p, z, PRECISION, dv)
-        # Added by products with diagonal matrices, whose other operands are fetched ahead. Zeros that are made of p lie
+        # Added by a product with a diagonal matrix, whose other operand is fetched ahead. Zeros that are made of p lie
         # where results of products do, and need not be moved between threads.
-        if WEIGHED:
-            upstream = load_part(values.upstream, start, n, g, T, G, first, C)
-            dv = product(tl.where(i == j, weights[:, None], p * 0.0), upstream, PRECISION, dv)
         if OFFERED:
-            offered = load_part(values.offered, start, n, g, T, G, first, C)
-            dv = product(as_operand(tl.where(i == j, 1.0, p * 0.0), PRECISION), offered, PRECISION, dv)
+            others = load_part(offered, start, n, g, T, G, first, C)
+            dv = product(as_operand(tl.where(i == j, 1.0, p * 0.0), PRECISION), others, PRECISION, dv)
         store_substeps(dv_view, dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         pointers, mask = saved_pointers(kept.states + (head * chunks + chunk) * (C.K * C.V), first, C)
         state = tl.load(pointers, mask=mask, other=0.0)

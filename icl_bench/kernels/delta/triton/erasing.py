@@ -1,7 +1,7 @@
-"""The core of RWKV-7 in Triton: keys, decays, the untied delta rule, and the norm and bonus of its outputs.
+"""The core of RWKV-7 in Triton: adapters, keys, decays, the untied delta rule, and the weights of a bonus.
 
 One function of autograd has them all: the gradients of the columns of a projection are written into one tensor, and
-those of the bonus added where those of its values, of its queries and of its keys are made or read.
+those of the bonus added where those of its queries and of its keys are made.
 """
 
 from typing import Any
@@ -19,14 +19,18 @@ from icl_bench.kernels.delta.triton.launch import (
     launch_channel_gradient,
     launch_delta_forward,
 )
-from icl_bench.kernels.fleet.triton.decays import launch_decay_gradient, launch_decays
+from icl_bench.kernels.fleet.triton.adapters import (
+    Adapter,
+    AdapterOperands,
+    launch_adapter,
+    launch_adapter_gradient,
+)
 from icl_bench.kernels.fleet.triton.erasing_keys import (
     Bonus,
     BonusGradient,
     launch_erasing_gradient,
     launch_erasing_keys,
 )
-from icl_bench.kernels.fleet.triton.token_bonus import launch_head_norm_gradient, launch_token_bonus
 
 
 class ErasingDelta(torch.autograd.Function):
@@ -34,65 +38,67 @@ class ErasingDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, rate: Tensor, decay: Tensor, values: Tensor | None, options: ErasingOptions, save: bool,
-        *numbers: Tensor,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx: Any, rows: Tensor, values: Tensor | None, options: ErasingOptions, save: bool, *numbers: Tensor
+    ) -> tuple[Tensor, ...]:
         rows, values = rows.contiguous(), None if values is None else values.contiguous()
         weights = ErasingWeights(*(number.contiguous() for number in numbers))
-        rate, decay = rate.contiguous(), decay.contiguous()
-        columns = columns_of_rows(rows, values, weights, options)
+        columns = columns_of_rows(rows, values, options)
+        rates, decays = adapters_of_rows(rows, weights, options)
+        rate = launch_adapter(rates, "plain", AdapterOperands())[0].view(columns[1].shape)
+        logs, decay = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least))
+        logs = logs.view(columns[1].shape)
         sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
         bonus = Bonus(columns[0], sums, weights.bonus)
-        vectors = launch_erasing_keys(columns[1], rate.view(columns[1].shape), weights[:3], bonus)
-        logs = launch_decays(decay, weights.decay, "sigmoid", options.least, True).view(columns[1].shape)
+        vectors = launch_erasing_keys(columns[1], rate, weights[:3], bonus)
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
             y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
-        y = y.view(columns[2].shape)
-        apart = (rows.shape[-1], options.heads * options.key_width, columns[2].stride(2))
-        read = (columns[0], vectors[0], columns[2], weights.bonus, y, *weights[5:])
-        out = launch_token_bonus(read, apart, options.eps, sums)
-        ctx.save_for_backward(rows, rate, decay, values, *weights, *vectors, logs, y, sums, *kept)
+        ctx.save_for_backward(rows, rate, decay, values, *weights, *vectors, logs, *kept)
         ctx.options = options
-        ctx.set_materialize_grads(False)
-        return out, columns[2]
+        return y.view(columns[2].shape), columns[2], sums
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, offered: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor, offered: Tensor, slopes: Tensor) -> tuple[Any, ...]:
         rows, rate, decay, values, *saved = ctx.saved_tensors
-        weights, (*vectors, logs, y, sums), kept = ErasingWeights(*saved[:7]), saved[7:13], DeltaKept(*saved[13:])
+        weights, (*vectors, logs), kept = ErasingWeights(*saved[:7]), saved[7:11], DeltaKept(*saved[11:])
         options = ctx.options
-        columns = columns_of_rows(rows, values, weights, options)
-        gradient = torch.zeros_like(y) if gradient is None else gradient.contiguous()
-        dy, slopes, dgain, doffset = launch_head_norm_gradient(columns[2], y, weights.gain, gradient, options.eps)
+        columns = columns_of_rows(rows, values, options)
         drows = torch.empty_like(rows)
-        own = columns_of_rows(drows, None if values is None else torch.empty_like(values), weights, options)
+        own = columns_of_rows(drows, None if values is None else torch.empty_like(values), options)
         call = delta_call(columns, vectors, logs, options.least)
         out = empty_gradients(call, options.heads)._replace(q=own[0].flatten(0, 1), v=own[2].flatten(0, 1))
-        offered = None if offered is None else offered.contiguous()
+        dy, offered, slopes = (part.contiguous() for part in (dy, offered, slopes))
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
-            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, (sums, gradient), offered)
-        ddecay, decay_bias = launch_decay_gradient(
-            decay, weights.decay, "sigmoid", options.least, out.log_decay.view(decay.shape)
-        )
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered)
         bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
-            columns[1], rate.view(columns[1].shape), weights[:3], (out.k, out.read, out.erase), own[1], bonus
+            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
         )
-        dvalues = None if values is None else own[2]
-        numbers = dshift, derasing, dweakening, decay_bias, dbonus, dgain, doffset
-        return drows, drate.view(rate.shape), ddecay, dvalues, None, None, *numbers
+        (rates, decays), targets = adapters_of_rows(rows, weights, options), adapters_of_rows(drows, weights, options)
+        rate_adapter, *_ = launch_adapter_gradient(rates, "plain", AdapterOperands(), rate, drate, (targets[0].x, None))
+        decay_adapter, decay_bias, _ = launch_adapter_gradient(
+            decays, "sigmoid", AdapterOperands(factor=options.least), decay, out.log_decay, (targets[1].x, None)
+        )
+        numbers = dshift, derasing, dweakening, decay_bias, rate_adapter, decay_adapter, dbonus
+        return drows, None if values is None else own[2], None, None, *numbers
 
 
-def columns_of_rows(
-    rows: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
-) -> tuple[Tensor, Tensor, Tensor]:
+def adapters_of_rows(rows: Tensor, weights: ErasingWeights, options: ErasingOptions) -> tuple[Adapter, Adapter]:
+    """Return the adapters of rates and of decays, with their columns as views of the rows."""
+    rate, decay = (
+        rows[..., first : first + weight.shape[1]]
+        for first, weight in ((options.rate_at, weights.rate_adapter), (options.decay_at, weights.decay_adapter))
+    )
+    return Adapter(rate, weights.rate_adapter), Adapter(decay, weights.decay_adapter, "tanh", weights.decay)
+
+
+def columns_of_rows(rows: Tensor, values: Tensor | None, options: ErasingOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, [M, B, T, H, width] each, as views of the rows or as they are given."""
     keys, heads = options.heads * options.key_width, (options.heads, -1)
     q, k = (rows[..., first : first + keys].unflatten(-1, heads) for first in (0, keys))
     if values is None:
-        values = rows[..., 2 * keys : 2 * keys + weights.gain[0].numel()].unflatten(-1, heads)
+        values = rows[..., 2 * keys : 2 * keys + options.heads * options.value_width].unflatten(-1, heads)
     return q, k, values
 
 
@@ -103,9 +109,8 @@ def delta_call(columns: tuple[Tensor, ...], vectors: Any, logs: Tensor, least: f
     return DeltaCall(q, written, v, None, logs, read, erase, None, None, "untied", True, False, 1.0, least)
 
 
-def takes_erasing_call(rows: Tensor, options: ErasingOptions, value_width: int) -> bool:
+def takes_erasing_call(rows: Tensor, options: ErasingOptions) -> bool:
     """Return whether the kernels of `channels` take the call, and a program has all values of a head."""
-    v = rows[..., : options.heads * value_width].unflatten(-1, (options.heads, -1))
-    q = rows[..., : options.heads * options.key_width].unflatten(-1, (options.heads, -1))
+    q, _, v = columns_of_rows(rows, None, options)
     call = delta_call((q, q, v), (q, q, q), q, options.least)
-    return call.channels and table.backward_launch(call.shape).block_v >= value_width
+    return call.channels and table.backward_launch(call.shape).block_v >= options.value_width

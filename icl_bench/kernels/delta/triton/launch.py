@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
-from icl_bench.kernels.delta.triton.channels import ValueParts, channel_backward_kernel, channel_forward_kernel
+from icl_bench.kernels.delta.triton.channels import channel_backward_kernel, channel_forward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
 from icl_bench.kernels.delta.triton.segments import (
     delta_inverse_kernel,
@@ -313,20 +313,14 @@ def launch_channel_gradient(
     kept: DeltaKept,
     out: DeltaGradients,
     launch: DeltaLaunch,
-    weighed: tuple[Tensor, Tensor] | None = None,
     offered: Tensor | None = None,
 ) -> None:
-    """Fill the gradients of a call that `channels` takes.
-
-    That of v gets the product of two tensors where `weighed`, numbers [N, T, G] and vectors [N, T, G, V], and the one
-    `offered`.
-    """
+    """Fill the gradients of a call that `channels` takes; that of v includes the one offered, [N, T, G, V]."""
     _, tokens, heads, groups, _ = call.sizes
-    values = ValueParts(*((dy, dy) if weighed is None else weighed), dy if offered is None else offered)
     channel_backward_kernel[call.grid(launch)](
-        call.views(), view_of(dy), dy if dlast is None else dlast, kept, out, values, tokens, heads, groups,
-        out.q.stride(1), out.v.stride(1), call.scale, LAST=dlast is not None, WEIGHED=weighed is not None,
-        OFFERED=offered is not None, **call.options(launch, True),
+        call.views(), view_of(dy), dy if dlast is None else dlast, kept, out,
+        dy if offered is None else offered, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
+        LAST=dlast is not None, OFFERED=offered is not None, **call.options(launch, True),
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def blend_kernel(x, y, gate, bias, out, count, width, apart_x, apart_y, BLOCK_R:
 
 @triton.jit
 def blend_gradient_kernel(
-    x, y, gate, bias, gradient, dx, dy, dgate, partial, count, width, apart_x, apart_y, apart_dx, each,
+    x, y, gate, bias, gradient, dx, dy, dgate, partial, count, width, apart_x, apart_y, each,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dx = g (1 - s), dy = g s and dgate = g (y - x) s (1 - s) of `each` rows, and their part of dbias.
@@ -118,8 +118,7 @@ def blend_gradient_kernel(
             x, y, gate, bias, member, count, width, apart_x, apart_y, rows, columns
         )
         upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
-        places = (member.to(tl.int64) * count + rows)[:, None] * apart_dx + columns[None, :]
-        tl.store(dx + places, (upstream * (1.0 - share)).to(dx.dtype.element_ty), mask=mask)
+        tl.store(dx + offsets, (upstream * (1.0 - share)).to(dx.dtype.element_ty), mask=mask)
         tl.store(dy + offsets, (upstream * share).to(dy.dtype.element_ty), mask=mask)
         slope = upstream * (other - one) * share * (1.0 - share)
         total += slope
@@ -205,25 +204,7 @@ class FusedBlend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         x, y, gate, bias = ctx.saved_tensors
-        dx = x.new_empty(x.shape)
-        return dx, *launch_blend_gradient(x, y, gate, bias, gradient.contiguous(), dx)
-
-
-class FusedColumnBlend(torch.autograd.Function):
-    """`blend_columns`, as `FusedBlend`."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, first: int, y: Tensor, gate: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        gate, bias, ctx.first = gate.contiguous(), bias.contiguous(), first
-        ctx.save_for_backward(rows, y, gate, bias)
-        return rows, launch_blend(rows[..., first : first + y.shape[-1]], y, gate, bias)
-
-    @staticmethod
-    def backward(ctx: Any, drows: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, y, gate, bias = ctx.saved_tensors
-        place = (..., slice(ctx.first, ctx.first + y.shape[-1]))
-        made = launch_blend_gradient(rows[place], y, gate, bias, gradient.contiguous(), drows[place])
-        return drows, None, *made
+        return launch_blend_gradient(x, y, gate, bias, gradient.contiguous())
 
 
 def launch_blend(x: Tensor, y: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
@@ -239,17 +220,18 @@ def launch_blend(x: Tensor, y: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
 
 
 def launch_blend_gradient(
-    x: Tensor, y: Tensor, gate: Tensor, bias: Tensor, gradient: Tensor, dx: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill dx, whose rows may lie apart, and return the gradients of y, of the gate and of the bias."""
-    (x, apart_x), (y, apart_y), (dx, apart_dx) = spaced_rows(x, 1), spaced_rows(y, 1), spaced_rows(dx, 1)
-    dy, dgate, members, width = y.new_empty(y.shape), torch.empty_like(gate), x.shape[0], x.shape[-1]
+    x: Tensor, y: Tensor, gate: Tensor, bias: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, of y, of the gate and of the bias."""
+    (x, apart_x), (y, apart_y) = spaced_rows(x, 1), spaced_rows(y, 1)
+    dx, dy, dgate = x.new_empty(x.shape), y.new_empty(y.shape), torch.empty_like(gate)
+    members, width = x.shape[0], x.shape[-1]
     count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
     parts, each = split_rows(count, rows, members)
     partial = x.new_empty(members, parts, width, dtype=torch.float32)
     with launch_on(x):
         blend_gradient_kernel[(parts, -(-width // columns), members)](
-            x, y, gate, bias, gradient, dx, dy, dgate, partial, count, width, apart_x, apart_y, apart_dx, each,
+            x, y, gate, bias, gradient, dx, dy, dgate, partial, count, width, apart_x, apart_y, each,
             BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
-    return dy, dgate, add_parts(partial, bias.dtype)
+    return dx, dy, dgate, add_parts(partial, bias.dtype)

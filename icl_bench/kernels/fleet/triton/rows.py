@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, spaced_rows
 
 GATHERED_ROWS = 32
 """Rows of a program of the gather."""
@@ -19,8 +19,8 @@ ROWS_AT_ONCE = 64
 
 
 @triton.jit
-def take_rows_kernel(x, positions, out, count, time, taken, width, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Gather rows of all sequences of a member, count = B S. Grid (rows, columns, M)."""
+def take_rows_kernel(x, positions, out, count, time, taken, width, apart, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Gather rows of all sequences of a member, count = B S; `apart` lies between rows. Grid (rows, columns, M)."""
     member = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -29,7 +29,7 @@ def take_rows_kernel(x, positions, out, count, time, taken, width, BLOCK_R: tl.c
     position = tl.load(positions + entries, mask=rows < count, other=0)
     # entries // taken is the sequence.
     value = tl.load(
-        x + ((entries // taken) * time + position)[:, None] * width + columns[None, :], mask=mask, other=0.0
+        x + ((entries // taken) * time + position)[:, None] * apart + columns[None, :], mask=mask, other=0.0
     )
     tl.store(out + entries[:, None] * width + columns[None, :], value, mask=mask)
 
@@ -67,15 +67,16 @@ class FusedTakeRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        same, x, positions = x, x.contiguous(), positions.contiguous()
+        same, (x, apart), positions = x, spaced_rows(x, 1), positions.contiguous()
         members, batch, time, width = x.shape
         taken = positions.shape[2]
         out = x.new_empty(members, batch, taken, width)
         block = padded(width, 16, 128)
         with launch_on(x):
             take_rows_kernel[(-(-batch * taken // GATHERED_ROWS), -(-width // block), members)](
-                x, positions, out, batch * taken, time, taken, width, BLOCK_R=GATHERED_ROWS, BLOCK_C=block, num_warps=4
-            )
+                x, positions, out, batch * taken, time, taken, width, apart, BLOCK_R=GATHERED_ROWS, BLOCK_C=block,
+                num_warps=4,
+            )  # fmt: skip
         ctx.save_for_backward(positions)
         ctx.shape = x.shape
         ctx.set_materialize_grads(False)

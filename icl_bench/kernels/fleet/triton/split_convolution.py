@@ -92,12 +92,13 @@ def split_convolution_kernel(
     """Walk `each` tokens of BLOCK_S sequences; write columns of silu(conv(x) + bias), normalised by head.
 
     Written are the `span` columns from `first` on. A block has `step` columns: those of a head, or BLOCK_C where
-    nothing is normalised. Grid (blocks of sequences times segments of tokens, blocks of columns, M).
+    nothing is normalised; blocks of the same rows follow one another. Grid (blocks of sequences times segments of
+    tokens times blocks of columns, M).
     """
-    part, member, index = tl.program_id(0), tl.program_id(2), tl.arange(0, BLOCK_C)
-    segments = tl.cdiv(length, each)
+    blocks, member, index = tl.cdiv(span, step), tl.program_id(1), tl.arange(0, BLOCK_C)
+    part, segments = tl.program_id(0) // blocks, tl.cdiv(length, each)
     rows, start = part // segments * BLOCK_S + tl.arange(0, BLOCK_S), part % segments * each
-    end, local = tl.minimum(start + each, length), tl.program_id(1) * step + index
+    end, local = tl.minimum(start + each, length), tl.program_id(0) % blocks * step + index
     valid = (index < step) & (local < span)
     mask = (rows < batch)[:, None] & valid[None, :]
     tokens = ((member.to(tl.int64) * batch + rows) * length)[:, None]
@@ -164,10 +165,10 @@ def split_convolution_gradient_kernel(
     With g the gradient of conv(x), dx_t = sum_j taps_j g_(t+j) and dtaps_j = sum_t g_t x_(t-j): what tokens share stays
     in registers. The grid is that of the forward pass.
     """
-    part, member, index = tl.program_id(0), tl.program_id(2), tl.arange(0, BLOCK_C)
-    segments = tl.cdiv(length, each)
+    blocks, member, index = tl.cdiv(span, step), tl.program_id(1), tl.arange(0, BLOCK_C)
+    part, segments = tl.program_id(0) // blocks, tl.cdiv(length, each)
     rows, start = part // segments * BLOCK_S + tl.arange(0, BLOCK_S), part % segments * each
-    end, local = tl.minimum(start + each, length), tl.program_id(1) * step + index
+    end, local = tl.minimum(start + each, length), tl.program_id(0) % blocks * step + index
     valid = (index < step) & (local < span)
     mask = (rows < batch)[:, None] & valid[None, :]
     tokens = ((member.to(tl.int64) * batch + rows) * length)[:, None]
@@ -214,7 +215,7 @@ def split_convolution_gradient_kernel(
             token = latest - i
             own = tl.where(mask, token, start - 1) >= start
             tl.store(dx + results + token * dx_apart, result.to(dx.dtype.element_ty), mask=own)
-    place = member * tl.num_programs(0) + part
+    place = member * (tl.num_programs(0) // blocks) + part
     for j in tl.static_range(LENGTH):
         tl.store(partial + (place * LENGTH + j) * width + first + local, tl.sum(sums[j], 0), mask=valid)
     if BIAS:
@@ -269,7 +270,7 @@ def launch_split_convolution(
     programs = FORWARD.programs(batch, time)
     with launch_on(x):
         for columns, out in zip(columns_of(parts), outs, strict=True):
-            split_convolution_kernel[(programs, columns.blocks, members)](
+            split_convolution_kernel[(programs * columns.blocks, members)](
                 x, taps, x if bias is None else bias, out, batch, time, width, columns.first, columns.span,
                 columns.step, apart, UNIT_EPS, FORWARD.segment, LENGTH=taps.shape[1], BIAS=bias is not None,
                 SILU=silu, UNIT=columns.unit, **FORWARD.constants(columns.step),
@@ -290,7 +291,7 @@ def launch_split_gradient(
     partial_bias = None if bias is None else x.new_empty(members, programs, width, dtype=torch.float32)
     with launch_on(x):
         for columns, gradient in zip(columns_of(parts), gradients, strict=True):
-            split_convolution_gradient_kernel[(programs, columns.blocks, members)](
+            split_convolution_gradient_kernel[(programs * columns.blocks, members)](
                 x, taps, x if bias is None else bias, gradient.contiguous(), dx, partial,
                 partial if partial_bias is None else partial_bias, batch, time, width, columns.first, columns.span,
                 columns.step, apart, dx_apart, UNIT_EPS, walk.segment, LENGTH=length, BIAS=bias is not None,

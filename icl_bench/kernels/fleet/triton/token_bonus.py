@@ -150,13 +150,13 @@ def token_bonus_gradient_kernel(
 
 
 @triton.jit
-def head_norm_gradient_kernel(
-    v, y, gain, gradient, dy, slopes, partial_gain, partial_shift, count, heads, width, v_apart, eps, each,
-    HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+def weighted_bonus_gradient_kernel(
+    v, y, weights, gain, gradient, offered, dv, dy, slopes, partial_gain, partial_shift, count, heads, width, v_apart,
+    eps, each, OFFERED: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write dy and the gradients of the weights of v of `each` tokens, and their part of those of gain and shift.
+    """Write dv, dy and the gradients of the weights of `each` tokens, and their part of those of gain and shift.
 
-    Grid (parts, M).
+    Where OFFERED that of v includes the gradient of its other uses. Grid (parts, M).
     """
     part, member = tl.program_id(0), tl.program_id(1)
     apart = heads * width
@@ -170,6 +170,10 @@ def head_norm_gradient_kernel(
         value = load_heads(v, tokens, head, v_apart, width, inside, BLOCK_V)
         read = load_heads(y, tokens, head, apart, width, inside, BLOCK_V)
         upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
+        weighted = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)[:, None] * upstream
+        if OFFERED:
+            weighted += load_heads(offered, tokens, head, apart, width, inside, BLOCK_V)
+        store_heads(dv, weighted, tokens, head, apart, width, inside, BLOCK_V)
         tl.store(slopes + tokens * heads + head, tl.sum(upstream * value, 1), mask=inside)
         unit, scale = standardise(read, inside, width, eps, BLOCK_V)
         total_gain += upstream * unit
@@ -197,25 +201,6 @@ def launch_token_bonus(
             BLOCK_V=padded(value_width), num_warps=4,
         )  # fmt: skip
     return out
-
-
-def launch_head_norm_gradient(
-    v: Tensor, y: Tensor, gain: Tensor, gradient: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of y, of the weights of v [..., H], of gain and of shift; tokens of v may lie apart."""
-    v, apart = spaced_rows(v, 2)
-    members, (heads, width) = v.shape[0], v.shape[-2:]
-    count, rows = v[0].numel() // (heads * width), head_rows(heads, width)
-    parts, each = split_rows(count, rows.tokens, members)
-    dy, slopes = torch.empty_like(y), y.new_empty(y.shape[:-1], dtype=torch.float32)
-    sums = [y.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32) for _ in range(2)]
-    with launch_on(v):
-        head_norm_gradient_kernel[(parts, members)](
-            v, y, gain, gradient, dy, slopes, *sums, count, heads, width, apart, eps, each, HEADS=rows.heads,
-            BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
-        )  # fmt: skip
-    dgain, dshift = (add_parts(part, gain.dtype) for part in sums)
-    return dy, slopes, dgain, dshift
 
 
 class FusedTokenBonus(torch.autograd.Function):
@@ -251,3 +236,37 @@ class FusedTokenBonus(torch.autograd.Function):
         dbonus, dgain, dshift = (add_parts(part, bonus.dtype) for part in sums)
         dq, dk, dv, dy = made
         return dq, dk, dv, dbonus, dy, dgain, dshift, None
+
+
+class FusedWeightedBonus(torch.autograd.Function):
+    """`weighted_bonus` in one launch each way, and two that add up the gradients of gain and shift."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, v: Tensor, weights: Tensor, gain: Tensor, shift: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        same, (v, apart) = v, spaced_rows(v, 2)
+        y, weights, gain, shift = (part.contiguous() for part in (y, weights, gain, shift))
+        ctx.save_for_backward(y, v, weights, gain)
+        ctx.apart, ctx.eps = apart, eps
+        ctx.set_materialize_grads(False)
+        return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart, apart, apart), eps, weights), same
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, offered: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return None, offered, None, None, None, None
+        y, v, weights, gain = ctx.saved_tensors
+        members, (heads, width) = v.shape[0], v.shape[-2:]
+        count, rows = y[0].numel() // (heads * width), head_rows(heads, width)
+        parts, each = split_rows(count, rows.tokens, members)
+        dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
+        sums = [y.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32) for _ in range(2)]
+        gradient, offered = gradient.contiguous(), None if offered is None else offered.contiguous()
+        with launch_on(y):
+            weighted_bonus_gradient_kernel[(parts, members)](
+                v, y, weights, gain, gradient, gradient if offered is None else offered, dv, dy, slopes, *sums, count,
+                heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, HEADS=rows.heads,
+                BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
+            )  # fmt: skip
+        return dy, dv, slopes, *(add_parts(part, gain.dtype) for part in sums), None
