@@ -203,17 +203,19 @@ def rank(one: Draft, adjusted: Mapping[frozenset[Entry], float], pairs: int) -> 
     if len(one.scores) < 2 or not trained:
         return Ranking(one.group, one.verdicts, pairs=pairs)
     best = max(trained, key=one.standing)
-    comparisons = (compare(one, adjusted, best, other, other in trained) for other in one.scores if other is not best)
+    comparisons = (
+        compare_entries(one, adjusted, best, other, other in trained) for other in one.scores if other is not best
+    )
     ordered = (
         (first, second) if one.favours(first, second) else (second, first)
         for first, second in itertools.combinations([entry for entry in trained if entry is not best], 2)
         if adjusted[frozenset((first, second))] < SIGNIFICANT
     )
-    further = ((first, compare(one, adjusted, first, second, True)) for first, second in ordered)
+    further = ((first, compare_entries(one, adjusted, first, second, True)) for first, second in ordered)
     return Ranking(one.group, one.verdicts, best, tuple(comparisons), tuple(further), pairs)
 
 
-def compare(
+def compare_entries(
     one: Draft, adjusted: Mapping[frozenset[Entry], float], first: Entry, other: Entry, trained: bool
 ) -> Comparison:
     """Compare a trained entry with another, which may be untrained."""
