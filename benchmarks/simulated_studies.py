@@ -2,10 +2,10 @@
 
     python benchmarks/simulated_studies.py [--studies 400] [--page docs/statistics.md]
 
-A simulated study has four architectures at three sizes of equal state, or eight at two, as linear-vs-power has, and
-scores drawn from known laws; it goes through the same analysis as a report on real runs. A claim is false if the two
-laws are equal, if the other one is better, or if the other entry is untrained. Power is the share of the true
-differences that are claimed. All numbers follow from a fixed seed.
+A simulated study has four architectures at three sizes of equal state, or eight at two or four places, as
+linear-vs-power-2 and -3 have, and scores drawn from known laws; it goes through the same analysis as a report on real
+runs. A claim is false if the two laws are equal, if the other one is better, or if the other entry is untrained. Power
+is the share of the true differences that are claimed. All numbers follow from a fixed seed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from icl_bench.runs.outline import (
 from icl_bench.runs.record import CellScore, Manifest, RunResult, StateReport, WorkReport
 
 ARCHS = "abcdefgh"
-SIZES = (1_000, 4_000, 16_000)
+SIZES = (1_000, 4_000, 16_000, 64_000)
 FLOORS = {8: 0.15, 32: 0.06, 128: 0.03}
 """Floor by load, about those of associative recall."""
 FLOOR = sum(FLOORS.values()) / len(FLOORS)
@@ -77,7 +77,7 @@ class Scenario(NamedTuple):
     name: str
     laws: tuple[Law, ...]
     """Law of each architecture."""
-    sizes: tuple[int, ...] = SIZES
+    sizes: tuple[int, ...] = SIZES[:3]
     """Sizes of the state, at each of which all architectures are compared."""
 
     @property
@@ -105,6 +105,9 @@ SCENARIOS = (
     Scenario("eight equal", (Law(0.6, 0.1),) * 8, SIZES[:2]),
     Scenario("eight, one better by 2 deviations", (Law(0.7), *(Law(0.6),) * 7), SIZES[:2]),
     Scenario("eight, one better by 3 deviations", (Law(0.75), *(Law(0.6),) * 7), SIZES[:2]),
+    Scenario("eight equal", (Law(0.6, 0.1),) * 8, SIZES),
+    Scenario("eight, one better by 2 deviations", (Law(0.7), *(Law(0.6),) * 7), SIZES),
+    Scenario("eight, one better by 3 deviations", (Law(0.75), *(Law(0.6),) * 7), SIZES),
 )
 
 

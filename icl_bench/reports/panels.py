@@ -85,8 +85,21 @@ def family_panel(section: Section, family: str, index: int) -> Panel:
     styles = tuple(canvas.series_style(index, 1 - i / last if last else 0.0) for i in range(len(members)))
     states = [entry.state_elements for entry in members]
     same = len(set(states)) < len(states)
-    names = (one.label if same else canvas.short_count(state or 0) for one, state in zip(members, states, strict=True))
+    names = distinct_parts([one.label for one in members]) if same else [canvas.short_count(one or 0) for one in states]
     return Panel(family if same else f"{family}, by state elements", tuple(members), styles, tuple(names))
+
+
+def distinct_parts(labels: Sequence[str]) -> list[str]:
+    """Return what each label has that some other one lacks; the whole label where there is nothing.
+
+    >>> distinct_parts(["linear, d_model=128, steps=500", "linear, d_model=256, steps=500"])
+    ['d_model=128', 'd_model=256']
+    """
+    parts = [label.split(", ") for label in labels]
+    shared = set(parts[0]).intersection(*parts)
+    return [
+        ", ".join(part for part in of if part not in shared) or label for label, of in zip(labels, parts, strict=True)
+    ]
 
 
 def by_state(entry: Entry) -> tuple[int, object]:

@@ -12,7 +12,7 @@ validation accuracy over the learning rates that both tried has the same sign: o
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -48,7 +48,7 @@ Match = Literal["elements", "bytes", "nothing"]
 
 
 class Comparison(NamedTuple):
-    """The best entry compared with another."""
+    """A trained entry, most often the best one, compared with another."""
 
     other: Entry
     shift: Shift | None
@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
     p: float
     """p value of the primary test, adjusted for all pairs of the report."""
     favourable: bool
-    """True if the best entry is ahead in the statistic of the primary test."""
+    """True if the first entry is ahead in the statistic of the primary test."""
     learnable: bool
     """True if the median over the common learning rates has the same sign."""
     trained: bool
@@ -98,6 +98,8 @@ class Ranking(NamedTuple):
     """The trained entry with the best median over the ranking cells; none where nothing can be ranked."""
     comparisons: tuple[Comparison, ...] = ()
     """The best entry compared with each other one."""
+    further: tuple[tuple[Entry, Comparison], ...] = ()
+    """Pairs of trained entries without the best one whose adjusted p value is significant, the one ahead first."""
     pairs: int = 0
     """Number of pairs of entries in all rankings of the report, for which p values are adjusted."""
 
@@ -195,30 +197,39 @@ def draft(section: Section, group: Group) -> Draft:
     return Draft(section, group, verdicts, {entry: found for entry, found in scores.items() if found})
 
 
-def rank(one: Draft, adjusted: dict[frozenset[Entry], float], pairs: int) -> Ranking:
+def rank(one: Draft, adjusted: Mapping[frozenset[Entry], float], pairs: int) -> Ranking:
     """Compare the best entry of a group with the others; `pairs` p values were adjusted together."""
     trained = [entry for entry in one.scores if one.section.training(entry) != "untrained"]
     if len(one.scores) < 2 or not trained:
         return Ranking(one.group, one.verdicts, pairs=pairs)
     best = max(trained, key=one.standing)
-    rows = []
-    for other in one.scores:
-        if other is best:
-            continue
-        samples = one.samples(best, other) if other in trained else None
-        rows.append(
-            Comparison(
-                other=other,
-                shift=shift_between(*samples) if samples else None,
-                p_rank=one.p_of("rank", best, other),
-                p_lock_in=one.p_of("lock-in", best, other),
-                p=adjusted[frozenset((best, other))],
-                favourable=one.favours(best, other),
-                learnable=sweep_agrees(best, other),
-                trained=other in trained,
-            )
-        )
-    return Ranking(one.group, one.verdicts, best, tuple(rows), pairs)
+    comparisons = (
+        compare_entries(one, adjusted, best, other, other in trained) for other in one.scores if other is not best
+    )
+    ordered = (
+        (first, second) if one.favours(first, second) else (second, first)
+        for first, second in itertools.combinations([entry for entry in trained if entry is not best], 2)
+        if adjusted[frozenset((first, second))] < SIGNIFICANT
+    )
+    further = ((first, compare_entries(one, adjusted, first, second, True)) for first, second in ordered)
+    return Ranking(one.group, one.verdicts, best, tuple(comparisons), tuple(further), pairs)
+
+
+def compare_entries(
+    one: Draft, adjusted: Mapping[frozenset[Entry], float], first: Entry, other: Entry, trained: bool
+) -> Comparison:
+    """Compare a trained entry with another, which may be untrained."""
+    samples = one.samples(first, other) if trained else None
+    return Comparison(
+        other=other,
+        shift=shift_between(*samples) if samples else None,
+        p_rank=one.p_of("rank", first, other),
+        p_lock_in=one.p_of("lock-in", first, other),
+        p=adjusted[frozenset((first, other))],
+        favourable=one.favours(first, other),
+        learnable=sweep_agrees(first, other),
+        trained=trained,
+    )
 
 
 def groups_of(section: Section) -> list[Group]:

@@ -56,6 +56,18 @@ def bimodal(arch: str, locked: int, level: float, seeds: int = 10) -> list[RunRe
     return [make_record(arch, seed, accuracies=(value,) * 3) for seed, value in enumerate(values)]
 
 
+def test_pairs_without_the_best_that_differ_clearly_are_kept_with_the_one_ahead_first() -> None:
+    levels = {"linear": 0.5, "softmax": 0.7, "power:p=2": 0.9}
+    runs = [run for name, level in levels.items() for run in bimodal(name, 10, level)]
+    (ranking,) = rankings(section_of([*runs, *several("window:w=1", 0.01, 0.001)]))
+    assert ranking.best is not None and ranking.best.label == "power:p=2"
+    assert [(first.label, row.other.label, row.claim) for first, row in ranking.further] == [
+        ("softmax", "linear", "ahead")
+    ]
+    near = [run for run in runs if run.result.arch != "softmax"] + bimodal("softmax", 10, 0.5)
+    assert rankings(section_of(near))[0].further == ()
+
+
 def test_the_primary_test_decides_which_difference_is_claimed() -> None:
     better = [*bimodal("linear", 10, 0.8), *bimodal("softmax", 10, 0.9)]
     surer = [*bimodal("linear", 10, 0.8), *bimodal("softmax", 2, 0.9)]

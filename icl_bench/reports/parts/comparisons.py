@@ -1,7 +1,7 @@
-"""The best entry compared with each other one, with the tests that the claims rest on."""
+"""The best entry compared with each other one, with the tests that the claims rest on, and other clear differences."""
 
 from icl_bench.reports.analysis import Section
-from icl_bench.reports.blocks import Name, Notes, Table, table_of
+from icl_bench.reports.blocks import Folded, Name, Notes, Table, table_of
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.parts.base import Part
 from icl_bench.reports.ranking import SIGNIFICANT, Comparison, Ranking, rankings
@@ -22,12 +22,24 @@ def comparison_table(section: Section) -> Table:
     return table_of(made if shown else [], 2)
 
 
-def comparison_row(section: Section, ranking: Ranking, best: Entry, row: Comparison) -> dict[str, str]:
-    """Make the row of a comparison."""
-    pair, found = (best, row.other), row.shift
+def further_pairs(section: Section) -> Folded:
+    """Make a row for each pair without the best entry whose adjusted p value is significant, the one ahead first."""
+    rows = [(ranking, *pair) for ranking in rankings(section) for pair in ranking.further]
+    made = [comparison_row(section, ranking, first, row, "ahead") for ranking, first, row in rows]
+    return Folded(
+        f"Other pairs whose adjusted p is below {SIGNIFICANT}; every pair in neither table is above it",
+        table_of(made, 2),
+    )
+
+
+def comparison_row(
+    section: Section, ranking: Ranking, first: Entry, row: Comparison, heading: str = "best"
+) -> dict[str, str]:
+    """Make the row of a comparison; the heading is that of the first entry."""
+    pair, found = (first, row.other), row.shift
     where = {"where": Name(ranking.group.where)} if any(one.group.where for one in rankings(section)) else {}
     return {
-        "best": Name(best.label),
+        heading: Name(first.label),
         "compared with": Name(row.other.label),
         **where,
         "equal in": ranking.group.matched,
@@ -69,4 +81,4 @@ def comparison_notes(section: Section) -> Notes:
     )
 
 
-PART = Part("Comparisons", comparison_table, note=comparison_notes)
+PART = Part("Comparisons", comparison_table, note=comparison_notes, details=further_pairs)

@@ -1,5 +1,6 @@
 """Recall against the size of the state and against the number of parameters."""
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ HEIGHT = 360
 ONE_SIZE = 1.2
 """Largest ratio of two states that count as one size in a figure."""
 MOST_ALONE = 12
-"""Largest number of entries on an axis of sizes if no line joins any two of them."""
+"""Largest number of entries on an axis of sizes if no line joins two sizes."""
 SPREAD = 1.025
 """Factor within which the dots of a size are spread, so that equal accuracies are seen side by side."""
 CEILING_REACH = 1.06
@@ -85,10 +86,13 @@ def recall_by_state(section: Section, context: StudyContext) -> Figure | None:
 
 
 def of_one_size(section: Section) -> bool:
-    """Return whether a figure has no axis of sizes: entries are of about one size, or many and each family has one."""
-    sized = [(one.family, one.state_elements) for one in drawn_entries(section) if one.state_elements]
-    states = [state for _, state in sized]
-    alone = len(sized) > MOST_ALONE and len({family for family, _ in sized}) == len(sized)
+    """Return whether a figure has no axis of sizes: entries are of about one size, or many with one for each family."""
+    sizes: dict[str, list[int]] = defaultdict(list)
+    for one in drawn_entries(section):
+        if one.state_elements:
+            sizes[one.family].append(one.state_elements)
+    alone = sum(map(len, sizes.values())) > MOST_ALONE and all(max(of) <= ONE_SIZE * min(of) for of in sizes.values())
+    states = [state for of in sizes.values() for state in of]
     return alone or not states or max(states) <= ONE_SIZE * min(states)
 
 

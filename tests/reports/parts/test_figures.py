@@ -18,7 +18,7 @@ from icl_bench.reports.parts.accuracy import accuracy_by_load, load_axis
 from icl_bench.reports.parts.capacity import capacity_by_state
 from icl_bench.reports.parts.learning import learning_curves
 from icl_bench.reports.parts.rates import learning_rates
-from icl_bench.reports.parts.state import recall_by_state
+from icl_bench.reports.parts.state import of_one_size, recall_by_state
 from icl_bench.runs.record import RunRecord
 from tests.reports.factory import comparison, make_record, section_of
 
@@ -185,6 +185,13 @@ def test_sizes_of_an_architecture_have_dashes_of_their_own_in_the_panel_of_a_set
         small, large = panel.styles[-2:]
         assert small.colour == large.colour and small.dash != large.dash
         assert len(set(panel.styles)) == 8
+
+
+def test_entries_of_one_state_and_several_widths_are_rows_and_are_named_by_their_width() -> None:
+    runs = [make_record(f"arch{i}", model={"d_model": width}) for i in range(8) for width in (64, 128)]
+    section = section_of(runs)
+    assert of_one_size(section)
+    assert {panel.names for panel in panels_of(section, crowded=True)} == {("d_model=64", "d_model=128")}
 
 
 def test_one_cell_is_drawn_once() -> None:
