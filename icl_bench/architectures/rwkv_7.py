@@ -176,10 +176,10 @@ class Rwkv7Mixer(ShiftMixer):
         return blend(v.flatten(-2), first.values.flatten(-2), gate, self.residual.bias).view(v.shape)
 
     def mix(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        kept = None if first is None else first.values
+        rows, kept = self.shifted(x, None), None if first is None else first.values
         fused = self.impl in ("auto", "triton") and (self.residual is None or kept is not None)
-        if not fused or not takes_erasing_delta(rows := self.shifted(x, None), self.core_options):
-            return super().mix(x, first, positions)
+        if not fused or not takes_erasing_delta(rows, self.core_options):
+            return self.mix_parts(self.activated(rows), first, positions)
         places, values = self.shifted.places, None
         rows, g = slice_columns(rows, places["g"], self.gate.weight.shape[1])
         if self.residual is not None and kept is not None:

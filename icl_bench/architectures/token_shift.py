@@ -86,14 +86,16 @@ class ShiftMixer(Mixer):
 
     def mix(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the normalised output of all heads [M, B, T or S, H V], and the part that is for the gate."""
-        y, g = self.mix_parts(self.parts(x, None), first)
-        return (y, g) if positions is None else (take_rows(y, positions), take_rows(g, positions))
+        return self.mix_parts(self.parts(x, None), first, positions)
 
-    def mix_parts(self, parts: dict[str, Tensor], first: FirstLayer | None) -> tuple[Tensor, Tensor]:
+    def mix_parts(
+        self, parts: dict[str, Tensor], first: FirstLayer | None, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Compute `mix` from the projections of x by name."""
         inputs = self.inputs(parts, self.exchange(parts, first))
         y, _ = delta_rule(folded(inputs), self.options, self.impl)
-        return self.finish(y.unflatten(0, parts["g"].shape[:2]), inputs), parts["g"]
+        y, g = self.finish(y.unflatten(0, parts["g"].shape[:2]), inputs), parts["g"]
+        return (y, g) if positions is None else (take_rows(y, positions), take_rows(g, positions))
 
     def initial_state(self, batch: int) -> ShiftState:
         like = next(self.parameters())
