@@ -1,7 +1,8 @@
 """Panels of a figure: one panel for few entries, a panel for each family where there are many. Loads matplotlib."""
 
+import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +20,9 @@ MOST_ENTRIES = 7
 MOST_OF_SETTING = 12
 """Largest number of entries in the panel of a setting."""
 LONGEST_TITLES = 117
-"""Largest number of characters in the titles of the panels that stand side by side."""
+"""Largest number of characters in a line of the titles of the panels that stand side by side."""
+TITLE_LINE = 14
+"""Pixels of a further line of a panel's title."""
 COLUMNS = 2
 FEW = 4
 """Largest number of entries of panels that stand side by side."""
@@ -32,6 +35,12 @@ class Panel(NamedTuple):
     entries: tuple[Entry, ...]
     styles: tuple[canvas.SeriesStyle, ...]
     names: tuple[str, ...]
+
+    def only(self, drawn: Callable[[Entry], bool]) -> Self:
+        """Return the panel without the entries that are not drawn."""
+        kept = [i for i, entry in enumerate(self.entries) if drawn(entry)]
+        entries, styles = tuple(self.entries[i] for i in kept), tuple(self.styles[i] for i in kept)
+        return self._replace(entries=entries, styles=styles, names=tuple(self.names[i] for i in kept))
 
 
 def panels_of(section: Section, crowded: bool = False) -> list[Panel]:
@@ -114,6 +123,7 @@ def draw_panels(
     scale: Callable[[Axes], None],
     draw_floor: Callable[[Axes], None] | None = None,
     crowded: bool = False,
+    drawn: Callable[[Entry], bool] = lambda entry: True,
 ) -> Figure:
     """Draw the entries of a section over vertical axes from 0 to 1, with a label at the end of each line.
 
@@ -121,14 +131,16 @@ def draw_panels(
     `draw_floor` draws the floor as a line on the axes of each panel. `scale` sets the axes of a panel. Lines that
     coincide are shifted by up to two pixels. Labels that do not fit are a legend. Panels of one entry have its name as
     title, and stand three in a row; panels of many entries stand below each other, because their labels take room.
-    `crowded`: an entry has many lines.
+    `crowded`: an entry has many lines. `drawn` says which entries are drawn; a panel without any is left out.
     """
-    panels = panels_of(section, crowded)
+    panels = [kept for panel in panels_of(section, crowded) if (kept := panel.only(drawn)).entries]
     most = max(len(panel.entries) for panel in panels)
     alone = most == 1 and len(panels) > 1
     columns = min(len(panels), 3 if alone else COLUMNS if most <= FEW else 1)
     rows = -(-len(panels) // columns)
+    titles = [title_of(panel, alone, LONGEST_TITLES // columns) for panel in panels] if len(panels) > 1 else []
     height = 360 if len(panels) == 1 else 200 if alone else 290
+    height += TITLE_LINE * max((title.count("\n") for title in titles), default=0)
     figure, axes = canvas.new_figure(height * rows, rows, columns)
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
@@ -144,10 +156,8 @@ def draw_panels(
                 lines.append((line, panel.names[k], style))
         canvas.share_axis(one, label if i % columns == 0 else "")
         scale(one)
-        if len(panels) > 1:
-            longest, own = LONGEST_TITLES // columns, panel.entries[0]
-            title = panel.title if not alone else own.label if len(own.label) <= longest else own.family
-            one.set_title(canvas.readable(title, longest), loc="left", parse_math=False, fontsize=8.5)
+        if titles:
+            one.set_title(titles[i], loc="left", parse_math=False, fontsize=8.5)
         draw_apart(one, [line for line, _, _ in lines])
         ends = [end_of(line, name, style.colour) for line, name, style in lines]
         if floor is not None and len(panels) == 1:
@@ -155,6 +165,22 @@ def draw_panels(
         if not alone and not label_ends(one, ends, height):
             canvas.add_legend(one, canvas.legend_handles(panel.styles), panel.names)
     return figure
+
+
+def title_of(panel: Panel, alone: bool, longest: int) -> str:
+    """Return the title of a panel in lines of up to `longest` characters that end at commas.
+
+    That of an entry `alone` names it.
+    """
+    own = panel.entries[0]
+    title = panel.title if not alone else own.label if len(own.label) <= longest else own.family
+    lines = [""]
+    for part in re.split("(?<=,)", title):
+        if lines[-1] and len(lines[-1] + part) > longest:
+            lines.append(part.lstrip())
+        else:
+            lines[-1] += part
+    return "\n".join(canvas.readable(line, longest) for line in lines)
 
 
 def main_line(axes: Axes, before: int) -> Line2D | None:

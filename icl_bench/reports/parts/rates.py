@@ -24,7 +24,7 @@ NOTE = (
 
 def rate_table(section: Section) -> Table:
     """Make a row for each entry with a sweep; no rows where none was swept."""
-    rows = [rate_row(entry, section) for entry in section.entries if len(entry.rates) > 1]
+    rows = [rate_row(entry, section) for entry in section.entries if was_swept(entry)]
     for name, accuracy in (("floor", section.mean_floor), ("oracle", 1.0)):
         score = format_share(accuracy)
         rows += [{"architecture": Name(name), "validation accuracy": score, "median over rates": score}] if rows else []
@@ -57,10 +57,18 @@ def rate_place(entry: Entry, section: Section) -> str:
 
 
 def learning_rates(section: Section, context: StudyContext) -> Figure | None:
-    """Draw validation accuracy against learning rate; return None where no rates were swept, or a map shows them."""
-    if all(len(entry.rates) < 2 for entry in section.entries) or maps_of(section):
+    """Draw validation accuracy against learning rate, of entries with several rates; return None where there are none.
+
+    None is returned too where a map shows them.
+    """
+    if not any(map(was_swept, section.entries)) or maps_of(section):
         return None
-    return draw_panels(section, "validation accuracy", draw_sweep, rate_scale, crowded=True)
+    return draw_panels(section, "validation accuracy", draw_sweep, rate_scale, crowded=True, drawn=was_swept)
+
+
+def was_swept(entry: Entry) -> bool:
+    """Return whether several learning rates were tried."""
+    return len(entry.rates) > 1
 
 
 def draw_sweep(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> None:

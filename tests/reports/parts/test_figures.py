@@ -194,6 +194,17 @@ def test_entries_of_one_state_and_several_widths_are_rows_and_are_named_by_their
     assert {panel.names for panel in panels_of(section, crowded=True)} == {("d_model=64", "d_model=128")}
 
 
+def test_titles_of_panels_are_whole_and_rates_are_drawn_where_several_were_tried() -> None:
+    arch = "power:p=3,spectrum=learned,normalizer=rms"
+    runs = [make_record(arch, model={"layers": layers}, lr=lr) for layers in (1, 2, 3) for lr in (1e-3, 1e-2)]
+    runs += [make_record(f"arch{i}", model={"layers": 1}) for i in range(6)]
+    figure = learning_rates(section_of(runs), NO_STUDY)
+    assert figure is not None
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+    lines = "power:p=3,spectrum=learned,\nnormalizer=rms, layers="
+    assert titles == [f"{lines}{layers}" for layers in (1, 2, 3)]
+
+
 def test_one_cell_is_drawn_once() -> None:
     alone = {"loads": (4,), "accuracies": (0.5,)}
     section = section_of([make_record(**alone), make_record("linear", state=2_000, **alone)])
