@@ -63,10 +63,14 @@ def load_kernels() -> None:
 
 def remember_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
     """Note that the kernels of a fleet that was trained lie in Triton's cache."""
-    if machine.device.type == "cuda":
-        known = known_fleet(specs, machine)
+    if machine.device.type != "cuda":
+        return
+    known = known_fleet(specs, machine)
+    try:
         known.parent.mkdir(parents=True, exist_ok=True)
         known.touch()
+    except OSError as error:  # the runs are committed, and the next ones list their kernels again
+        LOG.warning("kernels of this fleet cannot be noted: %s", error)
 
 
 def known_fleet(specs: Sequence[RunSpec], machine: Machine) -> Path:

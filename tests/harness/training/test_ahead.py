@@ -98,3 +98,11 @@ def test_a_machine_is_cold_until_a_fleet_was_trained(monkeypatch, tmp_path, aske
     assert not compiled.is_cold()
     monkeypatch.setattr(compiled, "GPU_DRIVER", tmp_path / "none")
     assert not compiled.is_cold()
+
+
+def test_a_cache_that_cannot_be_written_ends_no_run(monkeypatch, tmp_path, asked, caplog) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file"))
+    with caplog.at_level(logging.WARNING, "icl_bench"):
+        ahead.remember_kernels(runs(), GPU)
+    assert "cannot be noted" in caplog.text
