@@ -25,7 +25,7 @@ EMPTY = frozenset((torch.empty, torch.empty_like, torch.empty_strided, torch.Ten
 
 
 class KernelSource(NamedTuple):
-    """What Triton compiles a kernel from, as it can be sent to another process."""
+    """Source of a kernel for Triton, as it can be sent to another process."""
 
     module: str
     name: str
@@ -35,7 +35,7 @@ class KernelSource(NamedTuple):
     constants: dict[Any, Any]
     """Values of constant arguments, by their places."""
     attributes: dict[Any, Any]
-    """What is known of other arguments, by their places, such as a multiple of 16."""
+    """Known facts of other arguments, by their places, such as a multiple of 16."""
     options: dict[str, Any]
     target: Any
     """Device to compile for."""
