@@ -138,7 +138,7 @@ def draw_panels(
     alone = most == 1 and len(panels) > 1
     columns = min(len(panels), 3 if alone else COLUMNS if most <= FEW else 1)
     rows = -(-len(panels) // columns)
-    titles = [title_of(panel, alone, LONGEST_TITLES // columns) for panel in panels] if len(panels) > 1 else []
+    titles = [panel_title(panel, alone, LONGEST_TITLES // columns) for panel in panels] if len(panels) > 1 else []
     height = 360 if len(panels) == 1 else 200 if alone else 290
     height += TITLE_LINE * max((title.count("\n") for title in titles), default=0)
     figure, axes = canvas.new_figure(height * rows, rows, columns)
@@ -167,7 +167,7 @@ def draw_panels(
     return figure
 
 
-def title_of(panel: Panel, alone: bool, longest: int) -> str:
+def panel_title(panel: Panel, alone: bool, longest: int) -> str:
     """Return the title of a panel in lines of up to `longest` characters that end at commas.
 
     That of an entry `alone` names it.
