@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 MOST_PROCESSES = 16
-"""Most processes that compile: a step has about thirty kernels, the longest of which takes an eighth of all time."""
+"""Most processes that compile: a step has a few dozen kernels, and with more all wait for the longest one."""
 EMPTY = frozenset((torch.empty, torch.empty_like, torch.empty_strided, torch.Tensor.new_empty))
 """Functions that return memory as it is."""
 

@@ -1,6 +1,6 @@
 """All Triton kernels and what Triton needs to find them in its cache, for processes that are forked after this import.
 
-They then launch or compile a kernel at once, where each would import and hash for about a second. No GPU is used.
+They then launch or compile a kernel at once, where each would import all and hash Triton's library. No GPU is used.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ LEFT_OUT = "icl_bench.kernels.measurement."
 if importlib.util.find_spec("triton") is not None:
     from triton.runtime.cache import triton_key
 
-    triton_key()  # a digest of Triton's own library of 400 MB, which it keeps
+    triton_key()  # a digest of Triton's own library, which it keeps
     for module in walk_packages(icl_bench.kernels.__path__, "icl_bench.kernels."):
         if ".triton." in module.name and not module.name.startswith(LEFT_OUT):
             importlib.import_module(module.name)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from icl_bench.harness.training.trainer import Machine
 
 FLEETS_OF_WORKER = 6
-"""Fleets that a worker with a GPU has at once: five fill it, and one is built or tested meanwhile."""
+"""Fleets that a worker with a GPU has at once: some train, and one is built or tested meanwhile."""
 STUCK_SECONDS = 10
 """Seconds after which a read or a write in the middle of a message fails, because the worker is stopped."""
 

@@ -189,7 +189,7 @@ def form_errors(
     whole = index is None
     if index is None:
         index = torch.arange((problem.n, problem.t)[problem.checked_axis], device=device)
-    # A processor makes small steps as fast as a GPU, whose time other work may share.
+    # Small steps wait for their launches on a GPU, and for other work there.
     home = torch.device("cpu") if whole and problem.stepwise else device
     exact_leaves = leaves_of({name: x.to(home) for name, x in problem.part(inputs, index).items()}, torch.float64)
     exact = problem.exact(exact_leaves, index.to(home))

@@ -41,9 +41,9 @@ class AdapterTile(NamedTuple):
 
 
 FORWARD_TILES = {"gate": AdapterTile(64, 4, 2)}
-"""By form where it is not `TILE`: the fastest of five on an H200, for 2.1 million rows of 128 columns in bfloat16."""
+"""By form where it is not `TILE`, by launches on an H200 (docs/log.md, adapters in the operators that read them)."""
 GRADIENT_TILES = {"sigmoid": AdapterTile(32, 8, 2), "log-sigmoid": AdapterTile(32, 8, 2), "gate": AdapterTile(32, 8, 2)}
-"""By form where it is not `TILE`: the fastest of four."""
+"""By form where it is not `TILE`, as above."""
 TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
 

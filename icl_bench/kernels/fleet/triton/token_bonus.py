@@ -250,6 +250,7 @@ class FusedWeightedBonus(torch.autograd.Function):
         ctx.save_for_backward(y, v, weights, gain)
         ctx.apart, ctx.eps = apart, eps
         ctx.set_materialize_grads(False)
+        # with weights given, neither queries and keys nor a bonus are loaded
         return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart, apart, apart), eps, weights), same
 
     @staticmethod
