@@ -19,6 +19,7 @@ from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.environment import device_name, git_revision, pick_device
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
+from icl_bench.isolation import isolating
 from icl_bench.runs.events import SilentReporter
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.spec import RunSpec
@@ -85,7 +86,8 @@ def main() -> None:
     engine = make_engine(options.engine, machine)
     began = time.perf_counter()
     try:
-        records = Executor(store, engine, len(RATES), SilentReporter(), machine).finish(runs)
+        with isolating():  # as commands do, which then compile the kernels of a fleet in processes
+            records = Executor(store, engine, len(RATES), SilentReporter(), machine).finish(runs)
     finally:
         engine.close()
     seconds = time.perf_counter() - began

@@ -4,7 +4,7 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,32 +47,18 @@ def prepare_engine(machine: MachineOptions) -> None:
     gc.set_threshold(COLLECT_LOADING_AT)
     engine = parse_spec(machine.engine).name
     if engine == "local":
-        start_server()
+        start_server(to_compile=False)  # its workers import kernels while each makes the context of its GPU
     elif engine in ENGINES_HERE and machine.device != "cpu" and OWN_RANK not in os.environ:
         threading.Thread(target=load_gpu, name="load_gpu").start()
         if is_cold():
-            start_server()  # whose processes compile kernels
+            start_server(to_compile=True)
 
 
 def load_gpu() -> None:
-    """Make the context of the GPU, if there is one, and load the libraries that kernels are launched through.
+    """Make the context of the GPU, if there is one, while this process imports what else it needs."""
+    from icl_bench.kernels.backends import make_context
 
-    It takes a second, most of it without Python's lock. An error of the device is left to the first fleet that uses it.
-    """
-    import torch
-
-    from icl_bench.kernels.backends import has_triton, prepare_in_turn
-
-    if not torch.cuda.is_available():
-        return
-    with suppress(RuntimeError):
-        ones = torch.ones(1, 16, 16, device="cuda", dtype=torch.bfloat16)
-        torch.bmm(ones, ones)
-        if has_triton(ones):
-            prepare_in_turn()
-            from icl_bench.kernels.triton.common import add_parts
-
-            add_parts(ones, ones.dtype)
+    make_context()
 
 
 @contextmanager

@@ -212,7 +212,10 @@ class Started(Engine):
     """A stand-in for workers that train so many fleets at once."""
 
     def __init__(self, at_once: int) -> None:
-        self.at_once, self.closed = at_once, False
+        self.at_once, self.closed, self.workers = at_once, False, 0
+
+    def start_workers(self) -> None:
+        self.workers = self.at_once
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         while agenda:
@@ -243,3 +246,18 @@ def test_workers_with_gpus_train_several_fleets_until_a_layer_comes_from_outside
     assert started == [6, 6, 1, 1] and [one.closed for one in made] == [True, False]
     engine.close()
     assert made[-1].closed
+
+
+def test_workers_with_gpus_start_before_their_first_fleets(tmp_path, monkeypatch) -> None:
+    made: list[Started] = []
+
+    def start(at_once: int) -> Engine:
+        made.append(Started(at_once))
+        return made[-1]
+
+    monkeypatch.setattr(outside_layers, "calls_outside_code", lambda spec: False)
+    engine = SharedGpus(start)
+    engine.prepare()
+    assert [one.workers for one in made] == [6]
+    list(engine.submit(Agenda([runs("linear", 1)]), Store(tmp_path), quiet()))
+    assert len(made) == 1

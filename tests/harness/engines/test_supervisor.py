@@ -105,6 +105,15 @@ def done(order: Order) -> list[Message]:
     return [ProgressReport(Progress(1, 1, [0.0], [0.0], 1.0, 1.0)), Finished(commit(order, order.specs), 0.0, False)]
 
 
+def test_workers_that_were_started_before_take_the_first_fleets(tmp_path) -> None:
+    pool = PuppetPool(done)
+    supervisor = Supervisor(pool, 3, MACHINE, Limits())
+    supervisor.start_workers()
+    assert len(pool.started) == 3
+    assert len(list(supervisor.submit(Agenda([runs(2)]), Store(tmp_path), Quiet()))) == 2
+    assert len(pool.started) == 3
+
+
 def run_queue(pool: PuppetPool, fleets, root: Path, limits: Limits = Limits(), size: int = 2):  # noqa: B008
     reporter, supervisor = Quiet(), Supervisor(pool, size, MACHINE, limits)
     results = list(supervisor.submit(Agenda(fleets), Store(root), reporter))
