@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from icl_bench.errors import EngineError, StoreError
+from icl_bench.harness.engines import places
 from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.leases import Leases, lease_name
 from icl_bench.harness.engines.messages import (
@@ -112,6 +113,25 @@ def test_workers_that_were_started_before_take_the_first_fleets(tmp_path) -> Non
     assert len(pool.started) == 3
     assert len(list(supervisor.submit(Agenda([runs(2)]), Store(tmp_path), Quiet()))) == 2
     assert len(pool.started) == 3
+
+
+def test_a_fleet_is_cut_among_workers_that_would_be_idle(tmp_path, monkeypatch) -> None:
+    orders: list[int] = []
+
+    def noted(order: Order) -> list[Message]:
+        orders.append(len(order.specs))
+        return done(order)
+
+    monkeypatch.setattr(places, "WORTH_CUTTING", 0.0)
+    pool = PuppetPool(noted)
+    supervisor = Supervisor(pool, 3, MACHINE, Limits())
+    for _ in range(3):
+        supervisor.slots.append(WorkerSlot(pool.start(), 0.0, ready=True))
+    agenda = Agenda([runs(7)])
+    assert agenda.seconds > 0
+    results = list(supervisor.submit(agenda, Store(tmp_path), Quiet()))
+    assert len({result.id for result in results}) == 7 and sorted(orders) == [2, 2, 3]
+    assert agenda.seconds == 0
 
 
 def run_queue(pool: PuppetPool, fleets, root: Path, limits: Limits = Limits(), size: int = 2):  # noqa: B008
