@@ -43,7 +43,7 @@ class KernelSource(NamedTuple):
 
 
 class Listing(threading.local):
-    """What a thread does with kernels that it meets without a launch; None where it launches kernels."""
+    """The receiver of the kernels that a thread meets without a launch; None where it launches kernels."""
 
     tell: Callable[[KernelSource], None] | None = None
     met: set[tuple[str, str, str]]

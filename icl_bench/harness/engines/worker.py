@@ -41,11 +41,11 @@ def prepare(setup: messages.WorkerSetup) -> None:
     torch.set_num_threads(setup.threads)
     prepare_for_outside_code()
     if setup.machine.device.type == "cuda":
-        load_gpu()
+        prepare_gpu()
     load_plugins()
 
 
-def load_gpu() -> None:
+def prepare_gpu() -> None:
     """Make the context of the GPU while the kernels are imported."""
     making = threading.Thread(target=make_context, name="make_context")
     making.start()
