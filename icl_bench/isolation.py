@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 PRELOADED = ("icl_bench.harness.engines.worker", "typer")
 """Modules that the server imports once: all that a worker needs, and what the console script imports."""
-PRELOADED_TO_COMPILE = ("icl_bench.kernels.preloaded",)
-"""Modules that it imports besides on a machine with a GPU, for processes that compile kernels."""
+FIRST_FOR_GPUS, LAST_FOR_GPUS = ("icl_bench.kernels.digested",), ("icl_bench.kernels.preloaded",)
+"""Modules that it imports before and after these on a machine with a GPU."""
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 """File of the driver of GPUs on Linux, where it is loaded."""
 LONGEST_CALL = 120.0
@@ -156,22 +156,19 @@ def environment_variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def start_method(to_compile: bool = True) -> ForkServerContext | SpawnContext:
-    """Return the way to start processes: forked from a clean server on Linux, else spawned.
-
-    The first call decides whether the server imports what processes need `to_compile` kernels.
-    """
+def start_method() -> ForkServerContext | SpawnContext:
+    """Return the way to start processes: forked from a clean server on Linux, else spawned."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    kernels = PRELOADED_TO_COMPILE if to_compile and GPU_DRIVER.exists() else ()
-    context.set_forkserver_preload([*PRELOADED, *kernels])
+    modules = [*FIRST_FOR_GPUS, *PRELOADED, *LAST_FOR_GPUS] if GPU_DRIVER.exists() else [*PRELOADED]
+    context.set_forkserver_preload(modules)
     return context
 
 
-def start_server(to_compile: bool) -> None:
+def start_server() -> None:
     """Start the server from which workers are forked, so that it imports torch while this process does."""
-    if start_method(to_compile).get_start_method() == "forkserver":
+    if start_method().get_start_method() == "forkserver":
         from multiprocessing import forkserver
 
         with environment_variable("OMP_NUM_THREADS", "1"):  # so that libraries start no threads on import

@@ -42,21 +42,24 @@ def prepare_engine(machine: MachineOptions) -> None:
     """Begin what takes seconds before this process imports torch: other processes, or the context of its GPU."""
     from icl_bench.harness.compiled import is_cold
     from icl_bench.isolation import start_server
-    from icl_bench.schema import parse_spec
 
     gc.set_threshold(COLLECT_LOADING_AT)
-    engine = parse_spec(machine.engine).name
+    engine = machine.engine.partition(":")[0]  # what reads it later imports pydantic
     if engine == "local":
-        start_server(to_compile=False)  # its workers import kernels while each makes the context of its GPU
+        start_server()
     elif engine in ENGINES_HERE and machine.device != "cpu" and OWN_RANK not in os.environ:
         threading.Thread(target=load_gpu, name="load_gpu").start()
         if is_cold():
-            start_server(to_compile=True)
+            start_server()  # whose processes compile kernels
 
 
 def load_gpu() -> None:
     """Make the context of the GPU, if there is one, while this process imports what else it needs."""
-    from icl_bench.kernels.backends import make_context
+    from icl_bench.isolation import GPU_DRIVER
+
+    if GPU_DRIVER.exists():
+        import_module("icl_bench.kernels.digested")
+    from icl_bench.kernels.context import make_context
 
     make_context()
 

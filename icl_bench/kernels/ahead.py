@@ -106,6 +106,7 @@ def patch_triton() -> None:
 
 def can_list() -> bool:
     """Return whether this version of Triton is one whose compilations can be listed."""
+    import triton  # noqa: F401  # the package first, as in backends.py
     from triton.runtime.jit import JITFunction
 
     wanted = ["self", "key", "signature", "device", "constexprs", "options", "attrs", "warmup"]

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import threading
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -57,23 +57,6 @@ def takes_triton(impl: FleetImpl, x: Tensor) -> bool:
 def launch_on(x: Tensor) -> AbstractContextManager[object]:
     """Make the device of x the current one, on which Triton launches."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def make_context() -> None:
-    """Make the context of the GPU, if there is one, and load the libraries that kernels are launched through.
-
-    It takes a second, most of it without Python's lock. An error of the device is left to the first fleet that uses it.
-    """
-    if not torch.cuda.is_available():
-        return
-    with suppress(RuntimeError):
-        ones = torch.ones(1, 16, 16, device="cuda", dtype=torch.bfloat16)
-        torch.bmm(ones, ones)
-        if has_triton(ones):
-            prepare_in_turn()
-            from icl_bench.kernels.triton.common import add_parts
-
-            add_parts(ones, ones.dtype)
 
 
 def prepare_in_turn() -> None:

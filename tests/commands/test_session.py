@@ -17,7 +17,7 @@ from icl_bench.commands.session import loading_reports, make_executor, prepare_e
 @pytest.mark.parametrize(("engine", "starts"), [("local:workers=2", 1), ("local", 1), ("auto", 0), ("inline", 0)])
 def test_the_server_starts_where_workers_are_asked_for(engine: str, starts: int, monkeypatch) -> None:
     started: list[str] = []
-    monkeypatch.setattr(isolation, "start_server", lambda to_compile: started.append(engine))
+    monkeypatch.setattr(isolation, "start_server", lambda: started.append(engine))
     prepare_engine(MachineOptions(engine=engine))
     assert len(started) == starts
 
@@ -76,7 +76,7 @@ def test_the_server_runs_before_torch_is_imported() -> None:
 import sys
 from icl_bench.isolation import start_server
 from multiprocessing import forkserver
-start_server(to_compile=True)
+start_server()
 assert forkserver._forkserver._forkserver_pid and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -18,12 +18,11 @@ from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
 from icl_bench.harness.engines.side_by_side import SWITCH_SECONDS, use_own_stream
 from icl_bench.harness.environment import kept_heap
-from icl_bench.harness.training.ahead import load_kernels
 from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.isolation import prepare_for_outside_code
-from icl_bench.kernels.backends import make_context
+from icl_bench.kernels.context import make_context
 from icl_bench.registry import load_plugins
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.store import Store
@@ -41,16 +40,8 @@ def prepare(setup: messages.WorkerSetup) -> None:
     torch.set_num_threads(setup.threads)
     prepare_for_outside_code()
     if setup.machine.device.type == "cuda":
-        prepare_gpu()
+        make_context()
     load_plugins()
-
-
-def prepare_gpu() -> None:
-    """Make the context of the GPU while the kernels are imported."""
-    making = threading.Thread(target=make_context, name="make_context")
-    making.start()
-    load_kernels()
-    making.join()
 
 
 def execute_order(order: messages.Order, machine: Machine, report: Report) -> messages.Finished | messages.FleetError:
