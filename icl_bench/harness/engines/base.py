@@ -39,7 +39,7 @@ class Agenda:
         self.waiting: list[tuple[int, float, int, float, Sequence[RunSpec]]] = []
         self.added = 0
         self.seconds = 0.0  # of the fleets that wait, estimated
-        self.seconds_later = 0.0  # of the runs that will be asked for when those known now are done, estimated
+        self.seconds_later = 0.0  # of the runs that will be asked for after those known now, estimated; or no bound
         self.add(fleets)
 
     def __len__(self) -> int:

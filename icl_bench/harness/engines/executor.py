@@ -5,6 +5,7 @@ run side by side, so that one which waits for a long run holds up no other.
 """
 
 import logging
+import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -30,6 +31,9 @@ class Ask(NamedTuple):
     """Place in the agenda: runs of lower rank go first."""
     later: Sequence[RunSpec] = ()
     """Runs that this chain is known to ask for afterwards, at a rate that may still change."""
+
+    whole: bool = False
+    """Train these runs in the fleets that they are packed into, none of which is cut."""
 
     @property
     def seconds_later(self) -> float:
@@ -129,7 +133,8 @@ class Pursuit:
                     missing += [(chain, spec) for spec in lacking if spec.id not in self.wanted]
                     self.wait_for(chain, lacking)
                     break
-        self.agenda.seconds_later = sum(self.later.values())
+        whole = any(ask.whole for ask in self.waiting.values())
+        self.agenda.seconds_later = math.inf if whole else sum(self.later.values())
         if asked:
             self.plan(asked, missing)
 

@@ -95,8 +95,8 @@ def members_for(specs: Sequence[RunSpec], here: float, left: Sequence[float], to
     seconds = seconds_of(specs)
     if seconds < WORTH_CUTTING:
         return len(specs)
-    share = (common_end(left, seconds + to_come) - here) / seconds
-    return min(len(specs), max(1, math.ceil(len(specs) * share - WHOLE)))
+    share = min(1.0, (common_end(left, seconds + to_come) - here) / seconds)
+    return max(1, math.ceil(len(specs) * share - WHOLE))
 
 
 def common_end(left: Sequence[float], more: float) -> float:

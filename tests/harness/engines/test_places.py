@@ -1,5 +1,7 @@
 """Which idle worker takes the next fleet, where workers of a process share a GPU."""
 
+import math
+
 import torch
 
 from icl_bench.harness.engines import places
@@ -80,6 +82,7 @@ def test_the_last_fleets_are_cut_where_a_gpu_would_end_after_the_others(monkeypa
     assert cut(1000, 5, 0, slot("a"), slot("b", ready=False)) == ("a", 5)
     assert cut(1000, 4, 0, slot("a"), slot("b", 2000), slot("b")) == ("a", 3)
     assert cut(1000, 4, 0, slot("a"), slot("b", 4000), slot("b")) == ("a", 4)
+    assert cut(1000, 5, math.inf, *idle) == ("a", 5)
     monkeypatch.setattr(places, "WORTH_CUTTING", 1e9)
     assert cut(1000, 5, 0, *idle) == ("a", 5)
 
