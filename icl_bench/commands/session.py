@@ -4,7 +4,7 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +44,7 @@ def prepare_engine(machine: MachineOptions) -> None:
     from icl_bench.isolation import start_server
 
     gc.set_threshold(COLLECT_LOADING_AT)
-    engine = machine.engine.partition(":")[0]  # what reads it later imports pydantic
+    engine = machine.engine.partition(":")[0]  # what reads all of it imports pydantic
     if engine == "local":
         start_server()
     elif engine in ENGINES_HERE and machine.device != "cpu" and OWN_RANK not in os.environ:
@@ -54,14 +54,28 @@ def prepare_engine(machine: MachineOptions) -> None:
 
 
 def load_gpu() -> None:
-    """Make the context of the GPU, if there is one, while this process imports what else it needs."""
+    """Make the context of the GPU, if there is one, and load the libraries that kernels are launched through.
+
+    It takes a second, most of it without Python's lock. An error of the device is left to the first fleet that uses it.
+    """
     from icl_bench.isolation import GPU_DRIVER
 
     if GPU_DRIVER.exists():
         import_module("icl_bench.kernels.digested")
-    from icl_bench.kernels.context import make_context
+    import torch
 
-    make_context()
+    from icl_bench.kernels.backends import has_triton, prepare_in_turn
+
+    if not torch.cuda.is_available():
+        return
+    with suppress(RuntimeError):
+        ones = torch.ones(1, 16, 16, device="cuda", dtype=torch.bfloat16)
+        torch.bmm(ones, ones)
+        if has_triton(ones):
+            prepare_in_turn()
+            from icl_bench.kernels.triton.common import add_parts
+
+            add_parts(ones, ones.dtype)
 
 
 @contextmanager

@@ -93,7 +93,6 @@ def finish_requests(requests: Sequence[Request], executor: Executor) -> list[Run
     The engine is closed at the end.
     """
     with closing(executor.engine):
-        executor.engine.prepare()
         specs = {spec.id: spec for request in requests for spec in requested_runs(request)}
         floors = read_floors(executor.store.root)
         return [renewed_run(record, floors) for record in executor.finish(list(specs.values()))]
@@ -109,8 +108,6 @@ def finish_study(
     """
     floors = read_floors(executor.store.root)
     with closing(executor.engine):
-        if not finished:
-            executor.engine.prepare()
         outcome = finished_study(study, executor.store, parts) if finished else run_study(study, executor, parts)
     if not outcome.measured:
         need = "that is finished" if finished else "that can be matched"

@@ -91,10 +91,6 @@ class Engine(Protocol):
             OSError: if the store can no longer be written.
         """
 
-    def prepare(self) -> None:
-        """Start what takes seconds before the first fleet; `submit` starts the rest, or all without this call."""
-        return
-
     def close(self) -> None:
         """End the workers, if the engine has any; the next call of `submit` starts new ones."""
         return

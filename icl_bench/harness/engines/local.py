@@ -25,7 +25,6 @@ from icl_bench.runs.record import RunResult
 from icl_bench.runs.store import Store
 
 if TYPE_CHECKING:
-    from icl_bench.harness.engines.supervisor import Supervisor
     from icl_bench.harness.training.trainer import Machine
 
 FLEETS_OF_WORKER = 6
@@ -49,10 +48,10 @@ class Local(EngineConfig):
     def start(self, machine: "Machine") -> Engine:
         """Return the running engine; it starts its workers with the first fleets."""
         if self.at_once is None and self.workers is None and machine.device.type == "cuda":
-            return SharedGpus(partial(self.supervised, machine))
-        return self.supervised(machine, self.at_once or 1)
+            return SharedGpus(partial(self.start_workers, machine))
+        return self.start_workers(machine, self.at_once or 1)
 
-    def supervised(self, machine: "Machine", at_once: int) -> "Supervisor":
+    def start_workers(self, machine: "Machine", at_once: int) -> Engine:
         """Return a running engine whose workers train `at_once` fleets at once."""
         from icl_bench.harness.engines.supervisor import Supervisor
         from icl_bench.harness.environment import usable_cores, visible_gpus
@@ -71,14 +70,9 @@ class SharedGpus(Engine):
         start: Returns a running engine for a number of fleets at once.
     """
 
-    def __init__(self, start: "Callable[[int], Supervisor]") -> None:
+    def __init__(self, start: Callable[[int], Engine]) -> None:
         self.start, self.at_once = start, 0
-        self.running: Supervisor | None = None
-
-    def prepare(self) -> None:
-        """Start workers that train several fleets at once, which make the contexts of their GPUs."""
-        self.running, self.at_once = self.start(FLEETS_OF_WORKER), FLEETS_OF_WORKER
-        self.running.start_workers()
+        self.running: Engine | None = None
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets and yield their results."""

@@ -13,7 +13,7 @@ import torch
 from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
-from icl_bench.harness.engines.base import Agenda, Engine
+from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.places import WorkerSlot, seat_for
 from icl_bench.harness.engines.queues import FleetQueue, Item
 from icl_bench.harness.environment import make_manifest
@@ -59,7 +59,7 @@ class Usage:
 
 
 @dataclass
-class Supervisor(Engine):
+class Supervisor:
     """An engine: up to `size` workers, kept from one submission to the next."""
 
     pool: messages.WorkerPool
@@ -68,11 +68,6 @@ class Supervisor(Engine):
     limits: messages.Limits
     usage: Usage = field(default_factory=Usage)
     slots: list[WorkerSlot] = field(default_factory=list)
-
-    def start_workers(self) -> None:
-        """Start all workers before the first submission."""
-        while len(self.slots) < self.size:
-            self.slots.append(WorkerSlot(self.pool.start(), 0.0))
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         """Run the fleets on the workers and yield their results."""

@@ -22,7 +22,6 @@ from icl_bench.harness.training.fleet import run_fleet
 from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.isolation import prepare_for_outside_code
-from icl_bench.kernels.context import make_context
 from icl_bench.registry import load_plugins
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.store import Store
@@ -39,8 +38,6 @@ def prepare(setup: messages.WorkerSetup) -> None:
     os.chdir(setup.folder)
     torch.set_num_threads(setup.threads)
     prepare_for_outside_code()
-    if setup.machine.device.type == "cuda":
-        make_context()
     load_plugins()
 
 

@@ -19,6 +19,7 @@ from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import ProcessPool, SharedGpus
 from icl_bench.harness.engines.messages import Limits, Ready
+from icl_bench.harness.engines.places import WorkerSlot
 from icl_bench.harness.engines.supervisor import Supervisor
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training import outside_layers
@@ -91,7 +92,7 @@ def test_a_sweep_outlives_its_workers(at_once: int, tmp_path) -> None:
 def test_a_fleet_that_is_cut_between_processes_has_the_results_of_its_parts(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(places, "WORTH_CUTTING", 0.0)
     specs, engine = runs("linear", 6), Local(workers=2, at_once=2).start(MACHINE)
-    engine.start_workers()
+    engine.slots += [WorkerSlot(engine.pool.start(), 0.0) for _ in range(engine.size)]
     while not all(slot.ready for slot in engine.slots):
         for worker, message in engine.pool.listen([slot.worker for slot in engine.slots], 1.0):
             next(slot for slot in engine.slots if slot.worker is worker).ready |= isinstance(message, Ready)
@@ -227,10 +228,7 @@ class Started(Engine):
     """A stand-in for workers that train so many fleets at once."""
 
     def __init__(self, at_once: int) -> None:
-        self.at_once, self.closed, self.workers = at_once, False, 0
-
-    def start_workers(self) -> None:
-        self.workers = self.at_once
+        self.at_once, self.closed = at_once, False
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         while agenda:
@@ -261,18 +259,3 @@ def test_workers_with_gpus_train_several_fleets_until_a_layer_comes_from_outside
     assert started == [6, 6, 1, 1] and [one.closed for one in made] == [True, False]
     engine.close()
     assert made[-1].closed
-
-
-def test_workers_with_gpus_start_before_their_first_fleets(tmp_path, monkeypatch) -> None:
-    made: list[Started] = []
-
-    def start(at_once: int) -> Engine:
-        made.append(Started(at_once))
-        return made[-1]
-
-    monkeypatch.setattr(outside_layers, "calls_outside_code", lambda spec: False)
-    engine = SharedGpus(start)
-    engine.prepare()
-    assert [one.workers for one in made] == [6]
-    list(engine.submit(Agenda([runs("linear", 1)]), Store(tmp_path), quiet()))
-    assert len(made) == 1

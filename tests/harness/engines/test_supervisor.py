@@ -106,15 +106,6 @@ def done(order: Order) -> list[Message]:
     return [ProgressReport(Progress(1, 1, [0.0], [0.0], 1.0, 1.0)), Finished(commit(order, order.specs), 0.0, False)]
 
 
-def test_workers_that_were_started_before_take_the_first_fleets(tmp_path) -> None:
-    pool = PuppetPool(done)
-    supervisor = Supervisor(pool, 3, MACHINE, Limits())
-    supervisor.start_workers()
-    assert len(pool.started) == 3
-    assert len(list(supervisor.submit(Agenda([runs(2)]), Store(tmp_path), Quiet()))) == 2
-    assert len(pool.started) == 3
-
-
 def test_a_fleet_is_cut_among_workers_that_would_be_idle(tmp_path, monkeypatch) -> None:
     orders: list[int] = []
 
