@@ -31,13 +31,12 @@ class Ask(NamedTuple):
     """Place in the agenda: runs of lower rank go first."""
     later: Sequence[RunSpec] = ()
     """Runs that this chain is known to ask for afterwards, at a rate that may still change."""
-
     whole: bool = False
     """Train these runs in the fleets that they are packed into, none of which is cut."""
 
     @property
     def seconds_later(self) -> float:
-        """Estimated seconds of these runs."""
+        """Estimated seconds of the later runs."""
         kinds = groupby(self.later, key=lambda spec: spec.fleet_key())
         return sum(seconds_of(list(runs)) for _, runs in kinds)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 WORTH_CUTTING = 2.0
 """Seconds of a fleet, by the rule of thumb, from which it may be cut: a part costs about one more on the host."""
-
 WHOLE = 1e-6
 """Share of a member that is an error of rounding."""
 
@@ -73,13 +72,12 @@ def seat_for(
     idle: dict[object, WorkerSlot] = {}
     busy: dict[object, list[WorkerSlot]] = {}
     for slot in slots:
-        if slot.ready:
-            place = pool.place_of(slot.worker)
-            others = busy.setdefault(place, [])
-            if slot.item is None:
-                idle.setdefault(place, slot)
-            else:
-                others.append(slot)
+        place = pool.place_of(slot.worker)
+        others = busy.setdefault(place, [])  # also of a process that starts: it has nothing left to do
+        if slot.item is not None:
+            others.append(slot)
+        elif slot.ready:
+            idle.setdefault(place, slot)
     left = {place: sum(other.seconds_left for other in others) for place, others in busy.items()}
     for place in sorted(idle, key=left.__getitem__):
         if has_room(specs, busy[place], device):
@@ -93,7 +91,7 @@ def members_for(specs: Sequence[RunSpec], here: float, left: Sequence[float], to
     All of them, unless this process would then end after the others even if these did all that is to come.
     """
     seconds = seconds_of(specs)
-    if seconds < WORTH_CUTTING:
+    if len(specs) == 1 or seconds < WORTH_CUTTING:
         return len(specs)
     share = min(1.0, (common_end(left, seconds + to_come) - here) / seconds)
     return max(1, math.ceil(len(specs) * share - WHOLE))

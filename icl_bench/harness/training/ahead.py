@@ -44,9 +44,10 @@ def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
         return
     ours, theirs = multiprocessing.Pipe(duplex=False)
     with COMPILING, closing(Compilers(usable_cores(), start_method())) as compilers, ThreadPoolExecutor(2) as threads:
-        threads.submit(load_kernels)
+        loading = threads.submit(load_kernels)
         listing = threads.submit(list_kernels, specs, machine, theirs)
         errors = compilers.compile(received(ours))
+    loading.result()
     try:
         listing.result()
     except IclBenchError as error:

@@ -79,7 +79,7 @@ def test_the_last_fleets_are_cut_where_a_gpu_would_end_after_the_others(monkeypa
     assert cut(1000, 5, 3, *idle) == ("a", 4)
     assert cut(1000, 6, 0, *idle, slot("c")) == ("a", 2)
     assert cut(1000, 5, 0, slot("a")) == ("a", 5)
-    assert cut(1000, 5, 0, slot("a"), slot("b", ready=False)) == ("a", 5)
+    assert cut(1000, 5, 0, slot("a"), slot("b", ready=False)) == ("a", 3)
     assert cut(1000, 4, 0, slot("a"), slot("b", 2000), slot("b")) == ("a", 3)
     assert cut(1000, 4, 0, slot("a"), slot("b", 4000), slot("b")) == ("a", 4)
     assert cut(1000, 5, math.inf, *idle) == ("a", 5)
