@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 PRELOADED = ("icl_bench.harness.engines.worker", "typer")
 """Modules that the server imports once: all that a worker needs, and what the console script imports."""
-PRELOADED_FOR_GPUS = ("icl_bench.kernels.preloaded",)
-"""Modules that it imports besides on a machine with a GPU."""
+FIRST_FOR_GPUS, LAST_FOR_GPUS = ("icl_bench.kernels.digested",), ("icl_bench.kernels.preloaded",)
+"""Modules that it imports before and after these on a machine with a GPU."""
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 """File of the driver of GPUs on Linux, where it is loaded."""
 LONGEST_CALL = 120.0
@@ -161,7 +161,8 @@ def start_method() -> ForkServerContext | SpawnContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED, *(PRELOADED_FOR_GPUS if GPU_DRIVER.exists() else ())])
+    modules = [*FIRST_FOR_GPUS, *PRELOADED, *LAST_FOR_GPUS] if GPU_DRIVER.exists() else [*PRELOADED]
+    context.set_forkserver_preload(modules)
     return context
 
 

@@ -42,10 +42,9 @@ def prepare_engine(machine: MachineOptions) -> None:
     """Begin what takes seconds before this process imports torch: other processes, or the context of its GPU."""
     from icl_bench.harness.compiled import is_cold
     from icl_bench.isolation import start_server
-    from icl_bench.schema import parse_spec
 
     gc.set_threshold(COLLECT_LOADING_AT)
-    engine = parse_spec(machine.engine).name
+    engine = machine.engine.partition(":")[0]  # what reads all of it imports pydantic
     if engine == "local":
         start_server()
     elif engine in ENGINES_HERE and machine.device != "cpu" and OWN_RANK not in os.environ:
@@ -59,6 +58,10 @@ def load_gpu() -> None:
 
     It takes a second, most of it without Python's lock. An error of the device is left to the first fleet that uses it.
     """
+    from icl_bench.isolation import GPU_DRIVER
+
+    if GPU_DRIVER.exists():
+        import_module("icl_bench.kernels.digested")
     import torch
 
     from icl_bench.kernels.backends import has_triton, prepare_in_turn

@@ -314,7 +314,7 @@ def redo_fleets(
 
     def redo(fleet: Sequence[PublishedRun], place: int) -> Chain:
         specs = sorted((run.spec for run in fleet), key=lambda spec: (spec.train.lr, spec.seed))
-        records = {record.result.id: record for record in (yield Ask(specs, place))}
+        records = {record.result.id: record for record in (yield Ask(specs, place, whole=True))}
         for run in fleet:
             record = records[run.spec.id]
             judge(RedoneRun(run, record, is_same_machine(run.record, record)))

@@ -1,15 +1,16 @@
 """Kernels compiled before their first launch, in several processes: those that a piece of work would launch.
 
 Triton compiles a kernel, and a launcher for it, when it is first launched: one after the other, and with Python's lock
-held for most of the time. Here a process does the work without launches and lists its kernels (`unlaunched`); others
-compile these into the cache on the disk (`Compilers`), where the launches of any process find them.
+held for most of the time. Here a process does the work without launches and tells its kernels (`unlaunched`); others
+compile these meanwhile into the cache on the disk (`Compilers`), where the launches of any process find them.
 """
 
 import importlib
 import inspect
+import pickle
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
@@ -42,9 +43,11 @@ class KernelSource(NamedTuple):
 
 
 class Listing(threading.local):
-    """The kernels that a thread has met without a launch, by their keys in Triton; None where it launches kernels."""
+    """The receiver of the kernels that a thread meets without a launch; None where it launches kernels."""
 
-    sources: dict[tuple[str, str, str], KernelSource] | None = None
+    tell: Callable[[KernelSource], None] | None = None
+    met: set[tuple[str, str, str]]
+    """Keys in Triton of the kernels that were told."""
 
 
 LISTING = Listing()
@@ -60,19 +63,19 @@ class Zeros(TorchFunctionMode):
 
 
 @contextmanager
-def unlaunched() -> Iterator[dict[tuple[str, str, str], KernelSource]]:
-    """Launch no Triton kernel in this thread inside the block; list those that this process has not compiled.
+def unlaunched(tell: Callable[[KernelSource], None]) -> Iterator[None]:
+    """Launch no Triton kernel in this thread inside the block; tell each that this process has not compiled, once.
 
     Whatever is computed inside is wrong, tables that are kept for later too: only a process that ends afterwards may do
     this. Operators of torch run.
     """
     patch_triton()
-    LISTING.sources = {}
+    LISTING.tell, LISTING.met = tell, set()
     try:
         with Zeros(), torch.autograd.set_multithreading_enabled(False):
-            yield LISTING.sources
+            yield
     finally:
-        LISTING.sources = None
+        LISTING.tell = None
 
 
 def patch_triton() -> None:
@@ -84,17 +87,18 @@ def patch_triton() -> None:
     launch, compile_now = JITFunction.run, JITFunction._do_compile
 
     def _run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        left_out = warmup or LISTING.sources is not None
+        left_out = warmup or LISTING.tell is not None
         return launch(kernel, *arguments, grid=grid, warmup=left_out, **options)
 
     def _do_compile(
         kernel: Any, key: Any, signature: Any, device: Any, constexprs: Any, options: Any, attrs: Any, warmup: bool
     ) -> Any:
-        if LISTING.sources is None:
+        if LISTING.tell is None:
             return compile_now(kernel, key, signature, device, constexprs, options, attrs, warmup)
         target, name = kernel.device_caches[device][2], kernel.fn.__qualname__
-        source = KernelSource(kernel.module, name, signature, constexprs, attrs, dict(vars(options)), target)
-        LISTING.sources[kernel.module, name, str(key)] = source
+        if (kernel.module, name, str(key)) not in LISTING.met:
+            LISTING.met.add((kernel.module, name, str(key)))
+            LISTING.tell(KernelSource(kernel.module, name, signature, constexprs, attrs, dict(vars(options)), target))
         return None
 
     JITFunction.run, JITFunction._do_compile, JITFunction.asks_listing = _run, _do_compile, True
@@ -102,17 +106,19 @@ def patch_triton() -> None:
 
 def can_list() -> bool:
     """Return whether this version of Triton is one whose compilations can be listed."""
+    import triton  # noqa: F401  # the package first, as in backends.py
     from triton.runtime.jit import JITFunction
 
     wanted = ["self", "key", "signature", "device", "constexprs", "options", "attrs", "warmup"]
     return hasattr(JITFunction, "_do_compile") and list(inspect.signature(JITFunction._do_compile).parameters) == wanted
 
 
-def compile_source(source: KernelSource) -> None:
-    """Compile a kernel and its launcher into Triton's cache, unless they are there."""
+def compile_source(pickled: bytes) -> None:
+    """Compile a kernel and its launcher into Triton's cache, unless they are there; takes a pickled `KernelSource`."""
     from triton.backends.nvidia import driver
     from triton.compiler import ASTSource, compile
 
+    source: KernelSource = pickle.loads(pickled)
     kernel = getattr(importlib.import_module(source.module), source.name)
     parts = ASTSource(kernel, source.signature, source.constants, source.attributes)
     compiled = compile(parts, target=source.target, options=source.options)
@@ -128,8 +134,8 @@ class Compilers:
         self.pool = ProcessPoolExecutor(min(MOST_PROCESSES, cores), context, signal.signal, deaf)
         self.pool.submit(int)  # which starts them
 
-    def compile(self, sources: Sequence[KernelSource]) -> list[BaseException]:
-        """Compile kernels; return the errors, which show again where the kernels are launched."""
+    def compile(self, sources: Iterable[bytes]) -> list[BaseException]:
+        """Compile pickled kernels as they come; return the errors, which show again where the kernels are launched."""
         done = wait([self.pool.submit(compile_source, source) for source in sources]).done
         return [error for each in done if (error := each.exception()) is not None]
 

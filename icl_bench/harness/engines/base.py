@@ -36,8 +36,10 @@ class Agenda:
     """
 
     def __init__(self, fleets: Iterable[Sequence[RunSpec]] = ()) -> None:
-        self.waiting: list[tuple[int, float, int, Sequence[RunSpec]]] = []
+        self.waiting: list[tuple[int, float, int, float, Sequence[RunSpec]]] = []
         self.added = 0
+        self.seconds = 0.0  # of the fleets that wait, estimated
+        self.seconds_later = 0.0  # of the runs that will be asked for after those known now, estimated; or no bound
         self.add(fleets)
 
     def __len__(self) -> int:
@@ -46,12 +48,16 @@ class Agenda:
     def add(self, fleets: Iterable[Sequence[RunSpec]], rank: int = 0, after: float = 0.0) -> None:
         """Add fleets of a rank, for which runs of `after` seconds wait."""
         for fleet in fleets:
-            heapq.heappush(self.waiting, (rank, -(seconds_of(fleet) + after), self.added, fleet))
+            seconds = seconds_of(fleet)
+            heapq.heappush(self.waiting, (rank, -(seconds + after), self.added, seconds, fleet))
             self.added += 1
+            self.seconds += seconds
 
     def take(self) -> Sequence[RunSpec]:
         """Remove and return the next fleet; raise IndexError if there is none."""
-        return heapq.heappop(self.waiting)[-1]
+        *_, seconds, fleet = heapq.heappop(self.waiting)
+        self.seconds -= seconds
+        return fleet
 
     def fleets(self) -> list[Sequence[RunSpec]]:
         """Return the fleets in order."""

@@ -5,6 +5,7 @@ run side by side, so that one which waits for a long run holds up no other.
 """
 
 import logging
+import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -30,10 +31,12 @@ class Ask(NamedTuple):
     """Place in the agenda: runs of lower rank go first."""
     later: Sequence[RunSpec] = ()
     """Runs that this chain is known to ask for afterwards, at a rate that may still change."""
+    whole: bool = False
+    """Train these runs in the fleets that they are packed into, none of which is cut."""
 
     @property
     def seconds_later(self) -> float:
-        """Estimated seconds of these runs."""
+        """Estimated seconds of the later runs."""
         kinds = groupby(self.later, key=lambda spec: spec.fleet_key())
         return sum(seconds_of(list(runs)) for _, runs in kinds)
 
@@ -100,6 +103,7 @@ class Pursuit:
         self.waiting: dict[Chain, Ask] = {}
         self.lacking: dict[Chain, set[str]] = {}
         self.wanted: dict[str, list[Chain]] = {}
+        self.later: dict[Chain, float] = {}  # estimated seconds of what it asks for afterwards
 
     def follow(self, chains: Iterable[Chain]) -> None:
         """Run the chains to their ends."""
@@ -120,26 +124,30 @@ class Pursuit:
     def advance(self, chains: Iterable[Chain]) -> None:
         """Let each chain go on until it asks for runs that are missing; plan these."""
         asked: list[RunSpec] = []
-        missing: list[tuple[Ask, RunSpec]] = []
+        missing: list[tuple[Chain, RunSpec]] = []
         for chain in chains:
             while ask := self.next_ask(chain):
                 asked += ask.runs
                 if lacking := self.executor.lacking(ask.runs):
-                    missing += [(ask, spec) for spec in lacking if spec.id not in self.wanted]
+                    missing += [(chain, spec) for spec in lacking if spec.id not in self.wanted]
                     self.wait_for(chain, lacking)
                     break
+        whole = any(ask.whole for ask in self.waiting.values())
+        self.agenda.seconds_later = math.inf if whole else sum(self.later.values())
         if asked:
             self.plan(asked, missing)
 
     def wait_for(self, chain: Chain, lacking: Sequence[RunSpec]) -> None:
         """Note the runs that a chain waits for."""
         self.lacking[chain] = {spec.id for spec in lacking}
+        self.later[chain] = self.waiting[chain].seconds_later
         for spec in lacking:
             self.wanted.setdefault(spec.id, []).append(chain)
 
     def next_ask(self, chain: Chain) -> Ask | None:
         """Send a chain the records that it waits for, if any; return what it asks for next, None at its end."""
         ask = self.waiting.pop(chain, None)
+        self.later.pop(chain, None)
         try:
             load = self.executor.store.load
             self.waiting[chain] = chain.send([load(spec.id) for spec in ask.runs]) if ask else next(chain)
@@ -147,8 +155,8 @@ class Pursuit:
             return None
         return self.waiting[chain]
 
-    def plan(self, asked: Sequence[RunSpec], missing: Sequence[tuple[Ask, RunSpec]]) -> None:
-        """Put missing runs, given with what asks for them, on the agenda, those of a rank in common fleets."""
+    def plan(self, asked: Sequence[RunSpec], missing: Sequence[tuple[Chain, RunSpec]]) -> None:
+        """Put missing runs, given with who asks for them, on the agenda, those of a rank in common fleets."""
         from icl_bench.harness.training.fleet import pack
         from icl_bench.harness.training.memory import check_memory
 
@@ -157,14 +165,10 @@ class Pursuit:
             check_memory(specs, self.executor.machine)
         self.executor.reporter.expected([spec for ask in self.waiting.values() for spec in ask.later])
         self.executor.reporter.planned(asked, specs)
-        asks = {id(ask): ask for ask, _ in missing}
-        later = {key: ask.seconds_later for key, ask in asks.items()}
-        after = {spec.id: later[id(ask)] for ask, spec in missing}
-        for rank, members in groupby(sorted(missing, key=rank_of), key=rank_of):
-            for fleet in pack((spec for _, spec in members), self.executor.fleet_size):
+        after = {spec.id: self.later[chain] for chain, spec in missing}
+        by_rank: dict[int, list[RunSpec]] = {}
+        for chain, spec in missing:
+            by_rank.setdefault(self.waiting[chain].rank, []).append(spec)
+        for rank, members in by_rank.items():
+            for fleet in pack(members, self.executor.fleet_size):
                 self.agenda.add([fleet], rank, max(after[spec.id] for spec in fleet))
-
-
-def rank_of(wanted: tuple[Ask, RunSpec]) -> int:
-    """Return the rank of a run, given with what asks for it."""
-    return wanted[0].rank

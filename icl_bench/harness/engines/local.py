@@ -58,7 +58,7 @@ class Local(EngineConfig):
 
         on_gpu = machine.device.type == "cuda"
         size = self.workers or (len(visible_gpus()) if on_gpu else usable_cores())
-        threads = max(1, usable_cores() // size) if on_gpu else 1
+        threads = max(1, usable_cores() // (size * at_once)) if on_gpu else 1  # each fleet has a team of its own
         pool = ProcessPool(machine, threads, size, at_once)
         return Supervisor(pool, size * at_once, machine, Limits(fleet=self.timeout))
 

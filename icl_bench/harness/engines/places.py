@@ -1,12 +1,14 @@
 """The idle worker that takes the next fleet, where workers of one process train beside each other on one GPU.
 
-Of the processes with room it is the one that has least left to do, so that GPUs come to an end together; a process
-prepares one fleet at a time, or two as long as it trains none, since its threads share one lock of Python.
+Of the processes with room it is the one that has least left to do, so that GPUs come to an end together; the last
+fleets are cut where one GPU would end after the others. A process prepares one fleet at a time, or two as long as it
+trains none, since its threads share one lock of Python.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from icl_bench.harness.engines import messages
 from icl_bench.harness.engines.base import seconds_of
@@ -15,6 +17,11 @@ from icl_bench.runs.spec import RunSpec
 
 if TYPE_CHECKING:
     import torch
+
+WORTH_CUTTING = 2.0
+"""Seconds of a fleet, by the rule of thumb, from which it may be cut: a part costs about one more on the host."""
+WHOLE = 1e-6
+"""Share of a member that is an error of rounding."""
 
 
 @dataclass(eq=False)
@@ -28,31 +35,76 @@ class WorkerSlot:
     item: Item | None = None
     assigned_at: float = 0.0
     """Time at which the fleet was assigned, on the same clock."""
+    seconds: float = 0.0
+    """Estimated seconds of the whole fleet, by the rule of thumb."""
     trained: float | None = None
     """Share of the fleet's steps that are done; None before its first report."""
 
+    def take(self, item: Item, clock: float) -> None:
+        """Take a fleet at this time."""
+        self.item, self.assigned_at, self.seconds, self.trained = item, clock, seconds_of(item.specs), None
+
     @property
     def seconds_left(self) -> float:
-        """Estimated seconds of what is left of the fleet, by the rule of thumb."""
-        return 0.0 if self.item is None else seconds_of(self.item.specs) * (1 - (self.trained or 0.0))
+        """Estimated seconds of what is left of the fleet."""
+        return 0.0 if self.item is None else self.seconds * (1 - (self.trained or 0.0))
 
 
-def slot_for(
-    specs: Sequence[RunSpec], slots: Sequence[WorkerSlot], pool: messages.WorkerPool, device: "torch.device"
-) -> WorkerSlot | None:
-    """Return the idle worker for a fleet; None where every process with one has to go on first."""
-    beside: dict[object, list[WorkerSlot]] = {}
+class Seat(NamedTuple):
+    """An idle worker for a fleet."""
+
+    slot: WorkerSlot
+    members: int
+    """Number of members to give it now: all, or as many as let the processes come to an end together."""
+
+
+def seat_for(
+    specs: Sequence[RunSpec],
+    slots: Sequence[WorkerSlot],
+    pool: messages.WorkerPool,
+    device: "torch.device",
+    to_come: float = float("inf"),
+) -> Seat | None:
+    """Return the idle worker for a fleet; None where every process with one has to go on first.
+
+    `to_come` are the estimated seconds of all fleets after this one.
+    """
+    idle: dict[object, WorkerSlot] = {}
+    busy: dict[object, list[WorkerSlot]] = {}
     for slot in slots:
+        place = pool.place_of(slot.worker)
+        others = busy.setdefault(place, [])  # also of a process that starts: it has nothing left to do
         if slot.item is not None:
-            beside.setdefault(pool.place_of(slot.worker), []).append(slot)
-    chosen, least = None, float("inf")
-    for slot in slots:
-        if slot.ready and slot.item is None:
-            others = beside.get(pool.place_of(slot.worker), [])
-            left = sum(other.seconds_left for other in others)
-            if left < least and has_room(specs, others, device):
-                chosen, least = slot, left
-    return chosen
+            others.append(slot)
+        elif slot.ready:
+            idle.setdefault(place, slot)
+    left = {place: sum(other.seconds_left for other in others) for place, others in busy.items()}
+    for place in sorted(idle, key=left.__getitem__):
+        if has_room(specs, busy[place], device):
+            return Seat(idle[place], members_for(specs, left[place], list(left.values()), to_come))
+    return None
+
+
+def members_for(specs: Sequence[RunSpec], here: float, left: Sequence[float], to_come: float) -> int:
+    """Return how many members of a fleet to train where `here` seconds are left, of so many seconds in each process.
+
+    All of them, unless this process would then end after the others even if these did all that is to come.
+    """
+    seconds = seconds_of(specs)
+    if len(specs) == 1 or seconds < WORTH_CUTTING:
+        return len(specs)
+    share = min(1.0, (common_end(left, seconds + to_come) - here) / seconds)
+    return max(1, math.ceil(len(specs) * share - WHOLE))
+
+
+def common_end(left: Sequence[float], more: float) -> float:
+    """Return the time at which processes end together that share so many more seconds, apart from longer ones."""
+    ordered = sorted(left)
+    for count in range(1, len(ordered)):
+        filled = sum(ordered[count] - one for one in ordered[:count])
+        if filled >= more:
+            return (sum(ordered[:count]) + more) / count
+    return (sum(ordered) + more) / len(ordered)
 
 
 def has_room(specs: Sequence[RunSpec], others: Sequence[WorkerSlot], device: "torch.device") -> bool:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from icl_bench.harness.engines.base import Agenda
+from icl_bench.harness.engines.base import Agenda, seconds_of
 from icl_bench.harness.engines.leases import Leases, lease_name
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
@@ -24,6 +24,10 @@ class Item(NamedTuple):
     """Workers that were lost while they ran the fleet."""
     name: str = ""
     """Name of the lease of the whole fleet."""
+
+    def cut(self, members: int) -> "list[Item]":
+        """Return the rest of the fleet and its first members, in the order in which the queue takes them back."""
+        return [self._replace(specs=self.specs[members:]), self._replace(specs=self.specs[:members])]
 
     def after_loss(self, rest: Sequence[RunSpec], limit: int) -> "list[Item]":
         """Return the items to run after another loss: the runs of `rest` together or, before the last try, each alone.
@@ -46,6 +50,11 @@ class FleetQueue:
     def left(self) -> int:
         """Return the number of unfinished fleets, including those that run here or elsewhere."""
         return len(self.waiting) + len(self.agenda) + self.taken
+
+    @property
+    def seconds_to_come(self) -> float:
+        """Estimated seconds of the items that are not taken, and of the runs that will be asked for after them."""
+        return self.agenda.seconds + self.agenda.seconds_later + sum(seconds_of(item.specs) for item in self.waiting)
 
     def take(self) -> Item | None:
         """Return the next item; None if there is none, or none at the moment."""
@@ -81,6 +90,11 @@ class LeaseQueue(FleetQueue):
         self.parts: dict[str, int] = {}
         self.next_scan = 0.0
         self.renewed = time.monotonic()
+
+    @property
+    def seconds_to_come(self) -> float:
+        """No bound: a fleet has one lease, so that it stays whole."""
+        return float("inf")
 
     def left(self) -> int:
         """Return the number of fleets not known to be finished; look at the store if no fleet is held here."""

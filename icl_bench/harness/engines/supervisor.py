@@ -14,7 +14,7 @@ from icl_bench.errors import EngineError
 from icl_bench.harness import interruption
 from icl_bench.harness.engines import messages
 from icl_bench.harness.engines.base import Agenda
-from icl_bench.harness.engines.places import WorkerSlot, slot_for
+from icl_bench.harness.engines.places import WorkerSlot, seat_for
 from icl_bench.harness.engines.queues import FleetQueue, Item
 from icl_bench.harness.environment import make_manifest
 from icl_bench.harness.training.results import failed_result
@@ -127,21 +127,25 @@ class Submission:
             item, self.held = self.held or self.queue.take(), None
             if item is None:
                 return
-            slot = slot_for(item.specs, self.slots, self.pool, self.machine.device)
-            if slot is None:
+            to_come = self.queue.seconds_to_come
+            seat = seat_for(item.specs, self.slots, self.pool, self.machine.device, to_come)
+            if seat is None:
                 self.held = item
                 return
-            yield from self.assign(slot, item)
+            if seat.members < len(item.specs):
+                self.queue.settle(item, item.cut(seat.members))
+                continue
+            yield from self.assign(seat.slot, item)
 
     def assign(self, slot: WorkerSlot, item: Item) -> Iterator[RunResult]:
         """Give a worker a fleet, or give the fleet up if it has lost too many workers in other processes."""
         self.reporter.started(item.specs)
-        slot.assigned_at, slot.trained = self.clock, None
+        slot.assigned_at = self.clock
         if item.losses >= self.most_losses():
             self.queue.settle(item)
             yield from self.give_up(item.specs, "crashed", f"lost {item.losses} workers, here or elsewhere", slot)
             return
-        slot.item = item
+        slot.take(item, self.clock)
         slot.worker.assign(messages.Order(item.specs, self.store.root.resolve()))
 
     def receive(self) -> Iterator[RunResult]:

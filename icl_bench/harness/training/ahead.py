@@ -2,10 +2,13 @@
 
 import logging
 import multiprocessing
+import pickle
 import threading
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from importlib import import_module
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -17,7 +20,7 @@ from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
 from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.isolation import is_isolating, isolated, start_method
-from icl_bench.kernels.ahead import Compilers, KernelSource, can_list, unlaunched
+from icl_bench.kernels.ahead import Compilers, can_list, unlaunched
 from icl_bench.kernels.backends import is_installed, prepare_in_turn
 from icl_bench.runs.spec import RunSpec
 from icl_bench.schema import content_hash
@@ -39,20 +42,31 @@ def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
         return
     if known_fleet(specs, machine).exists() or not is_installed() or not can_list():
         return
-    with COMPILING:
-        loading = threading.Thread(target=load_kernels, name="load_kernels")
-        loading.start()
-        try:
-            with closing(Compilers(usable_cores(), start_method())) as compilers:
-                sources = isolated("kernels are compiled one by one", kernels_of, list(specs), machine)
-                errors = compilers.compile(sources)
-        except IclBenchError as error:
-            LOG.warning("%s", error)
-            return
-        finally:
-            loading.join()
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    with COMPILING, closing(Compilers(usable_cores(), start_method())) as compilers, ThreadPoolExecutor(2) as threads:
+        loading = threads.submit(load_kernels)
+        listing = threads.submit(list_kernels, specs, machine, theirs)
+        errors = compilers.compile(received(ours))
+    loading.result()
+    try:
+        listing.result()
+    except IclBenchError as error:
+        LOG.warning("%s", error)
     if errors:
-        LOG.warning("%d of %d kernels not compiled ahead, the first: %s", len(errors), len(sources), errors[0])
+        LOG.warning("%d kernels not compiled ahead, the first: %s", len(errors), errors[0])
+
+
+def list_kernels(specs: Sequence[RunSpec], machine: Machine, connection: Connection) -> None:
+    """Let a process send the kernels of a fleet, pickled; close the connection at its end, whatever that is."""
+    with connection:
+        isolated("kernels are compiled one by one", send_kernels, list(specs), machine, connection)
+
+
+def received(connection: Connection) -> Iterator[bytes]:
+    """Yield what arrives on a connection, until its other end is closed."""
+    with connection, suppress(EOFError):
+        while True:
+            yield connection.recv_bytes()
 
 
 def load_kernels() -> None:
@@ -90,9 +104,9 @@ def known_fleet(specs: Sequence[RunSpec], machine: Machine) -> Path:
     return known_fleets() / content_hash(kind, "icl-bench/kernels/v1")
 
 
-def kernels_of(specs: Sequence[RunSpec], machine: Machine) -> list[KernelSource]:
-    """Return the kernels of a fleet, of a step on each of its cells, a validation and a piece of each test cell."""
-    with unlaunched() as sources:
+def send_kernels(specs: Sequence[RunSpec], machine: Machine, connection: Connection) -> None:
+    """Send the kernels of a fleet, of a step on each of its cells, a validation and a piece of each test cell."""
+    with connection, unlaunched(lambda source: connection.send_bytes(pickle.dumps(source))):
         trainer = Trainer(specs, machine._replace(graphs=False))
         for index in range(len(trainer.cells)):
             trainer.run_refill(index)
@@ -102,4 +116,3 @@ def kernels_of(specs: Sequence[RunSpec], machine: Machine) -> list[KernelSource]
             stream = trainer.make_stream(cell.label, "test")
             piece = next(evaluation_pieces(stream, trainer.spec.evaluation.examples))
             evaluate(trainer.working_model, stream, [piece])
-        return list(sources.values())

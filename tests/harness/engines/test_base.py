@@ -12,7 +12,7 @@ import torch
 from icl_bench.errors import EngineError, IclBenchError, SpecError
 from icl_bench.harness.doctor import check_engine
 from icl_bench.harness.engines import ENGINES, EngineConfig, Inline, Local, Ray, Slurm
-from icl_bench.harness.engines.base import Agenda, device_for, engine_config, make_engine
+from icl_bench.harness.engines.base import Agenda, device_for, engine_config, make_engine, seconds_of
 from icl_bench.harness.engines.executor import Ask, Chain, Executor
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
@@ -108,9 +108,11 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.fleets: list[list[RunSpec]] = []
+        self.to_come: list[float] = []  # estimated seconds of what was neither on the agenda nor under way
 
     def submit(self, agenda: Agenda, store: Store, reporter: Reporter) -> Iterator[RunResult]:
         while agenda:
+            self.to_come.append(agenda.seconds_later)
             self.fleets.append(list(agenda.take()))
             for run in self.fleets[-1]:
                 finished(store, run)
@@ -159,6 +161,16 @@ def test_a_fleet_for_which_others_wait_comes_first(tmp_path: Path) -> None:
     chains = [chain(Ask([spec(0)])), chain(Ask([spec(1)], later=waiting), Ask(waiting))]
     Executor(Store(tmp_path), engine, 1, Notes()).follow(chains)
     assert [run.seed for (run,) in engine.fleets] == [1, 0, 2, 3]
+
+
+def test_an_engine_knows_what_is_to_come_and_which_fleets_stay_whole(tmp_path: Path) -> None:
+    def chain(*asks: Ask) -> Chain:
+        yield from (ask for ask in asks)
+
+    engine, waiting = FakeEngine(), [spec(2), spec(3)]
+    asks = Ask([spec(1)], later=waiting), Ask(waiting), Ask([spec(4)], whole=True)
+    Executor(Store(tmp_path), engine, 2, Notes()).follow([chain(*asks)])
+    assert engine.to_come == [seconds_of(waiting), 0.0, float("inf")]
 
 
 def test_a_layer_from_outside_is_not_called_to_order_fleets() -> None:

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from icl_bench.errors import EngineError
-from icl_bench.harness.engines import Local
+from icl_bench.harness.engines import Local, places
 from icl_bench.harness.engines.base import Agenda, Engine
 from icl_bench.harness.engines.executor import Executor
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import ProcessPool, SharedGpus
-from icl_bench.harness.engines.messages import Limits
+from icl_bench.harness.engines.messages import Limits, Ready
+from icl_bench.harness.engines.places import WorkerSlot
 from icl_bench.harness.engines.supervisor import Supervisor
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training import outside_layers
@@ -86,6 +87,21 @@ def test_a_sweep_outlives_its_workers(at_once: int, tmp_path) -> None:
     assert [run.result.cells for run in records] == [run.result.cells for run in alone]
     assert [run.metrics for run in records] == [run.metrics for run in alone]
     engine.close()
+
+
+def test_a_fleet_that_is_cut_between_processes_has_the_results_of_its_parts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(places, "WORTH_CUTTING", 0.0)
+    specs, engine = runs("linear", 6), Local(workers=2, at_once=2).start(MACHINE)
+    engine.slots += [WorkerSlot(engine.pool.start(), 0.0) for _ in range(engine.size)]
+    while not all(slot.ready for slot in engine.slots):
+        for worker, message in engine.pool.listen([slot.worker for slot in engine.slots], 1.0):
+            next(slot for slot in engine.slots if slot.worker is worker).ready |= isinstance(message, Ready)
+    records = Executor(Store(tmp_path / "store"), engine, 6, quiet()).finish(specs)
+    engine.close()
+    halves = Executor(Store(tmp_path / "halves"), InlineEngine(MACHINE), 3, quiet()).finish(specs)
+    assert [run.manifest.fleet_size for run in records] == [3] * 6
+    assert [run.result.cells for run in records] == [run.result.cells for run in halves]
+    assert [run.metrics for run in records] == [run.metrics for run in halves]
 
 
 def test_processes_come_before_further_workers_of_a_process(tmp_path) -> None:

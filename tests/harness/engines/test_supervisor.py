@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from icl_bench.errors import EngineError, StoreError
+from icl_bench.harness.engines import places
 from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.leases import Leases, lease_name
 from icl_bench.harness.engines.messages import (
@@ -103,6 +104,25 @@ def commit(order: Order, specs) -> list:
 
 def done(order: Order) -> list[Message]:
     return [ProgressReport(Progress(1, 1, [0.0], [0.0], 1.0, 1.0)), Finished(commit(order, order.specs), 0.0, False)]
+
+
+def test_a_fleet_is_cut_among_workers_that_would_be_idle(tmp_path, monkeypatch) -> None:
+    orders: list[int] = []
+
+    def noted(order: Order) -> list[Message]:
+        orders.append(len(order.specs))
+        return done(order)
+
+    monkeypatch.setattr(places, "WORTH_CUTTING", 0.0)
+    pool = PuppetPool(noted)
+    supervisor = Supervisor(pool, 3, MACHINE, Limits())
+    for _ in range(3):
+        supervisor.slots.append(WorkerSlot(pool.start(), 0.0, ready=True))
+    agenda = Agenda([runs(7)])
+    assert agenda.seconds > 0
+    results = list(supervisor.submit(agenda, Store(tmp_path), Quiet()))
+    assert len({result.id for result in results}) == 7 and sorted(orders) == [2, 2, 3]
+    assert agenda.seconds == 0
 
 
 def run_queue(pool: PuppetPool, fleets, root: Path, limits: Limits = Limits(), size: int = 2):  # noqa: B008

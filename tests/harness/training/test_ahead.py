@@ -1,6 +1,9 @@
 """Which fleets have their kernels compiled in processes, and what such fleets are known by."""
 
 import logging
+import multiprocessing
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -26,8 +29,7 @@ class Compilers:
         self.calls = calls
 
     def compile(self, sources):
-        assert sources == ["kernel"]
-        self.calls.append("compile")
+        self.calls += ["compile" for source in sources if source == b"kernel"]
         return []
 
     def close(self) -> None: ...
@@ -38,9 +40,9 @@ def asked(monkeypatch, tmp_path) -> list[str]:
     """List the calls that would start processes, on a machine with an idle GPU and a cold cache."""
     calls: list[str] = []
 
-    def listed(action, function, *arguments):
+    def listed(action, function, specs, machine, connection):
         calls.append("list")
-        return ["kernel"]
+        connection.send_bytes(b"kernel")
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
@@ -81,6 +83,30 @@ def test_a_list_that_fails_is_told_and_leaves_the_fleet_alone(asked, monkeypatch
     with isolating(), caplog.at_level(logging.WARNING, "icl_bench"):
         ahead.compile_kernels(runs(), GPU)
     assert "one by one" in caplog.text and not asked
+
+
+def test_a_fault_of_the_list_is_raised(asked, monkeypatch) -> None:
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ahead, "isolated", fail)
+    with isolating(), pytest.raises(ZeroDivisionError):
+        ahead.compile_kernels(runs(), GPU)
+
+
+def fail_after_a_kernel(specs, machine, connection) -> None:
+    connection.send_bytes(b"kernel")
+    os._exit(3)
+
+
+def test_kernels_arrive_from_a_process_until_it_ends(monkeypatch) -> None:
+    monkeypatch.setattr(ahead, "send_kernels", fail_after_a_kernel)
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    with isolating(), ThreadPoolExecutor(1) as threads:
+        listing = threads.submit(ahead.list_kernels, runs(), GPU, theirs)
+        assert list(ahead.received(ours)) == [b"kernel"]
+        with pytest.raises(OutsideCodeError, match="ended with exit status 3"):
+            listing.result()
 
 
 def test_fleets_differ_by_what_kernels_depend_on(asked) -> None:
