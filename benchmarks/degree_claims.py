@@ -8,7 +8,9 @@ nowhere below the fixed degree with the best median validation accuracy, and abo
 p by rank tests, adjusted by Holm's method over the rows of a table, whose intervals hold together (each at 1 - .05 / m
 for m rows). A lost run counts as 0.
 
-Where the store also holds a quarter of the budget, a table shows by how much each median moved from there to here.
+Where the store also holds a quarter of the budget, a table shows by how much each median moved from there to here. At
+280 elements seeds stand on plateaus and leave one for a higher one: a last table counts those above the level between
+two of them, at each budget.
 """
 
 import argparse
@@ -26,10 +28,12 @@ from icl_bench.runs.rates import validation_accuracy
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.store import Store
 
-FIXED = (1, 2, 3, 4)
-"""Degrees that stand alone."""
 LEARNED = 0
 """Name of the learned shares among the degrees."""
+LEVELS = {"assoc-recall": 0.66, "vector-recall": 0.85, "in-context-recall": 0.85, "copy": 0.85}
+"""Accuracy between two plateaus of the seeds at `LEVELS_SIZE` elements, by task."""
+LEVELS_SIZE = 280
+"""Elements of state to which `LEVELS` belong."""
 
 
 class Place(NamedTuple):
@@ -80,14 +84,14 @@ def entry_of(runs: Sequence[RunRecord]) -> Entry:
 
 def weak(places: Mapping[Place, Mapping[int, Entry]]) -> list[Comparison]:
     """Return the comparisons of each size with each fixed degree, over the tasks that all degrees finished."""
-    rows = []
+    rows, degrees = [], sorted({kind for kinds in places.values() for kind in kinds} - {LEARNED})
     for size in sorted({place.size for place in places}):
-        whole = [kinds for place, kinds in places.items() if place.size == size and len(kinds) == len(FIXED) + 1]
+        whole = [kinds for place, kinds in places.items() if place.size == size and len(kinds) == len(degrees) + 1]
         if not whole:
             continue
         scores = {kind: [fmean(seed) for seed in zip(*(kinds[kind].accuracies for kinds in whole), strict=True)]
-                  for kind in (LEARNED, *FIXED)}  # fmt: skip
-        rows += [Comparison(f"{size}, {len(whole)} tasks, p = {p}", scores[LEARNED], scores[p]) for p in FIXED]
+                  for kind in (LEARNED, *degrees)}  # fmt: skip
+        rows += [Comparison(f"{size}, {len(whole)} tasks, p = {p}", scores[LEARNED], scores[p]) for p in degrees]
     return rows
 
 
@@ -127,13 +131,29 @@ def moves(lower: Mapping[Place, Mapping[int, Entry]], upper: Mapping[Place, Mapp
     return [*lines, "", f"{sum(settled)} of {len(settled)} medians moved by at most {SETTLED}."] if settled else []
 
 
+def above_levels(budgets: Mapping[int, Mapping[Place, Mapping[int, Entry]]]) -> list[str]:
+    """Return the lines of a table of the seeds above the level of their task, by the updates of each budget."""
+    counts: dict[str, dict[int, str]] = defaultdict(dict)
+    for steps, places in budgets.items():
+        for place, kinds in places.items():
+            level = LEVELS.get(place.task.partition(":")[0])
+            if place.size == LEVELS_SIZE and level is not None:
+                for kind, entry in kinds.items():
+                    above = sum(accuracy > level for accuracy in entry.accuracies)
+                    title = f"{place.task.replace('|', ' ')}, {name_of(kind)}, above {level}"
+                    counts[title][steps] = f"{above} of {len(entry.accuracies)}"
+    head = ["| entry | " + " | ".join(map(str, budgets)) + " |", "| :-- |" + " --: |" * len(budgets)]
+    rows = [f"| {title} | {' | '.join(row.get(steps, '') for steps in budgets)} |" for title, row in counts.items()]
+    return [*head, *sorted(rows)] if rows else []
+
+
 def name_of(kind: int) -> str:
     """Return how a degree, or learned shares, are named."""
     return "learned" if kind == LEARNED else f"p = {kind}"
 
 
 def main() -> None:
-    """Print all seeds by place, then a table for each claim, then the moves of the medians."""
+    """Print all seeds by place, a table for each claim, the moves of the medians, and the seeds above a level."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("--study", default="adaptive-degree-2")
@@ -141,9 +161,11 @@ def main() -> None:
     parser.add_argument("--degree", type=int, default=2, help="Degree whose lower degrees are learned.")
     arguments = parser.parse_args()
     study, store = load_study(arguments.study), Store(arguments.store)
-    lower, places = (
-        entries_of(study, store, steps, arguments.degree) for steps in (arguments.steps // 4, arguments.steps)
-    )
+    budgets = {
+        steps: entries_of(study, store, steps, arguments.degree)
+        for steps in (arguments.steps // 16, arguments.steps // 4, arguments.steps)
+    }
+    _, lower, places = budgets.values()
     for place, kinds in sorted(places.items()):
         for kind, entry in sorted(kinds.items()):
             seeds = " ".join(f"{accuracy:.3f}" for accuracy in sorted(entry.accuracies))
@@ -151,6 +173,8 @@ def main() -> None:
     print("\nWeak claim:\n", *table(weak(places)), "\nStrong claim:\n", *table(strong(places)), sep="\n")
     if rows := moves(lower, places):
         print("\nFrom a quarter of the budget:\n", *rows, sep="\n")
+    if rows := above_levels(budgets):
+        print("\nSeeds above the level between two plateaus, by updates:\n", *rows, sep="\n")
 
 
 if __name__ == "__main__":
