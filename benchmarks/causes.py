@@ -15,13 +15,11 @@ from statistics import median
 from typing import NamedTuple
 
 from icl_bench.errors import SpecError
+from icl_bench.reports.parts.causes import CAUSES, NOT_FAILED, OUTCOMES
 from icl_bench.runs.columns import run_values
-from icl_bench.runs.probes import Cause, Outcome, Probes, causes_of
+from icl_bench.runs.probes import Cause, Probes, causes_of
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.kept_records import kept_probes
-
-OUTCOMES: tuple[Outcome, ...] = ("trained", "slow", "plateau", "late-collapse", "explode", "nan")
-CAUSES: tuple[Cause, ...] = ("eps", "sink", "starved", "over-clipped")
 
 
 class Probed(NamedTuple):
@@ -70,7 +68,7 @@ def main(stores: list[Path]) -> None:
     print("| :-- |", " --: |" * (5 + len(OUTCOMES) + len(CAUSES)))
     for (_, arch, gain), runs in sorted(probed_runs(stores).items()):
         outcomes = Counter(run.outcome for run in runs)
-        causes = Counter(cause for run in runs if run.outcome not in ("trained", "slow") for cause in run.causes)
+        causes = Counter(cause for run in runs if run.outcome not in NOT_FAILED for cause in run.causes)
         spike, balance = median(run.spike for run in runs), median(run.balance for run in runs)
         trained = [run.ranks for run in runs if run.outcome == "trained"]
         ranks = ", ".join(f"{median(layer):.2f}" for layer in zip(*trained, strict=True)) or "none"

@@ -158,6 +158,9 @@ def export_runs(
     curves: Annotated[
         bool, typer.Option("--curves", help="A row for each run, validation and cell, instead of each run and cell.")
     ] = False,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="A row for each number at each step that --keep probes measured.")
+    ] = False,
     to: Annotated[
         list[str] | None, typer.Option("--to", help="Log the runs to tensorboard, trackio or wandb; repeatable.")
     ] = None,
@@ -173,12 +176,14 @@ def export_runs(
     opened = open_store(store)
     index = Index(opened)
     finished, problems = index.runs()
+    if curves and probes:
+        raise SpecError("a table has one kind of rows; got --curves and --probes; choose one of them")
     if file is None and not to:
         raise SpecError("an export has a file or a logger; got neither; write `icl-bench runs export runs.csv`")
     if to:
         log_runs(finished, opened, to)
     if file is not None:
-        rows, unread = write_table(finished, opened, file, curves)
+        rows, unread = write_table(finished, opened, file, "curves" if curves else "probes" if probes else "cells")
         problems = [*problems, *unread]
         say(f"{rows} rows of {len(finished.outlines)} runs: {file}")
     note_problems(index, problems)
