@@ -39,7 +39,7 @@ class ProbedRun(NamedTuple):
     outcome: Outcome
 
 
-class Panel(NamedTuple):
+class DrawnProbe(NamedTuple):
     """A probe that the figure draws."""
 
     ending: str
@@ -49,12 +49,12 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("gradient", "norm of the gradient", True),
-    Panel("largest_score", "largest score", True),
-    Panel("eps_share", "share of tokens at the constant", False),
-    Panel("sink_share", "share of tokens at one key", False),
+    DrawnProbe("gradient", "norm of the gradient", True),
+    DrawnProbe("largest_score", "largest score", True),
+    DrawnProbe("eps_share", "share of tokens at the constant", False),
+    DrawnProbe("sink_share", "share of tokens at one key", False),
 )
-"""What tells how a run fails."""
+"""Probes that tell how a run fails."""
 LONGEST_LINE = 90
 """Most characters of a line of the legend."""
 

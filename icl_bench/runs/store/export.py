@@ -29,7 +29,7 @@ from icl_bench.runs.store.files import replacing, writing
 from icl_bench.runs.store.store import Store
 
 TableKind = Literal["cells", "curves", "probes"]
-"""What a row of a table is about, beside its run."""
+"""Kind of the rows of a table, beside their run."""
 ROWS_PER_GROUP = 1 << 16
 """Rows of a Parquet file that are written together."""
 
