@@ -46,7 +46,7 @@ def probed_runs(stores: list[Path], tuning_from: int = 1000) -> dict[tuple[str, 
             if record.spec["seed"] < tuning_from or row["outcome"] is None:
                 continue
             try:
-                probes = kept_probes(store, record.result)
+                probes = kept_probes(store, record.result).until(record.result.steps)
             except SpecError:
                 continue
             seen = Probed(str(row["outcome"]), tuple(causes_of(probes, record.spec["train"]["clip"])), *ratios(probes))

@@ -141,7 +141,7 @@ def show_probes(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: J
     kept, result = kept_probes(opened, record.result), record.result
     curve = [(point.step, point.accuracy) for point in record.metrics]
     ending = ending_of(result.status, result.steps, result.detail, curve, result.floor)
-    causes = causes_of(kept, record.spec["train"]["clip"])
+    causes = causes_of(kept.until(result.steps), record.spec["train"]["clip"])
     if as_json:
         found = {"outcome": ending.outcome, "outcome_step": ending.step, "causes": causes}
         print_json({**found, "probes": kept.model_dump(mode="json")})

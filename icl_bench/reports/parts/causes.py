@@ -39,6 +39,19 @@ class ProbedRun(NamedTuple):
     outcome: Outcome
 
 
+class TypicalRun(NamedTuple):
+    """A run that stands for its outcome."""
+
+    found: ProbedRun
+    probes: Probes
+
+    @property
+    def name(self) -> str:
+        """Its outcome, its entry and its learning rate."""
+        outcome = self.found.outcome.replace("-", " ")
+        return f"{outcome}: {self.found.entry.label}, rate {self.found.run.result.lr:.2g}"
+
+
 class DrawnProbe(NamedTuple):
     """A probe that the figure draws."""
 
@@ -83,7 +96,7 @@ def cause_table(section: Section) -> Table:
         outcomes.setdefault(entry, Counter())[outcome] += 1
         shown = causes.setdefault(entry, Counter())
         if outcome not in NOT_FAILED and (probes := section.probes(run.result)) is not None:
-            shown.update(causes_of(probes, run.spec["train"]["clip"]))
+            shown.update(causes_of(probes.until(run.result.steps), run.spec["train"]["clip"]))
     return table_of([cause_row(entry, outcomes[entry], causes[entry]) for entry in outcomes])
 
 
@@ -97,8 +110,8 @@ def cause_row(entry: Entry, outcomes: Counter[Outcome], causes: Counter[Cause]) 
     }
 
 
-def typical_runs(section: Section) -> list[tuple[str, Probes]]:
-    """Return the names and the probes of the first run of each outcome, the worst first; empty where none failed."""
+def typical_runs(section: Section) -> list[TypicalRun]:
+    """Return the first run of each outcome, the worst first; empty where none failed."""
     first: dict[Outcome, ProbedRun] = {}
     for found in probed_runs(section):
         first.setdefault(found.outcome, found)
@@ -106,11 +119,7 @@ def typical_runs(section: Section) -> list[tuple[str, Probes]]:
         return []
     ordered = [first[outcome] for outcome in reversed(OUTCOMES) if outcome in first and outcome != "slow"]
     kept = [(one, section.probes(one.run.result)) for one in ordered]
-    return [
-        (f"{one.outcome.replace('-', ' ')}: {one.entry.label}, rate {one.run.result.lr:.2g}", probes)
-        for one, probes in kept
-        if probes is not None
-    ]
+    return [TypicalRun(one, probes.until(one.run.result.steps)) for one, probes in kept if probes is not None]
 
 
 def draw_onsets(section: Section, context: StudyContext) -> Figure | None:
@@ -121,9 +130,8 @@ def draw_onsets(section: Section, context: StudyContext) -> Figure | None:
     figure, axes = canvas.new_figure(430, 2, 2, sharey=False)
     styles = [canvas.series_style(i) for i in range(len(runs))]
     for one, panel in zip(axes, PANELS, strict=True):
-        for (_, probes), style in zip(runs, styles, strict=True):
-            points = probes.largest(panel.ending)
-            if points:
+        for run, style in zip(runs, styles, strict=True):
+            if points := run.probes.largest(panel.ending):
                 one.plot(*zip(*points, strict=True), color=style.colour, linestyle=style.dash)
         if panel.logarithmic:
             one.set_yscale("log")
@@ -131,7 +139,7 @@ def draw_onsets(section: Section, context: StudyContext) -> Figure | None:
             one.set_ylim(-0.02, 1.02)
         one.set_title(panel.title, loc="left")
         one.set_xlabel("updates")
-    names = [canvas.readable(name, LONGEST_LINE) for name, _ in runs]
+    names = [canvas.readable(run.name, LONGEST_LINE) for run in runs]
     figure.legend(canvas.legend_handles(styles), names, loc="outside lower center", ncols=1)
     return figure
 
@@ -142,7 +150,7 @@ PART = Part(
     SectionFigure(
         "onsets",
         "Probes over training for the first run of each outcome that occurs: of several layers, the largest value. A "
-        "run that was lost to values that are not finite ends there.",
+        "run that was lost ends there.",
         draw_onsets,
     ),
     NOTE,

@@ -12,9 +12,9 @@ from tests.reports.factory import make_record
 NAMES = ("gradient", "block0.eps_share", "block1.eps_share")
 
 
-def keeping(record: RunRecord) -> RunRecord:
-    """The record of a run that clips gradients and keeps probes."""
-    result = record.result.model_copy(update={"files": {"probes.json": "0" * 64}})
+def keeping(record: RunRecord, steps: int = 500) -> RunRecord:
+    """The record of a run of so many updates that clips gradients and keeps probes."""
+    result = record.result.model_copy(update={"files": {"probes.json": "0" * 64}, "steps": steps})
     spec = {**record.spec, "train": {**record.spec["train"], "clip": 1.0}}
     return record.model_copy(update={"spec": spec, "result": result})
 
@@ -31,7 +31,7 @@ def section_of(*records: RunRecord) -> Section:
     return analyse(FinishedRuns.of(records, probes_of))[0]
 
 
-LOST = keeping(make_record("power:p=6", 1, 0.3, status="diverged", detail="diverged at step 7: loss not finite"))
+LOST = keeping(make_record("power:p=6", 1, 0.3, status="diverged", detail="diverged at step 15: loss not finite"), 15)
 STUCK = keeping(make_record("power:p=6", 1, 1e-3, [0.1] * 3, floors=[0.1] * 3, validation=0.1))
 WELL = [keeping(make_record("power:p=6", seed, 1e-2, floors=[0.1] * 3, validation=2.5)) for seed in (1, 2)]
 WITHOUT = make_record("linear", 1, 1e-2)
@@ -47,7 +47,7 @@ def test_a_row_counts_outcomes_and_the_causes_of_failures_alone() -> None:
 
 def test_a_run_of_each_outcome_is_drawn_the_worst_first() -> None:
     section = section_of(LOST, STUCK, *WELL)
-    names = [name for name, _ in typical_runs(section)]
+    names = [run.name for run in typical_runs(section)]
     assert names == [
         f"{kind}: power:p=6, rate {rate}" for kind, rate in (("nan", 0.3), ("plateau", 0.001), ("trained", 0.01))
     ]
@@ -56,7 +56,7 @@ def test_a_run_of_each_outcome_is_drawn_the_worst_first() -> None:
     assert figure is not None
     gradient, scores, eps, _ = figure.axes
     assert [len(axes.lines) for axes in (gradient, scores, eps)] == [3, 0, 3]
-    assert list(eps.lines[1].get_xydata().tolist()) == [[10.0, 0.9], [20.0, 0.9]]
+    assert [line.get_xydata().tolist() for line in eps.lines[:2]] == [[[10.0, 0.0]], [[10.0, 0.9], [20.0, 0.9]]]
 
 
 def test_runs_that_train_or_keep_no_probes_draw_nothing() -> None:
