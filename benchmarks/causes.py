@@ -15,13 +15,11 @@ from statistics import median
 from typing import NamedTuple
 
 from icl_bench.errors import SpecError
+from icl_bench.reports.parts.causes import CAUSES, NOT_FAILED, OUTCOMES
 from icl_bench.runs.columns import run_values
-from icl_bench.runs.probes import Cause, Outcome, Probes, causes_of
+from icl_bench.runs.probes import Cause, Probes, causes_of
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.kept_records import kept_probes
-
-OUTCOMES: tuple[Outcome, ...] = ("trained", "slow", "plateau", "late-collapse", "explode", "nan")
-CAUSES: tuple[Cause, ...] = ("eps", "sink", "starved", "over-clipped")
 
 
 class Probed(NamedTuple):
@@ -48,7 +46,7 @@ def probed_runs(stores: list[Path], tuning_from: int = 1000) -> dict[tuple[str, 
             if record.spec["seed"] < tuning_from or row["outcome"] is None:
                 continue
             try:
-                probes = kept_probes(store, record.result)
+                probes = kept_probes(store, record.result).until(record.result.steps)
             except SpecError:
                 continue
             seen = Probed(str(row["outcome"]), tuple(causes_of(probes, record.spec["train"]["clip"])), *ratios(probes))
@@ -70,7 +68,7 @@ def main(stores: list[Path]) -> None:
     print("| :-- |", " --: |" * (5 + len(OUTCOMES) + len(CAUSES)))
     for (_, arch, gain), runs in sorted(probed_runs(stores).items()):
         outcomes = Counter(run.outcome for run in runs)
-        causes = Counter(cause for run in runs if run.outcome not in ("trained", "slow") for cause in run.causes)
+        causes = Counter(cause for run in runs if run.outcome not in NOT_FAILED for cause in run.causes)
         spike, balance = median(run.spike for run in runs), median(run.balance for run in runs)
         trained = [run.ranks for run in runs if run.outcome == "trained"]
         ranks = ", ".join(f"{median(layer):.2f}" for layer in zip(*trained, strict=True)) or "none"

@@ -24,7 +24,10 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "Start": ("README.md", "docs/your_layer.md", "docs/python.md", "glossary.md"),
     "Gallery": ("gallery-tasks.md", "gallery-architectures.md", "gallery-studies.md"),
     "Use": ("docs/cli.md", "docs/tasks.md", "docs/architectures.md", "docs/study-files.md", "docs/engines.md"),
-    "Results": ("docs/studies/README.md", "docs/records.md", "docs/statistics.md", "docs/validation.md", "docs/log.md"),
+    "Results": (
+        *("docs/studies/README.md", "docs/studies/degrees.md", "docs/records.md", "docs/statistics.md"),
+        *("docs/validation.md", "docs/log.md"),
+    ),
     "Inside": (
         "docs/design.md",
         "docs/kernels.md",

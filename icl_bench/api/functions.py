@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from icl_bench.api.results import Runs, TaskExamples
 from icl_bench.errors import SpecError
+from icl_bench.reports.context import NO_STUDY, StudyContext
 from icl_bench.runs.kept import lacking_lines, parse_keep
 from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.record import RunRecord
 from icl_bench.runs.store import Store
+from icl_bench.runs.store.kept_records import probes_if_kept
 from icl_bench.schema import Scalar, Spec, format_value
 
 if TYPE_CHECKING:  # all of them load torch
@@ -44,7 +46,7 @@ def load(store: str | Path = "icl-runs") -> Runs:
     opened = open_store(Path(store))
     finished, problems = Index(opened).runs()
     ordered = sorted(finished.outlines, key=lambda outline: outline.id)
-    return Runs(opened, FinishedRuns(ordered, finished.load), problems)
+    return Runs(opened, finished._replace(outlines=ordered), problems)
 
 
 def run(
@@ -86,7 +88,7 @@ def run(
     rates = () if lr is None else _rates(lr)
     request = Request(task, archs, preset, rates, _seeds(seeds), precision, _assignments(settings))
     records = finish_requests([request], _executor(store, session, kept))
-    return Runs(Store(Path(store)), FinishedRuns.of(_warned(records, kept)))
+    return _runs_of(records, Store(Path(store)), kept)
 
 
 def compare(
@@ -145,8 +147,7 @@ def sweep(
     _load_plugins()
     kept, loaded = tuple(keep), _study_of(study)
     records, left_out = finish_study(loaded, _executor(store, session, kept))
-    finished = FinishedRuns.of(_warned(records, kept))
-    return Runs(Store(Path(store)), finished, context=context_of(loaded, left_out))
+    return _runs_of(records, Store(Path(store)), kept, context_of(loaded, left_out))
 
 
 def spec_of(arch: Arch) -> str:
@@ -190,11 +191,13 @@ def _executor(store: str | Path, session: "Session | None", keep: tuple[str, ...
     return open_with_progress(Path(store), session or Session(), parse_keep(",".join(keep)) if keep else ())
 
 
-def _warned(records: Sequence[RunRecord], keep: tuple[str, ...]) -> Sequence[RunRecord]:
-    """Return the records; log a warning for runs that ended well earlier, without what is to be kept."""
+def _runs_of(
+    records: Sequence[RunRecord], store: Store, keep: tuple[str, ...], context: StudyContext = NO_STUDY
+) -> Runs:
+    """Return the runs of records; log a warning for runs that ended well earlier, without what is to be kept."""
     for line in lacking_lines((record.result for record in records), keep):
         LOG.warning("%s", line)
-    return records
+    return Runs(store, FinishedRuns.of(records, functools.partial(probes_if_kept, store)), context=context)
 
 
 def _seeds(seeds: int | str | Iterable[int]) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ class Runs(Sequence[Run]):
     def __getitem__(self, index: slice) -> "Runs": ...
     def __getitem__(self, index: int | slice) -> "Run | Runs":
         if isinstance(index, slice):
-            part = FinishedRuns(self.finished.outlines[index], self.finished.load)
+            part = self.finished._replace(outlines=self.finished.outlines[index])
             return Runs(self.store, part, self.problems, self.context)
         return Run(self.store, self.finished.load(self.finished.outlines[index].id))
 

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -106,17 +107,21 @@ def write_files(
 
 
 def finish(
-    records: "list[RunRecord]", as_json: bool, report: Path | None, context: "StudyContext | None" = None
+    records: "list[RunRecord]", store: Path, as_json: bool, report: Path | None, context: "StudyContext | None" = None
 ) -> None:
     """Write the report, if one is asked for, and print the results; exit with status 3 if a run failed.
 
-    With a `context`, which studies have, a bar of accuracy for each architecture follows the results.
+    The report reads what runs of the store keep. With a `context`, which studies have, a bar of accuracy for each
+    architecture follows the results.
     """
     from icl_bench.commands.console import terminal
     from icl_bench.commands.tables import accuracy_bars, results_table
     from icl_bench.runs.outline import FinishedRuns
+    from icl_bench.runs.store import Store
+    from icl_bench.runs.store.kept_records import probes_if_kept
 
-    written = report and write_files(FinishedRuns.of(records), [], report, context)
+    finished = FinishedRuns.of(records, partial(probes_if_kept, Store(store)))
+    written = report and write_files(finished, [], report, context)
     if as_json:
         print_json({"runs": [record.result.summary() for record in records]})
     else:

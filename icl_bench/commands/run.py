@@ -20,7 +20,7 @@ def quickstart(
 
     check_report(report)
     records = execute([QUICKSTART], machine, options.OutputOptions(store))
-    finish(records, as_json=False, report=report)
+    finish(records, store, as_json=False, report=report)
 
 
 @options.grouped
@@ -48,4 +48,4 @@ def run(
     lrs, settings = parse_lrs(lr) if lr else (), setting.settings or ()
     chosen = (arch, setting.preset, lrs, parse_seeds(seeds), setting.precision, settings, target_flops)
     requests = [Request(each, *chosen) for each in task]
-    finish(execute(requests, machine, output), as_json=output.as_json, report=report)
+    finish(execute(requests, machine, output), output.store, as_json=output.as_json, report=report)

@@ -141,7 +141,7 @@ def show_probes(run: RunArgument, store: StoreOption = DEFAULT_STORE, as_json: J
     kept, result = kept_probes(opened, record.result), record.result
     curve = [(point.step, point.accuracy) for point in record.metrics]
     ending = ending_of(result.status, result.steps, result.detail, curve, result.floor)
-    causes = causes_of(kept, record.spec["train"]["clip"])
+    causes = causes_of(kept.until(result.steps), record.spec["train"]["clip"])
     if as_json:
         found = {"outcome": ending.outcome, "outcome_step": ending.step, "causes": causes}
         print_json({**found, "probes": kept.model_dump(mode="json")})
@@ -158,6 +158,9 @@ def export_runs(
     curves: Annotated[
         bool, typer.Option("--curves", help="A row for each run, validation and cell, instead of each run and cell.")
     ] = False,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="A row for each number at each step that --keep probes measured.")
+    ] = False,
     to: Annotated[
         list[str] | None, typer.Option("--to", help="Log the runs to tensorboard, trackio or wandb; repeatable.")
     ] = None,
@@ -173,12 +176,14 @@ def export_runs(
     opened = open_store(store)
     index = Index(opened)
     finished, problems = index.runs()
+    if curves and probes:
+        raise SpecError("a table has one kind of rows; got --curves and --probes; choose one of them")
     if file is None and not to:
         raise SpecError("an export has a file or a logger; got neither; write `icl-bench runs export runs.csv`")
     if to:
         log_runs(finished, opened, to)
     if file is not None:
-        rows, unread = write_table(finished, opened, file, curves)
+        rows, unread = write_table(finished, opened, file, "curves" if curves else "probes" if probes else "cells")
         problems = [*problems, *unread]
         say(f"{rows} rows of {len(finished.outlines)} runs: {file}")
     note_problems(index, problems)

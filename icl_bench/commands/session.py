@@ -182,7 +182,7 @@ def complete_study(
     note_lacking(records, output)
     for line in left_out:
         note(f"left out: {line}")
-    finish(records, output.as_json, report, context_of(study, left_out))
+    finish(records, output.store, output.as_json, report, context_of(study, left_out))
 
 
 def context_of(study: "Study", left_out: "list[str]") -> "StudyContext":

@@ -20,7 +20,16 @@ from icl_bench.reports.context import NO_STUDY, StudyContext
 from icl_bench.reports.entry import Entry, RateScore
 from icl_bench.reports.naming import common_items, natural_key, split_entries
 from icl_bench.reports.statistics import chance_corrected, clustered_error, median
-from icl_bench.runs.outline import CellExamples, Evaluation, FinishedRuns, MeasuredRun, Outline, Seeds, Setting
+from icl_bench.runs.outline import (
+    CellExamples,
+    Evaluation,
+    FinishedRuns,
+    MeasuredRun,
+    Outline,
+    ReadProbes,
+    Seeds,
+    Setting,
+)
 from icl_bench.runs.rates import SCORED, is_bimodal, locked_in
 
 order_in_setting = attrgetter("lr", "seeds", "id")
@@ -68,6 +77,8 @@ class Section:
     """The study that the report is part of."""
     report: Sequence["Section"]
     """Every section of the report: the comparisons in all of them are one family of tests."""
+    probes: ReadProbes
+    """Read the probes of a run."""
 
     @cached_property
     def runs(self) -> tuple[Outline, ...]:
@@ -197,7 +208,7 @@ def analyse(runs: FinishedRuns, context: StudyContext = NO_STUDY) -> tuple[Secti
         by_task[members[0].setting.task].append(members)
     report: list[Section] = []
     for task in sorted(by_task, key=natural_key):
-        report.append(make_section(by_task[task], runs.load, context, report))
+        report.append(make_section(by_task[task], runs, context, report))
     return tuple(report)
 
 
@@ -207,13 +218,11 @@ def run_order(run: Outline) -> tuple[Any, ...]:
 
 
 def make_section(
-    settings: Sequence[Sequence[Outline]],
-    load: Callable[[str], MeasuredRun],
-    context: StudyContext,
-    report: Sequence[Section],
+    settings: Sequence[Sequence[Outline]], finished: FinishedRuns, context: StudyContext, report: Sequence[Section]
 ) -> Section:
     """Make the section of one task from the runs of each of its settings; `report` will hold all sections."""
-    entries = [make_entry(name, family, runs, load) for (name, family), runs in split_entries(settings).items()]
+    split = split_entries(settings)
+    entries = [make_entry(name, family, runs, finished.load) for (name, family), runs in split.items()]
     evaluations = Counter(run.evaluation for runs in settings for run in runs)
     cells = {CellInfo(one.label, one.load, one.length) for evaluation in evaluations for one in evaluation.cells}
     return Section(
@@ -224,6 +233,7 @@ def make_section(
         evaluations=evaluations,
         context=context,
         report=report,
+        probes=finished.probes,
     )
 
 

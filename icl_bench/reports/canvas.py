@@ -92,10 +92,10 @@ def figure_settings() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Make a figure `height` pixels high, with panels that share the vertical axis."""
+def new_figure(height: float, rows: int = 1, columns: int = 1, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+    """Make a figure `height` pixels high, with panels that share the vertical axis unless `sharey` is False."""
     figure = Figure(figsize=(WIDTH, height / 96), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
     return figure, [axes for row in panels for axes in row]
 
 

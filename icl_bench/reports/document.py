@@ -10,6 +10,7 @@ from icl_bench.reports.context import StudyContext
 from icl_bench.reports.parts import (
     accuracy,
     capacity,
+    causes,
     comparisons,
     controls,
     gains,
@@ -20,6 +21,7 @@ from icl_bench.reports.parts import (
     positions,
     rates,
     reach,
+    shares,
     solved,
     state,
     summary,
@@ -36,7 +38,8 @@ PARTS = (
     *(solved.PART, summary.PART, state.PART, capacity.PART, accuracy.DIVERGENCE_PART, accuracy.ERROR_PART),
     *(accuracy.LOAD_PART, reach.PART, controls.OWN_ANSWERS_PART, comparisons.PART, ladder.PART, accuracy.GROUP_PART),
     *(positions.POSITION_PART, positions.WORK_PART, paired.PART, rates.PART),
-    *(gains.PART, half_rates.PART, learning.PART, controls.CONTROLS_PART, FAILED_PART, MISSING_PART),
+    *(gains.PART, half_rates.PART, causes.PART, learning.PART, shares.PART, controls.CONTROLS_PART, FAILED_PART),
+    MISSING_PART,
 )
 """Topics of a section, in order."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from icl_bench.escapes import csv_text
 from icl_bench.runs.outline import MeasuredRun
-from icl_bench.runs.probes import ending_of
+from icl_bench.runs.probes import Probes, ending_of
 from icl_bench.runs.record import CellScore, RunRecord
 
 ColumnValue = str | int | float | None
@@ -35,6 +35,10 @@ KEY_COLUMNS = ("id", "task", "arch", "p", "seed", "data_seed", "lr")
 """Columns of a run that a table of curves repeats."""
 STEP_COLUMNS: Mapping[str, type] = {**{name: RUN_COLUMNS[name] for name in KEY_COLUMNS}, **CURVE_COLUMNS}
 """Columns of a table with a row for each run, validation and cell."""
+PROBE_COLUMNS: Mapping[str, type] = {
+    **{name: RUN_COLUMNS[name] for name in KEY_COLUMNS}, "step": int, "probe": str, "value": float,
+}  # fmt: skip
+"""Columns of a table with a row for each run, probed step and number."""
 
 
 def run_values(run: MeasuredRun | RunRecord) -> Row:
@@ -99,6 +103,15 @@ def curve_rows(run: RunRecord) -> Iterator[Row]:
         at = {"step": point.step, "train_loss": point.train_loss, "train_accuracy": point.train_accuracy}
         for label, accuracy in point.by_cell.items():
             yield {**own, **at, "cell": label, "validation": accuracy}
+
+
+def probe_rows(run: MeasuredRun, probes: Probes) -> Iterator[Row]:
+    """Yield a row of `PROBE_COLUMNS` for each number at each probed step of a run."""
+    values = run_values(run)
+    own = {name: values[name] for name in KEY_COLUMNS}
+    for point in probes.points:
+        for name, value in zip(probes.names, point.values, strict=True):
+            yield {**own, "step": point.step, "probe": name, "value": value}
 
 
 def csv_values(values: Iterable[ColumnValue]) -> list[ColumnValue]:

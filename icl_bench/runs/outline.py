@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from icl_bench.runs.declarations import ArchitectureDeclaration, declaration_by_name
+from icl_bench.runs.probes import Probes
 from icl_bench.runs.rates import validation_accuracy
 from icl_bench.runs.record import Environment, Manifest, RunRecord, RunResult, Status
 
@@ -101,21 +102,31 @@ class MeasuredRun(NamedTuple):
     """Mean training loss since the validation before, for each validation of the curve."""
 
 
+ReadProbes = Callable[[RunResult], Probes | None]
+"""Function that reads the probes of a run; None for a run that keeps none."""
+
+
+def no_probes(result: RunResult) -> None:
+    """Return None: of runs that are in memory alone, no probes can be read."""
+
+
 class FinishedRuns(NamedTuple):
-    """Outlines of finished runs, and the function that loads one of them."""
+    """Outlines of finished runs, and the functions that load one of them."""
 
     outlines: Sequence[Outline]
     """Every run, in any order."""
     load: Callable[[str], MeasuredRun]
     """Load the run with this id; may raise RecordError."""
+    probes: ReadProbes = no_probes
+    """Read the probes of a run; may raise RecordError."""
 
     @classmethod
-    def of(cls, records: Iterable[RunRecord]) -> "FinishedRuns":
+    def of(cls, records: Iterable[RunRecord], probes: ReadProbes = no_probes) -> "FinishedRuns":
         """Outline records that are already in memory."""
         by_id = {record.result.id: record for record in records}
         parsed: dict[tuple[str, str], Any] = {}
         outlines = [outline_of(record, parsed) for record in by_id.values()]
-        return cls(outlines, lambda run_id: measured(by_id[run_id]))
+        return cls(outlines, lambda run_id: measured(by_id[run_id]), probes)
 
     def each(self) -> Iterator[MeasuredRun]:
         """Load one run after another, in the order of ids, without keeping them."""

@@ -59,6 +59,16 @@ class Probes(Frozen):
         places = [i for i, name in enumerate(self.names) if name == ending or name.endswith(f".{ending}")]
         return [[value for point in self.points if (value := point.values[i]) is not None] for i in places]
 
+    def until(self, step: int) -> "Probes":
+        """Return the probes up to a step; those of a run that was lost go on beside the rest of its fleet."""
+        return self.model_copy(update={"points": tuple(point for point in self.points if point.step <= step)})
+
+    def largest(self, ending: str) -> list[tuple[int, float]]:
+        """Return the step and the largest known value among the names with this ending, point by point."""
+        places = [i for i, name in enumerate(self.names) if name == ending or name.endswith(f".{ending}")]
+        known = ((point.step, [v for i in places if (v := point.values[i]) is not None]) for point in self.points)
+        return [(step, max(values)) for step, values in known if values]
+
 
 class Ending(NamedTuple):
     """The outcome of a run, and the step at which it was decided."""

@@ -36,6 +36,16 @@ def test_a_divergence_is_told_by_its_description() -> None:
         assert ending_of("diverged", 7, detail, curve(0.5), FLOOR) == Ending(outcome, 7)
 
 
+def test_the_largest_of_several_layers_leaves_out_what_is_not_finite() -> None:
+    names = ("gradient", "block0.eps_share", "block1.eps_share")
+    rows = ((1.0, 0.2, 0.4), (None, 0.3, None), (None, None, None))
+    probes = Probes(
+        id="0", task="t", arch="a", names=names,
+        points=tuple(ProbePoint(step=10 * i, values=row) for i, row in enumerate(rows)),
+    )  # fmt: skip
+    assert probes.largest("eps_share") == [(0, 0.4), (10, 0.3)] and probes.largest("gradient") == [(0, 1.0)]
+
+
 def test_causes_follow_from_the_probes() -> None:
     names = ("gradient", "block0.gradient.q", "block0.gradient.v", "block0.eps_share", "block1.sink_share")
 

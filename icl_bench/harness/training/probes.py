@@ -97,7 +97,7 @@ class Probe:
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
         """Return all numbers of this moment by name, [M] each."""
-        found = dict(self.gradient_norms())
+        found = dict((*self.gradient_norms(), *self.weight_norms()))
         model = self.trainer.working_model
         handles = [core.register_forward_hook(self.hook(name)) for name, core in self.cores.items()]
         try:
@@ -138,6 +138,16 @@ class Probe:
                 squares[group] = squares[group] + own if group in squares else own
         yield "gradient", torch.stack(list(squares.values())).sum(0).sqrt()
         yield from ((name, total.sqrt()) for name, total in squares.items())
+
+    def weight_norms(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the norms of the weights that make the queries and the keys of each layer."""
+        for name in self.cores:
+            mixer = trainer_mixer(self.trainer, name)
+            widths = [heads * width for heads, width in mixer.layout.shapes]
+            parts = mixer.project.weight.split(widths, dim=-1)
+            yield from (
+                (f"{name}.weight.{one}", part.flatten(1).norm(dim=1)) for one, part in zip("qk", parts, strict=False)
+            )
 
     def groups(self, path: str, gradient: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield the parts of a gradient [M, ...] with the names of their groups."""

@@ -1,7 +1,7 @@
 """Export of finished runs as one table: CSV, JSON, JSON lines, or Parquet with pyarrow.
 
-A table has a row for each run and cell or, of curves, for each run, validation and cell. Rows are written one after
-another, so that a store of any size fits in memory.
+A table has a row for each run and cell; of curves, for each run, validation and cell; of probes, for each run that
+keeps them, step and number. Rows are written one after another, so that a store of any size fits in memory.
 """
 
 import csv
@@ -11,19 +11,32 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from icl_bench.errors import RecordError, SpecError
-from icl_bench.runs.columns import SCORE_COLUMNS, STEP_COLUMNS, Row, csv_values, curve_rows, score_rows
+from icl_bench.runs.columns import (
+    PROBE_COLUMNS,
+    SCORE_COLUMNS,
+    STEP_COLUMNS,
+    Row,
+    csv_values,
+    curve_rows,
+    probe_rows,
+    score_rows,
+)
 from icl_bench.runs.outline import FinishedRuns
 from icl_bench.runs.store.files import replacing, writing
 from icl_bench.runs.store.store import Store
 
+TableKind = Literal["cells", "curves", "probes"]
+"""Kind of the rows of a table, beside their run."""
 ROWS_PER_GROUP = 1 << 16
 """Rows of a Parquet file that are written together."""
 
 
-def write_table(runs: FinishedRuns, store: Store, path: Path, curves: bool = False) -> tuple[int, list[RecordError]]:
+def write_table(
+    runs: FinishedRuns, store: Store, path: Path, kind: TableKind = "cells"
+) -> tuple[int, list[RecordError]]:
     """Write a table of the runs of a store, completely or not at all.
 
     Return the number of rows, and the errors of runs that could not be read. Raise SpecError for an ending that is
@@ -31,10 +44,15 @@ def write_table(runs: FinishedRuns, store: Store, path: Path, curves: bool = Fal
     """
     check_format(path)
     problems: list[RecordError] = []
-    rows = steps_of(runs, store, problems) if curves else (row for run in runs.each() for row in score_rows(run))
+    makers: Mapping[TableKind, tuple[Mapping[str, type], Iterator[Row]]] = {
+        "cells": (SCORE_COLUMNS, (row for run in runs.each() for row in score_rows(run))),
+        "curves": (STEP_COLUMNS, steps_of(runs, store, problems)),
+        "probes": (PROBE_COLUMNS, probes_of(runs, problems)),
+    }
+    columns, rows = makers[kind]
     counted = CountedRows(rows)
     with writing(path), replacing(path) as file:
-        WRITERS[path.suffix](file, STEP_COLUMNS if curves else SCORE_COLUMNS, counted)
+        WRITERS[path.suffix](file, columns, counted)
     return counted.count, problems
 
 
@@ -58,6 +76,18 @@ def steps_of(runs: FinishedRuns, store: Store, problems: list[RecordError]) -> I
             problems.append(error)
             continue
         yield from curve_rows(record)
+
+
+def probes_of(runs: FinishedRuns, problems: list[RecordError]) -> Iterator[Row]:
+    """Yield the probes of each run that keeps them, in the order of ids; append the errors of damaged ones."""
+    for run in runs.each():
+        try:
+            probes = runs.probes(run.result)
+        except RecordError as error:
+            problems.append(error)
+            continue
+        if probes is not None:
+            yield from probe_rows(run, probes)
 
 
 class CountedRows:

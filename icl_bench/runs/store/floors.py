@@ -102,7 +102,8 @@ def with_floors(runs: FinishedRuns, floors: FloorsByExamples) -> FinishedRuns:
             known[place] = Evaluation(cells, one.controls, one.groups, one.length)
         return outline._replace(evaluation=known[place])
 
-    return FinishedRuns([*map(renewed, runs.outlines)], lambda run_id: renewed_run(runs.load(run_id), floors))
+    load = lambda run_id: renewed_run(runs.load(run_id), floors)  # noqa: E731
+    return FinishedRuns([*map(renewed, runs.outlines)], load, runs.probes)
 
 
 def renewed_examples(cell: CellExamples, floors: Mapping[str, CellFloors]) -> CellExamples:

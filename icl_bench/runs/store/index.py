@@ -16,7 +16,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from icl_bench.runs.record import SCHEMA, Manifest, RunRecord, RunResult
 from icl_bench.runs.store import Store
 from icl_bench.runs.store.faults import reach
 from icl_bench.runs.store.floors import read_floors, with_floors
+from icl_bench.runs.store.kept_records import probes_if_kept
 from icl_bench.schema import content_hash
 
 INDEX_NAME = "index.sqlite"
@@ -124,7 +125,9 @@ class Index:
         """Return every finished run, and the errors that keep others from being read."""
         with uncollected():
             reader, problems = self.query(lambda base: IndexReader(self, base))
-            runs = FinishedRuns(list(reader.outlines.values()), lru_cache(MOST_LOADED)(reader.load))
+            runs = FinishedRuns(
+                list(reader.outlines.values()), lru_cache(MOST_LOADED)(reader.load), partial(probes_if_kept, self.store)
+            )
         return with_floors(runs, read_floors(self.store.root)), problems
 
     def query(self, read: Callable[[sqlite3.Connection], ReadT]) -> tuple[ReadT, list[RecordError]]:

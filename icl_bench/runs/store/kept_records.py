@@ -33,6 +33,11 @@ def kept_probes(store: Store, result: RunResult) -> Probes:
     return kept_record(store, result, "probes", Probes)
 
 
+def probes_if_kept(store: Store, result: RunResult) -> Probes | None:
+    """Return the probes that a run keeps, None without any; raise RecordError for forged ones."""
+    return None if lacking(result.files, ("probes",)) else kept_probes(store, result)
+
+
 def kept_record(store: Store, result: RunResult, name: str, model: type[KeptRecord]) -> KeptRecord:
     """Return the record of a kept file by its name; raises as `kept_samples` does."""
     path = store.path(result.id) / KEPT_FILES[name]

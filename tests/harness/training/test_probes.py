@@ -107,6 +107,9 @@ def test_the_gradient_is_that_before_clipping() -> None:
     place = probe.parameters.index("block0.mixer.project.weight")
     own = trainer.optimiser.gradients[place][..., : width // 3]
     assert torch.allclose(found["block0.gradient.q"], own.flatten(1).norm(dim=1))
+    weights = trainer.model.blocks[1].mixer.project.weight
+    assert torch.equal(found["block1.weight.q"], weights[..., : width // 3].flatten(1).norm(dim=1))
+    assert torch.equal(found["block1.weight.k"], weights[..., width // 3 : 2 * width // 3].flatten(1).norm(dim=1))
     assert math.isfinite(float(found["block0.largest_score"][0]))
 
 

@@ -6,10 +6,11 @@ import json
 import pytest
 
 from icl_bench.errors import SpecError, StoreError
-from icl_bench.runs.columns import SCORE_COLUMNS, STEP_COLUMNS
+from icl_bench.runs.columns import PROBE_COLUMNS, SCORE_COLUMNS, STEP_COLUMNS
+from icl_bench.runs.probes import ProbePoint, Probes
 from icl_bench.runs.store import Store, export
 from icl_bench.runs.store.index import Index
-from tests.runs.records import MANIFEST, filled, result, spec
+from tests.runs.records import MANIFEST, filled, finished, result, spec
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def store(tmp_path) -> Store:
     return made
 
 
-def written(store: Store, path, curves: bool = False):
-    count, problems = export.write_table(Index(store).runs()[0], store, path, curves)
+def written(store: Store, path, kind: export.TableKind = "cells"):
+    count, problems = export.write_table(Index(store).runs()[0], store, path, kind)
     assert problems == []
     return count
 
@@ -54,7 +55,7 @@ def test_a_table_of_all_runs(store, tmp_path, ending: str) -> None:
 @pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl"])
 def test_a_table_of_curves(store, tmp_path, ending: str) -> None:
     path = tmp_path / f"curves{ending}"
-    assert written(store, path, curves=True) == 2  # the failed run has no validation
+    assert written(store, path, "curves") == 2  # the failed run has no validation
     rows = read(path)
     assert all(list(row) == list(STEP_COLUMNS) for row in rows)
     assert {(int(row["step"]), float(row["train_loss"]), row["cell"], float(row["validation"])) for row in rows} == {
@@ -63,10 +64,26 @@ def test_a_table_of_curves(store, tmp_path, ending: str) -> None:
 
 
 def test_curves_of_a_run_that_is_damaged_are_named(store, tmp_path) -> None:
-    finished = Index(store).runs()[0]
+    runs = Index(store).runs()[0]
     (store.path(spec(0).id) / "metrics.jsonl").write_text("")
-    count, problems = export.write_table(finished, store, tmp_path / "curves.csv", curves=True)
+    count, problems = export.write_table(runs, store, tmp_path / "curves.csv", "curves")
     assert count == 1 and len(problems) == 1 and spec(0).id in str(problems[0])
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".jsonl"])
+def test_a_table_of_probes_has_the_runs_that_keep_them(store, tmp_path, ending: str) -> None:
+    kept = Probes(
+        id=spec(3).id, task=result(spec(3)).task, arch=result(spec(3)).arch, names=("gradient", "block0.eps_share"),
+        points=tuple(ProbePoint(step=step, values=(1.5, None)) for step in (2, 4)),
+    )  # fmt: skip
+    finished(store, spec(3), kept={"probes.json": kept.model_dump_json().encode()})
+    path = tmp_path / f"probes{ending}"
+    assert written(store, path, "probes") == 4
+    rows = read(path)
+    assert all(list(row) == list(PROBE_COLUMNS) for row in rows) and {row["id"] for row in rows} == {spec(3).id}
+    missing = "" if ending == ".csv" else None
+    values = {(int(row["step"]), row["probe"]): row["value"] for row in rows}
+    assert float(values[4, "gradient"]) == 1.5 and values[2, "block0.eps_share"] == missing
 
 
 def test_an_export_that_cannot_be_written_says_so(store, tmp_path) -> None:
@@ -84,9 +101,12 @@ def test_parquet_without_pyarrow_says_what_to_do(store, tmp_path, monkeypatch) -
 
 def test_parquet_with_pyarrow(store, tmp_path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    for curves, columns in ((False, SCORE_COLUMNS), (True, STEP_COLUMNS)):
-        path = tmp_path / f"{curves}.parquet"
-        count = written(store, path, curves)
+    tables: dict[export.TableKind, object] = {
+        "cells": SCORE_COLUMNS, "curves": STEP_COLUMNS, "probes": PROBE_COLUMNS,
+    }  # fmt: skip
+    for kind, columns in tables.items():
+        path = tmp_path / f"{kind}.parquet"
+        count = written(store, path, kind)
         table = parquet.read_table(path)
         assert table.num_rows == count and table.column_names == list(columns)
         assert "null" not in {str(kind) for kind in table.schema.types}
