@@ -7,7 +7,6 @@ compile these meanwhile into the cache on the disk (`Compilers`), where the laun
 
 import importlib
 import inspect
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -113,12 +112,11 @@ def can_list() -> bool:
     return hasattr(JITFunction, "_do_compile") and list(inspect.signature(JITFunction._do_compile).parameters) == wanted
 
 
-def compile_source(pickled: bytes) -> None:
-    """Compile a kernel and its launcher into Triton's cache, unless they are there; takes a pickled `KernelSource`."""
+def compile_source(source: KernelSource) -> None:
+    """Compile a kernel and its launcher into Triton's cache, unless they are there."""
     from triton.backends.nvidia import driver
     from triton.compiler import ASTSource, compile
 
-    source: KernelSource = pickle.loads(pickled)
     kernel = getattr(importlib.import_module(source.module), source.name)
     parts = ASTSource(kernel, source.signature, source.constants, source.attributes)
     compiled = compile(parts, target=source.target, options=source.options)
@@ -134,8 +132,8 @@ class Compilers:
         self.pool = ProcessPoolExecutor(min(MOST_PROCESSES, cores), context, signal.signal, deaf)
         self.pool.submit(int)  # which starts them
 
-    def compile(self, sources: Iterable[bytes]) -> list[BaseException]:
-        """Compile pickled kernels as they come; return the errors, which show again where the kernels are launched."""
+    def compile(self, sources: Iterable[KernelSource]) -> list[BaseException]:
+        """Compile kernels as they come; return the errors, which show again where the kernels are launched."""
         done = wait([self.pool.submit(compile_source, source) for source in sources]).done
         return [error for each in done if (error := each.exception()) is not None]
 

@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
 from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.isolation import is_isolating, isolated, start_method
-from icl_bench.kernels.ahead import Compilers, can_list, unlaunched
+from icl_bench.kernels.ahead import Compilers, KernelSource, can_list, unlaunched
 from icl_bench.kernels.backends import is_installed, prepare_in_turn
 from icl_bench.runs.spec import RunSpec
 from icl_bench.schema import content_hash
@@ -57,16 +56,16 @@ def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
 
 
 def list_kernels(specs: Sequence[RunSpec], machine: Machine, connection: Connection) -> None:
-    """Let a process send the kernels of a fleet, pickled; close the connection at its end, whatever that is."""
+    """Let a process send the kernels of a fleet; close the connection at its end, whatever that is."""
     with connection:
         isolated("kernels are compiled one by one", send_kernels, list(specs), machine, connection)
 
 
-def received(connection: Connection) -> Iterator[bytes]:
+def received(connection: Connection) -> Iterator[KernelSource]:
     """Yield what arrives on a connection, until its other end is closed."""
-    with connection, suppress(EOFError):
+    with connection, suppress(EOFError, OSError):  # the latter within a message
         while True:
-            yield connection.recv_bytes()
+            yield connection.recv()
 
 
 def load_kernels() -> None:
@@ -106,7 +105,7 @@ def known_fleet(specs: Sequence[RunSpec], machine: Machine) -> Path:
 
 def send_kernels(specs: Sequence[RunSpec], machine: Machine, connection: Connection) -> None:
     """Send the kernels of a fleet, of a step on each of its cells, a validation and a piece of each test cell."""
-    with connection, unlaunched(lambda source: connection.send_bytes(pickle.dumps(source))):
+    with connection, unlaunched(connection.send):
         trainer = Trainer(specs, machine._replace(graphs=False))
         for index in range(len(trainer.cells)):
             trainer.run_refill(index)

@@ -29,7 +29,7 @@ class Compilers:
         self.calls = calls
 
     def compile(self, sources):
-        self.calls += ["compile" for source in sources if source == b"kernel"]
+        self.calls += ["compile" for source in sources if source == "kernel"]
         return []
 
     def close(self) -> None: ...
@@ -42,7 +42,7 @@ def asked(monkeypatch, tmp_path) -> list[str]:
 
     def listed(action, function, specs, machine, connection):
         calls.append("list")
-        connection.send_bytes(b"kernel")
+        connection.send("kernel")
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
@@ -95,7 +95,7 @@ def test_a_fault_of_the_list_is_raised(asked, monkeypatch) -> None:
 
 
 def fail_after_a_kernel(specs, machine, connection) -> None:
-    connection.send_bytes(b"kernel")
+    connection.send("kernel")
     os._exit(3)
 
 
@@ -104,7 +104,7 @@ def test_kernels_arrive_from_a_process_until_it_ends(monkeypatch) -> None:
     ours, theirs = multiprocessing.Pipe(duplex=False)
     with isolating(), ThreadPoolExecutor(1) as threads:
         listing = threads.submit(ahead.list_kernels, runs(), GPU, theirs)
-        assert list(ahead.received(ours)) == [b"kernel"]
+        assert list(ahead.received(ours)) == ["kernel"]
         with pytest.raises(OutsideCodeError, match="ended with exit status 3"):
             listing.result()
 
