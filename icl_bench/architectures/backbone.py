@@ -92,6 +92,8 @@ class Block(nn.Module):
         """Apply the MLP, where there is one, after the mixer's output y."""
         if self.mlp is None or self.mlp_norm is None:
             return x, y
+        if self.mlp_canon is None and self.mlp.canon is None:
+            return self.mlp.after_norm(x, y, self.mlp_norm)
         x, normed = self.mlp_norm.after(x, y)
         return x, self.mlp(normed if self.mlp_canon is None else self.mlp_canon(normed))
 

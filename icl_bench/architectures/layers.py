@@ -20,6 +20,7 @@ from icl_bench.kernels.fleet.gated_mlp import gated_mlp
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_paired_norm, add_rms_norm, rms_norm
+from icl_bench.kernels.fleet.normed_mlp import normed_mlp
 from icl_bench.kernels.fleet.projection import project, project_parts
 from icl_bench.kernels.fleet.records import GateActivation, HeadColumns, NormOptions
 from icl_bench.kernels.fleet.split_convolution import split_convolution
@@ -353,6 +354,12 @@ class GatedMLP(nn.Module):
         if self.canon is not None:
             return self.down(gated_unit(self.canon(self.up(x))))
         return gated_mlp(x.flatten(1, -2), self.up.weight, self.down.weight).view(x.shape)
+
+    def after_norm(self, x: Tensor, y: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """Return the residual sum x + y and the layer on its norm; without a canon layer."""
+        rows = x.flatten(1, -2), y.to(x.dtype).flatten(1, -2)
+        total, out = normed_mlp(*rows, norm.weight, self.up.weight, self.down.weight, eps=norm.eps)
+        return total.view(x.shape), out.view(x.shape)
 
     def step(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute one position: x [M, B, C] and the tail of the canon layer, None without one -> output and tail."""
