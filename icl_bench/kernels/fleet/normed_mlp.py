@@ -17,8 +17,9 @@ NARROWEST_FOLDED = 256
 
 
 def normed_mlp(
-    x: Tensor, y: Tensor | None, weight: Tensor, up: Tensor, down: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto"
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, y: Tensor | None, weight: Tensor, up: Tensor, down: Tensor, *, eps: float = 1e-6,
+    impl: FleetImpl = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return z = x + y (x where y is None) and its MLP, both like x [M, N, C].
 
     The gains of the norm are [M, C]; up is [M, C, 2 H], gates first, down [M, H, C].

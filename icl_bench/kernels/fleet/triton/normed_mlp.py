@@ -160,6 +160,7 @@ class FusedNormedMLP(torch.autograd.Function):
             dfolded = weight_gradient(total, dboth)
             dup, dweight = torch.empty_like(up), torch.empty_like(weight)
             folded_gradient_kernel[(weight.numel(),)](
-                up, weight.contiguous(), dfolded, dup, dweight, up.shape[2], BLOCK=min(1024, padded(up.shape[2])), num_warps=4
-            )
+                up, weight.contiguous(), dfolded, dup, dweight, up.shape[2], BLOCK=padded(up.shape[2], most=1024),
+                num_warps=4,
+            )  # fmt: skip
         return dx, dx if ctx.summed else None, dweight, dup, weight_gradient(hidden, gradient), None
