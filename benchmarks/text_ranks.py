@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from text import CASES, TOKENS, WIDTH, spec_of
+from text import CASES, TOKENS, WIDTH, spec_of, whole_rows
 from torch import distributed
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
@@ -45,11 +45,12 @@ def trainers(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, 
             trainer.step()
         return trainer
 
-    found = {ALONE: made(options.tokens, False)} if not ranks.rank else {}
+    batch = whole_rows(options.tokens, CASES[case][1])
+    found = {ALONE: made(batch, False)} if not ranks.rank else {}
     distributed.barrier()
-    found[BESIDE] = made(options.tokens // ranks.size, False)
-    found[STRONG] = made(options.tokens, True)
-    found[WEAK] = made(options.tokens * ranks.size, True)
+    found[BESIDE] = made(batch // ranks.size, False)
+    found[STRONG] = made(batch, True)
+    found[WEAK] = made(batch * ranks.size, True)
     return found
 
 
@@ -76,7 +77,7 @@ def measure(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, A
     slowest = {name: max(statistics.median(part[name]) for part in gathered if part[name]) for name in times}
     return {
         "case": case,
-        "tokens": options.tokens,
+        "tokens": whole_rows(options.tokens, CASES[case][1]),
         "losses": losses,
         "ms": {name: round(taken, 3) for name, taken in slowest.items()},
         "times one GPU": {

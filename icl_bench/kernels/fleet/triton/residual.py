@@ -10,6 +10,9 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.triton.common import padded, tile_shape
 
+FOLDED_TILE = 64
+"""Rows and columns of a tile of a matrix that gains are folded into."""
+
 
 @triton.jit
 def unit_rms_kernel(x, out, scale, count, width, eps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
@@ -38,6 +41,19 @@ def unit_rms_gradient_kernel(
     if ADD:
         result += tl.load(through + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def fold_kernel(matrix, gain, out, inner, outer, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Write diag(gain) W with its axes exchanged, [N, C]. Grid (rows of W, columns of W, M)."""
+    member = tl.program_id(2).to(tl.int64)
+    row, column = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    here, there = (row < inner)[:, None] & (column < outer)[None, :], (column < outer)[:, None] & (row < inner)[None, :]
+    factor = tl.load(gain + member * inner + row, mask=row < inner, other=0.0).to(tl.float32)
+    begin = member * inner * outer
+    value = tl.load(matrix + begin + row[:, None] * outer + column[None, :], mask=here, other=0.0).to(tl.float32)
+    folded = tl.trans((value * factor[:, None]).to(out.dtype.element_ty))
+    tl.store(out + begin + column[:, None] * inner + row[None, :], folded, mask=there)
 
 
 @triton.jit
@@ -92,8 +108,13 @@ class FoldedGains(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, gain: Tensor) -> Tensor:
         ctx.save_for_backward(weight, gain)
         members, inner, outer = weight.shape
-        folded = weight.new_empty(members, outer, inner).transpose(1, 2)
-        return torch.mul(weight, gain[:, :, None], out=folded)
+        folded = weight.new_empty(members, outer, inner)
+        with launch_on(weight):
+            fold_kernel[(-(-inner // FOLDED_TILE), -(-outer // FOLDED_TILE), members)](
+                weight.contiguous(), gain.contiguous(), folded, inner, outer, BLOCK_R=FOLDED_TILE, BLOCK_C=FOLDED_TILE,
+                num_warps=4,
+            )  # fmt: skip
+        return folded.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
