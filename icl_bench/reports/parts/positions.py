@@ -272,7 +272,7 @@ def loss_by_work(section: Section, context: StudyContext) -> Figure | None:
     for place in published_places(section, context.published_losses):
         spot = place.work, place.point.loss / math.log(2)
         axes.add_line(canvas.hollow(*spot, "D", 8, canvas.PUBLISHED_STYLE))
-        axes.annotate(place.point.label, spot, (0, 8), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(place.point.label, spot, (-8, -3), textcoords="offset points", ha="right", fontsize=8)
         axes.update_datalim([spot])
     free_axis(axes)
     axes.set_ylabel("bits per token")
