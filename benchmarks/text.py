@@ -4,11 +4,12 @@
     torchrun --nproc-per-node 2 benchmarks/text.py --case power-16k
     python benchmarks/text.py --case softmax-1k --profile profile.txt
 
-The model S has 6 layers of width 512, heads of 64, bytes; a step has 131,072 of them. `plain` is the same model without
-convolution, gate and rotation, as a loop of PyTorch in the manner of nanoGPT: torch's own attention, fused AdamW,
-autocast to bfloat16, gradients clipped; `compiled` is that under torch.compile. The peak is by default that of an H100
-or H200 in bfloat16 without sparsity. Operations are those that kernels execute (`training/executed.py`). With
-`--profile` a file has the milliseconds of each kernel in a step of each case.
+The model S has 6 layers of width 512, heads of 64, bytes. A step has 270,336 tokens at most: 264 rows of 1,024, whose
+tiles of 128 rows by 256 columns fill the 132 multiprocessors of an H100 or H200 a whole number of times, or 16 of
+16,384. `plain` is the same model without convolution, gate and rotation, as a loop of PyTorch in the manner of nanoGPT:
+torch's own attention, fused AdamW, autocast to bfloat16, gradients clipped; `compiled` is that under torch.compile. The
+peak is by default that of an H100 or H200 in bfloat16 without sparsity. Operations are those that kernels execute
+(`training/executed.py`). With `--profile` a file has the milliseconds of each kernel in a step of each case.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from icl_bench.harness.training.ranks import joined_ranks
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.spec import RunSpec
 
-WIDTH, LAYERS, HEADS, MLP, TOKENS = 512, 6, 8, 1280, 1 << 17
+WIDTH, LAYERS, HEADS, MLP, TOKENS = 512, 6, 8, 1280, 264 << 10
 BODY = f"heads={HEADS},gate=true,rope=true"
 CASES = {
     "softmax-1k": (f"softmax:heads={HEADS},conv=0", 1024),
@@ -52,6 +53,11 @@ def spec_of(arch: str, length: int, width: int, tokens: int) -> RunSpec:
     task = f"text:length={length},extrapolate=[]"
     (run,) = expand_request(Request(task, [arch], precision="bfloat16", settings=settings))
     return run
+
+
+def whole_rows(tokens: int, length: int) -> int:
+    """Return the tokens of as many whole rows as fit into a number of tokens."""
+    return tokens // length * length
 
 
 def seconds_of(step: Callable[[], Any], machine: Machine, seconds: float) -> float:
@@ -150,22 +156,25 @@ def measure(case: str, machine: Machine, options: argparse.Namespace) -> dict[st
     """Return the speed of a case."""
     device, ranks = machine.device, machine.ranks
     kind, _, length = case.rpartition("-")
+    positions = int(length.split("k")[0]) << 10
+    tokens = whole_rows(options.tokens, positions)
     if kind in ("plain", "compiled"):
-        step = plain_step(int(length[:-1]) << 10, options.width, options.tokens, device, kind == "compiled")
-        run = spec_of(CASES["softmax-1k"][0], int(length[:-1]) << 10, options.width, options.tokens)
+        step = plain_step(positions, options.width, tokens, device, kind == "compiled")
+        run = spec_of(CASES["softmax-1k"][0], positions, options.width, tokens)
     else:
-        run = spec_of(*CASES[case], options.width, options.tokens)
+        run = spec_of(*CASES[case], options.width, tokens)
         step = Trainer([run], machine).step
     taken = seconds_of(step, machine, options.seconds)
     if options.profile:
         with options.profile.open("a") as file:
             file.write(f"{case}\n{kernel_times(step)}\n")
     executed = executed_operations(run, machine) or 0.0
-    rate = options.tokens / taken
+    rate = tokens / taken
     cards = ranks.size if ranks else 1
     row = {
         "case": case,
         "ranks": cards,
+        "tokens": tokens,
         "tokens_per_second": round(rate),
         "ms": round(1e3 * taken, 2),
         "executed_per_token": round(executed),
@@ -184,7 +193,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--peak", type=float, default=989e12, help="operations a second of one device")
     parser.add_argument("--width", type=int, default=WIDTH)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a step")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="most tokens of a step, in whole rows")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, one after the other")

@@ -6,10 +6,12 @@ The cases are those of `benchmarks/text.py`. A round measures each of these for 
 
 * alone: the first rank takes the whole batch, the others wait;
 * beside: every rank takes its share as if it were alone, all at once, so that the slowest says what ranks could reach;
-* together: ranks train together;
+* strong: ranks train together on that batch, a share for each;
+* weak: ranks train together on a batch for each, as large as the one of a rank alone;
 * sum: the sum of all gradients, nothing else.
 
-Milliseconds are medians over the rounds, of the slowest rank. The losses are means over the first steps, on equal rows.
+Milliseconds are medians over the rounds, of the slowest rank; `times one GPU` are tokens a second over those of a rank
+alone. The losses are means over the first steps; those of `alone` and `strong` are on equal rows.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from text import CASES, TOKENS, WIDTH, spec_of
+from text import CASES, TOKENS, WIDTH, spec_of, whole_rows
 from torch import distributed
 
 from icl_bench.harness.environment import device_name, git_revision, pick_device, versions
@@ -30,7 +32,7 @@ from icl_bench.harness.training.ranks import Ranks, joined_ranks
 from icl_bench.harness.training.trainer import Machine, Trainer
 
 WARM_STEPS, SUMS = 4, 50
-ALONE, SUM = "alone", "sum"
+ALONE, BESIDE, STRONG, WEAK, SUM = "alone", "beside", "strong", "weak", "sum"
 
 
 def trainers(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Trainer]:
@@ -43,21 +45,23 @@ def trainers(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, 
             trainer.step()
         return trainer
 
-    found = {ALONE: made(options.tokens, False)} if not ranks.rank else {}
+    batch = whole_rows(options.tokens, CASES[case][1])
+    found = {ALONE: made(batch, False)} if not ranks.rank else {}
     distributed.barrier()
-    found["beside"] = made(options.tokens // ranks.size, False)
-    found["together"] = made(options.tokens, True)
+    found[BESIDE] = made(batch // ranks.size, False)
+    found[STRONG] = made(batch, True)
+    found[WEAK] = made(batch * ranks.size, True)
     return found
 
 
 def measure(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, Any]:
     """Return the milliseconds of a case by name, of each rank and round, and how many times one GPU all of them are."""
     found = trainers(case, options, ranks)
-    losses = {name: trainer.take_means(WARM_STEPS)[0][0] for name, trainer in found.items() if name != "beside"}
-    gradients = found["together"].optimiser.buffers.gradients
+    losses = {name: trainer.take_means(WARM_STEPS)[0][0] for name, trainer in found.items() if name != BESIDE}
+    gradients = found[STRONG].optimiser.buffers.gradients
     calls: dict[str, Callable[[], None]] = {name: trainer.step for name, trainer in found.items()}
     calls[SUM] = lambda: ranks.add(gradients)
-    times: dict[str, list[float]] = {name: [] for name in (ALONE, "beside", "together", SUM)}
+    times: dict[str, list[float]] = {name: [] for name in (ALONE, BESIDE, STRONG, WEAK, SUM)}
     counts: dict[str, int] = {}
     for round_number in range(options.rounds + 1):
         for name, own in times.items():
@@ -73,10 +77,13 @@ def measure(case: str, options: argparse.Namespace, ranks: Ranks) -> dict[str, A
     slowest = {name: max(statistics.median(part[name]) for part in gathered if part[name]) for name in times}
     return {
         "case": case,
-        "tokens": options.tokens,
+        "tokens": whole_rows(options.tokens, CASES[case][1]),
         "losses": losses,
         "ms": {name: round(taken, 3) for name, taken in slowest.items()},
-        "times one GPU": round(slowest[ALONE] / slowest["together"], 3),
+        "times one GPU": {
+            STRONG: round(slowest[ALONE] / slowest[STRONG], 3),
+            WEAK: round(ranks.size * slowest[ALONE] / slowest[WEAK], 3),
+        },
         "ms by rank and round": [{name: [round(t, 3) for t in own] for name, own in part.items()} for part in gathered],
     }
 
@@ -104,7 +111,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--width", type=int, default=WIDTH)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a step of all ranks")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="tokens of a step of a rank alone")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -30,7 +30,7 @@ from icl_bench.commands.tables import example_text
 from icl_bench.harness.accounting import account
 from icl_bench.harness.engines.base import ENGINES, install_command
 from icl_bench.harness.resolve import PRESETS, make_task, task_component
-from icl_bench.harness.study.file import MatchSpec, Published, Study
+from icl_bench.harness.study.file import LossPoint, MatchSpec, Published, Study
 from icl_bench.harness.training.batches import ExampleStream, draw_example
 from icl_bench.runs import declarations, record, spec
 from icl_bench.runs.columns import CELL_COLUMNS, CURVE_COLUMNS, RUN_COLUMNS
@@ -329,7 +329,7 @@ def spec_models() -> str:
 
 def study_models() -> str:
     """Return the fields of a study file and its parts."""
-    return model_sections((Study, MatchSpec, Published))
+    return model_sections((Study, MatchSpec, Published, LossPoint))
 
 
 def manifest_model() -> str:

@@ -30,6 +30,7 @@ from icl_bench.architectures.layers import CanonConv, GatedMLP, RMSNorm, start_a
 from icl_bench.errors import SpecError
 from icl_bench.kernels.backends import has_triton
 from icl_bench.kernels.fleet.embedding import TokenOccurrences
+from icl_bench.kernels.fleet.residual import stands_alone
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.runs.spec import ModelSpec
 
@@ -61,13 +62,15 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, y: Tensor | None, first: FirstLayer | None, positions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Apply the layer to x + y, [M, B, T, C], or for some positions only, [M, B, S].
 
-        The two tensors returned are summed with the next norm.
+        The two tensors returned are summed with the next norm, None for 0; then x has been written over.
         """
         if positions is not None:
             return self.forward_at(x, y, positions, first)
+        if y is None and self.adds_in_place and stands_alone(x):
+            return self.add_in_place(x, first), None
         x, normed = self.mixer_input(x, y)
         return self.apply_mlp(x, self.mixer(normed, first))
 
@@ -80,6 +83,20 @@ class Block(nn.Module):
             return take_rows(x, positions), take_rows(y, positions)
         x, normed = self.mixer_input(x, y)
         return self.apply_mlp(take_rows(x, positions), self.mixer.forward_at(normed, positions, first))
+
+    @property
+    def adds_in_place(self) -> bool:
+        """Have a mixer and an MLP that read nothing of a norm but one product each."""
+        plain = self.mixer_canon is None and self.mlp_canon is None
+        return plain and self.mlp is not None and self.mlp.canon is None and self.mixer.reads_one_product
+
+    def add_in_place(self, x: Tensor, first: FirstLayer | None) -> Tensor:
+        """Return the stream x with the outputs of both layers added, written over it."""
+        assert self.mlp is not None and self.mlp_norm is not None
+        x, rows = self.mixer_norm.unit(x)
+        x = self.mixer.added_onto(x, rows, self.mixer_norm.weight, first)
+        x, rows = self.mlp_norm.unit(x)
+        return self.mlp.added_onto(x, rows, self.mlp_norm.weight)
 
     def mixer_input(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the residual sum x + y and the input of the mixer."""
@@ -120,7 +137,7 @@ class Block(nn.Module):
 
 def recomputed(
     block: Block, x: Tensor, y: Tensor | None, first: FirstLayer | None, positions: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Apply a block without keeping its activations, which the backward pass computes again; `first` must be None.
 
     The parameters in use, which may stand in for those of the module, are arguments: the second pass needs them too.
@@ -128,9 +145,12 @@ def recomputed(
     names, parameters = zip(*block.named_parameters(), strict=True)
 
     def apply(x: Tensor, y: Tensor | None, *parameters: Tensor) -> Any:
-        return functional_call(block, dict(zip(names, parameters, strict=True)), (x, y, first, positions))
+        kept = x.clone() if y is None and block.adds_in_place and stands_alone(x) else x  # the second pass needs x too
+        return functional_call(block, dict(zip(names, parameters, strict=True)), (kept, y, first, positions))
 
-    out: tuple[Tensor, Tensor] = checkpoint(apply, x, y, *parameters, use_reentrant=False, preserve_rng_state=False)
+    out: tuple[Tensor, Tensor | None] = checkpoint(
+        apply, x, y, *parameters, use_reentrant=False, preserve_rng_state=False
+    )
     return out
 
 

@@ -133,6 +133,18 @@ class Mixer(nn.Module, ABC):
         return False
 
     @property
+    def reads_one_product(self) -> bool:
+        """Read the input of the parallel form in one product alone, and end with one: have `added_onto`."""
+        return False
+
+    def added_onto(self, total: Tensor, rows: Tensor, gain: Tensor, first: FirstLayer | None) -> Tensor:
+        """Return the stream `total` with the output added in place, for rows to which gains [M, C] are to be applied.
+
+        Only where `reads_one_product`; `total` and `rows` are [M, B, T, C].
+        """
+        raise NotImplementedError
+
+    @property
     def value_shape(self) -> tuple[int, int] | None:
         """Heads and width of the values that fill `FirstLayer.values` where this is the first layer; None for none."""
         return None

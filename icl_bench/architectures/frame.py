@@ -19,8 +19,9 @@ from icl_bench.kernels.columns import split_heads
 from icl_bench.kernels.fleet.chosen_queries import attend_at, takes_chosen
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.products import gated_product
-from icl_bench.kernels.fleet.projection import project_beside
+from icl_bench.kernels.fleet.projection import project, project_beside
 from icl_bench.kernels.fleet.records import Groups, HeadColumns, ScoreRule
+from icl_bench.kernels.fleet.residual import fold_gains, project_onto
 from icl_bench.kernels.fleet.rotation import split_rotated
 from icl_bench.kernels.fleet.rows import take_rows, take_rows_beside
 from icl_bench.schema import READS_NONE
@@ -137,6 +138,8 @@ class Core(nn.Module, ABC):
     """
 
     __call__: Callable[..., Tensor]
+    reads_input = True
+    """Read x beside queries, keys, values and the shared gate."""
     ignores_zeros = False
     """Give the same outputs, and zeros behind them, where queries, keys and values have zeros behind their channels."""
 
@@ -235,6 +238,16 @@ class HeadsMixer(Mixer):
         x, qkv, gate = self.projections(x)
         y = self.mix(x, first, qkv)
         return self.output(self.finish(y, None if gate is None else gate.view(y.shape)))
+
+    @property
+    def reads_one_product(self) -> bool:
+        gated = self.gate is not None or self.output_gate is not None or self.speed is not None
+        return not (gated or self.core.reads_input or self.can_fill)
+
+    def added_onto(self, total: Tensor, rows: Tensor, gain: Tensor, first: FirstLayer | None) -> Tensor:
+        qkv = project(rows.flatten(1, -2), fold_gains(self.project.weight, gain)).view(*rows.shape[:-1], -1)
+        y = self.finish(self.mix(rows, first, qkv), None)
+        return project_onto(total.flatten(1, -2), y.flatten(1, -2), self.output.weight).view(total.shape)
 
     def fills(self, x: Tensor, first: FirstLayer | None) -> bool:
         """Return whether the heads get zero channels: on a GPU, where no other layer reads the values, and of pairs."""

@@ -22,6 +22,7 @@ from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_paired_norm, add_rms_norm, rms_norm
 from icl_bench.kernels.fleet.projection import project, project_parts
 from icl_bench.kernels.fleet.records import GateActivation, HeadColumns, NormOptions
+from icl_bench.kernels.fleet.residual import fold_gains, project_onto, unit_rms
 from icl_bench.kernels.fleet.split_convolution import split_convolution
 from icl_bench.runs.spec import Recipe
 
@@ -237,6 +238,10 @@ class RMSNorm(Stacked):
         """Return the residual sum x + y (x where y is None) and its norm, in the type of x."""
         return add_rms_norm(x, None if y is None else y.to(x.dtype), self.weight, eps=self.eps)
 
+    def unit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x for its other use, and x / rms(x), to which the gains are not applied yet."""
+        return unit_rms(x, eps=self.eps)
+
     def pairs_after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the residual sum of x and y [M, B, T, C], and its norm beside that one token before."""
         return add_paired_norm(x, None if y is None else y.to(x.dtype), self.weight, eps=self.eps)
@@ -353,6 +358,14 @@ class GatedMLP(nn.Module):
         if self.canon is not None:
             return self.down(gated_unit(self.canon(self.up(x))))
         return gated_mlp(x.flatten(1, -2), self.up.weight, self.down.weight).view(x.shape)
+
+    def added_onto(self, total: Tensor, rows: Tensor, gain: Tensor) -> Tensor:
+        """Return the stream `total` with the layer's output added in place, for rows whose gains are not applied yet.
+
+        There is no canon layer; both are [M, B, T, C], the gains [M, C].
+        """
+        both = project(rows.flatten(1, -2), fold_gains(self.up.weight, gain))
+        return project_onto(total.flatten(1, -2), gated_unit(both), self.down.weight).view(total.shape)
 
     def step(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute one position: x [M, B, C] and the tail of the canon layer, None without one -> output and tail."""

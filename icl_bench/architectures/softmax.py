@@ -31,6 +31,7 @@ from icl_bench.schema import later
 class CacheCore(Core):
     """Keys and values unchanged, all of them or the last `reach`."""
 
+    reads_input = False
     ignores_zeros = True
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from icl_bench.commands.options import MachineOptions, OutputOptions
 from icl_bench.commands.output import finish, note
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from icl_bench.harness.estimate import Estimate
     from icl_bench.harness.resolve import Request
     from icl_bench.harness.session import Session
-    from icl_bench.harness.study.file import Study
+    from icl_bench.harness.study.file import LossPoint, Published, Study
     from icl_bench.reports.context import StudyContext
     from icl_bench.runs.record import RunRecord
     from icl_bench.runs.spec import RunSpec
@@ -188,12 +188,13 @@ def complete_study(
 def context_of(study: "Study", left_out: "list[str]") -> "StudyContext":
     """Return the context of a study that its report shows: question, hypotheses, conclusions, published results."""
     from icl_bench.harness.resolve import label_of_arch, model_of
-    from icl_bench.reports.context import PublishedResult, StudyContext
+    from icl_bench.reports.context import PublishedLoss, PublishedResult, StudyContext
 
     d_model = model_of(study.preset, study.settings).d_model
-    labels = [point.arch and label_of_arch(point.arch, d_model) for point in study.published]
-    pairs = zip(study.published, labels, strict=True)
-    points = [PublishedResult(one.label, one.bytes, one.accuracy, one.source, label) for one, label in pairs]
+
+    def named(points: "Sequence[Published] | Sequence[LossPoint]") -> "list[dict[str, Any]]":
+        return [one.model_dump() | {"arch": one.arch and label_of_arch(one.arch, d_model)} for one in points]
+
     reasons = tuple(message.rpartition("; ")[0] or message for message in left_out)  # without the way out
     return StudyContext(
         name=study.name,
@@ -202,7 +203,8 @@ def context_of(study: "Study", left_out: "list[str]") -> "StudyContext":
         conclusions=study.conclusions,
         corrections=study.corrections,
         left_out=reasons,
-        published=tuple(points),
+        published=tuple(PublishedResult(**point) for point in named(study.published)),
+        published_losses=tuple(PublishedLoss(**point) for point in named(study.published_losses)),
         primary_test=study.primary_test,
         choice=study.choice,
         ladder=study.ladder,

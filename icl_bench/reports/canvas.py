@@ -76,6 +76,10 @@ class SeriesStyle(NamedTuple):
     dash: Dash
 
 
+PUBLISHED_STYLE = SeriesStyle((0.0, 0.0, 0.0), "o", "-")
+"""Style of published results."""
+
+
 def series_style(index: int, shade: float = 0.0) -> SeriesStyle:
     """Return the style of the entry at this position in the order of labels; `shade` from 0 to 1 makes it lighter."""
     red, green, blue = (part + (1 - part) * 0.65 * shade for part in to_rgb(COLOURS[index % len(COLOURS)]))

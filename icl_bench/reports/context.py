@@ -21,6 +21,25 @@ class PublishedResult(NamedTuple):
     """The architecture that corresponds to it here, as records name it."""
 
 
+class PublishedLoss(NamedTuple):
+    """A loss of a language model that others published."""
+
+    label: str
+    """The model that was measured."""
+    loss: float
+    """Mean loss of a token, in nats."""
+    vocabulary: int
+    """Number of different tokens."""
+    length: int
+    """Tokens of a row."""
+    tokens: float
+    """Tokens that the model was trained on."""
+    source: str
+    """The publication and the place in it."""
+    arch: str | None = None
+    """The architecture that corresponds to it here, as records name it."""
+
+
 class StudyContext(NamedTuple):
     """The texts of a study that its report quotes; empty for a report on a store."""
 
@@ -36,6 +55,8 @@ class StudyContext(NamedTuple):
     """Architectures that could not be matched in size, each with the nearest size that it reaches."""
     published: tuple[PublishedResult, ...] = ()
     """Published results, to compare the measured ones with."""
+    published_losses: tuple[PublishedLoss, ...] = ()
+    """Published losses of language models, likewise."""
     primary_test: PrimaryTest = "rank"
     """Test on which the claims of the report rest."""
     choice: str = "median"

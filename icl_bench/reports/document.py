@@ -61,7 +61,7 @@ def compose(
     blocks: list[Content] = [Heading(1, title_of(sections, context)), *opening(context)]
     blocks.append(Prose(totals(runs, problems, context.interrupted)))
     blocks += [Link("Results of every run and cell, failed runs included", rows)] if rows else []
-    blocks += [*published_blocks(sections, context.published), *across_blocks(sections)]
+    blocks += [*published_blocks(sections, context), *across_blocks(sections)]
     for i, section in enumerate(sections):
         blocks += [Heading(2, section.task), *map(Prose, findings(section))]
         for part in PARTS:

@@ -9,6 +9,7 @@ from icl_bench.corpus import library
 from icl_bench.corpus.library import corpora_folder, find_corpus
 from icl_bench.corpus.tokens import write_corpus
 from icl_bench.errors import CorpusError
+from tests.corpus.test_arrays import make_array
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,25 @@ def test_the_commands_build_and_show(command, tmp_path):
 def test_what_is_wrong_is_said_in_one_line(command, arguments, message):
     ended = command("corpus", *arguments)
     assert ended.status == 2 and message in ended.err and len(ended.err.strip().splitlines()) == 1
+
+
+def test_bad_input_ends_commands_in_one_line(command, tmp_path):
+    """The five cases of a corpus that cannot be trained on: exit status 2, and a line that names what is wrong."""
+    (make_array(tmp_path / "own.zarr") / "1.2").unlink()
+    write(tmp_path / "own.tokens", b"a document " * 100)
+    known = find_corpus(str(tmp_path / "own.tokens")).id
+    (tmp_path / "cut.tokens").write_bytes((tmp_path / "own.tokens").read_bytes()[:-5])
+    cases = {
+        "lacks 1 of 6: 1.2": ("corpus", "build", "own.zarr", "-o", "x"),
+        "has 256 token ids": ("run", 'text:corpus="own.tokens",vocab=50257', "-a", "softmax"),
+        "rows need 4,096": ("run", 'text:corpus="own.tokens",length=4096,extrapolate=[]', "-a", "softmax"),
+        "is cut short": ("corpus", "show", "cut.tokens"),
+        f"and was {known}": ("corpus", "show", known),
+    }
+    for message, arguments in cases.items():
+        if message.startswith("and was"):  # the file has other content by now
+            library.OPENED.clear()
+            write(tmp_path / "own.tokens", b"another document")
+        ended = command(*arguments)
+        assert (ended.status, ended.out) == (2, "") and message in ended.err, (arguments, ended)
+        assert len(ended.err.strip().splitlines()) == 1

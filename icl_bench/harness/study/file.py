@@ -61,6 +61,25 @@ class Published(Frozen):
     """Architecture of this study that reproduces the published model, as typed in the study."""
 
 
+class LossPoint(Frozen):
+    """A published loss of a language model, drawn where a study has its tokens and its length of rows."""
+
+    label: str
+    """Name of the published model."""
+    loss: float = Field(gt=0)
+    """Mean loss of a token, in nats."""
+    vocabulary: int = Field(ge=2)
+    """Number of different tokens."""
+    length: int = Field(ge=1)
+    """Tokens of a row."""
+    tokens: float = Field(gt=0)
+    """Tokens that the model was trained on."""
+    source: str
+    """Place of publication."""
+    arch: str | None = None
+    """Architecture of this study that corresponds to the published model, as typed in the study."""
+
+
 class Study(Frozen):
     """A study, as its file describes it."""
 
@@ -111,6 +130,8 @@ class Study(Frozen):
     """Arithmetic of the forward and backward pass."""
     published: tuple[Published, ...] = ()
     """Published results to draw beside the measured ones."""
+    published_losses: tuple[LossPoint, ...] = ()
+    """Published losses of language models, likewise."""
 
     @model_validator(mode="after")
     def _check_protocol(self) -> Self:
@@ -216,8 +237,8 @@ def refuse_code(study: Study, source: str) -> None:
 
     A user who types a module on the command line trusts it; a study file may come from anyone.
     """
-    published = [point.arch for point in study.published if point.arch]
-    for text in (*study.tasks, *study.archs, *published):
+    arches = [*(point.arch for point in study.published), *(point.arch for point in study.published_losses)]
+    for text in (*study.tasks, *study.archs, *filter(None, arches)):
         for part in split_pattern(text):
             module = part.partition(":")[0]
             if DOTTED.fullmatch(part) and module not in plugin_modules():

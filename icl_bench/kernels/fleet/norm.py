@@ -86,10 +86,21 @@ def unit_norm_reference(x: Tensor, eps: float) -> Tensor:
     return wide / (wide.square().sum(-1, keepdim=True) + eps).sqrt()
 
 
+def unit_rms_reference(x: Tensor, eps: float) -> Tensor:
+    """Divide rows by their root mean square, in float64: x [..., C]."""
+    wide = x.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def unit_rms_torch(x: Tensor, eps: float) -> Tensor:
+    """Divide rows by their root mean square, in operators of torch and at least float32, in the type of x: [..., C]."""
+    wide = _widen(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise by the definition, in float64: x [M, N, C], weight [M, C]."""
-    wide = x.double()
-    return wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()[:, None]
+    return unit_rms_reference(x, eps) * weight.double()[:, None]
 
 
 def _normalise(x: Tensor, weight: Tensor, eps: float, impl: FleetImpl) -> Tensor:

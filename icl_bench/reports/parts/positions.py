@@ -17,7 +17,7 @@ from icl_bench.reports import canvas
 from icl_bench.reports.analysis import CellInfo, Section
 from icl_bench.reports.blocks import Name, Table, table_of
 from icl_bench.reports.canvas import SeriesStyle
-from icl_bench.reports.context import StudyContext
+from icl_bench.reports.context import PublishedLoss, StudyContext
 from icl_bench.reports.entry import Entry, cell_of, known_median
 from icl_bench.reports.labels import End, label_ends
 from icl_bench.reports.panels import draw_panels, end_of
@@ -50,6 +50,14 @@ WORK_NOTE = (
     "tokens. Tokens/s: of the whole fleet, which may have shared its device with other work. Bits: at the trained "
     "length, medians over seeds. Points inside one run are not drawn, as its learning rate has not fallen there."
 )
+
+
+class PublishedPlace(NamedTuple):
+    """A published loss, the entry of its architecture, and the operations that its training takes."""
+
+    point: PublishedLoss
+    entry: Entry
+    work: float
 
 
 class Octave(NamedTuple):
@@ -177,10 +185,13 @@ def work_of(entry: Entry) -> TokenWork | None:
 def training_work(entry: Entry) -> float | None:
     """Return the operations of a whole training, with the cheaper form of the state; None where they are unknown."""
     work, train = work_of(entry), entry.example.spec["train"]
-    known = [form for form in (work.recurrent, work.quadratic) if form is not None] if work else []
-    if work is None or not known:
-        return None
-    return float(BACKWARD * (work.weights + min(known)) * work.length * train["batch"] * train["steps"])
+    return None if work is None else work_on(work, work.length * train["batch"] * train["steps"])
+
+
+def work_on(work: TokenWork, tokens: float) -> float | None:
+    """Return the operations of training on so many tokens, with the cheaper form of the state."""
+    known = [form for form in (work.recurrent, work.quadratic) if form is not None]
+    return float(BACKWARD * (work.weights + min(known)) * tokens) if known else None
 
 
 def trained_cells(entry: Entry) -> Mapping[Seeds, CellScore]:
@@ -194,6 +205,28 @@ def trained_cells(entry: Entry) -> Mapping[Seeds, CellScore]:
 def trained_bits(entry: Entry) -> list[float]:
     """Return the loss of each run at the longest trained length, in bits."""
     return [cell.loss / math.log(2) for cell in trained_cells(entry).values()]
+
+
+def trained_median(entry: Entry) -> float | None:
+    """Return the median of `trained_bits`; None where there are none."""
+    return known_median(trained_bits(entry))
+
+
+def published_places(section: Section, published: Sequence[PublishedLoss]) -> list[PublishedPlace]:
+    """Return the published losses of the section's setting, each with the entry of its architecture.
+
+    A setting is that of a loss where the vocabulary and the trained length of rows are.
+    """
+    places = []
+    for point in published:
+        for entry in section.entries:
+            work, task = work_of(entry), entry.example.spec["task"]
+            same = work is not None and (work.length, task["params"].get("vocab")) == (point.length, point.vocabulary)
+            total = work_on(work, point.tokens) if work and same else None
+            if total is not None and entry.example.result.arch == point.arch:
+                places.append(PublishedPlace(point, entry, total))
+                break
+    return places
 
 
 def work_table(section: Section) -> Table:
@@ -214,7 +247,7 @@ def work_row(entry: Entry, work: TokenWork) -> dict[str, str]:
         "training": operations(training_work(entry)),
         "seconds": NONE if seconds is None else f"{seconds:,.0f}",
         "tokens/s": NONE if pace is None else f"{pace * work.length:,.0f}",
-        "bits": bits(known_median(trained_bits(entry))),
+        "bits": bits(trained_median(entry)),
     }
 
 
@@ -226,7 +259,7 @@ def operations(value: float | None) -> str:
 def loss_by_work(section: Section, context: StudyContext) -> Figure | None:
     """Draw the loss of each run at the trained length against the work of its training; None where it is unknown.
 
-    A line joins the medians of an architecture at several budgets.
+    A line joins the medians of an architecture at several budgets; hollow diamonds are losses that others published.
     """
     curves: dict[str, list[Entry]] = {}
     for entry in sorted(section.entries, key=budget_of):
@@ -236,6 +269,11 @@ def loss_by_work(section: Section, context: StudyContext) -> Figure | None:
         return None
     figure, (axes,) = canvas.new_figure(WORK_HEIGHT)
     ends = [draw_work(axes, name, rungs, canvas.series_style(i)) for i, (name, rungs) in enumerate(curves.items())]
+    for place in published_places(section, context.published_losses):
+        spot = place.work, place.point.loss / math.log(2)
+        axes.add_line(canvas.hollow(*spot, "D", 8, canvas.PUBLISHED_STYLE))
+        axes.annotate(place.point.label, spot, (-8, -3), textcoords="offset points", ha="right", fontsize=8)
+        axes.update_datalim([spot])
     free_axis(axes)
     axes.set_ylabel("bits per token")
     canvas.spread_logarithmically(axes)
@@ -271,7 +309,7 @@ WORK_PART = Part(
     SectionFigure(
         "loss-by-work",
         "Loss at the trained length against the operations of training: a dot for each seed, medians of an "
-        "architecture at several budgets joined.",
+        "architecture at several budgets joined. Hollow diamonds are published losses of the same setting.",
         loss_by_work,
     ),
     WORK_NOTE,

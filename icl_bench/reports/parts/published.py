@@ -1,11 +1,13 @@
 """Published results beside the measured ones."""
 
+import math
 from collections.abc import Sequence
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Content, Name, Prose, Table, table_of, titled
-from icl_bench.reports.context import PublishedResult
+from icl_bench.reports.context import PublishedLoss, PublishedResult, StudyContext
 from icl_bench.reports.entry import Entry
+from icl_bench.reports.parts.positions import bits, operations, published_places, trained_median
 from icl_bench.reports.text import NONE, format_bytes, format_interval, format_level, format_share
 
 MET = 0.04
@@ -14,6 +16,11 @@ MEASURED = ("measured", "state", "accuracy", "interval of the median", "its leve
 NOTE = (
     f"Met: the accuracies differ by at most {MET}. State: in bytes, as the source counts it and as it is counted here. "
     "Accuracy: mean over the evaluated cells; the measured one is the median over seeds."
+)
+
+LOSS_NOTE = (
+    "Trained on: tokens. A setting is the same where vocabulary and length of rows agree and the study has the "
+    "architecture; the text, its split, the optimiser and the budget may still differ, so that no difference is given."
 )
 
 
@@ -41,6 +48,28 @@ def published_row(point: PublishedResult, entry: Entry | None) -> dict[str, str]
     return {**told, **dict(zip(MEASURED, cells, strict=True)), "outcome": "met" if abs(gap) <= MET else "not met"}
 
 
-def published_blocks(sections: Sequence[Section], published: Sequence[PublishedResult]) -> list[Content]:
-    """Return the table of published results; empty where there are none."""
-    return titled(2, "Published results", published_table(sections, published), Prose(NOTE))
+def published_loss_table(sections: Sequence[Section], published: Sequence[PublishedLoss]) -> Table:
+    """Make a row for each published loss in each section of its setting, and one for a loss that fits in none."""
+    rows = []
+    for point in published:
+        told = {
+            "published loss": Name(point.label),
+            "row": f"{point.length:,} of {point.vocabulary:,} tokens",
+            "trained on": operations(point.tokens),
+            "bits": bits(point.loss / math.log(2)),
+            "source": Name(point.source),
+        }
+        places = [place for section in sections for place in published_places(section, (point,))]
+        rows += [
+            {**told, "measured": Name(place.entry.label), "measured bits": bits(trained_median(place.entry))}
+            for place in places
+        ] or [{**told, "measured": "another setting", "measured bits": NONE}]
+    return table_of(rows)
+
+
+def published_blocks(sections: Sequence[Section], context: StudyContext) -> list[Content]:
+    """Return the tables of published results and losses; empty where there are none."""
+    return [
+        *titled(2, "Published results", published_table(sections, context.published), Prose(NOTE)),
+        *titled(2, "Published losses", published_loss_table(sections, context.published_losses), Prose(LOSS_NOTE)),
+    ]

@@ -34,7 +34,6 @@ CEILING_REACH = 1.06
 """Factor by which the line at a ceiling reaches to each side of the size of its window."""
 UNTRAINED = {"untrained": " (untrained)", "at the floor": " (at the floor)"}
 """Outcomes of training in which no seed is locked in, and how a row names them."""
-PUBLISHED_STYLE = canvas.SeriesStyle((0.0, 0.0, 0.0), "o", "-")
 
 
 def drawn_entries(section: Section) -> list[Entry]:
@@ -72,7 +71,7 @@ def recall_by_state(section: Section, context: StudyContext) -> Figure | None:
             draw_ceilings(axes, section, size)
         canvas.size_axis(axes, label)
     for point in context.published:
-        panels[0].add_line(canvas.hollow(float(point.bytes), point.accuracy, "o", 9, PUBLISHED_STYLE))
+        panels[0].add_line(canvas.hollow(float(point.bytes), point.accuracy, "o", 9, canvas.PUBLISHED_STYLE))
         spot = (float(point.bytes), point.accuracy)
         panels[0].annotate("published", spot, (0, 8), textcoords="offset points", ha="center", fontsize=8)
     canvas.share_axis(panels[0], "test accuracy, mean over cells")

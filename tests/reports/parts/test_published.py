@@ -1,16 +1,22 @@
 """The study in its report, and published results beside measured ones."""
 
+import math
 from pathlib import Path
+
+import pytest
 
 from icl_bench.commands.session import context_of
 from icl_bench.harness.study.file import load_study, packaged_studies
 from icl_bench.harness.study.protocol import runs_of, study_parts
-from icl_bench.reports.context import PublishedResult, StudyContext
-from icl_bench.reports.parts.published import published_table
+from icl_bench.reports.context import NO_STUDY, PublishedLoss, PublishedResult, StudyContext
+from icl_bench.reports.parts.positions import loss_by_work, published_places
+from icl_bench.reports.parts.published import published_loss_table, published_table
 from icl_bench.reports.report import write_report
+from icl_bench.reports.text import NONE
 from icl_bench.runs.outline import FinishedRuns
 from tests.browser import unpacked
-from tests.reports.factory import make_record, sections_of
+from tests.reports.factory import make_record, section_of, sections_of
+from tests.reports.parts.test_positions import with_losses
 
 POINTS = (
     PublishedResult("attention", 10_000, 0.9, "a paper", "softmax"),
@@ -77,3 +83,29 @@ def test_published_points_of_packaged_studies_name_architectures_that_run() -> N
 def test_a_message_is_told_without_its_way_out() -> None:
     study = load_study("power-vs-window")
     assert context_of(study, ["a must be b; its nearest is c; choose d"]).left_out == ("a must be b; its nearest is c",)
+
+
+def test_published_losses_stand_where_the_setting_is_theirs() -> None:
+    runs = [with_losses(make_record(arch, seed)) for arch in ("power:p=2", "softmax") for seed in range(3)]
+    section = section_of(runs)
+    theirs = PublishedLoss("others", 2 * math.log(2), 256, 16, 1e6, "an article", "softmax")
+    points = (theirs, theirs._replace(vocabulary=50257), theirs._replace(length=64), theirs._replace(arch="window"))
+    ((point, entry, work),) = published_places(section, points)
+    assert point is theirs and entry.label == "softmax" and work == 3 * (3e5 + 1e4) * 1e6
+    same, *elsewhere = published_loss_table([section], points).rows
+    assert same == ("others", "16 of 256 tokens", "1e06", "2.000", "an article", "softmax", "2.400")
+    assert all(row[-2:] == ("another setting", NONE) for row in elsewhere)
+    drawn = loss_by_work(section, NO_STUDY._replace(published_losses=points))
+    assert drawn is not None
+    (spot,) = (line for line in drawn.axes[0].get_lines() if line.get_marker() == "D")
+    assert spot.get_xydata().tolist() == [[work, pytest.approx(2.0)]]
+    low, high = drawn.axes[0].get_ylim()
+    assert low < 2 < high
+
+
+def test_published_losses_of_packaged_studies_name_their_architectures() -> None:
+    study = load_study("text-125m")
+    contenders = [each for part in study_parts(study)[0] for each in part.contenders]
+    made = {runs_of(study, each, [1e-3], [0])[0].arch_label for each in contenders}
+    losses = context_of(study, []).published_losses
+    assert losses and {point.arch for point in losses} <= made

@@ -72,10 +72,11 @@ class FusedSplitRotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors  # once: where activations are computed again, a second look is refused
         dx = gradients[0].new_empty(*gradients[0].shape[:3], sum(heads * width for heads, width in ctx.shapes))
         for part, given, turn in zip(heads_of(dx, ctx.shapes), gradients, (-1, -1, 0), strict=True):
             gradient, apart = spaced_rows(given, 2)
-            launch_rotation(gradient, apart, part, dx.shape[3], *ctx.saved_tensors, turn=turn)
+            launch_rotation(gradient, apart, part, dx.shape[3], cos, sin, turn=turn)
         return dx, None, None, None
 
 
