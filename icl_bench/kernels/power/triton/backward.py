@@ -35,6 +35,7 @@ from icl_bench.kernels.power.triton.tiles import (
 )
 from icl_bench.kernels.power.triton.tokens import load_query_stats, store_query_stats
 from icl_bench.kernels.triton.common import View, at_head, load_for_columns, part_sums
+from icl_bench.kernels.triton.kept import kept_kernel
 
 
 @triton.jit
@@ -83,7 +84,7 @@ def _query_block(
     return tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION), total, of_weights
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_query_gradient_kernel(
     q, k, v, lower, squares, reach, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, d_lower,
     T, chunk, chunks, heads, repeat, low_rows, share, scale_in, scale_out, eps,
@@ -274,7 +275,7 @@ def _key_block(
     return dk, dv, sums, reach
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks", "groups"])
 def power_key_gradient_kernel(
     q, k, v, u, w, norms, dy, query_stats, query_sums, traces, gates, states, dk, dv, column_sums,
     T, chunk, chunks, groups, scale_in, state_factor, scale_out,

@@ -26,6 +26,7 @@ from icl_bench.kernels.power.triton.tiles import (
     rounded,
 )
 from icl_bench.kernels.triton.common import at_head, load_for_columns, part_sums
+from icl_bench.kernels.triton.kept import kept_kernel
 
 
 @triton.jit
@@ -107,7 +108,7 @@ def _score_block(
     return tl.dot(s.to(C.DOT), values, acc, input_precision=C.PRECISION), sums
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_forward_kernel(
     q, k, v, u, w, lower, squares, query_squares, key_sums, traces, gates, states, y, y_low, den,
     T, chunk, chunks, heads, repeat, low_rows, share, scale_in, state_factor, scale_out, eps,

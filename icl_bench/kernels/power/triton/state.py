@@ -18,6 +18,7 @@ from icl_bench.kernels.power.triton.tiles import (
     tile_pair,
 )
 from icl_bench.kernels.triton.common import at_head, part_sums
+from icl_bench.kernels.triton.kept import kept_kernel
 
 
 class SumConstants(NamedTuple):
@@ -113,7 +114,7 @@ def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constex
     return acc
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
+@kept_kernel(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
 def power_linear_sums_kernel(
     k, x, weights, sum_weights, out, T, chunk, heads, first_chunk, summed, elements, C: tl.constexpr
 ):
@@ -150,7 +151,7 @@ def power_linear_sums_kernel(
         tl.store(out + K * X + index, total, mask=index < tl.where(first_column == 0, K, 0))
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
+@kept_kernel(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
 def power_tiled_sums_kernel(
     u, w, x, weights, sum_weights, out, T, chunk, heads, first_chunk, summed, elements, expanded, C: tl.constexpr
 ):
@@ -197,7 +198,7 @@ def power_tiled_sums_kernel(
         tl.store(out + expanded + i[:, None] * W + j[None, :], z.to(out.dtype.element_ty), mask=z_mask)
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks"])
 def power_scan_kernel(
     sums, gates, initial, final, prefix, dots,
     T, chunk, chunks, elements, used, expanded, tile_elements,
