@@ -43,17 +43,13 @@ class KeptKernel(JITFunction):  # type: ignore[misc]
             elif kind is float:
                 kinds.append(kind)
                 values.append(x)
-            elif issubclass(kind, tuple):
-                tensor, *sizes = x
+            else:
+                sizes = x[1:] if issubclass(kind, tuple) else None
+                tensor = x if sizes is None else x[0]
                 place = tensor.data_ptr()
                 bits |= place
-                kinds += (kind, tensor.dtype, tensor.get_device(), *sizes)
-                values.append((place, *sizes))
-            else:
-                place = x.data_ptr()
-                bits |= place
-                kinds += (x.dtype, x.get_device())
-                values.append(place)
+                kinds += (tensor.dtype, tensor.get_device(), sizes)
+                values.append(place if sizes is None else (place, *sizes))
         key = tuple(kinds)
         kept = self.launches.get(key)
         if kept is None or bits & ALIGNMENT:
