@@ -11,6 +11,18 @@ import pytest
 import torch
 
 
+KEPT_BYTES = 2 * 2**30
+"""Memory that a worker may keep after a test, for the next one."""
+
+
+@pytest.fixture(autouse=True)
+def returned_memory() -> Iterator[None]:
+    """Give back what a test has left in the memory that a worker keeps, where it is much: other workers need it."""
+    yield
+    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > KEPT_BYTES:
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture
 def in_turn() -> Iterator[None]:
     """Let one test at a time, of all workers, take tens of GB of a GPU, and give them back at its end."""
