@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 KEPT_BYTES = 2 * 2**30
 """Memory that a worker may keep after a test, for the next one."""
 
