@@ -1,8 +1,7 @@
 """The gradients of queries, and of keys and values, of power attention.
 
-Scores are made again from q and k; for keys, which own the rows there, transposed, so that no accumulator is ever
-transposed. With gates, dA_ij A_ij summed along a row (R_i) and along a column (C_j), both from float32 scores, give the
-gradients of the log gates (`tokens.power_gate_gradient_kernel`).
+Scores are made again from q and k; for keys transposed, so that no accumulator is. With gates, sums of dA_ij A_ij along
+rows (R_i) and columns (C_j), from float32 scores, give gradients of log gates (`tokens.power_gate_gradient_kernel`).
 """
 
 import triton

@@ -1,8 +1,7 @@
 """The forward kernel of power attention: the state of earlier chunks and the causal scores of the own one, in one pass.
 
-Both parts add up in one float32 accumulator, because (q.k)^p needs no maximum: bfloat16 and tf32 have the exponents of
-float32. Gates split at the first row m0 of a block, exp(c_i - c_j) = exp(c_i - c_m0) exp(c_m0 - c_j), so that a score
-before the block costs one product and no exponential, and both factors are at most 1.
+Both parts add up in one float32 accumulator: (q.k)^p needs no maximum. Gates split at the first row m0 of a block,
+exp(c_i - c_j) = exp(c_i - c_m0) exp(c_m0 - c_j): a score before it costs no exponential, and both factors are <= 1.
 """
 
 import triton

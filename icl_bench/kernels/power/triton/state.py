@@ -1,8 +1,7 @@
 """States of power attention before each chunk: sums over the tokens of a chunk, and their scan over the chunks.
 
-A state holds, for one head and one chunk, the expanded values S [D', V] in the order of `tiles`, followed by the
-normaliser: Z = sum f u w^T [U, W], or [K] for p = 1. By (q.k)^p = u(q)^T (u(k) w(k)^T) w(q), Z is the sum of the
-expanded keys in another order, made by one small matrix product where summing D' products would cost as much as S.
+A state of one head and one chunk holds the expanded values S [D', V] in the order of `tiles`, then the normaliser
+sum f u w^T [U, W] ([K] for p = 1): the expanded keys in another order, by a small product where D' sums cost as S does.
 """
 
 from typing import Any, NamedTuple

@@ -1,8 +1,7 @@
 """Numbers of each token that the kernels of power attention share: sums of log gates, and statistics of each query.
 
-With w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i, the gradient of a weight is dA_ij = w_i (dy_i . v_j - delta_i).
-The difference cancels where one key has most of the weight of a row, and 1 / den_i then magnifies the rounding error.
-So the forward pass keeps what 16 bits lose of y (`y_low`) where rows have few keys, and delta is made from both.
+With w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i, dA_ij = w_i (dy_i . v_j - delta_i) cancels where one key has most
+of the weight of a row, and 1 / den_i magnifies the rounding error: with few keys, y keeps what 16 bits lose (`y_low`).
 """
 
 import triton
