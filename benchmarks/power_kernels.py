@@ -244,7 +244,7 @@ def compare(out: Path, sizes: list[str], tuned: Path | None, chosen: str) -> Non
             out.write_text(json.dumps(found, indent=1))
 
 
-def _captured_ms(both: Callable[[], None]) -> float | str:
+def captured_ms(both: Callable[[], None]) -> float | str:
     """Time forward and backward as one replayed CUDA graph, without the time that launching takes."""
     try:
         stream = torch.cuda.Stream()
@@ -272,7 +272,7 @@ def time_operator(call: Callable[..., torch.Tensor], q, k, v, log_g, dy) -> dict
         with torch.no_grad():
             forward = median_ms(lambda: call(q, k, v, log_g))
         total = median_ms(both)
-        graph = _captured_ms(both)
+        graph = captured_ms(both)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         both()

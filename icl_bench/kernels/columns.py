@@ -58,6 +58,8 @@ def _rows_of(parts: Sequence[Tensor]) -> Tensor | None:
     first, lead = parts[0], parts[0].shape[:-2]
     shapes = [(part.shape[-2], part.shape[-1]) for part in parts]
     total = sum(heads * width for heads, width in shapes)
+    if first.stride()[-3:-2] != (total,):
+        return None
     strides = list(accumulate([total, *reversed(lead[1:])], lambda stride, size: stride * size))[::-1]
     start = first.storage_offset()
     for part, (heads, width) in zip(parts, shapes, strict=True):

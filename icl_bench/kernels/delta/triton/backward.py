@@ -21,7 +21,6 @@ import triton.language as tl
 
 from icl_bench.kernels.delta.triton.decays import (
     decay_state,
-    end_operand,
     from_start,
     load_chunk,
     load_vectors_again,
@@ -29,7 +28,6 @@ from icl_bench.kernels.delta.triton.decays import (
     onto_keys,
     onto_rows,
     scores,
-    start_operand,
     sum_rows,
     to_end,
     total_decay,
@@ -43,7 +41,6 @@ from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     load_edge,
     load_transposed,
-    nearest_tf32,
     ones_of_pairs,
     product,
     product_in_parts,
@@ -79,9 +76,8 @@ def rows_of_part(ptr, n, part, T, PARTS, WIDTH: tl.constexpr):
 @triton.jit
 def output_gradient(dy, start, end, first, scale, C: tl.constexpr):
     """Return the gradients of the outputs of a chunk, before their scale, as an operand [BLOCK_V, ROWS]."""
-    PRECISION: tl.constexpr = C.PRECISION
     rows = load_transposed(dy, start, end, first, C.SUB - 1, C.SUB, C.V, C.ROWS, C.BLOCK_V)
-    return nearest_tf32(rows.to(tl.float32) * scale, PRECISION)
+    return rows.to(tl.float32) * scale
 
 
 @triton.jit
@@ -160,8 +156,8 @@ def delta_backward_kernel(
         v_t = c.v.to(tl.float32)
         v = tl.trans(v_t)
         p_q = scores(c.q, c.k, c.gates, C.AHEAD, not C.AHEAD, GATE, PRECISION, ROWS)
-        queries = start_operand(c.q, c.gates, C.AHEAD, GATE, PRECISION)
-        keys = end_operand(c.k, c.gates, GATE, PRECISION)
+        queries = from_start(c.q, c.gates, C.AHEAD, GATE)
+        keys = to_end(c.k, c.gates, GATE)
 
         if VALUE_GATE != NONE:
             u_start = from_start(u, c.value_gates, False, VALUE_GATE)
@@ -196,14 +192,14 @@ def delta_backward_kernel(
             if GATE != NONE:
                 total = tl.sum(decay_state(state * d, c.gates, GATE), 0)
             if C.TIED or C.UNTIED:
-                reading = start_operand(c.read, c.gates, C.UNDECAYED, GATE, PRECISION)
+                reading = from_start(c.read, c.gates, C.UNDECAYED, GATE)
                 seen = product(state, tl.trans(reading), PRECISION)
             dq = from_start(product(u, state, PRECISION), c.gates, C.AHEAD, GATE)
 
             # Written rows w, and their gradient; for "untied" the values, and rows r beside them.
-            near_d = nearest_tf32(d, PRECISION)
-            dw_t = product(u_t, nearest_tf32(p_q, PRECISION), PRECISION)
-            dw_t = nearest_tf32(product(near_d, tl.trans(keys), PRECISION, dw_t), PRECISION)
+            ended_d = d
+            dw_t = product(u_t, p_q, PRECISION)
+            dw_t = product(ended_d, tl.trans(keys), PRECISION, dw_t)
             w = v
             dv_t = dw_t
             if C.TIED or C.UNTIED:
@@ -212,11 +208,10 @@ def delta_backward_kernel(
                 rest = v_t - seen
                 if C.RATED:
                     p_a = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
-                    rated = nearest_tf32(rest * c.beta[None, :], PRECISION)
+                    rated = rest * c.beta[None, :]
                     w = product_in_parts(inverse, in_pairs(tl.trans(rated), ones), PRECISION)
                     w_t = product_in_parts(in_pairs(tl.trans(inverse), ones), rated, PRECISION, RIGHT=True)
                     z_t = product_in_parts(inverse, dw_t, PRECISION, RIGHT=True)
-                    w, w_t = nearest_tf32(w, PRECISION), nearest_tf32(w_t, PRECISION)
                     error = rest - product(w_t, in_pairs(tl.trans(p_a), ones), PRECISION)
                     dbeta = rows_of_part(out.beta, n, part, T, parts, 1)
                     store_numbers(dbeta, tl.sum(z_t * error, 0), start, T, 0, 1, ROWS)
@@ -224,25 +219,20 @@ def delta_backward_kernel(
                     z = product_in_parts(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), PRECISION)
                     z = z * -c.beta[:, None]
                 else:
-                    rest = nearest_tf32(rest, PRECISION)
                     w = product_in_parts(inverse, in_pairs(tl.trans(rest), ones), PRECISION)
-                    w = nearest_tf32(w, PRECISION)
                     dv_t = product_in_parts(inverse, dw_t, PRECISION, RIGHT=True)
                     z = -product_in_parts(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), PRECISION)
-                z, z_t = nearest_tf32(z, PRECISION), nearest_tf32(-dv_t, PRECISION)
+                z, z_t = z, -dv_t
             if C.UNTIED:
                 fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
                 p_b = scores(c.q, c.erase, c.gates, False, True, GATE, PRECISION, ROWS)
-                erasing = end_operand(c.erase, c.gates, GATE, PRECISION)
+                erasing = to_end(c.erase, c.gates, GATE)
                 rest = product(v_t, in_pairs(tl.trans(fresh), ones), PRECISION, seen)
-                rest = nearest_tf32(rest, PRECISION)
                 r = product_in_parts(inverse, in_pairs(tl.trans(rest), ones), PRECISION)
-                r = nearest_tf32(r, PRECISION)
-                dr_t = product(u_t, nearest_tf32(p_b, PRECISION), PRECISION)
-                dr_t = nearest_tf32(product(near_d, tl.trans(erasing), PRECISION, dr_t), PRECISION)
+                dr_t = product(u_t, p_b, PRECISION)
+                dr_t = product(ended_d, tl.trans(erasing), PRECISION, dr_t)
                 z_t = product_in_parts(inverse, dr_t, PRECISION, RIGHT=True)
                 z = product_in_parts(tl.trans(inverse), in_pairs(tl.trans(dr_t), ones), PRECISION)
-                z, z_t = nearest_tf32(z, PRECISION), nearest_tf32(z_t, PRECISION)
                 dv_t = product(z_t, fresh, PRECISION, dw_t)
 
             store_transposed(dv_view, dv_t, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
@@ -253,17 +243,17 @@ def delta_backward_kernel(
                 w = tl.trans(c.v.to(tl.float32))
             else:
                 c = load_vectors_again(c, x, start, T, C)
-                queries = start_operand(c.q, c.gates, C.AHEAD, GATE, PRECISION)
+                queries = from_start(c.q, c.gates, C.AHEAD, GATE)
 
             # Gradients of the vectors, one after the other: of the scores (dp, and dp_t transposed by a product of its
             # own), then of what they were made of. `upto` and `before` gather those of the cumulated decays.
             w_right = tl.trans(w) * ones[None, :]
             if C.UNTIED:
                 r_right = tl.trans(r) * ones[None, :]
-            dp = nearest_tf32(lower_part(product(u, w_right, PRECISION), DIAGONAL, ROWS), PRECISION)
+            dp = lower_part(product(u, w_right, PRECISION), DIAGONAL, ROWS)
             dq += onto_rows(dp, c.k, c.gates, C.AHEAD, GATE, PRECISION, ROWS)
             if C.UNTIED:
-                dp = nearest_tf32(lower_part(product(u, r_right, PRECISION), DIAGONAL, ROWS), PRECISION)
+                dp = lower_part(product(u, r_right, PRECISION), DIAGONAL, ROWS)
                 dq += onto_rows(dp, c.erase, c.gates, False, GATE, PRECISION, ROWS)
             if GATE != NONE:
                 if C.AHEAD:
@@ -279,14 +269,14 @@ def delta_backward_kernel(
             store_substeps(dq_view, dq, start, T, 0, SUB - 1, SUB, C.K, ROWS, BLOCK_K)
 
             if C.TIED or C.UNTIED:
-                dp = nearest_tf32(lower_part(product(z, w_right, PRECISION), False, ROWS), PRECISION)
+                dp = lower_part(product(z, w_right, PRECISION), False, ROWS)
                 state = tl.load(pointers, mask=mask, other=0.0)
-                reading = start_operand(c.read, c.gates, C.UNDECAYED, GATE, PRECISION)
+                reading = from_start(c.read, c.gates, C.UNDECAYED, GATE)
                 dread = product(in_pairs(z, ones), state, PRECISION)
                 dread = from_start(dread, c.gates, C.UNDECAYED, GATE)
                 dread += onto_rows(dp, c.k, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
                 if C.UNTIED:
-                    dp = nearest_tf32(lower_part(product(z, r_right, PRECISION), False, ROWS), PRECISION)
+                    dp = lower_part(product(z, r_right, PRECISION), False, ROWS)
                     dread += onto_rows(dp, c.erase, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
                 if GATE != NONE:
                     if C.UNDECAYED:
@@ -302,15 +292,15 @@ def delta_backward_kernel(
                 u_t = output_gradient(dy, start, T, first, scale, C)
                 w = tl.trans(c.v.to(tl.float32))
             if C.SINGLE:
-                near_d = nearest_tf32(tl.load(ends, mask=end_mask, other=0.0), PRECISION)
-            dp_t = nearest_tf32(upper_part(product(w, u_t, PRECISION), DIAGONAL, ROWS), PRECISION)
-            dk = to_end(product(in_pairs(w, ones), near_d, PRECISION), c.gates, GATE)
+                ended_d = tl.load(ends, mask=end_mask, other=0.0)
+            dp_t = upper_part(product(w, u_t, PRECISION), DIAGONAL, ROWS)
+            dk = to_end(product(in_pairs(w, ones), ended_d, PRECISION), c.gates, GATE)
             if GATE != NONE:
                 ended = tl.sum(dk * c.k.to(tl.float32), 0)
             dk += onto_keys(dp_t, c.q, c.gates, C.AHEAD, GATE, PRECISION, ROWS)
             if C.TIED or C.UNTIED:
                 z_right = tl.trans(z) * ones[None, :]
-                dp_t = nearest_tf32(upper_part(product(w, z_right, PRECISION), False, ROWS), PRECISION)
+                dp_t = upper_part(product(w, z_right, PRECISION), False, ROWS)
                 dk += onto_keys(dp_t, c.read, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
             if GATE != NONE:
                 if C.AHEAD:
@@ -323,12 +313,12 @@ def delta_backward_kernel(
             store_substeps(rows_of_part(out.k, n, part, T, parts, C.K), dk, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
 
             if C.UNTIED:
-                dp_t = nearest_tf32(upper_part(product(r, u_t, PRECISION), DIAGONAL, ROWS), PRECISION)
-                derase = to_end(product(in_pairs(r, ones), near_d, PRECISION), c.gates, GATE)
+                dp_t = upper_part(product(r, u_t, PRECISION), DIAGONAL, ROWS)
+                derase = to_end(product(in_pairs(r, ones), ended_d, PRECISION), c.gates, GATE)
                 if GATE != NONE:
                     ended += tl.sum(derase * c.erase.to(tl.float32), 0)
                 derase += onto_keys(dp_t, c.q, c.gates, False, GATE, PRECISION, ROWS)
-                dp_t = nearest_tf32(upper_part(product(r, z_right, PRECISION), False, ROWS), PRECISION)
+                dp_t = upper_part(product(r, z_right, PRECISION), False, ROWS)
                 derase += onto_keys(dp_t, c.read, c.gates, C.UNDECAYED, GATE, PRECISION, ROWS)
                 if GATE != NONE:
                     upto -= channel_sums(derase * c.erase.to(tl.float32), GATE)

@@ -24,7 +24,6 @@ from icl_bench.kernels.delta.triton.tiles import (
     load_numbers,
     load_substeps,
     load_transposed,
-    nearest_tf32,
     product,
 )
 
@@ -33,9 +32,9 @@ from icl_bench.kernels.delta.triton.tiles import (
 def sum_rows(matrix, x, PRECISION: tl.constexpr):
     """Return matrix x for a matrix of 0 and 1: sums of rows of x [ROWS, channels], with the digits of float32.
 
-    Beside products in tf32 the numbers are cut into two parts of 11 bits each.
+    Beside products in bfloat16 the numbers are cut into two parts of 11 bits each, for tf32.
     """
-    if PRECISION != "tf32x3":
+    if PRECISION == "bf16":
         high = (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
         sums = tl.dot(matrix, x - high, tl.dot(matrix, high, input_precision="tf32"), input_precision="tf32")
     else:
@@ -147,24 +146,6 @@ def to_end(x, gates, GATE: tl.constexpr):
 
 
 @triton.jit
-def start_operand(x, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr):
-    """Return the rows of `from_start` as an operand of a product: rounded where a decay has left more digits."""
-    rows = from_start(x, gates, EXCLUSIVE, GATE)
-    if GATE != NONE:
-        rows = nearest_tf32(rows, PRECISION)
-    return rows
-
-
-@triton.jit
-def end_operand(x, gates, GATE: tl.constexpr, PRECISION: tl.constexpr):
-    """Return the rows of `to_end` as an operand of a product, rounded as in `start_operand`."""
-    rows = to_end(x, gates, GATE)
-    if GATE != NONE:
-        rows = nearest_tf32(rows, PRECISION)
-    return rows
-
-
-@triton.jit
 def head_decays(gates, EXCLUSIVE: tl.constexpr, ROWS: tl.constexpr):
     """Return exp(Gam_i - Gam_j) below the diagonal and on it, with zeros above, [ROWS, ROWS]."""
     i = tl.arange(0, ROWS)[:, None]
@@ -230,12 +211,11 @@ def scores(
         for level in range(4):
             near = keys * half_factors(gates.logs, False, level, PRECISION, ROWS)
             far = rows * half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
-            far, near = nearest_tf32(far, PRECISION), nearest_tf32(near, PRECISION)
             near = product(far, tl.trans(near), PRECISION)
             total = tl.where(half_pairs(level, ROWS), near, total)
     elif GATE == BOUNDED:
-        far = start_operand(rows, gates, EXCLUSIVE, GATE, PRECISION)
-        near = nearest_tf32(keys.to(tl.float32) * gates.after, PRECISION)
+        far = from_start(rows, gates, EXCLUSIVE, GATE)
+        near = keys.to(tl.float32) * gates.after
         total = lower_part(product(far, tl.trans(near), PRECISION), DIAGONAL, ROWS)
     else:
         total = product(rows, tl.trans(keys.to(rows.dtype)), PRECISION)
@@ -255,9 +235,9 @@ def onto_rows(p, keys, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECI
             near = keys * half_factors(gates.logs, False, level, PRECISION, ROWS)
             part = tl.where(half_pairs(level, ROWS), p, 0.0)
             far = half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
-            total += far * product(part, nearest_tf32(near, PRECISION), PRECISION)
+            total += far * product(part, near, PRECISION)
     elif GATE == BOUNDED:
-        total = product(p, nearest_tf32(keys * gates.after, PRECISION), PRECISION)
+        total = product(p, keys * gates.after, PRECISION)
         total = from_start(total, gates, EXCLUSIVE, GATE)
     else:
         if GATE == HEADS:
@@ -276,9 +256,9 @@ def onto_keys(p, rows, gates, EXCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECI
             far = rows * half_factors(gates.logs, EXCLUSIVE, level, PRECISION, ROWS)
             part = tl.where(tl.trans(half_pairs(level, ROWS)), p, 0.0)
             near = half_factors(gates.logs, False, level, PRECISION, ROWS)
-            total += near * product(part, nearest_tf32(far, PRECISION), PRECISION)
+            total += near * product(part, far, PRECISION)
     elif GATE == BOUNDED:
-        total = product(p, start_operand(rows, gates, EXCLUSIVE, GATE, PRECISION), PRECISION)
+        total = product(p, from_start(rows, gates, EXCLUSIVE, GATE), PRECISION)
         total = total * gates.after
     else:
         if GATE == HEADS:

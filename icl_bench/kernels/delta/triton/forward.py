@@ -10,12 +10,10 @@ import triton.language as tl
 
 from icl_bench.kernels.delta.triton.decays import (
     decay_state,
-    end_operand,
     from_start,
     load_chunk,
     onto_rows,
     scores,
-    start_operand,
     to_end,
     total_decay,
     unit_lower_inverse,
@@ -26,7 +24,6 @@ from icl_bench.kernels.delta.triton.tiles import (
     in_pairs,
     inverse_pointers,
     load_edge,
-    nearest_tf32,
     ones_of_pairs,
     product,
     product_in_parts,
@@ -58,7 +55,7 @@ def inverse_of_system(c, C: tl.constexpr):
             p = p * c.beta[:, None]
     else:
         p = -scores(c.read, c.erase, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
-    return nearest_tf32(unit_lower_inverse(p, C.ROWS), PRECISION)
+    return unit_lower_inverse(p, C.ROWS)
 
 
 @triton.jit
@@ -68,8 +65,8 @@ def found_rows(c, state, inverse, C: tl.constexpr):
     delta: R = (I + B P)^{-1} B (v - p~ S);   untied: R = (I - a b^T E)^{-1} (a~ S + (a k^T E) v)
     """
     PRECISION: tl.constexpr = C.PRECISION
-    reading = start_operand(c.read, c.gates, C.UNDECAYED, C.GATE, PRECISION)
-    seen = product(nearest_tf32(state, PRECISION), tl.trans(reading), PRECISION)
+    reading = from_start(c.read, c.gates, C.UNDECAYED, C.GATE)
+    seen = product(state, tl.trans(reading), PRECISION)
     if C.TIED:
         rest = c.v.to(tl.float32) - seen
         if C.RATED:
@@ -77,9 +74,8 @@ def found_rows(c, state, inverse, C: tl.constexpr):
     else:
         fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, C.GATE, PRECISION, C.ROWS)
         rest = product(c.v.to(tl.float32), in_pairs(tl.trans(fresh), c.ones), PRECISION, seen)
-    rest = nearest_tf32(rest, PRECISION)
     r = product_in_parts(in_pairs(tl.trans(inverse), c.ones), rest, PRECISION, RIGHT=True)
-    return nearest_tf32(r, PRECISION)
+    return r
 
 
 @triton.jit
@@ -94,9 +90,9 @@ def next_state(c, state, r, C: tl.constexpr):
         written = c.v.to(tl.float32)
         if C.TIED:
             written = r
-    new = product(written, end_operand(c.k, c.gates, C.GATE, PRECISION), PRECISION, new)
+    new = product(written, to_end(c.k, c.gates, C.GATE), PRECISION, new)
     if C.UNTIED:
-        new = product(r, end_operand(c.erase, c.gates, C.GATE, PRECISION), PRECISION, new)
+        new = product(r, to_end(c.erase, c.gates, C.GATE), PRECISION, new)
     return new
 
 
@@ -105,9 +101,8 @@ def chunk_outputs(c, state, r, C: tl.constexpr):
     """Return Y = q~ S + (q k^T E) w, for untied + (q b^T E) R, transposed [BLOCK_V, ROWS] and without the scale."""
     PRECISION: tl.constexpr = C.PRECISION
     p = scores(c.q, c.k, c.gates, C.AHEAD, not C.AHEAD, C.GATE, PRECISION, C.ROWS)
-    p = nearest_tf32(p, PRECISION)
-    queries = start_operand(c.q, c.gates, C.AHEAD, C.GATE, PRECISION)
-    y = product(nearest_tf32(state, PRECISION), tl.trans(queries), PRECISION)
+    queries = from_start(c.q, c.gates, C.AHEAD, C.GATE)
+    y = product(state, tl.trans(queries), PRECISION)
     if C.VALUE_GATE != NONE:
         i = tl.arange(0, C.ROWS)
         v = tl.trans(c.v).to(tl.float32)
@@ -120,7 +115,7 @@ def chunk_outputs(c, state, r, C: tl.constexpr):
     else:
         y = product(c.v.to(tl.float32), in_pairs(tl.trans(p), c.ones), PRECISION, y)
     if C.UNTIED:
-        p = nearest_tf32(scores(c.q, c.erase, c.gates, False, True, C.GATE, PRECISION, C.ROWS), PRECISION)
+        p = scores(c.q, c.erase, c.gates, False, True, C.GATE, PRECISION, C.ROWS)
         y = product(r, in_pairs(tl.trans(p), c.ones), PRECISION, y)
     return y
 
@@ -162,7 +157,6 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, len
     g = head % G
     x = head_views(x, n, g, g // (G // H))
     out = View(y + ((n * (T // C.SUB)) * G + g) * C.V, 0, G * C.V, 0)
-    PRECISION: tl.constexpr = C.PRECISION
     chunks = tl.cdiv(T, C.ROWS)
     ones = ones_of_pairs(x.q, C.ROWS)
 
@@ -176,7 +170,7 @@ def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, len
         start = chunk * C.ROWS
         if C.SAVE:
             pointers, mask = saved_pointers(states + (head * chunks + chunk) * (C.K * C.V), first, C)
-            tl.store(pointers, nearest_tf32(state, PRECISION), mask=mask)
+            tl.store(pointers, state, mask=mask)
         c = load_chunk(x, start, T, T, first, ones, C)
         r = 0.0
         if C.TIED or C.UNTIED:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.delta.triton.backward import output_gradient
-from icl_bench.kernels.delta.triton.decays import decay_state, end_operand, load_chunk, scores, start_operand
+from icl_bench.kernels.delta.triton.decays import decay_state, from_start, load_chunk, scores, to_end
 from icl_bench.kernels.delta.triton.forward import (
     SIZES,
     found_rows,
@@ -23,7 +23,6 @@ from icl_bench.kernels.delta.triton.tiles import (
     in_pairs,
     inverse_pointers,
     load_edge,
-    nearest_tf32,
     ones_of_pairs,
     product,
     product_in_parts,
@@ -122,10 +121,10 @@ def delta_state_gradient_kernel(
         u_t = output_gradient(dy, chunk * C.ROWS, T, first, scale, C)
         if C.TIED or C.UNTIED:
             z_t = read_gradient(c, d, u_t, tl.load(inverse_pointers(inverses, head * chunks + chunk, C.ROWS)), C)
-        queries = start_operand(c.q, c.gates, C.AHEAD, C.GATE, PRECISION)
+        queries = from_start(c.q, c.gates, C.AHEAD, C.GATE)
         d = product(u_t, queries, PRECISION, decay_state(d, c.gates, C.GATE))
         if C.TIED or C.UNTIED:
-            reading = start_operand(c.read, c.gates, C.UNDECAYED, C.GATE, PRECISION)
+            reading = from_start(c.read, c.gates, C.UNDECAYED, C.GATE)
             d = product(z_t, reading, PRECISION, d)
     if not EACH:
         edge, edge_mask = saved_pointers(gradients + place * (C.V * C.K), first, C)
@@ -140,18 +139,18 @@ def read_gradient(c, d, u_t, inverse, C: tl.constexpr):
     PRECISION: tl.constexpr = C.PRECISION
     if C.TIED:
         p = scores(c.q, c.k, c.gates, C.AHEAD, not C.AHEAD, C.GATE, PRECISION, C.ROWS)
-        writing = end_operand(c.k, c.gates, C.GATE, PRECISION)
+        writing = to_end(c.k, c.gates, C.GATE)
     else:
         p = scores(c.q, c.erase, c.gates, False, True, C.GATE, PRECISION, C.ROWS)
-        writing = end_operand(c.erase, c.gates, C.GATE, PRECISION)
-    dr_t = product(u_t, nearest_tf32(p, PRECISION), PRECISION)
-    dr_t = product(nearest_tf32(d, PRECISION), tl.trans(writing), PRECISION, dr_t)
-    z_t = product_in_parts(in_pairs(inverse, c.ones), nearest_tf32(dr_t, PRECISION), PRECISION, RIGHT=True)
+        writing = to_end(c.erase, c.gates, C.GATE)
+    dr_t = product(u_t, p, PRECISION)
+    dr_t = product(d, tl.trans(writing), PRECISION, dr_t)
+    z_t = product_in_parts(in_pairs(inverse, c.ones), dr_t, PRECISION, RIGHT=True)
     if C.TIED:
         z_t = -z_t
         if C.RATED:
             z_t = z_t * c.beta[None, :]
-    return nearest_tf32(z_t, PRECISION)
+    return z_t
 
 
 @triton.jit(do_not_specialize=("segments",))

@@ -1,8 +1,7 @@
 """The gradients of queries, and of keys and values, of power attention.
 
-Scores are made again from q and k; for keys, which own the rows there, transposed, so that no accumulator is ever
-transposed. With gates, dA_ij A_ij summed along a row (R_i) and along a column (C_j), both from float32 scores, give the
-gradients of the log gates (`tokens.power_gate_gradient_kernel`).
+Scores are made again from q and k; for keys transposed, so that no accumulator is. With gates, sums of dA_ij A_ij along
+rows (R_i) and columns (C_j), from float32 scores, give gradients of log gates (`tokens.power_gate_gradient_kernel`).
 """
 
 import triton
@@ -35,6 +34,7 @@ from icl_bench.kernels.power.triton.tiles import (
 )
 from icl_bench.kernels.power.triton.tokens import load_query_stats, store_query_stats
 from icl_bench.kernels.triton.common import View, at_head, load_for_columns, part_sums
+from icl_bench.kernels.triton.kept import kept_kernel
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def _query_block(
     return tl.dot(ds.to(C.DOT), keys, acc, input_precision=C.PRECISION), total, of_weights
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_query_gradient_kernel(
     q, k, v, lower, squares, reach, y, y_low, dy, den, query_stats, gates, states, dq, row_sums, d_lower,
     T, chunk, chunks, heads, repeat, low_rows, share, scale_in, scale_out, eps,
@@ -274,7 +274,7 @@ def _key_block(
     return dk, dv, sums, reach
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "groups"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks", "groups"])
 def power_key_gradient_kernel(
     q, k, v, u, w, norms, dy, query_stats, query_sums, traces, gates, states, dk, dv, column_sums,
     T, chunk, chunks, groups, scale_in, state_factor, scale_out,

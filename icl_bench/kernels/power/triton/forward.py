@@ -1,8 +1,7 @@
 """The forward kernel of power attention: the state of earlier chunks and the causal scores of the own one, in one pass.
 
-Both parts add up in one float32 accumulator, because (q.k)^p needs no maximum: bfloat16 and tf32 have the exponents of
-float32. Gates split at the first row m0 of a block, exp(c_i - c_j) = exp(c_i - c_m0) exp(c_m0 - c_j), so that a score
-before the block costs one product and no exponential, and both factors are at most 1.
+Both parts add up in one float32 accumulator: (q.k)^p needs no maximum. Gates split at the first row m0 of a block,
+exp(c_i - c_j) = exp(c_i - c_m0) exp(c_m0 - c_j): a score before it costs no exponential, and both factors are <= 1.
 """
 
 import triton
@@ -26,6 +25,7 @@ from icl_bench.kernels.power.triton.tiles import (
     rounded,
 )
 from icl_bench.kernels.triton.common import at_head, load_for_columns, part_sums
+from icl_bench.kernels.triton.kept import kept_kernel
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def _score_block(
     return tl.dot(s.to(C.DOT), values, acc, input_precision=C.PRECISION), sums
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
 def power_forward_kernel(
     q, k, v, u, w, lower, squares, query_squares, key_sums, traces, gates, states, y, y_low, den,
     T, chunk, chunks, heads, repeat, low_rows, share, scale_in, state_factor, scale_out, eps,

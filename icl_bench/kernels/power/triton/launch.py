@@ -11,9 +11,14 @@ from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
 from icl_bench.kernels.power.triton.lower import power_unit_keys_kernel
-from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, kernel_constants
+from icl_bench.kernels.power.triton.problem import (
+    LowerTerms,
+    PowerProblem,
+    TokenWeights,
+    kernel_constants,
+    sum_constants,
+)
 from icl_bench.kernels.power.triton.state import (
-    SumConstants,
     power_linear_sums_kernel,
     power_scan_kernel,
     power_tiled_sums_kernel,
@@ -120,18 +125,8 @@ def _sum_chunks(
 ) -> None:  # fmt: skip
     """Write the sums of `summed` chunks from the first on into states."""
     layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
-    width = x.shape[3]
-    u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
-    programs = (-(-layout.u // u_block) if layout.linear else layout.tiles) * -(-width // x_block)
-    if problem.normalize and not layout.linear:
-        programs += -(-layout.u // u_block) * -(-layout.w // w_block)
-    constants = SumConstants(
-        U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
-        REPEAT=x.shape[2] // problem.groups, SHARE=x.shape[2] // u.shape[2], SYMMETRIC=layout.symmetric,
-        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n,
-        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
-    )  # fmt: skip
-    grid = (programs * summed * problem.n * problem.groups,)
+    constants = sum_constants(problem, x.shape[3], x.shape[2], u.shape[2], weights is not None)
+    grid = (constants.BLOCKS * summed * problem.n * problem.groups,)
     tensors = (view_of(x), *(weights or (x, x)), out)
     sizes = (problem.t, problem.chunk, problem.groups, first, summed, problem.elements)
     if layout.linear:

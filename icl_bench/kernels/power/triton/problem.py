@@ -8,6 +8,7 @@ from torch import Tensor
 
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.layout import StateLayout, tile_layout
+from icl_bench.kernels.power.triton.state import SumConstants
 from icl_bench.kernels.power.triton.tiles import StateView
 from icl_bench.kernels.triton.common import View, padded
 
@@ -221,6 +222,22 @@ def kernel_constants(
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
         SUM=problem.normalize, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def sum_constants(problem: PowerProblem, width: int, heads: int, factor_heads: int, weighted: bool) -> SumConstants:
+    """Return the constants of sums of chunks for values [N, T, heads, width], and factors with heads of their own."""
+    layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
+    u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
+    programs = (-(-layout.u // u_block) if layout.linear else layout.tiles) * -(-width // x_block)
+    if problem.normalize and not layout.linear:
+        programs += -(-layout.u // u_block) * -(-layout.w // w_block)
+    return SumConstants(
+        U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
+        REPEAT=heads // problem.groups, SHARE=heads // factor_heads, SYMMETRIC=layout.symmetric,
+        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weighted, SUM=problem.normalize, BLOCK_T=blocks.n,
+        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
     )  # fmt: skip
 
 

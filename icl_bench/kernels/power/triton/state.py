@@ -1,8 +1,7 @@
 """States of power attention before each chunk: sums over the tokens of a chunk, and their scan over the chunks.
 
-A state holds, for one head and one chunk, the expanded values S [D', V] in the order of `tiles`, followed by the
-normaliser: Z = sum f u w^T [U, W], or [K] for p = 1. By (q.k)^p = u(q)^T (u(k) w(k)^T) w(q), Z is the sum of the
-expanded keys in another order, made by one small matrix product where summing D' products would cost as much as S.
+A state of one head and one chunk holds the expanded values S [D', V] in the order of `tiles`, then the normaliser
+sum f u w^T [U, W] ([K] for p = 1): the expanded keys in another order, by a small product where D' sums cost as S does.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from icl_bench.kernels.power.triton.tiles import (
     tile_pair,
 )
 from icl_bench.kernels.triton.common import at_head, part_sums
+from icl_bench.kernels.triton.kept import kept_kernel
 
 
 class SumConstants(NamedTuple):
@@ -113,7 +113,7 @@ def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constex
     return acc
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
+@kept_kernel(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
 def power_linear_sums_kernel(
     k, x, weights, sum_weights, out, T, chunk, heads, first_chunk, summed, elements, C: tl.constexpr
 ):
@@ -150,7 +150,7 @@ def power_linear_sums_kernel(
         tl.store(out + K * X + index, total, mask=index < tl.where(first_column == 0, K, 0))
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
+@kept_kernel(do_not_specialize=["T", "chunk", "heads", "first_chunk", "summed"])
 def power_tiled_sums_kernel(
     u, w, x, weights, sum_weights, out, T, chunk, heads, first_chunk, summed, elements, expanded, C: tl.constexpr
 ):
@@ -197,7 +197,7 @@ def power_tiled_sums_kernel(
         tl.store(out + expanded + i[:, None] * W + j[None, :], z.to(out.dtype.element_ty), mask=z_mask)
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "chunks"])
+@kept_kernel(do_not_specialize=["T", "chunk", "chunks"])
 def power_scan_kernel(
     sums, gates, initial, final, prefix, dots,
     T, chunk, chunks, elements, used, expanded, tile_elements,

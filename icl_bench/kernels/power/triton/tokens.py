@@ -1,8 +1,7 @@
 """Numbers of each token that the kernels of power attention share: sums of log gates, and statistics of each query.
 
-With w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i, the gradient of a weight is dA_ij = w_i (dy_i . v_j - delta_i).
-The difference cancels where one key has most of the weight of a row, and 1 / den_i then magnifies the rounding error.
-So the forward pass keeps what 16 bits lose of y (`y_low`) where rows have few keys, and delta is made from both.
+With w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i, dA_ij = w_i (dy_i . v_j - delta_i) cancels where one key has most
+of the weight of a row, and 1 / den_i magnifies the rounding error: with few keys, y keeps what 16 bits lose (`y_low`).
 """
 
 import triton
@@ -10,11 +9,12 @@ import triton.language as tl
 
 from icl_bench.kernels.power.triton.tiles import load_columns, load_vector
 from icl_bench.kernels.triton.common import View, at_head
+from icl_bench.kernels.triton.kept import kept_kernel
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "groups"])
+@kept_kernel(do_not_specialize=["T", "chunk", "groups"])
 def power_gate_sums_kernel(log_g, out, decay, T, chunk, groups, BLOCK: tl.constexpr):
     """c_t = sum of log2(e) log_g_s over s <= t in the chunk of t, and decays 2^(c_last - c_t), both [N, G, T].
 
@@ -43,7 +43,7 @@ def power_gate_sums_kernel(log_g, out, decay, T, chunk, groups, BLOCK: tl.conste
         carry += tl.sum(gate, 0)
 
 
-@triton.jit(do_not_specialize=["T", "chunk", "groups", "repeat"])
+@kept_kernel(do_not_specialize=["T", "chunk", "groups", "repeat"])
 def power_gate_gradient_kernel(
     row_sums, column_sums, dots, out, T, chunk, groups, repeat, factor,
     DOTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -108,7 +108,7 @@ def load_query_stats(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.con
     return weight, delta, gate if WHOLE else tl.where(index < end, gate, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["T", "heads", "repeat", "low_rows"])
+@kept_kernel(do_not_specialize=["T", "heads", "repeat", "low_rows"])
 def power_query_stats_kernel(
     y, dy, y_low, den, gates, query_stats, value_weight, sum_weight, T, heads, repeat, low_rows, eps,
     V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, LOW: tl.constexpr,
