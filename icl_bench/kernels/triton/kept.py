@@ -31,7 +31,7 @@ class KeptKernel(JITFunction):  # type: ignore[misc]
     def run(self, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         """Launch the kernel on the current device and stream."""
         watched = knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls or self.pre_run_hooks
-        if warmup or watched or LISTING.sources is not None:
+        if warmup or watched or LISTING.tell is not None:
             return super().run(*arguments, grid=grid, warmup=warmup, **options)
         device = driver.active.get_current_device()
         kinds, values, bits = [device, *options, *options.values()], [], 0
