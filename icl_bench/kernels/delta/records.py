@@ -75,6 +75,8 @@ class DeltaOptions(NamedTuple):
     scores of 16 tokens in place of five; without a bound nothing can overflow either."""
     chunk: int | None = None
     """Tokens to a chunk of the chunked form, a power of two; None to have it chosen."""
+    ahead: bool = False
+    """Let a query read the state before its token and its decay, as with a bonus: "linear" alone."""
 
 
 class ErasingWeights(NamedTuple):
@@ -114,6 +116,14 @@ def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:
     _check_fields(inputs, options.rule)
     _check_vectors(inputs)
     _check_gates(inputs)
+    ahead = options.ahead or inputs.bonus is not None
+    if ahead and inputs.log_value_decay is not None:
+        raise ArgumentError("a query ahead of its token has no log_value_decay; got both: leave out bonus and ahead")
+    if options.ahead and (options.rule != "linear" or inputs.substeps > 1):
+        raise ArgumentError(
+            f"ahead needs rule='linear' and one key to a query; got rule={options.rule!r} and {inputs.substeps}: leave "
+            "it out"
+        )
     chunk, bound = options.chunk, options.least_log_decay
     if chunk is not None:
         check_at_least_one("chunk", chunk, "leave it out to have it chosen")
@@ -121,7 +131,7 @@ def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:
             raise ArgumentError(f"chunk must be a power of two; got {chunk}: leave it out to have it chosen")
     if bound is not None and not -math.inf < bound <= 0:
         raise ArgumentError(f"least_log_decay must be finite and at most 0; got {bound}: leave it out for no bound")
-    return options._replace(scale=check_scale(options.scale, inputs.q))
+    return options._replace(scale=check_scale(options.scale, inputs.q), ahead=ahead)
 
 
 ALLOWED: dict[str, tuple[str, ...]] = {
