@@ -26,7 +26,7 @@ from icl_bench.architectures.base import ARCHITECTURES, FirstLayer, Flops, Layer
 from icl_bench.architectures.decays import TORCH_GAIN
 from icl_bench.architectures.initialisation import Init, constant, fixed, normal, orthogonal
 from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, StackedLinear
-from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, depth, rising
+from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, beside_before, depth, rising
 from icl_bench.kernels.delta.erasing import erasing_delta, takes_erasing_delta
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions, ErasingOptions, ErasingWeights
 from icl_bench.kernels.fleet.adapters import adapted_decays, adapted_gate
@@ -36,7 +36,7 @@ from icl_bench.kernels.fleet.projection import project
 from icl_bench.kernels.fleet.row_columns import blend_columns, slice_columns
 from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.kernels.fleet.token_bonus import token_bonus, weighted_bonus
-from icl_bench.kernels.fleet.token_pairs import shifted_weights, token_pairs
+from icl_bench.kernels.fleet.token_pairs import shifted_weights
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
 ADAPTER_GAIN = 0.1
@@ -112,11 +112,7 @@ class ShiftedLinear(Stacked):
         """
         weights = [getattr(self, f"weight_{name}") for name in self.streams]
         shares = [getattr(self, f"share_{stream.share}") for stream in self.streams.values()]
-        pairs = x
-        if before is not None:
-            pairs = torch.cat([x, before], dim=-1)
-        elif x.shape[-1] == weights[0].shape[1]:
-            pairs = token_pairs(x)
+        pairs = beside_before(x, before, weights[0].shape[1])
         return project(pairs.flatten(1, -2), shifted_weights(weights, shares)).view(*x.shape[:-1], -1)
 
 

@@ -76,9 +76,10 @@ class ErasingDelta(torch.autograd.Function):
             columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
         )
         (rates, decays), targets = adapters_of_rows(rows, weights, options), adapters_of_rows(drows, weights, options)
-        rate_adapter, *_ = launch_adapter_gradient(rates, "plain", AdapterOperands(), rate, drate, (targets[0].x, None))
-        decay_adapter, decay_bias, _ = launch_adapter_gradient(
-            decays, "sigmoid", AdapterOperands(factor=options.least), decay, out.log_decay, (targets[1].x, None)
+        below = [(target.x, None, None) for target in targets]
+        rate_adapter, _ = launch_adapter_gradient(rates, "plain", AdapterOperands(), rate, drate, below[0])
+        decay_adapter, decay_bias = launch_adapter_gradient(
+            decays, "sigmoid", AdapterOperands(factor=options.least), decay, out.log_decay, below[1]
         )
         numbers = dshift, derasing, dweakening, decay_bias, rate_adapter, decay_adapter, dbonus
         return drows, None if values is None else own[2], None, None, *numbers
