@@ -45,7 +45,7 @@ class ErasingDelta(torch.autograd.Function):
         columns = columns_of_rows(rows, values, options)
         rates, decays = adapters_of_rows(rows, weights, options)
         rate = launch_adapter(rates, "plain", AdapterOperands())[0].view(columns[1].shape)
-        logs, decay = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least))
+        logs = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least), save=False)[0]
         logs = logs.view(columns[1].shape)
         sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
         bonus = Bonus(columns[0], sums, weights.bonus)
@@ -53,13 +53,13 @@ class ErasingDelta(torch.autograd.Function):
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
             y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
-        ctx.save_for_backward(rows, rate, decay, values, *weights, *vectors, logs, *kept)
+        ctx.save_for_backward(rows, rate, values, *weights, *vectors, logs, *kept)
         ctx.options = options
         return y.view(columns[2].shape), columns[2], sums
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, offered: Tensor, slopes: Tensor) -> tuple[Any, ...]:
-        rows, rate, decay, values, *saved = ctx.saved_tensors
+        rows, rate, values, *saved = ctx.saved_tensors
         weights, (*vectors, logs), kept = ErasingWeights(*saved[:7]), saved[7:11], DeltaKept(*saved[11:])
         options = ctx.options
         columns = columns_of_rows(rows, values, options)
@@ -70,7 +70,7 @@ class ErasingDelta(torch.autograd.Function):
         dy, offered, slopes = (part.contiguous() for part in (dy, offered, slopes))
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
-            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered)
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered, sloped=True)
         bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
             columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
@@ -79,7 +79,7 @@ class ErasingDelta(torch.autograd.Function):
         below = [(target.x, None, None) for target in targets]
         rate_adapter, _ = launch_adapter_gradient(rates, "plain", AdapterOperands(), rate, drate, below[0])
         decay_adapter, decay_bias = launch_adapter_gradient(
-            decays, "sigmoid", AdapterOperands(factor=options.least), decay, out.log_decay, below[1]
+            decays, "plain", AdapterOperands(), logs, out.log_decay, below[1]
         )
         numbers = dshift, derasing, dweakening, decay_bias, rate_adapter, decay_adapter, dbonus
         return drows, None if values is None else own[2], None, None, *numbers

@@ -109,9 +109,9 @@ def load_shift(bias, member, columns, width):
 def adapter_kernel(
     x, weight, bias, one, other, out, raw, count, rank, width, x_apart, one_apart, other_apart, factor, each,
     ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    """Write z where a form makes something else of it, and that, for `each` rows. Grid (parts, columns, M)."""
+    """Write what a form makes of z, and z itself where SAVE, for `each` rows. Grid (parts, columns, M)."""
     part, member = tl.program_id(0), tl.program_id(2)
     inner, columns = tl.arange(0, BLOCK_K), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     matrix = load_tile(weight, member, rank, inner, columns, width, width)
@@ -121,11 +121,11 @@ def adapter_kernel(
         rows = start + tl.arange(0, BLOCK_R)
         value = load_activated(x, member, count, rows, inner, rank, x_apart, ACTIVATION)
         z = tl.dot(value.to(matrix.dtype), matrix, input_precision="ieee")
+        if SAVE:
+            store_tile(raw, z, member, count, rows, columns, width, width)
         if FORM == PLAIN:
             if BIAS:
                 z += shift
-        else:
-            store_tile(raw, z, member, count, rows, columns, width, width)
         if FORM == DECAY:
             z = factor * logistic(z + shift)
         if FORM == LOG_DECAY:
@@ -208,22 +208,25 @@ def adapter_gradient_kernel(
         tl.store(partial_bias + place * width + columns, tl.sum(total_bias, 0), mask=columns < width)
 
 
-def launch_adapter(adapter: Adapter, form: AdapterForm, operands: AdapterOperands) -> tuple[Tensor, Tensor]:
-    """Return what a form but `blend` makes of z, and z for the gradient, [M, ..., C] in the type of x."""
+def launch_adapter(
+    adapter: Adapter, form: AdapterForm, operands: AdapterOperands, *, save: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return what a form but `blend` makes of z, and z for the gradient, [M, ..., C] in the type of x.
+
+    z is no other tensor where a form needs none, or where not `save`.
+    """
     (x, x_apart), (members, rank, width) = spaced_rows(adapter.x, 1), adapter.weight.shape
     (one, one_apart), (other, other_apart) = (spaced_rows(x if y is None else y, 1) for y in operands[:2])
     out, count, block_c = x.new_empty(*x.shape[:-1], width), x[0].numel() // rank, padded(width, 16, 128)
     tile = WIDE_TILE if x.element_size() > 2 else FORWARD_TILES.get(form, TILE)
-    z, (parts, each) = (
-        out if form == "plain" else torch.empty_like(out),
-        split_rows(count, tile.rows, members, PROGRAMS),
-    )
+    save &= form != "plain"
+    z, (parts, each) = torch.empty_like(out) if save else out, split_rows(count, tile.rows, members, PROGRAMS)
     with launch_on(x):
         adapter_kernel[(parts, -(-width // block_c), members)](
             x, adapter.weight, x if adapter.bias is None else adapter.bias, one, other, out, z, count, rank, width,
             x_apart, one_apart, other_apart, operands.factor, each, ACTIVATION=ACTIVATIONS[adapter.activation],
             FORM=FORMS[form], BIAS=adapter.bias is not None, BLOCK_R=tile.rows, BLOCK_K=padded(rank, 16),
-            BLOCK_C=block_c, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_C=block_c, SAVE=save, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out, z
 
