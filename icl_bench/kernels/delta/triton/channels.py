@@ -26,6 +26,7 @@ import triton.language as tl
 from icl_bench.kernels.delta.triton.backward import rows_of_part
 from icl_bench.kernels.delta.triton.decays import unit_lower_inverse
 from icl_bench.kernels.delta.triton.forward import SIZES, head_views
+from icl_bench.kernels.delta.triton.making import load_channels, make_vectors
 from icl_bench.kernels.delta.triton.tied import load_rates, rounding_of, solved_product, state_product
 from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
@@ -114,11 +115,13 @@ def load_operands(x, start, end, rates, upto, until, logs, C: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.constexpr):
+def channel_forward_kernel(x, y, first_state, last, kept, made, T, H, G, scale, MADE: tl.constexpr, C: tl.constexpr):
     """Write y [N, T, G, V] and the last state [N, G, K, V].
 
     Where SAVE, also write the states before chunks and, of the tied rule, the rows R, both transposed, and the matrices
     M. A program has BLOCK_V value channels of one head; the grid is N * G * blocks of values.
+
+    Where MADE, vectors that write, read and erase are made of keys and rates, and kept where SAVE.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -138,6 +141,10 @@ def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.
 
     state = load_edge(first_state, head, first, C.INITIAL, C)
     next_rates = load_rates(x.beta, 0, T, C)
+    if MADE:
+        own = n // made.batch * G + g
+        shift, erasing = load_channels(made.shift, own, C), load_channels(made.erasing, own, C)
+        weakening, bonus = load_channels(made.weakening, own, C), load_channels(made.bonus, own, C)
     for chunk in range(0, chunks):
         start = chunk * ROWS
         rates = next_rates
@@ -147,7 +154,13 @@ def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.
             tl.store(pointers, state.to(kept.states.dtype.element_ty), mask=mask)
         logs, upto, whole = load_decays(x.log_decay, start, T, C)
         until = tl.exp2(-upto)
-        erase, read = load_operands(x, start, T, rates, upto, until, logs, C)
+        if MADE:
+            written, read, erase = make_vectors(x, made, (shift, erasing, weakening, bonus), n, g, start, T, G, C)
+            k = as_operand(written * until, PRECISION)
+            read = as_operand(read * tl.exp2(upto - logs), PRECISION)
+            erase = as_operand(erase * until, PRECISION)
+        else:
+            erase, read = load_operands(x, start, T, rates, upto, until, logs, C)
         v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         matrix = unit_lower_inverse(tl.where(i > j, -product(read, tl.trans(erase), PRECISION), 0.0), ROWS)
         if C.SAVE and first == 0:
@@ -157,7 +170,8 @@ def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.
             rest_t = added_rows(v_t, eye, PRECISION, product(state, tl.trans(read), PRECISION))
             r_t = solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True, PARTS=2)
         else:
-            k = as_operand(load_keys(x.k, start, T, C) * until, PRECISION)
+            if not MADE:
+                k = as_operand(load_keys(x.k, start, T, C) * until, PRECISION)
             fresh = tl.where(i > j, product(read, tl.trans(k), PRECISION), 0.0)
             v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
             rest_t = product(state, tl.trans(read), PRECISION)

@@ -16,21 +16,19 @@ from icl_bench.kernels.delta.triton.launch import (
     DeltaCall,
     DeltaKept,
     empty_gradients,
+    empty_outputs,
+    launch_channel_forward,
     launch_channel_gradient,
-    launch_delta_forward,
 )
+from icl_bench.kernels.delta.triton.making import MadeVectors
+from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.adapters import (
     Adapter,
     AdapterOperands,
     launch_adapter,
     launch_adapter_gradient,
 )
-from icl_bench.kernels.fleet.triton.erasing_keys import (
-    Bonus,
-    BonusGradient,
-    launch_erasing_gradient,
-    launch_erasing_keys,
-)
+from icl_bench.kernels.fleet.triton.erasing_keys import BonusGradient, launch_erasing_gradient
 
 
 class ErasingDelta(torch.autograd.Function):
@@ -48,11 +46,12 @@ class ErasingDelta(torch.autograd.Function):
         logs = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least), save=False)[0]
         logs = logs.view(columns[1].shape)
         sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
-        bonus = Bonus(columns[0], sums, weights.bonus)
-        vectors = launch_erasing_keys(columns[1], rate, weights[:3], bonus)
-        call = delta_call(columns, vectors, logs, options.least)
+        vectors = [torch.empty_like(rate if save else rate[:, :0]) for _ in range(3)]
+        made = MadeVectors(*weights[:3], weights.bonus, *vectors, sums, rows.shape[1], LEAST_LENGTH)
+        call = delta_call(columns, (columns[1], rate, rate), logs, options.least)
+        y, last, kept = empty_outputs(call, save)
         with launch_on(rows):
-            y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
+            launch_channel_forward(call, save, table.forward_launch(call.shape), y, last, kept, made)
         ctx.save_for_backward(rows, rate, values, *weights, *vectors, logs, *kept)
         ctx.options = options
         return y.view(columns[2].shape), columns[2], sums

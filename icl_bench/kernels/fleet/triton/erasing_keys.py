@@ -17,16 +17,6 @@ from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, pl
 from icl_bench.kernels.triton.common import add_parts, logistic, padded, spaced_rows, split_rows
 
 
-class Bonus(NamedTuple):
-    """Tensors of a bonus w v of each token with w = sum(q k u)."""
-
-    q: Any
-    weights: Any
-    """w, [M, ..., H] in float32, to be written."""
-    strength: Any
-    """u, [M, H, K]."""
-
-
 class BonusGradient(NamedTuple):
     """Parts of the gradients of q, k and u, for a bonus w v of each token with w = sum(q k u)."""
 
@@ -41,13 +31,10 @@ class BonusGradient(NamedTuple):
 
 @triton.jit
 def erasing_keys_kernel(
-    k, rate, shift, erasing, weakening, written, read, erase, bonus, count, heads, width, apart, least,
-    BONUS: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    k, rate, shift, erasing, weakening, written, read, erase, count, heads, width, apart, least, HEADS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the three vectors of all heads; tokens of k are `apart` elements apart. Grid (tokens, M).
-
-    Where BONUS, also write the weights of a bonus, whose queries are as far apart.
-    """
+    """Write the three vectors of all heads; tokens of k are `apart` elements apart. Grid (tokens, M)."""
     member, whole = tl.program_id(1), heads * width
     start = tl.program_id(0) * (BLOCK_R // HEADS)
     token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
@@ -58,12 +45,7 @@ def erasing_keys_kernel(
     scaled = key * load_heads(erasing, member, head, whole, width, inside, BLOCK_C)
     unit = scaled * (1.0 / tl.maximum(tl.sqrt(tl.sum(scaled * scaled, 1)), least))[:, None]
     weak = load_heads(weakening, member, head, whole, width, inside, BLOCK_C)
-    made = key * (1.0 + (share - 1.0) * weak)
-    store_heads(written, made, tokens, head, whole, width, inside, BLOCK_C)
-    if BONUS:
-        query = load_heads(bonus.q, tokens, head, apart, width, inside, BLOCK_C)
-        strength = load_heads(bonus.strength, member, head, whole, width, inside, BLOCK_C)
-        tl.store(bonus.weights + tokens * heads + head, tl.sum(query * made * strength, 1), mask=inside)
+    store_heads(written, key * (1.0 + (share - 1.0) * weak), tokens, head, whole, width, inside, BLOCK_C)
     store_heads(read, -unit, tokens, head, whole, width, inside, BLOCK_C)
     store_heads(erase, share * unit, tokens, head, whole, width, inside, BLOCK_C)
 
@@ -125,22 +107,16 @@ def erasing_keys_gradient_kernel(
         store_sums(partial_bonus, total_bonus, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
 
 
-def launch_erasing_keys(
-    k: Tensor, rate: Tensor, numbers: Sequence[Tensor], bonus: Bonus | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three vectors of keys whose tokens may lie apart; all else is contiguous.
-
-    With a bonus, its weights are filled; its queries are columns of the same rows as k.
-    """
+def launch_erasing_keys(k: Tensor, rate: Tensor, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three vectors of keys whose tokens may lie apart; all else is contiguous."""
     k, apart = spaced_rows(k, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
     count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
     written, read, erase = (k.new_empty(k.shape) for _ in range(3))
     with launch_on(k):
         erasing_keys_kernel[(-(-count // rows.tokens), members)](
-            k, rate, *numbers, written, read, erase, Bonus(k, k, k) if bonus is None else bonus, count, heads, width,
-            apart, LEAST_LENGTH, BONUS=bonus is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
-            num_warps=4,
+            k, rate, *numbers, written, read, erase, count, heads, width, apart, LEAST_LENGTH, HEADS=rows.heads,
+            BLOCK_R=rows.rows, BLOCK_C=padded(width), num_warps=4,
         )  # fmt: skip
     return written, read, erase
 
