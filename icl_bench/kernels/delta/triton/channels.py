@@ -31,6 +31,7 @@ from icl_bench.kernels.delta.triton.tied import load_rates, rounding_of, solved_
 from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     load_edge,
+    load_numbers,
     load_substeps,
     load_transposed,
     nearest_tf32,
@@ -221,14 +222,14 @@ def load_part(ptr, start, n, g, T, G, first, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def channel_backward_kernel(
-    x, dy, dlast, kept, out, offered, T, H, G, q_apart, v_apart, scale, least, LAST: tl.constexpr,
-    OFFERED: tl.constexpr, SLOPED: tl.constexpr, C: tl.constexpr,
+    x, dy, dlast, kept, out, core, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr, CORE: tl.constexpr,
+    C: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
     Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...]. Tokens of the
-    gradients of q and v are `q_apart` and `v_apart` elements apart. Where OFFERED that of v includes the gradient of
-    its other uses. Where SLOPED that of the log decays is of z, of which they are `least` sigmoid(z).
+    gradients of q and v are `q_apart` and `v_apart` elements apart. Where CORE there are gradients of other parts of
+    the core of RWKV-7, as `CoreGradients` says.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -288,8 +289,8 @@ def channel_backward_kernel(
             dv = product(p, z, PRECISION, dv)
         # Added by a product with a diagonal matrix, whose other operand is fetched ahead. Zeros that are made of p lie
         # where results of products do, and need not be moved between threads.
-        if OFFERED:
-            others = load_part(offered, start, n, g, T, G, first, C)
+        if CORE:
+            others = load_part(core.offered, start, n, g, T, G, first, C)
             dv = product(as_operand(tl.where(i == j, 1.0, p * 0.0), PRECISION), others, PRECISION, dv)
         store_substeps(dv_view, dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         pointers, mask = saved_pointers(kept.states + (head * chunks + chunk) * (C.K * C.V), first, C)
@@ -329,6 +330,9 @@ def channel_backward_kernel(
             dq = product(tl.trans(dp_qk), k, PRECISION, dq)
         dq = dq * since
         sums = dread + dq * load_keys(x.q, start, T, C)
+        if CORE:
+            slopes = load_numbers(rows_of_part(core.slopes, n, g, T, G, 1), start, T, 0, 1, ROWS)
+            dq += slopes[:, None] * load_keys(x.k, start, T, C) * load_channels(core.bonus, n // core.batch * G + g, C)
         store_substeps(dq_view, dq, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         ended = tl.sum(tl.reshape(state.to(tl.float32) * d, [BLOCK_V // ROWS, ROWS, BLOCK_K]), 0)
 
@@ -359,9 +363,9 @@ def channel_backward_kernel(
             derase_view = rows_of_part(out.erase, n, part, T, parts, C.K)
             store_substeps(derase_view, derase * until, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         dlog = decay_gradient(dread, sums, ended, PRECISION, C)
-        if SLOPED:
+        if CORE:
             logs = load_keys(x.log_decay, start, T, C)
-            dlog *= logs - logs * logs * (1.0 / least)
+            dlog *= logs - logs * logs * (1.0 / core.least)
         dlog_view = rows_of_part(out.log_decay, n, part, T, parts, C.K)
         store_substeps(dlog_view, dlog, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         d = product(u_t, q, PRECISION, d)

@@ -20,7 +20,7 @@ from icl_bench.kernels.delta.triton.launch import (
     launch_channel_forward,
     launch_channel_gradient,
 )
-from icl_bench.kernels.delta.triton.making import MadeVectors
+from icl_bench.kernels.delta.triton.making import CoreGradients, MadeVectors
 from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.adapters import (
     Adapter,
@@ -69,8 +69,9 @@ class ErasingDelta(torch.autograd.Function):
         dy, offered, slopes = (part.contiguous() for part in (dy, offered, slopes))
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
-            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered, sloped=True)
-        bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
+            core = CoreGradients(offered, slopes, weights.bonus, rows.shape[1], options.least)
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, core)
+        bonus = BonusGradient(columns[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
             columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
 from icl_bench.kernels.delta.triton.channels import channel_backward_kernel, channel_forward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
-from icl_bench.kernels.delta.triton.making import MadeVectors
+from icl_bench.kernels.delta.triton.making import CoreGradients, MadeVectors
 from icl_bench.kernels.delta.triton.segments import (
     delta_inverse_kernel,
     delta_join_kernel,
@@ -328,19 +328,14 @@ def launch_channel_gradient(
     kept: DeltaKept,
     out: DeltaGradients,
     launch: DeltaLaunch,
-    offered: Tensor | None = None,
-    *,
-    sloped: bool = False,
+    core: CoreGradients | None = None,
 ) -> None:
-    """Fill the gradients of a call that `channels` takes; that of v includes the one offered, [N, T, G, V].
-
-    Where `sloped`, log decays are `least` sigmoid(z) for the bound `least` of the call, and theirs is that of z.
-    """
+    """Fill the gradients of a call that `channels` takes, with those of other parts of a core."""
     _, tokens, heads, groups, _ = call.sizes
     channel_backward_kernel[call.grid(launch)](
         call.views(), view_of(dy), dy if dlast is None else dlast, kept, out,
-        dy if offered is None else offered, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
-        call.least, LAST=dlast is not None, OFFERED=offered is not None, SLOPED=sloped, **call.options(launch, True),
+        dy if core is None else core, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
+        LAST=dlast is not None, CORE=core is not None, **call.options(launch, True),
     )  # fmt: skip
 
 

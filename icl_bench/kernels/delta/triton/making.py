@@ -32,6 +32,21 @@ class MadeVectors(NamedTuple):
     """Least length by which a key is divided."""
 
 
+class CoreGradients(NamedTuple):
+    """What the gradients of the core of RWKV-7 are made of besides those of its rule."""
+
+    offered: Any
+    """Gradient of other uses of v [N, T, H, V], which is added to that of v."""
+    slopes: Any
+    """Gradients of sums of q k bonus [N, T, H] in float32; what they give for q is added to its gradient."""
+    bonus: Any
+    """[M, H, K]."""
+    batch: int
+    """Sequences of a member."""
+    least: float
+    """The log decays are `least` sigmoid(z), and their gradient is that of z."""
+
+
 @triton.jit
 def load_channels(parameter, place, C: tl.constexpr):
     """Load the numbers of a head in float32, [1, BLOCK_K]."""

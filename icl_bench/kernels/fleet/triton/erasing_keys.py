@@ -18,11 +18,9 @@ from icl_bench.kernels.triton.common import add_parts, logistic, padded, spaced_
 
 
 class BonusGradient(NamedTuple):
-    """Parts of the gradients of q, k and u, for a bonus w v of each token with w = sum(q k u)."""
+    """Parts of the gradients of k and u, for a bonus w v of each token with w = sum(q k u)."""
 
     q: Any
-    dq: Any
-    """Gradient of q [M, ..., H, K], to which that of the bonus is added."""
     slopes: Any
     """Gradients of w, [M, ..., H] in float32."""
     strength: Any
@@ -79,12 +77,9 @@ def erasing_keys_gradient_kernel(
         read = load_heads(from_read, tokens, head, whole, width, inside, BLOCK_C)
         if BONUS:
             query = load_heads(bonus.q, tokens, head, apart, width, inside, BLOCK_C)
-            upstream = load_heads(bonus.dq, tokens, head, dk_apart, width, inside, BLOCK_C)
-            bonus_slope = tl.load(bonus.slopes + tokens * heads + head, mask=inside, other=0.0)[:, None]
-            made = bonus_slope * key * (1.0 + (share - 1.0) * weak)
-            total_bonus += made * query
-            store_heads(bonus.dq, upstream + made * weight, tokens, head, dk_apart, width, inside, BLOCK_C)
-            written += bonus_slope * weight * query
+            query *= tl.load(bonus.slopes + tokens * heads + head, mask=inside, other=0.0)[:, None]
+            total_bonus += query * key * (1.0 + (share - 1.0) * weak)
+            written += weight * query
         scaled = key * strength
         length = tl.sqrt(tl.sum(scaled * scaled, 1))
         inverse = (1.0 / tl.maximum(length, least))[:, None]
@@ -127,8 +122,7 @@ def launch_erasing_gradient(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Fill dk, whose tokens may lie apart as those of k may; return the gradients of the rate and of the parameters.
 
-    With a bonus, its gradient is added to that of its queries, and the one of its strength returned last. Its queries
-    and their gradient are columns of the same rows as k and dk.
+    With a bonus, the gradient of its strength is returned last. Its queries are columns of the same rows as k.
     """
     (k, apart), (dk, dk_apart) = spaced_rows(k, 2), spaced_rows(dk, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
@@ -141,7 +135,7 @@ def launch_erasing_gradient(
     sums = [k.new_empty(partial, dtype=torch.float32) for _ in numbers]
     with launch_on(k):
         erasing_keys_gradient_kernel[(parts, members)](
-            k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, dk, k, k) if bonus is None else bonus,
+            k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, k, k) if bonus is None else bonus,
             *sums[:3], sums[-1], count, heads, width, apart, dk_apart, LEAST_LENGTH, each, BONUS=bonus is not None,
             HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
             num_warps=8 if bonus is None else 4,
