@@ -33,8 +33,7 @@ from icl_bench.kernels.fleet.adapters import adapted_decays, adapted_gate
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
 from icl_bench.kernels.fleet.products import blend
 from icl_bench.kernels.fleet.projection import project
-from icl_bench.kernels.fleet.row_columns import blend_columns, slice_columns
-from icl_bench.kernels.fleet.rows import take_rows
+from icl_bench.kernels.fleet.row_columns import blend_columns, gate_by_columns, take_columns
 from icl_bench.kernels.fleet.token_bonus import token_bonus, weighted_bonus
 from icl_bench.kernels.fleet.token_pairs import shifted_weights
 
@@ -171,26 +170,30 @@ class Rwkv7Mixer(ShiftMixer):
         gate = self.residual.product(parts["v1"])
         return blend(v.flatten(-2), first.values.flatten(-2), gate, self.residual.bias).view(v.shape)
 
-    def mix(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
+        return self.output_at(x, None, first)
+
+    def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
+        return self.output_at(x, positions, first)
+
+    def output_at(self, x: Tensor, positions: Tensor | None, first: FirstLayer | None) -> Tensor:
+        """Compute the output, [M, B, T, C], or at positions [M, B, S] alone; by operators on columns where they run."""
         rows, kept = self.shifted(x, None), None if first is None else first.values
         fused = self.impl in ("auto", "triton") and (self.residual is None or kept is not None)
         if not fused or not takes_erasing_delta(rows, self.core_options):
-            return self.mix_parts(self.activated(rows), first, positions)
+            return self.project_out(*self.mix_parts(self.activated(rows), first, positions))
         places, values = self.shifted.places, None
-        rows, g = slice_columns(rows, places["g"], self.gate.weight.shape[1])
         if self.residual is not None and kept is not None:
             weights = self.residual.weight, self.residual.bias
             rows, values = blend_columns(rows, places["v"], kept.flatten(-2), places["v1"], *weights)
             values = values.unflatten(-1, self.value_shape)
-        y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options)
-        own = v
-        if positions is not None:
-            y, own = (take_rows(part.flatten(-2), positions).unflatten(-1, self.value_shape) for part in (y, v))
-            sums, g = (take_rows(part, positions) for part in (sums, g))
-        out, own = weighted_bonus(y, own, sums, self.norm_weights, eps=self.norm.eps)
+        rows, y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options)
+        out, v = weighted_bonus(y, v, sums, self.norm_weights, positions, eps=self.norm.eps)
         if first is not None and self.layer.index == 0:
-            first.values = own if positions is None else v
-        return out.flatten(-2), g
+            first.values = v
+        if positions is None:
+            return self.output(gate_by_columns(out.flatten(-2), rows, places["g"], self.gate.weight, "sigmoid"))
+        return self.project_out(out.flatten(-2), take_columns(rows, places["g"], self.gate.weight.shape[1], positions))
 
     @property
     def norm_weights(self) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ def parts_in_turn(rows, values, weights, options):
     rule = DeltaOptions(rule="untied", reads="undecayed", scale=1.0, least_log_decay=options.least)
     y = delta_rule(inputs, rule, "reference")[0].view(v.shape)
     sums = (r.double() * vectors[0] * weights.bonus.double()[:, None, None]).sum(-1)
-    return y, v, sums
+    return rows, y, v, sums
 
 
 @pytest.mark.parametrize("own_values", [False, True])
@@ -64,14 +64,16 @@ def test_outputs_and_gradients(time, key, value, others, own_values):
     numbers += [draw(members, heads, key, seed=8)]
     options = ErasingOptions(heads, key, value, LEAST, own, own + RANK)
     along = [draw(*shape, heads, value, seed=11), draw(*shape, heads, value, seed=12), draw(*shape, heads, seed=13)]
+    along.append(draw(*shape, others, seed=14))
 
     def results(form, kind):
         given = [leaf.detach().to(kind(leaf)).requires_grad_() for leaf in [*leaves, *numbers]]
         rows, *rest = given
         values = rest.pop(0) if own_values else None
-        out = form(rows, values, ErasingWeights(*rest), options)
+        rows, *out = form(rows, values, ErasingWeights(*rest), options)
+        out.append(rows[..., used:])
         found = torch.autograd.grad(out, given, [part.to(y.dtype) for part, y in zip(along, out, strict=True)])
-        return [*out, found[0][..., :used], *found[1:]]
+        return [*out, *found]
 
     wanted = results(parts_in_turn, lambda leaf: torch.float64)
     found = results(erasing_delta, lambda leaf: leaf.dtype)

@@ -45,6 +45,23 @@ def test_weighted_bonus(shape, dtype, offered):
     assert_forms_match_reference(run, inputs, walk=8 * max(rows, width) ** 0.5)
 
 
+@pytest.mark.parametrize("offered", [False, True], ids=["alone", "offered"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("time", "taken"), [(7, 3), (70, 66)])
+def test_weighted_bonus_at_positions(time, taken, dtype, offered):
+    """Some tokens are taken more than once, and one by all."""
+    positions = torch.randint(time, (2, 3, taken), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    positions[0, 0] = time - 1
+    inputs = [draw(2, 3, time, 3, 12, dtype=dtype), draw(2, 3, time, 3, 12, dtype=dtype, seed=1)]
+    inputs += [draw(2, 3, time, 3, seed=2), draw(2, 3, 12, seed=3), draw(2, 3, 12, seed=4)]
+
+    def run(y, v, weights, gain, shift, impl):
+        out, same = weighted_bonus(y, v, weights, (gain, shift), positions, eps=1e-3, impl=impl)
+        return (out, same) if offered else out
+
+    assert_forms_match_reference(run, inputs, walk=8 * (3 * taken) ** 0.5 * 12)
+
+
 def test_shapes_are_checked():
     q, v, ones = draw(2, 3, 4, 5), draw(2, 3, 4, 6), torch.ones(2, 4, 6, device=DEVICE)
     with pytest.raises(ArgumentError, match="v must be"):
@@ -57,3 +74,5 @@ def test_shapes_are_checked():
         token_bonus(q, q, v, draw(2, 4, 5), v, (ones, ones), eps=0)
     with pytest.raises(ArgumentError, match="weights must be"):
         weighted_bonus(v, v, draw(2, 3, 5), (ones, ones), eps=1e-5)
+    with pytest.raises(ArgumentError, match="positions must be"):
+        weighted_bonus(v, v, draw(2, 3, 4), (ones, ones), torch.zeros(2, 2, 1, dtype=torch.int64), eps=1e-5)

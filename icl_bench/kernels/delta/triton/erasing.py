@@ -54,15 +54,14 @@ class ErasingDelta(torch.autograd.Function):
             launch_channel_forward(call, save, table.forward_launch(call.shape), y, last, kept, made)
         ctx.save_for_backward(rows, rate, values, *weights, *vectors, logs, *kept)
         ctx.options = options
-        return y.view(columns[2].shape), columns[2], sums
+        return rows, y.view(columns[2].shape), columns[2], sums
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, offered: Tensor, slopes: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, drows: Tensor, dy: Tensor, offered: Tensor, slopes: Tensor) -> tuple[Any, ...]:
         rows, rate, values, *saved = ctx.saved_tensors
         weights, (*vectors, logs), kept = ErasingWeights(*saved[:7]), saved[7:11], DeltaKept(*saved[11:])
         options = ctx.options
         columns = columns_of_rows(rows, values, options)
-        drows = torch.empty_like(rows)
         own = columns_of_rows(drows, None if values is None else torch.empty_like(values), options)
         call = delta_call(columns, vectors, logs, options.least)
         out = empty_gradients(call, options.heads)._replace(q=own[0].flatten(0, 1), v=own[2].flatten(0, 1))

@@ -300,6 +300,25 @@ class FusedAdaptedGate(torch.autograd.Function):
         return dy, dx, dweight, None
 
 
+class FusedColumnGate(torch.autograd.Function):
+    """`gate_by_columns` in one launch each way, and one that adds up the gradient of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, rows: Tensor, first: int, weight: Tensor, activation: ColumnForm) -> Tensor:
+        weight, ctx.place, ctx.activation = weight.contiguous(), slice(first, first + weight.shape[1]), activation
+        out, z = launch_adapter(Adapter(rows[..., ctx.place], weight, activation), "gate", AdapterOperands(y))
+        ctx.save_for_backward(y, rows, weight, z)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        y, rows, weight, z = ctx.saved_tensors
+        dy, drows, operands = y.new_empty(y.shape), torch.empty_like(rows), AdapterOperands(y)
+        adapter, targets = Adapter(rows[..., ctx.place], weight, ctx.activation), (drows[..., ctx.place], dy, None)
+        dweight, _ = launch_adapter_gradient(adapter, "gate", operands, z, gradient, targets)
+        return dy, drows, None, dweight, None
+
+
 class FusedAdaptedDecays(torch.autograd.Function):
     """`adapted_decays` in one launch each way, and two that add up the gradients of the parameters."""
 

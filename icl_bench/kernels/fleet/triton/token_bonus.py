@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.triton.rows import find_places
 from icl_bench.kernels.triton.common import add_parts, padded, spaced_rows, split_rows, tile_shape
 
 
@@ -81,14 +82,21 @@ def through_norm(gradient, unit, scale, width):
 
 @triton.jit
 def token_bonus_kernel(
-    q, k, v, bonus, y, gain, shift, out, weights, count, heads, key_width, value_width, q_apart, k_apart, v_apart, eps,
-    GIVEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    q, k, v, bonus, y, gain, shift, out, weights, positions, count, time, taken, heads, key_width, value_width, q_apart,
+    k_apart, v_apart, eps, GIVEN: tl.constexpr, TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write norm(y) gain + shift + v sum(q k bonus); where GIVEN these sums are weights. Grid (tokens, M)."""
+    """Write norm(y) gain + shift + v sum(q k bonus); where GIVEN these sums are weights. Grid (tokens, M).
+
+    Where TAKEN, the tokens are those at positions, `taken` of each sequence of `time`.
+    """
     member = tl.program_id(1)
     start = tl.program_id(0) * (BLOCK_R // HEADS)
     token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
     tokens, apart = member.to(tl.int64) * count + token, heads * value_width
+    results = tokens
+    if TAKEN:
+        tokens = tokens // taken * time + tl.load(positions + tokens, mask=inside, other=0)
     if GIVEN:
         weight = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)
     else:
@@ -103,7 +111,7 @@ def token_bonus_kernel(
     read *= load_heads(gain, member, head, apart, value_width, inside, BLOCK_V)
     read += load_heads(shift, member, head, apart, value_width, inside, BLOCK_V)
     read += weight[:, None] * value
-    store_heads(out, read, tokens, head, apart, value_width, inside, BLOCK_V)
+    store_heads(out, read, results, head, apart, value_width, inside, BLOCK_V)
 
 
 @triton.jit
@@ -150,13 +158,29 @@ def token_bonus_gradient_kernel(
 
 
 @triton.jit
+def load_taken(gradient, places, tokens, head, apart, width, inside, time, taken, BLOCK: tl.constexpr):
+    """Return the sums of the gradients of rows that were taken from tokens, and which tokens there are such of."""
+    sequences = tokens // time * taken
+    row = tl.load(places.firsts + tokens, mask=inside, other=-1)
+    some = row >= 0
+    total = load_heads(gradient, sequences + row, head, apart, width, some, BLOCK)
+    row = tl.load(places.nexts + sequences + row, mask=some, other=-1)
+    while tl.max(row, 0) >= 0:
+        total += load_heads(gradient, sequences + row, head, apart, width, row >= 0, BLOCK)
+        row = tl.load(places.nexts + sequences + row, mask=row >= 0, other=-1)
+    return total, some
+
+
+@triton.jit
 def weighted_bonus_gradient_kernel(
-    v, y, weights, gain, gradient, offered, dv, dy, slopes, partial_gain, partial_shift, count, heads, width, v_apart,
-    eps, each, OFFERED: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+    v, y, weights, gain, gradient, offered, dv, dy, slopes, partial_gain, partial_shift, places, count, time, taken,
+    heads, width, v_apart, eps, each, OFFERED: tl.constexpr, TAKEN: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write dv, dy and the gradients of the weights of `each` tokens, and their part of those of gain and shift.
 
-    Where OFFERED that of v includes the gradient of its other uses. Grid (parts, M).
+    Where OFFERED that of v includes the gradient of its other uses. Where TAKEN, the given gradient is that of rows at
+    some positions. Grid (parts, M).
     """
     part, member = tl.program_id(0), tl.program_id(1)
     apart = heads * width
@@ -167,10 +191,14 @@ def weighted_bonus_gradient_kernel(
     for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
         token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
         tokens = member.to(tl.int64) * count + token
-        value = load_heads(v, tokens, head, v_apart, width, inside, BLOCK_V)
-        read = load_heads(y, tokens, head, apart, width, inside, BLOCK_V)
-        upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
-        weighted = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)[:, None] * upstream
+        some = inside
+        if TAKEN:
+            upstream, some = load_taken(gradient, places, tokens, head, apart, width, inside, time, taken, BLOCK_V)
+        else:
+            upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
+        value = load_heads(v, tokens, head, v_apart, width, some, BLOCK_V)
+        read = load_heads(y, tokens, head, apart, width, some, BLOCK_V)
+        weighted = tl.load(weights + tokens * heads + head, mask=some, other=0.0)[:, None] * upstream
         if OFFERED:
             weighted += load_heads(offered, tokens, head, apart, width, inside, BLOCK_V)
         store_heads(dv, weighted, tokens, head, apart, width, inside, BLOCK_V)
@@ -185,19 +213,27 @@ def weighted_bonus_gradient_kernel(
 
 
 def launch_token_bonus(
-    tensors: tuple[Tensor, ...], apart: tuple[int, int, int], eps: float, weights: Tensor | None
+    tensors: tuple[Tensor, ...],
+    apart: tuple[int, int, int],
+    eps: float,
+    weights: Tensor | None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Return the result for q, k and v with tokens so far apart, bonus, y, gain and shift.
 
-    Where weights [..., H] are given, they are the sums that q, k and bonus would make.
+    Where weights [..., H] are given, they are the sums that q, k and bonus would make; where positions [M, B, S] are,
+    the result is that of the tokens there.
     """
     q, _, v, *_ = tensors
-    out, members, (heads, key_width), value_width = v.new_empty(v.shape), q.shape[0], q.shape[-2:], v.shape[-1]
-    count, rows = q[0].numel() // (heads * key_width), head_rows(heads, max(key_width, value_width))
+    members, (heads, key_width), value_width, rest = q.shape[0], q.shape[-2:], v.shape[-1], v.shape[1:-2]
+    out = v.new_empty(members, *(rest if positions is None else positions.shape[1:]), heads, value_width)
+    count, rows = out[0].numel() // (heads * value_width), head_rows(heads, max(key_width, value_width))
+    time, taken = (1, 1) if positions is None else (v.shape[2], positions.shape[2])
     with launch_on(v):
         token_bonus_kernel[(-(-count // rows.tokens), members)](
-            *tensors, out, out if weights is None else weights, count, heads, key_width, value_width, *apart, eps,
-            GIVEN=weights is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
+            *tensors, out, out if weights is None else weights, out if positions is None else positions, count, time,
+            taken, heads, key_width, value_width, *apart, eps, GIVEN=weights is not None, TAKEN=positions is not None,
+            HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
             BLOCK_V=padded(value_width), num_warps=4,
         )  # fmt: skip
     return out
@@ -243,31 +279,41 @@ class FusedWeightedBonus(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, v: Tensor, weights: Tensor, gain: Tensor, shift: Tensor, eps: float
+        ctx: Any,
+        y: Tensor,
+        v: Tensor,
+        weights: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        positions: Tensor | None,
+        eps: float,
     ) -> tuple[Tensor, Tensor]:
         same, (v, apart) = v, spaced_rows(v, 2)
         y, weights, gain, shift = (part.contiguous() for part in (y, weights, gain, shift))
-        ctx.save_for_backward(y, v, weights, gain)
+        positions = None if positions is None else positions.contiguous()
+        ctx.save_for_backward(y, v, weights, gain, positions)
         ctx.apart, ctx.eps = apart, eps
         ctx.set_materialize_grads(False)
         # with weights given, neither queries and keys nor a bonus are loaded
-        return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart, apart, apart), eps, weights), same
+        return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart, apart, apart), eps, weights, positions), same
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, offered: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return None, offered, None, None, None, None
-        y, v, weights, gain = ctx.saved_tensors
+            return None, offered, *(None,) * 5
+        y, v, weights, gain, positions = ctx.saved_tensors
         members, (heads, width) = v.shape[0], v.shape[-2:]
         count, rows = y[0].numel() // (heads * width), head_rows(heads, width)
         parts, each = split_rows(count, rows.tokens, members)
         dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
         sums = [y.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32) for _ in range(2)]
         gradient, offered = gradient.contiguous(), None if offered is None else offered.contiguous()
+        time, taken = (1, 1) if positions is None else (y.shape[2], positions.shape[2])
         with launch_on(y):
+            places = gradient if positions is None else find_places(positions, time)
             weighted_bonus_gradient_kernel[(parts, members)](
-                v, y, weights, gain, gradient, gradient if offered is None else offered, dv, dy, slopes, *sums, count,
-                heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, HEADS=rows.heads,
-                BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
+                v, y, weights, gain, gradient, gradient if offered is None else offered, dv, dy, slopes, *sums, places,
+                count, time, taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None,
+                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
             )  # fmt: skip
-        return dy, dv, slopes, *(add_parts(part, gain.dtype) for part in sums), None
+        return dy, dv, slopes, *(add_parts(part, gain.dtype) for part in sums), None, None
