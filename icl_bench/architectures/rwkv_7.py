@@ -33,7 +33,7 @@ from icl_bench.kernels.fleet.adapters import adapted_decays, adapted_gate
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
 from icl_bench.kernels.fleet.products import blend
 from icl_bench.kernels.fleet.projection import project
-from icl_bench.kernels.fleet.row_columns import blend_columns, gate_by_columns, take_columns
+from icl_bench.kernels.fleet.row_columns import blend_columns, product_of_columns, take_columns
 from icl_bench.kernels.fleet.token_bonus import token_bonus, weighted_bonus
 from icl_bench.kernels.fleet.token_pairs import shifted_weights
 
@@ -188,11 +188,14 @@ class Rwkv7Mixer(ShiftMixer):
             rows, values = blend_columns(rows, places["v"], kept.flatten(-2), places["v1"], *weights)
             values = values.unflatten(-1, self.value_shape)
         rows, y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options)
-        out, v = weighted_bonus(y, v, sums, self.norm_weights, positions, eps=self.norm.eps)
+        gate = None
+        if positions is None:
+            gate = product_of_columns(rows, places["g"], self.gate.weight, "sigmoid").view(y.shape)
+        out, v = weighted_bonus(y, v, sums, self.norm_weights, eps=self.norm.eps, gate=gate, positions=positions)
         if first is not None and self.layer.index == 0:
             first.values = v
         if positions is None:
-            return self.output(gate_by_columns(out.flatten(-2), rows, places["g"], self.gate.weight, "sigmoid"))
+            return self.output(out.flatten(-2))
         return self.project_out(out.flatten(-2), take_columns(rows, places["g"], self.gate.weight.shape[1], positions))
 
     @property

@@ -56,16 +56,16 @@ def norm_by_columns(x: Tensor, rows: Tensor, first: int, weight: Tensor, options
     return out
 
 
-def gate_by_columns(y: Tensor, rows: Tensor, first: int, weight: Tensor, activation: ColumnForm) -> Tensor:
-    """Return `adapted_gate` of y [M, ..., C] by the columns from `first` on of rows [M, ..., W].
+def product_of_columns(rows: Tensor, first: int, weight: Tensor, activation: ColumnForm) -> Tensor:
+    """Return act(x) W [M, ..., C] for the columns x, from `first` on, of rows [M, ..., W], and the weight [M, R, C].
 
-    The weight is [M, R, C]. It is the last use of the rows.
+    It is the last use of the rows.
     """
-    check_shape("rows", rows, (*y.shape[:-1], max(rows.shape[-1], first + weight.shape[1])), "[M, ..., W]")
-    check_shape("weight", weight, (y.shape[0], weight.shape[1], y.shape[-1]), "[M, R, C]")
-    from icl_bench.kernels.fleet.triton.adapters import FusedColumnGate
+    check_shape("weight", weight, (rows.shape[0], *weight.shape[1:]), "[M, R, C]")
+    check_shape("rows", rows, (*rows.shape[:-1], max(rows.shape[-1], first + weight.shape[1])), "[M, ..., W]")
+    from icl_bench.kernels.fleet.triton.adapters import FusedColumnProduct
 
-    out: Tensor = FusedColumnGate.apply(y, rows, first, weight, activation)
+    out: Tensor = FusedColumnProduct.apply(rows, first, weight, activation)
     return out
 
 

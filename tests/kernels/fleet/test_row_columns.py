@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.fleet.adapters import adapted_gate
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.products import blend
 from icl_bench.kernels.fleet.projection import project
@@ -12,8 +11,8 @@ from icl_bench.kernels.fleet.records import HeadColumns, NormOptions
 from icl_bench.kernels.fleet.row_columns import (
     blend_columns,
     convolve_columns,
-    gate_by_columns,
     norm_by_columns,
+    product_of_columns,
     take_columns,
 )
 from icl_bench.kernels.fleet.rows import take_rows
@@ -23,8 +22,8 @@ from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("shape", "width"), [((2, 3, 7), 12), ((1, 70), 150)], ids=str)
-def test_blend_and_gate(shape, width, dtype):
-    """The columns of a gate are the last use of the rows."""
+def test_blend_and_product(shape, width, dtype):
+    """The columns of a product are the last use of the rows."""
     widths = (width, 20, 4)
     inputs = [draw(*shape, sum(widths), dtype=dtype), draw(*shape, width, dtype=dtype, seed=1)]
     inputs += [draw(shape[0], 20, width, dtype=dtype, seed=2), draw(shape[0], width, dtype=dtype, seed=3)]
@@ -33,11 +32,12 @@ def test_blend_and_gate(shape, width, dtype):
     def run(rows, y, weight, bias, opening, impl):
         if impl == "triton":
             rows, blended = blend_columns(rows, 0, y, width, weight, bias)
-            return blended, gate_by_columns(y, rows, 20 + width, opening, "sigmoid")
+            return blended, product_of_columns(rows, 20 + width, opening, "sigmoid")
         x, low, part = rows.split(widths, dim=-1)
         wide = torch.float64 if impl == "reference" else rows.dtype
         gate = project(low.to(wide).flatten(1, -2), weight.to(wide)).view(y.shape)
-        return blend(x, y, gate, bias, impl=impl), adapted_gate(y, part, opening, "sigmoid", impl=impl)
+        opened = project(part.to(wide).sigmoid().flatten(1, -2), opening.to(wide)).view(y.shape)
+        return blend(x, y, gate, bias, impl=impl), opened
 
     rows = torch.Size(shape[1:]).numel()
     assert_forms_match_reference(run, inputs, walk=10 * max(rows, width) ** 0.5)
@@ -83,9 +83,9 @@ def test_convolution_and_gated_norm(dtype):
 
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="rows must be"):
-        gate_by_columns(draw(2, 3, 5), draw(2, 3, 9), 7, draw(2, 3, 5), "sigmoid")
+        product_of_columns(draw(2, 3, 9), 7, draw(2, 3, 5), "sigmoid")
     with pytest.raises(ArgumentError, match="weight must be"):
-        gate_by_columns(draw(2, 3, 5), draw(2, 3, 9), 5, draw(2, 3, 4), "sigmoid")
+        product_of_columns(draw(2, 3, 9), 5, draw(1, 3, 4), "sigmoid")
     with pytest.raises(ArgumentError, match="rows must be"):
         take_columns(draw(2, 3, 4, 9), 7, 3, torch.zeros(2, 3, 1, dtype=torch.int64))
     with pytest.raises(ArgumentError, match="positions must be"):

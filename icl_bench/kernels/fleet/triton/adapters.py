@@ -300,23 +300,22 @@ class FusedAdaptedGate(torch.autograd.Function):
         return dy, dx, dweight, None
 
 
-class FusedColumnGate(torch.autograd.Function):
-    """`gate_by_columns` in one launch each way, and one that adds up the gradient of the weight."""
+class FusedColumnProduct(torch.autograd.Function):
+    """`product_of_columns` in one launch each way, and one that adds up the gradient of the weight."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, rows: Tensor, first: int, weight: Tensor, activation: ColumnForm) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, first: int, weight: Tensor, activation: ColumnForm) -> Tensor:
         weight, ctx.place, ctx.activation = weight.contiguous(), slice(first, first + weight.shape[1]), activation
-        out, z = launch_adapter(Adapter(rows[..., ctx.place], weight, activation), "gate", AdapterOperands(y))
-        ctx.save_for_backward(y, rows, weight, z)
-        return out
+        ctx.save_for_backward(rows, weight)
+        return launch_adapter(Adapter(rows[..., ctx.place], weight, activation), "plain", AdapterOperands())[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        y, rows, weight, z = ctx.saved_tensors
-        dy, drows, operands = y.new_empty(y.shape), torch.empty_like(rows), AdapterOperands(y)
-        adapter, targets = Adapter(rows[..., ctx.place], weight, ctx.activation), (drows[..., ctx.place], dy, None)
-        dweight, _ = launch_adapter_gradient(adapter, "gate", operands, z, gradient, targets)
-        return dy, drows, None, dweight, None
+        rows, weight = ctx.saved_tensors
+        drows, adapter = torch.empty_like(rows), Adapter(rows[..., ctx.place], weight, ctx.activation)
+        targets = drows[..., ctx.place], None, None
+        dweight, _ = launch_adapter_gradient(adapter, "plain", AdapterOperands(), gradient, gradient, targets)
+        return drows, None, dweight, None
 
 
 class FusedAdaptedDecays(torch.autograd.Function):

@@ -82,13 +82,14 @@ def through_norm(gradient, unit, scale, width):
 
 @triton.jit
 def token_bonus_kernel(
-    q, k, v, bonus, y, gain, shift, out, weights, positions, count, time, taken, heads, key_width, value_width, q_apart,
-    k_apart, v_apart, eps, GIVEN: tl.constexpr, TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    q, k, v, bonus, y, gain, shift, out, weights, gate, positions, count, time, taken, heads, key_width, value_width,
+    q_apart, k_apart, v_apart, eps, GIVEN: tl.constexpr, GATED: tl.constexpr, TAKEN: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write norm(y) gain + shift + v sum(q k bonus); where GIVEN these sums are weights. Grid (tokens, M).
 
-    Where TAKEN, the tokens are those at positions, `taken` of each sequence of `time`.
+    Where GATED, it is multiplied by a gate. Where TAKEN, the tokens are those at positions, `taken` of each sequence of
+    `time`.
     """
     member = tl.program_id(1)
     start = tl.program_id(0) * (BLOCK_R // HEADS)
@@ -111,6 +112,8 @@ def token_bonus_kernel(
     read *= load_heads(gain, member, head, apart, value_width, inside, BLOCK_V)
     read += load_heads(shift, member, head, apart, value_width, inside, BLOCK_V)
     read += weight[:, None] * value
+    if GATED:
+        read *= load_heads(gate, results, head, apart, value_width, inside, BLOCK_V)
     store_heads(out, read, results, head, apart, value_width, inside, BLOCK_V)
 
 
@@ -173,14 +176,14 @@ def load_taken(gradient, places, tokens, head, apart, width, inside, time, taken
 
 @triton.jit
 def weighted_bonus_gradient_kernel(
-    v, y, weights, gain, gradient, offered, dv, dy, slopes, partial_gain, partial_shift, places, count, time, taken,
-    heads, width, v_apart, eps, each, OFFERED: tl.constexpr, TAKEN: tl.constexpr, HEADS: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+    v, y, weights, gain, shift, gate, gradient, offered, dv, dy, dgate, slopes, partial_gain, partial_shift, places,
+    count, time, taken, heads, width, v_apart, eps, each, OFFERED: tl.constexpr, GATED: tl.constexpr,
+    TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write dv, dy and the gradients of the weights of `each` tokens, and their part of those of gain and shift.
 
-    Where OFFERED that of v includes the gradient of its other uses. Where TAKEN, the given gradient is that of rows at
-    some positions. Grid (parts, M).
+    Where OFFERED that of v includes the gradient of its other uses. Where GATED, also write the gradient of the gate.
+    Where TAKEN, the given gradient is that of rows at some positions. Grid (parts, M).
     """
     part, member = tl.program_id(0), tl.program_id(1)
     apart = heads * width
@@ -198,12 +201,17 @@ def weighted_bonus_gradient_kernel(
             upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
         value = load_heads(v, tokens, head, v_apart, width, some, BLOCK_V)
         read = load_heads(y, tokens, head, apart, width, some, BLOCK_V)
-        weighted = tl.load(weights + tokens * heads + head, mask=some, other=0.0)[:, None] * upstream
+        unit, scale = standardise(read, inside, width, eps, BLOCK_V)
+        weight = tl.load(weights + tokens * heads + head, mask=some, other=0.0)[:, None]
+        if GATED:
+            result = unit * scaling + load_heads(shift, member, head, apart, width, inside, BLOCK_V) + weight * value
+            store_heads(dgate, upstream * result, tokens, head, apart, width, inside, BLOCK_V)
+            upstream *= load_heads(gate, tokens, head, apart, width, inside, BLOCK_V)
+        weighted = weight * upstream
         if OFFERED:
             weighted += load_heads(offered, tokens, head, apart, width, inside, BLOCK_V)
         store_heads(dv, weighted, tokens, head, apart, width, inside, BLOCK_V)
         tl.store(slopes + tokens * heads + head, tl.sum(upstream * value, 1), mask=inside)
-        unit, scale = standardise(read, inside, width, eps, BLOCK_V)
         total_gain += upstream * unit
         total_shift += upstream
         inner = through_norm(upstream * scaling, unit, scale, width)
@@ -217,12 +225,13 @@ def launch_token_bonus(
     apart: tuple[int, int, int],
     eps: float,
     weights: Tensor | None,
+    gate: Tensor | None = None,
     positions: Tensor | None = None,
 ) -> Tensor:
     """Return the result for q, k and v with tokens so far apart, bonus, y, gain and shift.
 
-    Where weights [..., H] are given, they are the sums that q, k and bonus would make; where positions [M, B, S] are,
-    the result is that of the tokens there.
+    Where weights [..., H] are given, they are the sums that q, k and bonus would make; where a gate is, the result is
+    multiplied by it; where positions [M, B, S] are, it is that of the tokens there.
     """
     q, _, v, *_ = tensors
     members, (heads, key_width), value_width, rest = q.shape[0], q.shape[-2:], v.shape[-1], v.shape[1:-2]
@@ -231,10 +240,10 @@ def launch_token_bonus(
     time, taken = (1, 1) if positions is None else (v.shape[2], positions.shape[2])
     with launch_on(v):
         token_bonus_kernel[(-(-count // rows.tokens), members)](
-            *tensors, out, out if weights is None else weights, out if positions is None else positions, count, time,
-            taken, heads, key_width, value_width, *apart, eps, GIVEN=weights is not None, TAKEN=positions is not None,
-            HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
-            BLOCK_V=padded(value_width), num_warps=4,
+            *tensors, out, out if weights is None else weights, out if gate is None else gate,
+            out if positions is None else positions, count, time, taken, heads, key_width, value_width, *apart, eps,
+            GIVEN=weights is not None, GATED=gate is not None, TAKEN=positions is not None, HEADS=rows.heads,
+            BLOCK_R=rows.rows, BLOCK_K=padded(key_width), BLOCK_V=padded(value_width), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -285,35 +294,39 @@ class FusedWeightedBonus(torch.autograd.Function):
         weights: Tensor,
         gain: Tensor,
         shift: Tensor,
+        gate: Tensor | None,
         positions: Tensor | None,
         eps: float,
     ) -> tuple[Tensor, Tensor]:
         same, (v, apart) = v, spaced_rows(v, 2)
         y, weights, gain, shift = (part.contiguous() for part in (y, weights, gain, shift))
-        positions = None if positions is None else positions.contiguous()
-        ctx.save_for_backward(y, v, weights, gain, positions)
+        gate, positions = (None if part is None else part.contiguous() for part in (gate, positions))
+        ctx.save_for_backward(y, v, weights, gain, shift, gate, positions)
         ctx.apart, ctx.eps = apart, eps
         ctx.set_materialize_grads(False)
         # with weights given, neither queries and keys nor a bonus are loaded
-        return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart, apart, apart), eps, weights, positions), same
+        return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart,) * 3, eps, weights, gate, positions), same
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, offered: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return None, offered, *(None,) * 5
-        y, v, weights, gain, positions = ctx.saved_tensors
+            return None, offered, *(None,) * 6
+        y, v, weights, gain, shift, gate, positions = ctx.saved_tensors
         members, (heads, width) = v.shape[0], v.shape[-2:]
         count, rows = y[0].numel() // (heads * width), head_rows(heads, width)
         parts, each = split_rows(count, rows.tokens, members)
         dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
+        dgate = None if gate is None else torch.empty_like(gate)
         sums = [y.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32) for _ in range(2)]
         gradient, offered = gradient.contiguous(), None if offered is None else offered.contiguous()
         time, taken = (1, 1) if positions is None else (y.shape[2], positions.shape[2])
         with launch_on(y):
             places = gradient if positions is None else find_places(positions, time)
             weighted_bonus_gradient_kernel[(parts, members)](
-                v, y, weights, gain, gradient, gradient if offered is None else offered, dv, dy, slopes, *sums, places,
+                v, y, weights, gain, shift, y if gate is None else gate, gradient,
+                gradient if offered is None else offered, dv, dy, dy if dgate is None else dgate, slopes, *sums, places,
                 count, time, taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None,
-                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
+                GATED=gate is not None, TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows,
+                BLOCK_V=padded(width), num_warps=8,
             )  # fmt: skip
-        return dy, dv, slopes, *(add_parts(part, gain.dtype) for part in sums), None, None
+        return dy, dv, slopes, *(add_parts(part, gain.dtype) for part in sums), dgate, None, None
