@@ -37,8 +37,10 @@ def test_gate(shape, rank, width, activation, dtype):
 @pytest.mark.parametrize(
     ("form", "factor", "activation"), [("sigmoid", -0.6, "none"), ("log-sigmoid", 0.25, "none"), ("exp", -5.0, "tanh")]
 )
-def test_decays(shape, rank, width, form, factor, activation, dtype):
-    inputs = [draw(*shape, rank, dtype=dtype), draw(shape[0], rank, width, seed=1).to(dtype), draw(shape[0], width)]
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+def test_decays(shape, rank, width, form, factor, activation, dtype, narrow):
+    inputs = [draw(*shape, rank, dtype=dtype), draw(shape[0], rank, width, seed=1).to(dtype)]
+    inputs.append(draw(shape[0], width).to(dtype if narrow else torch.float32))
     run = lambda x, weight, bias, impl: adapted_decays(x, weight, bias, form, factor, activation, impl=impl)  # noqa: E731
     walk = 3 * max(1, abs(factor)) * max(torch.Size(shape[1:]).numel(), width) ** 0.5
     assert_forms_match_reference(run, inputs, walk=walk)

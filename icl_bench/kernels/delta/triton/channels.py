@@ -26,12 +26,10 @@ import triton.language as tl
 from icl_bench.kernels.delta.triton.backward import rows_of_part
 from icl_bench.kernels.delta.triton.decays import unit_lower_inverse
 from icl_bench.kernels.delta.triton.forward import SIZES, head_views
-from icl_bench.kernels.delta.triton.making import load_channels, make_vectors
 from icl_bench.kernels.delta.triton.tied import load_rates, rounding_of, solved_product, state_product
 from icl_bench.kernels.delta.triton.tiles import (
     inverse_pointers,
     load_edge,
-    load_numbers,
     load_substeps,
     load_transposed,
     nearest_tf32,
@@ -116,13 +114,11 @@ def load_operands(x, start, end, rates, upto, until, logs, C: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def channel_forward_kernel(x, y, first_state, last, kept, made, T, H, G, scale, MADE: tl.constexpr, C: tl.constexpr):
+def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.constexpr):
     """Write y [N, T, G, V] and the last state [N, G, K, V].
 
     Where SAVE, also write the states before chunks and, of the tied rule, the rows R, both transposed, and the matrices
     M. A program has BLOCK_V value channels of one head; the grid is N * G * blocks of values.
-
-    Where MADE, vectors that write, read and erase are made of keys and rates, and kept where SAVE.
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -142,10 +138,6 @@ def channel_forward_kernel(x, y, first_state, last, kept, made, T, H, G, scale, 
 
     state = load_edge(first_state, head, first, C.INITIAL, C)
     next_rates = load_rates(x.beta, 0, T, C)
-    if MADE:
-        own = n // made.batch * G + g
-        shift, erasing = load_channels(made.shift, own, C), load_channels(made.erasing, own, C)
-        weakening, bonus = load_channels(made.weakening, own, C), load_channels(made.bonus, own, C)
     for chunk in range(0, chunks):
         start = chunk * ROWS
         rates = next_rates
@@ -155,13 +147,7 @@ def channel_forward_kernel(x, y, first_state, last, kept, made, T, H, G, scale, 
             tl.store(pointers, state.to(kept.states.dtype.element_ty), mask=mask)
         logs, upto, whole = load_decays(x.log_decay, start, T, C)
         until = tl.exp2(-upto)
-        if MADE:
-            written, read, erase = make_vectors(x, made, (shift, erasing, weakening, bonus), n, g, start, T, G, C)
-            k = as_operand(written * until, PRECISION)
-            read = as_operand(read * tl.exp2(upto - logs), PRECISION)
-            erase = as_operand(erase * until, PRECISION)
-        else:
-            erase, read = load_operands(x, start, T, rates, upto, until, logs, C)
+        erase, read = load_operands(x, start, T, rates, upto, until, logs, C)
         v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         matrix = unit_lower_inverse(tl.where(i > j, -product(read, tl.trans(erase), PRECISION), 0.0), ROWS)
         if C.SAVE and first == 0:
@@ -171,8 +157,7 @@ def channel_forward_kernel(x, y, first_state, last, kept, made, T, H, G, scale, 
             rest_t = added_rows(v_t, eye, PRECISION, product(state, tl.trans(read), PRECISION))
             r_t = solved_product(tl.trans(matrix), rest_t, ones, PRECISION, RIGHT=True, PARTS=2)
         else:
-            if not MADE:
-                k = as_operand(load_keys(x.k, start, T, C) * until, PRECISION)
+            k = as_operand(load_keys(x.k, start, T, C) * until, PRECISION)
             fresh = tl.where(i > j, product(read, tl.trans(k), PRECISION), 0.0)
             v = load_substeps(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
             rest_t = product(state, tl.trans(read), PRECISION)
@@ -222,14 +207,14 @@ def load_part(ptr, start, n, g, T, G, first, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def channel_backward_kernel(
-    x, dy, dlast, kept, out, core, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr, CORE: tl.constexpr,
-    C: tl.constexpr,
+    x, dy, dlast, kept, out, offered, T, H, G, q_apart, v_apart, scale, least, LAST: tl.constexpr,
+    OFFERED: tl.constexpr, SLOPED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
     Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...]. Tokens of the
-    gradients of q and v are `q_apart` and `v_apart` elements apart. Where CORE there are gradients of other parts of
-    the core of RWKV-7, as `CoreGradients` says.
+    gradients of q and v are `q_apart` and `v_apart` elements apart. Where OFFERED that of v includes the gradient of
+    its other uses. Where SLOPED that of the log decays is of z, of which they are `least` sigmoid(z).
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -289,8 +274,8 @@ def channel_backward_kernel(
             dv = product(p, z, PRECISION, dv)
         # Added by a product with a diagonal matrix, whose other operand is fetched ahead. Zeros that are made of p lie
         # where results of products do, and need not be moved between threads.
-        if CORE:
-            others = load_part(core.offered, start, n, g, T, G, first, C)
+        if OFFERED:
+            others = load_part(offered, start, n, g, T, G, first, C)
             dv = product(as_operand(tl.where(i == j, 1.0, p * 0.0), PRECISION), others, PRECISION, dv)
         store_substeps(dv_view, dv, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         pointers, mask = saved_pointers(kept.states + (head * chunks + chunk) * (C.K * C.V), first, C)
@@ -330,9 +315,6 @@ def channel_backward_kernel(
             dq = product(tl.trans(dp_qk), k, PRECISION, dq)
         dq = dq * since
         sums = dread + dq * load_keys(x.q, start, T, C)
-        if CORE:
-            slopes = load_numbers(rows_of_part(core.slopes, n, g, T, G, 1), start, T, 0, 1, ROWS)
-            dq += slopes[:, None] * load_keys(x.k, start, T, C) * load_channels(core.bonus, n // core.batch * G + g, C)
         store_substeps(dq_view, dq, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         ended = tl.sum(tl.reshape(state.to(tl.float32) * d, [BLOCK_V // ROWS, ROWS, BLOCK_K]), 0)
 
@@ -363,9 +345,9 @@ def channel_backward_kernel(
             derase_view = rows_of_part(out.erase, n, part, T, parts, C.K)
             store_substeps(derase_view, derase * until, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         dlog = decay_gradient(dread, sums, ended, PRECISION, C)
-        if CORE:
+        if SLOPED:
             logs = load_keys(x.log_decay, start, T, C)
-            dlog *= logs - logs * logs * (1.0 / core.least)
+            dlog *= logs - logs * logs * (1.0 / least)
         dlog_view = rows_of_part(out.log_decay, n, part, T, parts, C.K)
         store_substeps(dlog_view, dlog, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         d = product(u_t, q, PRECISION, d)

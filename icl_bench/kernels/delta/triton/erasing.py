@@ -16,19 +16,21 @@ from icl_bench.kernels.delta.triton.launch import (
     DeltaCall,
     DeltaKept,
     empty_gradients,
-    empty_outputs,
-    launch_channel_forward,
     launch_channel_gradient,
+    launch_delta_forward,
 )
-from icl_bench.kernels.delta.triton.making import CoreGradients, MadeVectors
-from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.adapters import (
     Adapter,
     AdapterOperands,
     launch_adapter,
     launch_adapter_gradient,
 )
-from icl_bench.kernels.fleet.triton.erasing_keys import BonusGradient, launch_erasing_gradient
+from icl_bench.kernels.fleet.triton.erasing_keys import (
+    Bonus,
+    BonusGradient,
+    launch_erasing_gradient,
+    launch_erasing_keys,
+)
 
 
 class ErasingDelta(torch.autograd.Function):
@@ -46,12 +48,11 @@ class ErasingDelta(torch.autograd.Function):
         logs = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least), save=False)[0]
         logs = logs.view(columns[1].shape)
         sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
-        vectors = [torch.empty_like(rate if save else rate[:, :0]) for _ in range(3)]
-        made = MadeVectors(*weights[:3], weights.bonus, *vectors, sums, rows.shape[1], LEAST_LENGTH)
-        call = delta_call(columns, (columns[1], rate, rate), logs, options.least)
-        y, last, kept = empty_outputs(call, save)
+        bonus = Bonus(columns[0], sums, weights.bonus)
+        vectors = launch_erasing_keys(columns[1], rate, weights[:3], bonus)
+        call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
-            launch_channel_forward(call, save, table.forward_launch(call.shape), y, last, kept, made)
+            y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
         ctx.save_for_backward(rows, rate, values, *weights, *vectors, logs, *kept)
         ctx.options = options
         return rows, y.view(columns[2].shape), columns[2], sums
@@ -68,9 +69,8 @@ class ErasingDelta(torch.autograd.Function):
         dy, offered, slopes = (part.contiguous() for part in (dy, offered, slopes))
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
-            core = CoreGradients(offered, slopes, weights.bonus, rows.shape[1], options.least)
-            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, core)
-        bonus = BonusGradient(columns[0], slopes, weights.bonus)
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered, sloped=True)
+        bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
             columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
         )

@@ -8,7 +8,6 @@ from torch import Tensor
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
 from icl_bench.kernels.delta.triton.channels import channel_backward_kernel, channel_forward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
-from icl_bench.kernels.delta.triton.making import CoreGradients, MadeVectors
 from icl_bench.kernels.delta.triton.segments import (
     delta_inverse_kernel,
     delta_join_kernel,
@@ -213,27 +212,13 @@ def launch_own_forward(
     call: DeltaCall, save: bool, launch: DeltaLaunch, y: Tensor, last: Tensor, kept: DeltaKept
 ) -> tuple[Tensor, Tensor, DeltaKept]:
     """Fill the outputs of a call that `tied` or `channels` takes, and return them."""
-    if call.channels:
-        launch_channel_forward(call, save, launch, y, last, kept)
-        return y, last, kept
     _, tokens, heads, groups, _ = call.sizes
-    tied_forward_kernel[call.grid(launch)](
+    kernel = tied_forward_kernel if call.tied else channel_forward_kernel
+    kernel[call.grid(launch)](
         call.views(), y, last if call.state is None else call.state, last, kept, tokens, heads, groups, call.scale,
         **call.options(launch, save),
     )  # fmt: skip
     return y, last, kept
-
-
-def launch_channel_forward(
-    call: DeltaCall, save: bool, launch: DeltaLaunch, y: Tensor, last: Tensor, kept: DeltaKept,
-    made: MadeVectors | None = None,
-) -> None:  # fmt: skip
-    """Fill the outputs of a call that `channels` takes; where `made` is given, its vectors are made in the kernel."""
-    _, tokens, heads, groups, _ = call.sizes
-    channel_forward_kernel[call.grid(launch)](
-        call.views(), y, last if call.state is None else call.state, last, kept, last if made is None else made, tokens,
-        heads, groups, call.scale, MADE=made is not None, **call.options(launch, save),
-    )  # fmt: skip
 
 
 def launch_delta_maps(call: DeltaCall, kept: DeltaKept, launch: DeltaLaunch) -> None:
@@ -328,14 +313,19 @@ def launch_channel_gradient(
     kept: DeltaKept,
     out: DeltaGradients,
     launch: DeltaLaunch,
-    core: CoreGradients | None = None,
+    offered: Tensor | None = None,
+    *,
+    sloped: bool = False,
 ) -> None:
-    """Fill the gradients of a call that `channels` takes, with those of other parts of a core."""
+    """Fill the gradients of a call that `channels` takes; that of v includes the one offered, [N, T, G, V].
+
+    Where `sloped`, log decays are `least` sigmoid(z) for the bound `least` of the call, and theirs is that of z.
+    """
     _, tokens, heads, groups, _ = call.sizes
     channel_backward_kernel[call.grid(launch)](
         call.views(), view_of(dy), dy if dlast is None else dlast, kept, out,
-        dy if core is None else core, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
-        LAST=dlast is not None, CORE=core is not None, **call.options(launch, True),
+        dy if offered is None else offered, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
+        call.least, LAST=dlast is not None, OFFERED=offered is not None, SLOPED=sloped, **call.options(launch, True),
     )  # fmt: skip
 
 

@@ -17,10 +17,22 @@ from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, pl
 from icl_bench.kernels.triton.common import add_parts, logistic, padded, spaced_rows, split_rows
 
 
-class BonusGradient(NamedTuple):
-    """Parts of the gradients of k and u, for a bonus w v of each token with w = sum(q k u)."""
+class Bonus(NamedTuple):
+    """Tensors of a bonus w v of each token with w = sum(q k u)."""
 
     q: Any
+    weights: Any
+    """w, [M, ..., H] in float32, to be written."""
+    strength: Any
+    """u, [M, H, K]."""
+
+
+class BonusGradient(NamedTuple):
+    """Parts of the gradients of q, k and u, for a bonus w v of each token with w = sum(q k u)."""
+
+    q: Any
+    dq: Any
+    """Gradient of q [M, ..., H, K], to which that of the bonus is added."""
     slopes: Any
     """Gradients of w, [M, ..., H] in float32."""
     strength: Any
@@ -29,10 +41,13 @@ class BonusGradient(NamedTuple):
 
 @triton.jit
 def erasing_keys_kernel(
-    k, rate, shift, erasing, weakening, written, read, erase, count, heads, width, apart, least, HEADS: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    k, rate, shift, erasing, weakening, written, read, erase, bonus, count, heads, width, apart, least,
+    BONUS: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the three vectors of all heads; tokens of k are `apart` elements apart. Grid (tokens, M)."""
+    """Write the three vectors of all heads; tokens of k are `apart` elements apart. Grid (tokens, M).
+
+    Where BONUS, also write the weights of a bonus, whose queries are as far apart.
+    """
     member, whole = tl.program_id(1), heads * width
     start = tl.program_id(0) * (BLOCK_R // HEADS)
     token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
@@ -43,7 +58,12 @@ def erasing_keys_kernel(
     scaled = key * load_heads(erasing, member, head, whole, width, inside, BLOCK_C)
     unit = scaled * (1.0 / tl.maximum(tl.sqrt(tl.sum(scaled * scaled, 1)), least))[:, None]
     weak = load_heads(weakening, member, head, whole, width, inside, BLOCK_C)
-    store_heads(written, key * (1.0 + (share - 1.0) * weak), tokens, head, whole, width, inside, BLOCK_C)
+    made = key * (1.0 + (share - 1.0) * weak)
+    store_heads(written, made, tokens, head, whole, width, inside, BLOCK_C)
+    if BONUS:
+        query = load_heads(bonus.q, tokens, head, apart, width, inside, BLOCK_C)
+        strength = load_heads(bonus.strength, member, head, whole, width, inside, BLOCK_C)
+        tl.store(bonus.weights + tokens * heads + head, tl.sum(query * made * strength, 1), mask=inside)
     store_heads(read, -unit, tokens, head, whole, width, inside, BLOCK_C)
     store_heads(erase, share * unit, tokens, head, whole, width, inside, BLOCK_C)
 
@@ -77,9 +97,12 @@ def erasing_keys_gradient_kernel(
         read = load_heads(from_read, tokens, head, whole, width, inside, BLOCK_C)
         if BONUS:
             query = load_heads(bonus.q, tokens, head, apart, width, inside, BLOCK_C)
-            query *= tl.load(bonus.slopes + tokens * heads + head, mask=inside, other=0.0)[:, None]
-            total_bonus += query * key * (1.0 + (share - 1.0) * weak)
-            written += weight * query
+            upstream = load_heads(bonus.dq, tokens, head, dk_apart, width, inside, BLOCK_C)
+            bonus_slope = tl.load(bonus.slopes + tokens * heads + head, mask=inside, other=0.0)[:, None]
+            made = bonus_slope * key * (1.0 + (share - 1.0) * weak)
+            total_bonus += made * query
+            store_heads(bonus.dq, upstream + made * weight, tokens, head, dk_apart, width, inside, BLOCK_C)
+            written += bonus_slope * weight * query
         scaled = key * strength
         length = tl.sqrt(tl.sum(scaled * scaled, 1))
         inverse = (1.0 / tl.maximum(length, least))[:, None]
@@ -102,16 +125,22 @@ def erasing_keys_gradient_kernel(
         store_sums(partial_bonus, total_bonus, member, heads, width, HEADS, BLOCK_R, BLOCK_C)
 
 
-def launch_erasing_keys(k: Tensor, rate: Tensor, numbers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the three vectors of keys whose tokens may lie apart; all else is contiguous."""
+def launch_erasing_keys(
+    k: Tensor, rate: Tensor, numbers: Sequence[Tensor], bonus: Bonus | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the three vectors of keys whose tokens may lie apart; all else is contiguous.
+
+    With a bonus, its weights are filled; its queries are columns of the same rows as k.
+    """
     k, apart = spaced_rows(k, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
     count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
     written, read, erase = (k.new_empty(k.shape) for _ in range(3))
     with launch_on(k):
         erasing_keys_kernel[(-(-count // rows.tokens), members)](
-            k, rate, *numbers, written, read, erase, count, heads, width, apart, LEAST_LENGTH, HEADS=rows.heads,
-            BLOCK_R=rows.rows, BLOCK_C=padded(width), num_warps=4,
+            k, rate, *numbers, written, read, erase, Bonus(k, k, k) if bonus is None else bonus, count, heads, width,
+            apart, LEAST_LENGTH, BONUS=bonus is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
+            num_warps=4,
         )  # fmt: skip
     return written, read, erase
 
@@ -122,7 +151,8 @@ def launch_erasing_gradient(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Fill dk, whose tokens may lie apart as those of k may; return the gradients of the rate and of the parameters.
 
-    With a bonus, the gradient of its strength is returned last. Its queries are columns of the same rows as k.
+    With a bonus, its gradient is added to that of its queries, and the one of its strength returned last. Its queries
+    and their gradient are columns of the same rows as k and dk.
     """
     (k, apart), (dk, dk_apart) = spaced_rows(k, 2), spaced_rows(dk, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
@@ -135,7 +165,7 @@ def launch_erasing_gradient(
     sums = [k.new_empty(partial, dtype=torch.float32) for _ in numbers]
     with launch_on(k):
         erasing_keys_gradient_kernel[(parts, members)](
-            k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, k, k) if bonus is None else bonus,
+            k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, dk, k, k) if bonus is None else bonus,
             *sums[:3], sums[-1], count, heads, width, apart, dk_apart, LEAST_LENGTH, each, BONUS=bonus is not None,
             HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
             num_warps=8 if bonus is None else 4,
