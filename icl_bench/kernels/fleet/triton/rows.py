@@ -62,6 +62,29 @@ def find_places(positions: Tensor, time: int) -> RowPlaces:
 
 
 @triton.jit
+def load_row_part(x, rows, first, apart, width, inside, BLOCK: tl.constexpr):
+    """Load columns from `first` on of rows that are `apart` elements apart, [R, BLOCK] in float32."""
+    columns = tl.arange(0, BLOCK)
+    mask = inside[:, None] & (columns < width)[None, :]
+    return tl.load(x + (rows * apart + first)[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_taken(gradient, places, tokens, first, apart, width, inside, time, taken, BLOCK: tl.constexpr):
+    """Return the sums of the gradients of rows that were taken from tokens, and which tokens there are such of."""
+    sequences = tokens // time * taken
+    row = tl.load(places.firsts + tokens, mask=inside, other=-1)
+    some = row >= 0
+    total = load_row_part(gradient, sequences + row, first, apart, width, some, BLOCK)
+    row = tl.load(places.nexts + sequences + row, mask=some, other=-1)
+    if tl.max(row, 0) >= 0:  # a loop that is not inside a condition keeps the compiler from fetching ahead
+        while tl.max(row, 0) >= 0:
+            total += load_row_part(gradient, sequences + row, first, apart, width, row >= 0, BLOCK)
+            row = tl.load(places.nexts + sequences + row, mask=row >= 0, other=-1)
+    return total, some
+
+
+@triton.jit
 def take_rows_kernel(x, positions, out, count, time, taken, width, apart, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Gather rows of all sequences of a member, count = B S; `apart` lies between rows. Grid (rows, columns, M)."""
     member = tl.program_id(2).to(tl.int64)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.fleet.triton.rows import find_places
+from icl_bench.kernels.fleet.triton.rows import find_places, load_taken
 from icl_bench.kernels.triton.common import add_parts, padded, spaced_rows, split_rows, tile_shape
 
 
@@ -161,20 +161,6 @@ def token_bonus_gradient_kernel(
 
 
 @triton.jit
-def load_taken(gradient, places, tokens, head, apart, width, inside, time, taken, BLOCK: tl.constexpr):
-    """Return the sums of the gradients of rows that were taken from tokens, and which tokens there are such of."""
-    sequences = tokens // time * taken
-    row = tl.load(places.firsts + tokens, mask=inside, other=-1)
-    some = row >= 0
-    total = load_heads(gradient, sequences + row, head, apart, width, some, BLOCK)
-    row = tl.load(places.nexts + sequences + row, mask=some, other=-1)
-    while tl.max(row, 0) >= 0:
-        total += load_heads(gradient, sequences + row, head, apart, width, row >= 0, BLOCK)
-        row = tl.load(places.nexts + sequences + row, mask=row >= 0, other=-1)
-    return total, some
-
-
-@triton.jit
 def weighted_bonus_gradient_kernel(
     v, y, weights, gain, shift, gate, gradient, offered, dv, dy, dgate, slopes, partial_gain, partial_shift, places,
     count, time, taken, heads, width, v_apart, eps, each, OFFERED: tl.constexpr, GATED: tl.constexpr,
@@ -196,7 +182,8 @@ def weighted_bonus_gradient_kernel(
         tokens = member.to(tl.int64) * count + token
         some = inside
         if TAKEN:
-            upstream, some = load_taken(gradient, places, tokens, head, apart, width, inside, time, taken, BLOCK_V)
+            column = head * width
+            upstream, some = load_taken(gradient, places, tokens, column, apart, width, inside, time, taken, BLOCK_V)
         else:
             upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
         value = load_heads(v, tokens, head, v_apart, width, some, BLOCK_V)
