@@ -151,7 +151,8 @@ def channel_forward_kernel(x, y, first_state, last, kept, T, H, G, scale, C: tl.
         v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         matrix = unit_lower_inverse(tl.where(i > j, -product(read, tl.trans(erase), PRECISION), 0.0), ROWS)
         if C.SAVE and first == 0:
-            tl.store(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS), tl.trans(matrix))
+            rounded = tl.trans(matrix).to(kept.inverses.dtype.element_ty)
+            tl.store(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS), rounded)
         if C.TIED:
             state = state * whole
             rest_t = added_rows(v_t, eye, PRECISION, product(state, tl.trans(read), PRECISION))
@@ -259,7 +260,7 @@ def channel_backward_kernel(
         p = tl.where(j >= i, product(erase, tl.trans(q), PRECISION), 0.0)
         dr_t = product(d, tl.trans(erase), PRECISION)
         dr_t = product(u_t, tl.trans(p), PRECISION, dr_t)
-        matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS))
+        matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS)).to(tl.float32)
         if C.TIED:
             dv = solved_product(matrix, tl.trans(dr_t), ones, PRECISION, PARTS=2)
             z = as_operand(dv, PRECISION)
@@ -289,7 +290,7 @@ def channel_backward_kernel(
             rest_t = product(state, tl.trans(read), PRECISION)
             v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
             rest = tl.trans(product(v_t, tl.trans(p), PRECISION, rest_t))
-            matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS))
+            matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS)).to(tl.float32)
             r = as_operand(solved_product(tl.trans(matrix), rest, ones, PRECISION), PRECISION)
 
         # Gradients of the scores, transposed, and of what they are made of.

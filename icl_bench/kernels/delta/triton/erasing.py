@@ -52,7 +52,8 @@ class ErasingDelta(torch.autograd.Function):
         vectors = launch_erasing_keys(columns[1], rate, weights[:3], bonus)
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
-            y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
+            launch = table.forward_launch(call.shape)
+            y, _, kept = launch_delta_forward(call, save, launch, contracts=True)
         ctx.save_for_backward(rows, rate, values, *weights, *vectors, logs, *kept)
         ctx.options = options
         return rows, y.view(columns[2].shape), columns[2], sums
