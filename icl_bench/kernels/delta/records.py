@@ -117,13 +117,7 @@ def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:
     _check_vectors(inputs)
     _check_gates(inputs)
     ahead = options.ahead or inputs.bonus is not None
-    if ahead and inputs.log_value_decay is not None:
-        raise ArgumentError("a query ahead of its token has no log_value_decay; got both: leave out bonus and ahead")
-    if options.ahead and (options.rule != "linear" or inputs.substeps > 1):
-        raise ArgumentError(
-            f"ahead needs rule='linear' and one key to a query; got rule={options.rule!r} and {inputs.substeps}: leave "
-            "it out"
-        )
+    _check_ahead(inputs, options.rule, ahead)
     chunk, bound = options.chunk, options.least_log_decay
     if chunk is not None:
         check_at_least_one("chunk", chunk, "leave it out to have it chosen")
@@ -154,6 +148,16 @@ def _check_fields(inputs: DeltaInputs, rule: DeltaKind) -> None:
         raise ArgumentError("log_value_decay and log_decay exclude each other; got both: leave one out")
 
 
+def _check_ahead(inputs: DeltaInputs, rule: DeltaKind, ahead: bool) -> None:
+    name = "ahead" if inputs.bonus is None else "bonus"
+    if ahead and rule != "linear":
+        raise ArgumentError(f"{name} belongs to rule linear; got rule={rule!r}: leave it out")
+    if ahead and inputs.substeps > 1:
+        raise ArgumentError(f"{name} needs one key to a query; got {inputs.substeps}: leave one of them out")
+    if ahead and inputs.log_value_decay is not None:
+        raise ArgumentError("a query ahead of its token has no log_value_decay; got both: leave one out")
+
+
 def _check_vectors(inputs: DeltaInputs) -> None:
     q, k, v = inputs[:3]
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -170,8 +174,6 @@ def _check_vectors(inputs: DeltaInputs) -> None:
         )
     if width < 1 or v.shape[3] < 1:
         raise ArgumentError(f"K and V must be at least 1; got K = {width}, V = {v.shape[3]}: use wider heads")
-    if inputs.bonus is not None and tokens != t:
-        raise ArgumentError(f"bonus needs one key to a query; got {tokens // t}: leave one of them out")
     keys, axes = (n, tokens, heads, width), "[N, nT, H, K]"
     check_shape("v", v, (n, tokens, groups, v.shape[3]), "[N, nT, G, V]")
     for name in ("k", "read", "erase"):
