@@ -1,4 +1,4 @@
-"""Keys of RWKV-7 in Triton: one launch each way, and three that add up the gradients of the parameters.
+"""Keys of RWKV-7 in Triton: one launch each way, and one that adds up the gradients of the parameters.
 
 A program has all heads of some tokens, as in `token_bonus`.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, place_heads, store_heads, store_sums
-from icl_bench.kernels.triton.common import add_parts, logistic, padded, spaced_rows, split_rows
+from icl_bench.kernels.triton.common import add_parts_of, logistic, padded, spaced_rows, split_rows
 
 
 class Bonus(NamedTuple):
@@ -160,9 +160,8 @@ def launch_erasing_gradient(
     if bonus is not None:  # registers for three programs of half the rows, where one of all has room
         rows = rows._replace(rows=max(rows.rows // 2, rows.heads))
     parts, each = split_rows(count, rows.tokens, members)
-    drate, partial = torch.empty_like(rate), (members, parts * rows.tokens, heads, width)
-    numbers = numbers if bonus is None else [*numbers, bonus.strength]
-    sums = [k.new_empty(partial, dtype=torch.float32) for _ in numbers]
+    drate, numbers = torch.empty_like(rate), [*numbers, *([] if bonus is None else [bonus.strength])]
+    sums = k.new_empty(len(numbers), members, parts * rows.tokens, heads, width, dtype=torch.float32)
     with launch_on(k):
         erasing_keys_gradient_kernel[(parts, members)](
             k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, dk, k, k) if bonus is None else bonus,
@@ -170,7 +169,7 @@ def launch_erasing_gradient(
             HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
             num_warps=8 if bonus is None else 4,
         )  # fmt: skip
-    return drate, *(add_parts(part, number.dtype) for part, number in zip(sums, numbers, strict=True))
+    return drate, *add_parts_of(sums, numbers)
 
 
 class FusedErasingKeys(torch.autograd.Function):

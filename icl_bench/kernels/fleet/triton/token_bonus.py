@@ -12,7 +12,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.rows import find_places, load_taken
-from icl_bench.kernels.triton.common import add_parts, padded, spaced_rows, split_rows, tile_shape
+from icl_bench.kernels.triton.common import add_parts, add_parts_of, padded, spaced_rows, split_rows, tile_shape
 
 
 class HeadRows(NamedTuple):
@@ -271,7 +271,7 @@ class FusedTokenBonus(torch.autograd.Function):
 
 
 class FusedWeightedBonus(torch.autograd.Function):
-    """`weighted_bonus` in one launch each way, and two that add up the gradients of gain and shift."""
+    """`weighted_bonus` in one launch each way, and one that adds up the gradients of gain and shift."""
 
     @staticmethod
     def forward(
@@ -304,7 +304,7 @@ class FusedWeightedBonus(torch.autograd.Function):
         parts, each = split_rows(count, rows.tokens, members)
         dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
         dgate = None if gate is None else torch.empty_like(gate)
-        sums = [y.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32) for _ in range(2)]
+        sums = y.new_empty(2, members, parts * rows.tokens, heads, width, dtype=torch.float32)
         gradient, offered = gradient.contiguous(), None if offered is None else offered.contiguous()
         time, taken = (1, 1) if positions is None else (y.shape[2], positions.shape[2])
         with launch_on(y):
@@ -316,4 +316,4 @@ class FusedWeightedBonus(torch.autograd.Function):
                 GATED=gate is not None, TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows,
                 BLOCK_V=padded(width), num_warps=8,
             )  # fmt: skip
-        return dy, dv, slopes, *(add_parts(part, gain.dtype) for part in sums), dgate, None, None
+        return dy, dv, slopes, *add_parts_of(sums, (gain, shift)), dgate, None, None
