@@ -24,7 +24,7 @@ def token_mix(
     check_shape("low", low, (members, *low.shape[1:-1], streams * rank), "[M, ..., S R]")
     check_shape("shares", shares, (members, streams, channels), "[M, S, C]")
     if takes_triton(impl, pairs) and (impl == "triton" or rank <= WIDEST_ADAPTER):
-        from icl_bench.kernels.fleet.triton.adapters import FusedTokenMix
+        from icl_bench.kernels.fleet.triton.token_mix import FusedTokenMix
 
         fused: tuple[Tensor, ...] = FusedTokenMix.apply(pairs, low, shares, ups)
         return fused
