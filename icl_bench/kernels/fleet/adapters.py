@@ -45,11 +45,11 @@ def adapted_gate(
         return fused
     if impl == "reference":
         y, x, weight = y.double(), x.double(), weight.double()
-    gate = project(activated(x, activation).flatten(1, -2), weight).view(y.shape)
+    gate = project(activate_columns(x, activation).flatten(1, -2), weight).view(y.shape)
     return gated_product(y, gate, "none", impl=impl).to(y.dtype)
 
 
-def activated(x: Tensor, activation: ColumnForm) -> Tensor:
+def activate_columns(x: Tensor, activation: ColumnForm) -> Tensor:
     """Return act(x), in operators of torch."""
     return x if activation == "none" else x.tanh() if activation == "tanh" else x.sigmoid()
 
@@ -78,5 +78,5 @@ def adapted_decays(
         fused: Tensor = FusedAdaptedDecays.apply(x, weight, bias, form, factor, activation)
         return fused
     wide, matrix = (x.double(), weight.double()) if impl == "reference" else (x, weight)
-    z = project(activated(wide, activation).flatten(1, -2), matrix).view(*x.shape[:-1], -1)
+    z = project(activate_columns(wide, activation).flatten(1, -2), matrix).view(*x.shape[:-1], -1)
     return channel_decays(z, form, factor, bias, narrow=True, impl=impl).to(x.dtype)

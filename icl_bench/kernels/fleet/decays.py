@@ -35,10 +35,10 @@ def channel_decays(
         return fused
     wide = x.double() if impl == "reference" else x.to(torch.promote_types(x.dtype, torch.float32))
     z = wide if bias is None else wide + bias.view(x.shape[0], *(1,) * (x.ndim - 2), -1)
-    return (factor * activated(z, form)).to(x.dtype if narrow else torch.promote_types(x.dtype, torch.float32))
+    return (factor * activate_decay(z, form)).to(x.dtype if narrow else torch.promote_types(x.dtype, torch.float32))
 
 
-def activated(z: Tensor, form: DecayForm) -> Tensor:
+def activate_decay(z: Tensor, form: DecayForm) -> Tensor:
     """Return act(z), in operators of torch."""
     if form == "exp":
         return z.clamp(max=0).exp()
