@@ -21,17 +21,21 @@ def takes_erasing_delta(rows: Tensor, options: ErasingOptions) -> bool:
 
 
 def erasing_delta(
-    rows: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
+    rows: Tensor,
+    values: Tensor | None,
+    weights: ErasingWeights,
+    options: ErasingOptions,
+    positions: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return rows, outputs, values, and sums of q k bonus [M, B, T, H] in float32 for written keys k.
 
-    Outputs and values are [M, B, T, H, V].
-    `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values follow where None are given, and columns of
-    adapters where the options say.
+    Outputs and values are [M, B, T, H, V]. `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values
+    follow where None are given, and columns of adapters where the options say. With positions [M, B, S] int64, the
+    outputs are undefined at the tokens of chunks before the first of them, and have no gradient there.
     """
     from icl_bench.kernels.delta.triton.erasing import ErasingDelta
 
     out: tuple[Tensor, Tensor, Tensor, Tensor] = ErasingDelta.apply(
-        rows, values, options, torch.is_grad_enabled(), *weights
+        rows, values, positions, options, torch.is_grad_enabled(), *weights
     )
     return out
