@@ -78,14 +78,14 @@ class Block(nn.Module):
         if self.mlp_canon is not None or (self.mlp is not None and self.mlp.canon is not None):
             x, y = self(x, y, first)  # such an MLP reads the tokens before a position too
             return take_rows(x, positions), take_rows(y, positions)
-        x, normed = self.mixer_input(x, y, positions)
-        return self.apply_mlp(x, self.mixer.forward_at(normed, positions, first))
+        x, normed = self.mixer_input(x, y)
+        return self.apply_mlp(take_rows(x, positions), self.mixer.forward_at(normed, positions, first))
 
-    def mixer_input(self, x: Tensor, y: Tensor | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the residual sum x + y, at positions where there are any, and the input of the mixer."""
+    def mixer_input(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the residual sum x + y and the input of the mixer."""
         if self.mixer.takes_pairs and self.mixer_canon is None:
-            return self.mixer_norm.pairs_after(x, y, positions)
-        x, normed = self.mixer_norm.after(x, y, positions)
+            return self.mixer_norm.pairs_after(x, y)
+        x, normed = self.mixer_norm.after(x, y)
         return x, normed if self.mixer_canon is None else self.mixer_canon(normed)
 
     def apply_mlp(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

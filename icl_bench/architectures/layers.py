@@ -233,18 +233,13 @@ class RMSNorm(Stacked):
         options = NormOptions(self.eps, activation=activation, gate_first=gate_first)
         return gated_norm(x, self.weight, None, gate, options)
 
-    def after(self, x: Tensor, y: Tensor | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the residual sum x + y (x where y is None), at positions where there are any, and the norm of all.
+    def after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the residual sum x + y (x where y is None) and its norm, in the type of x."""
+        return add_rms_norm(x, None if y is None else y.to(x.dtype), self.weight, eps=self.eps)
 
-        Both are in the type of x.
-        """
-        y = None if y is None else y.to(x.dtype)
-        return add_rms_norm(x, y, self.weight, eps=self.eps, positions=positions)
-
-    def pairs_after(self, x: Tensor, y: Tensor | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what `after` does for x and y [M, B, T, C], each norm beside that one token before."""
-        y = None if y is None else y.to(x.dtype)
-        return add_paired_norm(x, y, self.weight, eps=self.eps, positions=positions)
+    def pairs_after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the residual sum of x and y [M, B, T, C], and its norm beside that one token before."""
+        return add_paired_norm(x, None if y is None else y.to(x.dtype), self.weight, eps=self.eps)
 
 
 class LayerNorm(Stacked):

@@ -10,7 +10,6 @@ from icl_bench.errors import ArgumentError
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.records import UNIT_EPS
-from icl_bench.kernels.fleet.rows import take_rows
 from icl_bench.kernels.fleet.token_pairs import token_pairs
 
 
@@ -27,44 +26,27 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = 
 
 
 def add_rms_norm(
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    *,
-    eps: float = 1e-6,
-    positions: Tensor | None = None,
-    impl: FleetImpl = "auto",
+    x: Tensor, y: Tensor | None, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Return the sum x + y and its norm; arguments as for `rms_norm`, y like x or None for 0.
 
-    Both outputs may be used: the gradient of the sum is added to that of the norm in the same launch. With positions
-    [M, B, S] int64 of tokens [M, B, T, C] the sum is that at these.
+    Both outputs may be used: the gradient of the sum is added to that of the norm in the same launch.
     """
     check_shape("weight", weight, (x.shape[0], x.shape[-1]), "[M, C]")
     if y is not None:
         check_shape("y", y, tuple(x.shape), "[M, ..., C]")
-    if positions is not None:
-        check_shape("positions", positions, (*x.shape[:-2], positions.shape[-1]), "[M, B, S]")
     if takes_triton(impl, x):
         from icl_bench.kernels.fleet.triton.norm import FusedNorm
 
         rows = x.reshape(x.shape[0], -1, x.shape[-1])
-        other = None if y is None else y.reshape(rows.shape)
-        added, normed = FusedNorm.apply(rows, other, weight, eps, True, 0, positions)
-        return added if positions is not None else added.view(x.shape), normed.view(x.shape)
+        added, normed = FusedNorm.apply(rows, None if y is None else y.reshape(rows.shape), weight, eps, True)
+        return added.view(x.shape), normed.view(x.shape)
     total = x if y is None else x + y
-    normed = _normalise(total.flatten(1, -2), weight, eps, impl).view(x.shape)
-    return total if positions is None else take_rows(total, positions, impl="torch"), normed
+    return total, _normalise(total.flatten(1, -2), weight, eps, impl).view(x.shape)
 
 
 def add_paired_norm(
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    *,
-    eps: float = 1e-6,
-    positions: Tensor | None = None,
-    impl: FleetImpl = "auto",
+    x: Tensor, y: Tensor | None, weight: Tensor, *, eps: float = 1e-6, impl: FleetImpl = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Return the sum x + y [M, B, T, C] as `add_rms_norm` does, and its norm beside that one token before.
 
@@ -75,17 +57,14 @@ def add_paired_norm(
     check_shape("weight", weight, (x.shape[0], x.shape[-1]), "[M, C]")
     if y is not None:
         check_shape("y", y, tuple(x.shape), "[M, B, T, C]")
-    if positions is not None:
-        check_shape("positions", positions, (*x.shape[:2], positions.shape[-1]), "[M, B, S]")
     if not takes_triton(impl, x):
-        total, normed = add_rms_norm(x, y, weight, eps=eps, positions=positions, impl=impl)
+        total, normed = add_rms_norm(x, y, weight, eps=eps, impl=impl)
         return total, token_pairs(normed, impl=impl)
     from icl_bench.kernels.fleet.triton.norm import FusedNorm
 
     rows = x.flatten(1, 2)
-    other = None if y is None else y.reshape(rows.shape)
-    total, pairs = FusedNorm.apply(rows, other, weight, eps, True, x.shape[2], positions)
-    return total if positions is not None else total.view(x.shape), pairs.view(*x.shape[:-1], -1)
+    total, pairs = FusedNorm.apply(rows, None if y is None else y.reshape(rows.shape), weight, eps, True, x.shape[2])
+    return total.view(x.shape), pairs.view(*x.shape[:-1], -1)
 
 
 def unit_norm(x: Tensor, *, impl: FleetImpl = "auto") -> Tensor:

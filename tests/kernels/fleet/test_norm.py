@@ -5,7 +5,7 @@ import torch
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet.norm import add_paired_norm, add_rms_norm, rms_norm
-from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
+from tests.kernels.numerics import assert_forms_match_reference, draw
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 
@@ -38,24 +38,6 @@ def test_norm_beside_the_token_before(length, dtype):
     assert_forms_match_reference(lambda x, weight, impl: add_paired_norm(x, None, weight, impl=impl), inputs, walk=12.0)
 
 
-@TYPES
-@pytest.mark.parametrize("unused", [False, True], ids=["both", "sum"])
-@pytest.mark.parametrize("paired", [False, True], ids=["alone", "paired"])
-@pytest.mark.parametrize("summed", [False, True], ids=["x", "x + y"])
-def test_sum_at_positions(summed, paired, unused, dtype):
-    """Some rows are taken more than once, and one by all; the norm may have no use."""
-    positions = torch.randint(70, (2, 3, 20), generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    positions[0, 0] = 69
-    inputs = [draw(2, 3, 70, 12, dtype=dtype), draw(2, 12, seed=2)] + [draw(2, 3, 70, 12, dtype=dtype, seed=1)] * summed
-    form = add_paired_norm if paired else add_rms_norm
-
-    def run(x, weight, *y, impl):
-        total, normed = form(x, y[0] if y else None, weight, positions=positions, impl=impl)
-        return total * weight[:, None, None].to(dtype) if unused else (total, normed)
-
-    assert_forms_match_reference(run, inputs, walk=20.0)
-
-
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="weight must be"):
         rms_norm(draw(2, 3, 4), draw(2, 3))
@@ -65,7 +47,3 @@ def test_shapes_are_checked():
         add_paired_norm(draw(2, 3, 4), None, draw(2, 4))
     with pytest.raises(ArgumentError, match="y must be"):
         add_paired_norm(draw(2, 3, 4, 5), draw(2, 3, 4), draw(2, 5))
-    with pytest.raises(ArgumentError, match="positions must be"):
-        add_rms_norm(draw(2, 3, 4, 5), None, draw(2, 5), positions=torch.zeros(2, 2, 1, dtype=torch.int64))
-    with pytest.raises(ArgumentError, match="positions must be"):
-        add_paired_norm(draw(2, 3, 4, 5), None, draw(2, 5), positions=torch.zeros(2, 2, 1, dtype=torch.int64))

@@ -84,7 +84,7 @@ def backward_chunk(
     if QUERIED:
         p = tl.where(j >= i, product(erase, tl.trans(q), PRECISION), 0.0)
         dr_t = product(u_t, tl.trans(p), PRECISION, dr_t)
-    matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS)).to(tl.float32)
+    matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS))
     if C.TIED:
         dv = solved_product(matrix, tl.trans(dr_t), ones, PRECISION, PARTS=2)
         z = as_operand(dv, PRECISION)
@@ -115,7 +115,7 @@ def backward_chunk(
         rest_t = product(state, tl.trans(read), PRECISION)
         v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
         rest = tl.trans(product(v_t, tl.trans(p), PRECISION, rest_t))
-        matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS)).to(tl.float32)
+        matrix = tl.load(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS))
         r = as_operand(solved_product(tl.trans(matrix), rest, ones, PRECISION), PRECISION)
 
     # Gradients of the scores, transposed, and of what they are made of.

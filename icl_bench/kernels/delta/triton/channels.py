@@ -133,8 +133,7 @@ def forward_chunk(
     v_t = load_transposed(x.v, start, T, first, 0, 1, C.V, ROWS, BLOCK_V)
     matrix = unit_lower_inverse(tl.where(i > j, -product(read, tl.trans(erase), PRECISION), 0.0), ROWS)
     if C.SAVE and first == 0:
-        rounded = tl.trans(matrix).to(kept.inverses.dtype.element_ty)
-        tl.store(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS), rounded)
+        tl.store(inverse_pointers(kept.inverses, head * chunks + chunk, ROWS), tl.trans(matrix))
     if C.TIED:
         state = state * whole
         rest_t = added_rows(v_t, eye, PRECISION, product(state, tl.trans(read), PRECISION))

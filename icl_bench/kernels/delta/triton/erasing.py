@@ -61,7 +61,7 @@ class ErasingDelta(torch.autograd.Function):
         vectors = launch_erasing_keys(columns[1], rate, weights[:3], bonus)
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
-            y, last, kept = empty_outputs(call, save, contracts=True)
+            y, last, kept = empty_outputs(call, save)
             launch_channel_forward(call, save, table.forward_launch(call.shape), (y, last, kept), queried)
         ctx.save_for_backward(rows, rate, values, queried, *weights, *vectors, logs, *kept)
         ctx.options = options

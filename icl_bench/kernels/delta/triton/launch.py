@@ -164,29 +164,20 @@ class DeltaCall(NamedTuple):
 
 
 class DeltaKept(NamedTuple):
-    """Results that the backward pass reads, in float32 where nothing else is said.
-
-    Those that are not kept or not needed have no elements.
-    """
+    """Results that the backward pass reads, in float32; without elements where it is not kept or not needed."""
 
     states: Tensor
     """States before chunks, transposed [N, G, chunks, V, K]; in bfloat16 where that is the type of operands."""
     inverses: Tensor
-    """Inverses of the systems of chunks [N, G, chunks, C, C], of `tied` (times the rates) and `channels` transposed.
-
-    In float16 where they are known to be at most 1: it has the digits of tf32, in which products take them.
-    """
+    """Inverses of the systems of chunks [N, G, chunks, C, C], of `tied` (times the rates) and `channels` transposed."""
     maps: Tensor
     """Maps of segments [N, G, segments, V + K, K], as `segments` has them."""
     rows: Tensor
     """Rows that chunks write, transposed [N, G, chunks, V, C], where `keeps_rows`; in the type of states."""
 
 
-def empty_outputs(call: DeltaCall, save: bool, contracts: bool = False) -> tuple[Tensor, Tensor, DeltaKept]:
-    """Return empty tensors for y [N, T, G, V], the last state, and for what the backward pass reads.
-
-    Where a call `contracts`, no erasure makes a state longer, and so inverses are at most 1.
-    """
+def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKept]:
+    """Return empty tensors for y [N, T, G, V], the last state, and for what the backward pass reads."""
     n, _, _, groups, key_width = call.sizes
     value_width, device = call.v.shape[3], call.v.device
     y = torch.empty(n, call.q.shape[1], groups, value_width, device=device, dtype=call.v.dtype)
@@ -197,8 +188,7 @@ def empty_outputs(call: DeltaCall, save: bool, contracts: bool = False) -> tuple
     maps = (n, groups, call.segments, value_width + key_width, key_width) if segmented else (0,)
     rows = (n, groups, call.chunks, value_width, CHUNK) if save and call.keeps_rows else (0,)
     operand = torch.bfloat16 if call.precision == "bf16" else torch.float32
-    exact = torch.float16 if contracts and call.precision == "bf16" else torch.float32
-    sizes = (states, operand), (inverses, exact), (maps, torch.float32), (rows, operand)
+    sizes = (states, operand), (inverses, torch.float32), (maps, torch.float32), (rows, operand)
     return y, last, DeltaKept(*(torch.empty(shape, device=device, dtype=kind) for shape, kind in sizes))
 
 

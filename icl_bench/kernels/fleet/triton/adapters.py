@@ -51,6 +51,8 @@ GRADIENT_TILES |= {"exp": GRADIENT_TILES["log-sigmoid"], "mix": AdapterTile(32, 
 """By form where it is not `TILE`, as above."""
 TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
+BIASED_TILE = AdapterTile(32, 8, 2)
+"""For the gradient of a product with a bias, whose sums else leave registers for one program of a multiprocessor."""
 
 
 class Adapter(NamedTuple):
@@ -145,14 +147,13 @@ def adapter_kernel(
 def adapter_gradient_kernel(
     x, raw, weight, bias, one, other, gradient, dx, done, dother, partial_weight, partial_bias, count, rank, width,
     x_apart, one_apart, other_apart, dx_apart, done_apart, dother_apart, factor, each, plane,
-    ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, ONES: tl.constexpr, ADD: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of `each` rows, and their part of those of the parameters. Grid (parts, columns, M).
 
     The part of a block of columns in dx is `plane` elements behind that of the block before. Where ADD, gradients of
-    `one` and `other` are added to what is there. Where ONES, a column of ones behind those of x gives the gradient of
-    the bias with that of the weight.
+    `one` and `other` are added to what is there.
     """
     part, member = tl.program_id(0), tl.program_id(2)
     inner, columns = tl.arange(0, BLOCK_K), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -191,7 +192,7 @@ def adapter_gradient_kernel(
         if FORM == GATE:
             store_tile(done, slope * z, member, count, rows, columns, width, done_apart)
             slope *= load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
-        if BIAS and not ONES:
+        if BIAS:
             total_bias += slope
         narrow = slope.to(matrix.dtype)
         # both products read the slope from shared memory: as left operands its layouts would be made from the loads on
@@ -202,14 +203,11 @@ def adapter_gradient_kernel(
             below *= 1.0 - value * value
         block = dx + tl.program_id(1).to(tl.int64) * plane
         store_tile(block, below, member, count, rows, inner, rank, dx_apart)
-        if ONES:
-            value = tl.where(inner[None, :] == rank, 1.0, value)
         total = tl.dot(tl.trans(value.to(matrix.dtype)), narrow, total, input_precision="ieee")
     place = member * tl.num_programs(0) + part
     store_tile(partial_weight, total, place, rank, inner, columns, width, width)
     if BIAS:
-        sums = tl.sum(tl.where(inner[:, None] == rank, total, 0.0), 0) if ONES else tl.sum(total_bias, 0)
-        tl.store(partial_bias + place * width + columns, sums, mask=columns < width)
+        tl.store(partial_bias + place * width + columns, tl.sum(total_bias, 0), mask=columns < width)
 
 
 def launch_adapter(
@@ -247,9 +245,9 @@ def launch_adapter_gradient(
     (x, x_apart), (members, rank, width) = spaced_rows(adapter.x, 1), adapter.weight.shape
     (one, one_apart), (other, other_apart) = (spaced_rows(x if y is None else y, 1) for y in operands[:2])
     count, block_c = x[0].numel() // rank, padded(width, 16, 128)
-    tile = WIDE_TILE if x.element_size() > 2 else GRADIENT_TILES.get(form, TILE)
-    blocks, (parts, each), inner = -(-width // block_c), split_rows(count, tile.rows, members), padded(rank, 64)
-    ones = adapter.bias is not None and adapter.bias.dtype == x.dtype and rank < inner  # else slopes are not rounded
+    usual = BIASED_TILE if form == "plain" and adapter.bias is not None else TILE
+    tile = WIDE_TILE if x.element_size() > 2 else GRADIENT_TILES.get(form, usual)
+    blocks, (parts, each) = -(-width // block_c), split_rows(count, tile.rows, members)
     below = targets[0] if blocks == 1 else x.new_empty(blocks, *x.shape, dtype=torch.float32)
     (dx, dx_apart), (done, done_apart), (dother, dother_apart) = (
         spaced_rows(below if y is None else y, 1) for y in (below, *targets[1:])
@@ -261,8 +259,8 @@ def launch_adapter_gradient(
             x, z, adapter.weight, x if adapter.bias is None else adapter.bias, one, other, gradient.contiguous(), dx,
             done, dother, sums, sums if shifts is None else shifts, count, rank, width, x_apart, one_apart, other_apart,
             dx_apart, done_apart, dother_apart, operands.factor, each, x.numel(),
-            ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None, ONES=ones,
-            ADD=add, BLOCK_R=tile.rows, BLOCK_K=inner, BLOCK_C=block_c, num_warps=tile.warps, num_stages=tile.stages,
+            ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None, ADD=add,
+            BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     if blocks > 1:
         targets[0].copy_(dx.sum(0))

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.fleet.triton.rows import find_places, launch_take, launch_take_gradient, load_taken
 from icl_bench.kernels.triton.common import add_parts, split_rows, tile_shape
 
 NARROW, MANY_ROWS = 128, 1 << 20
@@ -58,13 +57,10 @@ def rms_norm_kernel(
 
 @triton.jit
 def rms_norm_gradient_kernel(
-    x, weight, through, gradient, dx, partial, places, count, width, time, taken, eps, each,
-    ADD: tl.constexpr, PAIRS: tl.constexpr, TAKEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, weight, through, gradient, dx, partial, count, width, time, eps, each,
+    ADD: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write dx of `each` rows, the gradient of the sum included, and their part of dweight. Grid (parts, M).
-
-    Where TAKEN, the gradient of the sum is that of `taken` rows of each sequence of `time`.
-    """
+    """Write dx of `each` rows, the gradient of the sum included, and their part of dweight. Grid (parts, M)."""
     part, member = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, BLOCK_C)
     gain = tl.load(weight + member * width + columns, mask=columns < width, other=0.0).to(tl.float32)
@@ -77,10 +73,10 @@ def rms_norm_gradient_kernel(
         offsets = entries * width + columns[None, :]
         value = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
         if PAIRS:
-            pairs = entries * (2 * width) + columns[None, :]
-            upstream = tl.load(gradient + pairs, mask=mask, other=0.0).to(tl.float32)
+            places = entries * (2 * width) + columns[None, :]
+            upstream = tl.load(gradient + places, mask=mask, other=0.0).to(tl.float32)
             followed = mask & (tokens_of_rows(start, time, BLOCK_R) < time - 1)[:, None]
-            upstream += tl.load(gradient + pairs + 3 * width, mask=followed, other=0.0).to(tl.float32)
+            upstream += tl.load(gradient + places + 3 * width, mask=followed, other=0.0).to(tl.float32)
         else:
             upstream = tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
         scale = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
@@ -88,10 +84,7 @@ def rms_norm_gradient_kernel(
         total += upstream * unit
         upstream = upstream * gain[None, :]
         result = (upstream - unit * (tl.sum(upstream * unit, 1) / width)[:, None]) * scale[:, None]
-        if TAKEN:
-            tokens = member.to(tl.int64) * count + rows
-            result += load_taken(through, places, tokens, 0, width, width, rows < count, time, taken, BLOCK_C)[0]
-        elif ADD:
+        if ADD:
             result += tl.load(through + offsets, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=mask)
     pointers = partial + (member * tl.num_programs(0) + part) * width + columns
@@ -101,20 +94,12 @@ def rms_norm_gradient_kernel(
 class FusedNorm(torch.autograd.Function):
     """norm(x + y) * weight on rows [M, N, C]; with `keep` the sum x + y too, which is x itself without y.
 
-    For sequences of `time` rows, each beside the row before, [M, N, 2 C]; 0 for rows alone. With positions [M, B, S]
-    the sum is that at these, [M, B, S, C].
+    For sequences of `time` rows, each beside the row before, [M, N, 2 C]; 0 for rows alone.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor | None,
-        weight: Tensor,
-        eps: float,
-        keep: bool,
-        time: int = 0,
-        positions: Tensor | None = None,
+        ctx: Any, x: Tensor, y: Tensor | None, weight: Tensor, eps: float, keep: bool, time: int = 0
     ) -> Tensor | tuple[Tensor, Tensor]:
         x = x.contiguous()
         out = x.new_empty(*x.shape[:2], 2 * x.shape[2]) if time else torch.empty_like(x)
@@ -126,41 +111,30 @@ class FusedNorm(torch.autograd.Function):
                 x, x if y is None else y.contiguous(), weight.contiguous(), added, out, count, width, time, eps,
                 ADD=y is not None, PAIRS=time > 0, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
             )  # fmt: skip
-        positions = None if positions is None else positions.contiguous()
-        ctx.save_for_backward(added, weight, positions)
+        ctx.save_for_backward(added, weight)
         ctx.eps, ctx.time, ctx.summed = eps, time, y is not None
         ctx.set_materialize_grads(False)
-        if positions is not None:
-            return launch_take(added.view(*positions.shape[:2], -1, width), positions), out
         return (added, out) if keep else out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        added, weight, positions = ctx.saved_tensors
-        members, count, width = added.shape
+        added, weight = ctx.saved_tensors
         through, gradient = gradients if len(gradients) == 2 else (None, *gradients)
         if gradient is None:
-            if positions is not None and through is not None:
-                dense = added.new_empty(*positions.shape[:2], count // positions.shape[1], width)
-                launch_take_gradient(positions, through, None, dense)
-                through = dense.view(added.shape)
-            return through, through if ctx.summed else None, *(None,) * 5
+            return through, through if ctx.summed else None, None, None, None, None
         upstream = gradient if through is None else through
-        positions = None if through is None else positions
-        length, taken = (ctx.time, 1) if positions is None else (count // positions.shape[1], positions.shape[2])
-        places = added if positions is None else find_places(positions, length)
+        members, count, width = added.shape
         block_r, block_c = norm_tile(width, ctx.time)
         parts, each = split_rows(count, block_r, members)
         dx = torch.empty_like(added)
         partial = added.new_empty(members, parts, width, dtype=torch.float32)
         with launch_on(added):
             rms_norm_gradient_kernel[(parts, members)](
-                added, weight.contiguous(), upstream.contiguous(), gradient.contiguous(), dx, partial, places, count,
-                width, length, taken, ctx.eps, each, ADD=through is not None, PAIRS=ctx.time > 0,
-                TAKEN=positions is not None, BLOCK_R=block_r, BLOCK_C=block_c,
+                added, weight.contiguous(), upstream.contiguous(), gradient.contiguous(), dx, partial, count, width,
+                ctx.time, ctx.eps, each, ADD=through is not None, PAIRS=ctx.time > 0, BLOCK_R=block_r, BLOCK_C=block_c,
                 num_warps=2 if width <= NARROW and members * count < MANY_ROWS else 8,
             )  # fmt: skip
-        return dx, dx if ctx.summed else None, add_parts(partial, weight.dtype), *(None,) * 4
+        return dx, dx if ctx.summed else None, add_parts(partial, weight.dtype), None, None, None
 
 
 def norm_tile(width: int, time: int) -> tuple[int, int]:

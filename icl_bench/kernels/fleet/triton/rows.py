@@ -18,70 +18,41 @@ ROWS_AT_ONCE = 64
 """Largest number of rows that a program of the gradient adds at once."""
 
 
-class RowPlaces(NamedTuple):
-    """Rows that were taken from the tokens of sequences, without a search."""
+class Repeats(NamedTuple):
+    """Rows that are taken from the same token, int32 [M, B, S] each."""
 
-    firsts: Any
-    """The first row that was taken from a token, -1 for none, int32 [M, B, T]."""
+    leads: Any
+    """1 for the first row of a token, 0 for others."""
     nexts: Any
-    """The next row that was taken from the same token as a row, -1 for none, int32 [M, B, S]."""
+    """The next row of the same token in its sequence, -1 for none."""
 
 
 @triton.jit
-def find_places_kernel(positions, firsts, nexts, time, taken, BLOCK: tl.constexpr):
-    """Write the rows taken from each token of a sequence, and those that follow a row. Grid (sequences)."""
-    sequence, none = tl.program_id(0).to(tl.int64), 1 << 30
-    positions += sequence * taken
-    for start in range(0, time, BLOCK):
-        token, first = start + tl.arange(0, BLOCK), tl.full([BLOCK], none, tl.int32)
+def repeats_kernel(positions, leads, nexts, taken, BLOCK: tl.constexpr):
+    """Compare the positions of a sequence with each other. Grid (sequences)."""
+    base, none = tl.program_id(0).to(tl.int64) * taken, 1 << 30
+    for start in range(0, taken, BLOCK):
+        own = start + tl.arange(0, BLOCK)
+        place = tl.load(positions + base + own, mask=own < taken, other=-1).to(tl.int32)
+        following, earlier = tl.full([BLOCK], none, tl.int32), tl.zeros([BLOCK], tl.int32)
         for block in range(0, taken, BLOCK):
             row = block + tl.arange(0, BLOCK)
-            position = tl.load(positions + row, mask=row < taken, other=-1).to(tl.int32)
-            first = tl.minimum(first, tl.min(tl.where(token[:, None] == position[None, :], row[None, :], none), 1))
-        tl.store(firsts + sequence * time + token, tl.where(first == none, -1, first), mask=token < time)
-    for start in range(0, taken, BLOCK):
-        own, following = start + tl.arange(0, BLOCK), tl.full([BLOCK], none, tl.int32)
-        place = tl.load(positions + own, mask=own < taken, other=-2).to(tl.int32)
-        for block in range(start, taken, BLOCK):
-            row = block + tl.arange(0, BLOCK)
-            position = tl.load(positions + row, mask=row < taken, other=-1).to(tl.int32)
-            later = (place[:, None] == position[None, :]) & (row[None, :] > own[:, None])
-            following = tl.minimum(following, tl.min(tl.where(later, row[None, :], none), 1))
-        tl.store(nexts + sequence * taken + own, tl.where(following == none, -1, following), mask=own < taken)
+            position = tl.load(positions + base + row, mask=row < taken, other=-2).to(tl.int32)
+            same = place[:, None] == position[None, :]
+            later = tl.where(same & (row[None, :] > own[:, None]), row[None, :], none)
+            following = tl.minimum(following, tl.min(later, 1))
+            earlier = tl.maximum(earlier, tl.max((same & (row[None, :] < own[:, None])).to(tl.int32), 1))
+        tl.store(leads + base + own, 1 - earlier, mask=own < taken)
+        tl.store(nexts + base + own, tl.where(following == none, -1, following), mask=own < taken)
 
 
-def find_places(positions: Tensor, time: int) -> RowPlaces:
-    """Return the places of rows taken at positions [M, B, S] of sequences of `time` tokens."""
-    firsts = positions.new_empty(*positions.shape[:2], time, dtype=torch.int32)
-    places = RowPlaces(firsts, torch.empty_like(positions, dtype=torch.int32))
+def find_repeats(positions: Tensor) -> Repeats:
+    """Return which rows of contiguous positions [M, B, S] are taken from the same tokens."""
+    repeats = Repeats(*(torch.empty_like(positions, dtype=torch.int32) for _ in range(2)))
     sequences, taken = positions.shape[0] * positions.shape[1], positions.shape[2]
-    block = padded(taken, 16, ROWS_AT_ONCE)
     with launch_on(positions):
-        find_places_kernel[(sequences,)](positions, *places, time, taken, BLOCK=block, num_warps=4)
-    return places
-
-
-@triton.jit
-def load_row_part(x, rows, first, apart, width, inside, BLOCK: tl.constexpr):
-    """Load columns from `first` on of rows that are `apart` elements apart, [R, BLOCK] in float32."""
-    columns = tl.arange(0, BLOCK)
-    mask = inside[:, None] & (columns < width)[None, :]
-    return tl.load(x + (rows * apart + first)[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def load_taken(gradient, places, tokens, first, apart, width, inside, time, taken, BLOCK: tl.constexpr):
-    """Return the sums of the gradients of rows that were taken from tokens, and which tokens there are such of."""
-    sequences = tokens // time * taken
-    row = tl.load(places.firsts + tokens, mask=inside, other=-1)
-    some = row >= 0
-    total = load_row_part(gradient, sequences + row, first, apart, width, some, BLOCK)
-    row = tl.load(places.nexts + sequences + row, mask=some, other=-1)
-    if tl.max(row, 0) >= 0:  # a loop that is not inside a condition keeps the compiler from fetching ahead
-        while tl.max(row, 0) >= 0:
-            total += load_row_part(gradient, sequences + row, first, apart, width, row >= 0, BLOCK)
-            row = tl.load(places.nexts + sequences + row, mask=row >= 0, other=-1)
-    return total, some
+        repeats_kernel[(sequences,)](positions, *repeats, taken, BLOCK=padded(taken, 16, ROWS_AT_ONCE), num_warps=4)
+    return repeats
 
 
 @triton.jit

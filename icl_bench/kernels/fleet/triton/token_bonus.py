@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.fleet.triton.rows import find_places, load_taken
+from icl_bench.kernels.fleet.triton.rows import find_repeats
 from icl_bench.kernels.triton.common import add_parts, add_parts_of, padded, spaced_rows, split_rows, tile_shape
 
 
@@ -162,14 +162,15 @@ def token_bonus_gradient_kernel(
 
 @triton.jit
 def weighted_bonus_gradient_kernel(
-    v, y, weights, gain, shift, gate, gradient, offered, dv, dy, dgate, slopes, partial_gain, partial_shift, places,
-    count, time, taken, heads, width, v_apart, eps, each, OFFERED: tl.constexpr, GATED: tl.constexpr,
+    v, y, weights, gain, shift, gate, gradient, offered, dv, dy, dgate, slopes, partial_gain, partial_shift, positions,
+    repeats, count, time, taken, heads, width, v_apart, eps, each, OFFERED: tl.constexpr, GATED: tl.constexpr,
     TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write dv, dy and the gradients of the weights of `each` tokens, and their part of those of gain and shift.
 
     Where OFFERED that of v includes the gradient of its other uses. Where GATED, also write the gradient of the gate.
-    Where TAKEN, the given gradient is that of rows at some positions. Grid (parts, M).
+    Where TAKEN, the tokens are those at positions; a token that has several rows gets its gradients by the first of
+    them. Grid (parts, M).
     """
     part, member = tl.program_id(0), tl.program_id(1)
     apart = heads * width
@@ -180,16 +181,21 @@ def weighted_bonus_gradient_kernel(
     for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
         token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
         tokens = member.to(tl.int64) * count + token
-        some = inside
+        upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
         if TAKEN:
-            column = head * width
-            upstream, some = load_taken(gradient, places, tokens, column, apart, width, inside, time, taken, BLOCK_V)
-        else:
-            upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
-        value = load_heads(v, tokens, head, v_apart, width, some, BLOCK_V)
-        read = load_heads(y, tokens, head, apart, width, some, BLOCK_V)
+            sequences, row = tokens // taken, tl.load(repeats.nexts + tokens, mask=inside, other=-1)
+            inside = inside & (tl.load(repeats.leads + tokens, mask=inside, other=0) > 0)
+            if tl.max(row, 0) >= 0:
+                while tl.max(row, 0) >= 0:
+                    again = sequences * taken + row
+                    upstream += load_heads(gradient, again, head, apart, width, row >= 0, BLOCK_V)
+                    row = tl.load(repeats.nexts + again, mask=row >= 0, other=-1)
+            tokens = sequences * time + tl.load(positions + tokens, mask=inside, other=0)
+            upstream = tl.where(inside[:, None], upstream, 0.0)
+        value = load_heads(v, tokens, head, v_apart, width, inside, BLOCK_V)
+        read = load_heads(y, tokens, head, apart, width, inside, BLOCK_V)
         unit, scale = standardise(read, inside, width, eps, BLOCK_V)
-        weight = tl.load(weights + tokens * heads + head, mask=some, other=0.0)[:, None]
+        weight = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)[:, None]
         if GATED:
             result = unit * scaling + load_heads(shift, member, head, apart, width, inside, BLOCK_V) + weight * value
             store_heads(dgate, upstream * result, tokens, head, apart, width, inside, BLOCK_V)
@@ -300,20 +306,23 @@ class FusedWeightedBonus(torch.autograd.Function):
             return None, offered, *(None,) * 6
         y, v, weights, gain, shift, gate, positions = ctx.saved_tensors
         members, (heads, width) = v.shape[0], v.shape[-2:]
-        count, rows = y[0].numel() // (heads * width), head_rows(heads, width)
+        count, rows = gradient[0].numel() // (heads * width), head_rows(heads, width)
         parts, each = split_rows(count, rows.tokens, members)
-        dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
+        if positions is None:
+            dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
+        else:
+            dv = torch.zeros_like(y) if offered is None else offered.clone(memory_format=torch.contiguous_format)
+            dy, slopes = torch.zeros_like(y), torch.zeros_like(weights)
         dgate = None if gate is None else torch.empty_like(gate)
         sums = y.new_empty(2, members, parts * rows.tokens, heads, width, dtype=torch.float32)
         gradient, offered = gradient.contiguous(), None if offered is None else offered.contiguous()
         time, taken = (1, 1) if positions is None else (y.shape[2], positions.shape[2])
         with launch_on(y):
-            places = gradient if positions is None else find_places(positions, time)
             weighted_bonus_gradient_kernel[(parts, members)](
                 v, y, weights, gain, shift, y if gate is None else gate, gradient,
-                gradient if offered is None else offered, dv, dy, dy if dgate is None else dgate, slopes, *sums, places,
-                count, time, taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None,
-                GATED=gate is not None, TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows,
-                BLOCK_V=padded(width), num_warps=8,
+                gradient if offered is None else offered, dv, dy, dy if dgate is None else dgate, slopes, *sums,
+                y if positions is None else positions, y if positions is None else find_repeats(positions), count, time,
+                taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, GATED=gate is not None,
+                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
             )  # fmt: skip
         return dy, dv, slopes, *add_parts_of(sums, (gain, shift)), dgate, None, None
