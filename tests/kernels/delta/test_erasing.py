@@ -80,7 +80,8 @@ def test_outputs_and_gradients(time, key, value, others, early, own_values):
         rows, *rest = given
         values = rest.pop(0) if own_values else None
         rows, y, *out = form(rows, values, ErasingWeights(*rest), options, positions)
-        out = [y.masked_fill(~asked[..., None, None], 0.0), *out, rows[..., used:]]
+        y, v = (part.masked_fill(~asked[..., None, None], 0.0) for part in (y, out[0]))
+        out = [y, v, out[1] * asked[..., None], rows[..., used:]]
         found = torch.autograd.grad(out, given, [part.to(y.dtype) for part, y in zip(along, out, strict=True)])
         return [*out, *found]
 

@@ -204,7 +204,7 @@ def channel_backward_kernel(
     Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...]. Tokens of the
     gradients of q and v are `q_apart` and `v_apart` elements apart. Where OFFERED that of v includes the gradient of
     its other uses. Where SLOPED that of the log decays is of z, of which they are `least` sigmoid(z). Where EARLY, dy
-    is read from the chunk of each sequence on that `queried` has.
+    and what is offered are read from the chunk of each sequence on that `queried` has.
     """
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
     first = (tl.program_id(0) % BLOCKS) * C.BLOCK_V
@@ -234,7 +234,7 @@ def channel_backward_kernel(
             rates = load_rates(x.beta, chunk * C.ROWS, T, C)
             d = backward_chunk(
                 x, dy, kept, out, offered, d, rates, chunk, chunks, n, g, G, head, first, T, q_apart, v_apart, scale,
-                least, OFFERED, SLOPED, False, C,
+                least, False, SLOPED, False, C,
             )  # fmt: skip
     if C.INITIAL:
         store_edge(out.state, head, first, d, C)

@@ -82,7 +82,7 @@ class ErasingDelta(torch.autograd.Function):
             launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered, queried, sloped=True)
         bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
-            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
+            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus, sparse=queried is not None
         )
         (rates, decays), targets = adapters_of_rows(rows, weights, options), adapters_of_rows(drows, weights, options)
         below = [(target.x, None, None) for target in targets]

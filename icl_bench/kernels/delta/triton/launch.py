@@ -341,8 +341,8 @@ def launch_channel_gradient(
 ) -> None:
     """Fill the gradients of a call that `channels` takes; that of v includes the one offered, [N, T, G, V].
 
-    dy is read from the chunk of each sequence on that `queried` has, int32 [N]; None for all. Where `sloped`, log
-    decays are `least` sigmoid(z) for the bound `least` of the call, and theirs is that of z.
+    dy and it are read from the chunk of each sequence on that `queried` has, int32 [N]; None for all. Where `sloped`,
+    log decays are `least` sigmoid(z) for the bound `least` of the call, and theirs is that of z.
     """
     _, tokens, heads, groups, _ = call.sizes
     channel_backward_kernel[call.grid(launch)](
