@@ -31,7 +31,7 @@ def erasing_delta(
 
     Outputs and values are [M, B, T, H, V]. `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values
     follow where None are given, and columns of adapters where the options say. With positions [M, B, S] int64, the
-    outputs are undefined at the tokens of chunks before the first of them; neither they nor values have gradients there.
+    outputs are undefined in the chunks of tokens before the first of them; there is no gradient of them or of values.
     """
     from icl_bench.kernels.delta.triton.erasing import ErasingDelta
 
