@@ -187,7 +187,8 @@ class Rwkv7Mixer(ShiftMixer):
             weights = self.residual.weight, self.residual.bias
             rows, values = blend_columns(rows, places["v"], kept.flatten(-2), places["v1"], *weights)
             values = values.unflatten(-1, self.value_shape)
-        rows, y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options, positions)
+        sparse = positions is not None
+        rows, y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options, sparse=sparse)
         gate = None
         if positions is None:
             gate = product_of_columns(rows, places["g"], self.gate.weight, "sigmoid").view(y.shape)

@@ -25,17 +25,18 @@ def erasing_delta(
     values: Tensor | None,
     weights: ErasingWeights,
     options: ErasingOptions,
-    positions: Tensor | None = None,
+    *,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return rows, outputs, values, and sums of q k bonus [M, B, T, H] in float32 for written keys k.
 
     Outputs and values are [M, B, T, H, V]. `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values
-    follow where None are given, and columns of adapters where the options say. With positions [M, B, S] int64, the
-    outputs are undefined in the chunks of tokens before the first of them; there is no gradient of them or of values.
+    follow where None are given, and columns of adapters where the options say. `sparse` says that the gradients of most
+    sums will be 0, for which nothing is read then.
     """
     from icl_bench.kernels.delta.triton.erasing import ErasingDelta
 
     out: tuple[Tensor, Tensor, Tensor, Tensor] = ErasingDelta.apply(
-        rows, values, positions, options, torch.is_grad_enabled(), *weights
+        rows, values, options, sparse, torch.is_grad_enabled(), *weights
     )
     return out

@@ -16,11 +16,9 @@ from icl_bench.kernels.delta.triton.launch import (
     DeltaCall,
     DeltaKept,
     empty_gradients,
-    empty_outputs,
-    launch_channel_forward,
     launch_channel_gradient,
+    launch_delta_forward,
 )
-from icl_bench.kernels.delta.triton.table import CHUNK
 from icl_bench.kernels.fleet.triton.adapters import (
     Adapter,
     AdapterOperands,
@@ -43,12 +41,11 @@ class ErasingDelta(torch.autograd.Function):
         ctx: Any,
         rows: Tensor,
         values: Tensor | None,
-        positions: Tensor | None,
         options: ErasingOptions,
+        sparse: bool,
         save: bool,
         *numbers: Tensor,
     ) -> tuple[Tensor, ...]:
-        queried = None if positions is None else (positions.amin(-1) // CHUNK).flatten().int()
         rows, values = rows.contiguous(), None if values is None else values.contiguous()
         weights = ErasingWeights(*(number.contiguous() for number in numbers))
         columns = columns_of_rows(rows, values, options)
@@ -61,15 +58,14 @@ class ErasingDelta(torch.autograd.Function):
         vectors = launch_erasing_keys(columns[1], rate, weights[:3], bonus)
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
-            y, last, kept = empty_outputs(call, save)
-            launch_channel_forward(call, save, table.forward_launch(call.shape), (y, last, kept), queried)
-        ctx.save_for_backward(rows, rate, values, queried, *weights, *vectors, logs, *kept)
-        ctx.options = options
+            y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
+        ctx.save_for_backward(rows, rate, values, *weights, *vectors, logs, *kept)
+        ctx.options, ctx.sparse = options, sparse
         return rows, y.view(columns[2].shape), columns[2], sums
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, dy: Tensor, offered: Tensor, slopes: Tensor) -> tuple[Any, ...]:
-        rows, rate, values, queried, *saved = ctx.saved_tensors
+        rows, rate, values, *saved = ctx.saved_tensors
         weights, (*vectors, logs), kept = ErasingWeights(*saved[:7]), saved[7:11], DeltaKept(*saved[11:])
         options = ctx.options
         columns = columns_of_rows(rows, values, options)
@@ -79,10 +75,10 @@ class ErasingDelta(torch.autograd.Function):
         dy, offered, slopes = (part.contiguous() for part in (dy, offered, slopes))
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
-            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered, queried, sloped=True)
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered, sloped=True)
         bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
-            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus, sparse=queried is not None
+            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus, sparse=ctx.sparse
         )
         (rates, decays), targets = adapters_of_rows(rows, weights, options), adapters_of_rows(drows, weights, options)
         below = [(target.x, None, None) for target in targets]

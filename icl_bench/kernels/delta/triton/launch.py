@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.delta.triton.backward import DeltaGradients, delta_backward_kernel
-from icl_bench.kernels.delta.triton.channel_gradient import channel_backward_kernel
-from icl_bench.kernels.delta.triton.channels import channel_forward_kernel
+from icl_bench.kernels.delta.triton.channels import channel_backward_kernel, channel_forward_kernel
 from icl_bench.kernels.delta.triton.forward import delta_forward_kernel
 from icl_bench.kernels.delta.triton.segments import (
     delta_inverse_kernel,
@@ -195,11 +194,8 @@ def empty_outputs(call: DeltaCall, save: bool) -> tuple[Tensor, Tensor, DeltaKep
 def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tuple[Tensor, Tensor, DeltaKept]:
     """Return y, the last state and what the backward pass reads: where `save` all of it."""
     y, last, kept = empty_outputs(call, save)
-    if call.channels:
-        launch_channel_forward(call, save, launch, (y, last, kept))
-        return y, last, kept
-    if call.tied:
-        return launch_tied_forward(call, save, launch, y, last, kept)
+    if call.tied or call.channels:
+        return launch_own_forward(call, save, launch, y, last, kept)
     first = call.state
     if call.segments > 1:
         launch_delta_maps(call, kept, launch)
@@ -212,34 +208,17 @@ def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tu
     return y, last, kept
 
 
-def launch_tied_forward(
+def launch_own_forward(
     call: DeltaCall, save: bool, launch: DeltaLaunch, y: Tensor, last: Tensor, kept: DeltaKept
 ) -> tuple[Tensor, Tensor, DeltaKept]:
-    """Fill the outputs of a call that `tied` takes, and return them."""
+    """Fill the outputs of a call that `tied` or `channels` takes, and return them."""
     _, tokens, heads, groups, _ = call.sizes
-    tied_forward_kernel[call.grid(launch)](
+    kernel = tied_forward_kernel if call.tied else channel_forward_kernel
+    kernel[call.grid(launch)](
         call.views(), y, last if call.state is None else call.state, last, kept, tokens, heads, groups, call.scale,
         **call.options(launch, save),
     )  # fmt: skip
     return y, last, kept
-
-
-def launch_channel_forward(
-    call: DeltaCall,
-    save: bool,
-    launch: DeltaLaunch,
-    outputs: tuple[Tensor, Tensor, DeltaKept],
-    queried: Tensor | None = None,
-) -> None:
-    """Fill the outputs of a call that `channels` takes.
-
-    y is written from the chunk of each sequence on that `queried` has, int32 [N]; None for all.
-    """
-    (y, last, kept), (_, tokens, heads, groups, _) = outputs, call.sizes
-    channel_forward_kernel[call.grid(launch)](
-        call.views(), y, last if call.state is None else call.state, last, kept, last if queried is None else queried,
-        tokens, heads, groups, call.scale, EARLY=queried is not None, **call.options(launch, save),
-    )  # fmt: skip
 
 
 def launch_delta_maps(call: DeltaCall, kept: DeltaKept, launch: DeltaLaunch) -> None:
@@ -335,21 +314,18 @@ def launch_channel_gradient(
     out: DeltaGradients,
     launch: DeltaLaunch,
     offered: Tensor | None = None,
-    queried: Tensor | None = None,
     *,
     sloped: bool = False,
 ) -> None:
     """Fill the gradients of a call that `channels` takes; that of v includes the one offered, [N, T, G, V].
 
-    dy and it are read from the chunk of each sequence on that `queried` has, int32 [N]; None for all. Where `sloped`,
-    log decays are `least` sigmoid(z) for the bound `least` of the call, and theirs is that of z.
+    Where `sloped`, log decays are `least` sigmoid(z) for the bound `least` of the call, and theirs is that of z.
     """
     _, tokens, heads, groups, _ = call.sizes
     channel_backward_kernel[call.grid(launch)](
-        call.views(), view_of(dy), dy if dlast is None else dlast, kept, out, dy if offered is None else offered,
-        dy if queried is None else queried, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
-        call.least, LAST=dlast is not None, OFFERED=offered is not None, SLOPED=sloped, EARLY=queried is not None,
-        **call.options(launch, True),
+        call.views(), view_of(dy), dy if dlast is None else dlast, kept, out,
+        dy if offered is None else offered, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
+        call.least, LAST=dlast is not None, OFFERED=offered is not None, SLOPED=sloped, **call.options(launch, True),
     )  # fmt: skip
 
 
