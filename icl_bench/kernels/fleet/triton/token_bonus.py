@@ -185,11 +185,10 @@ def weighted_bonus_gradient_kernel(
         if TAKEN:
             sequences, row = tokens // taken, tl.load(repeats.nexts + tokens, mask=inside, other=-1)
             inside = inside & (tl.load(repeats.leads + tokens, mask=inside, other=0) > 0)
-            if tl.max(row, 0) >= 0:
-                while tl.max(row, 0) >= 0:
-                    again = sequences * taken + row
-                    upstream += load_heads(gradient, again, head, apart, width, row >= 0, BLOCK_V)
-                    row = tl.load(repeats.nexts + again, mask=row >= 0, other=-1)
+            while tl.max(row, 0) >= 0:
+                again = sequences * taken + row
+                upstream += load_heads(gradient, again, head, apart, width, row >= 0, BLOCK_V)
+                row = tl.load(repeats.nexts + again, mask=row >= 0, other=-1)
             tokens = sequences * time + tl.load(positions + tokens, mask=inside, other=0)
             upstream = tl.where(inside[:, None], upstream, 0.0)
         value = load_heads(v, tokens, head, v_apart, width, inside, BLOCK_V)
