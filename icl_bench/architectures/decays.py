@@ -54,7 +54,10 @@ class StepSizes(Stacked):
         self.declare("step_bias", (heads,), step_bias(), decay=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        raw = widen(self.project(x))
+        return self.sizes(widen(self.project(x)))
+
+    def sizes(self, raw: Tensor) -> Tensor:
+        """Return the step sizes of products with W."""
         return functional.softplus(raw + spread(self.step_bias, raw))
 
 

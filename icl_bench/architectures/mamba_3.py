@@ -24,11 +24,14 @@ from icl_bench.architectures.deltas import folded
 from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
-from icl_bench.architectures.layers import Coefficients, StackedLinear, delayed, widen
+from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.errors import SpecError
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.products import scale_heads
+from icl_bench.kernels.fleet.projection import project
 from icl_bench.kernels.fleet.rotation import rotate_pairs
+from icl_bench.kernels.fleet.weighted_dots import weighted_dots
 
 STATE_WIDTH = 16
 LEAST_RATE = 1e-4
@@ -112,6 +115,7 @@ class TrapezoidCore(Core):
         super().__init__()
         heads, self.pairs, self.sizes = config.heads, config.pairs, (config.heads, config.key_width, config.value_width)
         self.options, self.impl = DeltaOptions(rule="linear", scale=1.0), cast(DeltaImpl, layer.impl)
+        self.ahead = self.options._replace(ahead=True)
         self.steps = StepSizes(members, d_model, heads)
         self.rate = StackedLinear(members, d_model, heads)
         self.share = StackedLinear(members, d_model, heads)
@@ -120,29 +124,35 @@ class TrapezoidCore(Core):
         self.key_bias = Coefficients(members, (heads, config.key_width), constant(1.0))
         self.skip = Coefficients(members, (heads, 1), constant(1.0))
 
-    def coordinates(self, q: Tensor, k: Tensor, x: Tensor, before: Tensor) -> Coordinates:
-        """Return rotated queries and keys and the coefficients of T tokens, after angles `before` [M, B, H, pairs]."""
-        steps = self.steps(x)
-        rates = functional.softplus(widen(self.rate(x))).clamp(min=LEAST_RATE)
-        turns = math.pi * widen(self.speed(x)).tanh()[..., None, :] * steps[..., None]
-        angles = before[:, :, None] + turns.cumsum(2)
+    def coordinates(self, q: Tensor, k: Tensor, x: Tensor, before: Tensor | None) -> Coordinates:
+        """Return rotated queries and keys and the coefficients of T tokens, after angles `before`, None for zeros.
+
+        These are [M, B, heads, pairs].
+        """
+        parts = [self.steps.project.weight, self.rate.weight, self.share.weight, self.speed.weight]
+        raw = widen(project(x.flatten(1, -2), torch.cat(parts, dim=-1)).view(*x.shape[:-1], -1))
+        step, rate, share, speed = raw.split([part.shape[-1] for part in parts], dim=-1)
+        steps = self.steps.sizes(step)
+        rates = functional.softplus(rate).clamp(min=LEAST_RATE)
+        angles = (math.pi * speed.tanh()[..., None, :] * steps[..., None]).cumsum(2)
+        angles = angles if before is None else before[:, :, None] + angles
         cos, sin = angles.cos(), angles.sin()
         q, k = (rotate_pairs(part, cos, sin) for part in (q + self.query_bias(q), k + self.key_bias(k)))
-        return Coordinates(q, k, angles, steps, -rates * steps, widen(self.share(x)).sigmoid())
-
-    def inputs(self, at: Coordinates, k_before: Tensor, v_before: Tensor, v: Tensor) -> DeltaInputs:
-        """Return the inputs of the operator: the write of the token before, then that of the token."""
-        earlier = (1 - at.share) * at.steps * at.log_decay.exp()
-        now = at.share * at.steps
-        values = earlier.to(v.dtype)[..., None] * v_before, now.to(v.dtype)[..., None] * v
-        keys, both = torch.stack([k_before, at.k], dim=3), torch.stack(values, dim=3)
-        return folded(DeltaInputs(at.q, keys.flatten(2, 3), both.flatten(2, 3), log_decay=at.log_decay))
+        return Coordinates(q, k, angles, steps, -rates * steps, share.sigmoid())
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        start = self.initial_state(x.shape[1], x)
-        at = self.coordinates(q, k, x, start.angles)
-        y, _ = delta_rule(self.inputs(at, delayed(at.k), delayed(v), v), self.options, self.impl)
-        return torch.addcmul(y.view(v.shape), self.skip(v), v)
+        """Write each token once, as both of its writes, for all tokens behind it; its own query reads the first alone.
+
+        A query reads the state before its token, so that no output depends on a later token.
+        """
+        at = self.coordinates(q, k, x, None)
+        own = at.share * at.steps
+        written = scale_heads(v, own + functional.pad(((1 - at.share) * at.steps)[:, :, 1:], (0, 0, 0, 1)))
+        queries = scale_heads(at.q, at.log_decay.exp())
+        y, _ = delta_rule(folded(DeltaInputs(queries, at.k, written, log_decay=at.log_decay)), self.ahead, self.impl)
+        ones = at.q.new_ones(1).expand(at.q.shape[0], *at.q.shape[-2:])
+        direct = self.skip(v)[..., 0] + own * weighted_dots(at.q, at.k, ones)
+        return scale_heads(v, direct, y.view(v.shape))
 
     def initial_state(self, batch: int, like: Tensor) -> TrapezoidState:
         heads, key_width, value_width = self.sizes
@@ -154,7 +164,10 @@ class TrapezoidCore(Core):
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: TrapezoidState) -> tuple[Tensor, TrapezoidState]:
         q, k, value, x = (part[:, :, None] for part in (q, k, v, x))
         at = self.coordinates(q, k, x, state.angles)
-        inputs = self.inputs(at, state.k[:, :, None].to(at.k.dtype), state.v[:, :, None], value)
+        earlier = (1 - at.share) * at.steps * at.log_decay.exp()
+        keys = torch.cat([state.k[:, :, None].to(at.k.dtype), at.k], dim=2)
+        values = torch.cat([scale_heads(state.v[:, :, None], earlier), scale_heads(value, at.share * at.steps)], dim=2)
+        inputs = folded(DeltaInputs(at.q, keys, values, log_decay=at.log_decay))
         y, sums = delta_step(inputs._replace(state=state.sums), self.options)
         return torch.addcmul(y.view(v.shape), self.skip(v), v), TrapezoidState(
             sums, at.k[:, :, 0], v, at.angles[:, :, 0]

@@ -16,13 +16,18 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, Mixer
 from icl_bench.architectures.initialisation import constant, fixed, uniform_between
-from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, StackedLinear, delayed, spread, widen
-from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, depth, rising
+from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, StackedLinear
+from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, beside_before, depth, rising
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.adapters import adapted_decays
+from icl_bench.kernels.fleet.products import gated_product, scale_heads
+from icl_bench.kernels.fleet.projection import project_beside
+from icl_bench.kernels.fleet.token_mix import token_mix
+from icl_bench.kernels.fleet.token_pairs import shifted_weights
+from icl_bench.kernels.fleet.weighted_dots import weighted_dots
 
 STREAMS = "wkvrg"
 MIX_RANK = 32
@@ -55,7 +60,7 @@ class Rwkv6(ShiftedHeads):
 
 
 class TokenMix(Stacked):
-    """Inputs mixed with the token before by shares that depend on both: [M, B, (T,) C] -> [M, B, (T,) 5, C]."""
+    """Inputs mixed with the token before by shares that depend on both, for five streams."""
 
     share: Tensor
     shares: Tensor
@@ -75,19 +80,18 @@ class TokenMix(Stacked):
         bounds = uniform_between(-ADAPTER_BOUND, ADAPTER_BOUND)
         self.declare("up", (len(STREAMS), MIX_RANK, d_model), bounds)
 
-    def streams(self, x: Tensor, before: Tensor) -> dict[str, Tensor]:
-        """Return the mixed inputs by the name of their stream."""
-        change = before - x
-        hidden = torch.einsum("m...c,mch->m...h", x + change * spread(self.share, x), self.down).tanh()
-        mixed = torch.einsum("m...sh,mshc->m...sc", hidden.unflatten(-1, (len(STREAMS), MIX_RANK)), self.up)
-        mixed = x[..., None, :] + change[..., None, :] * (spread(self.shares, mixed) + mixed)
-        return dict(zip(STREAMS, mixed.unbind(-2), strict=True))
+    def streams(self, pairs: Tensor) -> dict[str, Tensor]:
+        """Return the mixed inputs by the name of their stream, of tokens beside those before them, [M, B, (T,) 2 C]."""
+        weight = shifted_weights([self.down], [self.share])
+        rows, (low,) = project_beside(pairs.flatten(1, -2), weight, [weight.shape[-1]])
+        low = low.view(*pairs.shape[:-1], -1)
+        return dict(zip(STREAMS, token_mix(rows.view(pairs.shape), low, self.shares, self.up), strict=True))
 
 
 class Rwkv6Mixer(ShiftMixer):
     """Projections with a token shift that depends on tokens, around gated linear attention; see the module."""
 
-    options = DeltaOptions(rule="linear", scale=1.0, least_log_decay=-LARGEST_DECAY)
+    options = DeltaOptions(rule="linear", scale=1.0, least_log_decay=-LARGEST_DECAY, ahead=True)
 
     def __init__(self, members: int, d_model: int, config: Rwkv6, layer: LayerContext) -> None:
         super().__init__(d_model, config, layer)
@@ -106,18 +110,24 @@ class Rwkv6Mixer(ShiftMixer):
         self.norm = LayerNorm(members, self.value_shape, self.value_width * NORM_EPS, bias=True)
         self.output = StackedLinear(members, values, d_model, layer.output_gain)
 
+    @property
+    def takes_pairs(self) -> bool:
+        return True
+
     def parts(self, x: Tensor, before: Tensor | None) -> dict[str, Tensor]:
-        streams = self.mixed.streams(x, delayed(x) if before is None else before)
+        streams = self.mixed.streams(beside_before(x, before, self.d_model))
         return {name: self.projections[name](stream) for name, stream in streams.items()}
 
     def inputs(self, parts: dict[str, Tensor], v: Tensor) -> DeltaInputs:
         r, k = (parts[name].unflatten(-1, self.key_shape) for name in "rk")
-        raw = widen(self.decay(parts["w"].tanh())).view(k.shape)
-        bonus = self.bonus.weight[:, None].expand(*k.shape[:2], *self.key_shape)
-        return DeltaInputs(r, k, v, log_decay=-raw.clamp(max=math.log(LARGEST_DECAY)).exp(), bonus=bonus)
+        assert self.decay.bias is not None
+        bias = self.decay.bias - math.log(LARGEST_DECAY)
+        log_decay = adapted_decays(parts["w"], self.decay.weight, bias, "exp", -LARGEST_DECAY, "tanh").view(k.shape)
+        return DeltaInputs(r, k, v, log_decay=log_decay)
 
     def finish(self, y: Tensor, inputs: DeltaInputs) -> Tensor:
-        return self.norm(y).flatten(-2)
+        own = weighted_dots(inputs.q, inputs.k, self.bonus.weight)
+        return self.norm(scale_heads(inputs.v, own, y)).flatten(-2)
 
     def project_out(self, y: Tensor, g: Tensor) -> Tensor:
-        return self.output(y * functional.silu(g))
+        return self.output(gated_product(y, g, "silu"))

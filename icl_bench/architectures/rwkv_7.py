@@ -26,17 +26,16 @@ from icl_bench.architectures.base import ARCHITECTURES, FirstLayer, Flops, Layer
 from icl_bench.architectures.decays import TORCH_GAIN
 from icl_bench.architectures.initialisation import Init, constant, fixed, normal, orthogonal
 from icl_bench.architectures.layers import Coefficients, LayerNorm, Stacked, StackedLinear
-from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, depth, rising
+from icl_bench.architectures.token_shift import NORM_EPS, ShiftedHeads, ShiftMixer, beside_before, depth, rising
 from icl_bench.kernels.delta.erasing import erasing_delta, takes_erasing_delta
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions, ErasingOptions, ErasingWeights
 from icl_bench.kernels.fleet.adapters import adapted_decays, adapted_gate
 from icl_bench.kernels.fleet.erasing_keys import erasing_keys
 from icl_bench.kernels.fleet.products import blend
 from icl_bench.kernels.fleet.projection import project
-from icl_bench.kernels.fleet.row_columns import blend_columns, slice_columns
-from icl_bench.kernels.fleet.rows import take_rows
+from icl_bench.kernels.fleet.row_columns import blend_columns, product_of_columns, take_columns
 from icl_bench.kernels.fleet.token_bonus import token_bonus, weighted_bonus
-from icl_bench.kernels.fleet.token_pairs import shifted_weights, token_pairs
+from icl_bench.kernels.fleet.token_pairs import shifted_weights
 
 LEAST_LOG_DECAY = -math.exp(-0.5)
 ADAPTER_GAIN = 0.1
@@ -112,11 +111,7 @@ class ShiftedLinear(Stacked):
         """
         weights = [getattr(self, f"weight_{name}") for name in self.streams]
         shares = [getattr(self, f"share_{stream.share}") for stream in self.streams.values()]
-        pairs = x
-        if before is not None:
-            pairs = torch.cat([x, before], dim=-1)
-        elif x.shape[-1] == weights[0].shape[1]:
-            pairs = token_pairs(x)
+        pairs = beside_before(x, before, weights[0].shape[1])
         return project(pairs.flatten(1, -2), shifted_weights(weights, shares)).view(*x.shape[:-1], -1)
 
 
@@ -175,26 +170,34 @@ class Rwkv7Mixer(ShiftMixer):
         gate = self.residual.product(parts["v1"])
         return blend(v.flatten(-2), first.values.flatten(-2), gate, self.residual.bias).view(v.shape)
 
-    def mix(self, x: Tensor, first: FirstLayer | None, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
+        return self.output_at(x, None, first)
+
+    def forward_at(self, x: Tensor, positions: Tensor, first: FirstLayer | None = None) -> Tensor:
+        return self.output_at(x, positions, first)
+
+    def output_at(self, x: Tensor, positions: Tensor | None, first: FirstLayer | None) -> Tensor:
+        """Compute the output, [M, B, T, C], or at positions [M, B, S] alone; by operators on columns where they run."""
         rows, kept = self.shifted(x, None), None if first is None else first.values
         fused = self.impl in ("auto", "triton") and (self.residual is None or kept is not None)
         if not fused or not takes_erasing_delta(rows, self.core_options):
-            return self.mix_parts(self.activated(rows), first, positions)
+            return self.project_out(*self.mix_parts(self.activated(rows), first, positions))
         places, values = self.shifted.places, None
-        rows, g = slice_columns(rows, places["g"], self.gate.weight.shape[1])
         if self.residual is not None and kept is not None:
             weights = self.residual.weight, self.residual.bias
             rows, values = blend_columns(rows, places["v"], kept.flatten(-2), places["v1"], *weights)
             values = values.unflatten(-1, self.value_shape)
-        y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options)
-        own = v
-        if positions is not None:
-            y, own = (take_rows(part.flatten(-2), positions).unflatten(-1, self.value_shape) for part in (y, v))
-            sums, g = (take_rows(part, positions) for part in (sums, g))
-        out, own = weighted_bonus(y, own, sums, self.norm_weights, eps=self.norm.eps)
+        sparse = positions is not None
+        rows, y, v, sums = erasing_delta(rows, values, self.core_weights, self.core_options, sparse=sparse)
+        gate = None
+        if positions is None:
+            gate = product_of_columns(rows, places["g"], self.gate.weight, "sigmoid").view(y.shape)
+        out, v = weighted_bonus(y, v, sums, self.norm_weights, eps=self.norm.eps, gate=gate, positions=positions)
         if first is not None and self.layer.index == 0:
-            first.values = own if positions is None else v
-        return out.flatten(-2), g
+            first.values = v
+        if positions is None:
+            return self.output(out.flatten(-2))
+        return self.project_out(out.flatten(-2), take_columns(rows, places["g"], self.gate.weight.shape[1], positions))
 
     @property
     def norm_weights(self) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from icl_bench.architectures.heads import HeadSizes
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.fleet.rows import take_rows
+from icl_bench.kernels.fleet.token_pairs import token_pairs
 
 NORM_EPS = 1e-5
 """Added to the variance in the norm of each head, for each of its columns; 0.00064 at the published 64 columns."""
@@ -110,6 +111,13 @@ class ShiftMixer(Mixer):
         inputs = self.inputs(parts, self.exchange(parts, first))
         y, sums = delta_step(one_token(inputs)._replace(state=state.sums), self.options)
         return self.project_out(self.finish(y[:, 0].unflatten(0, x.shape[:2]), inputs), parts["g"]), ShiftState(sums, x)
+
+
+def beside_before(x: Tensor, before: Tensor | None, d_model: int) -> Tensor:
+    """Return tokens beside the token before each, [M, B, (T,) 2 C]; `before` None is that in x, or stands there."""
+    if before is not None:
+        return torch.cat([x, before], dim=-1)
+    return token_pairs(x) if x.shape[-1] == d_model else x
 
 
 def one_token(inputs: DeltaInputs) -> DeltaInputs:

@@ -77,8 +77,7 @@ def delta_by_chunks(inputs: DeltaInputs, options: DeltaOptions) -> tuple[Tensor,
 
 def _parts(cut: DeltaInputs, options: DeltaOptions, gates: _Gates | None) -> _Parts:
     """Return the results of all chunks before the state is known."""
-    ahead = cut.bonus is not None
-    queries = _Scores(cut.q, gates, exclusive=ahead, diagonal=not ahead)
+    queries = _Scores(cut.q, gates, exclusive=options.ahead, diagonal=not options.ahead)
     if options.rule == "linear":
         return _read_nothing(queries, cut.k, cut.v)
     vectors = cut.read if cut.read is not None else cut.k

@@ -1,7 +1,7 @@
 """The core of RWKV-7 as one operator: adapters, keys, decays, the untied delta rule, and the weights of a bonus.
 
 It equals the second factors of two adapters, `erasing_keys`, `channel_decays` and `delta_rule` one after the other,
-which run where this one does not. The gradients of the columns of a projection are written into one tensor.
+which run where this one does not. It is an operator on columns of rows, as those of `fleet.row_columns` are.
 """
 
 import torch
@@ -21,15 +21,22 @@ def takes_erasing_delta(rows: Tensor, options: ErasingOptions) -> bool:
 
 
 def erasing_delta(
-    rows: Tensor, values: Tensor | None, weights: ErasingWeights, options: ErasingOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return outputs and values [M, B, T, H, V], and sums of q k bonus [M, B, T, H] in float32 for written keys k.
+    rows: Tensor,
+    values: Tensor | None,
+    weights: ErasingWeights,
+    options: ErasingOptions,
+    *,
+    sparse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return rows, outputs, values, and sums of q k bonus [M, B, T, H] in float32 for written keys k.
 
-    `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values follow where None are given, and columns of
-    adapters where the options say. The gradient of `rows` is undefined in its other columns: an operator of
-    `row_columns` that reads them writes it.
+    Outputs and values are [M, B, T, H, V]. `rows` [M, B, T, W] begin with queries and keys, [H K] each; the values
+    follow where None are given, and columns of adapters where the options say. `sparse` says that the gradients of most
+    sums will be 0, for which nothing is read then.
     """
     from icl_bench.kernels.delta.triton.erasing import ErasingDelta
 
-    out: tuple[Tensor, Tensor, Tensor] = ErasingDelta.apply(rows, values, options, torch.is_grad_enabled(), *weights)
+    out: tuple[Tensor, Tensor, Tensor, Tensor] = ErasingDelta.apply(
+        rows, values, options, sparse, torch.is_grad_enabled(), *weights
+    )
     return out

@@ -75,6 +75,8 @@ class DeltaOptions(NamedTuple):
     scores of 16 tokens in place of five; without a bound nothing can overflow either."""
     chunk: int | None = None
     """Tokens to a chunk of the chunked form, a power of two; None to have it chosen."""
+    ahead: bool = False
+    """Let a query read the state before its token and its decay, as with a bonus: "linear" alone."""
 
 
 class ErasingWeights(NamedTuple):
@@ -114,6 +116,8 @@ def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:
     _check_fields(inputs, options.rule)
     _check_vectors(inputs)
     _check_gates(inputs)
+    ahead = options.ahead or inputs.bonus is not None
+    _check_ahead(inputs, options.rule, ahead)
     chunk, bound = options.chunk, options.least_log_decay
     if chunk is not None:
         check_at_least_one("chunk", chunk, "leave it out to have it chosen")
@@ -121,7 +125,7 @@ def check_delta(inputs: DeltaInputs, options: DeltaOptions) -> DeltaOptions:
             raise ArgumentError(f"chunk must be a power of two; got {chunk}: leave it out to have it chosen")
     if bound is not None and not -math.inf < bound <= 0:
         raise ArgumentError(f"least_log_decay must be finite and at most 0; got {bound}: leave it out for no bound")
-    return options._replace(scale=check_scale(options.scale, inputs.q))
+    return options._replace(scale=check_scale(options.scale, inputs.q), ahead=ahead)
 
 
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -144,6 +148,16 @@ def _check_fields(inputs: DeltaInputs, rule: DeltaKind) -> None:
         raise ArgumentError("log_value_decay and log_decay exclude each other; got both: leave one out")
 
 
+def _check_ahead(inputs: DeltaInputs, rule: DeltaKind, ahead: bool) -> None:
+    name = "ahead" if inputs.bonus is None else "bonus"
+    if ahead and rule != "linear":
+        raise ArgumentError(f"{name} belongs to rule linear; got rule={rule!r}: leave it out")
+    if ahead and inputs.substeps > 1:
+        raise ArgumentError(f"{name} needs one key to a query; got {inputs.substeps}: leave one of them out")
+    if ahead and inputs.log_value_decay is not None:
+        raise ArgumentError("a query ahead of its token has no log_value_decay; got both: leave one out")
+
+
 def _check_vectors(inputs: DeltaInputs) -> None:
     q, k, v = inputs[:3]
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -160,8 +174,6 @@ def _check_vectors(inputs: DeltaInputs) -> None:
         )
     if width < 1 or v.shape[3] < 1:
         raise ArgumentError(f"K and V must be at least 1; got K = {width}, V = {v.shape[3]}: use wider heads")
-    if inputs.bonus is not None and tokens != t:
-        raise ArgumentError(f"bonus needs one key to a query; got {tokens // t}: leave one of them out")
     keys, axes = (n, tokens, heads, width), "[N, nT, H, K]"
     check_shape("v", v, (n, tokens, groups, v.shape[3]), "[N, nT, G, V]")
     for name in ("k", "read", "erase"):

@@ -20,7 +20,8 @@ def delta_by_tokens(inputs: DeltaInputs, options: DeltaOptions, dtype: torch.dty
         delta:    S_t = X + beta_t k_t (v_t - Z^T p_t)^T,   p = read, or k      (arXiv 2406.06484, 2412.06464)
         untied:   S_t = X + erase_t (Z^T read_t)^T + k_t v_t^T                  (arXiv 2503.14456)
         linear:   S_t = X + k_t v_t^T                                           (arXiv 2312.06635)
-        y_t = scale S_t^T q_t;   with a bonus u, y_t = scale (S_{t-1} + D(u) k_t v_t^T)^T q_t   (arXiv 2404.05892)
+        y_t = scale S_t^T q_t;   ahead: y_t = scale S_{t-1}^T q_t,
+        with a bonus u: y_t = scale (S_{t-1} + D(u) k_t v_t^T)^T q_t            (arXiv 2404.05892)
     """
     assert options.scale is not None
     q, k, v, beta, log_decay, read, erase, log_value_decay, bonus, state = (
@@ -50,7 +51,7 @@ def delta_by_tokens(inputs: DeltaInputs, options: DeltaOptions, dtype: torch.dty
             writing = writing * beta[:, i, :, None]
         state = state + writing[..., None] * value[:, :, None]
         if i % substeps == substeps - 1:
-            outputs.append(_read(state, q[:, t]) if bonus is None else _read(before, q[:, t]))
+            outputs.append(_read(before if options.ahead else state, q[:, t]))
     y = torch.stack(outputs, dim=1)
     if bonus is not None:
         y = y + current_weights(q, k, bonus, shared) * v

@@ -45,25 +45,38 @@ def adapted_gate(
         return fused
     if impl == "reference":
         y, x, weight = y.double(), x.double(), weight.double()
-    act = x if activation == "none" else x.tanh() if activation == "tanh" else x.sigmoid()
-    return gated_product(y, project(act.flatten(1, -2), weight).view(y.shape), "none", impl=impl).to(y.dtype)
+    gate = project(activate_columns(x, activation).flatten(1, -2), weight).view(y.shape)
+    return gated_product(y, gate, "none", impl=impl).to(y.dtype)
+
+
+def activate_columns(x: Tensor, activation: ColumnForm) -> Tensor:
+    """Return act(x), in operators of torch."""
+    return x if activation == "none" else x.tanh() if activation == "tanh" else x.sigmoid()
 
 
 def adapted_decays(
-    x: Tensor, weight: Tensor, bias: Tensor, form: DecayForm, factor: float, *, impl: FleetImpl = "auto"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    form: DecayForm,
+    factor: float,
+    activation: ColumnForm = "none",
+    *,
+    impl: FleetImpl = "auto",
 ) -> Tensor:
-    """Return factor act(x W + bias), logarithms of decays, for x [M, ..., R], in its type.
+    """Return factor f(act(x) W + bias), logarithms of decays by the form f, for x [M, ..., R], in its type.
 
     The weight is [M, R, C], the bias [M, C].
     """
     check_choice("form", form, get_args(DecayForm))
+    check_choice("activation", activation, get_args(ColumnForm))
     check_shape("weight", weight, (x.shape[0], x.shape[-1], weight.shape[-1]), "[M, R, C]")
     check_shape("bias", bias, (x.shape[0], weight.shape[-1]), "[M, C]")
     if takes_triton(impl, x) and (impl == "triton" or x.shape[-1] <= WIDEST_ADAPTER):
         from icl_bench.kernels.fleet.triton.adapters import FusedAdaptedDecays
 
-        fused: Tensor = FusedAdaptedDecays.apply(x, weight, bias, form, factor)
+        fused: Tensor = FusedAdaptedDecays.apply(x, weight, bias, form, factor, activation)
         return fused
     wide, matrix = (x.double(), weight.double()) if impl == "reference" else (x, weight)
-    z = project(wide.flatten(1, -2), matrix).view(*x.shape[:-1], -1)
+    z = project(activate_columns(wide, activation).flatten(1, -2), matrix).view(*x.shape[:-1], -1)
     return channel_decays(z, form, factor, bias, narrow=True, impl=impl).to(x.dtype)

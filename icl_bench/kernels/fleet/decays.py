@@ -1,4 +1,4 @@
-"""Logarithms of decays of channels: factor act(x + bias), act = sigmoid or log sigmoid."""
+"""Logarithms of decays of channels: factor act(x + bias), act = sigmoid, log sigmoid, or exp of at most 0."""
 
 from typing import get_args
 
@@ -35,5 +35,11 @@ def channel_decays(
         return fused
     wide = x.double() if impl == "reference" else x.to(torch.promote_types(x.dtype, torch.float32))
     z = wide if bias is None else wide + bias.view(x.shape[0], *(1,) * (x.ndim - 2), -1)
-    y = factor * (z.sigmoid() if form == "sigmoid" else functional.logsigmoid(z))
-    return y.to(x.dtype if narrow else torch.promote_types(x.dtype, torch.float32))
+    return (factor * activate_decay(z, form)).to(x.dtype if narrow else torch.promote_types(x.dtype, torch.float32))
+
+
+def activate_decay(z: Tensor, form: DecayForm) -> Tensor:
+    """Return act(z), in operators of torch."""
+    if form == "exp":
+        return z.clamp(max=0).exp()
+    return z.sigmoid() if form == "sigmoid" else functional.logsigmoid(z)

@@ -4,8 +4,8 @@ from typing import Literal, NamedTuple
 
 GateActivation = Literal["none", "silu", "sigmoid"]
 """Activation of a gate; `none` multiplies by the gate itself."""
-DecayForm = Literal["sigmoid", "log-sigmoid"]
-"""Activation that makes the logarithm of a decay."""
+DecayForm = Literal["sigmoid", "log-sigmoid", "exp"]
+"""Activation that makes the logarithm of a decay; `exp` is exp(min(x, 0)), at most 1."""
 ColumnForm = Literal["none", "sigmoid", "tanh"]
 """Activation of columns."""
 LEAST_LENGTH = 1e-12

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from icl_bench.kernels.arguments import check_shape
-from icl_bench.kernels.fleet.records import HeadColumns, NormOptions
+from icl_bench.kernels.fleet.records import ColumnForm, HeadColumns, NormOptions
 
 
 def blend_columns(
@@ -29,15 +29,6 @@ def blend_columns(
 
     blended: tuple[Tensor, Tensor] = FusedColumnBlend.apply(rows, first, y, adapter, weight, bias)
     return blended
-
-
-def slice_columns(rows: Tensor, first: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return rows [..., W], and `width` of their columns from `first` on."""
-    check_shape("rows", rows, (*rows.shape[:-1], max(rows.shape[-1], first + width)), "[..., columns of all parts]")
-    from icl_bench.kernels.fleet.triton.row_columns import FusedColumnSlice
-
-    same, part = FusedColumnSlice.apply(rows, first, width)
-    return same, part
 
 
 def convolve_columns(
@@ -63,3 +54,29 @@ def norm_by_columns(x: Tensor, rows: Tensor, first: int, weight: Tensor, options
 
     out: Tensor = FusedColumnNorm.apply(x, rows, first, weight, options)
     return out
+
+
+def product_of_columns(rows: Tensor, first: int, weight: Tensor, activation: ColumnForm) -> Tensor:
+    """Return act(x) W [M, ..., C] for the columns x, from `first` on, of rows [M, ..., W], and the weight [M, R, C].
+
+    It is the last use of the rows.
+    """
+    check_shape("weight", weight, (rows.shape[0], *weight.shape[1:]), "[M, R, C]")
+    check_shape("rows", rows, (*rows.shape[:-1], max(rows.shape[-1], first + weight.shape[1])), "[M, ..., W]")
+    from icl_bench.kernels.fleet.triton.adapters import FusedColumnProduct
+
+    out: Tensor = FusedColumnProduct.apply(rows, first, weight, activation)
+    return out
+
+
+def take_columns(rows: Tensor, first: int, width: int, positions: Tensor) -> Tensor:
+    """Return `width` columns, from `first` on, of rows [M, B, T, W] at positions [M, B, S] int64.
+
+    It is the last use of the rows.
+    """
+    check_shape("positions", positions, (*rows.shape[:2], positions.shape[-1]), "[M, B, S]")
+    check_shape("rows", rows, (*rows.shape[:-1], max(rows.shape[-1], first + width)), "[..., columns of all parts]")
+    from icl_bench.kernels.fleet.triton.rows import FusedTakeColumns
+
+    taken: Tensor = FusedTakeColumns.apply(rows, first, width, positions)
+    return taken

@@ -9,6 +9,7 @@ from torch import Tensor
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.rows import take_rows
 
 
 def token_bonus(
@@ -47,24 +48,43 @@ def token_bonus(
 
 
 def weighted_bonus(
-    y: Tensor, v: Tensor, weights: Tensor, norm: tuple[Tensor, Tensor], *, eps: float, impl: FleetImpl = "auto"
+    y: Tensor,
+    v: Tensor,
+    weights: Tensor,
+    norm: tuple[Tensor, Tensor],
+    *,
+    eps: float,
+    gate: Tensor | None = None,
+    positions: Tensor | None = None,
+    impl: FleetImpl = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Return norm(y) gain + shift + w v, in the type of v, and v for its other uses, whose gradient is added inside.
 
     y and v are [M, ..., H, V], the weights w [M, ..., H] in float32, or in float64 as y; `norm` has gain and shift
-    [M, H, V], of any type.
+    [M, H, V], of any type. The first result is multiplied by a gate like y, where there is one. With positions
+    [M, B, S] int64 of tokens [M, B, T, H, V], and without a gate, it is that of the tokens there.
     """
+    if gate is not None:
+        check_shape("gate", gate, tuple(y.shape), "[M, ..., H, V]")
+        if positions is not None:
+            raise ArgumentError("a gate is for all tokens; got positions too: leave out either")
     check_shape("v", v, tuple(y.shape), "[M, ..., H, V]")
     check_shape("weights", weights, tuple(y.shape[:-1]), "[M, ..., H]")
     for name, numbers in zip(("gain", "shift"), norm, strict=True):
         check_shape(name, numbers, (y.shape[0], *y.shape[-2:]), "[M, H, V]")
+    if positions is not None:
+        check_shape("positions", positions, (*y.shape[:2], positions.shape[-1]), "[M, B, S]")
     if takes_triton(impl, v):
         from icl_bench.kernels.fleet.triton.token_bonus import FusedWeightedBonus
 
-        fused: tuple[Tensor, Tensor] = FusedWeightedBonus.apply(y, v, weights, *norm, eps)
+        fused: tuple[Tensor, Tensor] = FusedWeightedBonus.apply(y, v, weights, *norm, gate, positions, eps)
         return fused
-    dtype = torch.float64 if impl == "reference" else torch.promote_types(v.dtype, torch.float32)
-    return (normalised(y.to(dtype), norm, eps) + weights.to(dtype)[..., None] * v.to(dtype)).to(v.dtype), v
+    dtype, own = torch.float64 if impl == "reference" else torch.promote_types(v.dtype, torch.float32), v
+    if positions is not None:
+        y, own = (take_rows(x.flatten(-2), positions, impl="torch").unflatten(-1, v.shape[-2:]) for x in (y, v))
+        weights = take_rows(weights, positions, impl="torch")
+    out = normalised(y.to(dtype), norm, eps) + weights.to(dtype)[..., None] * own.to(dtype)
+    return (out if gate is None else out * gate.to(dtype)).to(v.dtype), v
 
 
 def normalised(y: Tensor, norm: tuple[Tensor, Tensor], eps: float) -> Tensor:

@@ -1,5 +1,7 @@
 """Parts that Triton kernels of several operators share: block sizes, sums and loads of tiles, sums over programs."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -142,6 +144,13 @@ def add_parts(partial: Tensor, dtype: torch.dtype) -> Tensor:
             partial, out, parts, width, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=8
         )
     return out
+
+
+def add_parts_of(partial: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Sum the partial results of several parameters [parameters, M, P, ...] in one launch, each to its type."""
+    dtype = functools.reduce(torch.promote_types, [x.dtype for x in like])
+    sums = add_parts(partial.flatten(0, 1), dtype).unflatten(0, partial.shape[:2])
+    return tuple(total.to(x.dtype) for total, x in zip(sums, like, strict=True))
 
 
 @triton.jit

@@ -23,6 +23,7 @@ class Variant(NamedTuple):
     substeps: int = 1
     value_gate: bool = False
     bonus: bool = False
+    ahead: bool = False
 
 
 VARIANTS = {
@@ -45,8 +46,10 @@ VARIANTS = {
     "ret-net": Variant("linear", gate="heads"),
     "gla": Variant("linear", gate="channels", least=-5.0),
     "hgrn2": Variant("linear", gate="channels"),
-    "rwkv-6": Variant("linear", gate="channels", bonus=True),
+    "rwkv-6": Variant("linear", gate="channels", ahead=True),
+    "bonus-channels": Variant("linear", gate="channels", bonus=True),
     "bonus-heads": Variant("linear", gate="heads", bonus=True),
+    "mamba-3": Variant("linear", gate="heads", ahead=True),
     "gsa": Variant("linear", value_gate=True),
 }
 # Relative Frobenius errors against float64 from the same inputs: 2e-2 for products in bfloat16; 2e-3 in tf32, and half
@@ -100,7 +103,8 @@ def make_problem(
     }
     fields = {name: None if x is None else x.to(dtype).to(device) for name, x in raw.items()}
     fields |= {name: None if x is None else x.to(kind).to(device) for name, x in gates.items()}
-    return DeltaInputs(**fields), DeltaOptions(rule=variant.rule, reads=variant.reads, least_log_decay=variant.least)
+    options = DeltaOptions(variant.rule, variant.reads, least_log_decay=variant.least, ahead=variant.ahead)
+    return DeltaInputs(**fields), options
 
 
 def results(form, inputs: DeltaInputs, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -153,6 +153,15 @@ GOOD = {"q": X, "k": X, "v": torch.zeros(2, 6, 4, 3)}
             {"k": torch.zeros(2, 12, 2, 4), "v": torch.zeros(2, 12, 4, 3), "bonus": X[0, 0]}, {"rule": "linear"},
             "bonus needs one key to a query; got 2: leave one of them out",
         ),
+        ({}, {"ahead": True}, "ahead belongs to rule linear; got rule='delta': leave it out"),
+        (
+            {"k": torch.zeros(2, 12, 2, 4), "v": torch.zeros(2, 12, 4, 3)}, {"rule": "linear", "ahead": True},
+            "ahead needs one key to a query; got 2: leave one of them out",
+        ),
+        (
+            {"log_value_decay": torch.zeros(2, 6, 4, 3)}, {"rule": "linear", "ahead": True},
+            "a query ahead of its token has no log_value_decay; got both: leave one out",
+        ),
     ],
 )  # fmt: skip
 def test_errors_name_rule_value_and_way_out(inputs, options, message):

@@ -19,7 +19,7 @@ from tests.kernels.numerics import DEVICE, draw
 LEAST, RANK = -0.6, 8
 
 
-def parts_in_turn(rows, values, weights, options):
+def parts_in_turn(rows, values, weights, options, sparse):
     """Return what `erasing_delta` returns, by the definitions of its parts."""
     heads, keys = options.heads, options.heads * options.key_width
     r, k = (rows[..., first : first + keys].unflatten(-1, (heads, -1)) for first in (0, keys))
@@ -40,14 +40,18 @@ def parts_in_turn(rows, values, weights, options):
     rule = DeltaOptions(rule="untied", reads="undecayed", scale=1.0, least_log_decay=options.least)
     y = delta_rule(inputs, rule, "reference")[0].view(v.shape)
     sums = (r.double() * vectors[0] * weights.bonus.double()[:, None, None]).sum(-1)
-    return y, v, sums
+    return rows, y, v, sums
 
 
 @pytest.mark.parametrize("own_values", [False, True])
-@pytest.mark.parametrize(("time", "key", "value", "others"), [(18, 16, 12, 5), (20, 32, 32, 64)])
-def test_outputs_and_gradients(time, key, value, others, own_values):
+@pytest.mark.parametrize(
+    ("time", "key", "value", "others", "sparse"),
+    [(18, 16, 12, 5, False), (20, 32, 32, 64, False), (18, 16, 12, 5, True)],
+)
+def test_outputs_and_gradients(time, key, value, others, sparse, own_values):
     """In bfloat16 on a GPU, as fleets run, and in float32 elsewhere; a given gradient joins that of the values.
 
+    Where sparse, the sums of some heads and tokens alone have gradients.
     The bounds are those of the rule, in float32 three times 1e-5 for what is rounded before and after it.
     """
     dtype, bound = (torch.bfloat16, 2e-2) if DEVICE == "cuda" else (torch.float32, 3e-5)
@@ -64,14 +68,19 @@ def test_outputs_and_gradients(time, key, value, others, own_values):
     numbers += [draw(members, heads, key, seed=8)]
     options = ErasingOptions(heads, key, value, LEAST, own, own + RANK)
     along = [draw(*shape, heads, value, seed=11), draw(*shape, heads, value, seed=12), draw(*shape, heads, seed=13)]
+    along.append(draw(*shape, others, seed=14))
+
+    if sparse:
+        along[2] *= draw(*shape, heads, seed=15) > 1
 
     def results(form, kind):
         given = [leaf.detach().to(kind(leaf)).requires_grad_() for leaf in [*leaves, *numbers]]
         rows, *rest = given
         values = rest.pop(0) if own_values else None
-        out = form(rows, values, ErasingWeights(*rest), options)
+        rows, *out = form(rows, values, ErasingWeights(*rest), options, sparse=sparse)
+        out.append(rows[..., used:])
         found = torch.autograd.grad(out, given, [part.to(y.dtype) for part, y in zip(along, out, strict=True)])
-        return [*out, found[0][..., :used], *found[1:]]
+        return [*out, *found]
 
     wanted = results(parts_in_turn, lambda leaf: torch.float64)
     found = results(erasing_delta, lambda leaf: leaf.dtype)

@@ -34,11 +34,16 @@ def test_gate(shape, rank, width, activation, dtype):
 
 @TYPES
 @SHAPES
-@pytest.mark.parametrize(("form", "factor"), [("sigmoid", -0.6), ("log-sigmoid", 0.25)])
-def test_decays(shape, rank, width, form, factor, dtype):
-    inputs = [draw(*shape, rank, dtype=dtype), draw(shape[0], rank, width, seed=1).to(dtype), draw(shape[0], width)]
-    run = lambda x, weight, bias, impl: adapted_decays(x, weight, bias, form, factor, impl=impl)  # noqa: E731
-    assert_forms_match_reference(run, inputs, walk=3 * max(torch.Size(shape[1:]).numel(), width) ** 0.5)
+@pytest.mark.parametrize(
+    ("form", "factor", "activation"), [("sigmoid", -0.6, "none"), ("log-sigmoid", 0.25, "none"), ("exp", -5.0, "tanh")]
+)
+@pytest.mark.parametrize("narrow", [False, True], ids=["wide", "narrow"])
+def test_decays(shape, rank, width, form, factor, activation, dtype, narrow):
+    inputs = [draw(*shape, rank, dtype=dtype), draw(shape[0], rank, width, seed=1).to(dtype)]
+    inputs.append(draw(shape[0], width).to(dtype if narrow else torch.float32))
+    run = lambda x, weight, bias, impl: adapted_decays(x, weight, bias, form, factor, activation, impl=impl)  # noqa: E731
+    walk = 3 * max(1, abs(factor)) * max(torch.Size(shape[1:]).numel(), width) ** 0.5
+    assert_forms_match_reference(run, inputs, walk=walk)
 
 
 def test_shapes_are_checked():

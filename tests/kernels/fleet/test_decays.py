@@ -9,7 +9,7 @@ from tests.kernels.numerics import assert_forms_match_reference, draw
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("form", ["sigmoid", "log-sigmoid"])
+@pytest.mark.parametrize("form", ["sigmoid", "log-sigmoid", "exp"])
 @pytest.mark.parametrize("biased", [False, True], ids=["x", "bias"])
 @pytest.mark.parametrize("shape", [(2, 3, 7, 12), (1, 70, 130)], ids=str)
 def test_channel_decays(shape, biased, form, dtype):

@@ -27,22 +27,42 @@ def test_token_bonus(shape, values, dtype):
     assert_forms_match_reference(run, inputs, walk=8 * (rows * width * values) ** 0.5)
 
 
+@pytest.mark.parametrize("gated", [False, True], ids=["open", "gated"])
 @pytest.mark.parametrize("offered", [False, True], ids=["alone", "offered"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3, 7, 3, 12), (1, 2, 60, 1, 32)], ids=str)
-def test_weighted_bonus(shape, dtype, offered):
+def test_weighted_bonus(shape, dtype, offered, gated):
     """Values are columns of a wider tensor; other uses of them give a gradient, or none."""
     members, heads, width = shape[0], *shape[-2:]
     inputs = [draw(*shape, dtype=dtype), draw(*shape[:-2], heads * width + 4, dtype=dtype, seed=1)]
     inputs += [draw(*shape[:-1], seed=2), draw(members, heads, width, seed=3), draw(members, heads, width, seed=4)]
+    inputs += [draw(*shape, dtype=dtype, seed=5)] * gated
 
-    def run(y, wide, weights, gain, shift, impl):
+    def run(y, wide, weights, gain, shift, *gate, impl):
         v = wide[..., 4:].unflatten(-1, (heads, -1))
-        out, same = weighted_bonus(y, v, weights, (gain, shift), eps=1e-3, impl=impl)
+        given = gate[0] if gate else None
+        out, same = weighted_bonus(y, v, weights, (gain, shift), eps=1e-3, gate=given, impl=impl)
         return (out, same) if offered else out
 
     rows = int(torch.tensor(shape[1:-2]).prod())
     assert_forms_match_reference(run, inputs, walk=8 * max(rows, width) ** 0.5)
+
+
+@pytest.mark.parametrize("offered", [False, True], ids=["alone", "offered"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(("time", "taken"), [(7, 3), (70, 66)])
+def test_weighted_bonus_at_positions(time, taken, dtype, offered):
+    """Some tokens are taken more than once, and one by all."""
+    positions = torch.randint(time, (2, 3, taken), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    positions[0, 0] = time - 1
+    inputs = [draw(2, 3, time, 3, 12, dtype=dtype), draw(2, 3, time, 3, 12, dtype=dtype, seed=1)]
+    inputs += [draw(2, 3, time, 3, seed=2), draw(2, 3, 12, seed=3), draw(2, 3, 12, seed=4)]
+
+    def run(y, v, weights, gain, shift, impl):
+        out, same = weighted_bonus(y, v, weights, (gain, shift), eps=1e-3, positions=positions, impl=impl)
+        return (out, same) if offered else out
+
+    assert_forms_match_reference(run, inputs, walk=8 * (3 * taken) ** 0.5 * 12)
 
 
 def test_shapes_are_checked():
@@ -57,3 +77,10 @@ def test_shapes_are_checked():
         token_bonus(q, q, v, draw(2, 4, 5), v, (ones, ones), eps=0)
     with pytest.raises(ArgumentError, match="weights must be"):
         weighted_bonus(v, v, draw(2, 3, 5), (ones, ones), eps=1e-5)
+    positions = torch.zeros(2, 2, 1, dtype=torch.int64)
+    with pytest.raises(ArgumentError, match="positions must be"):
+        weighted_bonus(v, v, draw(2, 3, 4), (ones, ones), eps=1e-5, positions=positions)
+    with pytest.raises(ArgumentError, match="gate must be"):
+        weighted_bonus(v, v, draw(2, 3, 4), (ones, ones), eps=1e-5, gate=q)
+    with pytest.raises(ArgumentError, match="a gate is for all tokens"):
+        weighted_bonus(v, v, draw(2, 3, 4), (ones, ones), eps=1e-5, gate=v, positions=positions)

@@ -207,14 +207,14 @@ def load_part(ptr, start, n, g, T, G, first, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def channel_backward_kernel(
-    x, dy, dlast, kept, out, offered, T, H, G, q_apart, v_apart, scale, LAST: tl.constexpr, OFFERED: tl.constexpr,
-    C: tl.constexpr,
+    x, dy, dlast, kept, out, offered, T, H, G, q_apart, v_apart, scale, least, LAST: tl.constexpr,
+    OFFERED: tl.constexpr, SLOPED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
     Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T, G * blocks, ...]. Tokens of the
     gradients of q and v are `q_apart` and `v_apart` elements apart. Where OFFERED that of v includes the gradient of
-    its other uses.
+    its other uses. Where SLOPED that of the log decays is of z, of which they are `least` sigmoid(z).
     """
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
@@ -345,6 +345,9 @@ def channel_backward_kernel(
             derase_view = rows_of_part(out.erase, n, part, T, parts, C.K)
             store_substeps(derase_view, derase * until, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         dlog = decay_gradient(dread, sums, ended, PRECISION, C)
+        if SLOPED:
+            logs = load_keys(x.log_decay, start, T, C)
+            dlog *= logs - logs * logs * (1.0 / least)
         dlog_view = rows_of_part(out.log_decay, n, part, T, parts, C.K)
         store_substeps(dlog_view, dlog, start, T, 0, 0, 1, C.K, ROWS, BLOCK_K)
         d = product(u_t, q, PRECISION, d)

@@ -38,14 +38,20 @@ class ErasingDelta(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, values: Tensor | None, options: ErasingOptions, save: bool, *numbers: Tensor
+        ctx: Any,
+        rows: Tensor,
+        values: Tensor | None,
+        options: ErasingOptions,
+        sparse: bool,
+        save: bool,
+        *numbers: Tensor,
     ) -> tuple[Tensor, ...]:
         rows, values = rows.contiguous(), None if values is None else values.contiguous()
         weights = ErasingWeights(*(number.contiguous() for number in numbers))
         columns = columns_of_rows(rows, values, options)
         rates, decays = adapters_of_rows(rows, weights, options)
         rate = launch_adapter(rates, "plain", AdapterOperands())[0].view(columns[1].shape)
-        logs, decay = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least))
+        logs = launch_adapter(decays, "sigmoid", AdapterOperands(factor=options.least), save=False)[0]
         logs = logs.view(columns[1].shape)
         sums = rows.new_empty(columns[1].shape[:-1], dtype=torch.float32)
         bonus = Bonus(columns[0], sums, weights.bonus)
@@ -53,35 +59,35 @@ class ErasingDelta(torch.autograd.Function):
         call = delta_call(columns, vectors, logs, options.least)
         with launch_on(rows):
             y, _, kept = launch_delta_forward(call, save, table.forward_launch(call.shape))
-        ctx.save_for_backward(rows, rate, decay, values, *weights, *vectors, logs, *kept)
-        ctx.options = options
-        return y.view(columns[2].shape), columns[2], sums
+        ctx.save_for_backward(rows, rate, values, *weights, *vectors, logs, *kept)
+        ctx.options, ctx.sparse = options, sparse
+        return rows, y.view(columns[2].shape), columns[2], sums
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, offered: Tensor, slopes: Tensor) -> tuple[Any, ...]:
-        rows, rate, decay, values, *saved = ctx.saved_tensors
+    def backward(ctx: Any, drows: Tensor, dy: Tensor, offered: Tensor, slopes: Tensor) -> tuple[Any, ...]:
+        rows, rate, values, *saved = ctx.saved_tensors
         weights, (*vectors, logs), kept = ErasingWeights(*saved[:7]), saved[7:11], DeltaKept(*saved[11:])
         options = ctx.options
         columns = columns_of_rows(rows, values, options)
-        drows = torch.empty_like(rows)
         own = columns_of_rows(drows, None if values is None else torch.empty_like(values), options)
         call = delta_call(columns, vectors, logs, options.least)
         out = empty_gradients(call, options.heads)._replace(q=own[0].flatten(0, 1), v=own[2].flatten(0, 1))
         dy, offered, slopes = (part.contiguous() for part in (dy, offered, slopes))
         with launch_on(rows):
             launch = table.backward_launch(call.shape)
-            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered)
+            launch_channel_gradient(call, dy.flatten(0, 1), None, kept, out, launch, offered, sloped=True)
         bonus = BonusGradient(columns[0], own[0], slopes, weights.bonus)
         drate, dshift, derasing, dweakening, dbonus = launch_erasing_gradient(
-            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus
+            columns[1], rate, weights[:3], (out.k, out.read, out.erase), own[1], bonus, sparse=ctx.sparse
         )
         (rates, decays), targets = adapters_of_rows(rows, weights, options), adapters_of_rows(drows, weights, options)
-        rate_adapter, *_ = launch_adapter_gradient(rates, "plain", AdapterOperands(), rate, drate, (targets[0].x, None))
-        decay_adapter, decay_bias, _ = launch_adapter_gradient(
-            decays, "sigmoid", AdapterOperands(factor=options.least), decay, out.log_decay, (targets[1].x, None)
+        below = [(target.x, None, None) for target in targets]
+        rate_adapter, _ = launch_adapter_gradient(rates, "plain", AdapterOperands(), rate, drate, below[0])
+        decay_adapter, decay_bias = launch_adapter_gradient(
+            decays, "plain", AdapterOperands(), logs, out.log_decay, below[1]
         )
         numbers = dshift, derasing, dweakening, decay_bias, rate_adapter, decay_adapter, dbonus
-        return drows, None if values is None else own[2], None, None, *numbers
+        return drows, None if values is None else own[2], None, None, None, *numbers
 
 
 def adapters_of_rows(rows: Tensor, weights: ErasingWeights, options: ErasingOptions) -> tuple[Adapter, Adapter]:

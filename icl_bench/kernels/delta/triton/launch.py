@@ -317,13 +317,18 @@ def launch_channel_gradient(
     out: DeltaGradients,
     launch: DeltaLaunch,
     offered: Tensor | None = None,
+    *,
+    sloped: bool = False,
 ) -> None:
-    """Fill the gradients of a call that `channels` takes; that of v includes the one offered, [N, T, G, V]."""
+    """Fill the gradients of a call that `channels` takes; that of v includes the one offered, [N, T, G, V].
+
+    Where `sloped`, log decays are `least` sigmoid(z) for the bound `least` of the call, and theirs is that of z.
+    """
     _, tokens, heads, groups, _ = call.sizes
     channel_backward_kernel[call.grid(launch)](
         call.views(), view_of(dy), dy if dlast is None else dlast, kept, out,
         dy if offered is None else offered, tokens, heads, groups, out.q.stride(1), out.v.stride(1), call.scale,
-        LAST=dlast is not None, OFFERED=offered is not None, **call.options(launch, True),
+        call.least, LAST=dlast is not None, OFFERED=offered is not None, SLOPED=sloped, **call.options(launch, True),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def delta_triton(inputs: DeltaInputs, options: DeltaOptions) -> tuple[Tensor, Te
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     least = -math.inf if options.least_log_decay is None else options.least_log_decay
     y, last, *_ = delta_forward(
-        *given, options.rule, options.reads == "undecayed", inputs.bonus is not None, options.scale, least, save
+        *given, options.rule, options.reads == "undecayed", options.ahead, options.scale, least, save
     )
     if inputs.bonus is not None:
         shared = v.shape[2] // q.shape[2]

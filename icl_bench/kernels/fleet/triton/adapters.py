@@ -21,13 +21,17 @@ TANH: tl.constexpr = tl.constexpr(2)
 ACTIVATIONS: dict[ColumnForm, int] = {"none": 0, "sigmoid": 1, "tanh": 2}
 PLAIN: tl.constexpr = tl.constexpr(0)
 DECAY: tl.constexpr = tl.constexpr(1)
-BLEND: tl.constexpr = tl.constexpr(2)
-GATE: tl.constexpr = tl.constexpr(3)
-LOG_DECAY: tl.constexpr = tl.constexpr(4)
-AdapterForm = Literal["plain", "sigmoid", "blend", "gate", "log-sigmoid"]
-"""Function of z: z + bias, factor sigmoid(z + bias), one + (other - one) sigmoid(z + bias), one z, or factor log
-sigmoid(z + bias)."""
-FORMS: dict[AdapterForm, int] = {"plain": 0, "sigmoid": 1, "blend": 2, "gate": 3, "log-sigmoid": 4}
+LOG_DECAY: tl.constexpr = tl.constexpr(2)
+EXP_DECAY: tl.constexpr = tl.constexpr(3)
+GATE: tl.constexpr = tl.constexpr(4)
+BLEND: tl.constexpr = tl.constexpr(5)
+MIX: tl.constexpr = tl.constexpr(6)
+AdapterForm = Literal["plain", "sigmoid", "log-sigmoid", "exp", "gate", "blend", "mix"]
+"""Function of z: z + bias; factor f(z + bias) for f of sigmoid, log sigmoid and exp(min(z, 0)); one z; one + (other -
+one) s for s of sigmoid(z + bias) and z + bias, the two of `other`."""
+FORMS: dict[AdapterForm, int] = {
+    "plain": 0, "sigmoid": 1, "log-sigmoid": 2, "exp": 3, "gate": 4, "blend": 5, "mix": 6
+}  # fmt: skip
 PROGRAMS = 8192
 """Programs of the forward pass, over all members, each of which loads a matrix."""
 
@@ -43,9 +47,12 @@ class AdapterTile(NamedTuple):
 FORWARD_TILES = {"gate": AdapterTile(64, 4, 2)}
 """By form where it is not `TILE`, by launches on an H200 (docs/log.md, adapters in the operators that read them)."""
 GRADIENT_TILES = {"sigmoid": AdapterTile(32, 8, 2), "log-sigmoid": AdapterTile(32, 8, 2), "gate": AdapterTile(32, 8, 2)}
+GRADIENT_TILES |= {"exp": GRADIENT_TILES["log-sigmoid"], "mix": AdapterTile(32, 8, 2)}
 """By form where it is not `TILE`, as above."""
 TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
+BIASED_TILE = AdapterTile(32, 8, 2)
+"""For the gradient of a product with a bias, whose sums else leave registers for one program of a multiprocessor."""
 
 
 class Adapter(NamedTuple):
@@ -102,11 +109,11 @@ def load_shift(bias, member, columns, width):
 
 @triton.jit
 def adapter_kernel(
-    x, weight, bias, one, out, raw, count, rank, width, x_apart, one_apart, factor, each,
+    x, weight, bias, one, other, out, raw, count, rank, width, x_apart, one_apart, other_apart, factor, each,
     ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_C: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    """Write z where a form makes something else of it, and that, for `each` rows. Grid (parts, columns, M)."""
+    """Write what a form makes of z, and z itself where SAVE, for `each` rows. Grid (parts, columns, M)."""
     part, member = tl.program_id(0), tl.program_id(2)
     inner, columns = tl.arange(0, BLOCK_K), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     matrix = load_tile(weight, member, rank, inner, columns, width, width)
@@ -116,15 +123,21 @@ def adapter_kernel(
         rows = start + tl.arange(0, BLOCK_R)
         value = load_activated(x, member, count, rows, inner, rank, x_apart, ACTIVATION)
         z = tl.dot(value.to(matrix.dtype), matrix, input_precision="ieee")
+        if SAVE:
+            store_tile(raw, z, member, count, rows, columns, width, width)
         if FORM == PLAIN:
             if BIAS:
                 z += shift
-        else:
-            store_tile(raw, z, member, count, rows, columns, width, width)
         if FORM == DECAY:
             z = factor * logistic(z + shift)
         if FORM == LOG_DECAY:
             z = -factor * softplus(-z - shift)
+        if FORM == EXP_DECAY:
+            z = factor * tl.exp(tl.minimum(z + shift, 0.0))
+        if FORM == MIX:
+            first = load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
+            second = load_tile(other, member, count, rows, columns, width, other_apart).to(tl.float32)
+            z = first + (second - first) * (z + shift)
         if FORM == GATE:
             z *= load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
         store_tile(out, z, member, count, rows, columns, width, width)
@@ -133,13 +146,14 @@ def adapter_kernel(
 @triton.jit
 def adapter_gradient_kernel(
     x, raw, weight, bias, one, other, gradient, dx, done, dother, partial_weight, partial_bias, count, rank, width,
-    x_apart, one_apart, other_apart, dx_apart, done_apart, factor, each, plane,
-    ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    x_apart, one_apart, other_apart, dx_apart, done_apart, dother_apart, factor, each, plane,
+    ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of `each` rows, and their part of those of the parameters. Grid (parts, columns, M).
 
-    The part of a block of columns in dx is `plane` elements behind that of the block before.
+    The part of a block of columns in dx is `plane` elements behind that of the block before. Where ADD, gradients of
+    `one` and `other` are added to what is there.
     """
     part, member = tl.program_id(0), tl.program_id(2)
     inner, columns = tl.arange(0, BLOCK_K), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -158,13 +172,23 @@ def adapter_gradient_kernel(
             slope *= factor * share * (1.0 - share)
         if FORM == LOG_DECAY:
             slope *= factor * logistic(-z - shift)
-        if FORM == BLEND:
+        if FORM == EXP_DECAY:
+            slope *= factor * tl.where(z + shift <= 0.0, tl.exp(z + shift), 0.0)
+        if FORM >= BLEND:
             first = load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
             second = load_tile(other, member, count, rows, columns, width, other_apart).to(tl.float32)
-            share = logistic(z + shift)
-            store_tile(done, slope * (1.0 - share), member, count, rows, columns, width, done_apart)
-            store_tile(dother, slope * share, member, count, rows, columns, width, width)
-            slope *= (second - first) * share * (1.0 - share)
+            share = z + shift
+            if FORM == BLEND:
+                share = logistic(share)
+            early, late = slope * (1.0 - share), slope * share
+            if ADD:
+                early += load_tile(done, member, count, rows, columns, width, done_apart).to(tl.float32)
+                late += load_tile(dother, member, count, rows, columns, width, dother_apart).to(tl.float32)
+            store_tile(done, early, member, count, rows, columns, width, done_apart)
+            store_tile(dother, late, member, count, rows, columns, width, dother_apart)
+            slope *= second - first
+            if FORM == BLEND:
+                slope *= share * (1.0 - share)
         if FORM == GATE:
             store_tile(done, slope * z, member, count, rows, columns, width, done_apart)
             slope *= load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
@@ -186,57 +210,62 @@ def adapter_gradient_kernel(
         tl.store(partial_bias + place * width + columns, tl.sum(total_bias, 0), mask=columns < width)
 
 
-def launch_adapter(adapter: Adapter, form: AdapterForm, operands: AdapterOperands) -> tuple[Tensor, Tensor]:
-    """Return what a form but `blend` makes of z, and z for the gradient, [M, ..., C] in the type of x."""
+def launch_adapter(
+    adapter: Adapter, form: AdapterForm, operands: AdapterOperands, *, save: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return what a form but `blend` makes of z, and z for the gradient, [M, ..., C] in the type of x.
+
+    z is no other tensor where a form needs none, or where not `save`.
+    """
     (x, x_apart), (members, rank, width) = spaced_rows(adapter.x, 1), adapter.weight.shape
-    one, one_apart = spaced_rows(x if operands.one is None else operands.one, 1)
+    (one, one_apart), (other, other_apart) = (spaced_rows(x if y is None else y, 1) for y in operands[:2])
     out, count, block_c = x.new_empty(*x.shape[:-1], width), x[0].numel() // rank, padded(width, 16, 128)
     tile = WIDE_TILE if x.element_size() > 2 else FORWARD_TILES.get(form, TILE)
-    z, (parts, each) = (
-        out if form == "plain" else torch.empty_like(out),
-        split_rows(count, tile.rows, members, PROGRAMS),
-    )
+    save &= form != "plain"
+    z, (parts, each) = torch.empty_like(out) if save else out, split_rows(count, tile.rows, members, PROGRAMS)
     with launch_on(x):
         adapter_kernel[(parts, -(-width // block_c), members)](
-            x, adapter.weight, x if adapter.bias is None else adapter.bias, one, out, z, count, rank, width, x_apart,
-            one_apart, operands.factor, each, ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form],
-            BIAS=adapter.bias is not None, BLOCK_R=tile.rows, BLOCK_K=padded(rank, 16), BLOCK_C=block_c,
-            num_warps=tile.warps, num_stages=tile.stages,
+            x, adapter.weight, x if adapter.bias is None else adapter.bias, one, other, out, z, count, rank, width,
+            x_apart, one_apart, other_apart, operands.factor, each, ACTIVATION=ACTIVATIONS[adapter.activation],
+            FORM=FORMS[form], BIAS=adapter.bias is not None, BLOCK_R=tile.rows, BLOCK_K=padded(rank, 16),
+            BLOCK_C=block_c, SAVE=save, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out, z
 
 
 def launch_adapter_gradient(
     adapter: Adapter, form: AdapterForm, operands: AdapterOperands, z: Tensor, gradient: Tensor,
-    targets: tuple[Tensor, Tensor | None],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Fill the targets, the gradients of x and of `one`; return those of weight, bias and `other`, None without any.
+    targets: tuple[Tensor, Tensor | None, Tensor | None], add: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Fill the targets, the gradients of x, `one` and `other`; return those of weight and bias, None without any.
 
-    Rows of the targets may lie apart. A program has a block of columns of z: where there are several, the gradient of x
-    is added up in float32.
+    Rows of the targets may lie apart; where `add`, the gradients of `one` and `other` are added to what is there. A
+    program has a block of columns of z: where there are several, the gradient of x is added up in float32.
     """
     (x, x_apart), (members, rank, width) = spaced_rows(adapter.x, 1), adapter.weight.shape
     (one, one_apart), (other, other_apart) = (spaced_rows(x if y is None else y, 1) for y in operands[:2])
     count, block_c = x[0].numel() // rank, padded(width, 16, 128)
-    tile = WIDE_TILE if x.element_size() > 2 else GRADIENT_TILES.get(form, TILE)
+    usual = BIASED_TILE if form == "plain" and adapter.bias is not None else TILE
+    tile = WIDE_TILE if x.element_size() > 2 else GRADIENT_TILES.get(form, usual)
     blocks, (parts, each) = -(-width // block_c), split_rows(count, tile.rows, members)
     below = targets[0] if blocks == 1 else x.new_empty(blocks, *x.shape, dtype=torch.float32)
-    (dx, dx_apart), (done, done_apart) = (spaced_rows(below if y is None else y, 1) for y in (below, targets[1]))
-    dother = None if operands.other is None else x.new_empty(operands.other.shape)
+    (dx, dx_apart), (done, done_apart), (dother, dother_apart) = (
+        spaced_rows(below if y is None else y, 1) for y in (below, *targets[1:])
+    )
     sums = x.new_empty(members, parts, rank, width, dtype=torch.float32)
     shifts = None if adapter.bias is None else x.new_empty(members, parts, width, dtype=torch.float32)
     with launch_on(x):
         adapter_gradient_kernel[(parts, blocks, members)](
             x, z, adapter.weight, x if adapter.bias is None else adapter.bias, one, other, gradient.contiguous(), dx,
-            done, dx if dother is None else dother, sums, sums if shifts is None else shifts, count, rank, width,
-            x_apart, one_apart, other_apart, dx_apart, done_apart, operands.factor, each, x.numel(),
-            ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None,
+            done, dother, sums, sums if shifts is None else shifts, count, rank, width, x_apart, one_apart, other_apart,
+            dx_apart, done_apart, dother_apart, operands.factor, each, x.numel(),
+            ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None, ADD=add,
             BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     if blocks > 1:
         targets[0].copy_(dx.sum(0))
     dbias = None if shifts is None or adapter.bias is None else add_parts(shifts, adapter.bias.dtype)
-    return add_parts(sums, adapter.weight.dtype), dbias, dother
+    return add_parts(sums, adapter.weight.dtype), dbias
 
 
 class FusedAdaptedProduct(torch.autograd.Function):
@@ -252,8 +281,7 @@ class FusedAdaptedProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         adapter, dx = Adapter(x, weight, bias=bias), x.new_empty(x.shape)
-        made = launch_adapter_gradient(adapter, "plain", AdapterOperands(), gradient, gradient, (dx, None))
-        return dx, *made[:2]
+        return dx, *launch_adapter_gradient(adapter, "plain", AdapterOperands(), gradient, gradient, (dx, None, None))
 
 
 class FusedAdaptedGate(torch.autograd.Function):
@@ -271,26 +299,48 @@ class FusedAdaptedGate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         y, x, weight, z = ctx.saved_tensors
         dy, dx, adapter = y.new_empty(y.shape), x.new_empty(x.shape), Adapter(x, weight, ctx.activation)
-        return dy, dx, launch_adapter_gradient(adapter, "gate", AdapterOperands(y), z, gradient, (dx, dy))[0], None
+        dweight, _ = launch_adapter_gradient(adapter, "gate", AdapterOperands(y), z, gradient, (dx, dy, None))
+        return dy, dx, dweight, None
+
+
+class FusedColumnProduct(torch.autograd.Function):
+    """`product_of_columns` in one launch each way, and one that adds up the gradient of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, first: int, weight: Tensor, activation: ColumnForm) -> Tensor:
+        weight, ctx.place, ctx.activation = weight.contiguous(), slice(first, first + weight.shape[1]), activation
+        ctx.save_for_backward(rows, weight)
+        return launch_adapter(Adapter(rows[..., ctx.place], weight, activation), "plain", AdapterOperands())[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        drows, adapter = torch.empty_like(rows), Adapter(rows[..., ctx.place], weight, ctx.activation)
+        targets = drows[..., ctx.place], None, None
+        dweight, _ = launch_adapter_gradient(adapter, "plain", AdapterOperands(), gradient, gradient, targets)
+        return drows, None, dweight, None
 
 
 class FusedAdaptedDecays(torch.autograd.Function):
     """`adapted_decays` in one launch each way, and two that add up the gradients of the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, form: DecayForm, factor: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, form: DecayForm, factor: float, activation: ColumnForm
+    ) -> Tensor:
         weight, bias = weight.contiguous(), bias.contiguous()
-        out, z = launch_adapter(Adapter(x, weight, bias=bias), form, AdapterOperands(factor=factor))
+        out, z = launch_adapter(Adapter(x, weight, activation, bias), form, AdapterOperands(factor=factor))
         ctx.save_for_backward(x, weight, bias, z)
-        ctx.form, ctx.factor = form, factor
+        ctx.form, ctx.factor, ctx.activation = form, factor, activation
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, z = ctx.saved_tensors
-        adapter, operands, dx = Adapter(x, weight, bias=bias), AdapterOperands(factor=ctx.factor), x.new_empty(x.shape)
-        dweight, dbias, _ = launch_adapter_gradient(adapter, ctx.form, operands, z, gradient, (dx, None))
-        return dx, dweight, dbias, None, None
+        adapter, operands = Adapter(x, weight, ctx.activation, bias), AdapterOperands(factor=ctx.factor)
+        dx = x.new_empty(x.shape)
+        made = launch_adapter_gradient(adapter, ctx.form, operands, z, gradient, (dx, None, None))
+        return dx, *made, None, None, None
 
 
 class FusedColumnBlend(torch.autograd.Function):
@@ -311,6 +361,6 @@ class FusedColumnBlend(torch.autograd.Function):
     def backward(ctx: Any, drows: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, y, weight, bias, z = ctx.saved_tensors
         (x, low), (dx, dlow) = ([source[..., place] for place in ctx.places] for source in (rows, drows))
-        adapter, operands = Adapter(low, weight, bias=bias), AdapterOperands(x, y)
-        dweight, dbias, dy = launch_adapter_gradient(adapter, "blend", operands, z, gradient, (dlow, dx))
-        return drows, None, dy, None, dweight, dbias
+        adapter, operands, dy = Adapter(low, weight, bias=bias), AdapterOperands(x, y), y.new_empty(y.shape)
+        made = launch_adapter_gradient(adapter, "blend", operands, z, gradient, (dlow, dx, dy))
+        return drows, None, dy, None, *made

@@ -14,7 +14,7 @@ from icl_bench.kernels.triton.common import add_parts, softplus, split_rows, til
 
 @triton.jit
 def channel_decays_kernel(
-    x, bias, out, count, width, factor, BIAS: tl.constexpr, LOG: tl.constexpr,
+    x, bias, out, count, width, factor, BIAS: tl.constexpr, FORM: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write factor act(x + bias). Grid (rows, columns, M)."""
@@ -27,14 +27,19 @@ def channel_decays_kernel(
     z = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     if BIAS:
         z += tl.load(bias + member * width + columns, mask=valid, other=0.0).to(tl.float32)[None, :]
-    value = -softplus(-z) if LOG else tl.sigmoid(z)
+    if FORM == "log-sigmoid":
+        value = -softplus(-z)
+    elif FORM == "exp":
+        value = tl.exp(tl.minimum(z, 0.0))
+    else:
+        value = tl.sigmoid(z)
     tl.store(out + offsets, (factor * value).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def channel_decays_gradient_kernel(
     x, bias, gradient, dx, partial, count, width, factor, each, BIAS: tl.constexpr,
-    LOG: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    FORM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dx of `each` rows, and their part of the gradient of the bias. Grid (parts, columns, M)."""
     part, member = tl.program_id(0), tl.program_id(2)
@@ -51,10 +56,13 @@ def channel_decays_gradient_kernel(
         upstream = factor * tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
         if BIAS:
             z += shift
-        share = tl.sigmoid(z)
-        upstream *= 1.0 - share
-        if not LOG:
-            upstream *= share
+        if FORM == "exp":
+            upstream *= tl.where(z <= 0.0, tl.exp(z), 0.0)
+        else:
+            share = tl.sigmoid(z)
+            upstream *= 1.0 - share
+            if FORM == "sigmoid":
+                upstream *= share
         if BIAS:
             total += upstream
         tl.store(dx + offsets, upstream.to(dx.dtype.element_ty), mask=mask)
@@ -71,7 +79,7 @@ def launch_decays(x: Tensor, bias: Tensor | None, form: DecayForm, factor: float
     with launch_on(x):
         channel_decays_kernel[(-(-count // rows), -(-width // columns), members)](
             x, x if bias is None else bias, out, count, width, factor, BIAS=bias is not None,
-            LOG=form == "log-sigmoid", BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            FORM=form, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
     return out
 
@@ -88,7 +96,7 @@ def launch_decay_gradient(
     with launch_on(x):
         channel_decays_gradient_kernel[(parts, -(-width // columns), members)](
             x, x if bias is None else bias, gradient.contiguous(), dx, dx if partial is None else partial, count, width,
-            factor, each, BIAS=bias is not None, LOG=form == "log-sigmoid", BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            factor, each, BIAS=bias is not None, FORM=form, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
     return dx, None if bias is None or partial is None else add_parts(partial, bias.dtype)
 

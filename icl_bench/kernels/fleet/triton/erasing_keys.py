@@ -1,4 +1,4 @@
-"""Keys of RWKV-7 in Triton: one launch each way, and three that add up the gradients of the parameters.
+"""Keys of RWKV-7 in Triton: one launch each way, and one that adds up the gradients of the parameters.
 
 A program has all heads of some tokens, as in `token_bonus`.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, place_heads, store_heads, store_sums
-from icl_bench.kernels.triton.common import add_parts, logistic, padded, spaced_rows, split_rows
+from icl_bench.kernels.triton.common import add_parts_of, logistic, padded, spaced_rows, split_rows
 
 
 class Bonus(NamedTuple):
@@ -72,11 +72,12 @@ def erasing_keys_kernel(
 def erasing_keys_gradient_kernel(
     k, rate, shift, erasing, weakening, from_written, from_read, from_erase, dk, drate, bonus, partial_shift,
     partial_erasing, partial_weakening, partial_bonus, count, heads, width, apart, dk_apart, least, each,
-    BONUS: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    BONUS: tl.constexpr, SPARSE: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dk and drate of `each` tokens, and their part of those of the parameters. Grid (parts, M).
 
-    Where BONUS, also add the gradients of a bonus, whose queries are as far apart as keys.
+    Where BONUS, also add the gradients of a bonus, whose queries are as far apart as keys; where SPARSE, nothing of the
+    bonus is read where its gradient is 0.
     """
     part, member, whole = tl.program_id(0), tl.program_id(1), heads * width
     _, head, inside = place_heads(0, count, heads, HEADS, BLOCK_R)
@@ -96,12 +97,16 @@ def erasing_keys_gradient_kernel(
         erase = load_heads(from_erase, tokens, head, whole, width, inside, BLOCK_C)
         read = load_heads(from_read, tokens, head, whole, width, inside, BLOCK_C)
         if BONUS:
-            query = load_heads(bonus.q, tokens, head, apart, width, inside, BLOCK_C)
-            upstream = load_heads(bonus.dq, tokens, head, dk_apart, width, inside, BLOCK_C)
-            bonus_slope = tl.load(bonus.slopes + tokens * heads + head, mask=inside, other=0.0)[:, None]
+            bonus_slope = tl.load(bonus.slopes + tokens * heads + head, mask=inside, other=0.0)
+            sought = inside
+            if SPARSE:
+                sought = inside & (bonus_slope != 0.0)
+            bonus_slope = bonus_slope[:, None]
+            query = load_heads(bonus.q, tokens, head, apart, width, sought, BLOCK_C)
+            upstream = load_heads(bonus.dq, tokens, head, dk_apart, width, sought, BLOCK_C)
             made = bonus_slope * key * (1.0 + (share - 1.0) * weak)
             total_bonus += made * query
-            store_heads(bonus.dq, upstream + made * weight, tokens, head, dk_apart, width, inside, BLOCK_C)
+            store_heads(bonus.dq, upstream + made * weight, tokens, head, dk_apart, width, sought, BLOCK_C)
             written += bonus_slope * weight * query
         scaled = key * strength
         length = tl.sqrt(tl.sum(scaled * scaled, 1))
@@ -147,12 +152,12 @@ def launch_erasing_keys(
 
 def launch_erasing_gradient(
     k: Tensor, rate: Tensor, numbers: Sequence[Tensor], gradients: Sequence[Tensor], dk: Tensor,
-    bonus: BonusGradient | None = None,
+    bonus: BonusGradient | None = None, *, sparse: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Fill dk, whose tokens may lie apart as those of k may; return the gradients of the rate and of the parameters.
 
     With a bonus, its gradient is added to that of its queries, and the one of its strength returned last. Its queries
-    and their gradient are columns of the same rows as k and dk.
+    and their gradient are columns of the same rows as k and dk. It is `sparse` where most of its slopes are 0.
     """
     (k, apart), (dk, dk_apart) = spaced_rows(k, 2), spaced_rows(dk, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
@@ -160,17 +165,16 @@ def launch_erasing_gradient(
     if bonus is not None:  # registers for three programs of half the rows, where one of all has room
         rows = rows._replace(rows=max(rows.rows // 2, rows.heads))
     parts, each = split_rows(count, rows.tokens, members)
-    drate, partial = torch.empty_like(rate), (members, parts * rows.tokens, heads, width)
-    numbers = numbers if bonus is None else [*numbers, bonus.strength]
-    sums = [k.new_empty(partial, dtype=torch.float32) for _ in numbers]
+    drate, numbers = torch.empty_like(rate), [*numbers, *([] if bonus is None else [bonus.strength])]
+    sums = k.new_empty(len(numbers), members, parts * rows.tokens, heads, width, dtype=torch.float32)
     with launch_on(k):
         erasing_keys_gradient_kernel[(parts, members)](
             k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, dk, k, k) if bonus is None else bonus,
             *sums[:3], sums[-1], count, heads, width, apart, dk_apart, LEAST_LENGTH, each, BONUS=bonus is not None,
-            HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
+            SPARSE=sparse, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
             num_warps=8 if bonus is None else 4,
         )  # fmt: skip
-    return drate, *(add_parts(part, number.dtype) for part, number in zip(sums, numbers, strict=True))
+    return drate, *add_parts_of(sums, numbers)
 
 
 class FusedErasingKeys(torch.autograd.Function):

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.common import add_parts, padded, spaced_rows, split_rows, tile_shape
+from icl_bench.kernels.fleet.triton.rows import find_repeats
+from icl_bench.kernels.triton.common import add_parts, add_parts_of, padded, spaced_rows, split_rows, tile_shape
 
 
 class HeadRows(NamedTuple):
@@ -81,14 +82,22 @@ def through_norm(gradient, unit, scale, width):
 
 @triton.jit
 def token_bonus_kernel(
-    q, k, v, bonus, y, gain, shift, out, weights, count, heads, key_width, value_width, q_apart, k_apart, v_apart, eps,
-    GIVEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    q, k, v, bonus, y, gain, shift, out, weights, gate, positions, count, time, taken, heads, key_width, value_width,
+    q_apart, k_apart, v_apart, eps, GIVEN: tl.constexpr, GATED: tl.constexpr, TAKEN: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write norm(y) gain + shift + v sum(q k bonus); where GIVEN these sums are weights. Grid (tokens, M)."""
+    """Write norm(y) gain + shift + v sum(q k bonus); where GIVEN these sums are weights. Grid (tokens, M).
+
+    Where GATED, it is multiplied by a gate. Where TAKEN, the tokens are those at positions, `taken` of each sequence of
+    `time`.
+    """
     member = tl.program_id(1)
     start = tl.program_id(0) * (BLOCK_R // HEADS)
     token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
     tokens, apart = member.to(tl.int64) * count + token, heads * value_width
+    results = tokens
+    if TAKEN:
+        tokens = tokens // taken * time + tl.load(positions + tokens, mask=inside, other=0)
     if GIVEN:
         weight = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)
     else:
@@ -103,7 +112,9 @@ def token_bonus_kernel(
     read *= load_heads(gain, member, head, apart, value_width, inside, BLOCK_V)
     read += load_heads(shift, member, head, apart, value_width, inside, BLOCK_V)
     read += weight[:, None] * value
-    store_heads(out, read, tokens, head, apart, value_width, inside, BLOCK_V)
+    if GATED:
+        read *= load_heads(gate, results, head, apart, value_width, inside, BLOCK_V)
+    store_heads(out, read, results, head, apart, value_width, inside, BLOCK_V)
 
 
 @triton.jit
@@ -151,12 +162,15 @@ def token_bonus_gradient_kernel(
 
 @triton.jit
 def weighted_bonus_gradient_kernel(
-    v, y, weights, gain, gradient, offered, dv, dy, slopes, partial_gain, partial_shift, count, heads, width, v_apart,
-    eps, each, OFFERED: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+    v, y, weights, gain, shift, gate, gradient, offered, dv, dy, dgate, slopes, partial_gain, partial_shift, positions,
+    repeats, count, time, taken, heads, width, v_apart, eps, each, OFFERED: tl.constexpr, GATED: tl.constexpr,
+    TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write dv, dy and the gradients of the weights of `each` tokens, and their part of those of gain and shift.
 
-    Where OFFERED that of v includes the gradient of its other uses. Grid (parts, M).
+    Where OFFERED that of v includes the gradient of its other uses. Where GATED, also write the gradient of the gate.
+    Where TAKEN, the tokens are those at positions; a token that has several rows gets its gradients by the first of
+    them. Grid (parts, M).
     """
     part, member = tl.program_id(0), tl.program_id(1)
     apart = heads * width
@@ -167,15 +181,29 @@ def weighted_bonus_gradient_kernel(
     for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
         token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
         tokens = member.to(tl.int64) * count + token
+        upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
+        if TAKEN:
+            sequences, row = tokens // taken, tl.load(repeats.nexts + tokens, mask=inside, other=-1)
+            inside = inside & (tl.load(repeats.leads + tokens, mask=inside, other=0) > 0)
+            while tl.max(row, 0) >= 0:
+                again = sequences * taken + row
+                upstream += load_heads(gradient, again, head, apart, width, row >= 0, BLOCK_V)
+                row = tl.load(repeats.nexts + again, mask=row >= 0, other=-1)
+            tokens = sequences * time + tl.load(positions + tokens, mask=inside, other=0)
+            upstream = tl.where(inside[:, None], upstream, 0.0)
         value = load_heads(v, tokens, head, v_apart, width, inside, BLOCK_V)
         read = load_heads(y, tokens, head, apart, width, inside, BLOCK_V)
-        upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
-        weighted = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)[:, None] * upstream
+        unit, scale = standardise(read, inside, width, eps, BLOCK_V)
+        weight = tl.load(weights + tokens * heads + head, mask=inside, other=0.0)[:, None]
+        if GATED:
+            result = unit * scaling + load_heads(shift, member, head, apart, width, inside, BLOCK_V) + weight * value
+            store_heads(dgate, upstream * result, tokens, head, apart, width, inside, BLOCK_V)
+            upstream *= load_heads(gate, tokens, head, apart, width, inside, BLOCK_V)
+        weighted = weight * upstream
         if OFFERED:
             weighted += load_heads(offered, tokens, head, apart, width, inside, BLOCK_V)
         store_heads(dv, weighted, tokens, head, apart, width, inside, BLOCK_V)
         tl.store(slopes + tokens * heads + head, tl.sum(upstream * value, 1), mask=inside)
-        unit, scale = standardise(read, inside, width, eps, BLOCK_V)
         total_gain += upstream * unit
         total_shift += upstream
         inner = through_norm(upstream * scaling, unit, scale, width)
@@ -185,20 +213,29 @@ def weighted_bonus_gradient_kernel(
 
 
 def launch_token_bonus(
-    tensors: tuple[Tensor, ...], apart: tuple[int, int, int], eps: float, weights: Tensor | None
+    tensors: tuple[Tensor, ...],
+    apart: tuple[int, int, int],
+    eps: float,
+    weights: Tensor | None,
+    gate: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Return the result for q, k and v with tokens so far apart, bonus, y, gain and shift.
 
-    Where weights [..., H] are given, they are the sums that q, k and bonus would make.
+    Where weights [..., H] are given, they are the sums that q, k and bonus would make; where a gate is, the result is
+    multiplied by it; where positions [M, B, S] are, it is that of the tokens there.
     """
     q, _, v, *_ = tensors
-    out, members, (heads, key_width), value_width = v.new_empty(v.shape), q.shape[0], q.shape[-2:], v.shape[-1]
-    count, rows = q[0].numel() // (heads * key_width), head_rows(heads, max(key_width, value_width))
+    members, (heads, key_width), value_width, rest = q.shape[0], q.shape[-2:], v.shape[-1], v.shape[1:-2]
+    out = v.new_empty(members, *(rest if positions is None else positions.shape[1:]), heads, value_width)
+    count, rows = out[0].numel() // (heads * value_width), head_rows(heads, max(key_width, value_width))
+    time, taken = (1, 1) if positions is None else (v.shape[2], positions.shape[2])
     with launch_on(v):
         token_bonus_kernel[(-(-count // rows.tokens), members)](
-            *tensors, out, out if weights is None else weights, count, heads, key_width, value_width, *apart, eps,
-            GIVEN=weights is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_K=padded(key_width),
-            BLOCK_V=padded(value_width), num_warps=4,
+            *tensors, out, out if weights is None else weights, out if gate is None else gate,
+            out if positions is None else positions, count, time, taken, heads, key_width, value_width, *apart, eps,
+            GIVEN=weights is not None, GATED=gate is not None, TAKEN=positions is not None, HEADS=rows.heads,
+            BLOCK_R=rows.rows, BLOCK_K=padded(key_width), BLOCK_V=padded(value_width), num_warps=4,
         )  # fmt: skip
     return out
 
@@ -239,35 +276,52 @@ class FusedTokenBonus(torch.autograd.Function):
 
 
 class FusedWeightedBonus(torch.autograd.Function):
-    """`weighted_bonus` in one launch each way, and two that add up the gradients of gain and shift."""
+    """`weighted_bonus` in one launch each way, and one that adds up the gradients of gain and shift."""
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, v: Tensor, weights: Tensor, gain: Tensor, shift: Tensor, eps: float
+        ctx: Any,
+        y: Tensor,
+        v: Tensor,
+        weights: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        gate: Tensor | None,
+        positions: Tensor | None,
+        eps: float,
     ) -> tuple[Tensor, Tensor]:
         same, (v, apart) = v, spaced_rows(v, 2)
         y, weights, gain, shift = (part.contiguous() for part in (y, weights, gain, shift))
-        ctx.save_for_backward(y, v, weights, gain)
+        gate, positions = (None if part is None else part.contiguous() for part in (gate, positions))
+        ctx.save_for_backward(y, v, weights, gain, shift, gate, positions)
         ctx.apart, ctx.eps = apart, eps
         ctx.set_materialize_grads(False)
         # with weights given, neither queries and keys nor a bonus are loaded
-        return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart, apart, apart), eps, weights), same
+        return launch_token_bonus((v, v, v, gain, y, gain, shift), (apart,) * 3, eps, weights, gate, positions), same
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, offered: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return None, offered, None, None, None, None
-        y, v, weights, gain = ctx.saved_tensors
+            return None, offered, *(None,) * 6
+        y, v, weights, gain, shift, gate, positions = ctx.saved_tensors
         members, (heads, width) = v.shape[0], v.shape[-2:]
-        count, rows = y[0].numel() // (heads * width), head_rows(heads, width)
+        count, rows = gradient[0].numel() // (heads * width), head_rows(heads, width)
         parts, each = split_rows(count, rows.tokens, members)
-        dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
-        sums = [y.new_empty(members, parts * rows.tokens, heads, width, dtype=torch.float32) for _ in range(2)]
+        if positions is None:
+            dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
+        else:
+            dv = torch.zeros_like(y) if offered is None else offered.clone(memory_format=torch.contiguous_format)
+            dy, slopes = torch.zeros_like(y), torch.zeros_like(weights)
+        dgate = None if gate is None else torch.empty_like(gate)
+        sums = y.new_empty(2, members, parts * rows.tokens, heads, width, dtype=torch.float32)
         gradient, offered = gradient.contiguous(), None if offered is None else offered.contiguous()
+        time, taken = (1, 1) if positions is None else (y.shape[2], positions.shape[2])
         with launch_on(y):
             weighted_bonus_gradient_kernel[(parts, members)](
-                v, y, weights, gain, gradient, gradient if offered is None else offered, dv, dy, slopes, *sums, count,
-                heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, HEADS=rows.heads,
-                BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
+                v, y, weights, gain, shift, y if gate is None else gate, gradient,
+                gradient if offered is None else offered, dv, dy, dy if dgate is None else dgate, slopes, *sums,
+                y if positions is None else positions, y if positions is None else find_repeats(positions), count, time,
+                taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, GATED=gate is not None,
+                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
             )  # fmt: skip
-        return dy, dv, slopes, *(add_parts(part, gain.dtype) for part in sums), None
+        return dy, dv, slopes, *add_parts_of(sums, (gain, shift)), dgate, None, None
