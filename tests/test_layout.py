@@ -91,6 +91,7 @@ def test_no_file_without_a_name(folder: str) -> None:
                 "initialisation",
                 "interface",
                 "layers",
+                "outputs",
             ),
             *("fla_layer", "joined", "plain", "rotation", "spectrum", "sums", "token_shift"),
         ],

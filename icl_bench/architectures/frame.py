@@ -11,8 +11,9 @@ from torch.nn import functional
 from icl_bench.architectures.base import FirstLayer, LayerContext, Mixer
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.filling import filled_norm, filled_width, folds_taps, project_filled, project_from_filled
-from icl_bench.architectures.initialisation import Init, constant
-from icl_bench.architectures.layers import CanonConv, LayerNorm, LowRankLinear, RMSNorm, ShortConv, StackedLinear, widen
+from icl_bench.architectures.initialisation import Init
+from icl_bench.architectures.layers import CanonConv, RMSNorm, ShortConv, StackedLinear, widen
+from icl_bench.architectures.outputs import make_output_gate, make_output_norm
 from icl_bench.architectures.rotation import RotationSpeed, angles_of, rotate
 from icl_bench.kernels.backends import takes_triton
 from icl_bench.kernels.columns import split_heads
@@ -387,25 +388,6 @@ class HeadsMixer(Mixer):
             q, k = rotate(q, k, torch.tensor([position], device=x.device) if place is None else place)
         y, core = self.core.step_at(q, k, self.offer(v, first), x, state.core, position)
         return self.project_out(y, x), HeadsState(core, tail, canon, place)
-
-
-def make_output_norm(members: int, layout: HeadsLayout) -> RMSNorm | LayerNorm | None:
-    """Make the norm of the output of the core; None without one."""
-    if layout.output_norm == "none":
-        return None
-    if layout.output_norm == "layer":
-        return LayerNorm(members, layout.output_shape, layout.norm_eps)
-    width = layout.value_width if layout.output_norm == "head" else layout.output_width
-    return RMSNorm(members, width, layout.norm_eps, layout.decay_norms)
-
-
-def make_output_gate(members: int, d_model: int, layout: HeadsLayout) -> StackedLinear | LowRankLinear | None:
-    """Make the projection of the output gate; None without one."""
-    if layout.output_gate == "none":
-        return None
-    if layout.gate_rank is None:
-        return StackedLinear(members, d_model, layout.output_width)
-    return LowRankLinear(members, d_model, layout.gate_rank, layout.output_width, bias=constant(0.0))
 
 
 def fold(x: Tensor) -> Tensor:
