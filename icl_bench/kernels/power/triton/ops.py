@@ -279,11 +279,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _differentiate(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     ds, dz = others[-2:]
     p, scale, normalize, eps, chunk = ctx.options
+    q, k, v, y, y_low, den, gates, states = ctx.saved_tensors  # once: recomputation refuses a second look
     if ds is not None and dz is None and normalize:  # one of them is used alone
         dz = ds.new_zeros(ds.shape[:3])
     elif ds is None and dz is not None:
-        ds = dz.new_zeros(*dz.shape, ctx.saved_tensors[2].shape[3])
-    q, k, v, y, y_low, den, gates, states = ctx.saved_tensors
+        ds = dz.new_zeros(*dz.shape, v.shape[3])
     dy = torch.zeros_like(y) if dy is None else dy if dy.stride(3) == 1 else dy.contiguous()
     dq, dk, dv, dg, ds0, dz0 = power_backward(
         dy, ds, dz if normalize else None, q, k, v, y, y_low, den, None if ctx.gate_type is None else gates, states,
