@@ -22,8 +22,8 @@ from tests.architectures.test_recurrences import (
     rms,
 )
 
-LENGTH = 11
-SPEC = "log-linear:heads=2,d_key=3,levels=5"
+LENGTH = 37
+SPEC = "log-linear:heads=2,d_key=3,levels=7"
 
 
 def level(t: int, j: int) -> int:
@@ -75,8 +75,8 @@ def published_delta(layer: Layer) -> Tensor:
 @pytest.mark.parametrize(
     "text",
     [
-        "log-linear-delta:heads=2,d_key=3,levels=5",
-        "log-linear-delta:heads=1,value_heads=2,d_key=3,levels=5,negative_eigenvalues=true",
+        "log-linear-delta:heads=2,d_key=3,levels=7",
+        "log-linear-delta:heads=1,value_heads=2,d_key=3,levels=7,negative_eigenvalues=true",
     ],
 )
 def test_the_mixer_on_the_delta_rule_is_its_definition(text: str) -> None:
@@ -84,7 +84,7 @@ def test_the_mixer_on_the_delta_rule_is_its_definition(text: str) -> None:
 
 
 def test_equal_weights_of_levels_give_the_gated_delta_rule() -> None:
-    made, plain, x = mixer("log-linear-delta:heads=2,levels=5"), mixer("gated-delta-net:heads=2"), inputs(length=LENGTH)
+    made, plain, x = mixer("log-linear-delta:heads=2,levels=7"), mixer("gated-delta-net:heads=2"), inputs(length=LENGTH)
     with torch.no_grad():
         made.core.project.weight.zero_()
         made.core.project.weight.requires_grad_(False)
