@@ -12,6 +12,8 @@ import triton.language as tl
 
 SIZES = ["N", "B", "T", "L", "items"]
 """Sizes on whose divisors no kernel depends: they are not specialised."""
+SHIFTS: tl.constexpr = tl.constexpr(8)
+"""Copies of a filter, each from one place further on, so that tiles are read by 16 bytes."""
 
 
 class ToeplitzConstants(NamedTuple):
@@ -47,21 +49,29 @@ def rows_kernel(x, rows, x_n, x_t, C, B, T, P, BACK: tl.constexpr, S: tl.constex
 
 @triton.jit(do_not_specialize=SIZES)
 def filters_kernel(filters, taps, T, L, P, S: tl.constexpr, SPLIT: tl.constexpr):
-    """Write the first T taps of a filter after S zeros, and zeros up to S + P, so that tiles are read without a mask.
+    """Write a filter as taps [parts, SHIFTS, S + P], shift r from its place r on: S zeros, T taps, and zeros.
 
-    A split tap is an integer, whose halves are the two bfloat16 numbers. Grid: channels times blocks of S places.
+    Eight taps from any place on then lie at a multiple of 8 in one of the shifts. A split filter has two parts. Grid:
+    channels times blocks of S places.
     """
     blocks = tl.cdiv(P, S) + 1
     channel = (tl.program_id(0) // blocks).to(tl.int64)
-    place = tl.program_id(0) % blocks * S + tl.arange(0, S)
-    tap = tl.load(filters + channel * L + place - S, mask=(place >= S) & (place < S + T), other=0.0)
+    place = (tl.program_id(0) % blocks * S + tl.arange(0, S))[None, :]
+    shift = tl.arange(0, SHIFTS)[:, None]
+    first = place + shift - S
+    tap = tl.load(filters + channel * L + first, mask=(first >= 0) & (first < T), other=0.0)
+    cells = taps + channel * (2 if SPLIT else 1) * SHIFTS * (S + P) + shift * (S + P) + place
+    tl.store(cells, tap.to(taps.dtype.element_ty))
     if SPLIT:
-        high = tap.to(tl.bfloat16)
-        low = (tap - high.to(tl.float32)).to(tl.bfloat16)
-        halves = high.to(tl.int16, bitcast=True).to(tl.int32) << 16
-        tl.store(taps + channel * (S + P) + place, halves | (low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF))
-    else:
-        tl.store(taps + channel * (S + P) + place, tap)
+        low = tap - tap.to(tl.bfloat16).to(tl.float32)
+        tl.store(cells + SHIFTS * (S + P), low.to(tl.bfloat16))
+
+
+@triton.jit
+def load_toeplitz(tile, TRANSPOSED: tl.constexpr, S: tl.constexpr):
+    """Load a tile [S, S] of taps from pointers [S S / SHIFTS, SHIFTS] to its elements in order, or its transpose."""
+    factors = tl.reshape(tl.load(tile), [S, S])
+    return tl.trans(factors) if TRANSPOSED else factors
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -74,6 +84,7 @@ def toeplitz_kernel(u, taps, y, B, T, P, TRANSPOSED: tl.constexpr, C: tl.constex
     ROWS: tl.constexpr = C.ROWS
     PRECISION: tl.constexpr = C.PRECISION
     EACH: tl.constexpr = C.ROWS // C.GROUP
+    PARTS: tl.constexpr = 2 if C.SPLIT else 1
     blocks = tl.cdiv(T, S)
     tiles, groups = tl.cdiv(B, EACH), tl.cdiv(blocks, C.GROUP)
     program = tl.program_id(0)
@@ -87,18 +98,22 @@ def toeplitz_kernel(u, taps, y, B, T, P, TRANSPOSED: tl.constexpr, C: tl.constex
     s = tl.arange(0, S)
     inside = (row < B) & (block < blocks)
     cells = ((channel * B + row) * P + block * S)[:, None] + s[None, :]
-    later = s[:, None] - s[None, :] if TRANSPOSED else s[None, :] - s[:, None]
-    tile = taps + channel * (S + P) + S + later
+    # Place j of row i of a tile is the tap j - i, in the shift that begins at a multiple of 8 below it.
+    part = tl.arange(0, S * S // SHIFTS)
+    i, j = part // (S // SHIFTS), part % (S // SHIFTS)
+    back = (i + (SHIFTS - 1)) // SHIFTS
+    start = (back * SHIFTS - i) * (S + P) + (S // SHIFTS - back + j) * SHIFTS
+    tile = taps + channel * PARTS * SHIFTS * (S + P) + start[:, None] + tl.arange(0, SHIFTS)[None, :]
     total = tl.zeros([ROWS, S], tl.float32)
     for d in range(0, count):
         if TRANSPOSED:
             given = tl.load(u + cells + d * S, mask=(inside & (block + d < blocks))[:, None], other=0.0)
         else:
             given = tl.load(u + cells - d * S, mask=(inside & (block >= d))[:, None], other=0.0)
-        factors = tl.load(tile + d * S)
+        factors = load_toeplitz(tile + d * S, TRANSPOSED, S)
         if C.SPLIT:
-            total = tl.dot(given, (factors >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), total)
-            total = tl.dot(given, factors.to(tl.int16).to(tl.bfloat16, bitcast=True), total)
+            total = tl.dot(given, factors, total)
+            total = tl.dot(given, load_toeplitz(tile + SHIFTS * (S + P) + d * S, TRANSPOSED, S), total)
         else:
             total = tl.dot(given.to(tl.float32), factors, total, input_precision=PRECISION)
     tl.store(y + cells, total.to(y.dtype.element_ty), mask=inside[:, None])

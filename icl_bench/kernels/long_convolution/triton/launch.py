@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.long_convolution.triton.kernels import (
+    SHIFTS,
     ToeplitzConstants,
     filters_kernel,
     lag_sums_kernel,
@@ -71,15 +72,15 @@ def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = Fals
     """Return the rows of outputs, or of the gradient of the inputs from rows of gradients of the outputs."""
     members, channels, each, size = rows.shape
     constants = _constants(rows, length, MOST_ROWS)
-    taps = torch.empty(members, channels, constants.S + size, device=rows.device)
-    taps = taps.view(torch.int32) if constants.SPLIT else taps
+    parts, dtype = (2, torch.bfloat16) if constants.SPLIT else (1, torch.float32)
+    taps = torch.empty(members, channels, parts, SHIFTS.value, constants.S + size, device=rows.device, dtype=dtype)
     filters_kernel[(members * channels * (size // constants.S + 1),)](
         filters, taps, length, filters.shape[2], size, S=constants.S, SPLIT=constants.SPLIT, num_warps=1
     )
     out = torch.empty_like(rows)
     groups, tiles = -(-size // (constants.S * constants.GROUP)), -(-each * constants.GROUP // constants.ROWS)
     toeplitz_kernel[(members * channels * groups * tiles,)](
-        rows, taps, out, each, length, size, TRANSPOSED=transposed, C=constants, num_warps=4, num_stages=1,
+        rows, taps, out, each, length, size, TRANSPOSED=transposed, C=constants, num_warps=4, num_stages=2,
     )  # fmt: skip
     return out
 
