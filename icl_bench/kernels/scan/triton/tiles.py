@@ -76,12 +76,14 @@ def stack(parts, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def store_vectors(
-    pointer, vectors, left, index, WIDTH: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
-    LEVELS: tl.constexpr,
-):  # fmt: skip
-    """Store vectors as those of tokens of WIDTH numbers, the first at `pointer`, within `left` tokens and WIDTH."""
-    tile = tl.reshape(stack(vectors, LEVELS), [BLOCK, TOKENS])
+def tile_of(vectors, BLOCK: tl.constexpr, TOKENS: tl.constexpr, LEVELS: tl.constexpr):
+    """Join the vectors of tokens into a tile [BLOCK, TOKENS]."""
+    return tl.reshape(stack(vectors, LEVELS), [BLOCK, TOKENS])
+
+
+@triton.jit
+def store_tile(pointer, tile, left, index, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
+    """Store a tile [BLOCK, TOKENS] as tokens of WIDTH numbers, the first at `pointer`, within `left` tokens."""
     token = tl.arange(0, TOKENS)
     mask = (index < WIDTH)[:, None] & (token < left)[None, :]
     tl.store(pointer + (index[:, None] + token[None, :] * WIDTH), tile.to(pointer.dtype.element_ty), mask=mask)
