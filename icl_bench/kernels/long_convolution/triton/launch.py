@@ -21,6 +21,8 @@ MOST_BLOCKS = 4
 """Blocks of a sequence in one tile: a tile goes as far back as the last of its blocks."""
 SUM_ROWS = 64
 """Sequences to a step of the sums over them."""
+SUM_BLOCK = 128
+"""Tokens to a block of sums in 16 bits, in rows of whole ones: a tile then multiplies what it loads twice as often."""
 SUM_PROGRAMS = 2112
 """Programs that sum products by lag: 16 for each of the 132 processors of an H200."""
 TRANSPOSED_CHANNELS = 64
@@ -60,9 +62,9 @@ def _launch_rows(x: Tensor, rows: Tensor, back: bool) -> None:
     )  # fmt: skip
 
 
-def _constants(rows: Tensor, length: int, most_rows: int) -> ToeplitzConstants:
+def _constants(rows: Tensor, length: int, block: int, most_rows: int) -> ToeplitzConstants:
     """Return the constants of a kernel that multiplies rows."""
-    block, each = block_length(length), padded(rows.shape[2], 16, most_rows)
+    each = padded(rows.shape[2], 16, most_rows)
     group = min(MOST_BLOCKS, most_rows // each, padded(-(-length // block)))
     precision = "tf32x3" if rows.dtype == torch.float32 else "tf32"
     return ToeplitzConstants(block, each * group, group, rows.dtype == torch.bfloat16, precision)
@@ -71,7 +73,7 @@ def _constants(rows: Tensor, length: int, most_rows: int) -> ToeplitzConstants:
 def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = False) -> Tensor:
     """Return the rows of outputs, or of the gradient of the inputs from rows of gradients of the outputs."""
     members, channels, each, size = rows.shape
-    constants = _constants(rows, length, MOST_ROWS)
+    constants = _constants(rows, length, block_length(length), MOST_ROWS)
     parts, dtype = (2, torch.bfloat16) if constants.SPLIT else (1, torch.float32)
     taps = torch.empty(members, channels, parts, SHIFTS.value, constants.S + size, device=rows.device, dtype=dtype)
     filters_kernel[(members * channels * (size // constants.S + 1),)](
@@ -88,12 +90,23 @@ def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = Fals
 def lag_sums(late: Tensor, early: Tensor, length: int) -> Tensor:
     """Return sums over sequences and tokens of late_t early_(t - l), by blocks of lags l: [M, C, blocks, 2, S]."""
     members, channels, each, size = late.shape
-    constants = _constants(late, length, SUM_ROWS)
+    wide = late.dtype.itemsize == 2 and size % SUM_BLOCK == 0
+    constants = _constants(late, length, SUM_BLOCK if wide else block_length(length), SUM_ROWS)
     items = members * channels * (size // constants.S)
     programs = min(items, SUM_PROGRAMS)
     strips = torch.empty(programs, constants.S, constants.S, device=late.device, dtype=torch.float32)
     sums = torch.empty(members, channels, size // constants.S, 2, constants.S, device=late.device)
     lag_sums_kernel[(programs,)](
-        late, early, strips, sums, each, length, size, items, C=constants, num_warps=4, num_stages=3
+        late,
+        early,
+        strips,
+        sums,
+        each,
+        length,
+        size,
+        items,
+        C=constants,
+        num_warps=8 if wide else 4,
+        num_stages=3,
     )
     return sums
