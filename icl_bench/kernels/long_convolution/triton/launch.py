@@ -19,6 +19,8 @@ MOST_ROWS = 128
 """Rows of a tile, where a member has as many."""
 OUT = 128
 """Outputs of a row in one tile, in 16 bits, where a sequence has more than a block."""
+MOST_REGISTERS = 128
+"""Registers of a thread with which a processor of Hopper holds two programs of such tiles."""
 MOST_BLOCKS = 4
 """Blocks of a sequence in one tile: a tile goes as far back as the last of its blocks."""
 SUM_ROWS = 64
@@ -88,7 +90,7 @@ def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = Fals
     groups, tiles = -(-length // (out * constants.GROUP)), -(-each * constants.GROUP // constants.ROWS)
     toeplitz_kernel[(members * channels * groups * tiles,)](
         rows, taps, made, each, length, size, width, TRANSPOSED=transposed, C=constants,
-        num_warps=8, num_stages=2,
+        num_warps=4 if size == block else 8, num_stages=2, maxnreg=MOST_REGISTERS if constants.SPLIT else None,
     )  # fmt: skip
     return made
 
