@@ -12,6 +12,7 @@ every level above, the second half of each of its spans reads the sum that the f
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -98,7 +99,7 @@ class LevelsCore(Core):
             halves = [part.unflatten(1, (-1, 2, half)).unbind(2) for part in (weights[..., half.bit_length()], *parts)]
             first, second = (tuple(pair[place].flatten(0, 1) for pair in halves) for place in (0, 1))
             read = self.across(first[1:], second[1:], second[0])
-            y.unflatten(1, (-1, 2, half))[:, :, 1] += read.unflatten(0, (len(y), -1))
+            y = _WithReads.apply(y, read)
             half *= 2
         rows: Tensor = y[:, :tokens].unflatten(0, x.shape[:2])
         return rows
@@ -130,6 +131,30 @@ class LevelsCore(Core):
                 f"log-linear has weights for 2^(levels - 1) tokens; got token {position + 1} with levels = "
                 f"{self.levels}; raise levels"
             )
+
+
+class _WithReads(torch.autograd.Function):
+    """Outputs [N, T, ...] with what second halves of spans read, [N·spans, half, ...], added in place.
+
+    The gradient is passed on as it is, where that of a view that is written copies it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, read: Tensor) -> Tensor:
+        ctx.half = read.shape[1]
+        second_halves(y, ctx.half).add_(read.unflatten(0, (len(y), -1)))
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, second_halves(gradient, ctx.half).flatten(0, 1)
+
+
+def second_halves(part: Tensor, half: int) -> Tensor:
+    """Return the second halves of all spans of a tensor [N, T, ...] as a view [N, spans, half, ...]."""
+    spans: Tensor = part.unflatten(1, (-1, 2, half))
+    return spans[:, :, 1]
 
 
 def between(sums: Tensor) -> Tensor:
