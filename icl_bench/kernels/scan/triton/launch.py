@@ -49,8 +49,6 @@ class SelectiveCall(NamedTuple):
     b: Tensor
     c: Tensor
     d: Tensor | None
-    bias: Tensor | None
-    """With it, steps are softplus(dt + bias); the backward pass has them as dt."""
     state: Tensor | None
 
     @property
@@ -86,7 +84,6 @@ class SelectiveCall(NamedTuple):
             GROUPS=self.block_c // max(16, 128 * warps // self.block_s),
             WHOLE=self.x.shape[1] % span == 0,
             DIRECT=self.d is not None,
-            BIAS=self.bias is not None,
             INITIAL=self.state is not None,
             KEEP=keep,
             PREFETCH=self.x.is_cuda,
@@ -102,23 +99,19 @@ class SelectiveCall(NamedTuple):
         return options if dy is None else options | {"maxnreg": MOST_REGISTERS}
 
 
-def launch_selective_forward(call: SelectiveCall, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y [N, T, C], the last state [N, C, S], the states before spans [N, spans, C, S], and steps [N, T, C].
-
-    States and steps are empty if they are not kept, steps also without a bias.
-    """
+def launch_selective_forward(call: SelectiveCall, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y [N, T, C], the last state [N, C, S], and the states before spans [N, spans, C, S] (none if not kept)."""
     n, t, c = call.x.shape
     s, each = call.a.shape[2], n // call.a.shape[0]
     y = torch.empty(n, t, c, device=call.x.device, dtype=call.x.dtype)
     final = torch.empty(n, c, s, device=call.x.device, dtype=torch.float32)
     kept = torch.empty(n, count_spans(t) if keep else 0, c, s, device=call.x.device, dtype=torch.float32)
-    steps = final.new_empty(n, 0 if call.bias is None or not keep else t, c)
-    given = (final if part is None else part for part in (call.d, call.bias, call.state))
     selective_forward_kernel[(n * call.parts,)](
-        tokens_of(call.x), tokens_of(call.dt), call.a, tokens_of(call.b), tokens_of(call.c), *given,
-        y, kept, steps, final, t, each, **call.options(None, keep),
+        tokens_of(call.x), tokens_of(call.dt), call.a, tokens_of(call.b), tokens_of(call.c),
+        final if call.d is None else call.d, final if call.state is None else call.state, y, kept, final, t, each,
+        **call.options(None, keep),
     )  # fmt: skip
-    return y, final, kept, steps
+    return y, final, kept
 
 
 class SelectiveGradients(NamedTuple):
@@ -132,16 +125,12 @@ class SelectiveGradients(NamedTuple):
     """[N, C, S]."""
     d: Tensor
     """[N, C]; empty without a direct path."""
-    bias: Tensor
-    """[N, C]; empty without a bias."""
     state: Tensor
     """[N, C, S]; empty without an initial state."""
 
 
-def launch_selective_backward(
-    call: SelectiveCall, kept: Tensor, dy: Tensor, dfinal: Tensor, dtype: torch.dtype
-) -> SelectiveGradients:
-    """Return the gradients, from the states and steps that the forward pass kept; that of dt has a type."""
+def launch_selective_backward(call: SelectiveCall, kept: Tensor, dy: Tensor, dfinal: Tensor) -> SelectiveGradients:
+    """Return the gradients, from the states that the forward pass kept."""
     n, t, c = call.x.shape
     s, each = call.a.shape[2], n // call.a.shape[0]
 
@@ -149,9 +138,8 @@ def launch_selective_backward(
         return torch.empty(*shape, device=dy.device, dtype=dtype)
 
     made = SelectiveGradients(
-        empty(n, t, c, dtype=call.x.dtype), empty(n, t, c, dtype=dtype), empty(call.parts, n, t, 2, s), empty(n, c, s),
-        empty(n if call.d is not None else 0, c), empty(n if call.bias is not None else 0, c),
-        empty(n if call.state is not None else 0, c, s),
+        empty(n, t, c, dtype=call.x.dtype), empty(n, t, c, dtype=call.dt.dtype), empty(call.parts, n, t, 2, s),
+        empty(n, c, s), empty(n if call.d is not None else 0, c), empty(n if call.state is not None else 0, c, s),
     )  # fmt: skip
     selective_backward_kernel[(n * call.parts,)](
         tokens_of(call.x), tokens_of(call.dt), call.a, tokens_of(call.b), tokens_of(call.c),

@@ -10,13 +10,14 @@ from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.scan.records import WIDEST_STATE, LinearInputs, SelectiveInputs
 from icl_bench.kernels.scan.triton import launch as launch
+from icl_bench.kernels.scan.triton.steps import selective_steps
 from icl_bench.kernels.triton.common import add_parts
 
 SCAN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def selective_scan_triton(inputs: SelectiveInputs) -> tuple[Tensor, Tensor]:
-    """Return y [N, T, C] and the last state [N, C, S] of the selective scan, by one kernel each way.
+    """Return y [N, T, C] and the last state [N, C, S] of the selective scan, by one kernel each way, and one for steps.
 
     Strided views are read in place where the last stride is 1. Raise KernelUnavailableError for a type or a width of
     the state that the kernels do not take.
@@ -28,90 +29,85 @@ def selective_scan_triton(inputs: SelectiveInputs) -> tuple[Tensor, Tensor]:
             f"got {x.dtype}, S={a.shape[2]}: cast it, or use impl='sequential'"
         )
     x, dt, b, c = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (x, dt, b, c))
+    if dt_bias is not None:
+        dt = selective_steps(dt, dt_bias)
     width = a.shape[2]
     if width % 4:
         # Rows of the state then begin at multiples of 16 bytes. Places of zeros stay zero.
         a, b, c = (pad(tensor, (0, -width % 4)) for tensor in (a, b, c))
         state = None if state is None else pad(state, (0, -width % 4))
-    given = (x, dt, a, b, c, d, dt_bias, state)
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
-    y, final, _, _ = _selective_forward(*given, keep)
+    given = [tensor for tensor in (x, dt, a, b, c, d, state) if tensor is not None]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    y, final, _ = _selective_forward(x, dt, a, b, c, d, state, keep)
     return y, final[..., :width]
 
 
 @torch.library.custom_op("icl_bench::selective_forward", mutates_args=())
 def _selective_forward(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, bias: Tensor | None,
-    state: Tensor | None, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return y, the last state, the states before spans of tokens and the steps (none unless they are kept)."""
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, the last state, and the states before spans of tokens (none unless they are kept)."""
     with launch_on(x):
-        return launch.launch_selective_forward(_selective_call(x, dt, a, b, c, d, bias, state), keep)
+        return launch.launch_selective_forward(_selective_call(x, dt, a, b, c, d, state), keep)
 
 
 @_selective_forward.register_fake
 def _selective_forward_fake(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, bias: Tensor | None,
-    state: Tensor | None, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     n, t, channels = x.shape
     spans = launch.count_spans(t) if keep else 0
     final = x.new_empty(n, channels, a.shape[2], dtype=torch.float32)
-    steps = final.new_empty(n, 0 if bias is None or not keep else t, channels)
-    return x.new_empty(n, t, channels), final, final.new_empty(n, spans, channels, a.shape[2]), steps
+    return x.new_empty(n, t, channels), final, final.new_empty(n, spans, channels, a.shape[2])
 
 
 @torch.library.custom_op("icl_bench::selective_backward", mutates_args=())
 def _selective_backward(
     dy: Tensor, dfinal: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None,
-    bias: Tensor | None, state: Tensor | None, kept: Tensor, steps: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dx, ddt, da, those of b and c [N, T, 2, S], of d, the bias and the state (empty where there is none)."""
+    state: Tensor | None, kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return dx, ddt, da, those of b and c [N, T, 2, S], dd and that of the state (empty where there is none)."""
     members = a.shape[0]
     with launch_on(x):
-        call = _selective_call(x, dt if bias is None else steps, a, b, c, d, bias, state)
-        made = launch.launch_selective_backward(call, kept, dy, dfinal.contiguous(), dt.dtype)
-        da, dd, dbias = (
-            parts if given is None else add_parts(parts.unflatten(0, (members, -1)), given.dtype)
-            for parts, given in ((made.a, a), (made.d, d), (made.bias, bias))
+        made = launch.launch_selective_backward(
+            _selective_call(x, dt, a, b, c, d, state), kept, dy, dfinal.contiguous()
         )
-    return made.x, made.dt, da, made.vectors.sum(0).to(b.dtype), dd, dbias, made.state
+        da = add_parts(made.a.unflatten(0, (members, -1)), a.dtype)
+        dd = made.d if d is None else add_parts(made.d.unflatten(0, (members, -1)), d.dtype)
+    return made.x, made.dt, da, made.vectors.sum(0).to(b.dtype), dd, made.state
 
 
 @_selective_backward.register_fake
 def _selective_backward_fake(
     dy: Tensor, dfinal: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None,
-    bias: Tensor | None, state: Tensor | None, kept: Tensor, steps: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dd, dbias = (dfinal.new_empty(0, x.shape[2]) if part is None else part.new_empty(part.shape) for part in (d, bias))
+    state: Tensor | None, kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dd = dfinal.new_empty(0, x.shape[2]) if d is None else d.new_empty(d.shape)
     dstate = dfinal.new_empty(0, *a.shape[1:]) if state is None else dfinal.new_empty(dfinal.shape)
     vectors = b.new_empty(*b.shape[:2], 2, b.shape[2])
-    return x.new_empty(x.shape), dt.new_empty(dt.shape), a.new_empty(a.shape), vectors, dd, dbias, dstate
+    return x.new_empty(x.shape), dt.new_empty(dt.shape), a.new_empty(a.shape), vectors, dd, dstate
 
 
 def _selective_call(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, bias: Tensor | None, state: Tensor | None
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, state: Tensor | None
 ) -> launch.SelectiveCall:
-    d, bias, state = (None if tensor is None else tensor.contiguous() for tensor in (d, bias, state))
-    # Every thread reads the vectors, and would convert them again.
-    return launch.SelectiveCall(x, dt, a.contiguous(), b.float(), c.float(), d, bias, state)
+    d, state = (None if tensor is None else tensor.contiguous() for tensor in (d, state))
+    return launch.SelectiveCall(x, dt, a.contiguous(), b, c, d, state)
 
 
-def _keep_selective(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_selective(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     # Without this the states, to which no gradient comes, would be given one of zeros.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:8], *output)
+    ctx.save_for_backward(*inputs[:7], *output)
 
 
-def _differentiate_selective(
-    ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: None, __: None
-) -> tuple[Tensor | None, ...]:
-    x, dt, a, b, c, d, bias, state, y, final, kept, steps = ctx.saved_tensors
+def _differentiate_selective(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, dt, a, b, c, d, state, y, final, kept = ctx.saved_tensors
     dy = torch.zeros_like(y) if dy is None else dy if dy.stride(2) == 1 else dy.contiguous()
     dfinal = torch.zeros_like(final) if dfinal is None else dfinal
-    dx, ddt, da, vectors, *others = _selective_backward(dy, dfinal, x, dt, a, b, c, d, bias, state, kept, steps)
-    made = (None if given is None else own for given, own in zip((d, bias, state), others, strict=True))
-    return dx, ddt, da, *vectors.unbind(2), *made, None
+    dx, ddt, da, vectors, dd, dstate = _selective_backward(dy, dfinal, x, dt, a, b, c, d, state, kept)
+    given = (None if d is None else dd, None if state is None else dstate)
+    return dx, ddt, da, *vectors.unbind(2), *given, None
 
 
 _selective_forward.register_autograd(_differentiate_selective, setup_context=_keep_selective)

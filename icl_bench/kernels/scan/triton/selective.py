@@ -12,12 +12,14 @@ import triton.language as tl
 
 from icl_bench.kernels.scan.triton.tiles import (
     SIZES,
+    load_tile,
     load_vectors,
     prefetch,
     prefetch_vectors,
     stack,
     store_tile,
     tile_of,
+    unstack,
 )
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -41,11 +43,9 @@ class SelectiveConstants(NamedTuple):
     WHOLE: bool
     """The tokens fill their spans."""
     DIRECT: bool
-    BIAS: bool
-    """Steps are the softplus of what is given, plus a bias."""
     INITIAL: bool
     KEEP: bool
-    """States before spans are stored, and steps where they are a softplus."""
+    """States before spans are stored."""
     PREFETCH: bool
     """Tokens to come are fetched early: programs wait for memory otherwise."""
     PRECISION: str
@@ -76,32 +76,8 @@ def store_channel_sums(
     tl.store(pointer + ((vector * S + place) + tl.zeros([16, 1], tl.int32)), sums, mask=mask)
 
 
-@triton.jit
-def make_steps(raw, bias, left, TOKENS: tl.constexpr, WHOLE: tl.constexpr):
-    """Return softplus(raw + bias) for vectors of tokens, zeros past `left` tokens.
-
-    log(1 + z) is z times a polynomial, interpolated at Chebyshev's points of (0, 1), which errs by less than 2e-7.
-    """
-    steps = ()
-    for i in tl.static_range(TOKENS):
-        given = raw[i] + bias
-        z = tl.exp2(tl.abs(given) * -LOG2E)
-        series = 0.190768808 + z * (-0.136022478 + z * (0.0775160864 + z * (-0.0290740654 + z * 0.0051261019)))
-        series = 0.99999994 + z * (-0.499994457 + z * (0.333181202 + z * (-0.248353988 + z * series)))
-        step = tl.maximum(given, 0.0) + z * series
-        steps = steps + (step if WHOLE else tl.where(i < left, step, 0.0),)
-    return steps
-
-
-@triton.jit
-def softplus_slope(step):
-    """Return sigmoid(r) = 1 - e^(-step) for step = softplus(r), with its digits where it is small."""
-    series = 1.0 - step * 0.5 * (1.0 - step * (1.0 / 3) * (1.0 - step * 0.25 * (1.0 - step * 0.2)))
-    return tl.where(step < 0.125, step * series, 1.0 - tl.exp2(step * -LOG2E))
-
-
 @triton.jit(do_not_specialize=SIZES)
-def selective_forward_kernel(x, dt, a, b, c, d, bias, state, y, kept, steps_to, final, T, each, C: tl.constexpr):
+def selective_forward_kernel(x, dt, a, b, c, d, state, y, kept, final, T, each, C: tl.constexpr):
     """h_t = e^(dt_t a) h_(t-1) + dt_t x_t b_t, y_t = sum_s c_t h_t + d x_t for some channels of a sequence."""
     SPAN: tl.constexpr = C.SPAN
     BLOCK_C: tl.constexpr = C.BLOCK_C
@@ -122,23 +98,15 @@ def selective_forward_kernel(x, dt, a, b, c, d, bias, state, y, kept, steps_to, 
     direct = tl.zeros([BLOCK_C], tl.float32)
     if C.DIRECT:
         direct = tl.load(d + member * C.C + channel, mask=channel < C.C, other=0.0).to(tl.float32)
-    raised = tl.zeros([BLOCK_C], tl.float32)
-    if C.BIAS:
-        raised = tl.load(bias + member * C.C + channel, mask=channel < C.C, other=0.0).to(tl.float32)
     spans = tl.cdiv(T, SPAN)
     x_at, dt_at, b_at, c_at = x.ptr + n * x.n, dt.ptr + n * dt.n, b.ptr + n * b.n, c.ptr + n * c.n
-    y_at, steps_at, kept_at = y + n * T * C.C, steps_to + n * T * C.C, kept + n * spans * size
+    y_at, kept_at = y + n * T * C.C, kept + n * spans * size
     for span in range(0, spans):
         left = SPAN if C.WHOLE else T - span * SPAN
         if C.KEEP:
             tl.store(kept_at + cell, h, mask=inside)
-        inputs = load_vectors(x_at, left, channel, C.X_STRIDE, C.C, BLOCK_C, SPAN, C.WHOLE)
-        steps = load_vectors(dt_at, left, channel, C.DT_STRIDE, C.C, BLOCK_C, SPAN, C.WHOLE)
-        if C.BIAS:
-            steps = make_steps(steps, raised, left, SPAN, C.WHOLE)
-            if C.KEEP:
-                for i in tl.static_range(SPAN):
-                    tl.store(steps_at + i * C.C + channel, steps[i], mask=channel < tl.where(i < left, C.C, 0))
+        inputs = load_tile(x_at, left, channel, C.X_STRIDE, C.C, SPAN)
+        lengths = load_tile(dt_at, left, channel, C.DT_STRIDE, C.C, SPAN)
         writes = load_vectors(b_at, left, place, C.B_STRIDE, C.S, BLOCK_S, SPAN, C.WHOLE)
         reads = load_vectors(c_at, left, place, C.C_STRIDE, C.S, BLOCK_S, SPAN, C.WHOLE)
         if C.PREFETCH and T - span * SPAN >= 2 * SPAN:
@@ -146,25 +114,23 @@ def selective_forward_kernel(x, dt, a, b, c, d, bias, state, y, kept, steps_to, 
             prefetch_vectors(dt_at + SPAN * C.DT_STRIDE, first, C.DT_STRIDE, BLOCK_C, SPAN)
             prefetch_vectors(b_at + SPAN * C.B_STRIDE, 0, C.B_STRIDE, BLOCK_S, SPAN)
             prefetch_vectors(c_at + SPAN * C.C_STRIDE, 0, C.C_STRIDE, BLOCK_S, SPAN)
+        steps, given = unstack(lengths, BLOCK_C, C.LEVELS), unstack(lengths * inputs, BLOCK_C, C.LEVELS)
         outputs = ()
         for i in tl.static_range(SPAN):
-            decay = tl.exp2(steps[i][:, None] * rate)
-            h = decay * h + (steps[i] * inputs[i])[:, None] * writes[i][None, :]
-            outputs = outputs + (tl.sum(h * reads[i][None, :], 1) + direct * inputs[i],)
-        store_tile(y_at, tile_of(outputs, BLOCK_C, SPAN, C.LEVELS), left, channel, C.C, SPAN)
-        x_at, dt_at = x_at + SPAN * C.X_STRIDE, dt_at + SPAN * C.DT_STRIDE
-        y_at, steps_at = y_at + SPAN * C.C, steps_at + SPAN * C.C
+            h = tl.exp2(steps[i][:, None] * rate) * h + given[i][:, None] * writes[i][None, :]
+            outputs = outputs + (tl.sum(h * reads[i][None, :], 1),)
+        tile = tile_of(outputs, BLOCK_C, SPAN, C.LEVELS) + direct[:, None] * inputs
+        store_tile(y_at, tile, left, channel, C.C, SPAN)
+        x_at, dt_at, y_at = x_at + SPAN * C.X_STRIDE, dt_at + SPAN * C.DT_STRIDE, y_at + SPAN * C.C
         b_at, c_at, kept_at = b_at + SPAN * C.B_STRIDE, c_at + SPAN * C.C_STRIDE, kept_at + size
     tl.store(final + n * size + cell, h, mask=inside)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def selective_backward_kernel(
-    x, dt, a, b, c, d, dy, dfinal, kept, dx, ddt, dvectors, da, dd, dbias, dstate, N, T, each, C: tl.constexpr
+    x, dt, a, b, c, d, dy, dfinal, kept, dx, ddt, dvectors, da, dd, dstate, N, T, each, C: tl.constexpr
 ):
     """Write the gradients of some channels of a sequence, with G_t = c_t dy_t + e^(dt_(t+1) a) G_(t+1).
-
-    dt are the steps; ddt are gradients of what they are the softplus of, where they are one.
 
     dc_t = sum_c dy_t h_t,  db_t = sum_c G_t dt_t x_t,  d(dt x)_t = sum_s G_t b_t,
     d(dt a)_t = G_t e^(dt_t a) h_(t-1).
@@ -192,8 +158,6 @@ def selective_backward_kernel(
     g = tl.load(dfinal + n * size + cell, mask=inside, other=0.0)
     drate = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     ddirect = tl.zeros([BLOCK_C], tl.float32)
-    draised = tl.zeros([BLOCK_C, TOKENS], tl.float32)
-    token = tl.arange(0, TOKENS)[None, :]
     count = tl.cdiv(T, SPAN) * (SPAN // TOKENS)
     last = (count - 1).to(tl.int64) * TOKENS
     x_at, dt_at = x.ptr + n * x.n + last * C.X_STRIDE, dt.ptr + n * dt.n + last * C.DT_STRIDE
@@ -249,13 +213,7 @@ def selective_backward_kernel(
             dinputs = (steps[i] * dgiven + direct * along[i],) + dinputs
             ddirect += along[i] * inputs[i]
         store_tile(dx_at, tile_of(dinputs, BLOCK_C, TOKENS, C.LEVELS), left, channel, C.C, TOKENS)
-        dgiven_tile = tile_of(dsteps, BLOCK_C, TOKENS, C.LEVELS)
-        if C.BIAS:
-            cells = channel[:, None] + token * C.DT_STRIDE
-            step = tl.load(dt_at + cells, mask=(channel < C.C)[:, None] & (token < left), other=0.0)
-            dgiven_tile *= softplus_slope(step)
-            draised += dgiven_tile
-        store_tile(ddt_at, dgiven_tile, left, channel, C.C, TOKENS)
+        store_tile(ddt_at, tile_of(dsteps, BLOCK_C, TOKENS, C.LEVELS), left, channel, C.C, TOKENS)
         store_channel_sums(dvectors_at, sums, left, C.S, rows, BLOCK_S, TOKENS, C.LEVELS, PRECISION)
         x_at, dt_at, dy_at = x_at - TOKENS * C.X_STRIDE, dt_at - TOKENS * C.DT_STRIDE, dy_at - TOKENS * C.DY_STRIDE
         b_at, c_at = b_at - TOKENS * C.B_STRIDE, c_at - TOKENS * C.C_STRIDE
@@ -263,7 +221,5 @@ def selective_backward_kernel(
     tl.store(da + n * size + cell, drate, mask=inside)
     if C.DIRECT:
         tl.store(dd + n * C.C + channel, ddirect, mask=channel < C.C)
-    if C.BIAS:
-        tl.store(dbias + n * C.C + channel, tl.sum(draised, 1), mask=channel < C.C)
     if C.INITIAL:
         tl.store(dstate + n * size + cell, g, mask=inside)
