@@ -15,9 +15,6 @@ SIZES = ["N", "B", "T", "L", "items"]
 SHIFTS: tl.constexpr = tl.constexpr(8)
 """Copies of a filter, each from one place further on, so that tiles are read by 16 bytes."""
 
-LAGS: tl.constexpr = tl.constexpr(16)
-"""Lags whose sums are made at once, as many as the shortest block has."""
-
 
 class ToeplitzConstants(NamedTuple):
     """Constants of a kernel."""
@@ -157,7 +154,8 @@ def lag_sums_kernel(late, early, strips, sums, B, T, P, items, C: tl.constexpr):
     PRECISION: tl.constexpr = C.PRECISION
     blocks = tl.cdiv(T, S)
     place = tl.arange(0, S)
-    strip = strips + tl.program_id(0) * S * S + place * S
+    strip = strips + tl.program_id(0) * S * S + place[:, None] * S
+    later = place[:, None] + place[None, :]
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         d = item % blocks
         channel = (item // blocks).to(tl.int64)
@@ -173,12 +171,10 @@ def lag_sums_kernel(late, early, strips, sums, B, T, P, items, C: tl.constexpr):
             total = tl.dot(tl.trans(first), second, total, input_precision=PRECISION)
         # Sums along the diagonals: the tile is read again with its rows shifted.
         tl.debug_barrier()
-        tl.store(strip[:, None] + place[None, :], total)
+        tl.store(strip + place[None, :], total)
         tl.debug_barrier()
-        out = sums + (channel * blocks + d) * 2 * S
-        for lag in range(0, S, LAGS):
-            lags = lag + tl.arange(0, LAGS)
-            later = lags[:, None] + place[None, :]
-            pairs = tl.load(strip[None, :] + later % S)
-            tl.store(out + lags, tl.sum(tl.where(later < S, pairs, 0.0), 1))
-            tl.store(out + S + lags, tl.sum(tl.where(later < S, 0.0, pairs), 1))
+        own = tl.load(strip + later, mask=later < S, other=0.0)
+        next_ = tl.load(strip + later - S, mask=later >= S, other=0.0)
+        out = sums + (channel * blocks + d) * 2 * S + place
+        tl.store(out, tl.sum(own, 0))
+        tl.store(out + S, tl.sum(next_, 0))

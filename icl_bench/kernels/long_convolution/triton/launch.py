@@ -25,8 +25,6 @@ MOST_BLOCKS = 4
 """Blocks of a sequence in one tile: a tile goes as far back as the last of its blocks."""
 SUM_ROWS = 64
 """Sequences to a step of the sums over them."""
-SUM_BLOCK = 128
-"""Tokens to a block of sums in 16 bits, in rows of whole ones: a tile then multiplies what it loads twice as often."""
 SUM_PROGRAMS = 2112
 """Programs that sum products by lag: 16 for each of the 132 processors of an H200."""
 TRANSPOSED_CHANNELS = 64
@@ -98,24 +96,13 @@ def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = Fals
 def lag_sums(late: Tensor, early: Tensor, length: int) -> Tensor:
     """Return sums over sequences and tokens of late_t early_(t - l), by blocks of lags l: [M, C, blocks, 2, S]."""
     members, channels, each, size = late.shape
-    wide = late.dtype.itemsize == 2 and size % SUM_BLOCK == 0
-    block = SUM_BLOCK if wide else block_length(length)
+    block = block_length(length)
     constants = _constants(late, length, block, block, SUM_ROWS)
     items = members * channels * (size // constants.S)
     programs = min(items, SUM_PROGRAMS)
     strips = torch.empty(programs, constants.S, constants.S, device=late.device, dtype=torch.float32)
     sums = torch.empty(members, channels, size // constants.S, 2, constants.S, device=late.device)
     lag_sums_kernel[(programs,)](
-        late,
-        early,
-        strips,
-        sums,
-        each,
-        length,
-        size,
-        items,
-        C=constants,
-        num_warps=8 if wide else 4,
-        num_stages=3,
+        late, early, strips, sums, each, length, size, items, C=constants, num_warps=4, num_stages=3
     )
     return sums
