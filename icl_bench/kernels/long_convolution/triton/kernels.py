@@ -10,7 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-SIZES = ["N", "B", "T", "L", "items"]
+SIZES = ["N", "B", "T", "L", "items", "parts"]
 """Sizes on whose divisors no kernel depends: they are not specialised."""
 SHIFTS: tl.constexpr = tl.constexpr(8)
 """Copies of a filter, each from one place further on, so that tiles are read by 16 bytes."""
@@ -90,10 +90,11 @@ def load_toeplitz(pointers, TRANSPOSED: tl.constexpr, S: tl.constexpr, OUT: tl.c
 
 
 @triton.jit(do_not_specialize=SIZES)
-def toeplitz_kernel(u, taps, y, B, T, P, WIDTH, TRANSPOSED: tl.constexpr, C: tl.constexpr):
+def toeplitz_kernel(u, taps, y, B, T, P, WIDTH, parts, TRANSPOSED: tl.constexpr, C: tl.constexpr):
     """y_t = sum_(s <= t) h_(t - s) u_s for OUT tokens of some rows; transposed, sum_(s >= t) h_(s - t) u_s.
 
-    The factors of the next S tokens are loaded while those of these are multiplied. Grid: channels, outputs, rows.
+    The factors of the next S tokens are loaded while those of these are multiplied. Grid: channels, `parts`
+    programs that share the outputs, rows.
     """
     S: tl.constexpr = C.S
     OUT: tl.constexpr = C.OUT
@@ -104,41 +105,41 @@ def toeplitz_kernel(u, taps, y, B, T, P, WIDTH, TRANSPOSED: tl.constexpr, C: tl.
     blocks, outputs = tl.cdiv(T, S), tl.cdiv(T, OUT)
     tiles, groups = tl.cdiv(B, EACH), tl.cdiv(outputs, C.GROUP)
     program = tl.program_id(0)
-    # Outputs with the longest sums start first.
-    place = program // tiles % groups
-    first = (place if TRANSPOSED else groups - 1 - place) * C.GROUP
-    count = blocks - first * (OUT // S) if TRANSPOSED else tl.minimum(first + C.GROUP, outputs) * (OUT // S)
-    channel = (program // (tiles * groups)).to(tl.int64)
+    channel = (program // (tiles * parts)).to(tl.int64)
     row = program % tiles * EACH + tl.arange(0, ROWS) % EACH
-    output = first + tl.arange(0, ROWS) // EACH
-    inside = (row < B) & (output < outputs)
-    rows = (channel * B + row) * P + output * OUT
-    cells = rows[:, None] + tl.arange(0, S)[None, :]
     own = taps + channel * PARTS * SHIFTS * WIDTH
     if TRANSPOSED:
         tile = toeplitz_pointers(own, WIDTH, OUT, OUT, S)
     else:
         tile = toeplitz_pointers(own - REACH * S, WIDTH, OUT, S, OUT)
-    factors = load_toeplitz(tile, TRANSPOSED, S, OUT)
-    low = load_toeplitz(tile + SHIFTS * WIDTH, TRANSPOSED, S, OUT) if C.SPLIT else factors
-    total = tl.zeros([ROWS, OUT], tl.float32)
-    for d in range(0, count):
-        block = output * (OUT // S) + (d if TRANSPOSED else REACH - d)
-        mask = (inside & (block >= 0) & (block < blocks))[:, None]
-        given = tl.load(u + cells + (d if TRANSPOSED else REACH - d) * S, mask=mask, other=0.0)
-        after = tile + tl.minimum(d + 1, count - 1) * S
-        next_factors = load_toeplitz(after, TRANSPOSED, S, OUT)
-        if C.SPLIT:
-            next_low = load_toeplitz(after + SHIFTS * WIDTH, TRANSPOSED, S, OUT)
-            total = tl.dot(given, factors, total)
-            total = tl.dot(given, low, total)
-            low = next_low
-        else:
-            total = tl.dot(given.to(tl.float32), factors, total, input_precision=C.PRECISION)
-        factors = next_factors
-    t = tl.arange(0, OUT)[None, :]
-    mask = inside[:, None] & (output[:, None] * OUT + t < P)
-    tl.store(y + rows[:, None] + t, total.to(y.dtype.element_ty), mask=mask)
+    # Outputs with the longest sums come first.
+    for place in range(program // tiles % parts, groups, parts):
+        first = (place if TRANSPOSED else groups - 1 - place) * C.GROUP
+        count = blocks - first * (OUT // S) if TRANSPOSED else tl.minimum(first + C.GROUP, outputs) * (OUT // S)
+        output = first + tl.arange(0, ROWS) // EACH
+        inside = (row < B) & (output < outputs)
+        rows = (channel * B + row) * P + output * OUT
+        cells = rows[:, None] + tl.arange(0, S)[None, :]
+        factors = load_toeplitz(tile, TRANSPOSED, S, OUT)
+        low = load_toeplitz(tile + SHIFTS * WIDTH, TRANSPOSED, S, OUT) if C.SPLIT else factors
+        total = tl.zeros([ROWS, OUT], tl.float32)
+        for d in range(0, count):
+            block = output * (OUT // S) + (d if TRANSPOSED else REACH - d)
+            mask = (inside & (block >= 0) & (block < blocks))[:, None]
+            given = tl.load(u + cells + (d if TRANSPOSED else REACH - d) * S, mask=mask, other=0.0)
+            after = tile + tl.minimum(d + 1, count - 1) * S
+            next_factors = load_toeplitz(after, TRANSPOSED, S, OUT)
+            if C.SPLIT:
+                next_low = load_toeplitz(after + SHIFTS * WIDTH, TRANSPOSED, S, OUT)
+                total = tl.dot(given, factors, total)
+                total = tl.dot(given, low, total)
+                low = next_low
+            else:
+                total = tl.dot(given.to(tl.float32), factors, total, input_precision=C.PRECISION)
+            factors = next_factors
+        t = tl.arange(0, OUT)[None, :]
+        mask = inside[:, None] & (output[:, None] * OUT + t < P)
+        tl.store(y + rows[:, None] + t, total.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -17,8 +17,10 @@ LONGEST_BLOCK = 64
 """Tokens to a block of long sequences."""
 MOST_ROWS = 128
 """Rows of a tile, where a member has as many."""
-OUT = 128
+OUT = 64
 """Outputs of a row in one tile, in 16 bits, where a sequence has more than a block."""
+LEAST_PROGRAMS = 1056
+"""Programs of products: a long one waits less than many short ones, and eight for each of 132 processors fill them."""
 MOST_REGISTERS = 128
 """Registers of a thread with which a processor of Hopper holds two programs of such tiles."""
 MOST_BLOCKS = 4
@@ -86,8 +88,9 @@ def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = Fals
     )
     made = torch.empty_like(rows)
     groups, tiles = -(-length // (out * constants.GROUP)), -(-each * constants.GROUP // constants.ROWS)
-    toeplitz_kernel[(members * channels * groups * tiles,)](
-        rows, taps, made, each, length, size, width, TRANSPOSED=transposed, C=constants,
+    parts = min(groups, -(-LEAST_PROGRAMS // (members * channels * tiles)))
+    toeplitz_kernel[(members * channels * parts * tiles,)](
+        rows, taps, made, each, length, size, width, parts, TRANSPOSED=transposed, C=constants,
         num_warps=4 if size == block else 8, num_stages=2, maxnreg=MOST_REGISTERS if constants.SPLIT else None,
     )  # fmt: skip
     return made
