@@ -10,10 +10,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-SIZES = ["N", "B", "T", "L", "items", "parts"]
+SIZES = ["N", "B", "T", "L", "items"]
 """Sizes on whose divisors no kernel depends: they are not specialised."""
-SHIFTS: tl.constexpr = tl.constexpr(8)
-"""Copies of a filter, each from one place further on, so that tiles are read by 16 bytes."""
 
 
 class ToeplitzConstants(NamedTuple):
@@ -21,8 +19,6 @@ class ToeplitzConstants(NamedTuple):
 
     S: int
     """Tokens to a block."""
-    OUT: int
-    """Tokens of a row that a program of products makes, a block or two."""
     ROWS: int
     """Rows of a tile: GROUP blocks of each of its sequences."""
     GROUP: int
@@ -50,96 +46,62 @@ def rows_kernel(x, rows, x_n, x_t, C, B, T, P, BACK: tl.constexpr, S: tl.constex
 
 
 @triton.jit(do_not_specialize=SIZES)
-def filters_kernel(filters, taps, T, L, WIDTH, ZEROS: tl.constexpr, SPLIT: tl.constexpr):
-    """Write a filter as taps [parts, SHIFTS, WIDTH], shift r from its place r on: ZEROS zeros, T taps, and zeros.
+def filters_kernel(filters, taps, T, L, P, S: tl.constexpr, SPLIT: tl.constexpr):
+    """Write the first T taps of a filter after S zeros, and zeros up to S + P, so that tiles are read without a mask.
 
-    Eight taps from any place on then lie at a multiple of 8 in one of the shifts. A split filter has two parts. Grid:
-    channels times blocks of ZEROS places.
+    A split tap is an integer, whose halves are the two bfloat16 numbers. Grid: channels times blocks of S places.
     """
-    blocks = tl.cdiv(WIDTH, ZEROS)
+    blocks = tl.cdiv(P, S) + 1
     channel = (tl.program_id(0) // blocks).to(tl.int64)
-    place = (tl.program_id(0) % blocks * ZEROS + tl.arange(0, ZEROS))[None, :]
-    shift = tl.arange(0, SHIFTS)[:, None]
-    first = place + shift - ZEROS
-    tap = tl.load(filters + channel * L + first, mask=(first >= 0) & (first < T), other=0.0)
-    cells = taps + channel * (2 if SPLIT else 1) * SHIFTS * WIDTH + shift * WIDTH + place
-    tl.store(cells, tap.to(taps.dtype.element_ty), mask=place < WIDTH)
+    place = tl.program_id(0) % blocks * S + tl.arange(0, S)
+    tap = tl.load(filters + channel * L + place - S, mask=(place >= S) & (place < S + T), other=0.0)
     if SPLIT:
-        low = tap - tap.to(tl.bfloat16).to(tl.float32)
-        tl.store(cells + SHIFTS * WIDTH, low.to(tl.bfloat16), mask=place < WIDTH)
-
-
-@triton.jit
-def toeplitz_pointers(taps, WIDTH, ZEROS: tl.constexpr, I: tl.constexpr, J: tl.constexpr):
-    """Return pointers [I J / SHIFTS, SHIFTS] to the taps j - i of places j of rows i.
-
-    They are in the shift that begins at a multiple of 8 below -i.
-    """
-    part = tl.arange(0, I * J // SHIFTS)
-    i, j = part // (J // SHIFTS), part % (J // SHIFTS)
-    back = (i + (SHIFTS - 1)) // SHIFTS
-    start = (back * SHIFTS - i) * WIDTH + (ZEROS // SHIFTS - back + j) * SHIFTS
-    return taps + start[:, None] + tl.arange(0, SHIFTS)[None, :]
-
-
-@triton.jit
-def load_toeplitz(pointers, TRANSPOSED: tl.constexpr, S: tl.constexpr, OUT: tl.constexpr):
-    """Load the factors [S, OUT] of tokens in outputs, from the pointers of their rows, or of their columns."""
-    factors = tl.load(pointers)
-    return tl.trans(tl.reshape(factors, [OUT, S])) if TRANSPOSED else tl.reshape(factors, [S, OUT])
+        high = tap.to(tl.bfloat16)
+        low = (tap - high.to(tl.float32)).to(tl.bfloat16)
+        halves = high.to(tl.int16, bitcast=True).to(tl.int32) << 16
+        tl.store(taps + channel * (S + P) + place, halves | (low.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF))
+    else:
+        tl.store(taps + channel * (S + P) + place, tap)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def toeplitz_kernel(u, taps, y, B, T, P, WIDTH, parts, TRANSPOSED: tl.constexpr, C: tl.constexpr):
-    """y_t = sum_(s <= t) h_(t - s) u_s for OUT tokens of some rows; transposed, sum_(s >= t) h_(s - t) u_s.
+def toeplitz_kernel(u, taps, y, B, T, P, TRANSPOSED: tl.constexpr, C: tl.constexpr):
+    """y_t = sum_(s <= t) h_(t - s) u_s for a block of tokens of some rows; transposed, sum_(s >= t) h_(s - t) u_s.
 
-    The factors of the next S tokens are loaded while those of these are multiplied. Grid: channels, `parts`
-    programs that share the outputs, rows.
+    Grid: channels, blocks, rows.
     """
     S: tl.constexpr = C.S
-    OUT: tl.constexpr = C.OUT
     ROWS: tl.constexpr = C.ROWS
+    PRECISION: tl.constexpr = C.PRECISION
     EACH: tl.constexpr = C.ROWS // C.GROUP
-    REACH: tl.constexpr = 0 if TRANSPOSED else C.OUT // C.S - 1
-    PARTS: tl.constexpr = 2 if C.SPLIT else 1
-    blocks, outputs = tl.cdiv(T, S), tl.cdiv(T, OUT)
-    tiles, groups = tl.cdiv(B, EACH), tl.cdiv(outputs, C.GROUP)
+    blocks = tl.cdiv(T, S)
+    tiles, groups = tl.cdiv(B, EACH), tl.cdiv(blocks, C.GROUP)
     program = tl.program_id(0)
-    channel = (program // (tiles * parts)).to(tl.int64)
+    # Blocks with the longest sums start first.
+    place = program // tiles % groups
+    first = (place if TRANSPOSED else groups - 1 - place) * C.GROUP
+    count = blocks - first if TRANSPOSED else tl.minimum(first + C.GROUP, blocks)
+    channel = (program // (tiles * groups)).to(tl.int64)
     row = program % tiles * EACH + tl.arange(0, ROWS) % EACH
-    own = taps + channel * PARTS * SHIFTS * WIDTH
-    if TRANSPOSED:
-        tile = toeplitz_pointers(own, WIDTH, OUT, OUT, S)
-    else:
-        tile = toeplitz_pointers(own - REACH * S, WIDTH, OUT, S, OUT)
-    # Outputs with the longest sums come first.
-    for place in range(program // tiles % parts, groups, parts):
-        first = (place if TRANSPOSED else groups - 1 - place) * C.GROUP
-        count = blocks - first * (OUT // S) if TRANSPOSED else tl.minimum(first + C.GROUP, outputs) * (OUT // S)
-        output = first + tl.arange(0, ROWS) // EACH
-        inside = (row < B) & (output < outputs)
-        rows = (channel * B + row) * P + output * OUT
-        cells = rows[:, None] + tl.arange(0, S)[None, :]
-        factors = load_toeplitz(tile, TRANSPOSED, S, OUT)
-        low = load_toeplitz(tile + SHIFTS * WIDTH, TRANSPOSED, S, OUT) if C.SPLIT else factors
-        total = tl.zeros([ROWS, OUT], tl.float32)
-        for d in range(0, count):
-            block = output * (OUT // S) + (d if TRANSPOSED else REACH - d)
-            mask = (inside & (block >= 0) & (block < blocks))[:, None]
-            given = tl.load(u + cells + (d if TRANSPOSED else REACH - d) * S, mask=mask, other=0.0)
-            after = tile + tl.minimum(d + 1, count - 1) * S
-            next_factors = load_toeplitz(after, TRANSPOSED, S, OUT)
-            if C.SPLIT:
-                next_low = load_toeplitz(after + SHIFTS * WIDTH, TRANSPOSED, S, OUT)
-                total = tl.dot(given, factors, total)
-                total = tl.dot(given, low, total)
-                low = next_low
-            else:
-                total = tl.dot(given.to(tl.float32), factors, total, input_precision=C.PRECISION)
-            factors = next_factors
-        t = tl.arange(0, OUT)[None, :]
-        mask = inside[:, None] & (output[:, None] * OUT + t < P)
-        tl.store(y + rows[:, None] + t, total.to(y.dtype.element_ty), mask=mask)
+    block = first + tl.arange(0, ROWS) // EACH
+    s = tl.arange(0, S)
+    inside = (row < B) & (block < blocks)
+    cells = ((channel * B + row) * P + block * S)[:, None] + s[None, :]
+    later = s[:, None] - s[None, :] if TRANSPOSED else s[None, :] - s[:, None]
+    tile = taps + channel * (S + P) + S + later
+    total = tl.zeros([ROWS, S], tl.float32)
+    for d in range(0, count):
+        if TRANSPOSED:
+            given = tl.load(u + cells + d * S, mask=(inside & (block + d < blocks))[:, None], other=0.0)
+        else:
+            given = tl.load(u + cells - d * S, mask=(inside & (block >= d))[:, None], other=0.0)
+        factors = tl.load(tile + d * S)
+        if C.SPLIT:
+            total = tl.dot(given, (factors >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True), total)
+            total = tl.dot(given, factors.to(tl.int16).to(tl.bfloat16, bitcast=True), total)
+        else:
+            total = tl.dot(given.to(tl.float32), factors, total, input_precision=PRECISION)
+    tl.store(y + cells, total.to(y.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=SIZES)

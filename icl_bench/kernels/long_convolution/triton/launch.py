@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from icl_bench.kernels.long_convolution.triton.kernels import (
-    SHIFTS,
     ToeplitzConstants,
     filters_kernel,
     lag_sums_kernel,
@@ -17,12 +16,6 @@ LONGEST_BLOCK = 64
 """Tokens to a block of long sequences."""
 MOST_ROWS = 128
 """Rows of a tile, where a member has as many."""
-OUT = 64
-"""Outputs of a row in one tile, in 16 bits, where a sequence has more than a block."""
-LEAST_PROGRAMS = 1056
-"""Programs of products: a long one waits less than many short ones, and eight for each of 132 processors fill them."""
-MOST_REGISTERS = 128
-"""Registers of a thread with which a processor of Hopper holds two programs of such tiles."""
 MOST_BLOCKS = 4
 """Blocks of a sequence in one tile: a tile goes as far back as the last of its blocks."""
 SUM_ROWS = 64
@@ -66,41 +59,35 @@ def _launch_rows(x: Tensor, rows: Tensor, back: bool) -> None:
     )  # fmt: skip
 
 
-def _constants(rows: Tensor, length: int, block: int, out: int, most_rows: int) -> ToeplitzConstants:
+def _constants(rows: Tensor, length: int, most_rows: int) -> ToeplitzConstants:
     """Return the constants of a kernel that multiplies rows."""
-    each = padded(rows.shape[2], 16, most_rows)
-    group = min(MOST_BLOCKS, most_rows // each, padded(-(-length // out)))
+    block, each = block_length(length), padded(rows.shape[2], 16, most_rows)
+    group = min(MOST_BLOCKS, most_rows // each, padded(-(-length // block)))
     precision = "tf32x3" if rows.dtype == torch.float32 else "tf32"
-    return ToeplitzConstants(block, out, each * group, group, rows.dtype == torch.bfloat16, precision)
+    return ToeplitzConstants(block, each * group, group, rows.dtype == torch.bfloat16, precision)
 
 
 def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = False) -> Tensor:
     """Return the rows of outputs, or of the gradient of the inputs from rows of gradients of the outputs."""
     members, channels, each, size = rows.shape
-    block = block_length(length)
-    out = OUT if rows.dtype.itemsize == 2 and size > block else block
-    constants = _constants(rows, length, block, out, MOST_ROWS)
-    parts, dtype = (2, torch.bfloat16) if constants.SPLIT else (1, torch.float32)
-    width = size + 2 * out
-    taps = torch.empty(members, channels, parts, SHIFTS.value, width, device=rows.device, dtype=dtype)
-    filters_kernel[(members * channels * -(-width // out),)](
-        filters, taps, length, filters.shape[2], width, ZEROS=out, SPLIT=constants.SPLIT, num_warps=1
+    constants = _constants(rows, length, MOST_ROWS)
+    taps = torch.empty(members, channels, constants.S + size, device=rows.device)
+    taps = taps.view(torch.int32) if constants.SPLIT else taps
+    filters_kernel[(members * channels * (size // constants.S + 1),)](
+        filters, taps, length, filters.shape[2], size, S=constants.S, SPLIT=constants.SPLIT, num_warps=1
     )
-    made = torch.empty_like(rows)
-    groups, tiles = -(-length // (out * constants.GROUP)), -(-each * constants.GROUP // constants.ROWS)
-    parts = min(groups, -(-LEAST_PROGRAMS // (members * channels * tiles)))
-    toeplitz_kernel[(members * channels * parts * tiles,)](
-        rows, taps, made, each, length, size, width, parts, TRANSPOSED=transposed, C=constants,
-        num_warps=4 if size == block else 8, num_stages=2, maxnreg=MOST_REGISTERS if constants.SPLIT else None,
+    out = torch.empty_like(rows)
+    groups, tiles = -(-size // (constants.S * constants.GROUP)), -(-each * constants.GROUP // constants.ROWS)
+    toeplitz_kernel[(members * channels * groups * tiles,)](
+        rows, taps, out, each, length, size, TRANSPOSED=transposed, C=constants, num_warps=4, num_stages=1,
     )  # fmt: skip
-    return made
+    return out
 
 
 def lag_sums(late: Tensor, early: Tensor, length: int) -> Tensor:
     """Return sums over sequences and tokens of late_t early_(t - l), by blocks of lags l: [M, C, blocks, 2, S]."""
     members, channels, each, size = late.shape
-    block = block_length(length)
-    constants = _constants(late, length, block, block, SUM_ROWS)
+    constants = _constants(late, length, SUM_ROWS)
     items = members * channels * (size // constants.S)
     programs = min(items, SUM_PROGRAMS)
     strips = torch.empty(programs, constants.S, constants.S, device=late.device, dtype=torch.float32)

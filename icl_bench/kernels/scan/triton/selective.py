@@ -10,17 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.scan.triton.tiles import (
-    SIZES,
-    load_tile,
-    load_vectors,
-    prefetch,
-    prefetch_vectors,
-    stack,
-    store_tile,
-    tile_of,
-    unstack,
-)
+from icl_bench.kernels.scan.triton.tiles import SIZES, load_vectors, prefetch, prefetch_vectors, stack, store_vectors
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -102,25 +92,24 @@ def selective_forward_kernel(x, dt, a, b, c, d, state, y, kept, final, T, each, 
     x_at, dt_at, b_at, c_at = x.ptr + n * x.n, dt.ptr + n * dt.n, b.ptr + n * b.n, c.ptr + n * c.n
     y_at, kept_at = y + n * T * C.C, kept + n * spans * size
     for span in range(0, spans):
-        left = SPAN if C.WHOLE else T - span * SPAN
+        left = T - span * SPAN
         if C.KEEP:
             tl.store(kept_at + cell, h, mask=inside)
-        inputs = load_tile(x_at, left, channel, C.X_STRIDE, C.C, SPAN)
-        lengths = load_tile(dt_at, left, channel, C.DT_STRIDE, C.C, SPAN)
+        inputs = load_vectors(x_at, left, channel, C.X_STRIDE, C.C, BLOCK_C, SPAN, C.WHOLE)
+        steps = load_vectors(dt_at, left, channel, C.DT_STRIDE, C.C, BLOCK_C, SPAN, C.WHOLE)
         writes = load_vectors(b_at, left, place, C.B_STRIDE, C.S, BLOCK_S, SPAN, C.WHOLE)
         reads = load_vectors(c_at, left, place, C.C_STRIDE, C.S, BLOCK_S, SPAN, C.WHOLE)
-        if C.PREFETCH and T - span * SPAN >= 2 * SPAN:
+        if C.PREFETCH and left >= 2 * SPAN:
             prefetch_vectors(x_at + SPAN * C.X_STRIDE, first, C.X_STRIDE, BLOCK_C, SPAN)
             prefetch_vectors(dt_at + SPAN * C.DT_STRIDE, first, C.DT_STRIDE, BLOCK_C, SPAN)
             prefetch_vectors(b_at + SPAN * C.B_STRIDE, 0, C.B_STRIDE, BLOCK_S, SPAN)
             prefetch_vectors(c_at + SPAN * C.C_STRIDE, 0, C.C_STRIDE, BLOCK_S, SPAN)
-        steps, given = unstack(lengths, BLOCK_C, C.LEVELS), unstack(lengths * inputs, BLOCK_C, C.LEVELS)
         outputs = ()
         for i in tl.static_range(SPAN):
-            h = tl.exp2(steps[i][:, None] * rate) * h + given[i][:, None] * writes[i][None, :]
-            outputs = outputs + (tl.sum(h * reads[i][None, :], 1),)
-        tile = tile_of(outputs, BLOCK_C, SPAN, C.LEVELS) + direct[:, None] * inputs
-        store_tile(y_at, tile, left, channel, C.C, SPAN)
+            decay = tl.exp2(steps[i][:, None] * rate)
+            h = decay * h + (steps[i] * inputs[i])[:, None] * writes[i][None, :]
+            outputs = outputs + (tl.sum(h * reads[i][None, :], 1) + direct * inputs[i],)
+        store_vectors(y_at, outputs, left, channel, C.C, BLOCK_C, SPAN, C.LEVELS)
         x_at, dt_at, y_at = x_at + SPAN * C.X_STRIDE, dt_at + SPAN * C.DT_STRIDE, y_at + SPAN * C.C
         b_at, c_at, kept_at = b_at + SPAN * C.B_STRIDE, c_at + SPAN * C.C_STRIDE, kept_at + size
     tl.store(final + n * size + cell, h, mask=inside)
@@ -168,7 +157,7 @@ def selective_backward_kernel(
     dvectors_at = dvectors + ((part * N + n) * T + last) * 2 * C.S
     for step in range(0, count):
         block = count - 1 - step
-        left = TOKENS if C.WHOLE else T - block * TOKENS
+        left = T - block * TOKENS
         # Advance from the start of the span to that of the block.
         kept_at = kept + (n * tl.cdiv(T, SPAN) + block * TOKENS // SPAN) * size
         h = tl.load(kept_at + cell, mask=inside, other=0.0)
@@ -212,8 +201,8 @@ def selective_backward_kernel(
             dsteps = (inputs[i] * dgiven + tl.sum(dlog * rate, 1) * (1.0 / LOG2E),) + dsteps
             dinputs = (steps[i] * dgiven + direct * along[i],) + dinputs
             ddirect += along[i] * inputs[i]
-        store_tile(dx_at, tile_of(dinputs, BLOCK_C, TOKENS, C.LEVELS), left, channel, C.C, TOKENS)
-        store_tile(ddt_at, tile_of(dsteps, BLOCK_C, TOKENS, C.LEVELS), left, channel, C.C, TOKENS)
+        store_vectors(dx_at, dinputs, left, channel, C.C, BLOCK_C, TOKENS, C.LEVELS)
+        store_vectors(ddt_at, dsteps, left, channel, C.C, BLOCK_C, TOKENS, C.LEVELS)
         store_channel_sums(dvectors_at, sums, left, C.S, rows, BLOCK_S, TOKENS, C.LEVELS, PRECISION)
         x_at, dt_at, dy_at = x_at - TOKENS * C.X_STRIDE, dt_at - TOKENS * C.DT_STRIDE, dy_at - TOKENS * C.DY_STRIDE
         b_at, c_at = b_at - TOKENS * C.B_STRIDE, c_at - TOKENS * C.C_STRIDE

@@ -76,42 +76,12 @@ def stack(parts, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def unstack(tile, BLOCK: tl.constexpr, LEVELS: tl.constexpr):
-    """Take a tile [BLOCK, 2^LEVELS] apart into the vectors of its tokens."""
-    parts = (tile,)
-    for level in tl.static_range(LEVELS):
-        halves = ()
-        for i in tl.static_range(1 << level):
-            pairs = tl.reshape(parts[i], [BLOCK, 2, 1 << (LEVELS - 1 - level)])
-            first, second = tl.split(tl.permute(pairs, (0, 2, 1)))
-            halves = halves + (first, second)
-        parts = halves
-    vectors = ()
-    for i in tl.static_range(1 << LEVELS):
-        vectors = vectors + (tl.reshape(parts[i], [BLOCK]),)
-    return vectors
-
-
-@triton.jit
-def load_tile(pointer, left, index, STRIDE: tl.constexpr, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
-    """Load a tile [BLOCK, TOKENS] of tokens in float32; zeros past `left` tokens and past WIDTH.
-
-    Where its vectors are wanted in another layout, they pass through shared memory together.
-    """
-    token = tl.arange(0, TOKENS)
-    mask = (index < WIDTH)[:, None] & (token < left)[None, :]
-    return tl.load(pointer + (index[:, None] + token[None, :] * STRIDE), mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def tile_of(vectors, BLOCK: tl.constexpr, TOKENS: tl.constexpr, LEVELS: tl.constexpr):
-    """Join the vectors of tokens into a tile [BLOCK, TOKENS]."""
-    return tl.reshape(stack(vectors, LEVELS), [BLOCK, TOKENS])
-
-
-@triton.jit
-def store_tile(pointer, tile, left, index, WIDTH: tl.constexpr, TOKENS: tl.constexpr):
-    """Store a tile [BLOCK, TOKENS] as tokens of WIDTH numbers, the first at `pointer`, within `left` tokens."""
+def store_vectors(
+    pointer, vectors, left, index, WIDTH: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+    LEVELS: tl.constexpr,
+):  # fmt: skip
+    """Store vectors as those of tokens of WIDTH numbers, the first at `pointer`, within `left` tokens and WIDTH."""
+    tile = tl.reshape(stack(vectors, LEVELS), [BLOCK, TOKENS])
     token = tl.arange(0, TOKENS)
     mask = (index < WIDTH)[:, None] & (token < left)[None, :]
     tl.store(pointer + (index[:, None] + token[None, :] * WIDTH), tile.to(pointer.dtype.element_ty), mask=mask)
