@@ -159,6 +159,8 @@ def work(arch: str, options: argparse.Namespace, ready: Any, turn: Any) -> None:
     made = {graphs: attempt(arch, partial(trainer_of, arch, graphs)) for graphs in modes}
     with contextlib.suppress(threading.BrokenBarrierError):  # another one was not ready in time
         ready.wait(options.seconds / 2)
+    while options.start and not options.start.exists():
+        time.sleep(0.1)
     for graphs, trainer in made.items():
         with turn:
             failed = isinstance(trainer, dict)
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="the name of a mixer here; repeatable")
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--start", type=Path, help="time nothing before this file is there")
     parser.add_argument("--configuration", type=int, default=0, help="place of the one kept; -1 for the last")
     parser.add_argument("--all-configurations", dest="configuration", action="store_const", const=None)
     parser.add_argument("--no-graphs", action="store_true")

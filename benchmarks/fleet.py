@@ -139,10 +139,10 @@ def main() -> None:
     parser.add_argument("--members", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--cases", default="", help="their numbers, such as 0,2; all by default")
-    parser.add_argument("--arch", action="append", help="an architecture in place of the cases; 256 tokens, 64 pairs")
     parser.add_argument(
-        "--every", action="store_true", help="all architectures, those of --arch first; one that fails has a row"
+        "--arch", action="append", help="in place of the cases; 256 tokens, 64 pairs; one that fails has a row"
     )
+    parser.add_argument("--every", action="store_true", help="all architectures, those of --arch first")
     parser.add_argument("--profile", type=int, default=0, help="kernels to list for each case and fleet")
     parser.add_argument("--no-graphs", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -178,11 +178,11 @@ def main() -> None:
 
 
 def measured(runs: list[RunSpec], machine: Machine, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure; with `--every`, return the reason why an architecture cannot be."""
+    """Measure; with `--arch` or `--every`, return the reason why an architecture cannot be."""
     try:
         return measure(runs, machine, options.seconds)
     except Exception as error:
-        if not options.every:
+        if not (options.arch or options.every):
             raise
         return {"failed": f"{type(error).__name__}: {error}"[:200]}
 

@@ -1,7 +1,8 @@
 """Time the forms of an operator near the lengths at which both cost the same, by which `auto` chooses.
 
-    python benchmarks/forms.py power OUT.json     one chunk and several of power attention, in Triton, on a GPU
-    python benchmarks/forms.py window OUT.json    a mask and blocks of a window, in torch, on a CPU
+    python benchmarks/forms.py power OUT.json          one chunk and several of power attention, in Triton, on a GPU
+    python benchmarks/forms.py convolution OUT.json    products and transforms of a long convolution, on a GPU
+    python benchmarks/forms.py window OUT.json         a mask and blocks of a window, in torch, on a CPU
 
 Rows are forward milliseconds, and those of a forward and a backward pass.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from icl_bench.kernels.measurement.convolution import MeasuredConvolution
 from icl_bench.kernels.measurement.measure import timed_passes
 from icl_bench.kernels.measurement.peers import contender_run
 from icl_bench.kernels.measurement.problem import Problem
@@ -36,6 +38,8 @@ CHUNKS = {
     (128, 1): ((512, 1024, 1536, 2048), (256,)),
 }
 """Lengths and chunks, by the width of keys and p."""
+CONVOLVED_TOKENS, CONVOLVED = 262_144, (1024, 2048, 4096, 8192, 16_384)
+"""Tokens in all, and lengths."""
 CPU_TOKENS = 4096
 WIDTHS = ((2, 32), (4, 16))
 """Heads and their width."""
@@ -51,6 +55,13 @@ def power(device: torch.device) -> Iterator[dict[str, Any]]:
             sizes = {"n": max(1, TOKENS // t), "t": t, "key": width, "value": width}
             problem = dataclasses.replace(plain.varied(sizes), p=p, chunk=chunk or t)
             yield {"width": width, "p": p, "t": t, "chunk": problem.chunk, **times(problem, "triton", device)}
+
+
+def convolution(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield rows by T and form; 262,144 tokens of 128 channels in all, in bfloat16."""
+    for t, form in itertools.product(CONVOLVED, ("triton", "fft")):
+        problem = MeasuredConvolution(t=t, dtype=torch.bfloat16, n=CONVOLVED_TOKENS // t, channels=128)
+        yield {"t": t, "form": form, **times(problem, form, device)}
 
 
 def window(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -74,14 +85,17 @@ def times(problem: Problem, form: str, device: torch.device) -> dict[str, float]
     }
 
 
+PARTS = {"power": power, "convolution": convolution, "window": window}
+
+
 def main() -> None:
     """Write the rows, and print each when it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["power", "window"])
+    parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("out", type=Path)
     options, rows = parser.parse_args(), []
-    device = torch.device("cuda" if options.part == "power" else "cpu")
-    for row in power(device) if options.part == "power" else window(device):
+    device = torch.device("cpu" if options.part == "window" else "cuda")
+    for row in PARTS[options.part](device):
         rows.append(row)
         print(row, flush=True)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"

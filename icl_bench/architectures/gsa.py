@@ -24,6 +24,7 @@ from icl_bench.architectures.heads import KEY_WIDTH, RecurrentHeads
 from icl_bench.architectures.layers import StackedLinear, widen
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.decays import channel_decays
 
 TEMPERATURE = 8.0
 """Divisor of the logarithm of decays."""
@@ -81,8 +82,8 @@ class SlotCore(Core):
 
     def shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithms of decays, float32, and the shares that a token writes, [M, B, T, H, L] each."""
-        raw = widen(self.forget(x)).unflatten(-1, (self.config.heads, self.config.slots))
-        log_decay = functional.logsigmoid(raw) / TEMPERATURE
+        log_decay = channel_decays(self.forget(x), "log-sigmoid", 1 / TEMPERATURE)
+        log_decay = log_decay.unflatten(-1, (self.config.heads, self.config.slots))
         return log_decay, -log_decay.expm1()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:

@@ -7,9 +7,12 @@
 G are running sums of the decays -d exp(A) of `mamba-2`, and x, B, C, d, D and the output its own. When token t comes,
 the levels below the lowest digit of t that is set join in the level above it. State: K V sums a head and level; after T
 tokens there are 1 + ceil(log2 T) levels, some of them empty. Work a token: 2 K V for each level, and 2 K V more, a
-head. Source: Guo et al. (arXiv 2506.04761). Training multiplies all scores by their weights, which takes T^2 numbers a
-head.
+head. Source: Guo et al. (arXiv 2506.04761). Training multiplies the scores of blocks of 16 tokens by their weights; for
+every level above, the second half of each of its spans reads the sum that the first half has written.
 """
+
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -23,6 +26,10 @@ from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.mamba_2 import Mamba2
 from icl_bench.errors import SpecError
+from icl_bench.kernels.fleet.products import scale_heads
+
+BLOCK = 16
+"""Tokens whose levels are weights of their scores, a power of two; levels above have sums of states."""
 
 
 @ARCHITECTURES.register("log-linear")
@@ -66,13 +73,36 @@ class LevelsCore(Core):
         raw = widen(self.project(x)).unflatten(-1, (self.sizes[0], self.levels))
         return functional.softplus(self.scale(raw) * raw)
 
-    def shares(self, x: Tensor) -> Tensor:
-        """Return the weight of token s at token t for each head, by their level: [M, B, T, C] -> [M·B, H, T, T]."""
-        tokens = x.shape[2]
+    @abstractmethod
+    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Return what the core reads of tokens, [N, T, ...] each, N = M·B; a token of zeros changes nothing."""
+
+    @abstractmethod
+    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
+        """Return y of blocks of tokens, [N, T, H, V], from the weight of token s at token t, [N, H, T, T]."""
+
+    @abstractmethod
+    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+        """Return what tokens read of the sum that as many tokens before them have written, times weights [N, T, H]."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        tokens, block = x.shape[2], min(BLOCK, x.shape[2])
         self.check(tokens - 1)
-        numbers = level_numbers(tokens, x.device)[..., None]
-        levels = (numbers == torch.arange(self.levels, device=x.device)).to(widen(x).dtype)
-        return torch.einsum("nthl,tsl->nhts", fold(self.weights(x)), levels)
+        whole = block << (-(-tokens // block) - 1).bit_length()
+        weights, *parts = (padded_tokens(part, whole) for part in (fold(self.weights(x)), *self.parts(q, k, v, x)))
+        grouped = [part.unflatten(1, (-1, block)).flatten(0, 1) for part in (weights, *parts)]
+        levels = level_numbers(block, x.device)[..., None] == torch.arange(self.levels, device=x.device)
+        shares = torch.einsum("nthl,tsl->nhts", grouped[0], levels.to(weights.dtype))
+        y = self.within(tuple(grouped[1:]), shares).to(v.dtype).reshape(len(weights), whole, *v.shape[-2:])
+        half = block
+        while half < whole:
+            halves = [part.unflatten(1, (-1, 2, half)).unbind(2) for part in (weights[..., half.bit_length()], *parts)]
+            first, second = (tuple(pair[place].flatten(0, 1) for pair in halves) for place in (0, 1))
+            read = self.across(first[1:], second[1:], second[0])
+            y = _WithReads.apply(y, read)
+            half *= 2
+        rows: Tensor = y[:, :tokens].unflatten(0, x.shape[:2])
+        return rows
 
     def initial_state(self, batch: int, like: Tensor) -> Tensor:
         heads, key_width, value_width = self.sizes
@@ -103,6 +133,30 @@ class LevelsCore(Core):
             )
 
 
+class _WithReads(torch.autograd.Function):
+    """Outputs [N, T, ...] with what second halves of spans read, [N·spans, half, ...], added in place.
+
+    The gradient is passed on as it is, where that of a view that is written copies it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, read: Tensor) -> Tensor:
+        ctx.half = read.shape[1]
+        second_halves(y, ctx.half).add_(read.unflatten(0, (len(y), -1)))
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, second_halves(gradient, ctx.half).flatten(0, 1)
+
+
+def second_halves(part: Tensor, half: int) -> Tensor:
+    """Return the second halves of all spans of a tensor [N, T, ...] as a view [N, spans, half, ...]."""
+    spans: Tensor = part.unflatten(1, (-1, 2, half))
+    return spans[:, :, 1]
+
+
 def between(sums: Tensor) -> Tensor:
     """Return exp(G_t - G_s) for s <= t, else 0, for running sums of log decays: [N, T, H] -> [N, H, T, T]."""
     tokens, sums = sums.shape[1], sums.transpose(1, 2)
@@ -119,13 +173,26 @@ class StateSpaceLevels(LevelsCore):
         self.skip = Coefficients(members, (config.heads, 1), constant(1.0))
         self.add_weights(members, d_model)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         steps = self.decay.steps(x)
-        decays = between(fold(self.decay.log_decays(steps)).cumsum(1))
-        scores = torch.einsum("ntk,nsk->nts", fold(q[..., 0, :]), fold(k[..., 0, :]))
-        written = fold(steps[..., None] * v)
-        y = torch.einsum("nhts,nshv->nthv", widen(scores)[:, None] * decays * self.shares(x), written)
-        return y.to(v.dtype).view(v.shape) + self.skip(v) * v
+        given = q[..., 0, :], k[..., 0, :], scale_heads(v, steps), self.decay.log_decays(steps)
+        return tuple(fold(part) for part in given)
+
+    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
+        q, k, written, log_decay = parts
+        scores = widen(q @ k.mT)[:, None] * between(log_decay.cumsum(1)) * shares
+        y: Tensor = torch.einsum("nhts,nshv->nthv", scores.to(written.dtype), written)
+        return y
+
+    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+        _, k, written, log_decay = first
+        kept = log_decay.sum(1, keepdim=True) - log_decay.cumsum(1)
+        state = k.mT @ scale_heads(written, kept.exp()).flatten(2)  # [N, K, H V]
+        read = (second[0] @ state).unflatten(-1, written.shape[2:])
+        return scale_heads(read, weights * second[-1].cumsum(1).exp())
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        return super().forward(q, k, v, x) + self.skip(v) * v
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         steps = self.decay.steps(x)
@@ -145,6 +212,12 @@ class LevelsMixer(HeadsMixer):
         self, x: Tensor, state: HeadsState, position: int, first: FirstLayer | None = None
     ) -> tuple[Tensor, HeadsState]:
         return super().step(x, state._replace(core=self.core.joined(state.core, position)), position, first)
+
+
+def padded_tokens(part: Tensor, length: int) -> Tensor:
+    """Return a tensor [N, T, ...] with zeros up to `length` tokens."""
+    missing = length - part.shape[1]
+    return functional.pad(part, (0,) * (2 * part.ndim - 3) + (missing,)) if missing else part
 
 
 def live_levels(position: int) -> int:

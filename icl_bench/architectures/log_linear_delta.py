@@ -7,9 +7,12 @@
 Every level goes through the transitions of `gated-delta-net`, whose a, b, q, k and v these are; levels and how they
 join are those of `log-linear`. Summed with equal weights, the levels are the state of `gated-delta-net`. State: K V
 sums a value head and level, 1 + ceil(log2 T) levels after T tokens, and the tail of the convolution. Work a token: 6 K
-V for each level, a value head. Source: Guo et al. (arXiv 2506.04761). Training solves one triangular system over all
-tokens, and multiplies its T^2 scores a head by their weights.
+V for each level, a value head. Source: Guo et al. (arXiv 2506.04761). Training solves a triangular system for each
+block of 16 tokens, whose scores it multiplies by their weights; for every level above, the first half of each of its
+spans writes a state by the delta rule, and the second half reads it while it writes zeros.
 """
+
+from typing import cast
 
 import torch
 from pydantic import Field
@@ -22,20 +25,21 @@ from icl_bench.architectures.frame import fold
 from icl_bench.architectures.gated_delta_net import GatedDeltaNet
 from icl_bench.architectures.layers import widen
 from icl_bench.architectures.log_linear import LevelsCore, LevelsMixer, between, live_levels
+from icl_bench.kernels.delta.api import DeltaImpl, delta_rule
+from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.products import scale_heads
 
 
 @ARCHITECTURES.register("log-linear-delta")
 class LogLinearDelta(GatedDeltaNet):
     """Log-linear gated delta rule: a state for each doubling of the distance, weighted by each query."""
 
-    operator = "own"
-
     levels: int = Field(default=12, ge=1)
     """Levels that have weights, for up to 2^(levels - 1) tokens."""
 
     def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         full = self.resolved(d_model)
-        return LevelsMixer(members, d_model, full.layout, DeltaLevels(members, d_model, full), None, layer)
+        return LevelsMixer(members, d_model, full.layout, DeltaLevels(members, d_model, full, layer), None, layer)
 
     def core_size(self, length: int) -> StateSize:
         return StateSize(sums=live_levels(length - 1) * self.groups * self.key_width * self.value_width)
@@ -47,34 +51,43 @@ class LogLinearDelta(GatedDeltaNet):
 class DeltaLevels(LevelsCore):
     """The gated delta rule with a sum for each level."""
 
-    def __init__(self, members: int, d_model: int, config: LogLinearDelta) -> None:
+    def __init__(self, members: int, d_model: int, config: LogLinearDelta, layer: LayerContext) -> None:
         super().__init__(config.sizes, config.levels)
+        self.impl = cast(DeltaImpl, layer.impl)
         self.shared, self.factor = config.groups // config.heads, config.key_width**-0.5
         self.rate = WritingRate(members, d_model, config.groups, config.negative_eigenvalues)
         self.decay = StepDecay(members, d_model, config.groups)
         self.add_weights(members, d_model)
 
     def spread_keys(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Repeat queries and keys for the value heads that share them, members and batch in one axis, in float32."""
+        """Repeat queries and keys [N, (T,) H, K] for the value heads that share them, in float32."""
         repeated = (part if self.shared == 1 else part.repeat_interleave(self.shared, dim=-2) for part in (q, k))
-        q, k = (widen(fold(part)) for part in repeated)
+        q, k = (widen(part) for part in repeated)
         return self.factor * q, k
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(fold(part) for part in (q, k, v, self.rate(x), self.decay(x)))
+
+    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
+        q, k, v, rates, log_decay = parts
         queries, keys = (part.transpose(1, 2) for part in self.spread_keys(q, k))  # [N, G, T, K]
-        rates, shares = fold(self.rate(x)).transpose(1, 2)[..., None], self.shares(x)
-        decays = between(fold(self.decay(x)).cumsum(1))
-        with torch.autocast(x.device.type, enabled=False):  # products of transitions lose too much in bfloat16
+        rates, decays = rates.transpose(1, 2)[..., None], between(log_decay.cumsum(1))
+        with torch.autocast(v.device.type, enabled=False):  # products of transitions lose too much in bfloat16
             system = ((keys @ keys.mT) * decays * rates).tril(-1)
-            one = torch.eye(x.shape[2], dtype=system.dtype, device=x.device)
+            one = torch.eye(v.shape[1], dtype=system.dtype, device=v.device)
             # Column j holds what the write of token j has become, so that weights can follow the solution.
             writes = torch.linalg.solve_triangular(one + system, one * rates, upper=False, unitriangular=True)
-            y = (((queries @ keys.mT) * decays) @ writes * shares) @ widen(fold(v)).transpose(1, 2)
-        rows: Tensor = y.transpose(1, 2).to(v.dtype).unflatten(0, x.shape[:2])
-        return rows
+            y: Tensor = (((queries @ keys.mT) * decays) @ writes * shares) @ widen(v).transpose(1, 2)
+        return y.transpose(1, 2)
+
+    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+        before, after = (DeltaInputs(q, k, v, beta=b, log_decay=g) for q, k, v, b, g in (first, second))
+        state = delta_rule(before, DeltaOptions(), self.impl)[1]
+        read, _ = delta_rule(after._replace(v=torch.zeros_like(after.v), state=state), DeltaOptions(), self.impl)
+        return scale_heads(read, weights)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        queries, keys = self.spread_keys(q, k)
+        queries, keys = self.spread_keys(fold(q), fold(k))
         rates, decays = fold(self.rate(x))[..., None], fold(self.decay(x)).exp()
         held = torch.einsum("nhlkv,nhk->nhlv", state, keys)
         erased = torch.einsum("nhk,nhlv->nhlkv", rates * keys, held)

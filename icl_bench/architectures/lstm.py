@@ -87,8 +87,11 @@ class LstmMixer(LoopMixer):
         return self.project(x)
 
     def cell(self, gates: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
-        i, f, z, o = (widen(gates) + widen(self.recur(state.y))).chunk(4, dim=-1)
-        c = f.sigmoid() * state.c + i.sigmoid() * z.tanh()
+        # Few launches: one token is little work.
+        raw = widen(self.recur(state.y)) + gates
+        shares, z, o = raw.split_with_sizes([2 * state.c.shape[-1], *[state.c.shape[-1]] * 2], dim=-1)
+        i, f = shares.sigmoid().chunk(2, dim=-1)
+        c = torch.addcmul(f * state.c, i, z.tanh())
         y = o.sigmoid() * c.tanh()
         return y, LstmState(c, y)
 

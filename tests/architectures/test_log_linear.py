@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from icl_bench.errors import SpecError
-from tests.architectures.test_contract import architecture, inputs, mixer, varied
+from tests.architectures.test_contract import architecture, inputs, mixer, recurrent, varied
 from tests.architectures.test_fla_recurrences import assert_close_with_gradients
 from tests.architectures.test_recurrences import (
     Layer,
@@ -22,8 +22,8 @@ from tests.architectures.test_recurrences import (
     rms,
 )
 
-LENGTH = 11
-SPEC = "log-linear:heads=2,d_key=3,levels=5"
+LENGTH = 37
+SPEC = "log-linear:heads=2,d_key=3,levels=7"
 
 
 def level(t: int, j: int) -> int:
@@ -75,8 +75,8 @@ def published_delta(layer: Layer) -> Tensor:
 @pytest.mark.parametrize(
     "text",
     [
-        "log-linear-delta:heads=2,d_key=3,levels=5",
-        "log-linear-delta:heads=1,value_heads=2,d_key=3,levels=5,negative_eigenvalues=true",
+        "log-linear-delta:heads=2,d_key=3,levels=7",
+        "log-linear-delta:heads=1,value_heads=2,d_key=3,levels=7,negative_eigenvalues=true",
     ],
 )
 def test_the_mixer_on_the_delta_rule_is_its_definition(text: str) -> None:
@@ -84,7 +84,7 @@ def test_the_mixer_on_the_delta_rule_is_its_definition(text: str) -> None:
 
 
 def test_equal_weights_of_levels_give_the_gated_delta_rule() -> None:
-    made, plain, x = mixer("log-linear-delta:heads=2,levels=5"), mixer("gated-delta-net:heads=2"), inputs(length=LENGTH)
+    made, plain, x = mixer("log-linear-delta:heads=2,levels=7"), mixer("gated-delta-net:heads=2"), inputs(length=LENGTH)
     with torch.no_grad():
         made.core.project.weight.zero_()
         made.core.project.weight.requires_grad_(False)
@@ -107,6 +107,17 @@ def test_the_core_is_that_of_flash_linear_attention() -> None:
     weights = core.weights(x)[0]
     y = naive.naive_log_linear_attn(q[0], k[0], (steps[..., None] * v)[0], core.decay.log_decays(steps)[0], weights)
     assert_close_with_gradients((core(q, k, v, x) - core.skip(v) * v)[0], y, x)
+
+
+@pytest.mark.parametrize("text", [SPEC, "log-linear-delta:heads=2,d_key=3,levels=7"])
+def test_levels_above_a_block_are_those_of_the_recurrence_and_causal(text: str) -> None:
+    made, x = varied(mixer(text)), inputs(length=LENGTH)
+    whole, (stepped, _) = made(x), recurrent(made, x)
+    torch.testing.assert_close(whole, stepped, rtol=1e-9, atol=1e-9)
+    for changed in (5, 16, 33):
+        other = x.clone()
+        other[:, :, changed] += 1.0
+        assert torch.equal(made(other)[:, :, :changed], whole[:, :, :changed])
 
 
 def test_the_state_grows_by_a_level_for_each_doubling() -> None:

@@ -32,9 +32,10 @@ def test_any_number_of_members_sequences_and_channels(members, batch, channels):
     assert_close_to_exact(case, "triton", FLOAT32_BOUND)
 
 
-def test_half_types_round_inputs_and_outputs_alone():
+@pytest.mark.parametrize("t", [33, 65, 200], ids="T{}".format)
+def test_half_types_round_inputs_and_outputs_alone(t):
     """The interpreter multiplies bfloat16 wrongly, so float16 stands for both here."""
-    assert_close_to_exact(convolution_case(33, dtype=torch.float16), "triton", torch.finfo(torch.float16).eps)
+    assert_close_to_exact(convolution_case(t, dtype=torch.float16), "triton", torch.finfo(torch.float16).eps)
 
 
 def test_cached_tokens_come_first():

@@ -25,9 +25,8 @@ def long_convolution_triton(inputs: ConvolutionInputs) -> Tensor:
             f"impl='triton' needs u in bfloat16, float16 or float32; got {u.dtype}: cast it, or use impl='fft'"
         )
     past = u if cache is None else torch.cat([cache, u], dim=1)
-    y, _ = _convolve(past if past.stride(2) == 1 else past.contiguous(), filters)
-    made: Tensor = y[:, past.shape[1] - u.shape[1] :]
-    return made
+    made: Tensor = _convolve(past if past.stride(2) == 1 else past.contiguous(), filters)[0]
+    return made if cache is None else made[:, cache.shape[1] :]
 
 
 @torch.library.custom_op("icl_bench::long_convolution_forward", mutates_args=())
