@@ -8,7 +8,7 @@ gradients of the log gates (`tokens.power_gate_gradient_kernel`).
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.power.triton.forward import read_tiles
+from icl_bench.kernels.power.triton.forward import read_pairs, read_tiles
 from icl_bench.kernels.power.triton.lower import (
     add_weight_gradients,
     gradient_of_keys,
@@ -330,7 +330,10 @@ def power_key_gradient_kernel(
                 else:
                     u_rows = at_head(u, n, g // C.KEY_SHARE)
                     w_rows = at_head(w, n, g // C.KEY_SHARE)
-                    dv_acc = read_tiles(dv_acc, u_rows, w_rows, n0, end, state, BLOCK_N, C)
+                    if C.PIECE == 8:
+                        dv_acc = read_pairs(dv_acc, u_rows, n0, end, state, BLOCK_N, C)
+                    else:
+                        dv_acc = read_tiles(dv_acc, u_rows, w_rows, n0, end, state, BLOCK_N, C)
             if CONTRACT and OF_KEYS:
                 ones = tl.full([BLOCK_N], -1.0, tl.float32)
                 dk_acc = gradient_of_state(dk_acc, k, values, keys, n0, end, state, states.expanded, ones, BLOCK_N, C)

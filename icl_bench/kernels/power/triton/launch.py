@@ -10,6 +10,7 @@ from icl_bench.kernels.power.records import repeat_heads
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
+from icl_bench.kernels.power.triton.layout import STEP
 from icl_bench.kernels.power.triton.lower import power_unit_keys_kernel
 from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, kernel_constants
 from icl_bench.kernels.power.triton.state import (
@@ -122,13 +123,13 @@ def _sum_chunks(
     layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
     width = x.shape[3]
     u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
-    programs = (-(-layout.u // u_block) if layout.linear else layout.tiles) * -(-width // x_block)
+    programs = (-(-layout.u // u_block) if layout.linear else layout.expanded // STEP) * -(-width // x_block)
     if problem.normalize and not layout.linear:
         programs += -(-layout.u // u_block) * -(-layout.w // w_block)
     constants = SumConstants(
         U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
         REPEAT=x.shape[2] // problem.groups, SHARE=x.shape[2] // u.shape[2], SYMMETRIC=layout.symmetric,
-        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n,
+        PIECE=layout.piece, STEPS=layout.expanded // STEP, BLOCKS=programs, WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n,
         DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
     )  # fmt: skip
     grid = (programs * summed * problem.n * problem.groups,)
@@ -153,7 +154,7 @@ def _scan(
     dots = None if prefix is None else torch.empty(row, blocks, chunks, device=sums.device)
     power_scan_kernel[(blocks * row,)](
         sums, *(sums if y is None else y for y in (gates, initial, final, prefix, dots)),
-        problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, 256 * problem.v,
+        problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, problem.layout.piece**2 * problem.v,
         GATED=gates is not None, INITIAL=initial is not None, FINAL=want_final, REVERSE=reverse,
         DOTS=prefix is not None, TRIANGLE=problem.layout.symmetric,
         BLOCK=table.SCAN_BLOCK, STAGES=table.SCAN_STAGES, num_warps=4,
@@ -326,7 +327,7 @@ def _factor_gradient(
         U=layout.u, W=layout.w, V=problem.v, V_BLOCK=padded(problem.v, 16), SIDE=side,
         OF_KEYS=stats is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
         BLOCK=block, COLUMNS=columns, DEPTH=problem.blocks("query_gradient", tiled=True).depth,
-        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic),
+        PIECE=layout.piece, DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic),
         SHARE=heads // y.shape[2], num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)

@@ -51,6 +51,8 @@ class KernelConstants(NamedTuple):
     LINEAR: bool
     SYMMETRIC: bool
     """Take u and w as the same vector."""
+    PIECE: int
+    """Channels of u and w in a tile of a state."""
     SHORT: bool
     """Serve rows so short that they wait for memory rather than for products."""
     WHOLE: bool
@@ -218,6 +220,7 @@ def kernel_constants(
         QUERY_SHARE=problem.heads // problem.query_heads, KEY_SHARE=problem.groups // problem.key_heads,
         U=layout.u, W=layout.w, K_BLOCK=key, V_BLOCK=value, WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m,
         BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
+        PIECE=layout.piece,
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
         SUM=problem.normalize, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,

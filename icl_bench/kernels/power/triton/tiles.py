@@ -158,6 +158,50 @@ def tile_pair(i, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
 
 
 @triton.jit
+def paired_channels(step, DEPTH: tl.constexpr):
+    """Return the channels of A and of B of the DEPTH rows of a state from DEPTH * step on, in tiles of pieces of 8.
+
+    Those of A are [DEPTH / 8], 8 or fewer of each tile, and those of B [8 tiles]; beside them stands how often the tile
+    of each counts: a tile with A < B twice.
+    """
+    LEFT: tl.constexpr = min(8, DEPTH // 8)
+    tile = step * DEPTH // 64
+    i = tl.arange(0, DEPTH // 8)
+    a, _ = tile_pair(tile + i // LEFT, 0, True)
+    left = a * 8 + step * LEFT % 8 + i % LEFT
+    j = tl.arange(0, DEPTH // LEFT)
+    a, b = tile_pair(tile + j // 8, 0, True)
+    right = b * 8 + j % 8
+    left = tl.max_contiguous(tl.multiple_of(left, LEFT), LEFT)
+    return left, tl.max_contiguous(tl.multiple_of(right, 8), 8), tl.where(a == b, 1.0, 2.0)
+
+
+@triton.jit
+def load_channels(view, start, end, channel, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Load the channels of `paired_channels` of the tokens start.., [ROWS, channels]; zeros past `end` and WIDTH.
+
+    Where WIDTH is a multiple of 64, whole steps of tiles have no channel past it.
+    """
+    row = tl.arange(0, ROWS)
+    mask = (start + row < end)[:, None]
+    if WIDTH % 64 != 0:
+        mask = mask & (channel < WIDTH)[None, :]
+    pointer = view.ptr + tl.cast(start, tl.int64) * view.t + row[:, None] * view.t + channel[None, :]
+    return tl.load(pointer, mask=mask, other=0.0)
+
+
+@triton.jit
+def load_channels_transposed(view, start, end, channel, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Load the tile of `load_channels` transposed, [channels, ROWS]."""
+    row = tl.arange(0, ROWS)
+    mask = (start + row < end)[None, :]
+    if WIDTH % 64 != 0:
+        mask = mask & (channel < WIDTH)[:, None]
+    pointer = view.ptr + tl.cast(start, tl.int64) * view.t + row[None, :] * view.t + channel[:, None]
+    return tl.load(pointer, mask=mask, other=0.0)
+
+
+@triton.jit
 def next_tile(a, b, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
     """Return the tile after (a, b), in the order of `tile_pair`."""
     if SYMMETRIC:
