@@ -151,21 +151,21 @@ def test_operands_are_rounded_to_their_bits(kind, precision, bits):
     torch.testing.assert_close(found[7:], torch.round(x[7:] / step) * step, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("p, key", [(1, 7), (2, 20), (2, 32), (2, 64), (3, 5), (4, 6)])
+@pytest.mark.parametrize("p, key", [(1, 7), (2, 20), (3, 5), (4, 6)])
 def test_tiles_hold_products_of_the_factors_and_come_back(p, key):
     layout = tile_layout(key, p)
     q, k = torch.randn(2, 1, 1, key, dtype=torch.float64).float()
     tiles = to_tiles(layout, expand(k, p)[..., None])
     torch.testing.assert_close(from_tiles(layout, tiles)[..., 0], expand(k, p))
-    repeats = torch.tensor([_count(layout, row) for row in range(layout.expanded)])[:, None]
+    counts = torch.tensor([_count(layout, i) for i in range(layout.tiles)])
+    repeats = counts.repeat_interleave(layout.expanded // layout.tiles)[None, None, :, None]
     score = (to_tiles(layout, expand(q, p)[..., None]) * tiles * repeats).sum()
     # The products cancel in the sum: float32 errors are relative to the score of parallel vectors.
     torch.testing.assert_close(score, (q @ k.mT).squeeze() ** p, rtol=0, atol=1e-5 * float(q.norm() * k.norm()) ** p)
 
 
-def _count(layout, row):
-    """2 for a row of a tile off the diagonal of a symmetric state."""
-    tile = row // layout.piece**2
+def _count(layout, tile):
+    """2 for a tile off the diagonal of a symmetric state."""
     b = int(((8 * tile + 1) ** 0.5 - 1) / 2)
     return 1 if not layout.symmetric or tile == b * (b + 3) // 2 else 2
 

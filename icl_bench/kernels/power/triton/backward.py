@@ -8,7 +8,7 @@ gradients of the log gates (`tokens.power_gate_gradient_kernel`).
 import triton
 import triton.language as tl
 
-from icl_bench.kernels.power.triton.forward import read_pairs, read_tiles
+from icl_bench.kernels.power.triton.forward import read_tiles
 from icl_bench.kernels.power.triton.lower import (
     add_weight_gradients,
     gradient_of_keys,
@@ -30,6 +30,7 @@ from icl_bench.kernels.power.triton.tiles import (
     load_matrix,
     load_tokens,
     load_vector,
+    held,
     power,
     store_tokens,
 )
@@ -143,7 +144,7 @@ def power_query_gradient_kernel(
         weight = tl.full([BLOCK_M], 1.0, tl.float32)
         delta = state_total
     else:
-        weight, delta, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
+        weight, delta, _, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
     acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_M, 8], tl.float32)
     of_weights = (sums, sums, sums)
@@ -165,6 +166,10 @@ def power_query_gradient_kernel(
                 part *= tl.exp2(gate)[:, None]
                 state_total = tl.sum(part * queries.to(tl.float32), 1)
             acc += part
+    if C.HELD == "k" or C.HELD == "kv":
+        queries = held(queries, C.K_BLOCK, C.DOT)
+    if C.HELD == "v" or C.HELD == "kv":
+        cotangents = held(cotangents, C.V_BLOCK, C.DOT)
     if m0 > c0:  # a loop of its own accumulators: see `power_forward_kernel`
         part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
         part_sum = tl.zeros([BLOCK_M, 8], tl.float32)
@@ -225,8 +230,8 @@ def _key_block(
     """dk_j + sum_i ds_ij q_i, dv_j + sum_i A_ij dy_i, and parts of C_j = sum_i ds_ij s_ij, for the keys n0...
 
     The queries are m0..; OWN: they may lie before a key. `gate` is that of each key, or of the last of them after their
-    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; TERMS: s^(p-1) is
-    (dA / ds) / p. RANK_ONE: `square` is b of each key, and parts of sum_i dy_i.v_j g_ij a_i are added to `reach` in the
+    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; READY: dy_i is w_i
+    dy_i, and the fourth number of a query w_i delta_i; TERMS: s^(p-1) is (dA / ds) / p. RANK_ONE: `square` is b of each key, and parts of sum_i dy_i.v_j g_ij a_i are added to `reach` in the
     own block; see `rank_one`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
@@ -242,7 +247,9 @@ def _key_block(
     weighted: tl.constexpr = C.GATED or not C.RANK_ONE  # else all weights are 1
     delta, row_gate = gate, gate  # which nothing reads then
     if weighted:
-        weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+        weight, delta, row_gate, ready_delta = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+        if C.READY:
+            delta = ready_delta
     if C.RANK_ONE and OWN:
         return key_block_of_rank_one(
             dk, dv, sums, reach, keys, values, queries, cotangents, query_stats, square, row_gate, gate, m0, n0, end,
@@ -254,7 +261,7 @@ def _key_block(
     if C.SCALE:
         s *= scale_in
     lower = power(s, C.P - 1)
-    if weighted:
+    if weighted and not C.READY:
         lower *= weight[None, :]
     if OWN:
         causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
@@ -330,10 +337,7 @@ def power_key_gradient_kernel(
                 else:
                     u_rows = at_head(u, n, g // C.KEY_SHARE)
                     w_rows = at_head(w, n, g // C.KEY_SHARE)
-                    if C.PIECE == 8:
-                        dv_acc = read_pairs(dv_acc, u_rows, n0, end, state, BLOCK_N, C)
-                    else:
-                        dv_acc = read_tiles(dv_acc, u_rows, w_rows, n0, end, state, BLOCK_N, C)
+                    dv_acc = read_tiles(dv_acc, u_rows, w_rows, n0, end, state, BLOCK_N, C)
             if CONTRACT and OF_KEYS:
                 ones = tl.full([BLOCK_N], -1.0, tl.float32)
                 dk_acc = gradient_of_state(dk_acc, k, values, keys, n0, end, state, states.expanded, ones, BLOCK_N, C)
@@ -347,6 +351,10 @@ def power_key_gradient_kernel(
     if not OF_KEYS:  # only now, so that the tiles of the state have the shared memory
         keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
         values = keys
+    if C.HELD == "k" or C.HELD == "kv":
+        keys = held(keys, C.K_BLOCK, C.DOT)
+    if (C.HELD == "v" or C.HELD == "kv") and OF_KEYS:
+        values = held(values, C.V_BLOCK, C.DOT)
     first = n0 if C.SHORT else n0 + BLOCK_N
     if first < end:  # a loop of its own accumulators: see `power_forward_kernel`
         for r in range(REPEAT):

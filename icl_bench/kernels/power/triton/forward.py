@@ -17,40 +17,16 @@ from icl_bench.kernels.power.triton.lower import (
 )
 from icl_bench.kernels.power.triton.rank_one import load_sum_before
 from icl_bench.kernels.power.triton.tiles import (
-    load_channels,
     load_columns,
     load_matrix,
     load_tokens,
     load_vector,
     next_tile,
-    paired_channels,
+    held,
     power,
     rounded,
 )
 from icl_bench.kernels.triton.common import at_head, load_for_columns, part_sums
-
-
-@triton.jit
-def read_pairs(acc, x, start, end, state, BLOCK: tl.constexpr, C: tl.constexpr):
-    """acc + (x (x) x) S for the rows start.. and the state S in tiles of pieces of 8, DEPTH rows of S a step."""
-    DEPTH: tl.constexpr = C.DEPTH
-    LEFT: tl.constexpr = min(8, C.DEPTH // 8)
-    PAIRS: tl.constexpr = C.DEPTH // (8 * LEFT)
-    octets: tl.constexpr = (C.K + 7) // 8
-    steps: tl.constexpr = (octets * (octets + 1) // 2 * 64 + 255) // 256 * (256 // C.DEPTH)
-    column = tl.arange(0, C.V_BLOCK)
-    for i in tl.range(0, steps, num_stages=C.STATE_STAGES):
-        left_channel, right_channel, count = paired_channels(i, DEPTH)
-        left = load_channels(x, start, end, left_channel, C.K, BLOCK).to(C.DOT)
-        right = load_channels(x, start, end, right_channel, C.K, BLOCK).to(C.DOT)
-        right = right * count.to(C.DOT)[None, :]
-        left = tl.reshape(left, [BLOCK, PAIRS, LEFT])
-        right = tl.reshape(right, [BLOCK, PAIRS, 8])
-        phi = tl.reshape(left[:, :, :, None] * right[:, :, None, :], [BLOCK, DEPTH])
-        pointer = state + (i * DEPTH + tl.arange(0, DEPTH))[:, None] * C.V + column[None, :]
-        values = tl.load(pointer) if C.V == C.V_BLOCK else tl.load(pointer, mask=(column < C.V)[None, :], other=0.0)
-        acc = tl.dot(phi, values.to(C.DOT), acc, input_precision=C.PRECISION)
-    return acc
 
 
 @triton.jit
@@ -198,10 +174,7 @@ def power_forward_kernel(
             else:
                 u_rows = at_head(u, n, h // C.QUERY_SHARE)
                 w_rows = at_head(w, n, h // C.QUERY_SHARE)
-                if C.PIECE == 8:
-                    part = read_pairs(part, u_rows, m0, end, state, BLOCK_M, C)
-                else:
-                    part = read_tiles(part, u_rows, w_rows, m0, end, state, BLOCK_M, C)
+                part = read_tiles(part, u_rows, w_rows, m0, end, state, BLOCK_M, C)
                 if C.SUM:
                     if C.P == 2:
                         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
@@ -215,6 +188,8 @@ def power_forward_kernel(
             total *= factor
     if not (C.LINEAR or C.SHORT or C.TERMS > 0):
         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
+        if C.HELD == "k":
+            queries = held(queries, C.K_BLOCK, C.DOT)
     # A loop whose products stay in flight from turn to turn must start from zeros and surely run, or ptxas waits after
     # every wgmma of the kernel (its note C7515). So each loop has an accumulator of its own.
     if m0 > c0:
@@ -238,10 +213,14 @@ def power_forward_kernel(
         before = load_sum_before(traces, key_sums, n * groups + g, T, chunks, c, m0, start_gate, C)
         acc += (a[0] * decay if C.GATED else a[0])[:, None] * before[None, :]
     if not C.SHORT:
-        for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
-            acc, sums = _score_block(
-                acc, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
+        # The maximum shows that the loop runs: see the other one.
+        stop = tl.maximum(tl.minimum(m0 + BLOCK_M, end), m0 + 1)
+        own = tl.zeros([BLOCK_M, V_BLOCK], tl.float32) if C.OWN_STAGES > 1 else acc
+        for n0 in tl.range(m0, stop, C.BLOCK_N, num_stages=C.OWN_STAGES):
+            own, sums = _score_block(
+                own, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
             )
+        acc = acc + own if C.OWN_STAGES > 1 else own
     if C.SUM:
         total = (total + tl.sum(sums, 1)) * scale_out
         tl.store(den + row * T + index, total, mask=index < end)

@@ -10,7 +10,6 @@ from icl_bench.kernels.power.records import repeat_heads
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
-from icl_bench.kernels.power.triton.layout import STEP
 from icl_bench.kernels.power.triton.lower import power_unit_keys_kernel
 from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, TokenWeights, kernel_constants
 from icl_bench.kernels.power.triton.state import (
@@ -46,6 +45,8 @@ class QueryStatistics(NamedTuple):
     """[N, H, T, 4]: 1 / (den + eps), dy.y, the sum of log gates (if any), and padding."""
     weights: TokenWeights
     """Weights of each query in the gradient of the state that it reads."""
+    values: Tensor
+    """Output gradients [N, T, H, V] that go with these weights."""
 
 
 class UnitKeys(NamedTuple):
@@ -123,17 +124,18 @@ def _sum_chunks(
     layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
     width = x.shape[3]
     u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
-    programs = (-(-layout.u // u_block) if layout.linear else layout.expanded // STEP) * -(-width // x_block)
+    programs = (-(-layout.u // u_block) if layout.linear else layout.tiles) * -(-width // x_block)
     if problem.normalize and not layout.linear:
         programs += -(-layout.u // u_block) * -(-layout.w // w_block)
     constants = SumConstants(
         U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
         REPEAT=x.shape[2] // problem.groups, SHARE=x.shape[2] // u.shape[2], SYMMETRIC=layout.symmetric,
-        PIECE=layout.piece, STEPS=layout.expanded // STEP, BLOCKS=programs, WEIGHTED=weights is not None, SUM=problem.normalize, BLOCK_T=blocks.n,
+        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weights is not None,
+        VALUES=weights is not None and weights.value is not None, SUM=problem.normalize, BLOCK_T=blocks.n,
         DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
     )  # fmt: skip
     grid = (programs * summed * problem.n * problem.groups,)
-    tensors = (view_of(x), *(weights or (x, x)), out)
+    tensors = (view_of(x), *(x if w is None else w for w in weights or (None, None)), out)
     sizes = (problem.t, problem.chunk, problem.groups, first, summed, problem.elements)
     if layout.linear:
         power_linear_sums_kernel[grid](view_of(u), *tensors, *sizes, C=constants, num_warps=blocks.warps)
@@ -154,7 +156,7 @@ def _scan(
     dots = None if prefix is None else torch.empty(row, blocks, chunks, device=sums.device)
     power_scan_kernel[(blocks * row,)](
         sums, *(sums if y is None else y for y in (gates, initial, final, prefix, dots)),
-        problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, problem.layout.piece**2 * problem.v,
+        problem.t, problem.chunk, chunks, elements, problem.used, problem.expanded, 256 * problem.v,
         GATED=gates is not None, INITIAL=initial is not None, FINAL=want_final, REVERSE=reverse,
         DOTS=prefix is not None, TRIANGLE=problem.layout.symmetric,
         BLOCK=table.SCAN_BLOCK, STAGES=table.SCAN_STAGES, num_warps=4,
@@ -189,15 +191,17 @@ def query_statistics(
     problem: PowerProblem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
 ) -> QueryStatistics:
     """Return the statistics and weights of all queries, before the gradient of the state is summed."""
-    found = QueryStatistics(den.new_empty(*den.shape, 4), TokenWeights(torch.empty_like(den), torch.empty_like(den)))
-    rows = table.STATISTICS_ROWS
+    stats, sum_weight, rows = den.new_empty(*den.shape, 4), torch.empty_like(den), table.STATISTICS_ROWS
+    weighted = problem.weighted_values
+    value_weight = None if weighted else torch.empty_like(den)
+    values = torch.empty_like(dy, memory_format=torch.contiguous_format) if weighted else dy
     power_query_stats_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
-        view_of(y), view_of(dy), y_low, den, den if gates is None else gates, found.stats, *found.weights,
-        problem.t, problem.heads, problem.repeat, y_low.shape[1], problem.eps,
+        view_of(y), view_of(dy), y_low, den, den if gates is None else gates, stats,
+        den if value_weight is None else value_weight, sum_weight, values, problem.t, problem.heads, problem.repeat, y_low.shape[1], problem.eps,
         V=problem.v, V_BLOCK=padded(problem.v, 16, 128), BLOCK=rows, SUM=problem.normalize,
-        LOW=y_low.numel() > 0, GATED=gates is not None,
+        LOW=y_low.numel() > 0, GATED=gates is not None, WEIGHTED=weighted,
     )  # fmt: skip
-    return found
+    return QueryStatistics(stats, TokenWeights(value_weight, sum_weight), values)
 
 
 def query_rows(problem: PowerProblem, tiled: bool, gated: bool) -> int:
@@ -239,12 +243,12 @@ def query_gradient(
 def key_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, stats: Tensor, gates: Tensor | None,
     states: Tensor | None, final: bool, lower: LowerTerms | None = None, dk: Tensor | None = None,
-    dv: Tensor | None = None,
+    dv: Tensor | None = None, ready: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk.
 
     dk is [N, T, G, K] for the G heads of the values, in float32 where these share keys. Both are written where they
-    are given.
+    are given. `ready` says that dy are the `values` of `query_statistics`.
     """
     u, w = factor_vectors(problem, k) if states is not None else (k, k)
     dk = empty_gradient(k, problem.groups) if dk is None else dk
@@ -262,7 +266,7 @@ def key_gradient(
             dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups,
             problem.scale_in, problem.state_factor, problem.scale_out,
             REPEAT=problem.repeat, CONTRACT=contract, OF_KEYS=of_keys, OF_VALUES=of_values,
-            C=kernel_constants(problem, blocks, gated, stateful, final), num_warps=blocks.warps,
+            C=kernel_constants(problem, blocks, gated, stateful, final, ready), num_warps=blocks.warps,
             maxnreg=blocks.registers,
         )  # fmt: skip
     return dk, dv, column_sums
@@ -327,7 +331,7 @@ def _factor_gradient(
         U=layout.u, W=layout.w, V=problem.v, V_BLOCK=padded(problem.v, 16), SIDE=side,
         OF_KEYS=stats is None, EDGE=edge, GATED=gates is not None, SUM=problem.normalize,
         BLOCK=block, COLUMNS=columns, DEPTH=problem.blocks("query_gradient", tiled=True).depth,
-        PIECE=layout.piece, DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic),
+        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic),
         SHARE=heads // y.shape[2], num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from icl_bench.kernels.power.expansion import basis_tuples, power_basis, tuple_places
 
-PIECE = 16
-SMALL_PIECE = 8
-STEP = 256
-"""Rows that a kernel takes at once: one tile of pieces of 16 channels, or four of 8."""
+STATE_TILE = 16
 
 
 class StateLayout(NamedTuple):
@@ -28,8 +25,8 @@ class StateLayout(NamedTuple):
     u: int  # width of u
     w: int  # width of w; 1 for p = 1
     symmetric: bool  # u and w are the same vector
-    piece: int  # channels of u and w in a tile
-    expanded: int  # rows D' of the state in tiles, whole steps of STEP rows
+    tiles: int
+    expanded: int  # rows D' of the state in tiles
 
     @property
     def linear(self) -> bool:
@@ -43,22 +40,16 @@ class StateLayout(NamedTuple):
 
 @lru_cache(maxsize=256)
 def tile_layout(key_width: int, p: int) -> StateLayout:
-    """Return the layout of power p: rows of the key for p = 1, pairs of pieces of channels for p >= 2."""
+    """Return the layout of power p: rows of the key for p = 1, pairs of 16-wide pieces for p >= 2."""
     if p == 1:
-        return StateLayout(p, key_width, 1, key_width, 1, False, PIECE, key_width)
+        return StateLayout(p, key_width, 1, key_width, 1, False, 1, key_width)
     left = (p + 1) // 2
     symmetric = p % 2 == 0
     u = len(basis_tuples(key_width, left))
     w = u if symmetric else len(basis_tuples(key_width, p - left))
-    # Small pieces leave fewer products that a tile with A = B holds twice: 2,304 rows for 2,560 at 64 channels.
-    piece = min((PIECE, SMALL_PIECE), key=lambda piece: _expanded_rows(u, w, piece, symmetric)) if p == 2 else PIECE
-    return StateLayout(p, key_width, left, u, w, symmetric, piece, _expanded_rows(u, w, piece, symmetric))
-
-
-def _expanded_rows(u: int, w: int, piece: int, symmetric: bool) -> int:
-    pieces, others = -(-u // piece), -(-w // piece)
+    pieces, others = -(-u // STATE_TILE), -(-w // STATE_TILE)
     tiles = pieces * (pieces + 1) // 2 if symmetric else pieces * others
-    return -(-tiles * piece * piece // STEP) * STEP
+    return StateLayout(p, key_width, left, u, w, symmetric, tiles, tiles * STATE_TILE * STATE_TILE)
 
 
 class _Map(NamedTuple):
@@ -134,12 +125,11 @@ def _weight(layout: StateLayout, degree: int) -> Tensor:
 
 def _tile_row(layout: StateLayout, i: Tensor, j: Tensor) -> Tensor:
     """Return the row of product (i, j), or -1 where its mirror image is kept instead."""
-    piece = layout.piece
-    a, b = i // piece, j // piece
-    inner = i % piece * piece + j % piece
+    a, b = i // STATE_TILE, j // STATE_TILE
+    inner = i % STATE_TILE * STATE_TILE + j % STATE_TILE
     if layout.symmetric:
-        return torch.where(a <= b, (b * (b + 1) // 2 + a) * piece * piece + inner, -1)
-    return (a * -(-layout.w // piece) + b) * piece * piece + inner
+        return torch.where(a <= b, (b * (b + 1) // 2 + a) * STATE_TILE * STATE_TILE + inner, -1)
+    return (a * -(-layout.w // STATE_TILE) + b) * STATE_TILE * STATE_TILE + inner
 
 
 def _inverse(row: Tensor, place: Tensor, factor: Tensor) -> _Map:

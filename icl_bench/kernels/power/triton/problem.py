@@ -51,8 +51,6 @@ class KernelConstants(NamedTuple):
     LINEAR: bool
     SYMMETRIC: bool
     """Take u and w as the same vector."""
-    PIECE: int
-    """Channels of u and w in a tile of a state."""
     SHORT: bool
     """Serve rows so short that they wait for memory rather than for products."""
     WHOLE: bool
@@ -60,6 +58,8 @@ class KernelConstants(NamedTuple):
     GATED: bool
     SUM: bool
     """Use a normaliser."""
+    READY: bool
+    """Take output gradients that are multiplied by the weights of queries."""
     SCALE: bool
     """Scale scores before the power."""
     DOT: Any
@@ -67,6 +67,10 @@ class KernelConstants(NamedTuple):
     PRECISION: str
     STATE_STAGES: int
     STAGES: int
+    HELD: str
+    """Left operands of products of scores to keep in registers: "k" those of width K, "v" those of width V."""
+    OWN_STAGES: int
+    """Pipeline depth of the loop over keys of the own block of queries."""
 
 
 class PowerProblem(NamedTuple):
@@ -135,6 +139,11 @@ class PowerProblem(NamedTuple):
         """
         one_pass = self.layout.linear or not self.stateful
         return self.chunk <= table.SHORT_CHUNK and one_pass and not self.mixed and not self.lower
+
+    @property
+    def weighted_values(self) -> bool:
+        """Tell whether output gradients are multiplied by the weights of queries once, where both are rounded alike."""
+        return self.layout.p == 2 and self.normalize and self.arithmetic == "bf16"
 
     @property
     def lower(self) -> bool:
@@ -209,7 +218,7 @@ class PowerProblem(NamedTuple):
 
 @lru_cache(maxsize=1024)  # a launch is 4 microseconds shorter than with constants made anew
 def kernel_constants(
-    problem: PowerProblem, blocks: table.Blocks, gated: bool, state: bool, edge: bool
+    problem: PowerProblem, blocks: table.Blocks, gated: bool, state: bool, edge: bool, ready: bool = False
 ) -> KernelConstants:
     """Return the constants of a kernel over tokens that has these blocks."""
     layout, (key, value) = problem.layout, problem.padded_widths
@@ -220,10 +229,10 @@ def kernel_constants(
         QUERY_SHARE=problem.heads // problem.query_heads, KEY_SHARE=problem.groups // problem.key_heads,
         U=layout.u, W=layout.w, K_BLOCK=key, V_BLOCK=value, WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m,
         BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
-        PIECE=layout.piece,
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
-        SUM=problem.normalize, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
+        SUM=problem.normalize, READY=ready, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
+        OWN_STAGES=blocks.own_stages, HELD=blocks.held,
     )  # fmt: skip
 
 
@@ -265,5 +274,6 @@ class LowerTerms(NamedTuple):
 class TokenWeights(NamedTuple):
     """Weights of each token, float32 [N, H, T]: in the values' part of a state, and in its normaliser."""
 
-    value: Tensor
+    value: Tensor | None
+    """None where values come with their weights."""
     sum: Tensor

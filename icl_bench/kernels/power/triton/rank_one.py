@@ -70,9 +70,8 @@ def power_traces_kernel(states, lower, traces, elements, groups, share, WEIGHTED
     at = row * tl.num_programs(1) + tl.program_id(1)
     channel = tl.arange(0, K_BLOCK)
     column = tl.arange(0, V_BLOCK)
-    PIECE: tl.constexpr = C.PIECE
-    tile = channel // PIECE
-    place = (tile * (tile + 3) // 2) * (PIECE * PIECE) + channel % PIECE * (PIECE + 1)
+    tile = channel // 16
+    place = (tile * (tile + 3) // 2) * 256 + channel % 16 * 17
     mask = (channel < C.K)[:, None] & (column < C.V)[None, :]
     rows = tl.load(states + at * elements + place[:, None] * C.V + column[None, :], mask=mask, other=0.0)
     trace = tl.sum(rows.to(tl.float32), 0)

@@ -13,10 +13,9 @@ import triton.language as tl
 from icl_bench.kernels.power.triton.tiles import (
     heads_later,
     load_columns,
-    load_channels_transposed,
     load_columns_transposed,
     load_vector,
-    paired_channels,
+    load_words,
     tile_pair,
 )
 from icl_bench.kernels.triton.common import at_head, part_sums
@@ -40,14 +39,14 @@ class SumConstants(NamedTuple):
     """Heads of the values x that share a head of u and w; it or REPEAT is 1."""
     SYMMETRIC: bool
     """Take u and w as the same vector."""
-    PIECE: int
-    """Channels of u and w in a tile."""
-    STEPS: int
-    """Parts of a state of 256 rows."""
+    TILES: int
+    """Tiles of a state, 1 for p = 1."""
     BLOCKS: int
     """Programs of one state."""
     WEIGHTED: bool
     """Use weights of tokens."""
+    VALUES: bool
+    """Use them for the values too, which come with their weights otherwise."""
     SUM: bool
     """Use a normaliser."""
     BLOCK_T: int
@@ -94,37 +93,23 @@ def _rows_sum(
 
 @triton.jit
 def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constexpr):
-    """sum_t f_t (u_t (x) w_t) x_t^T [256, X_BLOCK] for 256 rows of a state over a chunk.
+    """sum_t f_t (u_t (x) w_t) x_t^T [256, X_BLOCK] for a tile over a chunk.
 
-    Of each 64 rows a warp has 16 neighbours, those w of which are 64 w.. in the state: 4 channels of u in a tile of
-    pieces of 16, read as one word, and a tile of its own of pieces of 8.
+    Rows are in the order 0, 4, 8, 12, 1, .. of u: four warps then read four neighbours each, as one word of the tile.
     """
     BLOCK_T: tl.constexpr = C.BLOCK_T
     X_BLOCK: tl.constexpr = C.X_BLOCK
     blocks = tl.maximum(tl.cdiv(end - begin, BLOCK_T), 1)  # see `_rows_sum`
-    if C.PIECE == 16:
-        a, b = tile_pair(tile, C.W, C.SYMMETRIC)
-    else:
-        left_channel, right_channel, _ = paired_channels(tile, 256)
+    a, b = tile_pair(tile, C.W, C.SYMMETRIC)
     acc = tl.zeros([256, X_BLOCK], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
         r, start = _head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
-        if C.PIECE == 16:
-            left = load_columns_transposed(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T, 16).to(C.DOT)
-            right = load_columns_transposed(heads_later(w, r), start, end, b * 16, C.W, BLOCK_T, 16).to(C.DOT)
-            left = tl.reshape(tl.permute(tl.reshape(left, [4, 4, BLOCK_T]), [1, 0, 2]), [16, BLOCK_T])
-        else:
-            left = load_channels_transposed(heads_later(u, r), start, end, left_channel, C.U, BLOCK_T).to(C.DOT)
-            right = load_channels_transposed(heads_later(w, r), start, end, right_channel, C.W, BLOCK_T).to(C.DOT)
-        if C.WEIGHTED:
+        left = tl.permute(load_words(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T), [2, 0, 1]).to(C.DOT)
+        if C.WEIGHTED and C.VALUES:
             weight = load_vector(weights + r * T, start, end, BLOCK_T)
-            left = (left.to(tl.float32) * weight[None, :]).to(C.DOT)
-        if C.PIECE == 16:
-            phi = tl.reshape(left[:, None, :] * right[None, :, :], [256, BLOCK_T])
-        else:
-            left = tl.permute(tl.reshape(left, [4, 2, 4, BLOCK_T]), [2, 0, 1, 3])
-            right = tl.permute(tl.reshape(right, [4, 4, 2, BLOCK_T]), [0, 2, 1, 3])
-            phi = tl.reshape(left[:, :, None, :, None, :] * right[None, :, :, None, :, :], [256, BLOCK_T])
+            left = (left.to(tl.float32) * weight[None, None, :]).to(C.DOT)
+        right = load_columns_transposed(heads_later(w, r), start, end, b * 16, C.W, BLOCK_T, 16).to(C.DOT)
+        phi = tl.reshape(left[:, :, None, :] * right[None, None, :, :], [256, BLOCK_T])
         values = load_columns(heads_later(x, r), start, end, first_column, C.X, BLOCK_T, X_BLOCK).to(C.DOT)
         acc = tl.dot(phi, values, acc, input_precision=C.PRECISION)
     return acc
@@ -191,23 +176,19 @@ def power_tiled_sums_kernel(
     w = at_head(w, n, h // C.SHARE)
     place = (n * heads * C.REPEAT + h) * T
     out += (row * chunks + c) * elements
-    if block < C.STEPS * columns:
+    if block < C.TILES * columns:
         tile = block // columns
         first_column = block % columns * C.X_BLOCK
         acc = _tile_sum(u, w, at_head(x, n, h), weights + place, tile, first_column, T, begin, end, C)
         index = tl.arange(0, 256)
-        if C.PIECE == 16:
-            index = index // 16 % 4 * 64 + index // 64 * 16 + index % 16
-        else:
-            index = index // 16 % 4 * 64 + index // 4 % 2 * 32 + index // 64 * 8 + index % 4 * 2 + index // 8 % 2
-        index += tile * 256
+        index = tile * 256 + index // 16 % 4 * 64 + index // 64 * 16 + index % 16
         column = first_column + tl.arange(0, C.X_BLOCK)
         mask = (column < X)[None, :]
         tl.store(out + index[:, None] * X + column[None, :], acc.to(out.dtype.element_ty), mask=mask)
     elif C.SUM:
         z_columns: tl.constexpr = (C.W + C.W_BLOCK - 1) // C.W_BLOCK
-        first_u = (block - C.STEPS * columns) // z_columns * C.U_BLOCK
-        first_w = (block - C.STEPS * columns) % z_columns * C.W_BLOCK
+        first_u = (block - C.TILES * columns) // z_columns * C.U_BLOCK
+        first_w = (block - C.TILES * columns) % z_columns * C.W_BLOCK
         z, _ = _rows_sum(
             u, w, sum_weights + place, sum_weights + place, first_u, first_w, T, begin, end,
             C.U, C.W, C.U_BLOCK, C.W_BLOCK, False, C,

@@ -20,8 +20,7 @@ from icl_bench.kernels.triton.common import at_head
 def _contract_tiles(
     acc, y, x, start, end, state, first,
     U: tl.constexpr, W: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, COLUMNS: tl.constexpr, SIDE: tl.constexpr,
-    BLOCK: tl.constexpr, DEPTH: tl.constexpr, PIECE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    BLOCK: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """acc[t, a] + sum over b, e of y[t, b] x[t, e] S[a, b, e], for the columns a = first.. of the state in tiles.
 
@@ -30,26 +29,26 @@ def _contract_tiles(
     b_width: tl.constexpr = U if SIDE == "right" else W
     a_width: tl.constexpr = W if SIDE == "right" else U
     step: tl.constexpr = DEPTH // V_BLOCK if DEPTH >= V_BLOCK else 1
-    w_tiles: tl.constexpr = (W + PIECE - 1) // PIECE
+    w_tiles: tl.constexpr = (W + 15) // 16
     depth = tl.arange(0, step * V_BLOCK)
     e = depth % V_BLOCK
     column = first + tl.arange(0, COLUMNS)
-    a_tile = (column // PIECE)[None, :]
-    a_in = (column % PIECE)[None, :]
+    a_tile = (column // 16)[None, :]
+    a_in = (column % 16)[None, :]
     for b0 in tl.range(0, b_width, step, num_stages=STAGES):
         left = load_columns(y, start, end, b0, b_width, BLOCK, step).to(DOT)
         phi = tl.reshape(left[:, :, None] * x[:, None, :], [BLOCK, step * V_BLOCK])
-        b_tile = b0 // PIECE
-        b_in = (b0 % PIECE + depth // V_BLOCK)[:, None]
+        b_tile = b0 // 16
+        b_in = (b0 % 16 + depth // V_BLOCK)[:, None]
         if SIDE == "both":
             low = tl.minimum(a_tile, b_tile)
             high = tl.maximum(a_tile, b_tile)
-            place = (high * (high + 1) // 2 + low) * (PIECE * PIECE)
-            place = place + tl.where(a_tile < b_tile, a_in * PIECE + b_in, b_in * PIECE + a_in)
+            place = (high * (high + 1) // 2 + low) * 256
+            place = place + tl.where(a_tile < b_tile, a_in * 16 + b_in, b_in * 16 + a_in)
         elif SIDE == "left":
-            place = (a_tile * w_tiles + b_tile) * (PIECE * PIECE) + a_in * PIECE + b_in
+            place = (a_tile * w_tiles + b_tile) * 256 + a_in * 16 + b_in
         else:
-            place = (b_tile * w_tiles + a_tile) * (PIECE * PIECE) + b_in * PIECE + a_in
+            place = (b_tile * w_tiles + a_tile) * 256 + b_in * 16 + a_in
         pointer = state + place * V + e[:, None]
         if (V == V_BLOCK) and (a_width % COLUMNS == 0):
             values = tl.load(pointer)
@@ -73,7 +72,7 @@ def gradient_of_state(acc, x, values, rows, start, end, state, expanded, delta, 
         PRECISION: tl.constexpr = C.PRECISION
         acc = _contract_tiles(
             acc, x, values, start, end, state, 0, C.K, C.K, C.V, C.V_BLOCK, C.K_BLOCK, "both",
-            BLOCK, C.DEPTH, C.PIECE, C.DOT, PRECISION, C.STATE_STAGES,
+            BLOCK, C.DEPTH, C.DOT, PRECISION, C.STATE_STAGES,
         )  # fmt: skip
         if C.SUM:
             block = load_matrix(state + expanded, C.K, C.K, C.K_BLOCK, C.K_BLOCK).to(C.DOT)
@@ -86,8 +85,8 @@ def power_factor_gradient_kernel(
     y, x, query_stats, gates, states, out, T, chunk, chunks, heads, repeat, factor,
     U: tl.constexpr, W: tl.constexpr, V: tl.constexpr, V_BLOCK: tl.constexpr, SIDE: tl.constexpr,
     OF_KEYS: tl.constexpr, EDGE: tl.constexpr, GATED: tl.constexpr, SUM: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PIECE: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr, SHARE: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    SHARE: tl.constexpr,
 ):  # fmt: skip
     """du_a = f sum over b, e of y_b x_e S[a, b, e], float32 [N, H, T, columns]: u is the factor of SIDE, y the other.
 
@@ -108,13 +107,13 @@ def power_factor_gradient_kernel(
     y = at_head(y, n, h // SHARE)
     rows = load_tokens(at_head(x, n, h), start, end, V, BLOCK, V_BLOCK, False).to(DOT)
     if not OF_KEYS:
-        weight, delta, _ = load_query_stats(query_stats + row * T * 4, start, end, BLOCK, False)
+        weight, delta, _, _ = load_query_stats(query_stats + row * T * 4, start, end, BLOCK, False)
     acc = tl.zeros([BLOCK, COLUMNS], tl.float32)
     last = c + 1 == chunks if OF_KEYS else c == 0
     if EDGE | (last == 0):
         state = states.ptr + (state_row * chunks + c) * states.elements
         acc = _contract_tiles(
-            acc, y, rows, start, end, state, first, U, W, V, V_BLOCK, COLUMNS, SIDE, BLOCK, DEPTH, PIECE, DOT, PRECISION, 1
+            acc, y, rows, start, end, state, first, U, W, V, V_BLOCK, COLUMNS, SIDE, BLOCK, DEPTH, DOT, PRECISION, 1
         )
         if SUM:  # only for a symmetric state: the gradient of u Z u is 2 Z u, and that of the values is doubled below
             column = first + tl.arange(0, COLUMNS)

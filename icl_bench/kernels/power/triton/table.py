@@ -26,6 +26,8 @@ class Blocks(NamedTuple):
     state_stages: int = 1  # pipeline depth of the loop over state tiles
     depth: int = 256  # state rows to a step of that loop
     registers: int | None = None  # most registers of a thread; None for as many as there are
+    own_stages: int = 1  # pipeline depth of a forward pass over the keys of the own block
+    held: str = ""  # left operands of score products that stay in registers: "k", "v" or both, by their widths
 
 
 FORMS = ("tiles", "rows", "long", "wide_keys", "wide_values")
@@ -47,7 +49,7 @@ TableRow = Sequence[tuple[int, ...]]  # fields of the blocks for the widths 16, 
 _BF16_ROWS: dict[tuple[str, str], TableRow] = {
     ("chunk_sums", "tiles"): ((0, 128, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3), (0, 64, 4, 3)),
     ("chunk_sums", "rows"): ((0, 128, 4, 2), (0, 128, 4, 2), (0, 128, 4, 2), (0, 64, 4, 3)),
-    ("forward", "tiles"): ((64, 64, 4, 3, 3), (128, 64, 4, 3, 3), (128, 64, 4, 3, 4, 128), (128, 64, 8, 3, 2)),
+    ("forward", "tiles"): ((64, 64, 4, 3, 3), (128, 64, 4, 3, 3), (128, 64, 4, 3, 3), (128, 64, 8, 3, 2)),
     ("forward", "rows"): ((64, 32, 4, 3), (64, 32, 4, 3), (64, 32, 4, 3), (64, 64, 4, 2)),
     ("forward", "long"): ((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3)),
     ("query_gradient", "tiles"): ((64, 32, 4, 3, 3), (128, 64, 4, 3, 3), (128, 32, 4, 3, 3, 128), (128, 32, 8, 2, 2)),
@@ -77,8 +79,10 @@ def _all_forms(sums: TableRow, forward: TableRow, keys: TableRow) -> dict[tuple[
 
 
 _BF16 = _by_width(_BF16_ROWS) | {
-    ("gated_forward", "tiles", 64): Blocks(128, 32, 4, 3, 4, 128),
-    ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 4, 128),
+    ("forward", "tiles", 64): Blocks(128, 32, 4, 3, 3, held="k"),
+    ("query_gradient", "tiles", 64): Blocks(128, 32, 4, 3, 3, 128, held="v"),
+    ("key_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3, 128, held="v"),
+    ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3, held="k"),
     # With at most 128 registers, four programs of such short rows share a multiprocessor.
     ("lower_query_gradient", "rows", 16): Blocks(64, 32, 4, 3, registers=128),
     ("lower_key_gradient", "rows", 16): Blocks(32, 64, 4, 3, registers=128),

@@ -91,6 +91,17 @@ def load_tokens(view, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUM
 
 
 @triton.jit
+def held(rows, WIDTH: tl.constexpr, DOT: tl.constexpr):
+    """Return the tile rows [.., WIDTH], of a type of 16 bits, as the left operand of products out of registers.
+
+    What is loaded is read from shared memory by each product anew, whose rate is that of shared memory then. Where rows
+    are the result of a product, with ones on the diagonal, they are in the registers where the next one takes them.
+    """
+    index = tl.arange(0, WIDTH)
+    return tl.dot(rows, tl.where(index[:, None] == index[None, :], 1.0, 0.0).to(DOT)).to(DOT)
+
+
+@triton.jit
 def load_columns(view, start, end, first, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Load columns first.. (a multiple of COLUMNS) of tokens start.., [ROWS, COLUMNS]; zeros past `end` and WIDTH."""
     row = tl.arange(0, ROWS)
@@ -114,6 +125,18 @@ def load_columns_transposed(view, start, end, first, WIDTH: tl.constexpr, ROWS: 
     return tl.load(
         view.ptr + tl.cast(start, tl.int64) * view.t + row[None, :] * view.t + column[:, None], mask=mask, other=0.0
     )
+
+
+@triton.jit
+def load_words(view, start, end, first, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Load 16 columns, first.., of tokens start.., as [4, ROWS, 4]: four neighbours in each word, token after token."""
+    word = first + 4 * tl.arange(0, 4)[:, None, None]
+    row = tl.arange(0, ROWS)[None, :, None]
+    column = word + tl.arange(0, 4)[None, None, :]
+    mask = start + row < end
+    if WIDTH % 16 != 0:
+        mask = mask & (column < WIDTH)
+    return tl.load(view.ptr + tl.cast(start, tl.int64) * view.t + row * view.t + column, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -155,50 +178,6 @@ def tile_pair(i, WIDTH: tl.constexpr, SYMMETRIC: tl.constexpr):
         a = i // ((WIDTH + 15) // 16)
         b = i % ((WIDTH + 15) // 16)
     return a, b
-
-
-@triton.jit
-def paired_channels(step, DEPTH: tl.constexpr):
-    """Return the channels of A and of B of the DEPTH rows of a state from DEPTH * step on, in tiles of pieces of 8.
-
-    Those of A are [DEPTH / 8], 8 or fewer of each tile, and those of B [8 tiles]; beside them stands how often the tile
-    of each counts: a tile with A < B twice.
-    """
-    LEFT: tl.constexpr = min(8, DEPTH // 8)
-    tile = step * DEPTH // 64
-    i = tl.arange(0, DEPTH // 8)
-    a, _ = tile_pair(tile + i // LEFT, 0, True)
-    left = a * 8 + step * LEFT % 8 + i % LEFT
-    j = tl.arange(0, DEPTH // LEFT)
-    a, b = tile_pair(tile + j // 8, 0, True)
-    right = b * 8 + j % 8
-    left = tl.max_contiguous(tl.multiple_of(left, LEFT), LEFT)
-    return left, tl.max_contiguous(tl.multiple_of(right, 8), 8), tl.where(a == b, 1.0, 2.0)
-
-
-@triton.jit
-def load_channels(view, start, end, channel, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Load the channels of `paired_channels` of the tokens start.., [ROWS, channels]; zeros past `end` and WIDTH.
-
-    Where WIDTH is a multiple of 64, whole steps of tiles have no channel past it.
-    """
-    row = tl.arange(0, ROWS)
-    mask = (start + row < end)[:, None]
-    if WIDTH % 64 != 0:
-        mask = mask & (channel < WIDTH)[None, :]
-    pointer = view.ptr + tl.cast(start, tl.int64) * view.t + row[:, None] * view.t + channel[None, :]
-    return tl.load(pointer, mask=mask, other=0.0)
-
-
-@triton.jit
-def load_channels_transposed(view, start, end, channel, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Load the tile of `load_channels` transposed, [channels, ROWS]."""
-    row = tl.arange(0, ROWS)
-    mask = (start + row < end)[None, :]
-    if WIDTH % 64 != 0:
-        mask = mask & (channel < WIDTH)[:, None]
-    pointer = view.ptr + tl.cast(start, tl.int64) * view.t + row[None, :] * view.t + channel[:, None]
-    return tl.load(pointer, mask=mask, other=0.0)
 
 
 @triton.jit
