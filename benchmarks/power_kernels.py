@@ -79,17 +79,9 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
 
     def states_of_queries() -> torch.Tensor:
         return launch.chunk_states(
-            problem,
-            q,
-            q,
-            values,
-            weights,
-            gates,
-            None,
-            reverse=True,
-            want_final=False,
-            prefix=states if gated else None,
-        ).before
+            problem, q, q, values, weights, gates, None,
+            reverse=True, want_final=False, prefix=states if gated else None,
+        ).before  # fmt: skip
 
     calls: dict[str, Callable[[], object]] = {
         "forward": lambda: launch.power_outputs(problem, q, k, v, gates, states, False, low),

@@ -27,10 +27,10 @@ from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
 from icl_bench.kernels.power.triton.tiles import (
     at_group,
     heads_later,
+    held,
     load_matrix,
     load_tokens,
     load_vector,
-    held,
     power,
     store_tokens,
 )
@@ -230,9 +230,9 @@ def _key_block(
     """dk_j + sum_i ds_ij q_i, dv_j + sum_i A_ij dy_i, and parts of C_j = sum_i ds_ij s_ij, for the keys n0...
 
     The queries are m0..; OWN: they may lie before a key. `gate` is that of each key, or of the last of them after their
-    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; READY: dy_i is w_i
-    dy_i, and the fourth number of a query w_i delta_i; TERMS: s^(p-1) is (dA / ds) / p. RANK_ONE: `square` is b of each key, and parts of sum_i dy_i.v_j g_ij a_i are added to `reach` in the
-    own block; see `rank_one`.
+    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; READY: `dy` holds
+    w_i dy_i, and the fourth number of a query is w_i delta_i. TERMS: s^(p-1) is (dA / ds) / p. RANK_ONE: `square` is b
+    of each key, and parts of sum_i dy_i.v_j g_ij a_i are added to `reach` in the own block; see `rank_one`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N

@@ -17,12 +17,12 @@ from icl_bench.kernels.power.triton.lower import (
 )
 from icl_bench.kernels.power.triton.rank_one import load_sum_before
 from icl_bench.kernels.power.triton.tiles import (
+    held,
     load_columns,
     load_matrix,
     load_tokens,
     load_vector,
     next_tile,
-    held,
     power,
     rounded,
 )

@@ -197,7 +197,8 @@ def query_statistics(
     values = torch.empty_like(dy, memory_format=torch.contiguous_format) if weighted else dy
     power_query_stats_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
         view_of(y), view_of(dy), y_low, den, den if gates is None else gates, stats,
-        den if value_weight is None else value_weight, sum_weight, values, problem.t, problem.heads, problem.repeat, y_low.shape[1], problem.eps,
+        den if value_weight is None else value_weight, sum_weight, values,
+        problem.t, problem.heads, problem.repeat, y_low.shape[1], problem.eps,
         V=problem.v, V_BLOCK=padded(problem.v, 16, 128), BLOCK=rows, SUM=problem.normalize,
         LOW=y_low.numel() > 0, GATED=gates is not None, WEIGHTED=weighted,
     )  # fmt: skip

@@ -233,8 +233,8 @@ def power_backward(
         if problem.chunks > 1 or initial or end is not None:
             stats, weights, values = launch.query_statistics(problem, y, y_low, dy, den, gates)
             after, first, dots = launch.chunk_states(
-                problem, *launch.factor_vectors(problem, q), values, weights, gates, end, reverse=True, want_final=initial,
-                prefix=None if gates is None else read,
+                problem, *launch.factor_vectors(problem, q), values, weights, gates, end,
+                reverse=True, want_final=initial, prefix=None if gates is None else read,
             )  # fmt: skip
         dq, row_sums, stats = launch.query_gradient(
             problem, q, k, v, y, y_low, dy, den, stats, gates, read, initial, dq=memory[0]
