@@ -117,8 +117,7 @@ def power_query_gradient_kernel(
     index = m0 + tl.arange(0, BLOCK_M)
     mask = index < end
     state_total = tl.zeros([BLOCK_M], tl.float32)
-    start_gate, gate, decay = 0.0, state_total, state_total
-    a = (state_total, state_total, state_total)
+    start_gate, gate, decay, a = 0.0, state_total, state_total, (state_total, state_total, state_total)
     if C.GATED:
         gates += (n * groups + g) * T
         start_gate = tl.load(gates + m0)
@@ -144,7 +143,7 @@ def power_query_gradient_kernel(
         weight = tl.full([BLOCK_M], 1.0, tl.float32)
         delta = state_total
     else:
-        weight, delta, _, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
+        weight, delta, _ = load_query_stats(query_stats + row * T * 4, m0, end, BLOCK_M, C.WHOLE)
     acc = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_M, 8], tl.float32)
     of_weights = (sums, sums, sums)
@@ -166,10 +165,6 @@ def power_query_gradient_kernel(
                 part *= tl.exp2(gate)[:, None]
                 state_total = tl.sum(part * queries.to(tl.float32), 1)
             acc += part
-    if C.HELD == "k" or C.HELD == "kv":
-        queries = held(queries, C.K_BLOCK, C.DOT)
-    if C.HELD == "v" or C.HELD == "kv":
-        cotangents = held(cotangents, C.V_BLOCK, C.DOT)
     if m0 > c0:  # a loop of its own accumulators: see `power_forward_kernel`
         part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
         part_sum = tl.zeros([BLOCK_M, 8], tl.float32)
@@ -247,9 +242,7 @@ def _key_block(
     weighted: tl.constexpr = C.GATED or not C.RANK_ONE  # else all weights are 1
     delta, row_gate = gate, gate  # which nothing reads then
     if weighted:
-        weight, delta, row_gate, ready_delta = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
-        if C.READY:
-            delta = ready_delta
+        weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE, C.READY)
     if C.RANK_ONE and OWN:
         return key_block_of_rank_one(
             dk, dv, sums, reach, keys, values, queries, cotangents, query_stats, square, row_gate, gate, m0, n0, end,
@@ -315,9 +308,8 @@ def power_key_gradient_kernel(
     dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_N, 8], tl.float32)
-    reach = sums
     state_total = tl.zeros([BLOCK_N], tl.float32)
-    norm = state_total
+    reach, norm = sums, state_total
     if (C.TERMS > 0) or C.RANK_ONE:
         norm = load_vector(norms + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
     last = tl.minimum(n0 + BLOCK_N, end)
@@ -351,10 +343,8 @@ def power_key_gradient_kernel(
     if not OF_KEYS:  # only now, so that the tiles of the state have the shared memory
         keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
         values = keys
-    if C.HELD == "k" or C.HELD == "kv":
-        keys = held(keys, C.K_BLOCK, C.DOT)
-    if (C.HELD == "v" or C.HELD == "kv") and OF_KEYS:
-        values = held(values, C.V_BLOCK, C.DOT)
+    if C.READY and not OF_VALUES:
+        values = held(values, V_BLOCK, C.DOT)
     first = n0 if C.SHORT else n0 + BLOCK_N
     if first < end:  # a loop of its own accumulators: see `power_forward_kernel`
         for r in range(REPEAT):
@@ -380,8 +370,7 @@ def power_key_gradient_kernel(
                     dk_acc, dv_acc, sums, reach, keys, values, heads_later(q, r), heads_later(dy, r),
                     query_stats + r * T * 4, gate, norm, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
                 )  # fmt: skip
-    index = n0 + tl.arange(0, BLOCK_N)
-    chunk_total = tl.sum(sums, 1)
+    index, chunk_total = n0 + tl.arange(0, BLOCK_N), tl.sum(sums, 1)
     if C.RANK_ONE:
         end_gate = tl.load(gates + end - 1) if C.GATED else 0.0
         dk_acc, dv_acc, state_total, chunk_total = add_later_queries(

@@ -17,7 +17,6 @@ from icl_bench.kernels.power.triton.lower import (
 )
 from icl_bench.kernels.power.triton.rank_one import load_sum_before
 from icl_bench.kernels.power.triton.tiles import (
-    held,
     load_columns,
     load_matrix,
     load_tokens,
@@ -188,8 +187,6 @@ def power_forward_kernel(
             total *= factor
     if not (C.LINEAR or C.SHORT or C.TERMS > 0):
         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
-        if C.HELD == "k":
-            queries = held(queries, C.K_BLOCK, C.DOT)
     # A loop whose products stay in flight from turn to turn must start from zeros and surely run, or ptxas waits after
     # every wgmma of the kernel (its note C7515). So each loop has an accumulator of its own.
     if m0 > c0:
@@ -213,9 +210,11 @@ def power_forward_kernel(
         before = load_sum_before(traces, key_sums, n * groups + g, T, chunks, c, m0, start_gate, C)
         acc += (a[0] * decay if C.GATED else a[0])[:, None] * before[None, :]
     if not C.SHORT:
-        # The maximum shows that the loop runs: see the other one.
-        stop = tl.maximum(tl.minimum(m0 + BLOCK_M, end), m0 + 1)
-        own = tl.zeros([BLOCK_M, V_BLOCK], tl.float32) if C.OWN_STAGES > 1 else acc
+        own = acc
+        stop = tl.minimum(m0 + BLOCK_M, end)
+        if C.OWN_STAGES > 1:  # products in flight, as in the other loop; the maximum shows that it runs
+            own = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
+            stop = tl.maximum(stop, m0 + 1)
         for n0 in tl.range(m0, stop, C.BLOCK_N, num_stages=C.OWN_STAGES):
             own, sums = _score_block(
                 own, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C

@@ -67,8 +67,6 @@ class KernelConstants(NamedTuple):
     PRECISION: str
     STATE_STAGES: int
     STAGES: int
-    HELD: str
-    """Left operands of products of scores to keep in registers: "k" those of width K, "v" those of width V."""
     OWN_STAGES: int
     """Pipeline depth of the loop over keys of the own block of queries."""
 
@@ -232,7 +230,7 @@ def kernel_constants(
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
         SUM=problem.normalize, READY=ready, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
-        OWN_STAGES=blocks.own_stages, HELD=blocks.held,
+        OWN_STAGES=blocks.own_stages,
     )  # fmt: skip
 
 

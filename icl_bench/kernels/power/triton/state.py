@@ -104,7 +104,8 @@ def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constex
     acc = tl.zeros([256, X_BLOCK], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
         r, start = _head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
-        left = tl.permute(load_words(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T), [2, 0, 1]).to(C.DOT)
+        left = tl.reshape(load_words(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T), [2, BLOCK_T, 2, 4])
+        left = tl.reshape(tl.permute(left, [3, 0, 2, 1]), [4, 4, BLOCK_T]).to(C.DOT)
         if C.WEIGHTED and C.VALUES:
             weight = load_vector(weights + r * T, start, end, BLOCK_T)
             left = (left.to(tl.float32) * weight[None, None, :]).to(C.DOT)

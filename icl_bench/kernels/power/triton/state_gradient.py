@@ -107,7 +107,7 @@ def power_factor_gradient_kernel(
     y = at_head(y, n, h // SHARE)
     rows = load_tokens(at_head(x, n, h), start, end, V, BLOCK, V_BLOCK, False).to(DOT)
     if not OF_KEYS:
-        weight, delta, _, _ = load_query_stats(query_stats + row * T * 4, start, end, BLOCK, False)
+        weight, delta, _ = load_query_stats(query_stats + row * T * 4, start, end, BLOCK, False)
     acc = tl.zeros([BLOCK, COLUMNS], tl.float32)
     last = c + 1 == chunks if OF_KEYS else c == 0
     if EDGE | (last == 0):

@@ -129,10 +129,13 @@ def load_columns_transposed(view, start, end, first, WIDTH: tl.constexpr, ROWS: 
 
 @triton.jit
 def load_words(view, start, end, first, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """Load 16 columns, first.., of tokens start.., as [4, ROWS, 4]: four neighbours in each word, token after token."""
-    word = first + 4 * tl.arange(0, 4)[:, None, None]
+    """Load columns first.. first + 15 of tokens start.., [2, ROWS, 8]; zeros past `end` and WIDTH.
+
+    Words of 8 columns of one token after another lie side by side in shared memory, where threads of a warp that read
+    several tokens then meet several banks.
+    """
     row = tl.arange(0, ROWS)[None, :, None]
-    column = word + tl.arange(0, 4)[None, None, :]
+    column = first + 8 * tl.arange(0, 2)[:, None, None] + tl.arange(0, 8)[None, None, :]
     mask = start + row < end
     if WIDTH % 16 != 0:
         mask = mask & (column < WIDTH)

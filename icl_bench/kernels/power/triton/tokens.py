@@ -94,10 +94,10 @@ def store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, oth
 
 
 @triton.jit
-def load_query_stats(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """Load w, delta, c and `other` of the queries start.. of one head; past `end`, unless WHOLE, c is minus infinity.
+def load_query_stats(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr, READY: tl.constexpr = False):
+    """Load w, delta (with READY `other`) and c of the queries start.. of one head.
 
-    The others are 0 there.
+    Past `end`, unless WHOLE, these are 0, 0 and minus infinity.
 
     One tile of four numbers a query: vectors would be copied to shared memory once by every thread that reads them.
     """
@@ -107,7 +107,7 @@ def load_query_stats(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.con
     even, odd = tl.split(tl.reshape(tile, [BLOCK, 2, 2]))
     weight, gate = tl.split(even)
     delta, other = tl.split(odd)
-    return weight, delta, gate if WHOLE else tl.where(index < end, gate, float("-inf")), other
+    return weight, other if READY else delta, gate if WHOLE else tl.where(index < end, gate, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["T", "heads", "repeat", "low_rows"])
