@@ -79,7 +79,7 @@ def compile_case(case: Case) -> None:
     edge = case.chunk < case.t
     problem = make_problem(q, k, v, case.p, 1.0, case.p != 3, 1e-6, case.chunk, edge)
     den = torch.empty(1, query_heads, case.t)
-    gates, decay, states, stats = None, None, None, None
+    gates, decay, states, stats, ready = None, None, None, None, False
     if case.gated:
         gates, decay = launch.cumulative_gates(torch.empty(1, case.t, GROUPS), case.chunk)
     low = torch.empty(1, 0 if case.p == 1 else case.t if case.gated else min(case.t, 64), query_heads, case.value).to(v)
@@ -88,10 +88,11 @@ def compile_case(case: Case) -> None:
         states = launch.chunk_states(
             problem, *launch.factor_vectors(problem, k), v, weights, gates, None, reverse=False, want_final=True
         ).before
-        stats = launch.query_statistics(problem, y, low, y, den, gates).stats
+        stats, _, values = launch.query_statistics(problem, y, low, y, den, gates)
+        ready = not case.gated and values is not y
     launch.power_outputs(problem, q, k, v, gates, states, edge, low.shape[1])
     _, _, stats = launch.query_gradient(problem, q, k, v, y, low, y, den, stats, gates, states, edge)
-    launch.key_gradient(problem, q, k, v, y, stats, gates, states, edge)
+    launch.key_gradient(problem, q, k, v, y, stats, gates, states, edge, ready=ready)
 
 
 def main() -> None:

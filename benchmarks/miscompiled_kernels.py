@@ -11,8 +11,9 @@ covers every configuration that they compile.
 * Overwritten operands: a product takes its left operand from registers some time after it is issued, and only waiting
   for the product protects them. Triton leaves the products of one turn of a loop in flight into the next, which may
   begin by writing the registers of the last. With 128 columns, writes 29 to 38 instructions later were seen to spoil
-  results, now and then and by percents, and writes 75 later were not. A product of n columns takes n / 2 cycles: a
-  write within n / 2 instructions counts as a fault.
+  results, now and then and by percents, and writes 75 later were not; with 64 columns, writes 42 and 45 later were. A
+  product of n columns takes n / 2 cycles, but waits for those of the other program of its multiprocessor: a write
+  within 64 instructions counts as a fault.
 """
 
 import argparse
@@ -36,6 +37,8 @@ NO_RESULT = ("ST", "LDGSTS", "RED", "R2UR")
 """Instructions whose first register is an operand."""
 IN_FLIGHT = 8
 """Groups of products that the machine keeps apart."""
+SOON = 64
+"""Instructions within which the registers of a product must not be written, for up to 128 columns."""
 
 
 class Instruction(NamedTuple):
@@ -153,7 +156,7 @@ def overwritten_operands(code: list[Instruction]) -> list[str]:
 
 def _spoilers(code: list[Instruction], start: int) -> Iterator[int]:
     """Yield the indices of the instructions that overwrite the operand of the product at index `start`."""
-    operand, soon = code[start].operand, code[start].columns // 2
+    operand, soon = code[start].operand, max(SOON, code[start].columns // 2)
     # Groups that have been closed since, the product's own among them: a wait for fewer has it done.
     seen: dict[tuple[int, int], int] = {}
     work = [(j, int(code[start].closes), 1) for j in code[start].successors]

@@ -75,12 +75,13 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
         states = states_of_keys()
     low = 0 if p == 1 else (t if gated else min(t, 64))
     y, y_low, den = launch.power_outputs(problem, q, k, v, gates, states, False, low)
-    stats, weights = launch.query_statistics(problem, y, y_low, dy, den, gates)
+    stats, weights, values = launch.query_statistics(problem, y, y_low, dy, den, gates)
 
     def states_of_queries() -> torch.Tensor:
         return launch.chunk_states(
-            problem, q, q, dy, weights, gates, None, reverse=True, want_final=False, prefix=states if gated else None
-        ).before
+            problem, q, q, values, weights, gates, None,
+            reverse=True, want_final=False, prefix=states if gated else None,
+        ).before  # fmt: skip
 
     calls: dict[str, Callable[[], object]] = {
         "forward": lambda: launch.power_outputs(problem, q, k, v, gates, states, False, low),
@@ -92,7 +93,10 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     if states is not None:
         after = states_of_queries()
         calls |= {"states": states_of_keys, "states_of_queries": states_of_queries}
-    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, stats, gates, after, False)
+    ready = states is not None and not gated and values is not dy
+    calls["key_gradient"] = lambda: launch.key_gradient(
+        problem, q, k, v, values if ready else dy, stats, gates, after, False, ready=ready
+    )
     return calls
 
 

@@ -22,7 +22,7 @@ from icl_bench.kernels.power.triton import short_launch, table
 from icl_bench.kernels.power.triton.launch import cumulative_gates
 from icl_bench.kernels.power.triton.layout import from_tiles, tile_layout, to_tiles
 from icl_bench.kernels.power.triton.ops import measured_chunk, power_attention_triton
-from icl_bench.kernels.power.triton.problem import LowerTerms, make_problem
+from icl_bench.kernels.power.triton.problem import LowerTerms, PowerProblem, make_problem
 from icl_bench.kernels.power.triton.rank_one_launch import norms_and_sums, query_reach
 from icl_bench.kernels.power.triton.spectrum import fits_one_pass
 from icl_bench.kernels.power.triton.step import power_step_triton
@@ -70,6 +70,14 @@ def test_chunks_match_the_definition(t, gated, p):
 def test_long_rows_match_the_definition(gated, p):
     t = table.SHORT_CHUNK + 14  # few enough that the decay of rows that are not there is finite too
     Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_output_gradients_come_with_their_weights(gated, monkeypatch):
+    """As they do in bfloat16, with a pass of keys and one of values."""
+    monkeypatch.setattr(PowerProblem, "weighted_values", True)
+    monkeypatch.setitem(table.LAUNCH_TABLES["ieee"], ("value_gradient", "tiles", 16), table.Blocks(32, 32, 4, 1, 1, 32))
+    Case(t=70, key=16, value=16, p=2, gated=gated, chunk=32, dtype=F32, device=DEVICE).check()
 
 
 def test_pipelined_steps_through_a_state_take_two_key_channels():

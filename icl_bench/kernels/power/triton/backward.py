@@ -26,6 +26,7 @@ from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
 from icl_bench.kernels.power.triton.tiles import (
     at_group,
     heads_later,
+    held,
     load_matrix,
     load_tokens,
     load_vector,
@@ -116,8 +117,7 @@ def power_query_gradient_kernel(
     index = m0 + tl.arange(0, BLOCK_M)
     mask = index < end
     state_total = tl.zeros([BLOCK_M], tl.float32)
-    start_gate, gate, decay = 0.0, state_total, state_total
-    a = (state_total, state_total, state_total)
+    start_gate, gate, decay, a = 0.0, state_total, state_total, (state_total, state_total, state_total)
     if C.GATED:
         gates += (n * groups + g) * T
         start_gate = tl.load(gates + m0)
@@ -225,9 +225,9 @@ def _key_block(
     """dk_j + sum_i ds_ij q_i, dv_j + sum_i A_ij dy_i, and parts of C_j = sum_i ds_ij s_ij, for the keys n0...
 
     The queries are m0..; OWN: they may lie before a key. `gate` is that of each key, or of the last of them after their
-    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; TERMS: s^(p-1) is
-    (dA / ds) / p. RANK_ONE: `square` is b of each key, and parts of sum_i dy_i.v_j g_ij a_i are added to `reach` in the
-    own block; see `rank_one`.
+    own block. With s the score and g its decay, ds_ij = w_i (dy_i.v_j - delta_i) s_ij^(p-1) g_ij; READY: `dy` holds
+    w_i dy_i, and the fourth number of a query is w_i delta_i. TERMS: s^(p-1) is (dA / ds) / p. RANK_ONE: `square` is b
+    of each key, and parts of sum_i dy_i.v_j g_ij a_i are added to `reach` in the own block; see `rank_one`.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     BLOCK_N: tl.constexpr = C.BLOCK_N
@@ -242,7 +242,7 @@ def _key_block(
     weighted: tl.constexpr = C.GATED or not C.RANK_ONE  # else all weights are 1
     delta, row_gate = gate, gate  # which nothing reads then
     if weighted:
-        weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE)
+        weight, delta, row_gate = load_query_stats(query_stats, m0, end, BLOCK_M, C.WHOLE, C.READY)
     if C.RANK_ONE and OWN:
         return key_block_of_rank_one(
             dk, dv, sums, reach, keys, values, queries, cotangents, query_stats, square, row_gate, gate, m0, n0, end,
@@ -254,7 +254,7 @@ def _key_block(
     if C.SCALE:
         s *= scale_in
     lower = power(s, C.P - 1)
-    if weighted:
+    if weighted and not C.READY:
         lower *= weight[None, :]
     if OWN:
         causal = (tl.arange(0, BLOCK_N)[:, None] - tl.arange(0, BLOCK_M)[None, :]) <= m0 - n0
@@ -308,9 +308,8 @@ def power_key_gradient_kernel(
     dk_acc = tl.zeros([BLOCK_N, K_BLOCK], tl.float32)
     dv_acc = tl.zeros([BLOCK_N, V_BLOCK], tl.float32)
     sums = tl.zeros([BLOCK_N, 8], tl.float32)
-    reach = sums
     state_total = tl.zeros([BLOCK_N], tl.float32)
-    norm = state_total
+    reach, norm = sums, state_total
     if (C.TERMS > 0) or C.RANK_ONE:
         norm = load_vector(norms + (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T, n0, end, BLOCK_N)
     last = tl.minimum(n0 + BLOCK_N, end)
@@ -344,6 +343,8 @@ def power_key_gradient_kernel(
     if not OF_KEYS:  # only now, so that the tiles of the state have the shared memory
         keys = load_tokens(k, n0, end, C.K, BLOCK_N, K_BLOCK, C.WHOLE).to(C.DOT)
         values = keys
+    if C.READY and not OF_VALUES:
+        values = held(values, V_BLOCK, C.DOT)
     first = n0 if C.SHORT else n0 + BLOCK_N
     if first < end:  # a loop of its own accumulators: see `power_forward_kernel`
         for r in range(REPEAT):
@@ -369,8 +370,7 @@ def power_key_gradient_kernel(
                     dk_acc, dv_acc, sums, reach, keys, values, heads_later(q, r), heads_later(dy, r),
                     query_stats + r * T * 4, gate, norm, m0, n0, end, scale_in, OF_KEYS, OF_VALUES, True, C,
                 )  # fmt: skip
-    index = n0 + tl.arange(0, BLOCK_N)
-    chunk_total = tl.sum(sums, 1)
+    index, chunk_total = n0 + tl.arange(0, BLOCK_N), tl.sum(sums, 1)
     if C.RANK_ONE:
         end_gate = tl.load(gates + end - 1) if C.GATED else 0.0
         dk_acc, dv_acc, state_total, chunk_total = add_later_queries(

@@ -210,10 +210,16 @@ def power_forward_kernel(
         before = load_sum_before(traces, key_sums, n * groups + g, T, chunks, c, m0, start_gate, C)
         acc += (a[0] * decay if C.GATED else a[0])[:, None] * before[None, :]
     if not C.SHORT:
-        for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
-            acc, sums = _score_block(
-                acc, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
+        own = acc
+        stop = tl.minimum(m0 + BLOCK_M, end)
+        if C.OWN_STAGES > 1:  # products in flight, as in the other loop; the maximum shows that it runs
+            own = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
+            stop = tl.maximum(stop, m0 + 1)
+        for n0 in tl.range(m0, stop, C.BLOCK_N, num_stages=C.OWN_STAGES):
+            own, sums = _score_block(
+                own, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
             )
+        acc = acc + own if C.OWN_STAGES > 1 else own
     if C.SUM:
         total = (total + tl.sum(sums, 1)) * scale_out
         tl.store(den + row * T + index, total, mask=index < end)

@@ -50,6 +50,8 @@ class QueryStatistics(NamedTuple):
     """[N, H, T, 4]: 1 / (den + eps), dy.y, the sum of log gates (if any), and padding."""
     weights: TokenWeights
     """Weights of each query in the gradient of the state that it reads."""
+    values: Tensor
+    """Output gradients [N, T, H, V] that go with these weights."""
 
 
 class UnitKeys(NamedTuple):
@@ -125,9 +127,10 @@ def _sum_chunks(
 ) -> None:  # fmt: skip
     """Write the sums of `summed` chunks from the first on into states."""
     layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
-    constants = sum_constants(problem, x.shape[3], x.shape[2], u.shape[2], weights is not None)
+    values = weights is not None and weights.value is not None
+    constants = sum_constants(problem, x.shape[3], x.shape[2], u.shape[2], weights is not None, values)
     grid = (constants.BLOCKS * summed * problem.n * problem.groups,)
-    tensors = (view_of(x), *(weights or (x, x)), out)
+    tensors = (view_of(x), *(x if w is None else w for w in weights or (None, None)), out)
     sizes = (problem.t, problem.chunk, problem.groups, first, summed, problem.elements)
     if layout.linear:
         power_linear_sums_kernel[grid](view_of(u), *tensors, *sizes, C=constants, num_warps=blocks.warps)
@@ -183,15 +186,18 @@ def query_statistics(
     problem: PowerProblem, y: Tensor, y_low: Tensor, dy: Tensor, den: Tensor, gates: Tensor | None
 ) -> QueryStatistics:
     """Return the statistics and weights of all queries, before the gradient of the state is summed."""
-    found = QueryStatistics(den.new_empty(*den.shape, 4), TokenWeights(torch.empty_like(den), torch.empty_like(den)))
-    rows = table.STATISTICS_ROWS
+    stats, sum_weight, rows = den.new_empty(*den.shape, 4), torch.empty_like(den), table.STATISTICS_ROWS
+    weighted = problem.weighted_values
+    value_weight = None if weighted else torch.empty_like(den)
+    values = torch.empty_like(dy, memory_format=torch.contiguous_format) if weighted else dy
     power_query_stats_kernel[(-(-problem.t // rows) * problem.n * problem.heads,)](
-        view_of(y), view_of(dy), y_low, den, den if gates is None else gates, found.stats, *found.weights,
+        view_of(y), view_of(dy), y_low, den, den if gates is None else gates, stats,
+        den if value_weight is None else value_weight, sum_weight, values,
         problem.t, problem.heads, problem.repeat, y_low.shape[1], problem.eps,
         V=problem.v, V_BLOCK=padded(problem.v, 16, 128), BLOCK=rows, SUM=problem.normalize,
-        LOW=y_low.numel() > 0, GATED=gates is not None,
+        LOW=y_low.numel() > 0, GATED=gates is not None, WEIGHTED=weighted,
     )  # fmt: skip
-    return found
+    return QueryStatistics(stats, TokenWeights(value_weight, sum_weight), values)
 
 
 def query_rows(problem: PowerProblem, tiled: bool, gated: bool) -> int:
@@ -233,12 +239,12 @@ def query_gradient(
 def key_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, stats: Tensor, gates: Tensor | None,
     states: Tensor | None, final: bool, lower: LowerTerms | None = None, dk: Tensor | None = None,
-    dv: Tensor | None = None,
+    dv: Tensor | None = None, ready: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk.
 
     dk is [N, T, G, K] for the G heads of the values, in float32 where these share keys. Both are written where they
-    are given.
+    are given. `ready` says that dy are the `values` of `query_statistics`.
     """
     u, w = factor_vectors(problem, k) if states is not None else (k, k)
     dk = empty_gradient(k, problem.groups) if dk is None else dk
@@ -256,7 +262,7 @@ def key_gradient(
             dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups,
             problem.scale_in, problem.state_factor, problem.scale_out,
             REPEAT=problem.repeat, CONTRACT=contract, OF_KEYS=of_keys, OF_VALUES=of_values,
-            C=kernel_constants(problem, blocks, gated, stateful, final), num_warps=blocks.warps,
+            C=kernel_constants(problem, blocks, gated, stateful, final, ready), num_warps=blocks.warps,
             maxnreg=blocks.registers,
         )  # fmt: skip
     return dk, dv, column_sums

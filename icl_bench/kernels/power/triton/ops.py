@@ -229,19 +229,21 @@ def power_backward(
         end = _pack(problem, ds, dz)
         end = None if end is None else end / read_factor
         read = states if states.numel() else None
-        stats, after, first, dots = None, None, None, None
+        stats, after, first, dots, values = None, None, None, None, dy
         if problem.chunks > 1 or initial or end is not None:
-            stats, weights = launch.query_statistics(problem, y, y_low, dy, den, gates)
+            stats, weights, values = launch.query_statistics(problem, y, y_low, dy, den, gates)
             after, first, dots = launch.chunk_states(
-                problem, *launch.factor_vectors(problem, q), dy, weights, gates, end, reverse=True, want_final=initial,
-                prefix=None if gates is None else read,
+                problem, *launch.factor_vectors(problem, q), values, weights, gates, end,
+                reverse=True, want_final=initial, prefix=None if gates is None else read,
             )  # fmt: skip
         dq, row_sums, stats = launch.query_gradient(
             problem, q, k, v, y, y_low, dy, den, stats, gates, read, initial, dq=memory[0]
         )
+        ready = gates is None and values is not dy
         dk, dv, column_sums = launch.key_gradient(
-            problem, q, k, v, dy, stats, gates, after, end is not None, dk=memory[1], dv=memory[2]
-        )
+            problem, q, k, v, values if ready else dy, stats, gates, after, end is not None, dk=memory[1], dv=memory[2],
+            ready=ready,
+        )  # fmt: skip
         if p > 2 and read is not None:
             dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, stats, gates, read, initial)
         if p > 2 and after is not None:

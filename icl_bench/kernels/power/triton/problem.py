@@ -59,6 +59,8 @@ class KernelConstants(NamedTuple):
     GATED: bool
     SUM: bool
     """Use a normaliser."""
+    READY: bool
+    """Take output gradients that are multiplied by the weights of queries."""
     SCALE: bool
     """Scale scores before the power."""
     DOT: Any
@@ -66,6 +68,8 @@ class KernelConstants(NamedTuple):
     PRECISION: str
     STATE_STAGES: int
     STAGES: int
+    OWN_STAGES: int
+    """Pipeline depth of the loop over keys of the own block of queries."""
 
 
 class PowerProblem(NamedTuple):
@@ -134,6 +138,11 @@ class PowerProblem(NamedTuple):
         """
         one_pass = self.layout.linear or not self.stateful
         return self.chunk <= table.SHORT_CHUNK and one_pass and not self.mixed and not self.lower
+
+    @property
+    def weighted_values(self) -> bool:
+        """Tell whether output gradients are multiplied by the weights of queries once, where both are rounded alike."""
+        return self.layout.p == 2 and self.normalize and self.arithmetic == "bf16"
 
     @property
     def lower(self) -> bool:
@@ -208,7 +217,7 @@ class PowerProblem(NamedTuple):
 
 @lru_cache(maxsize=1024)  # a launch is 4 microseconds shorter than with constants made anew
 def kernel_constants(
-    problem: PowerProblem, blocks: table.Blocks, gated: bool, state: bool, edge: bool
+    problem: PowerProblem, blocks: table.Blocks, gated: bool, state: bool, edge: bool, ready: bool = False
 ) -> KernelConstants:
     """Return the constants of a kernel over tokens that has these blocks."""
     layout, (key, value) = problem.layout, problem.padded_widths
@@ -220,13 +229,16 @@ def kernel_constants(
         U=layout.u, W=layout.w, K_BLOCK=key, V_BLOCK=value, WIDE=padded(layout.u, 16, 64), BLOCK_M=blocks.m,
         BLOCK_N=blocks.n, DEPTH=blocks.depth, STATE=state, EDGE=edge, LINEAR=layout.linear, SYMMETRIC=layout.symmetric,
         SHORT=problem.short, WHOLE=problem.t % blocks.m == 0 and problem.t % blocks.n == 0, GATED=gated,
-        SUM=problem.normalize, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
+        SUM=problem.normalize, READY=ready, SCALE=problem.scales_scores, DOT=table.dot_type(problem.arithmetic),
         PRECISION=table.precision(problem.arithmetic), STATE_STAGES=blocks.state_stages, STAGES=blocks.stages,
+        OWN_STAGES=blocks.own_stages,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
-def sum_constants(problem: PowerProblem, width: int, heads: int, factor_heads: int, weighted: bool) -> SumConstants:
+def sum_constants(
+    problem: PowerProblem, width: int, heads: int, factor_heads: int, weighted: bool, values: bool
+) -> SumConstants:
     """Return the constants of sums of chunks for values [N, T, heads, width], and factors with heads of their own."""
     layout, blocks = problem.layout, problem.blocks("chunk_sums", tiled=True)
     u_block, w_block, x_block = (padded(size, 16, 64) for size in (layout.u, layout.w, width))
@@ -236,8 +248,9 @@ def sum_constants(problem: PowerProblem, width: int, heads: int, factor_heads: i
     return SumConstants(
         U=layout.u, W=layout.w, X=width, U_BLOCK=u_block, W_BLOCK=w_block, X_BLOCK=x_block,
         REPEAT=heads // problem.groups, SHARE=heads // factor_heads, SYMMETRIC=layout.symmetric,
-        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weighted, SUM=problem.normalize, BLOCK_T=blocks.n,
-        DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic), STAGES=blocks.stages,
+        TILES=layout.tiles, BLOCKS=programs, WEIGHTED=weighted, VALUES=values, SUM=problem.normalize,
+        BLOCK_T=blocks.n, DOT=table.dot_type(problem.arithmetic), PRECISION=table.precision(problem.arithmetic),
+        STAGES=blocks.stages,
     )  # fmt: skip
 
 
@@ -279,5 +292,6 @@ class LowerTerms(NamedTuple):
 class TokenWeights(NamedTuple):
     """Weights of each token, float32 [N, H, T]: in the values' part of a state, and in its normaliser."""
 
-    value: Tensor
+    value: Tensor | None
+    """None where values come with their weights."""
     sum: Tensor

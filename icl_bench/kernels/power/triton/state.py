@@ -14,6 +14,7 @@ from icl_bench.kernels.power.triton.tiles import (
     load_columns,
     load_columns_transposed,
     load_vector,
+    load_words,
     tile_pair,
 )
 from icl_bench.kernels.triton.common import at_head, part_sums
@@ -44,6 +45,8 @@ class SumConstants(NamedTuple):
     """Programs of one state."""
     WEIGHTED: bool
     """Use weights of tokens."""
+    VALUES: bool
+    """Use them for the values too, which come with their weights otherwise."""
     SUM: bool
     """Use a normaliser."""
     BLOCK_T: int
@@ -101,13 +104,13 @@ def _tile_sum(u, w, x, weights, tile, first_column, T, begin, end, C: tl.constex
     acc = tl.zeros([256, X_BLOCK], tl.float32)
     for i in tl.range(blocks * C.REPEAT, num_stages=C.STAGES):
         r, start = _head_and_start(i, blocks, begin, C.REPEAT, BLOCK_T)
-        left = load_columns_transposed(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T, 16)
-        left = tl.reshape(tl.permute(tl.reshape(left, [4, 4, BLOCK_T]), [1, 0, 2]), [16, BLOCK_T]).to(C.DOT)
-        if C.WEIGHTED:
+        left = tl.reshape(load_words(heads_later(u, r), start, end, a * 16, C.U, BLOCK_T), [2, BLOCK_T, 2, 4])
+        left = tl.reshape(tl.permute(left, [3, 0, 2, 1]), [4, 4, BLOCK_T]).to(C.DOT)
+        if C.WEIGHTED and C.VALUES:
             weight = load_vector(weights + r * T, start, end, BLOCK_T)
-            left = (left.to(tl.float32) * weight[None, :]).to(C.DOT)
+            left = (left.to(tl.float32) * weight[None, None, :]).to(C.DOT)
         right = load_columns_transposed(heads_later(w, r), start, end, b * 16, C.W, BLOCK_T, 16).to(C.DOT)
-        phi = tl.reshape(left[:, None, :] * right[None, :, :], [256, BLOCK_T])
+        phi = tl.reshape(left[:, :, None, :] * right[None, None, :, :], [256, BLOCK_T])
         values = load_columns(heads_later(x, r), start, end, first_column, C.X, BLOCK_T, X_BLOCK).to(C.DOT)
         acc = tl.dot(phi, values, acc, input_precision=C.PRECISION)
     return acc

@@ -26,6 +26,7 @@ class Blocks(NamedTuple):
     state_stages: int = 1  # pipeline depth of the loop over state tiles
     depth: int = 256  # state rows to a step of that loop
     registers: int | None = None  # most registers of a thread; None for as many as there are
+    own_stages: int = 1  # pipeline depth of a forward pass over the keys of the own block
 
 
 FORMS = ("tiles", "rows", "long", "wide_keys", "wide_values")
@@ -77,7 +78,7 @@ def _all_forms(sums: TableRow, forward: TableRow, keys: TableRow) -> dict[tuple[
 
 
 _BF16 = _by_width(_BF16_ROWS) | {
-    ("gated_forward", "tiles", 64): Blocks(128, 32, 4, 3, 3),
+    ("gated_forward", "tiles", 64): Blocks(128, 32, 4, 3, 3, own_stages=2),
     ("value_gradient", "tiles", 64): Blocks(32, 128, 4, 3, 3),
     # With at most 128 registers, four programs of such short rows share a multiprocessor.
     ("lower_query_gradient", "rows", 16): Blocks(64, 32, 4, 3, registers=128),

@@ -91,6 +91,17 @@ def load_tokens(view, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUM
 
 
 @triton.jit
+def held(rows, WIDTH: tl.constexpr, DOT: tl.constexpr):
+    """Return the tile rows [.., WIDTH], of a type of 16 bits, as the left operand of products out of registers.
+
+    What is loaded is read from shared memory by each product anew, whose rate is that of shared memory then. Where rows
+    are the result of a product, with ones on the diagonal, they are in the registers where the next one takes them.
+    """
+    index = tl.arange(0, WIDTH)
+    return tl.dot(rows, tl.where(index[:, None] == index[None, :], 1.0, 0.0).to(DOT)).to(DOT)
+
+
+@triton.jit
 def load_columns(view, start, end, first, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Load columns first.. (a multiple of COLUMNS) of tokens start.., [ROWS, COLUMNS]; zeros past `end` and WIDTH."""
     row = tl.arange(0, ROWS)
@@ -114,6 +125,21 @@ def load_columns_transposed(view, start, end, first, WIDTH: tl.constexpr, ROWS: 
     return tl.load(
         view.ptr + tl.cast(start, tl.int64) * view.t + row[None, :] * view.t + column[:, None], mask=mask, other=0.0
     )
+
+
+@triton.jit
+def load_words(view, start, end, first, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """Load columns first.. first + 15 of tokens start.., [2, ROWS, 8]; zeros past `end` and WIDTH.
+
+    Words of 8 columns of one token after another lie side by side in shared memory, where threads of a warp that read
+    several tokens then meet several banks.
+    """
+    row = tl.arange(0, ROWS)[None, :, None]
+    column = first + 8 * tl.arange(0, 2)[:, None, None] + tl.arange(0, 8)[None, None, :]
+    mask = start + row < end
+    if WIDTH % 16 != 0:
+        mask = mask & (column < WIDTH)
+    return tl.load(view.ptr + tl.cast(start, tl.int64) * view.t + row * view.t + column, mask=mask, other=0.0)
 
 
 @triton.jit

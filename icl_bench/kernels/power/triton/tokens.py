@@ -94,8 +94,10 @@ def store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, oth
 
 
 @triton.jit
-def load_query_stats(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """Load w, delta and c of the queries start.. of one head; past `end`, unless WHOLE, 0, 0 and minus infinity.
+def load_query_stats(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr, READY: tl.constexpr = False):
+    """Load w, delta (with READY `other`) and c of the queries start.. of one head.
+
+    Past `end`, unless WHOLE, these are 0, 0 and minus infinity.
 
     One tile of four numbers a query: vectors would be copied to shared memory once by every thread that reads them.
     """
@@ -104,20 +106,22 @@ def load_query_stats(query_stats, start, end, BLOCK: tl.constexpr, WHOLE: tl.con
     tile = tl.load(pointer) if WHOLE else tl.load(pointer, mask=(index < end)[:, None], other=0.0)
     even, odd = tl.split(tl.reshape(tile, [BLOCK, 2, 2]))
     weight, gate = tl.split(even)
-    delta, _ = tl.split(odd)
-    return weight, delta, gate if WHOLE else tl.where(index < end, gate, float("-inf"))
+    delta, other = tl.split(odd)
+    return weight, other if READY else delta, gate if WHOLE else tl.where(index < end, gate, float("-inf"))
 
 
 @kept_kernel(do_not_specialize=["T", "heads", "repeat", "low_rows"])
 def power_query_stats_kernel(
-    y, dy, y_low, den, gates, query_stats, value_weight, sum_weight, T, heads, repeat, low_rows, eps,
+    y, dy, y_low, den, gates, query_stats, value_weight, sum_weight, weighted, T, heads, repeat, low_rows, eps,
     V: tl.constexpr, V_BLOCK: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, LOW: tl.constexpr,
-    GATED: tl.constexpr,
+    GATED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """w_i = 1 / (den_i + eps) and delta_i = dy_i . y_i, or 1 and 0 without a normaliser, and c_i.
 
     Also the weights of each query in the gradient of the state that it reads: w_i e^(c_i) for the values and
-    -delta_i w_i e^(c_i) for the normaliser. Grid: row blocks times N * H.
+    -delta_i w_i e^(c_i) for the normaliser. WEIGHTED: in the place of the former `weighted` are w_i e^(c_i) dy_i, and
+    the latter are made from these, rounded as they are, so that both differ from the true ones by one error in dy.
+    Grid: row blocks times N * H.
     """
     blocks = tl.cdiv(T, BLOCK)
     start = tl.program_id(0) % blocks * BLOCK
@@ -128,21 +132,32 @@ def power_query_stats_kernel(
     mask = index < T
     weight = tl.full([BLOCK], 1.0, tl.float32)
     delta = tl.zeros([BLOCK], tl.float32)
+    state_delta = delta
+    gate = delta
+    if GATED:
+        gate = load_vector(gates + (row // repeat) * T, start, T, BLOCK)
     if SUM:
         weight = 1.0 / (tl.load(den + row * T + index, mask=mask, other=1.0) + eps)
+        state_weight = weight * tl.exp2(gate) if GATED else weight
         for first in range(0, V, V_BLOCK):
             y_rows = View(y.ptr + n * y.n + h * y.h, y.n, y.t, y.h)
             left = load_columns(y_rows, start, T, first, V, BLOCK, V_BLOCK).to(tl.float32)
             if LOW:
                 low = View(y_low + n * low_rows * y.t + h * y.h, y.n, y.t, y.h)
                 left += load_columns(low, start, low_rows, first, V, BLOCK, V_BLOCK).to(tl.float32)
-            right = load_columns(at_head(dy, n, h), start, T, first, V, BLOCK, V_BLOCK)
-            delta += tl.sum(left * right.to(tl.float32), 1)
-    gate = delta
-    if GATED:
-        gate = load_vector(gates + (row // repeat) * T, start, T, BLOCK)
-    store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, gate)
-    if GATED:
-        weight *= tl.exp2(gate)
-    tl.store(value_weight + row * T + index, weight, mask=mask)
-    tl.store(sum_weight + row * T + index, -delta * weight, mask=mask)
+            right = load_columns(at_head(dy, n, h), start, T, first, V, BLOCK, V_BLOCK).to(tl.float32)
+            delta += tl.sum(left * right, 1)
+            if WEIGHTED:
+                right = (right * state_weight[:, None]).to(dy.ptr.dtype.element_ty)
+                column = first + tl.arange(0, V_BLOCK)
+                place = (n * T + index)[:, None] * (heads * V) + (h * V + column)[None, :]
+                tl.store(weighted + place, right, mask=mask[:, None] & (column < V)[None, :])
+                state_delta += tl.sum(left * right.to(tl.float32), 1)
+    store_query_stats(query_stats, row, T, index, mask, weight, delta, gate, state_delta if WEIGHTED else gate)
+    if WEIGHTED:
+        tl.store(sum_weight + row * T + index, -state_delta, mask=mask)
+    else:
+        if GATED:
+            weight *= tl.exp2(gate)
+        tl.store(value_weight + row * T + index, weight, mask=mask)
+        tl.store(sum_weight + row * T + index, -delta * weight, mask=mask)
