@@ -35,6 +35,8 @@ GREY = "#57606a"
 FAINT = "#d0d7de"
 FLOOR_LINE: Any = {"color": GREY, "linestyle": ":", "linewidth": 1.4}
 LONGEST_NAME = 34
+LONGEST_LINE = 90
+"""Most characters of a name on a line of a legend under a figure."""
 TITLE_WIDTH = 104
 """Characters in a line of a figure's title."""
 TITLE_HEIGHT = 18
@@ -274,7 +276,7 @@ class RateLocator(LogLocator):
     """Ticks at 1 and 3 of each decade; at 1 alone where labels of both would meet."""
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
-        """Return the ticks between two rates."""
+        """Return the ticks between two values."""
         self.set_params(subs=(1,) if vmax > WIDEST_HALF_DECADES * vmin else (1, 3))
         found: Sequence[float] = super().tick_values(vmin, vmax)
         return found
@@ -283,9 +285,14 @@ class RateLocator(LogLocator):
 def rate_scale(axes: Axes) -> None:
     """Set a logarithmic horizontal axis of learning rates."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(RateLocator(10))
-    write_ticks(axes.xaxis, lambda rate: f"{rate:.0e}".replace("e-0", "e-").removesuffix("e+00"))
+    write_decades(axes.xaxis)
     axes.set_xlabel("learning rate")
+
+
+def write_decades(axis: Axis) -> None:
+    """Write ticks of a logarithmic axis such as 3e-4, 1 and 1e7."""
+    axis.set_major_locator(RateLocator(10))
+    write_ticks(axis, lambda value: f"{value:.0e}".replace("e-0", "e-").removesuffix("e+00").replace("e+0", "e"))
 
 
 def load_scale(axes: Axes, label: str) -> None:

@@ -68,8 +68,6 @@ PANELS = (
     DrawnProbe("sink_share", "share of tokens at one key", False),
 )
 """Probes that tell how a run fails."""
-LONGEST_LINE = 90
-"""Most characters of a line of the legend."""
 
 
 def keeps_probes(run: MeasuredRun) -> bool:
@@ -135,11 +133,12 @@ def draw_onsets(section: Section, context: StudyContext) -> Figure | None:
                 one.plot(*zip(*points, strict=True), color=style.colour, linestyle=style.dash)
         if panel.logarithmic:
             one.set_yscale("log")
+            canvas.write_decades(one.yaxis)
         else:
             one.set_ylim(-0.02, 1.02)
         one.set_title(panel.title, loc="left")
         one.set_xlabel("updates")
-    names = [canvas.readable(run.name, LONGEST_LINE) for run in runs]
+    names = [canvas.readable(run.name, canvas.LONGEST_LINE) for run in runs]
     figure.legend(canvas.legend_handles(styles), names, loc="outside lower center", ncols=1)
     return figure
 
