@@ -36,7 +36,7 @@ FAINT = "#d0d7de"
 FLOOR_LINE: Any = {"color": GREY, "linestyle": ":", "linewidth": 1.4}
 LONGEST_NAME = 34
 LONGEST_LINE = 90
-"""Most characters of a name on a line of a legend under a figure."""
+"""Most characters of a name in a legend below a figure."""
 TITLE_WIDTH = 104
 """Characters in a line of a figure's title."""
 TITLE_HEIGHT = 18
@@ -150,6 +150,12 @@ def add_legend(place: Figure | Axes, handles: Sequence[Line2D], names: Sequence[
 def legend_handles(styles: Iterable[SeriesStyle]) -> list[Line2D]:
     """Return the symbols of styles in a legend."""
     return [Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.dash, markersize=5) for one in styles]
+
+
+def legend_below(figure: Figure, styles: Sequence[SeriesStyle], names: Iterable[str]) -> None:
+    """Add a legend below a figure, a line for each name."""
+    labels = [readable(name, LONGEST_LINE) for name in names]
+    figure.legend(legend_handles(styles), labels, loc="outside lower center", ncols=1)
 
 
 def hollow(x: float, y: float, marker: str, size: float, style: SeriesStyle) -> Line2D:

@@ -54,9 +54,13 @@ class Probes(Frozen):
             raise ValueError("a point has a value for each name")
         return self
 
+    def places(self, ending: str) -> list[int]:
+        """Return the places of the names with this ending."""
+        return [i for i, name in enumerate(self.names) if name == ending or name.endswith(f".{ending}")]
+
     def column(self, ending: str) -> list[list[float]]:
         """Return the known values over the steps of each name with this ending, a list for each name."""
-        places = [i for i, name in enumerate(self.names) if name == ending or name.endswith(f".{ending}")]
+        places = self.places(ending)
         return [[value for point in self.points if (value := point.values[i]) is not None] for i in places]
 
     def until(self, step: int) -> "Probes":
@@ -65,7 +69,7 @@ class Probes(Frozen):
 
     def largest(self, ending: str) -> list[tuple[int, float]]:
         """Return the step and the largest known value among the names with this ending, point by point."""
-        places = [i for i, name in enumerate(self.names) if name == ending or name.endswith(f".{ending}")]
+        places = self.places(ending)
         known = ((point.step, [v for i in places if (v := point.values[i]) is not None]) for point in self.points)
         return [(step, max(values)) for step, values in known if values]
 

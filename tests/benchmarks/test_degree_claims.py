@@ -1,26 +1,11 @@
 """The claims on a learned degree, from published runs: what the conclusions of the studies quote."""
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
 from icl_bench.harness.study.file import load_study
+from tests.benchmarks.scripts import load_script
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "degree_claims.py"
-
-
-def load() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("degree_claims", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-claims = load()
+claims = load_script("degree_claims")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,13 @@
 """The search for miscompiled kernels, on machine code of a few lines."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "miscompiled_kernels.py"
+from tests.benchmarks.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def search():
-    spec = importlib.util.spec_from_file_location("miscompiled_kernels", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("miscompiled_kernels")
 
 
 def listing(*instructions):

@@ -1,24 +1,15 @@
 """The studies of 2026-11-24, computed anew from their tables of runs: what their corrections quote."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tests.benchmarks.scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 
 
-def load() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("old_studies", ROOT / "benchmarks" / "old_studies.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-old = load()
+old = load_script("old_studies")
 
 
 def entries(name: str) -> list:

@@ -1,19 +1,12 @@
 """The sweep behind the README figure of zoology, by its count and its budget."""
 
-import importlib.util
-from pathlib import Path
-
 import torch
 
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.trainer import Machine
+from tests.benchmarks.scripts import load_script
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "readme_sweep.py"
-
-
-SPEC = importlib.util.spec_from_file_location("readme_sweep", PATH)
-readme_sweep = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(readme_sweep)
+readme_sweep = load_script("readme_sweep")
 
 
 def test_the_models_of_the_figure_have_four_rates_and_the_published_budget() -> None:

@@ -4,32 +4,22 @@ A few studies run in the quick tests; the slow tests count false claims over 400
 of every interval.
 """
 
-import importlib.util
 import math
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from scipy import stats
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "simulated_studies.py"
-PAGE = PATH.parents[1] / "docs" / "statistics.md"
+from tests.benchmarks.scripts import load_script
+
+PAGE = Path(__file__).parents[2] / "docs" / "statistics.md"
 STUDIES = 400
 TRIALS = 2000
 RARE = 1e-3
 """Probability with which a count may exceed its limit by chance."""
 
 
-def load() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("simulated_studies", PATH)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sim = load()
+sim = load_script("simulated_studies")
 
 
 def limit(studies: int, rate: float = 0.05) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 WORTH_CUTTING = 2.0
-"""Seconds of a fleet, by the rule of thumb, from which it may be cut: a part costs about one more on the host."""
+"""Seconds of a fleet, by the rule of thumb, from which it may be cut: each part is built and captured by itself."""
 WHOLE = 1e-6
 """Share of a member that is an error of rounding."""
 

@@ -15,8 +15,7 @@ from icl_bench.kernels.fleet.norm import unit_rms_reference, unit_rms_torch
 from icl_bench.kernels.fleet.projection import HALF_TYPES, weight_gradient
 
 NARROWEST = 256
-"""Least width of a model that takes these forms; 512 is measured: 1.6 % of a step of 131,072 tokens, some 3 % of one of
-8,192."""
+"""Least width of a model that takes these forms; 512 alone was measured (docs/log.md)."""
 
 
 def stands_alone(x: Tensor) -> bool:

@@ -11,7 +11,7 @@ from triton.runtime.jit import JITFunction
 from icl_bench.kernels.ahead import LISTING
 
 MOST_LAUNCHES = 1024
-"""Kept launches of a kernel, about 2 KB each; all are forgotten where there would be more, as with ever new lengths."""
+"""Kept launches of a kernel; all are forgotten where there would be more, as with ever new lengths."""
 ALIGNMENT = 15
 """Bits of a pointer that are zero where Triton takes it for a multiple of 16."""
 

@@ -138,8 +138,7 @@ def draw_onsets(section: Section, context: StudyContext) -> Figure | None:
             one.set_ylim(-0.02, 1.02)
         one.set_title(panel.title, loc="left")
         one.set_xlabel("updates")
-    names = [canvas.readable(run.name, canvas.LONGEST_LINE) for run in runs]
-    figure.legend(canvas.legend_handles(styles), names, loc="outside lower center", ncols=1)
+    canvas.legend_below(figure, styles, [run.name for run in runs])
     return figure
 
 

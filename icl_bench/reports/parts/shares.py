@@ -46,8 +46,7 @@ def draw_shares(section: Section, context: StudyContext) -> Figure | None:
                     one.plot(*zip(*points, strict=True), color=style.colour, linestyle=style.dash, linewidth=1.1)
         one.set_title(name, loc="left", parse_math=False)
         one.set_xlabel("updates")
-    labels = [canvas.readable(entry.label, canvas.LONGEST_LINE) for entry in found]
-    figure.legend(canvas.legend_handles(styles), labels, loc="outside lower center", ncols=1)
+    canvas.legend_below(figure, styles, [entry.label for entry in found])
     return figure
 
 

@@ -102,8 +102,8 @@ def with_floors(runs: FinishedRuns, floors: FloorsByExamples) -> FinishedRuns:
             known[place] = Evaluation(cells, one.controls, one.groups, one.length)
         return outline._replace(evaluation=known[place])
 
-    load = lambda run_id: renewed_run(runs.load(run_id), floors)  # noqa: E731
-    return FinishedRuns([*map(renewed, runs.outlines)], load, runs.probes)
+    outlines = [*map(renewed, runs.outlines)]
+    return runs._replace(outlines=outlines, load=lambda run_id: renewed_run(runs.load(run_id), floors))
 
 
 def renewed_examples(cell: CellExamples, floors: Mapping[str, CellFloors]) -> CellExamples:

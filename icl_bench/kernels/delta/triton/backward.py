@@ -222,7 +222,7 @@ def delta_backward_kernel(
                     w = product_in_parts(inverse, in_pairs(tl.trans(rest), ones), PRECISION)
                     dv_t = product_in_parts(inverse, dw_t, PRECISION, RIGHT=True)
                     z = -product_in_parts(tl.trans(inverse), in_pairs(tl.trans(dw_t), ones), PRECISION)
-                z, z_t = z, -dv_t
+                z_t = -dv_t
             if C.UNTIED:
                 fresh = scores(c.read, c.k, c.gates, C.UNDECAYED, False, GATE, PRECISION, ROWS)
                 p_b = scores(c.q, c.erase, c.gates, False, True, GATE, PRECISION, ROWS)
