@@ -1,12 +1,14 @@
 """Settings for all tests, and a command of `icl-bench` run in the process of a test."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
 import hypothesis
 import pytest
+
+from tests.gpu_memory import called_again
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=50)
 """Property tests draw the same examples every time."""
@@ -40,3 +42,11 @@ def command(
         return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Let a test of a GPU wait for memory that other work has taken."""
+    if pyfuncitem.get_closest_marker("gpu") is not None:
+        pyfuncitem.obj = called_again(pyfuncitem.obj)
+    return (yield)

@@ -4,13 +4,16 @@ import fcntl
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-KEPT_BYTES = 2 * 2**30
+from tests.gpu_memory import GIB, LONGEST_WAIT, wait_for_memory
+
+KEPT_BYTES = 2 * GIB
 """Memory that a worker may keep after a test, for the next one."""
 
 
@@ -22,11 +25,19 @@ def returned_memory() -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-@pytest.fixture
-def in_turn() -> Iterator[None]:
-    """Let one test at a time, of all workers, take tens of GB of a GPU, and give them back at its end."""
+@pytest.fixture(autouse=True)
+def in_turn(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let one test at a time, of all workers, take the tens of GiB that its mark `memory` names, and give them back."""
+    mark = request.node.get_closest_marker("memory")
+    if mark is None:
+        yield
+        return
+    (gib,) = mark.args
+    if torch.cuda.get_device_properties(0).total_memory < gib * GIB:
+        pytest.skip(f"needs {gib} GiB of memory on the GPU")
     with (Path(tempfile.gettempdir()) / f"icl-bench-large-tests-{os.getuid()}").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for_memory(gib * GIB, time.monotonic() + LONGEST_WAIT)
         yield
         torch.cuda.empty_cache()
 

@@ -184,7 +184,7 @@ def test_more_sequences_than_a_grid_has_rows():
     assert whole["dq"].isfinite().all()
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(30)
 @pytest.mark.slow
 def test_offsets_beyond_31_bits(monkeypatch):
     monkeypatch.setattr(launch, "segment_length", lambda tokens, *sizes: tokens)
@@ -198,7 +198,7 @@ def test_offsets_beyond_31_bits(monkeypatch):
     assert torch.equal(y[-1:], expected) and torch.equal(last[-1:], state)
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(30)
 @pytest.mark.slow
 def test_offsets_beyond_31_bits_in_segments(monkeypatch):
     t, groups, width = 1 << 19, 65, 64  # 2^31 elements and more

@@ -122,7 +122,7 @@ def test_a_convolution_of_more_tokens():
         assert error <= MANY**0.5 * 2**-24, f"{key}: {error:.1e}"  # roundings of a sum add up as a random walk
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(70)
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[2], VARIANTS[3]], ids=["tied", "channels", "untied"])
 def test_gradients_beyond_31_bits(variant):

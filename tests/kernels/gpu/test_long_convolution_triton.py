@@ -50,7 +50,7 @@ def test_more_sequences_than_a_grid_axis_holds():
     assert torch.equal(found[0], found[n // 2 - 1]) and torch.equal(found[-1], found[n // 2])
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(30)
 def test_offsets_beyond_32_bits(monkeypatch):
     monkeypatch.undo()
     n, t, c = 2100, 1024, 1024

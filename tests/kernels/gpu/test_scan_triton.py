@@ -67,7 +67,7 @@ def assert_gradients_of_the_last(leaves, case):
     assert all(torch.equal(a[-1], b[-1]) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(40)
 def test_offsets_beyond_32_bits(monkeypatch):
     monkeypatch.undo()
     n, t, c = 2100, 1024, 1024
