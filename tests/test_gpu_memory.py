@@ -1,5 +1,8 @@
 """Tests of a GPU that find too little memory are called again; all others end as they do."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,10 +11,10 @@ from tests.gpu_memory import called_again
 
 
 class Device:
-    """A GPU on which other work gives memory back with each look at it, and a clock that goes on with each pause."""
+    """A clock, and a GPU on which other work gives memory back at a time."""
 
-    def __init__(self, free: list[int]) -> None:
-        self.free, self.now = free, 0.0
+    def __init__(self, returned_at: float) -> None:
+        self.returned_at, self.now = returned_at, 0.0
 
     def monotonic(self) -> float:
         return self.now
@@ -20,12 +23,12 @@ class Device:
         self.now += seconds
 
     def mem_get_info(self) -> tuple[int, int]:
-        return self.free.pop(0) if len(self.free) > 1 else self.free[0], 0
+        return 2 * gpu_memory.GIB if self.now >= self.returned_at else 0, 0
 
 
 @pytest.fixture
 def device(monkeypatch) -> Device:
-    made = Device([0, 0, 2 * gpu_memory.GIB])
+    made = Device(3 * gpu_memory.PAUSE)
     monkeypatch.setattr(gpu_memory, "time", made)
     monkeypatch.setattr(torch.cuda, "mem_get_info", made.mem_get_info)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
@@ -42,17 +45,31 @@ def failing(errors: list[Exception], calls: list[int]):
     return called_again(test)
 
 
+def during_another(error: RuntimeError) -> RuntimeError:
+    """Return an error that came up while one for want of memory was handled."""
+    error.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    return error
+
+
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_INTERNAL_ERROR"),
+        during_another(RuntimeError("operation failed due to a previous error during capture")),
+    ],
+    ids=str,
 )
 def test_a_test_without_memory_is_called_again_when_others_gave_it_back(device, error) -> None:
     calls: list[int] = []
     failing([error], calls)(size=3)
-    assert calls == [3, 3] and device.now == 3 * gpu_memory.PAUSE
+    assert calls == [3, 3] and device.now == device.returned_at
 
 
 def test_it_fails_where_the_memory_stays_taken(device) -> None:
-    device.free, calls = [0], []
+    device.returned_at, calls = 1e9, []
     with pytest.raises(torch.OutOfMemoryError):
         failing([torch.OutOfMemoryError("CUDA out of memory") for _ in range(9)], calls)(1)
     assert len(calls) == 2 and device.now >= gpu_memory.LONGEST_WAIT
@@ -60,7 +77,17 @@ def test_it_fails_where_the_memory_stays_taken(device) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: an illegal memory access"), AssertionError("wrong")])
 def test_other_failures_stay(device, error) -> None:
+    device.returned_at = 0.0
     calls: list[int] = []
     with pytest.raises(type(error)):
         failing([error], calls)(1)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("gib", [1, 9])
+def test_a_test_begins_when_its_memory_is_free_and_is_skipped_where_the_gpu_has_less(device, monkeypatch, gib) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 * gpu_memory.GIB)
+    )
+    with pytest.raises(pytest.skip.Exception) if gib > 8 else nullcontext(), gpu_memory.reserved(gib, in_turn=True):
+        assert device.now == device.returned_at

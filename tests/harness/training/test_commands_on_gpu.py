@@ -44,6 +44,7 @@ def run(folder: Path, *arguments: str, program: tuple[str, ...], environment: Ma
     return ended.stderr
 
 
+@pytest.mark.memory(8)
 @pytest.mark.skipif(usable_cores() < LEAST_CORES, reason="kernels are compiled ahead on several cores")
 def test_a_cold_run_finds_its_kernels_compiled(tmp_path) -> None:
     """Compilers are fed through a pipe while kernels are listed; the process that trains compiles none itself."""
@@ -54,6 +55,7 @@ def test_a_cold_run_finds_its_kernels_compiled(tmp_path) -> None:
     assert len(lines) > 10 and [line for line in lines if line.endswith("compiled")] == []
 
 
+@pytest.mark.memory(8)
 def test_workers_train_the_numbers_of_one_process(tmp_path) -> None:
     found = []
     for engine in ("inline", "local"):

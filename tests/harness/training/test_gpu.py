@@ -198,6 +198,7 @@ def test_all_precisions_reach_the_same_accuracy_on_the_default_task() -> None:
     assert reached["float16"] == pytest.approx(reached["float32"], abs=0.02)
 
 
+@pytest.mark.memory(12)
 @pytest.mark.parametrize("task", ["assoc-recall", "assoc-recall:variant=zoology,length=256,pairs=64"])
 def test_the_estimate_of_memory_is_more_than_what_is_measured(task: str) -> None:
     run = expand_request(Request(task, ["gated-conv+softmax"], "zoology" if "zoology" in task else "default"))[0]
@@ -248,6 +249,7 @@ def test_a_fleet_reads_its_own_answers(arch: str, precision: str) -> None:
     assert free is not None and all(0 <= share <= 1 for share in (*free.accuracy, *free.exact_match))
 
 
+@pytest.mark.memory(8)
 @pytest.mark.parametrize("engine", ["inline", "local"])
 def test_after_a_fault_on_the_device_the_members_run_alone(engine: str, tmp_path) -> None:
     (tmp_path / "strange.py").write_text(FAULTY)

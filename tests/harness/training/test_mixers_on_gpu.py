@@ -58,7 +58,7 @@ def test_a_fused_step_is_as_exact_as_plain_operators(arch: str, monkeypatch) -> 
     assert fused.losses.sub(exact.losses).abs().max() < 2 * (plain.losses - exact.losses).abs().max() + 2**-8
     assert distance(fused.gradients, exact.gradients) < 2 * distance(plain.gradients, exact.gradients)
     for own, right, rounded in zip(fused.gradients, exact.gradients, plain.gradients, strict=True):
-        assert (own - right).norm() < right.norm() / 4 + 4 * (rounded - right).norm()
+        assert (own - right).norm() <= right.norm() / 4 + 4 * (rounded - right).norm()
 
 
 @pytest.mark.parametrize("arch", ["rwkv-6", "rwkv-7", "power:p=2,rope=true,gate=true"])
