@@ -15,6 +15,7 @@ from icl_bench.harness.training.memory import estimate_bytes, fit_memory, measur
 from icl_bench.harness.training.probes import Probe
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 from icl_bench.tasks import TASKS
 
@@ -47,6 +48,14 @@ class FaultyOnce(torch.nn.Linear):
 """A layer that reads beyond a tensor once, after which no call of the process reaches the device any more."""
 
 
+def stepped(runs: list[RunSpec], steps: int, graphs: bool) -> Trainer:
+    """Return a trainer that has taken some steps, captured in graphs or not."""
+    trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
+    for _ in range(steps):
+        trainer.step()
+    return trainer
+
+
 @pytest.mark.parametrize("name", list(TASKS))
 def test_the_same_key_gives_the_same_batch(name: str) -> None:
     task = make_task(task_component(name))
@@ -61,12 +70,7 @@ def test_the_same_key_gives_the_same_batch(name: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_captured_steps_equal_eager_steps(arch: str) -> None:
     runs = expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=(0, 1)))
-    losses = []
-    for graphs in (True, False):
-        trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
-        for _ in range(20):
-            trainer.step()
-        losses.append(torch.tensor(trainer.take_means(20)[0]))
+    losses = [torch.tensor(stepped(runs, 20, graphs).take_means(20)[0]) for graphs in (True, False)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
 
 
@@ -74,16 +78,12 @@ def test_captured_steps_equal_eager_steps(arch: str) -> None:
 def test_muon_in_captured_steps_equals_muon_in_eager_steps_and_learns(precision: str) -> None:
     settings = (*SETTINGS, "train.steps=100", "train.optimiser=muon", "train.lr=0.01")
     runs = expand_request(Request("assoc-recall", ["power"], settings=settings, seeds=(0, 1), precision=precision))
-    losses = []
-    for graphs in (True, False):
-        trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
-        for _ in range(20):
-            trainer.step()
-        losses.append(torch.tensor(trainer.take_means(20)[0]))
+    captured, eager = (stepped(runs, 20, graphs) for graphs in (True, False))
+    losses = [torch.tensor(trainer.take_means(20)[0]) for trainer in (captured, eager)]
     torch.testing.assert_close(*losses, rtol=1e-2, atol=1e-3)
     for _ in range(60):
-        trainer.step()
-    assert trainer.diverged_at == [0, 0] and torch.tensor(trainer.take_means(60)[0]).lt(losses[0]).all()
+        eager.step()
+    assert eager.diverged_at == [0, 0] and torch.tensor(eager.take_means(60)[0]).lt(losses[0]).all()
 
 
 @pytest.mark.parametrize("arch", ["power:p=2", "power:p=4,gate=true,spectrum=learned", "softmax:rope=true"])
@@ -93,9 +93,7 @@ def test_float16_with_a_loss_scale_follows_float32(arch: str) -> None:
         settings = (*SETTINGS, f"train.loss_scale={scale}")
         runs = expand_request(Request("assoc-recall", [arch], settings=settings, seeds=(0, 1), precision=precision))
         for graphs in (True, False):
-            trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
-            for _ in range(40):
-                trainer.step()
+            trainer = stepped(runs, 40, graphs)
             assert trainer.diverged_at == [0, 0]
             losses[precision, graphs] = torch.tensor(trainer.take_means(40)[0])
     torch.testing.assert_close(losses["float16", True], losses["float16", False], rtol=1e-2, atol=1e-3)
