@@ -36,5 +36,5 @@ def test_parts_of_a_batch_and_activations_that_are_computed_again_take_less(monk
 
 
 def test_layers_from_outside_are_not_computed_again():
-    with pytest.raises(SpecError, match="--recompute is for built-in layers .* got torch.nn:Identity; leave it out"):
+    with pytest.raises(SpecError, match=r"--recompute is for built-in layers .* got torch\.nn:Identity; leave it out"):
         check_memory(specs("torch.nn:Identity"), Machine(CPU, recompute=True))
