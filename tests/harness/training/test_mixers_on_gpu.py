@@ -48,7 +48,9 @@ def distance(some: list[Tensor], others: list[Tensor]) -> float:
 def test_a_fused_step_is_as_exact_as_plain_operators(arch: str, monkeypatch) -> None:
     """Twice as far from float32 as operators of torch in bfloat16, at most; no tensor by the size of its gradient.
 
-    A term that a kernel leaves out, or adds twice, changes a gradient by about its own size.
+    A term that a kernel leaves out, or adds twice, changes a gradient by about its own size. One that is 0 on paper, of
+    a product with an activation of 0, has the error of that activation: a tanh by the approximations of `logistic` is
+    2^-20 from it.
     """
     exact = first_step(arch, Machine(CPU), "float32")
     fused = first_step(arch, Machine(CUDA))
@@ -57,8 +59,9 @@ def test_a_fused_step_is_as_exact_as_plain_operators(arch: str, monkeypatch) -> 
         plain = first_step(arch, Machine(CUDA))
     assert fused.losses.sub(exact.losses).abs().max() < 2 * (plain.losses - exact.losses).abs().max() + 2**-8
     assert distance(fused.gradients, exact.gradients) < 2 * distance(plain.gradients, exact.gradients)
+    whole = distance(exact.gradients, [torch.zeros_like(x) for x in exact.gradients])
     for own, right, rounded in zip(fused.gradients, exact.gradients, plain.gradients, strict=True):
-        assert (own - right).norm() <= right.norm() / 4 + 4 * (rounded - right).norm()
+        assert (own - right).norm() <= right.norm() / 4 + 4 * (rounded - right).norm() + 2**-20 * whole
 
 
 @pytest.mark.parametrize("arch", ["rwkv-6", "rwkv-7", "power:p=2,rope=true,gate=true"])
