@@ -7,12 +7,12 @@
 against scaled_dot_product_attention by backend and FlexAttention. Both print a table and write JSON.
 """
 
+import argparse
 import contextlib
 import itertools
 import json
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -294,5 +294,14 @@ def compare(out: Path, seconds: float = 60) -> None:
     out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1))
 
 
+def main() -> None:
+    """Measure what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tune", "compare"))
+    parser.add_argument("out", type=Path)
+    given = parser.parse_args()
+    {"tune": tune, "compare": compare}[given.what](given.out)
+
+
 if __name__ == "__main__":
-    {"tune": tune, "compare": compare}[sys.argv[1]](Path(sys.argv[2]))
+    main()

@@ -5,6 +5,7 @@
 A line for each case: sizes, milliseconds forward and forward and backward, and the peak of memory.
 """
 
+import argparse
 import json
 
 import torch
@@ -39,6 +40,7 @@ def measure(n: int, t: int, heads: int, key: int, value: int, shared: bool) -> d
 
 def main() -> None:
     """Measure every case, shared and copied."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for case in CASES:
         for shared in (True, False):
             sizes = dict(zip(("n", "t", "heads", "key", "value"), case, strict=True))

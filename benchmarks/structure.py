@@ -6,10 +6,10 @@ source text alone and runs nothing of it, so that it can compare two checkouts:
     python benchmarks/structure.py [ROOT ...]
 """
 
+import argparse
 import ast
 import json
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,8 +133,9 @@ def figures(root: Path) -> dict[str, object]:
 
 def main() -> None:
     """Print the figures of the checkouts that are named, or of this one."""
-    here = Path(__file__).resolve().parents[1]
-    roots = [Path(text) for text in sys.argv[1:]] or [here]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT", default=[Path(__file__).resolve().parents[1]])
+    roots = parser.parse_args().roots
     print(json.dumps({str(root): figures(root) for root in roots} if len(roots) > 1 else figures(roots[0]), indent=1))
 
 

@@ -1,12 +1,15 @@
 """Settings for all tests, and a command of `icl-bench` run in the process of a test."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import hypothesis
 import pytest
+
+from tests.gpu_memory import called_again, give_back, reserved
 
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, max_examples=50)
 """Property tests draw the same examples every time."""
@@ -40,3 +43,21 @@ def command(
         return Outcome(int(exit_.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def memory_of_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let a test of a GPU begin when the memory is free that its mark `memory` names, and give back what it leaves."""
+    mark = request.node.get_closest_marker("memory")
+    with nullcontext() if mark is None else reserved(*mark.args, **mark.kwargs):
+        yield
+    if request.node.get_closest_marker("gpu") is not None:
+        give_back()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Let a test of a GPU wait for memory that other work has taken."""
+    if pyfuncitem.get_closest_marker("gpu") is not None:
+        pyfuncitem.obj = called_again(pyfuncitem.obj)
+    return (yield)

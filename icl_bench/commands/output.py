@@ -66,6 +66,8 @@ def print_listing(kind: str, rows: list[dict[str, str]], as_json: bool) -> None:
     if as_json:
         print_json({kind: rows})
         return
+    if not rows:
+        note(f"no {kind} are installed")
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         say(f"{row['name']:<{width}}  {row['summary']}")

@@ -9,7 +9,7 @@ import typer
 from icl_bench.commands import options
 from icl_bench.commands.output import check_report, default_report, print_json, print_listing, say
 from icl_bench.commands.session import complete_study, estimate_left, load_plugins_or_warn, prepare_engine
-from icl_bench.errors import SpecError
+from icl_bench.errors import SpecError, StateBudgetError
 
 if TYPE_CHECKING:
     from icl_bench.harness.estimate import Estimate
@@ -122,11 +122,16 @@ def check_revision(study: str) -> None:
 def show_plan(
     study: "Study", numbers: "Sequence[int]", machine: options.MachineOptions, output: options.OutputOptions
 ) -> None:
-    """Print what a study, or these parts of it, would run, and an estimate of the time; train nothing."""
+    """Print what a study, or these parts of it, would run, and an estimate of the time; train nothing.
+
+    Raise StateBudgetError if no architecture can be matched.
+    """
     from icl_bench.harness.study.protocol import chosen_parts, plan_study
     from icl_bench.runs.store import Store
 
     planned = plan_study(study, Store(output.store))
+    if not planned.parts:
+        raise StateBudgetError(f"a study needs an architecture that can be matched; {planned.left_out[0]}")
     chosen = chosen_parts([one.part for one in planned.parts], numbers)
     planned = planned._replace(parts=[one for one in planned.parts if one.part in chosen])
     left = [[spec for phase in one.left for spec in phase] for one in planned.parts]

@@ -77,11 +77,16 @@ def verify(
             if as_json:
                 print_json({"source": str(source), "agree": agree, "noise_floor": floor, "asked": asked, "runs": rows})
             else:
-                equal = sum(row["verdict"] == "equal" for row in rows)
-                say(f"{len(rows)} of {asked} runs trained again, {equal} equal in every number")
-                say("the runs agree" if agree else "not all runs are shown to agree")
+                say(*verdict_lines(rows, asked, agree))
     if not agree:
         raise typer.Exit(SOMETHING_FAILED)
+
+
+def verdict_lines(rows: list[dict[str, Any]], asked: int, agree: bool) -> tuple[str, str]:
+    """Return what is said of all runs that were trained again."""
+    equal = sum(row["verdict"] == "equal" for row in rows)
+    counts = f"{len(rows)} of {asked} runs trained again, {equal} equal in every number"
+    return counts, "the runs agree" if agree else "not all runs are shown to agree"
 
 
 def describe_noise(noise: "NoiseFloor") -> str:

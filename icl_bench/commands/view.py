@@ -23,7 +23,7 @@ from icl_bench.commands.options import DEFAULT_STORE
 from icl_bench.commands.output import note, note_problems, say
 from icl_bench.commands.runs import open_store
 from icl_bench.commands.session import context_of, load_plugins_or_warn
-from icl_bench.errors import StoreError
+from icl_bench.errors import SpecError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,6 +67,11 @@ def view(
 
     Example: icl-bench view icl-runs -o page
     """
+    if output is not None and output.suffix == ".html":
+        raise SpecError(
+            f"a page is written to a folder, as its {PAGE_NAME}; got {str(output)!r}; give a folder, or write one file "
+            f"with `icl-bench report -o {output}`"
+        )
     opened = [open_store(path) for path in stores or [DEFAULT_STORE]]
     contexts = study_contexts(study or [], len(opened))
     if output is None:

@@ -147,13 +147,7 @@ def draw_panels(
     for i, (one, panel) in enumerate(zip(axes, panels, strict=False)):
         if draw_floor:
             draw_floor(one)
-        floor = main_line(one, 0)
-        lines: list[tuple[Line2D, str, canvas.SeriesStyle]] = []
-        for k, (entry, style) in enumerate(zip(panel.entries, panel.styles, strict=True)):
-            before = len(one.get_lines())
-            draw(one, entry, style, k - (len(panel.entries) - 1) / 2)
-            if (line := main_line(one, before)) is not None:
-                lines.append((line, panel.names[k], style))
+        floor, lines = main_line(one, 0), draw_entries(one, panel, draw)
         canvas.share_axis(one, label if i % columns == 0 else "")
         scale(one)
         if titles:
@@ -165,6 +159,19 @@ def draw_panels(
         if not alone and not label_ends(one, ends, height):
             canvas.add_legend(one, canvas.legend_handles(panel.styles), panel.names)
     return figure
+
+
+def draw_entries(
+    axes: Axes, panel: Panel, draw: Callable[[Axes, Entry, canvas.SeriesStyle, float], None]
+) -> list[tuple[Line2D, str, canvas.SeriesStyle]]:
+    """Draw the entries of a panel by `draw`; return the line of each that has one, with its name and style."""
+    lines = []
+    for k, (entry, style) in enumerate(zip(panel.entries, panel.styles, strict=True)):
+        before = len(axes.get_lines())
+        draw(axes, entry, style, k - (len(panel.entries) - 1) / 2)
+        if (line := main_line(axes, before)) is not None:
+            lines.append((line, panel.names[k], style))
+    return lines
 
 
 def panel_title(panel: Panel, alone: bool, longest: int) -> str:

@@ -185,6 +185,12 @@ def test_a_study_file_imports_what_was_named_alone(command, tmp_path, monkeypatc
     assert "module 'no_such' cannot be imported" in command("--plugin", "no_such", "tasks").err
 
 
+def test_a_plan_in_which_nothing_can_be_matched_is_refused(command, tmp_path) -> None:
+    (tmp_path / "s.yaml").write_text("name: s\nquestion: q\ntasks: copy\narchs: softmax\nsizes: 7\n")
+    refused = command("sweep", "s.yaml", "--dry-run", "--json")
+    assert refused.status == 2 and not refused.out and "softmax must come within 5% of 7 (state)" in refused.err
+
+
 def test_an_unknown_logger_is_refused_before_training(command) -> None:
     refused = command("run", "assoc-recall", "--arch", "linear", "--log", "tensorbored")
     assert refused.status == 2 and "did you mean 'tensorboard'?" in refused.err and "started" not in refused.err

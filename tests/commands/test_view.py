@@ -97,6 +97,7 @@ def test_several_stores_have_a_study_each_or_one_for_all(command, store, tmp_pat
     [
         (("nothing",), "a store is a folder of runs; nothing is none"),
         (("empty", "-o", "page"), "a page needs finished runs; empty has none"),
+        (("icl-runs", "-o", "page.html"), "got 'page.html'; give a folder, or write one file with `icl-bench report"),
         (("icl-runs", "-o", "file/page"), "a page needs a folder with room and permission; file/page"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -52,6 +53,17 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).to(DEVICE)
 
 
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill new tensors with NaN, so that an element that no kernel writes is seen."""
+    for name in ("empty", "empty_like"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, make=make, **k: _filled(make(*a, **k)))
+
+
+def _filled(x: Tensor) -> Tensor:
+    return x.fill_(torch.nan) if x.is_floating_point() else x
+
+
 def assert_forms_match_reference(function: Callable[..., object], inputs: Sequence[Tensor], walk: float = 0.0) -> None:
     """Outputs and gradients of the forms "torch" and "triton" are within rounding of those of "reference" in float64.
 
@@ -77,7 +89,7 @@ def assert_replays(step: Callable[[], Sequence[Tensor]]) -> None:
         wanted = [x.clone() for x in step()]  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):  # PyTorch's own stream for captures is one of the first device to ask
         found = step()
     for _ in range(2):
         graph.replay()

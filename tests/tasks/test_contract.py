@@ -149,7 +149,7 @@ class TestDevice:
             task.sample(static, cell)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):
             captured = task.sample(static, cell)
         static.copy_(keys[8:])
         graph.replay()

@@ -100,8 +100,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         plain = yaml.load(text, StudyLoader)
     except (yaml.YAMLError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise SpecError(f"a study is plain YAML without tags or aliases; {source}: {why}; correct the file") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"{source}, line {mark.line + 1}" if mark else source
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise SpecError(f"a study is plain YAML without tags or aliases; {place}: {why}; correct the file") from None
     if not isinstance(plain, dict) or not all(isinstance(key, str) for key in plain):
         raise SpecError(f"a study is a YAML mapping; {source} is not; write name:, question:, tasks:, archs:")
     return plain

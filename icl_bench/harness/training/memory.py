@@ -11,7 +11,7 @@ from icl_bench.errors import SpecError
 from icl_bench.harness.resolve import make_task
 from icl_bench.harness.training.batches import TOKENS_PER_REFILL
 from icl_bench.harness.training.graphs import CAPTURING
-from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.harness.training.trainer import Machine, Trainer, recompute_error
 from icl_bench.runs.spec import RunSpec
 
 USABLE_FRACTION = 0.9
@@ -46,10 +46,12 @@ def estimate_bytes(spec: RunSpec, members: int = 1, parts: int = 1, recompute: b
 
 
 def check_memory(specs: Sequence[RunSpec], machine: Machine) -> None:
-    """Refuse runs that by their shapes cannot fit into the memory of a machine; raises SpecError."""
+    """Refuse runs that by their shapes cannot fit into memory, or cannot save it as asked; raises SpecError."""
     total = total_memory(machine.device)
     parts = machine.accumulate * (machine.ranks.size if machine.ranks else 1)
     for spec in {spec.fleet_key(): spec for spec in specs}.values():
+        if machine.recompute and spec.from_outside:
+            raise recompute_error(spec)
         needed = estimate_bytes(spec, 1, parts, machine.recompute)
         if needed > ESTIMATE_MARGIN * total:
             raise SpecError(

@@ -77,6 +77,11 @@ class Machine(NamedTuple):
     """The processes among which each batch is divided; None for this one alone."""
 
 
+def recompute_error(spec: RunSpec) -> SpecError:
+    """Return the error of layers whose activations cannot be computed again."""
+    return SpecError(f"--recompute is for built-in layers that share no values; got {spec.arch_label}; leave it out")
+
+
 class Trainer:
     """The models, the optimiser and the batches of a fixed set of members, which are runs of one fleet key."""
 
@@ -117,9 +122,7 @@ class Trainer:
     def recompute_activations(self) -> None:
         """Let the model compute activations twice; raise SpecError for layers whose second pass could differ."""
         if self.spec.from_outside or self.model.shares_first_layer:
-            raise SpecError(
-                f"--recompute is for built-in layers that share no values; got {self.spec.arch_label}; leave it out"
-            )
+            raise recompute_error(self.spec)
         self.model.recompute = True
 
     def check_outside_layers(self) -> None:

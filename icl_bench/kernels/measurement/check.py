@@ -86,19 +86,19 @@ class CheckJob(NamedTuple):
     problems: tuple[Problem, ...]
     device: str
 
-    def findings(self, kinds: "dict[str, tuple[float, str]]", problems: int) -> list[Finding]:
-        """Return a finding for outputs and one for gradients, from the largest error of each and its place."""
+    def findings(self, kinds: "dict[str, tuple[float, str]]") -> list[Finding]:
+        """Return findings of one problem, outputs and gradients, from the largest error of each and its place."""
         first, made = self.problems[0], []
         names = first.name, self.impl, dtype_name(first.dtype)
         for what, bound in bounds_of(first).items():
             error, worst = kinds[what]
             shown = error if math.isfinite(error) else None
-            made.append(Finding(*names, what, shown, bound, error <= bound, worst, problems))
+            made.append(Finding(*names, what, shown, bound, error <= bound, worst, problems=1))
         return made
 
-    def failed(self, reason: str, problems: int) -> list[Finding]:
-        """Return findings without an error, which are no pass."""
-        return self.findings(dict.fromkeys(("outputs", "gradients"), (math.inf, reason)), problems)
+    def failed(self, reason: str) -> list[Finding]:
+        """Return findings of a problem without an error, which are no pass."""
+        return self.findings(dict.fromkeys(("outputs", "gradients"), (math.inf, reason)))
 
 
 def check_operators(
@@ -158,17 +158,27 @@ def plan_checks(
 
 def check_job(job: CheckJob, run: FormRun | None = None) -> list[Finding]:
     """Check the problems of a job and keep the largest errors; `run` replaces the operator of the job."""
+    return _worst([_check_problem(job, problem, run) for problem in job.problems])
+
+
+def _check_problem(job: CheckJob, problem: Problem, run: FormRun | None = None) -> list[Finding]:
+    """Return the findings of one problem of a job."""
+    try:
+        errors = form_errors(problem, job.impl, torch.device(job.device), run or run_form)
+    except Exception as error:  # whatever a kernel raises is a finding, and the others are still checked
+        line = (str(error).strip().splitlines() or [""])[0]
+        return job.failed(f"{type(error).__name__} at {problem.place}: {line}"[:200])
     found: dict[str, list[tuple[float, str]]] = {"outputs": [], "gradients": []}
-    for problem in job.problems:
-        try:
-            errors = form_errors(problem, job.impl, torch.device(job.device), run or run_form)
-        except Exception as error:  # whatever a kernel raises is a finding, and the others are still checked
-            line = (str(error).strip().splitlines() or [""])[0]
-            return job.failed(f"{type(error).__name__} at {problem.place}: {line}"[:200], len(job.problems))
-        for one in errors:
-            size = math.inf if math.isnan(one.error) else one.error
-            found[one.what].append((size, f"{one.name} at {problem.place}"))
-    return job.findings({what: max(errors, key=lambda x: x[0]) for what, errors in found.items()}, len(job.problems))
+    for one in errors:
+        size = math.inf if math.isnan(one.error) else one.error
+        found[one.what].append((size, f"{one.name} at {problem.place}"))
+    return job.findings({what: max(sizes, key=lambda x: x[0]) for what, sizes in found.items()})
+
+
+def _worst(found: Sequence[list[Finding]]) -> list[Finding]:
+    """Return the findings of all problems of a job: the largest error of each kind."""
+    largest = [max(kind, key=lambda x: math.inf if x.error is None else x.error) for kind in zip(*found, strict=True)]
+    return [finding._replace(problems=len(found)) for finding in largest]
 
 
 def run_form(problem: Problem, impl: str, inputs: Tensors) -> Tensors:
@@ -275,14 +285,21 @@ def _run_jobs(jobs: list[CheckJob], device: torch.device) -> Iterator[tuple[Chec
         return
     free, _ = torch.cuda.mem_get_info(device)
     processes = max(1, min(12, len(os.sched_getaffinity(0)) * 3 // 4, free // MEMORY_OF_A_PROCESS))
+    found: dict[CheckJob, list[list[Finding]]] = {job: [] for job in jobs}
+    # By turns: problems of one job have many kernels in common, which all processes would compile at once.
+    turns = itertools.zip_longest(*([(job, problem) for problem in job.problems] for job in jobs))
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        started = {pool.submit(check_job, job): job for job in jobs}
+        started = {
+            pool.submit(_check_problem, job, problem): job for turn in turns for job, problem in filter(None, turn)
+        }
         for future in as_completed(started):
             job = started[future]
             try:
-                yield job, future.result()
+                found[job].append(future.result())
             except BrokenProcessPool:
-                yield job, job.failed("its process died", 0)
+                found[job].append(job.failed("its process died"))
+            if len(found[job]) == len(job.problems):
+                yield job, _worst(found[job])
 
 
 def _check_names(option: str, names: Sequence[str], known: set[str]) -> None:

@@ -113,7 +113,7 @@ def unfinished(store: Store) -> list[Summary]:
     specs: dict[str, Mapping[str, Any]] = {}
     for attempt in attempts(store.root):
         active[attempt.run_id] = active.get(attempt.run_id, False) or attempt.active
-        specs[attempt.run_id] = specs.get(attempt.run_id) or spec_of(attempt)
+        specs[attempt.run_id] = specs.get(attempt.run_id) or attempted_spec(attempt)
     for fleet in saved_fleets(store.root):
         for run_id, spec in fleet.runs.items():
             if RUN_ID.fullmatch(run_id):
@@ -138,7 +138,7 @@ def name_in(component: object) -> str:
     return str(component.get("name", "")) if isinstance(component, Mapping) else ""
 
 
-def spec_of(attempt: Attempt) -> Mapping[str, Any]:
+def attempted_spec(attempt: Attempt) -> Mapping[str, Any]:
     """Return the specification of an attempt; empty if the attempt was interrupted before writing it."""
     try:
         with attempt.folder.opened() as folder:

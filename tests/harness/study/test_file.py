@@ -120,7 +120,8 @@ def test_no_part_of_a_file_names_code() -> None:
         ("!!python/object/apply:os.system [ls]", "tags are not allowed"),
         ("[1, 2]", "a study is a YAML mapping; s.yaml is not"),
         ("1: x", "a study is a YAML mapping"),
-        ("a: [", "a study is plain YAML without tags or aliases"),
+        ("a: [", "a study is plain YAML without tags or aliases; s.yaml, line 1: expected the node content"),
+        ("a: 1\n  b: [c", "s.yaml, line 2: mapping values are not allowed here; correct the file"),
         ("name: x\nquestion: y\ntasks: [copy]\narchs: []", "s.yaml, line 4: archs: must have at least 1 value"),
         (
             "name: x\nquestion: y\narchs: [linear]",

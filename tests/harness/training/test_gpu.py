@@ -15,6 +15,7 @@ from icl_bench.harness.training.memory import estimate_bytes, fit_memory, measur
 from icl_bench.harness.training.probes import Probe
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 from icl_bench.tasks import TASKS
 
@@ -47,6 +48,14 @@ class FaultyOnce(torch.nn.Linear):
 """A layer that reads beyond a tensor once, after which no call of the process reaches the device any more."""
 
 
+def stepped(runs: list[RunSpec], steps: int, graphs: bool) -> Trainer:
+    """Return a trainer that has taken some steps, captured in graphs or not."""
+    trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
+    for _ in range(steps):
+        trainer.step()
+    return trainer
+
+
 @pytest.mark.parametrize("name", list(TASKS))
 def test_the_same_key_gives_the_same_batch(name: str) -> None:
     task = make_task(task_component(name))
@@ -61,12 +70,7 @@ def test_the_same_key_gives_the_same_batch(name: str) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_captured_steps_equal_eager_steps(arch: str) -> None:
     runs = expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=(0, 1)))
-    losses = []
-    for graphs in (True, False):
-        trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
-        for _ in range(20):
-            trainer.step()
-        losses.append(torch.tensor(trainer.take_means(20)[0]))
+    losses = [torch.tensor(stepped(runs, 20, graphs).take_means(20)[0]) for graphs in (True, False)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
 
 
@@ -74,16 +78,12 @@ def test_captured_steps_equal_eager_steps(arch: str) -> None:
 def test_muon_in_captured_steps_equals_muon_in_eager_steps_and_learns(precision: str) -> None:
     settings = (*SETTINGS, "train.steps=100", "train.optimiser=muon", "train.lr=0.01")
     runs = expand_request(Request("assoc-recall", ["power"], settings=settings, seeds=(0, 1), precision=precision))
-    losses = []
-    for graphs in (True, False):
-        trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
-        for _ in range(20):
-            trainer.step()
-        losses.append(torch.tensor(trainer.take_means(20)[0]))
+    captured, eager = (stepped(runs, 20, graphs) for graphs in (True, False))
+    losses = [torch.tensor(trainer.take_means(20)[0]) for trainer in (captured, eager)]
     torch.testing.assert_close(*losses, rtol=1e-2, atol=1e-3)
     for _ in range(60):
-        trainer.step()
-    assert trainer.diverged_at == [0, 0] and torch.tensor(trainer.take_means(60)[0]).lt(losses[0]).all()
+        eager.step()
+    assert eager.diverged_at == [0, 0] and torch.tensor(eager.take_means(60)[0]).lt(losses[0]).all()
 
 
 @pytest.mark.parametrize("arch", ["power:p=2", "power:p=4,gate=true,spectrum=learned", "softmax:rope=true"])
@@ -93,9 +93,7 @@ def test_float16_with_a_loss_scale_follows_float32(arch: str) -> None:
         settings = (*SETTINGS, f"train.loss_scale={scale}")
         runs = expand_request(Request("assoc-recall", [arch], settings=settings, seeds=(0, 1), precision=precision))
         for graphs in (True, False):
-            trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
-            for _ in range(40):
-                trainer.step()
+            trainer = stepped(runs, 40, graphs)
             assert trainer.diverged_at == [0, 0]
             losses[precision, graphs] = torch.tensor(trainer.take_means(40)[0])
     torch.testing.assert_close(losses["float16", True], losses["float16", False], rtol=1e-2, atol=1e-3)
@@ -198,6 +196,7 @@ def test_all_precisions_reach_the_same_accuracy_on_the_default_task() -> None:
     assert reached["float16"] == pytest.approx(reached["float32"], abs=0.02)
 
 
+@pytest.mark.memory(12)
 @pytest.mark.parametrize("task", ["assoc-recall", "assoc-recall:variant=zoology,length=256,pairs=64"])
 def test_the_estimate_of_memory_is_more_than_what_is_measured(task: str) -> None:
     run = expand_request(Request(task, ["gated-conv+softmax"], "zoology" if "zoology" in task else "default"))[0]
@@ -248,6 +247,7 @@ def test_a_fleet_reads_its_own_answers(arch: str, precision: str) -> None:
     assert free is not None and all(0 <= share <= 1 for share in (*free.accuracy, *free.exact_match))
 
 
+@pytest.mark.memory(8)
 @pytest.mark.parametrize("engine", ["inline", "local"])
 def test_after_a_fault_on_the_device_the_members_run_alone(engine: str, tmp_path) -> None:
     (tmp_path / "strange.py").write_text(FAULTY)

@@ -33,3 +33,8 @@ def test_parts_of_a_batch_and_activations_that_are_computed_again_take_less(monk
     with pytest.raises(SpecError, match="or add --accumulate 8"):
         check_memory([large], Machine(CPU))
     check_memory([large], Machine(CPU, accumulate=4))
+
+
+def test_layers_from_outside_are_not_computed_again():
+    with pytest.raises(SpecError, match=r"--recompute is for built-in layers .* got torch\.nn:Identity; leave it out"):
+        check_memory(specs("torch.nn:Identity"), Machine(CPU, recompute=True))

@@ -53,14 +53,3 @@ def check(name: str, found: Tensor, wanted: Tensor, bound: float, natural: float
 def rms(x: Tensor) -> float:
     """Root mean square."""
     return x.detach().double().norm().item() / math.sqrt(x.numel())
-
-
-def poisoned_empty(*size, **kwargs) -> Tensor:
-    """torch.empty whose content, if any of it is read before it is written, spreads."""
-    return torch.full(size[0] if len(size) == 1 and not isinstance(size[0], int) else size, math.nan, **kwargs)
-
-
-def poison(monkeypatch) -> None:
-    """Fill uninitialised tensors with NaN."""
-    monkeypatch.setattr(torch, "empty", poisoned_empty)
-    monkeypatch.setattr(torch, "empty_like", lambda x: torch.full_like(x, math.nan))

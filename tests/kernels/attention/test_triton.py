@@ -6,8 +6,8 @@ import torch
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.attention.triton.table import SHORT_TILES, TILES, Tile, short_tile
-from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case, poison
-from tests.kernels.numerics import DEVICE, assert_gradients_lie_side_by_side
+from tests.kernels.attention.attention_oracle import assert_within_bounds, make_case
+from tests.kernels.numerics import DEVICE, assert_gradients_lie_side_by_side, poison
 
 GATES = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 

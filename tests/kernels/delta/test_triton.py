@@ -11,8 +11,8 @@ from icl_bench.kernels.delta.api import delta_rule, delta_step
 from icl_bench.kernels.delta.triton import launch
 from icl_bench.kernels.delta.triton.ops import delta_triton
 from icl_bench.kernels.delta.triton.table import CHUNK, segment_length
-from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, poison, results
-from tests.kernels.numerics import DEVICE
+from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, results
+from tests.kernels.numerics import DEVICE, poison
 
 F32 = torch.float32
 QUICK = {

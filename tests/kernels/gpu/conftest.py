@@ -1,34 +1,10 @@
-"""What tests on a GPU share with each other: a spoiled context fails one test alone, and large tests take turns."""
+"""A context of a GPU that a test on it spoils fails this test alone."""
 
-import fcntl
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-KEPT_BYTES = 2 * 2**30
-"""Memory that a worker may keep after a test, for the next one."""
-
-
-@pytest.fixture(autouse=True)
-def returned_memory() -> Iterator[None]:
-    """Give back what a test has left in the memory that a worker keeps, where it is much: other workers need it."""
-    yield
-    if torch.cuda.is_initialized() and torch.cuda.memory_reserved() > KEPT_BYTES:
-        torch.cuda.empty_cache()
-
-
-@pytest.fixture
-def in_turn() -> Iterator[None]:
-    """Let one test at a time, of all workers, take tens of GB of a GPU, and give them back at its end."""
-    with (Path(tempfile.gettempdir()) / f"icl-bench-large-tests-{os.getuid()}").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        torch.cuda.empty_cache()
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:

@@ -5,8 +5,8 @@ import torch
 
 from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.attention.triton.table import MIDDLE_REACH, SHORT_REACH, SHORT_TILES, TILES
-from tests.kernels.attention.attention_oracle import BOUNDS, assert_within_bounds, make_case, poison
-from tests.kernels.numerics import assert_replays
+from tests.kernels.attention.attention_oracle import BOUNDS, assert_within_bounds, make_case
+from tests.kernels.numerics import assert_replays, poison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -7,7 +7,8 @@ from icl_bench.kernels.delta.api import delta_rule
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.delta.triton import launch
 from icl_bench.kernels.delta.triton.ops import delta_triton
-from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, poison, results
+from tests.kernels.delta.delta_oracle import VARIANTS, check, make_problem, results
+from tests.kernels.numerics import poison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -184,7 +185,7 @@ def test_more_sequences_than_a_grid_has_rows():
     assert whole["dq"].isfinite().all()
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(22, in_turn=True)
 @pytest.mark.slow
 def test_offsets_beyond_31_bits(monkeypatch):
     monkeypatch.setattr(launch, "segment_length", lambda tokens, *sizes: tokens)
@@ -198,7 +199,7 @@ def test_offsets_beyond_31_bits(monkeypatch):
     assert torch.equal(y[-1:], expected) and torch.equal(last[-1:], state)
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(22, in_turn=True)
 @pytest.mark.slow
 def test_offsets_beyond_31_bits_in_segments(monkeypatch):
     t, groups, width = 1 << 19, 65, 64  # 2^31 elements and more
@@ -230,7 +231,7 @@ def test_captured_in_a_graph_and_compiled(name, segments, monkeypatch):
     compiled = results(traced, inputs)
     assert all(torch.equal(x, compiled[name]) for name, x in expected.items())
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()), torch.no_grad():
         y, last = delta_rule(inputs, options, "triton")
     graph.replay()
     assert torch.equal(y, expected["y"]) and torch.equal(last, expected["last"])

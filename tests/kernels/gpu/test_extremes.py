@@ -15,8 +15,7 @@ from icl_bench.kernels.measurement.delta import VARIANTS, MeasuredDelta
 from icl_bench.kernels.measurement.problem import Problem
 from icl_bench.kernels.measurement.scan import MeasuredLinear, MeasuredSelective
 from icl_bench.kernels.measurement.scores import MeasuredAttention, MeasuredPower
-from tests.kernels.attention.attention_oracle import poison
-from tests.kernels.numerics import assert_replays
+from tests.kernels.numerics import assert_replays, poison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -122,7 +121,7 @@ def test_a_convolution_of_more_tokens():
         assert error <= MANY**0.5 * 2**-24, f"{key}: {error:.1e}"  # roundings of a sum add up as a random walk
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(50, in_turn=True)
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[2], VARIANTS[3]], ids=["tied", "channels", "untied"])
 def test_gradients_beyond_31_bits(variant):

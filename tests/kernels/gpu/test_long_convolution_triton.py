@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from icl_bench.kernels.long_convolution.api import long_convolution
-from tests.kernels.attention.attention_oracle import poison
 from tests.kernels.long_convolution.convolution_oracle import assert_close_to_exact, convolution_case, results
-from tests.kernels.numerics import assert_replays
+from tests.kernels.numerics import assert_replays, poison
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -50,7 +49,7 @@ def test_more_sequences_than_a_grid_axis_holds():
     assert torch.equal(found[0], found[n // 2 - 1]) and torch.equal(found[-1], found[n // 2])
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(30, in_turn=True)
 def test_offsets_beyond_32_bits(monkeypatch):
     monkeypatch.undo()
     n, t, c = 2100, 1024, 1024

@@ -60,7 +60,7 @@ def test_a_training_step_is_captured_in_a_graph(name):
         expected = step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         captured = step()
     for x in captured:
         x.zero_()

@@ -7,8 +7,8 @@ from icl_bench.kernels.power.api import initial_power_state, power_attention_wit
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 from icl_bench.kernels.power.triton.step import power_step_triton
-from tests.kernels.numerics import assert_replays
-from tests.kernels.power.power_oracle import Case, poison
+from tests.kernels.numerics import assert_replays, poison
+from tests.kernels.power.power_oracle import Case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

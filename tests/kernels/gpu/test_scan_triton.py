@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from icl_bench.kernels.scan.api import linear_scan, selective_scan
-from tests.kernels.attention.attention_oracle import poison
-from tests.kernels.numerics import assert_replays
+from tests.kernels.numerics import assert_replays, poison
 from tests.kernels.scan.scan_oracle import assert_close_to_exact, linear_case, results, run_scan, selective_case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -67,7 +66,7 @@ def assert_gradients_of_the_last(leaves, case):
     assert all(torch.equal(a[-1], b[-1]) for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.usefixtures("in_turn")
+@pytest.mark.memory(35, in_turn=True)
 def test_offsets_beyond_32_bits(monkeypatch):
     monkeypatch.undo()
     n, t, c = 2100, 1024, 1024

@@ -5,12 +5,12 @@ import torch
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.long_convolution.api import long_convolution
-from tests.kernels.attention.attention_oracle import poison
 from tests.kernels.long_convolution.convolution_oracle import (
     assert_close_to_exact,
     convolution_case,
     results,
 )
+from tests.kernels.numerics import poison
 
 # Sums of up to 200 terms that cancel in part, each rounded to 6e-8.
 FLOAT32_BOUND = 1e-5

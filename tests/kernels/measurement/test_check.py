@@ -77,7 +77,7 @@ def test_a_raised_error_is_a_finding():
 
 
 def test_a_lost_process_is_no_pass():
-    lost = CheckJob("quadratic", (SMALL,), "cpu").failed("its process died", 0)
+    lost = CheckJob("quadratic", (SMALL,), "cpu").failed("its process died")
     assert [x.what for x in lost] == ["outputs", "gradients"] and not any(x.ok for x in lost)
 
 
@@ -155,3 +155,14 @@ def test_the_command_exits_with_3_where_a_bound_is_broken(command, monkeypatch):
 def test_a_wrong_argument_is_one_line_and_status_2(command, wrong):
     status, _, err = command("check", *wrong)
     assert status == 2 and err.startswith("Error: ") and len(err.splitlines()) == 1
+
+
+def test_problems_of_all_kinds_are_checked_in_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * checking.MEMORY_OF_A_PROCESS, 0))
+    kinds = [(replace(SMALL, initial=True), replace(SMALL, t=1)), (replace(SMALL, t=2),)]
+    jobs = [CheckJob(impl, problems, "cpu") for impl, problems in zip(("chunked", "quadratic"), kinds, strict=True)]
+    found = dict(checking._run_jobs(jobs, torch.device("cuda")))
+    assert {job: [(x.ok, x.problems) for x in findings] for job, findings in found.items()} == {
+        jobs[0]: [(True, 2)] * 2,
+        jobs[1]: [(True, 1)] * 2,
+    }

@@ -6,6 +6,7 @@ from torch import Tensor
 from icl_bench.kernels.power.expansion import expand
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
 from icl_bench.kernels.power.triton.ops import power_attention_triton
+from tests.kernels.numerics import poison as poison
 
 # Root-mean-square errors relative to float64: outputs, and each gradient.
 # bfloat16 rounds operands to 2^-9, tf32 to 2^-11.
@@ -128,14 +129,3 @@ def _error(a: Tensor, b: Tensor, size: float) -> float:
     """NaN, and so never at most a bound, where anything is NaN; absolute where the size is 0."""
     difference = (a.double() - b).norm().item()
     return difference / size if size > 0 else difference
-
-
-def poison(monkeypatch) -> None:
-    """Fresh tensors are NaN, so that an element no kernel writes is seen."""
-    for name in ("empty", "empty_like"):
-        make = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, make=make, **k: _filled(make(*a, **k)))
-
-
-def _filled(x: Tensor) -> Tensor:
-    return x.fill_(float("nan")) if x.is_floating_point() else x

@@ -27,8 +27,8 @@ from icl_bench.kernels.power.triton.rank_one_launch import norms_and_sums, query
 from icl_bench.kernels.power.triton.spectrum import fits_one_pass
 from icl_bench.kernels.power.triton.step import power_step_triton
 from icl_bench.kernels.power.triton.tiles import rounded
-from tests.kernels.numerics import DEVICE, assert_gradients_lie_side_by_side
-from tests.kernels.power.power_oracle import Case, poison
+from tests.kernels.numerics import DEVICE, assert_gradients_lie_side_by_side, poison
+from tests.kernels.power.power_oracle import Case
 
 F32, F16 = torch.float32, torch.float16
 

@@ -5,8 +5,7 @@ import torch
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.scan.triton.launch import LINEAR_TOKENS, SPAN
-from tests.kernels.attention.attention_oracle import poison
-from tests.kernels.numerics import DEVICE
+from tests.kernels.numerics import DEVICE, poison
 from tests.kernels.scan.scan_oracle import (
     assert_close_to_exact,
     linear_case,
