@@ -8,6 +8,10 @@ DecayForm = Literal["sigmoid", "log-sigmoid", "exp"]
 """Activation that makes the logarithm of a decay; `exp` is exp(min(x, 0)), at most 1."""
 ColumnForm = Literal["none", "sigmoid", "tanh"]
 """Activation of columns."""
+CellForm = Literal["lstm", "s-lstm"]
+"""Recurrent cells."""
+BEFORE_ANY = -1e30
+"""Maximum of an sLSTM before the first token, whose own i it then takes, so that its weights sum to at least 1."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6
