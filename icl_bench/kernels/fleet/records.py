@@ -71,3 +71,25 @@ class ScoreRule(NamedTuple):
     """Divide by the sum of weights, as softmax always does."""
     eps: float = 0.0
     """Added to that sum of powers."""
+
+
+class SeenKeys(NamedTuple):
+    """Keys that queries at consecutive positions see by their places alone."""
+
+    first: int = 0
+    """Position of the first query."""
+    span: int = 1
+    """Tokens of a key, all of which have ended by the position of a query that sees it."""
+    block: int = 1
+    """Keys of a block of which some are chosen."""
+
+
+class BlockChoice(NamedTuple):
+    """How queries at consecutive positions choose blocks of tokens."""
+
+    first: int
+    """Position of the first query."""
+    block: int
+    """Tokens of a block."""
+    selected: int
+    """Blocks that a query selects, those included that it always reads."""

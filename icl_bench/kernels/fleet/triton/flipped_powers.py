@@ -20,13 +20,15 @@ def flipped_powers_kernel(
     """Write weights of rows of queries, zeros for later keys. Grid (rows, keys)."""
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    seen = columns[None, :] <= (rows % time)[:, None]
-    inside, places = (rows < count)[:, None], rows[:, None] * time + columns[None, :]
-    s = scale * tl.load(scores + places, mask=inside & seen, other=0.0).to(tl.float32)
+    query, inside = (rows % time)[:, None], (rows < count)[:, None] & (columns < time)[None, :]
+    places = rows[:, None] * time + columns[None, :]
+    near = inside & ((columns // 16 * 16)[None, :] <= query)  # whole groups are loaded at once
+    s = scale * tl.load(scores + places, mask=near, other=0.0).to(tl.float32)
+    s = tl.where(columns[None, :] <= query, s, 0.0)
     power = s if P % 2 == 0 else tl.abs(s)
     for _ in tl.static_range(P - 1):
         power *= tl.abs(s)
-    tl.store(out + places, power.to(out.dtype.element_ty), mask=inside & (columns < time)[None, :])
+    tl.store(out + places, power.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -36,15 +38,17 @@ def flipped_powers_gradient_kernel(
     """Write the gradient of scores of rows of queries, zeros for later keys. Grid (rows, keys)."""
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    seen = columns[None, :] <= (rows % time)[:, None]
-    inside, places = (rows < count)[:, None], rows[:, None] * time + columns[None, :]
-    s = scale * tl.load(scores + places, mask=inside & seen, other=0.0).to(tl.float32)
-    slope = P * scale * tl.load(gradient + places, mask=inside & seen, other=0.0).to(tl.float32)
+    query, inside = (rows % time)[:, None], (rows < count)[:, None] & (columns < time)[None, :]
+    places = rows[:, None] * time + columns[None, :]
+    near = inside & ((columns // 16 * 16)[None, :] <= query)  # whole groups are loaded at once
+    s = scale * tl.load(scores + places, mask=near, other=0.0).to(tl.float32)
+    s = tl.where(columns[None, :] <= query, s, 0.0)
+    slope = P * scale * tl.load(gradient + places, mask=near, other=0.0).to(tl.float32)
     if P % 2:
         slope = tl.where(s < 0.0, -slope, tl.where(s > 0.0, slope, 0.0))
     for _ in tl.static_range(P - 1):
         slope *= tl.abs(s)
-    tl.store(dscores + places, slope.to(dscores.dtype.element_ty), mask=inside & (columns < time)[None, :])
+    tl.store(dscores + places, slope.to(dscores.dtype.element_ty), mask=inside)
 
 
 class FusedFlippedPowers(torch.autograd.Function):

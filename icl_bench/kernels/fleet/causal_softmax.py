@@ -1,0 +1,60 @@
+"""Weights of attention from scores that are there: over tokens, over spans of tokens, over chosen blocks of them.
+
+A_ij = exp(c s_ij) / sum_j exp(c s_ij),  over the keys that query i sees: spans of tokens that have ended by its
+position, of those the ones in blocks that are chosen for it; rows that see no key are 0
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from icl_bench.kernels.arguments import check_shape
+from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
+
+
+def causal_softmax(
+    scores: Tensor, keys: SeenKeys, scale: float, chosen: Tensor | None = None, *, impl: FleetImpl = "auto"
+) -> Tensor:
+    """Return the weights A of scores [..., Q, S], in their type.
+
+    `chosen` [..., Q, blocks] tells the blocks of `keys.block` keys that a query sees; None for all.
+    """
+    if chosen is not None:
+        blocks = -(-scores.shape[-1] // keys.block)
+        check_shape("chosen", chosen, (*scores.shape[:-1], blocks), "[..., Q, blocks]")
+    if takes_triton(impl, scores) and scores.numel():
+        from icl_bench.kernels.fleet.triton.causal_softmax import FusedCausalSoftmax
+
+        fused: Tensor = FusedCausalSoftmax.apply(scores, keys, scale, chosen)
+        return fused
+    wide = scores.to(torch.float64 if impl == "reference" else torch.promote_types(scores.dtype, torch.float32))
+    queries, count = scores.shape[-2:]
+    positions = torch.arange(keys.first, keys.first + queries, device=scores.device)[:, None]
+    seen = torch.arange(1, count + 1, device=scores.device) * keys.span <= positions + 1
+    if chosen is not None:
+        seen = seen & chosen.repeat_interleave(keys.block, -1)[..., :count]
+    lowest = torch.finfo(wide.dtype).min  # a row of -inf would have no gradient
+    weights = (wide * scale).masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0.0)
+    return weights.to(scores.dtype)
+
+
+def best_blocks(weights: Tensor, choice: BlockChoice, blocks: int, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return which of `blocks` blocks a query selects, [..., Q, blocks] bool, by its weights of ended ones [..., Q, S].
+
+    These are the first block, that of the query and the one before, then those of the largest weights, of equal ones
+    the earliest. There is no gradient.
+    """
+    weights = weights.detach()
+    if takes_triton(impl, weights):
+        from icl_bench.kernels.fleet.triton.causal_softmax import launch_best_blocks
+
+        return launch_best_blocks(weights, choice, blocks)
+    positions = torch.arange(choice.first, choice.first + weights.shape[-2], device=weights.device)[:, None]
+    own, numbers = positions // choice.block, torch.arange(blocks, device=weights.device)
+    always = (numbers == 0) | (numbers == own) | (numbers == own - 1)
+    ended = numbers[: weights.shape[-1]] < (positions + 1) // choice.block
+    ranks = functional.pad(torch.where(ended, weights, -1.0), (0, blocks - weights.shape[-1]), value=-1.0)
+    best, index = ranks.masked_fill(always, 2.0).sort(dim=-1, descending=True, stable=True)
+    count = choice.selected
+    return torch.zeros_like(ranks, dtype=torch.bool).scatter(-1, index[..., :count], best[..., :count] >= 0)

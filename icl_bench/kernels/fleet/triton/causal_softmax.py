@@ -1,0 +1,124 @@
+"""Weights of attention from scores in Triton, one launch each way, and the choice of blocks."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
+from icl_bench.kernels.triton.common import tile_shape
+
+
+@triton.jit
+def has_ended(columns, position, SPAN: tl.constexpr):
+    """Return which keys have ended by the positions of queries."""
+    return (columns + 1) * SPAN <= position + 1
+
+
+@triton.jit
+def loaded(columns, position, SPAN: tl.constexpr):
+    """Return groups of 16 keys, which are loaded at once, of which the first has ended."""
+    return has_ended(columns // 16 * 16, position, SPAN)
+
+
+@triton.jit(do_not_specialize=["first"])
+def causal_softmax_kernel(
+    scores, chosen, out, count, queries, keys, blocks, first, scale, SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    CHOSEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write the weights of rows of queries, zeros for keys that are not seen. Grid (rows)."""
+    rows, columns = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64), tl.arange(0, BLOCK_C)[None, :]
+    position, inside = (first + rows % queries)[:, None], (rows < count)[:, None] & (columns < keys)
+    seen, places = inside & has_ended(columns, position, SPAN), rows[:, None] * keys + columns
+    s = tl.load(scores + places, mask=inside & loaded(columns, position, SPAN), other=0.0).to(tl.float32)
+    if CHOSEN:
+        seen = seen & (tl.load(chosen + rows[:, None] * blocks + columns // BLOCK, mask=seen, other=0) != 0)
+    s = tl.where(seen, scale * s, -float("inf"))
+    largest = tl.max(s, 1)
+    raised = tl.exp(s - tl.where(largest == -float("inf"), 0.0, largest)[:, None])
+    total = tl.sum(raised, 1)
+    weights = raised / tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(out + places, weights.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["first"])
+def causal_softmax_gradient_kernel(
+    weights, gradient, dscores, count, queries, keys, first, scale, SPAN: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of the scores of rows of queries. Grid (rows)."""
+    rows, columns = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64), tl.arange(0, BLOCK_C)[None, :]
+    inside, places = (rows < count)[:, None] & (columns < keys), rows[:, None] * keys + columns
+    near = inside & loaded(columns, (first + rows % queries)[:, None], SPAN)
+    weight = tl.load(weights + places, mask=near, other=0.0).to(tl.float32)
+    upstream = tl.load(gradient + places, mask=near, other=0.0).to(tl.float32)
+    slope = scale * weight * (upstream - tl.sum(weight * upstream, 1)[:, None])
+    tl.store(dscores + places, slope.to(dscores.dtype.element_ty), mask=inside)
+
+
+class FusedCausalSoftmax(torch.autograd.Function):
+    """`causal_softmax` in one launch each way."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, keys: SeenKeys, scale: float, chosen: Tensor | None) -> Tensor:
+        scores, out = scores.contiguous(), torch.empty_like(scores, memory_format=torch.contiguous_format)
+        (queries, width), (rows, columns) = scores.shape[-2:], tile_shape(scores.shape[-1])
+        count, picked = scores.numel() // width, scores if chosen is None else chosen.contiguous().view(torch.uint8)
+        with launch_on(scores):
+            causal_softmax_kernel[(-(-count // rows),)](
+                scores, picked, out, count, queries, width, picked.shape[-1], keys.first, scale, SPAN=keys.span,
+                BLOCK=keys.block, CHOSEN=chosen is not None, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            )  # fmt: skip
+        ctx.save_for_backward(out)
+        ctx.keys, ctx.scale = keys, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (weights,) = ctx.saved_tensors
+        (queries, width), dscores = weights.shape[-2:], torch.empty_like(weights)
+        count, (rows, columns) = weights.numel() // width, tile_shape(width)
+        with launch_on(weights):
+            causal_softmax_gradient_kernel[(-(-count // rows),)](
+                weights, gradient.contiguous(), dscores, count, queries, width, ctx.keys.first, ctx.scale,
+                SPAN=ctx.keys.span, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            )  # fmt: skip
+        return dscores, None, None, None
+
+
+@triton.jit(do_not_specialize=["first"])
+def best_blocks_kernel(
+    weights, chosen, count, queries, ended, blocks, first, BLOCK: tl.constexpr, SELECTED: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Write 1 for the blocks that rows of queries select, 0 for others. Grid (rows)."""
+    rows, columns = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64), tl.arange(0, BLOCK_C)[None, :]
+    position, inside = (first + rows % queries)[:, None], (rows < count)[:, None] & (columns < blocks)
+    known = inside & (columns < ended) & (columns < (position + 1) // BLOCK)
+    ranks = tl.load(weights + rows[:, None] * ended + columns, mask=known, other=-1.0).to(tl.float32)
+    own = position // BLOCK
+    ranks = tl.where((columns == 0) | (columns == own) | (columns == own - 1), 2.0, ranks)
+    ranks = tl.where(inside, ranks, -1.0)
+    found = tl.zeros([BLOCK_R, BLOCK_C], tl.int1)
+    for _ in tl.static_range(SELECTED):
+        best = tl.max(ranks, 1)[:, None]
+        index = tl.min(tl.where(ranks == best, columns, BLOCK_C), 1)[:, None]
+        found = found | ((columns == index) & (best >= 0.0))
+        ranks = tl.where(columns == index, -1.0, ranks)
+    tl.store(chosen + rows[:, None] * blocks + columns, found.to(tl.uint8), mask=inside)
+
+
+def launch_best_blocks(weights: Tensor, choice: BlockChoice, blocks: int) -> Tensor:
+    """Return which of all blocks queries select."""
+    weights = weights.contiguous()
+    chosen = torch.empty(*weights.shape[:-1], blocks, dtype=torch.uint8, device=weights.device)
+    count, (rows, columns) = chosen.numel() // blocks, tile_shape(blocks)
+    with launch_on(weights):
+        best_blocks_kernel[(-(-count // rows),)](
+            weights, chosen, count, *weights.shape[-2:], blocks, choice.first, BLOCK=choice.block,
+            SELECTED=choice.selected, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+        )  # fmt: skip
+    return chosen.view(torch.bool)
