@@ -12,6 +12,8 @@ CellForm = Literal["lstm", "s-lstm"]
 """Recurrent cells."""
 BEFORE_ANY = -1e30
 """Maximum of an sLSTM before the first token, whose own i it then takes, so that its weights sum to at least 1."""
+MINIBATCH, WIDEST_INNER = 16, 64
+"""Tokens between two steps of inner gradient descent, and the widest keys that its kernel takes."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6
@@ -85,7 +87,7 @@ class SeenKeys(NamedTuple):
 
 
 class BlockChoice(NamedTuple):
-    """How queries at consecutive positions choose blocks of tokens."""
+    """The choice of blocks of tokens by queries at consecutive positions."""
 
     first: int
     """Position of the first query."""

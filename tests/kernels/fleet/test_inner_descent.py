@@ -1,0 +1,36 @@
+"""Gradient descent of inner models against its definition in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, inner_descent
+from tests.kernels.numerics import assert_forms_match_reference, draw
+
+
+def operands(members: int, batch: int, time: int, heads: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    q, k, v = (0.7 * draw(members, batch, time, heads, width, dtype=dtype, seed=i) for i in range(3))
+    rates, factors = draw(members, batch, time, heads, seed=3).sigmoid() / width, draw(members, 16, seed=4).abs() / 4
+    weight, bias = 0.3 * draw(members, 1, heads, width, width, seed=5), 0.3 * draw(members, 1, heads, 1, width, seed=6)
+    gain, shift = 1 + 0.3 * draw(members, 1, heads, 1, width, seed=7), 0.3 * draw(members, 1, heads, 1, width, seed=8)
+    return [q, k, v, rates, factors, weight, bias, gain, shift]
+
+
+def descend(*given: Tensor, impl: str) -> Tensor:
+    q, k, v, rates, factors, weight, bias, gain, shift = given
+    return inner_descent(q, k, v, rates, factors, ((InnerLayer(weight, bias),), InnerNorm(gain, shift)), impl=impl)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("time", "heads", "width"), [(35, 2, 6), (1, 1, 16), (32, 1, 20), (17, 2, 64)])
+def test_inner_descent(time, heads, width, dtype):
+    assert_forms_match_reference(descend, operands(2, 2, time, heads, width, dtype))
+
+
+def test_shapes_are_checked():
+    given = operands(1, 2, 5, 2, 4, torch.float32)
+    with pytest.raises(ArgumentError, match="rates must be"):
+        descend(*given[:3], given[3][:, :, 1:], *given[4:], impl="torch")
+    with pytest.raises(ArgumentError, match="factors must be"):
+        descend(*given[:4], given[4][:, 1:], *given[5:], impl="torch")
