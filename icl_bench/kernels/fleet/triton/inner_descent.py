@@ -31,7 +31,7 @@ class DescentSizes(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """Offsets of the tokens of a minibatch, and where they are inside."""
+    """Offsets of the tokens of a minibatch, and which are inside."""
 
     tokens: Any
     """In [M, B, T, H, K]."""
@@ -39,7 +39,7 @@ class Minibatch(NamedTuple):
     """In [M, B, T, H]."""
     mask: Any
     rows: Any
-    """Where tokens are inside."""
+    """Tokens that are inside."""
 
 
 class InnerState(NamedTuple):
@@ -50,7 +50,7 @@ class InnerState(NamedTuple):
 
 
 @triton.jit
-def product(a, b):
+def inner_product(a, b):
     """Return a b in float32."""
     return tl.dot(a, b, input_precision="tf32x3")
 
@@ -82,8 +82,8 @@ def layer_norm(z, inside, sizes):
 
 
 @triton.jit
-def without_norm(x, normed, sizes):
-    """Return x less its mean and its part along the normed rows, and both: what passes through a layer norm."""
+def taken_by_norm(x, normed, sizes):
+    """Return the mean of rows and their part along the normed rows, neither of which passes a layer norm's gradient."""
     mean, along = (tl.sum(x, 1) / sizes.width)[:, None], (tl.sum(x * normed, 1) / sizes.width)[:, None]
     return mean, along
 
@@ -113,16 +113,16 @@ def inner_descent_kernel(
         key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
-        normed, scale = layer_norm(product(key, w) + c, inside, sizes)
+        normed, scale = layer_norm(inner_product(key, w) + c, inside, sizes)
         u = g * (g * normed + b - value + key)
-        mean, along = without_norm(u, normed, sizes)
+        mean, along = taken_by_norm(u, normed, sizes)
         slope = tl.where(inside, scale * (u - mean - normed * along), 0.0)
         steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
-        y = product(query, w) + c - product(steps * (product(query, tl.trans(key)) + 1.0), slope)
+        y = inner_product(query, w) + c - inner_product(steps * (inner_product(query, tl.trans(key)) + 1.0), slope)
         shown, _ = layer_norm(y, inside, sizes)
         tl.store(out + at.tokens, (query + g * shown + b).to(out.dtype.element_ty), mask=at.mask)
         slope *= rate[:, None]
-        w -= last * product(tl.trans(key), slope)
+        w -= last * inner_product(tl.trans(key), slope)
         c -= last * tl.sum(slope, 0)[None, :]
 
 
@@ -157,39 +157,39 @@ def inner_descent_gradient_kernel(
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         # The minibatch again.
-        normed, scale = layer_norm(product(key, w) + c, inside, sizes)
+        normed, scale = layer_norm(inner_product(key, w) + c, inside, sizes)
         error = tl.where(inside, g * normed + b - value + key, 0.0)
         u = g * error
-        mean, along = without_norm(u, normed, sizes)
+        mean, along = taken_by_norm(u, normed, sizes)
         passed = tl.where(inside, u - mean - normed * along, 0.0)
         slope = scale * passed
         seen = places[:, None] >= places[None, :]
-        scores = product(query, tl.trans(key)) + 1.0
+        scores = inner_product(query, tl.trans(key)) + 1.0
         steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
-        shown, spread = layer_norm(product(query, w) + c - product(steps * scores, slope), inside, sizes)
+        shown, spread = layer_norm(inner_product(query, w) + c - inner_product(steps * scores, slope), inside, sizes)
         # The norm of the output.
         total_g += upstream * shown
         total_b += upstream
         from_y = g * upstream
-        mean_y, along_y = without_norm(from_y, shown, sizes)
+        mean_y, along_y = taken_by_norm(from_y, shown, sizes)
         dy = tl.where(inside, spread * (from_y - mean_y - shown * along_y), 0.0)
         # Steps within the minibatch, and the one to the next.
-        onto = -product(dy, tl.trans(slope))
+        onto = -inner_product(dy, tl.trans(slope))
         dscores = onto * steps
         dsteps = tl.where(seen, onto * scores, 0.0)
-        dslope = -product(tl.trans(steps * scores), dy)
+        dslope = -inner_product(tl.trans(steps * scores), dy)
         rated = rate[:, None] * slope
-        carried = product(key, dw) + dc
+        carried = inner_product(key, dw) + dc
         onto_rated = -last * carried
         to_last = -tl.sum(rated * carried)
         total_n += tl.sum(dsteps * rate[None, :], 1) + tl.where(places == C - 1, to_last, 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) + tl.sum(onto_rated * slope, 1)
         dslope += rate[:, None] * onto_rated
-        dkey = product(tl.trans(dscores), query) - last * product(rated, tl.trans(dw))
-        dquery = upstream + product(dy, tl.trans(w)) + product(dscores, key)
+        dkey = inner_product(tl.trans(dscores), query) - last * inner_product(rated, tl.trans(dw))
+        dquery = upstream + inner_product(dy, tl.trans(w)) + inner_product(dscores, key)
         # The gradient of the loss by z.
         through = scale * dslope
-        mean_p, along_p = without_norm(through, normed, sizes)
+        mean_p, along_p = taken_by_norm(through, normed, sizes)
         du = tl.where(inside, through - mean_p - normed * along_p, 0.0)
         derror = g * du
         dnormed = g * derror - along * through - u * along_p
@@ -198,8 +198,8 @@ def inner_descent_gradient_kernel(
         dscale = tl.sum(dslope * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
         dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
         dz = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
-        dkey += derror + product(dz, tl.trans(w))
-        dw += product(tl.trans(query), dy) + product(tl.trans(key), dz)
+        dkey += derror + inner_product(dz, tl.trans(w))
+        dw += inner_product(tl.trans(query), dy) + inner_product(tl.trans(key), dz)
         dc += tl.sum(dy + dz, 0)[None, :]
         tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
         tl.store(dk + at.tokens, dkey.to(dk.dtype.element_ty), mask=at.mask)

@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
 
 
 class CellTile(NamedTuple):
-    """Offsets of the channels of a tile of rows, and where they are inside."""
+    """Offsets of the channels of a tile of rows, and which are inside."""
 
     gates: Any
     """In gates [M, B, T, 4, H, J], the first gate at the token."""
