@@ -77,20 +77,13 @@ def inner_descent(
     """Return y [M, B, T, H, K] in the type of v, for tokens of that shape, rates e [M, B, T, H] and n [M, 16].
 
     The layers have an axis of 1 for the batch; they, the norm, rates and n are float32, or float64. "triton" takes one
-    layer and K up to 64; "auto" is that where it fits.
+    layer and K up to 64, or two and K up to 32; "auto" is that where it fits.
     """
     layers, norm = model
     check_shape("rates", rates, q.shape[:-1], "[M, B, T, H]")
     check_shape("factors", factors, (q.shape[0], MINIBATCH), "[M, 16]")
-    fits = len(layers) == 1 and q.shape[-1] <= WIDEST_INNER
-    if takes_triton(impl, v) and (fits or impl == "triton"):
-        from icl_bench.kernels.fleet.triton.inner_descent import FusedInnerDescent
-
-        (layer,) = layers
-        fused: Tensor = FusedInnerDescent.apply(
-            q, k, v, rates, factors, layer.weight[:, 0], layer.bias[:, 0], norm.gain[:, 0], norm.shift[:, 0], NORM_EPS
-        )
-        return fused
+    if takes_triton(impl, v) and (impl == "triton" or q.shape[-1] <= WIDEST_INNER.get(len(layers), 0)):
+        return fused_descent((q, k, v, rates, factors), layers, norm)
     wide = torch.float64 if impl == "reference" else rates.dtype
     parts = (part.transpose(2, 3).to(wide) for part in (q, k, v, rates[..., None]))
     layers = tuple(InnerLayer(*(part.to(wide) for part in layer)) for layer in layers)
@@ -99,6 +92,16 @@ def inner_descent(
         y, layers = take_minibatch(InnerTokens(*tokens), shares, layers, norm)
         rows.append(y)
     return torch.cat(rows, dim=3).transpose(2, 3).to(v.dtype)
+
+
+def fused_descent(tokens: tuple[Tensor, ...], layers: Layers, norm: InnerNorm) -> Tensor:
+    """Return y by the kernel for one layer or for two."""
+    from icl_bench.kernels.fleet.triton.inner_descent import FusedInnerDescent
+    from icl_bench.kernels.fleet.triton.inner_network import FusedInnerNetwork
+
+    parameters = [part[:, 0] for layer in (*layers, norm) for part in layer]
+    y: Tensor = (FusedInnerDescent if len(layers) == 1 else FusedInnerNetwork).apply(*tokens, *parameters, NORM_EPS)
+    return y
 
 
 def take_minibatch(tokens: InnerTokens, factors: Tensor, layers: Layers, norm: InnerNorm) -> tuple[Tensor, Layers]:

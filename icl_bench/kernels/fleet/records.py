@@ -12,8 +12,10 @@ CellForm = Literal["lstm", "s-lstm"]
 """Recurrent cells."""
 BEFORE_ANY = -1e30
 """Maximum of an sLSTM before the first token, whose own i it then takes, so that its weights sum to at least 1."""
-MINIBATCH, WIDEST_INNER = 16, 64
-"""Tokens between two steps of inner gradient descent, and the widest keys that its kernel takes."""
+MINIBATCH = 16
+"""Tokens between two steps of inner gradient descent."""
+WIDEST_INNER = {1: 64, 2: 32}
+"""Widest keys that the kernels of inner gradient descent take, by layers."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6

@@ -28,6 +28,23 @@ def test_inner_descent(time, heads, width, dtype):
     assert_forms_match_reference(descend, operands(2, 2, time, heads, width, dtype))
 
 
+def descend_network(*given: Tensor, impl: str) -> Tensor:
+    q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift = given
+    layers = (InnerLayer(first, first_bias), InnerLayer(second, second_bias))
+    return inner_descent(q, k, v, rates, factors, (layers, InnerNorm(gain, shift)), impl=impl)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("time", "heads", "width"), [(35, 2, 6), (1, 1, 16), (32, 1, 32)])
+def test_inner_descent_of_a_network(time, heads, width, dtype):
+    q, k, v, rates, factors, _, _, gain, shift = operands(2, 2, time, heads, width, dtype)
+    layers = [
+        0.3 * draw(2, 1, heads, *shape, seed=10 + i)
+        for i, shape in enumerate([(width, 4 * width), (1, 4 * width), (4 * width, width), (1, width)])
+    ]
+    assert_forms_match_reference(descend_network, [q, k, v, rates, factors, *layers, gain, shift])
+
+
 def test_shapes_are_checked():
     given = operands(1, 2, 5, 2, 4, torch.float32)
     with pytest.raises(ArgumentError, match="rates must be"):
