@@ -8,7 +8,7 @@
 All three read the same keys and values, with scores q·k / sqrt(K). State: the cache, H (K + V) T numbers, since a block
 may be selected at any later token; means of blocks follow from it. Work a token: 2 H (K + V) for each token or block
 that is read. Source: Yuan et al. (arXiv 2502.11089), with means in the place of their network over blocks, as in
-flash-linear-attention, without rotation, and with a selection for each head. Training takes T^2 scores a head.
+flash-linear-attention, without rotation, and with a selection for each head.
 """
 
 from typing import ClassVar, NamedTuple, cast
@@ -23,6 +23,7 @@ from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import StackedLinear, widen
 from icl_bench.kernels.attention.api import AttentionImpl, attention
+from icl_bench.kernels.fleet.block_attention import block_attention, scores_of
 from icl_bench.kernels.fleet.causal_softmax import best_blocks, causal_softmax
 from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
 
@@ -115,16 +116,9 @@ class SparseCore(Core):
         ]
         weights = causal_softmax(scores_of(q, means[0]), SeenKeys(first, config.block), scale)
         chosen = best_blocks(weights, BlockChoice(first, config.block, config.selected), -(-tokens // config.block))
-        parts = [weights @ means[1].transpose(1, 2)]
-        weights = causal_softmax(scores_of(q, cache.k), SeenKeys(first, block=config.block), scale, chosen)
-        return [part.transpose(1, 2) for part in (*parts, weights @ cache.v.transpose(1, 2))]
+        return [(weights @ means[1].transpose(1, 2)).transpose(1, 2), block_attention(q, *cache, chosen, config.block)]
 
     def mix(self, parts: list[Tensor], nearest: Tensor, gates: Tensor) -> Tensor:
         """Return the sum of a, b and c [N, Q, H, V] times their gates [N, Q, H, 3]."""
         mixed: Tensor = (torch.stack([*parts, nearest], dim=-2) * gates[..., None]).sum(-2)
         return mixed
-
-
-def scores_of(q: Tensor, k: Tensor) -> Tensor:
-    """Return the products of queries [N, Q, H, K] and keys [N, S, H, K], [N, H, Q, S]."""
-    return q.transpose(1, 2) @ k.permute(0, 2, 3, 1)

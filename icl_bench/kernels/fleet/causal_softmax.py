@@ -1,42 +1,39 @@
-"""Weights of attention from scores that are there: over tokens, over spans of tokens, over chosen blocks of them.
+"""Weights of attention from scores that are there, over tokens or spans of them, and a choice of blocks by weights.
 
-A_ij = exp(c s_ij) / sum_j exp(c s_ij),  over the keys that query i sees: spans of tokens that have ended by its
-position, of those the ones in blocks that are chosen for it; rows that see no key are 0
+A_ij = exp(c s_ij) / sum_j exp(c s_ij),  over the spans of tokens j that have ended by the position of query i; rows
+that see no key are 0
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
 
 
-def causal_softmax(
-    scores: Tensor, keys: SeenKeys, scale: float, chosen: Tensor | None = None, *, impl: FleetImpl = "auto"
-) -> Tensor:
-    """Return the weights A of scores [..., Q, S], in their type.
-
-    `chosen` [..., Q, blocks] tells the blocks of `keys.block` keys that a query sees; None for all.
-    """
-    if chosen is not None:
-        blocks = -(-scores.shape[-1] // keys.block)
-        check_shape("chosen", chosen, (*scores.shape[:-1], blocks), "[..., Q, blocks]")
+def causal_softmax(scores: Tensor, keys: SeenKeys, scale: float, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return the weights A of scores [..., Q, S], in their type."""
     if takes_triton(impl, scores) and scores.numel():
         from icl_bench.kernels.fleet.triton.causal_softmax import FusedCausalSoftmax
 
-        fused: Tensor = FusedCausalSoftmax.apply(scores, keys, scale, chosen)
+        fused: Tensor = FusedCausalSoftmax.apply(scores, keys, scale)
         return fused
     wide = scores.to(torch.float64 if impl == "reference" else torch.promote_types(scores.dtype, torch.float32))
+    return masked_softmax(wide * scale, has_ended(scores, keys)).to(scores.dtype)
+
+
+def has_ended(scores: Tensor, keys: SeenKeys) -> Tensor:
+    """Return which keys have ended by the positions of queries, [Q, S]."""
     queries, count = scores.shape[-2:]
     positions = torch.arange(keys.first, keys.first + queries, device=scores.device)[:, None]
-    seen = torch.arange(1, count + 1, device=scores.device) * keys.span <= positions + 1
-    if chosen is not None:
-        seen = seen & chosen.repeat_interleave(keys.block, -1)[..., :count]
-    lowest = torch.finfo(wide.dtype).min  # a row of -inf would have no gradient
-    weights = (wide * scale).masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0.0)
-    return weights.to(scores.dtype)
+    return torch.arange(1, count + 1, device=scores.device) * keys.span <= positions + 1
+
+
+def masked_softmax(scores: Tensor, seen: Tensor) -> Tensor:
+    """Return the softmax of the scores that are seen; zeros in rows that see none."""
+    lowest = torch.finfo(scores.dtype).min  # a row of -inf would have no gradient
+    return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0.0)
 
 
 def best_blocks(weights: Tensor, choice: BlockChoice, blocks: int, *, impl: FleetImpl = "auto") -> Tensor:

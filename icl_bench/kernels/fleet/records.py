@@ -84,8 +84,6 @@ class SeenKeys(NamedTuple):
     """Position of the first query."""
     span: int = 1
     """Tokens of a key, all of which have ended by the position of a query that sees it."""
-    block: int = 1
-    """Keys of a block of which some are chosen."""
 
 
 class BlockChoice(NamedTuple):

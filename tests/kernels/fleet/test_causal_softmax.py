@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet.causal_softmax import best_blocks, causal_softmax
 from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
 from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
@@ -26,15 +25,6 @@ def test_softmax(shape, keys, dtype):
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_softmax_over_chosen_blocks(dtype):
-    chosen = torch.rand(2, 3, 10, 4, generator=torch.Generator().manual_seed(0)).to(DEVICE) < 0.5
-    assert_forms_match_reference(
-        lambda scores, impl: causal_softmax(scores, SeenKeys(block=3), 0.5, chosen, impl=impl),
-        [3 * draw(2, 3, 10, 10, dtype=dtype)],
-    )
-
-
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_rows_that_see_no_key_are_zero(impl):
     weights = causal_softmax(draw(1, 5, 2), SeenKeys(span=2), 1.0, impl=impl)
@@ -51,8 +41,3 @@ def test_forms_choose_the_same_blocks(choice):
     plain, fused = (best_blocks(weights, choice, -(-tokens // choice.block), impl=impl) for impl in ("torch", "triton"))
     assert torch.equal(plain, fused)
     assert (plain.sum(-1) <= choice.selected).all()
-
-
-def test_shapes_are_checked():
-    with pytest.raises(ArgumentError, match="chosen must be"):
-        causal_softmax(draw(1, 4, 4), SeenKeys(block=2), 1.0, torch.ones(1, 4, 4, dtype=torch.bool))

@@ -26,16 +26,13 @@ def loaded(columns, position, SPAN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first"])
 def causal_softmax_kernel(
-    scores, chosen, out, count, queries, keys, blocks, first, scale, SPAN: tl.constexpr, BLOCK: tl.constexpr,
-    CHOSEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    scores, out, count, queries, keys, first, scale, SPAN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """Write the weights of rows of queries, zeros for keys that are not seen. Grid (rows)."""
     rows, columns = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64), tl.arange(0, BLOCK_C)[None, :]
     position, inside = (first + rows % queries)[:, None], (rows < count)[:, None] & (columns < keys)
     seen, places = inside & has_ended(columns, position, SPAN), rows[:, None] * keys + columns
     s = tl.load(scores + places, mask=inside & loaded(columns, position, SPAN), other=0.0).to(tl.float32)
-    if CHOSEN:
-        seen = seen & (tl.load(chosen + rows[:, None] * blocks + columns // BLOCK, mask=seen, other=0) != 0)
     s = tl.where(seen, scale * s, -float("inf"))
     largest = tl.max(s, 1)
     raised = tl.exp(s - tl.where(largest == -float("inf"), 0.0, largest)[:, None])
@@ -63,21 +60,21 @@ class FusedCausalSoftmax(torch.autograd.Function):
     """`causal_softmax` in one launch each way."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, keys: SeenKeys, scale: float, chosen: Tensor | None) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, keys: SeenKeys, scale: float) -> Tensor:
         scores, out = scores.contiguous(), torch.empty_like(scores, memory_format=torch.contiguous_format)
         (queries, width), (rows, columns) = scores.shape[-2:], tile_shape(scores.shape[-1])
-        count, picked = scores.numel() // width, scores if chosen is None else chosen.contiguous().view(torch.uint8)
+        count = scores.numel() // width
         with launch_on(scores):
             causal_softmax_kernel[(-(-count // rows),)](
-                scores, picked, out, count, queries, width, picked.shape[-1], keys.first, scale, SPAN=keys.span,
-                BLOCK=keys.block, CHOSEN=chosen is not None, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+                scores, out, count, queries, width, keys.first, scale, SPAN=keys.span, BLOCK_R=rows, BLOCK_C=columns,
+                num_warps=4,
             )  # fmt: skip
         ctx.save_for_backward(out)
         ctx.keys, ctx.scale = keys, scale
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weights,) = ctx.saved_tensors
         (queries, width), dscores = weights.shape[-2:], torch.empty_like(weights)
         count, (rows, columns) = weights.numel() // width, tile_shape(width)
@@ -86,7 +83,7 @@ class FusedCausalSoftmax(torch.autograd.Function):
                 weights, gradient.contiguous(), dscores, count, queries, width, ctx.keys.first, ctx.scale,
                 SPAN=ctx.keys.span, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
             )  # fmt: skip
-        return dscores, None, None, None
+        return dscores, None, None
 
 
 @triton.jit(do_not_specialize=["first"])
