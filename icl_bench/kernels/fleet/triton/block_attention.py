@@ -40,14 +40,14 @@ def tokens_inside(start, width, sizes, BLOCK_T: tl.constexpr, BLOCK_C: tl.conste
 
 
 @triton.jit
-def load_tokens(pointer, head, start, width, sizes, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
+def load_head_rows(pointer, head, start, width, sizes, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
     """Load a tile of tokens of a head, zeros outside."""
     mask = tokens_inside(start, width, sizes, BLOCK_T, BLOCK_C)
     return tl.load(pointer + tokens_at(head, start, width, sizes, BLOCK_T, BLOCK_C), mask=mask, other=0.0)
 
 
 @triton.jit
-def store_tokens(pointer, tile, head, start, width, sizes, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
+def store_head_rows(pointer, tile, head, start, width, sizes, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
     """Store a tile of tokens of a head, in the type of its tensor."""
     mask = tokens_inside(start, width, sizes, BLOCK_T, BLOCK_C)
     places = pointer + tokens_at(head, start, width, sizes, BLOCK_T, BLOCK_C)
@@ -69,13 +69,13 @@ def block_attention_kernel(
     """Write y and base-2 log-sum-exp [N, H, T] of a tile of queries of a head. Grid (tiles N H)."""
     tiles = tl.cdiv(sizes.time, BLOCK_T)
     head, start = (tl.program_id(0) // tiles).to(tl.int64), (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_T
-    query = load_tokens(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    query = load_head_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     rows = start + tl.arange(0, BLOCK_T)
     total, top = tl.zeros([BLOCK_T], tl.float32), tl.full([BLOCK_T], -float("inf"), tl.float32)
     acc = tl.zeros([BLOCK_T, BLOCK_V], tl.float32)
     for first in range(0, start + 1, BLOCK_T):
-        key = load_tokens(k, head, first, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-        value = load_tokens(v, head, first, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
+        key = load_head_rows(k, head, first, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+        value = load_head_rows(v, head, first, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
         seen = is_chosen(chosen, head, rows[:, None], (first + tl.arange(0, BLOCK_T))[None, :], sizes, BLOCK)
         s = tl.where(seen, scale * tl.dot(query, tl.trans(key), input_precision=PRECISION), -float("inf"))
         raised = tl.maximum(top, tl.max(s, 1))
@@ -84,7 +84,7 @@ def block_attention_kernel(
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision=PRECISION)
         top = raised
-    store_tokens(
+    store_head_rows(
         out,
         (acc / tl.where(total == 0.0, 1.0, total)[:, None]),
         head,
@@ -106,23 +106,23 @@ def block_query_gradient_kernel(
     """Write dq and y dy [N, H, T] of a tile of queries of a head. Grid (tiles N H)."""
     tiles = tl.cdiv(sizes.time, BLOCK_T)
     head, start = (tl.program_id(0) // tiles).to(tl.int64), (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_T
-    query = load_tokens(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    query = load_head_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     rows = start + tl.arange(0, BLOCK_T)
-    upstream = load_tokens(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
-    y = load_tokens(out, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
+    upstream = load_head_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
+    y = load_head_rows(out, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     along = tl.sum(y.to(tl.float32) * upstream.to(tl.float32), 1)
     tl.store(delta + head * sizes.time + rows, along, mask=rows < sizes.time)
     sums = tl.load(lse + head * sizes.time + rows, mask=rows < sizes.time, other=float("inf"))
     acc = tl.zeros([BLOCK_T, BLOCK_K], tl.float32)
     for first in range(0, start + 1, BLOCK_T):
-        key = load_tokens(k, head, first, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-        value = load_tokens(v, head, first, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
+        key = load_head_rows(k, head, first, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+        value = load_head_rows(v, head, first, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
         seen = is_chosen(chosen, head, rows[:, None], (first + tl.arange(0, BLOCK_T))[None, :], sizes, BLOCK)
         s = scale * tl.dot(query, tl.trans(key), input_precision=PRECISION)
         p = tl.where(seen, tl.exp2(s - sums[:, None]), 0.0)
         slope = p * (tl.dot(upstream, tl.trans(value), input_precision=PRECISION) - along[:, None])
         acc += tl.dot(slope.to(key.dtype), key, input_precision=PRECISION)
-    store_tokens(dq, (acc * (scale * 0.6931471805599453)), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    store_head_rows(dq, (acc * (scale * 0.6931471805599453)), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
 
 
 @triton.jit
@@ -133,13 +133,13 @@ def block_key_gradient_kernel(
     """Write dk and dv of a tile of keys of a head. Grid (tiles N H)."""
     tiles = tl.cdiv(sizes.time, BLOCK_T)
     head, start = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles * BLOCK_T
-    key = load_tokens(k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    key = load_head_rows(k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     rows = start + tl.arange(0, BLOCK_T)
-    value = load_tokens(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
+    value = load_head_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     onto_k, onto_v = tl.zeros([BLOCK_T, BLOCK_K], tl.float32), tl.zeros([BLOCK_T, BLOCK_V], tl.float32)
     for first in range(start, sizes.time, BLOCK_T):
-        query = load_tokens(q, head, first, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-        upstream = load_tokens(gradient, head, first, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
+        query = load_head_rows(q, head, first, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+        upstream = load_head_rows(gradient, head, first, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
         others = first + tl.arange(0, BLOCK_T)
         sums = tl.load(lse + head * sizes.time + others, mask=others < sizes.time, other=float("inf"))
         along = tl.load(delta + head * sizes.time + others, mask=others < sizes.time, other=0.0)
@@ -149,8 +149,8 @@ def block_key_gradient_kernel(
         onto_v += tl.dot(p.to(upstream.dtype), upstream, input_precision=PRECISION)
         slope = p * (tl.dot(value, tl.trans(upstream), input_precision=PRECISION) - along[None, :])
         onto_k += tl.dot(slope.to(query.dtype), query, input_precision=PRECISION)
-    store_tokens(dk, (onto_k * (scale * 0.6931471805599453)), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-    store_tokens(dv, onto_v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
+    store_head_rows(dk, (onto_k * (scale * 0.6931471805599453)), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    store_head_rows(dv, onto_v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
 
 
 class FusedBlockAttention(torch.autograd.Function):

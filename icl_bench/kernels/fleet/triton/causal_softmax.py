@@ -13,7 +13,7 @@ from icl_bench.kernels.triton.common import tile_shape
 
 
 @triton.jit
-def has_ended(columns, position, SPAN: tl.constexpr):
+def ended_by(columns, position, SPAN: tl.constexpr):
     """Return which keys have ended by the positions of queries."""
     return (columns + 1) * SPAN <= position + 1
 
@@ -21,7 +21,7 @@ def has_ended(columns, position, SPAN: tl.constexpr):
 @triton.jit
 def loaded(columns, position, SPAN: tl.constexpr):
     """Return groups of 16 keys, which are loaded at once, of which the first has ended."""
-    return has_ended(columns // 16 * 16, position, SPAN)
+    return ended_by(columns // 16 * 16, position, SPAN)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -31,7 +31,7 @@ def causal_softmax_kernel(
     """Write the weights of rows of queries, zeros for keys that are not seen. Grid (rows)."""
     rows, columns = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64), tl.arange(0, BLOCK_C)[None, :]
     position, inside = (first + rows % queries)[:, None], (rows < count)[:, None] & (columns < keys)
-    seen, places = inside & has_ended(columns, position, SPAN), rows[:, None] * keys + columns
+    seen, places = inside & ended_by(columns, position, SPAN), rows[:, None] * keys + columns
     s = tl.load(scores + places, mask=inside & loaded(columns, position, SPAN), other=0.0).to(tl.float32)
     s = tl.where(seen, scale * s, -float("inf"))
     largest = tl.max(s, 1)
