@@ -1,7 +1,7 @@
 """Gradient descent of a linear inner model in Triton: one launch each way, a program for each head of a sequence.
 
 The forward pass keeps the inner model at the start of each minibatch; the backward pass makes all else of a minibatch
-again. Products are in three parts of tf32, since steps of training lose too much in bfloat16.
+again. Products are in tf32, since steps of training lose too much in bfloat16; in three parts for float32.
 """
 
 from typing import Any, NamedTuple
@@ -49,10 +49,15 @@ class InnerState(NamedTuple):
     bias: Any
 
 
+def precision_of(x: Tensor) -> str:
+    """Return the precision of products for tokens of a type: as many digits as the tokens have, and more in float32."""
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
+
+
 @triton.jit
-def inner_product(a, b):
+def inner_product(a, b, PRECISION: tl.constexpr):
     """Return a b in float32."""
-    return tl.dot(a, b, input_precision="tf32x3")
+    return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
@@ -91,7 +96,7 @@ def taken_by_norm(x, normed, sizes):
 @triton.jit
 def inner_descent_kernel(
     q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out, sizes,
-    C: tl.constexpr, BLOCK_K: tl.constexpr,
+    C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Write y of a head of a sequence, and its inner model before each minibatch. Grid (M B H)."""
     columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
@@ -113,23 +118,27 @@ def inner_descent_kernel(
         key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
-        normed, scale = layer_norm(inner_product(key, w) + c, inside, sizes)
+        normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
         u = g * (g * normed + b - value + key)
         mean, along = taken_by_norm(u, normed, sizes)
         slope = tl.where(inside, scale * (u - mean - normed * along), 0.0)
         steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
-        y = inner_product(query, w) + c - inner_product(steps * (inner_product(query, tl.trans(key)) + 1.0), slope)
+        y = (
+            inner_product(query, w, PRECISION)
+            + c
+            - inner_product(steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0), slope, PRECISION)
+        )
         shown, _ = layer_norm(y, inside, sizes)
         tl.store(out + at.tokens, (query + g * shown + b).to(out.dtype.element_ty), mask=at.mask)
         slope *= rate[:, None]
-        w -= last * inner_product(tl.trans(key), slope)
+        w -= last * inner_product(tl.trans(key), slope, PRECISION)
         c -= last * tl.sum(slope, 0)[None, :]
 
 
 @triton.jit
 def inner_descent_gradient_kernel(
     q, k, v, rates, factors, gain, shift, weights, biases, gradient, dq, dk, dv, drates, dfactors, dweight, dbias,
-    dgain, dshift, sizes, C: tl.constexpr, BLOCK_K: tl.constexpr,
+    dgain, dshift, sizes, C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the tokens of a head of a sequence, and its parts of those of parameters. Grid (M B H)."""
     columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
@@ -157,16 +166,18 @@ def inner_descent_gradient_kernel(
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         # The minibatch again.
-        normed, scale = layer_norm(inner_product(key, w) + c, inside, sizes)
+        normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
         error = tl.where(inside, g * normed + b - value + key, 0.0)
         u = g * error
         mean, along = taken_by_norm(u, normed, sizes)
         passed = tl.where(inside, u - mean - normed * along, 0.0)
         slope = scale * passed
         seen = places[:, None] >= places[None, :]
-        scores = inner_product(query, tl.trans(key)) + 1.0
+        scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
         steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
-        shown, spread = layer_norm(inner_product(query, w) + c - inner_product(steps * scores, slope), inside, sizes)
+        shown, spread = layer_norm(
+            inner_product(query, w, PRECISION) + c - inner_product(steps * scores, slope, PRECISION), inside, sizes
+        )
         # The norm of the output.
         total_g += upstream * shown
         total_b += upstream
@@ -174,19 +185,19 @@ def inner_descent_gradient_kernel(
         mean_y, along_y = taken_by_norm(from_y, shown, sizes)
         dy = tl.where(inside, spread * (from_y - mean_y - shown * along_y), 0.0)
         # Steps within the minibatch, and the one to the next.
-        onto = -inner_product(dy, tl.trans(slope))
+        onto = -inner_product(dy, tl.trans(slope), PRECISION)
         dscores = onto * steps
         dsteps = tl.where(seen, onto * scores, 0.0)
-        dslope = -inner_product(tl.trans(steps * scores), dy)
+        dslope = -inner_product(tl.trans(steps * scores), dy, PRECISION)
         rated = rate[:, None] * slope
-        carried = inner_product(key, dw) + dc
+        carried = inner_product(key, dw, PRECISION) + dc
         onto_rated = -last * carried
         to_last = -tl.sum(rated * carried)
         total_n += tl.sum(dsteps * rate[None, :], 1) + tl.where(places == C - 1, to_last, 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) + tl.sum(onto_rated * slope, 1)
         dslope += rate[:, None] * onto_rated
-        dkey = inner_product(tl.trans(dscores), query) - last * inner_product(rated, tl.trans(dw))
-        dquery = upstream + inner_product(dy, tl.trans(w)) + inner_product(dscores, key)
+        dkey = inner_product(tl.trans(dscores), query, PRECISION) - last * inner_product(rated, tl.trans(dw), PRECISION)
+        dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + inner_product(dscores, key, PRECISION)
         # The gradient of the loss by z.
         through = scale * dslope
         mean_p, along_p = taken_by_norm(through, normed, sizes)
@@ -198,8 +209,8 @@ def inner_descent_gradient_kernel(
         dscale = tl.sum(dslope * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
         dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
         dz = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
-        dkey += derror + inner_product(dz, tl.trans(w))
-        dw += inner_product(tl.trans(query), dy) + inner_product(tl.trans(key), dz)
+        dkey += derror + inner_product(dz, tl.trans(w), PRECISION)
+        dw += inner_product(tl.trans(query), dy, PRECISION) + inner_product(tl.trans(key), dz, PRECISION)
         dc += tl.sum(dy + dz, 0)[None, :]
         tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
         tl.store(dk + at.tokens, dkey.to(dk.dtype.element_ty), mask=at.mask)
@@ -231,7 +242,8 @@ class FusedInnerDescent(torch.autograd.Function):
         with launch_on(q):
             inner_descent_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out,
-                DescentSizes(batch, time, heads, width, eps), C=MINIBATCH, BLOCK_K=columns, num_warps=WARPS[columns],
+                DescentSizes(batch, time, heads, width, eps), C=MINIBATCH, PRECISION=precision_of(v), BLOCK_K=columns,
+                num_warps=WARPS[columns],
             )  # fmt: skip
         ctx.save_for_backward(q, k, v, rates, factors, gain, shift, weights, biases)
         ctx.eps = eps
@@ -249,7 +261,7 @@ class FusedInnerDescent(torch.autograd.Function):
             inner_descent_gradient_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, gain, shift, weights, biases, gradient.contiguous(), dq, dk, dv, drates,
                 dfactors, dweight, dbias, dgain, dshift, DescentSizes(batch, time, heads, width, ctx.eps), C=MINIBATCH,
-                BLOCK_K=columns, num_warps=WARPS[columns],
+                PRECISION=precision_of(v), BLOCK_K=columns, num_warps=WARPS[columns],
             )  # fmt: skip
         sums = (part.sum(1) for part in (dweight, dbias, dgain, dshift))
         return dq, dk, dv, drates, dfactors.sum((1, 2)), *sums, None

@@ -19,6 +19,7 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     inner_product,
     layer_norm,
     minibatch_at,
+    precision_of,
     taken_by_norm,
 )
 from icl_bench.kernels.triton.common import padded
@@ -58,7 +59,8 @@ def store_layer(weight, bias, place, rows, columns, height, width, w, c):
 @triton.jit
 def inner_network_kernel(
     q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift, firsts, first_biases, seconds,
-    second_biases, out, sizes, hidden, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
+    second_biases, out, sizes, hidden,
+    C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Write y of a head of a sequence, and its inner network before each minibatch. Grid (M B H)."""
     columns, middle, places, head = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H), tl.arange(0, C), head_of_member(sizes)
@@ -79,24 +81,28 @@ def inner_network_kernel(
         key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
-        held, bend, _ = gelu_parts(inner_product(key, w) + c)
-        normed, scale = layer_norm(inner_product(held, w2) + c2, inside, sizes)
+        held, bend, _ = gelu_parts(inner_product(key, w, PRECISION) + c)
+        normed, scale = layer_norm(inner_product(held, w2, PRECISION) + c2, inside, sizes)
         u = g * (g * normed + b - value + key)
         mean, along = taken_by_norm(u, normed, sizes)
         slope2 = tl.where(inside, scale * (u - mean - normed * along), 0.0)
-        slope = inner_product(slope2, tl.trans(w2)) * bend
+        slope = inner_product(slope2, tl.trans(w2), PRECISION) * bend
         steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
-        y = inner_product(query, w) + c - inner_product(steps * (inner_product(query, tl.trans(key)) + 1.0), slope)
+        y = (
+            inner_product(query, w, PRECISION)
+            + c
+            - inner_product(steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0), slope, PRECISION)
+        )
         shown, _, _ = gelu_parts(y)
-        y = inner_product(shown, w2) + c2
-        y -= inner_product(steps * (inner_product(shown, tl.trans(held)) + 1.0), slope2)
+        y = inner_product(shown, w2, PRECISION) + c2
+        y -= inner_product(steps * (inner_product(shown, tl.trans(held), PRECISION) + 1.0), slope2, PRECISION)
         normed, _ = layer_norm(y, inside, sizes)
         tl.store(out + at.tokens, (query + g * normed + b).to(out.dtype.element_ty), mask=at.mask)
         rate = last * rate
         slope *= rate[:, None]
         slope2 *= rate[:, None]
-        w -= inner_product(tl.trans(key), slope)
-        w2 -= inner_product(tl.trans(held), slope2)
+        w -= inner_product(tl.trans(key), slope, PRECISION)
+        w2 -= inner_product(tl.trans(held), slope2, PRECISION)
         c -= tl.sum(slope, 0)[None, :]
         c2 -= tl.sum(slope2, 0)[None, :]
 
@@ -105,7 +111,7 @@ def inner_network_kernel(
 def inner_network_gradient_kernel(
     q, k, v, rates, factors, gain, shift, firsts, first_biases, seconds, second_biases, gradient, dq, dk, dv, drates,
     dfactors, dfirst, dfirst_bias, dsecond, dsecond_bias, dgain, dshift, sizes, hidden,
-    C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
+    C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the tokens of a head of a sequence, and its parts of those of parameters. Grid (M B H)."""
     columns, middle, places, head = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H), tl.arange(0, C), head_of_member(sizes)
@@ -134,22 +140,22 @@ def inner_network_gradient_kernel(
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         # The minibatch again.
-        held, bend, curve = gelu_parts(inner_product(key, w) + c)
-        normed, scale = layer_norm(inner_product(held, w2) + c2, inside, sizes)
+        held, bend, curve = gelu_parts(inner_product(key, w, PRECISION) + c)
+        normed, scale = layer_norm(inner_product(held, w2, PRECISION) + c2, inside, sizes)
         error = tl.where(inside, g * normed + b - value + key, 0.0)
         u = g * error
         mean, along = taken_by_norm(u, normed, sizes)
         passed = tl.where(inside, u - mean - normed * along, 0.0)
         slope2 = scale * passed
-        straight = inner_product(slope2, tl.trans(w2))
+        straight = inner_product(slope2, tl.trans(w2), PRECISION)
         slope = straight * bend
         seen = places[:, None] >= places[None, :]
         steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
-        scores = inner_product(query, tl.trans(key)) + 1.0
-        y = inner_product(query, w) + c - inner_product(steps * scores, slope)
+        scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
+        y = inner_product(query, w, PRECISION) + c - inner_product(steps * scores, slope, PRECISION)
         hidden_y, bend_y, _ = gelu_parts(y)
-        scores2 = inner_product(hidden_y, tl.trans(held)) + 1.0
-        y = inner_product(hidden_y, w2) + c2 - inner_product(steps * scores2, slope2)
+        scores2 = inner_product(hidden_y, tl.trans(held), PRECISION) + 1.0
+        y = inner_product(hidden_y, w2, PRECISION) + c2 - inner_product(steps * scores2, slope2, PRECISION)
         shown, spread = layer_norm(y, inside, sizes)
         # The norm of the output, and the second layer of the queries.
         total_g += upstream * shown
@@ -157,38 +163,38 @@ def inner_network_gradient_kernel(
         from_y = g * upstream
         mean_y, along_y = taken_by_norm(from_y, shown, sizes)
         dy2 = tl.where(inside, spread * (from_y - mean_y - shown * along_y), 0.0)
-        onto = -inner_product(dy2, tl.trans(slope2))
+        onto = -inner_product(dy2, tl.trans(slope2), PRECISION)
         dsteps = tl.where(seen, onto * scores2, 0.0)
         onto *= steps
-        dslope2 = -inner_product(tl.trans(steps * scores2), dy2)
-        dheld = inner_product(tl.trans(onto), hidden_y)
-        dy = (inner_product(dy2, tl.trans(w2)) + inner_product(onto, held)) * bend_y
+        dslope2 = -inner_product(tl.trans(steps * scores2), dy2, PRECISION)
+        dheld = inner_product(tl.trans(onto), hidden_y, PRECISION)
+        dy = (inner_product(dy2, tl.trans(w2), PRECISION) + inner_product(onto, held, PRECISION)) * bend_y
         # Their first layer.
-        onto = -inner_product(dy, tl.trans(slope))
+        onto = -inner_product(dy, tl.trans(slope), PRECISION)
         dsteps += tl.where(seen, onto * scores, 0.0)
         onto *= steps
-        dslope = -inner_product(tl.trans(steps * scores), dy)
-        dkey = inner_product(tl.trans(onto), query)
-        dquery = upstream + inner_product(dy, tl.trans(w)) + inner_product(onto, key)
+        dslope = -inner_product(tl.trans(steps * scores), dy, PRECISION)
+        dkey = inner_product(tl.trans(onto), query, PRECISION)
+        dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + inner_product(onto, key, PRECISION)
         # The step to the next minibatch.
-        carried, carried2 = inner_product(key, dw) + dc, inner_product(held, dw2) + dc2
+        carried, carried2 = inner_product(key, dw, PRECISION) + dc, inner_product(held, dw2, PRECISION) + dc2
         told = tl.sum(slope * carried, 1) + tl.sum(slope2 * carried2, 1)
         total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(places == C - 1, tl.sum(rate * told), 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) - last * told
         rated = (last * rate)[:, None]
         dslope -= rated * carried
         dslope2 -= rated * carried2
-        dkey -= inner_product(rated * slope, tl.trans(dw))
-        dheld -= inner_product(rated * slope2, tl.trans(dw2))
-        dw += inner_product(tl.trans(query), dy)
-        dw2 += inner_product(tl.trans(hidden_y), dy2)
+        dkey -= inner_product(rated * slope, tl.trans(dw), PRECISION)
+        dheld -= inner_product(rated * slope2, tl.trans(dw2), PRECISION)
+        dw += inner_product(tl.trans(query), dy, PRECISION)
+        dw2 += inner_product(tl.trans(hidden_y), dy2, PRECISION)
         dc += tl.sum(dy, 0)[None, :]
         dc2 += tl.sum(dy2, 0)[None, :]
         # The gradient of the loss by the hidden layer, and by the output.
         dz = dslope * straight * curve
         dstraight = dslope * bend
-        dslope2 += inner_product(dstraight, w2)
-        dw2 += inner_product(tl.trans(dstraight), slope2)
+        dslope2 += inner_product(dstraight, w2, PRECISION)
+        dw2 += inner_product(tl.trans(dstraight), slope2, PRECISION)
         through = scale * dslope2
         mean_p, along_p = taken_by_norm(through, normed, sizes)
         du = tl.where(inside, through - mean_p - normed * along_p, 0.0)
@@ -199,12 +205,12 @@ def inner_network_gradient_kernel(
         dscale = tl.sum(dslope2 * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
         dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
         dz2 = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
-        dw2 += inner_product(tl.trans(held), dz2)
+        dw2 += inner_product(tl.trans(held), dz2, PRECISION)
         dc2 += tl.sum(dz2, 0)[None, :]
-        dz += (dheld + inner_product(dz2, tl.trans(w2))) * bend
-        dw += inner_product(tl.trans(key), dz)
+        dz += (dheld + inner_product(dz2, tl.trans(w2), PRECISION)) * bend
+        dw += inner_product(tl.trans(key), dz, PRECISION)
         dc += tl.sum(dz, 0)[None, :]
-        dkey += derror + inner_product(dz, tl.trans(w))
+        dkey += derror + inner_product(dz, tl.trans(w), PRECISION)
         tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
         tl.store(dk + at.tokens, dkey.to(dk.dtype.element_ty), mask=at.mask)
         tl.store(dv + at.tokens, (-derror).to(dv.dtype.element_ty), mask=at.mask)
@@ -234,8 +240,8 @@ class FusedInnerNetwork(torch.autograd.Function):
         with launch_on(q):
             inner_network_kernel[rows[:1]](
                 q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift, *layers, out, sizes,
-                hidden, C=MINIBATCH, BLOCK_K=padded(width, FEWEST_COLUMNS), BLOCK_H=padded(hidden, FEWEST_COLUMNS),
-                num_warps=NETWORK_WARPS,
+                hidden, C=MINIBATCH, PRECISION=precision_of(v), BLOCK_K=padded(width, FEWEST_COLUMNS),
+                BLOCK_H=padded(hidden, FEWEST_COLUMNS), num_warps=NETWORK_WARPS,
             )  # fmt: skip
         ctx.save_for_backward(q, k, v, rates, factors, gain, shift, *layers)
         ctx.eps = eps
@@ -253,7 +259,7 @@ class FusedInnerNetwork(torch.autograd.Function):
         with launch_on(q):
             inner_network_gradient_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, gain, shift, *layers, gradient.contiguous(), dq, dk, dv, drates, dfactors,
-                *parts, sizes, hidden, C=MINIBATCH, BLOCK_K=padded(width, FEWEST_COLUMNS),
+                *parts, sizes, hidden, C=MINIBATCH, PRECISION=precision_of(v), BLOCK_K=padded(width, FEWEST_COLUMNS),
                 BLOCK_H=padded(hidden, FEWEST_COLUMNS), num_warps=NETWORK_WARPS,
             )  # fmt: skip
         return dq, dk, dv, drates, dfactors.sum((1, 2)), *(part.sum(1) for part in parts), None
