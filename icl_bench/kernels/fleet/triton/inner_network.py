@@ -1,6 +1,7 @@
 """Gradient descent of an inner network of two layers in Triton: one launch each way, a program a head of a sequence.
 
-It is as that of a linear map in `inner_descent`, with GELU in its tanh form between the layers.
+It is as that of a linear map in `inner_descent`, with GELU in its tanh form between the layers. The weights of the
+second layer are transposed, so that no product has more than K rows: Triton 3.6 compiles wider ones wrong here.
 """
 
 from typing import Any
@@ -39,21 +40,29 @@ def gelu_parts(x):
 
 
 @triton.jit
-def load_layer(weight, bias, place, rows, columns, height, width):
-    """Load a layer [height, width] and its bias, at its place among others."""
-    inside = (columns < width)[None, :]
-    square = (place * height + rows)[:, None] * width + columns[None, :]
-    w = tl.load(weight + square, mask=(rows < height)[:, None] & inside, other=0.0)
-    return w, tl.load(bias + place * width + columns[None, :], mask=inside, other=0.0)
+def load_matrix(pointer, place, columns, middle, width, hidden):
+    """Load a matrix [K, hidden] at its place among others."""
+    mask = (columns < width)[:, None] & (middle < hidden)[None, :]
+    return tl.load(pointer + (place * width + columns)[:, None] * hidden + middle[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def store_layer(weight, bias, place, rows, columns, height, width, w, c):
-    """Store a layer [height, width] and its bias at its place among others."""
-    inside = (columns < width)[None, :]
-    square = (place * height + rows)[:, None] * width + columns[None, :]
-    tl.store(weight + square, w, mask=(rows < height)[:, None] & inside)
-    tl.store(bias + place * width + columns[None, :], c, mask=inside)
+def store_matrix(pointer, place, columns, middle, width, hidden, matrix):
+    """Store a matrix [K, hidden] at its place among others."""
+    mask = (columns < width)[:, None] & (middle < hidden)[None, :]
+    tl.store(pointer + (place * width + columns)[:, None] * hidden + middle[None, :], matrix, mask=mask)
+
+
+@triton.jit
+def load_row(pointer, place, columns, width):
+    """Load a row [1, width] at its place among others."""
+    return tl.load(pointer + place * width + columns[None, :], mask=(columns < width)[None, :], other=0.0)
+
+
+@triton.jit
+def store_row(pointer, place, columns, width, row):
+    """Store a row [1, width] at its place among others."""
+    tl.store(pointer + place * width + columns[None, :], row, mask=(columns < width)[None, :])
 
 
 @triton.jit
@@ -65,28 +74,29 @@ def inner_network_kernel(
     """Write y of a head of a sequence, and its inner network before each minibatch. Grid (M B H)."""
     columns, middle, places, head = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H), tl.arange(0, C), head_of_member(sizes)
     inside, width = (columns < sizes.width)[None, :], sizes.width
-    g = tl.load(gain + head * width + columns[None, :], mask=inside, other=0.0)
-    b = tl.load(shift + head * width + columns[None, :], mask=inside, other=0.0)
-    w, c = load_layer(first, first_bias, head, columns, middle, width, hidden)
-    w2, c2 = load_layer(second, second_bias, head, middle, columns, hidden, width)
+    g, b = load_row(gain, head, columns, width), load_row(shift, head, columns, width)
+    w, c = load_matrix(first, head, columns, middle, width, hidden), load_row(first_bias, head, middle, hidden)
+    w2, c2 = load_matrix(second, head, columns, middle, width, hidden), load_row(second_bias, head, columns, width)
     share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
     last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
     count = tl.cdiv(sizes.time, C)
     for index in range(count):
         kept = tl.program_id(0).to(tl.int64) * count + index
-        store_layer(firsts, first_biases, kept, columns, middle, width, hidden, w, c)
-        store_layer(seconds, second_biases, kept, middle, columns, hidden, width, w2, c2)
+        store_matrix(firsts, kept, columns, middle, width, hidden, w)
+        store_matrix(seconds, kept, columns, middle, width, hidden, w2)
+        store_row(first_biases, kept, middle, hidden, c)
+        store_row(second_biases, kept, columns, width, c2)
         at = minibatch_at(index, sizes, columns, C)
         query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
         held, bend, _ = gelu_parts(inner_product(key, w, PRECISION) + c)
-        normed, scale = layer_norm(inner_product(held, w2, PRECISION) + c2, inside, sizes)
+        normed, scale = layer_norm(inner_product(held, tl.trans(w2), PRECISION) + c2, inside, sizes)
         u = g * (g * normed + b - value + key)
         mean, along = taken_by_norm(u, normed, sizes)
         slope2 = tl.where(inside, scale * (u - mean - normed * along), 0.0)
-        slope = inner_product(slope2, tl.trans(w2), PRECISION) * bend
+        slope = inner_product(slope2, w2, PRECISION) * bend
         steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
         y = (
             inner_product(query, w, PRECISION)
@@ -94,7 +104,7 @@ def inner_network_kernel(
             - inner_product(steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0), slope, PRECISION)
         )
         shown, _, _ = gelu_parts(y)
-        y = inner_product(shown, w2, PRECISION) + c2
+        y = inner_product(shown, tl.trans(w2), PRECISION) + c2
         y -= inner_product(steps * (inner_product(shown, tl.trans(held), PRECISION) + 1.0), slope2, PRECISION)
         normed, _ = layer_norm(y, inside, sizes)
         tl.store(out + at.tokens, (query + g * normed + b).to(out.dtype.element_ty), mask=at.mask)
@@ -102,7 +112,7 @@ def inner_network_kernel(
         slope *= rate[:, None]
         slope2 *= rate[:, None]
         w -= inner_product(tl.trans(key), slope, PRECISION)
-        w2 -= inner_product(tl.trans(held), slope2, PRECISION)
+        w2 -= inner_product(tl.trans(slope2), held, PRECISION)
         c -= tl.sum(slope, 0)[None, :]
         c2 -= tl.sum(slope2, 0)[None, :]
 
@@ -116,13 +126,12 @@ def inner_network_gradient_kernel(
     """Write the gradients of the tokens of a head of a sequence, and its parts of those of parameters. Grid (M B H)."""
     columns, middle, places, head = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H), tl.arange(0, C), head_of_member(sizes)
     inside, width = (columns < sizes.width)[None, :], sizes.width
-    g = tl.load(gain + head * width + columns[None, :], mask=inside, other=0.0)
-    b = tl.load(shift + head * width + columns[None, :], mask=inside, other=0.0)
+    g, b = load_row(gain, head, columns, width), load_row(shift, head, columns, width)
     share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
     last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
     dw = tl.zeros([BLOCK_K, BLOCK_H], tl.float32)
     dc = tl.zeros([1, BLOCK_H], tl.float32)
-    dw2 = tl.zeros([BLOCK_H, BLOCK_K], tl.float32)
+    dw2 = tl.zeros([BLOCK_K, BLOCK_H], tl.float32)
     dc2 = tl.zeros([1, BLOCK_K], tl.float32)
     total_g = tl.zeros([C, BLOCK_K], tl.float32)
     total_b = total_g
@@ -131,8 +140,9 @@ def inner_network_gradient_kernel(
     for step in range(count):
         index = count - 1 - step
         kept = tl.program_id(0).to(tl.int64) * count + index
-        w, c = load_layer(firsts, first_biases, kept, columns, middle, width, hidden)
-        w2, c2 = load_layer(seconds, second_biases, kept, middle, columns, hidden, width)
+        w, c = load_matrix(firsts, kept, columns, middle, width, hidden), load_row(first_biases, kept, middle, hidden)
+        w2 = load_matrix(seconds, kept, columns, middle, width, hidden)
+        c2 = load_row(second_biases, kept, columns, width)
         at = minibatch_at(index, sizes, columns, C)
         query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
@@ -141,13 +151,13 @@ def inner_network_gradient_kernel(
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         # The minibatch again.
         held, bend, curve = gelu_parts(inner_product(key, w, PRECISION) + c)
-        normed, scale = layer_norm(inner_product(held, w2, PRECISION) + c2, inside, sizes)
+        normed, scale = layer_norm(inner_product(held, tl.trans(w2), PRECISION) + c2, inside, sizes)
         error = tl.where(inside, g * normed + b - value + key, 0.0)
         u = g * error
         mean, along = taken_by_norm(u, normed, sizes)
         passed = tl.where(inside, u - mean - normed * along, 0.0)
         slope2 = scale * passed
-        straight = inner_product(slope2, tl.trans(w2), PRECISION)
+        straight = inner_product(slope2, w2, PRECISION)
         slope = straight * bend
         seen = places[:, None] >= places[None, :]
         steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
@@ -155,7 +165,7 @@ def inner_network_gradient_kernel(
         y = inner_product(query, w, PRECISION) + c - inner_product(steps * scores, slope, PRECISION)
         hidden_y, bend_y, _ = gelu_parts(y)
         scores2 = inner_product(hidden_y, tl.trans(held), PRECISION) + 1.0
-        y = inner_product(hidden_y, w2, PRECISION) + c2 - inner_product(steps * scores2, slope2, PRECISION)
+        y = inner_product(hidden_y, tl.trans(w2), PRECISION) + c2 - inner_product(steps * scores2, slope2, PRECISION)
         shown, spread = layer_norm(y, inside, sizes)
         # The norm of the output, and the second layer of the queries.
         total_g += upstream * shown
@@ -168,7 +178,7 @@ def inner_network_gradient_kernel(
         onto *= steps
         dslope2 = -inner_product(tl.trans(steps * scores2), dy2, PRECISION)
         dheld = inner_product(tl.trans(onto), hidden_y, PRECISION)
-        dy = (inner_product(dy2, tl.trans(w2), PRECISION) + inner_product(onto, held, PRECISION)) * bend_y
+        dy = (inner_product(dy2, w2, PRECISION) + inner_product(onto, held, PRECISION)) * bend_y
         # Their first layer.
         onto = -inner_product(dy, tl.trans(slope), PRECISION)
         dsteps += tl.where(seen, onto * scores, 0.0)
@@ -177,7 +187,7 @@ def inner_network_gradient_kernel(
         dkey = inner_product(tl.trans(onto), query, PRECISION)
         dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + inner_product(onto, key, PRECISION)
         # The step to the next minibatch.
-        carried, carried2 = inner_product(key, dw, PRECISION) + dc, inner_product(held, dw2, PRECISION) + dc2
+        carried, carried2 = inner_product(key, dw, PRECISION) + dc, inner_product(held, tl.trans(dw2), PRECISION) + dc2
         told = tl.sum(slope * carried, 1) + tl.sum(slope2 * carried2, 1)
         total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(places == C - 1, tl.sum(rate * told), 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) - last * told
@@ -185,16 +195,16 @@ def inner_network_gradient_kernel(
         dslope -= rated * carried
         dslope2 -= rated * carried2
         dkey -= inner_product(rated * slope, tl.trans(dw), PRECISION)
-        dheld -= inner_product(rated * slope2, tl.trans(dw2), PRECISION)
+        dheld -= inner_product(rated * slope2, dw2, PRECISION)
         dw += inner_product(tl.trans(query), dy, PRECISION)
-        dw2 += inner_product(tl.trans(hidden_y), dy2, PRECISION)
+        dw2 += inner_product(tl.trans(dy2), hidden_y, PRECISION)
         dc += tl.sum(dy, 0)[None, :]
         dc2 += tl.sum(dy2, 0)[None, :]
         # The gradient of the loss by the hidden layer, and by the output.
         dz = dslope * straight * curve
         dstraight = dslope * bend
-        dslope2 += inner_product(dstraight, w2, PRECISION)
-        dw2 += inner_product(tl.trans(dstraight), slope2, PRECISION)
+        dslope2 += inner_product(dstraight, tl.trans(w2), PRECISION)
+        dw2 += inner_product(tl.trans(slope2), dstraight, PRECISION)
         through = scale * dslope2
         mean_p, along_p = taken_by_norm(through, normed, sizes)
         du = tl.where(inside, through - mean_p - normed * along_p, 0.0)
@@ -205,9 +215,9 @@ def inner_network_gradient_kernel(
         dscale = tl.sum(dslope2 * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
         dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
         dz2 = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
-        dw2 += inner_product(tl.trans(held), dz2, PRECISION)
+        dw2 += inner_product(tl.trans(dz2), held, PRECISION)
         dc2 += tl.sum(dz2, 0)[None, :]
-        dz += (dheld + inner_product(dz2, tl.trans(w2), PRECISION)) * bend
+        dz += (dheld + inner_product(dz2, w2, PRECISION)) * bend
         dw += inner_product(tl.trans(key), dz, PRECISION)
         dc += tl.sum(dz, 0)[None, :]
         dkey += derror + inner_product(dz, tl.trans(w), PRECISION)
@@ -216,10 +226,12 @@ def inner_network_gradient_kernel(
         tl.store(dv + at.tokens, (-derror).to(dv.dtype.element_ty), mask=at.mask)
         tl.store(drates + at.rates, drate, mask=at.rows)
     own = tl.program_id(0).to(tl.int64)
-    store_layer(dfirst, dfirst_bias, own, columns, middle, width, hidden, dw, dc)
-    store_layer(dsecond, dsecond_bias, own, middle, columns, hidden, width, dw2, dc2)
-    tl.store(dgain + own * width + columns[None, :], tl.sum(total_g, 0)[None, :], mask=inside)
-    tl.store(dshift + own * width + columns[None, :], tl.sum(total_b, 0)[None, :], mask=inside)
+    store_matrix(dfirst, own, columns, middle, width, hidden, dw)
+    store_matrix(dsecond, own, columns, middle, width, hidden, dw2)
+    store_row(dfirst_bias, own, middle, hidden, dc)
+    store_row(dsecond_bias, own, columns, width, dc2)
+    store_row(dgain, own, columns, width, tl.sum(total_g, 0)[None, :])
+    store_row(dshift, own, columns, width, tl.sum(total_b, 0)[None, :])
     tl.store(dfactors + own * C + places, total_n)
 
 
@@ -231,7 +243,7 @@ class FusedInnerNetwork(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, factors: Tensor, first: Tensor, first_bias: Tensor,
         second: Tensor, second_bias: Tensor, gain: Tensor, shift: Tensor, eps: float,
     ) -> Tensor:  # fmt: skip
-        given = (q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift)
+        given = (q, k, v, rates, factors, first, first_bias, second.mT, second_bias, gain, shift)
         q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift = (x.contiguous() for x in given)
         (members, batch, time, heads, width), hidden = q.shape, first.shape[-1]
         rows = (members * batch * heads, -(-time // MINIBATCH))
@@ -262,4 +274,5 @@ class FusedInnerNetwork(torch.autograd.Function):
                 *parts, sizes, hidden, C=MINIBATCH, PRECISION=precision_of(v), BLOCK_K=padded(width, FEWEST_COLUMNS),
                 BLOCK_H=padded(hidden, FEWEST_COLUMNS), num_warps=NETWORK_WARPS,
             )  # fmt: skip
-        return dq, dk, dv, drates, dfactors.sum((1, 2)), *(part.sum(1) for part in parts), None
+        dfirst, dfirst_bias, dsecond, *others = (part.sum(1) for part in parts)
+        return dq, dk, dv, drates, dfactors.sum((1, 2)), dfirst, dfirst_bias, dsecond.mT, *others, None
