@@ -40,14 +40,14 @@ def gelu_parts(x):
 
 
 @triton.jit
-def load_matrix(pointer, place, columns, middle, width, hidden):
+def load_inner_weights(pointer, place, columns, middle, width, hidden):
     """Load a matrix [K, hidden] at its place among others."""
     mask = (columns < width)[:, None] & (middle < hidden)[None, :]
     return tl.load(pointer + (place * width + columns)[:, None] * hidden + middle[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def store_matrix(pointer, place, columns, middle, width, hidden, matrix):
+def store_inner_weights(pointer, place, columns, middle, width, hidden, matrix):
     """Store a matrix [K, hidden] at its place among others."""
     mask = (columns < width)[:, None] & (middle < hidden)[None, :]
     tl.store(pointer + (place * width + columns)[:, None] * hidden + middle[None, :], matrix, mask=mask)
@@ -75,15 +75,18 @@ def inner_network_kernel(
     columns, middle, places, head = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H), tl.arange(0, C), head_of_member(sizes)
     inside, width = (columns < sizes.width)[None, :], sizes.width
     g, b = load_row(gain, head, columns, width), load_row(shift, head, columns, width)
-    w, c = load_matrix(first, head, columns, middle, width, hidden), load_row(first_bias, head, middle, hidden)
-    w2, c2 = load_matrix(second, head, columns, middle, width, hidden), load_row(second_bias, head, columns, width)
+    w, c = load_inner_weights(first, head, columns, middle, width, hidden), load_row(first_bias, head, middle, hidden)
+    w2, c2 = (
+        load_inner_weights(second, head, columns, middle, width, hidden),
+        load_row(second_bias, head, columns, width),
+    )
     share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
     last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
     count = tl.cdiv(sizes.time, C)
     for index in range(count):
         kept = tl.program_id(0).to(tl.int64) * count + index
-        store_matrix(firsts, kept, columns, middle, width, hidden, w)
-        store_matrix(seconds, kept, columns, middle, width, hidden, w2)
+        store_inner_weights(firsts, kept, columns, middle, width, hidden, w)
+        store_inner_weights(seconds, kept, columns, middle, width, hidden, w2)
         store_row(first_biases, kept, middle, hidden, c)
         store_row(second_biases, kept, columns, width, c2)
         at = minibatch_at(index, sizes, columns, C)
@@ -140,8 +143,11 @@ def inner_network_gradient_kernel(
     for step in range(count):
         index = count - 1 - step
         kept = tl.program_id(0).to(tl.int64) * count + index
-        w, c = load_matrix(firsts, kept, columns, middle, width, hidden), load_row(first_biases, kept, middle, hidden)
-        w2 = load_matrix(seconds, kept, columns, middle, width, hidden)
+        w, c = (
+            load_inner_weights(firsts, kept, columns, middle, width, hidden),
+            load_row(first_biases, kept, middle, hidden),
+        )
+        w2 = load_inner_weights(seconds, kept, columns, middle, width, hidden)
         c2 = load_row(second_biases, kept, columns, width)
         at = minibatch_at(index, sizes, columns, C)
         query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
@@ -226,8 +232,8 @@ def inner_network_gradient_kernel(
         tl.store(dv + at.tokens, (-derror).to(dv.dtype.element_ty), mask=at.mask)
         tl.store(drates + at.rates, drate, mask=at.rows)
     own = tl.program_id(0).to(tl.int64)
-    store_matrix(dfirst, own, columns, middle, width, hidden, dw)
-    store_matrix(dsecond, own, columns, middle, width, hidden, dw2)
+    store_inner_weights(dfirst, own, columns, middle, width, hidden, dw)
+    store_inner_weights(dsecond, own, columns, middle, width, hidden, dw2)
     store_row(dfirst_bias, own, middle, hidden, dc)
     store_row(dsecond_bias, own, columns, width, dc2)
     store_row(dgain, own, columns, width, tl.sum(total_g, 0)[None, :])
