@@ -91,13 +91,10 @@ class SparseCore(Core):
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: SparseState) -> tuple[Tensor, SparseState]:
         pairs = zip(state, (k, v), strict=True)
         state = SparseState(*(torch.cat([kept.to(new.dtype), fold(new)[:, None]], dim=1) for kept, new in pairs))
-        queries, first, recent = (
-            fold(q)[:, None],
-            state.k.shape[1] - 1,
-            SparseState(*(kept[:, -self.config.w :] for kept in state)),
-        )
-        window = causal_softmax(scores_of(queries, recent.k), SeenKeys(first), q.shape[-1] ** -0.5)
-        nearest = (window @ recent.v.transpose(1, 2)).transpose(1, 2)
+        queries, first = fold(q)[:, None], state.k.shape[1] - 1
+        keys, values = (kept[:, -self.config.w :] for kept in state)
+        window = causal_softmax(scores_of(queries, keys), SeenKeys(first), q.shape[-1] ** -0.5)
+        nearest = (window @ values.transpose(1, 2)).transpose(1, 2)
         y = self.mix(self.read(queries, state, first), nearest, fold(self.gates_of(x))[:, None])
         return y.to(v.dtype).view(*q.shape[:-1], -1), state
 
@@ -110,12 +107,10 @@ class SparseCore(Core):
         """Return a and b of the queries [N, Q, H, K] from position `first` on, [N, Q, H, V] each."""
         config, scale, tokens = self.config, q.shape[-1] ** -0.5, cache.k.shape[1]
         ended = tokens // config.block
-        means = [
-            widen(part)[:, : ended * config.block].unflatten(1, (ended, config.block)).mean(2).to(part.dtype)
-            for part in cache
-        ]
-        weights = causal_softmax(scores_of(q, means[0]), SeenKeys(first, config.block), scale)
-        chosen = best_blocks(weights, BlockChoice(first, config.block, config.selected), -(-tokens // config.block))
+        means = [part[:, : ended * config.block].unflatten(1, (ended, config.block)).mean(2) for part in cache]
+        scores = scores_of(q, means[0])
+        weights = causal_softmax(scores, SeenKeys(first, config.block), scale)
+        chosen = best_blocks(scores, BlockChoice(first, config.block, config.selected), -(-tokens // config.block))
         return [(weights @ means[1].transpose(1, 2)).transpose(1, 2), block_attention(q, *cache, chosen, config.block)]
 
     def mix(self, parts: list[Tensor], nearest: Tensor, gates: Tensor) -> Tensor:

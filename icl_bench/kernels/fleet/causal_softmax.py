@@ -1,4 +1,4 @@
-"""Weights of attention from scores that are there, over tokens or spans of them, and a choice of blocks by weights.
+"""Weights of attention from scores that are there, over tokens or spans of them, and a choice of blocks by scores.
 
 A_ij = exp(c s_ij) / sum_j exp(c s_ij),  over the spans of tokens j that have ended by the position of query i; rows
 that see no key are 0
@@ -36,22 +36,21 @@ def masked_softmax(scores: Tensor, seen: Tensor) -> Tensor:
     return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0.0)
 
 
-def best_blocks(weights: Tensor, choice: BlockChoice, blocks: int, *, impl: FleetImpl = "auto") -> Tensor:
-    """Return which of `blocks` blocks a query selects, [..., Q, blocks] bool, by its weights of ended ones [..., Q, S].
+def best_blocks(scores: Tensor, choice: BlockChoice, blocks: int, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return which of `blocks` blocks a query selects, [..., Q, blocks] bool, by its scores of ended ones [..., Q, S].
 
-    These are the first block, that of the query and the one before, then those of the largest weights, of equal ones
+    These are the first block, that of the query and the one before, then those of the largest scores, of equal ones
     the earliest. There is no gradient.
     """
-    weights = weights.detach()
-    if takes_triton(impl, weights):
+    scores = scores.detach()
+    if takes_triton(impl, scores):
         from icl_bench.kernels.fleet.triton.causal_softmax import launch_best_blocks
 
-        return launch_best_blocks(weights, choice, blocks)
-    positions = torch.arange(choice.first, choice.first + weights.shape[-2], device=weights.device)[:, None]
-    own, numbers = positions // choice.block, torch.arange(blocks, device=weights.device)
+        return launch_best_blocks(scores, choice, blocks)
+    positions = torch.arange(choice.first, choice.first + scores.shape[-2], device=scores.device)[:, None]
+    own, numbers = positions // choice.block, torch.arange(blocks, device=scores.device)
     always = (numbers == 0) | (numbers == own) | (numbers == own - 1)
-    ended = numbers[: weights.shape[-1]] < (positions + 1) // choice.block
-    ranks = functional.pad(torch.where(ended, weights, -1.0), (0, blocks - weights.shape[-1]), value=-1.0)
-    best, index = ranks.masked_fill(always, 2.0).sort(dim=-1, descending=True, stable=True)
-    count = choice.selected
-    return torch.zeros_like(ranks, dtype=torch.bool).scatter(-1, index[..., :count], best[..., :count] >= 0)
+    known = scores.masked_fill(~has_ended(scores, SeenKeys(choice.first, choice.block)), -torch.inf)
+    ranks = functional.pad(known, (0, blocks - scores.shape[-1]), value=-torch.inf).masked_fill(always, torch.inf)
+    best, index = (part[..., : choice.selected] for part in ranks.sort(dim=-1, descending=True, stable=True))
+    return torch.zeros_like(ranks, dtype=torch.bool).scatter(-1, index, best > -torch.inf)

@@ -88,34 +88,34 @@ class FusedCausalSoftmax(torch.autograd.Function):
 
 @triton.jit(do_not_specialize=["first"])
 def best_blocks_kernel(
-    weights, chosen, count, queries, ended, blocks, first, BLOCK: tl.constexpr, SELECTED: tl.constexpr,
+    scores, chosen, count, queries, ended, blocks, first, BLOCK: tl.constexpr, SELECTED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write 1 for the blocks that rows of queries select, 0 for others. Grid (rows)."""
     rows, columns = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64), tl.arange(0, BLOCK_C)[None, :]
     position, inside = (first + rows % queries)[:, None], (rows < count)[:, None] & (columns < blocks)
-    known = inside & (columns < ended) & (columns < (position + 1) // BLOCK)
-    ranks = tl.load(weights + rows[:, None] * ended + columns, mask=known, other=-1.0).to(tl.float32)
+    known, lowest = inside & (columns < ended) & ended_by(columns, position, BLOCK), -float("inf")
+    ranks = tl.load(scores + rows[:, None] * ended + columns, mask=known, other=lowest).to(tl.float32)
     own = position // BLOCK
-    ranks = tl.where((columns == 0) | (columns == own) | (columns == own - 1), 2.0, ranks)
-    ranks = tl.where(inside, ranks, -1.0)
+    ranks = tl.where((columns == 0) | (columns == own) | (columns == own - 1), float("inf"), ranks)
+    ranks = tl.where(inside, ranks, lowest)
     found = tl.zeros([BLOCK_R, BLOCK_C], tl.int1)
     for _ in tl.static_range(SELECTED):
         best = tl.max(ranks, 1)[:, None]
         index = tl.min(tl.where(ranks == best, columns, BLOCK_C), 1)[:, None]
-        found = found | ((columns == index) & (best >= 0.0))
-        ranks = tl.where(columns == index, -1.0, ranks)
+        found = found | ((columns == index) & (best > lowest))
+        ranks = tl.where(columns == index, lowest, ranks)
     tl.store(chosen + rows[:, None] * blocks + columns, found.to(tl.uint8), mask=inside)
 
 
-def launch_best_blocks(weights: Tensor, choice: BlockChoice, blocks: int) -> Tensor:
+def launch_best_blocks(scores: Tensor, choice: BlockChoice, blocks: int) -> Tensor:
     """Return which of all blocks queries select."""
-    weights = weights.contiguous()
-    chosen = torch.empty(*weights.shape[:-1], blocks, dtype=torch.uint8, device=weights.device)
+    scores = scores.contiguous()
+    chosen = torch.empty(*scores.shape[:-1], blocks, dtype=torch.uint8, device=scores.device)
     count, (rows, columns) = chosen.numel() // blocks, tile_shape(blocks)
-    with launch_on(weights):
+    with launch_on(scores):
         best_blocks_kernel[(-(-count // rows),)](
-            weights, chosen, count, *weights.shape[-2:], blocks, choice.first, BLOCK=choice.block,
+            scores, chosen, count, *scores.shape[-2:], blocks, choice.first, BLOCK=choice.block,
             SELECTED=choice.selected, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
     return chosen.view(torch.bool)
