@@ -32,6 +32,7 @@ class ScalarLstm(Lstm):
 
     published_init: ClassVar[PublishedInit] = "small"
     size_parameters: ClassVar[tuple[str, ...]] = ("d_inner", "heads")
+    holds_pairs: ClassVar[bool] = True
 
     heads: int = Field(default=4, ge=1)
     """Heads; `d_inner` is a multiple of it."""

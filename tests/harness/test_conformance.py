@@ -193,13 +193,21 @@ def test_two_architectures_at_once_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "outcome", "found"),
     [
-        ("linear", "passed", "floor 0.34, after 300 steps behind gated-conv"),
+        ("linear", "passed", "floor 0.34, after 300 steps at a rate of 0.005 behind gated-conv"),
+        ("hyena", "passed", "after 600 steps at a rate of 0.01 behind gated-conv"),
+        ("min-gru", "not applicable", "a vector of state learns pairs in thousands of updates alone"),
         ("window", "not applicable", "a fixed number of tokens back"),
     ],
 )
 def test_recall_of_four_pairs(text: str, outcome: str, found: str) -> None:
     check = run_check("recall", conformance.check_recall, conformance.Subject(text, 32))
     assert check.outcome == outcome and found in check.found
+
+
+def test_a_layer_that_reads_values_of_the_first_one_has_itself_in_front(monkeypatch) -> None:
+    monkeypatch.setattr(conformance, "ATTEMPTS", ((0.005, 2),))
+    check = run_check("recall", conformance.check_recall, conformance.Subject("rwkv-7", 16))
+    assert check.found.endswith("after 2 steps at a rate of 0.005")
 
 
 def test_command_prints_a_table_or_a_document_and_its_status_tells_of_failures(
