@@ -9,24 +9,22 @@ from torch import Tensor
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.causal_softmax import has_ended, masked_softmax
-from icl_bench.kernels.fleet.records import SeenKeys
-
-WIDEST_BYTES = 256
-"""Bytes of a head up to which the tiles of a program fit in shared memory."""
+from icl_bench.kernels.fleet.projection import HALF_TYPES
+from icl_bench.kernels.fleet.records import WIDEST_HEAD, SeenKeys
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block: int, *, impl: FleetImpl = "auto") -> Tensor:
     """Return y [N, Q, H, V], in the type of v, for the last Q of T positions: queries [N, Q, H, K], keys [N, T, H, K].
 
     `chosen` [N, H, Q, blocks] tells the blocks of `block` keys that a query sees; a query that sees none has y = 0.
-    "triton" takes Q = T; "auto" is that where it fits, for heads of up to 256 bytes.
+    "triton" takes Q = T; "auto" is that where it fits, for half precision and widths up to 128.
     """
     (n, tokens, heads, width), queries = k.shape, q.shape[1]
     check_shape("q", q, (n, queries, heads, width), "[N, Q, H, K]")
     check_shape("v", v, (n, tokens, heads, v.shape[-1]), "[N, T, H, V]")
     check_shape("chosen", chosen, (n, heads, queries, -(-tokens // block)), "[N, H, Q, blocks]")
-    narrow = max(width, v.shape[-1]) * v.element_size() <= WIDEST_BYTES
-    if takes_triton(impl, v) and (impl == "triton" or (queries == tokens and narrow)):
+    fits = queries == tokens and v.dtype in HALF_TYPES and max(width, v.shape[-1]) <= WIDEST_HEAD
+    if takes_triton(impl, v) and (fits or impl == "triton"):
         from icl_bench.kernels.fleet.triton.block_attention import FusedBlockAttention
 
         fused: Tensor = FusedBlockAttention.apply(q, k, v, chosen, block)

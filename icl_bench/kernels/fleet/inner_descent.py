@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.fleet.projection import HALF_TYPES
 from icl_bench.kernels.fleet.records import MINIBATCH, WIDEST_INNER
 
 NORM_EPS = 1e-6
@@ -77,12 +78,13 @@ def inner_descent(
     """Return y [M, B, T, H, K] in the type of v, for tokens of that shape, rates e [M, B, T, H] and n [M, 16].
 
     The layers have an axis of 1 for the batch; they, the norm, rates and n are float32, or float64. "triton" takes one
-    layer and K up to 64, or two and K up to 32; "auto" is that where it fits.
+    layer and K up to 64, or two and K up to 32; "auto" is that where it fits, for tokens in half precision.
     """
     layers, norm = model
     check_shape("rates", rates, q.shape[:-1], "[M, B, T, H]")
     check_shape("factors", factors, (q.shape[0], MINIBATCH), "[M, 16]")
-    if takes_triton(impl, v) and (impl == "triton" or q.shape[-1] <= WIDEST_INNER.get(len(layers), 0)):
+    fits = v.dtype in HALF_TYPES and q.shape[-1] <= WIDEST_INNER.get(len(layers), 0)
+    if takes_triton(impl, v) and (fits or impl == "triton"):
         return fused_descent((q, k, v, rates, factors), layers, norm)
     wide = torch.float64 if impl == "reference" else rates.dtype
     parts = (part.transpose(2, 3).to(wide) for part in (q, k, v, rates[..., None]))

@@ -25,7 +25,7 @@ TILE_WORDS = 16
 MOST_CHOSEN = 64
 """Largest number of chosen queries of a sequence, whose scores a program holds at once."""
 WIDEST_HEAD = 128
-"""Widest keys and values beside chosen queries."""
+"""Widest keys and values beside chosen queries and chosen blocks."""
 
 
 class HeadColumns(NamedTuple):

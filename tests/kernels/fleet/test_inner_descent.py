@@ -8,7 +8,7 @@ from torch import Tensor
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, inner_descent
-from tests.kernels.numerics import assert_forms_match_reference, draw
+from tests.kernels.numerics import assert_equal_in_float64, draw
 
 
 def operands(members: int, batch: int, time: int, heads: int, width: int, dtype: torch.dtype) -> list[Tensor]:
@@ -24,29 +24,37 @@ def descend(*given: Tensor, impl: str) -> Tensor:
     return inner_descent(q, k, v, rates, factors, ((InnerLayer(weight, bias),), InnerNorm(gain, shift)), impl=impl)
 
 
-def assert_within_tf32(function: Callable[..., Tensor], inputs: Sequence[Tensor], layers: int) -> None:
-    """Outputs and gradients of "triton" err, by their Frobenius norms, as products in tf32 one behind the other do.
+def results(function: Callable[..., Tensor], inputs: Sequence[Tensor], impl: str) -> list[Tensor]:
+    """Return the output of a form, and its gradients; "reference" and "torch" are in float64."""
+    kinds = [part.dtype if impl == "triton" else torch.float64 for part in inputs]
+    leaves = [part.detach().to(kind).requires_grad_() for part, kind in zip(inputs, kinds, strict=True)]
+    y = function(*leaves, impl=impl)
+    along = draw(*y.shape, seed=7).to(inputs[0].dtype).to(y.dtype)
+    return [part.detach() for part in (y, *torch.autograd.grad(y, leaves, along))]
 
-    Tokens in half precision are exact operands; the other ones are cut to 10 bits, both of them at most, in the model
-    of keys and of queries, there and back.
+
+def assert_within_tf32(function: Callable[..., Tensor], inputs: Sequence[Tensor], products: float) -> None:
+    """Results of "triton" err, by their Frobenius norms, as that many products in tf32 one behind the other do.
+
+    Both operands of a product are rounded to 10 bits beside tokens in half precision, and to 21 bits, three parts of
+    tf32, beside float32. Operators of torch are equal to the definition in float64.
     """
-    bound, made = 2 * (2 + 2 * layers) * 2**-10, []
-    for impl in ("triton", "reference"):
-        leaves = [
-            part.detach().to(torch.float64 if impl == "reference" else part.dtype).requires_grad_() for part in inputs
-        ]
-        y = function(*leaves, impl=impl)
-        along = draw(*y.shape, seed=7).to(inputs[0].dtype).to(y.dtype)
-        made.append([y, *torch.autograd.grad(y, leaves, along)])
-    for i, (found, exact) in enumerate(zip(*made, strict=True)):
-        error = float((found.detach().double() - exact.detach()).norm() / exact.detach().norm())
-        assert error <= bound, f"result {i}: {error:.3g} over {bound:.3g}"
+    bound = 2 * products * 2.0 ** (-21 if inputs[0].dtype == torch.float32 else -10)
+    made = [results(function, inputs, impl) for impl in ("triton", "torch", "reference")]
+    for i, (found, plain, exact) in enumerate(zip(*made, strict=True)):
+        assert_equal_in_float64(f"result {i}", plain, exact)
+        error, size = float((found.double() - exact).norm()), float(exact.norm())
+        assert error <= bound * size, f"result {i}: {error:.3g} of {size:.3g} over {bound:.3g}"
+
+
+DEPTH = {1: 4, 2: 6}
+"""Products one behind the other in a minibatch, by layers: the model of keys and of queries, there and back."""
 
 
 @pytest.mark.parametrize(("time", "heads", "width"), [(35, 2, 6), (1, 1, 16), (32, 1, 20), (17, 2, 64)])
-def test_inner_descent(time, heads, width):
-    assert_forms_match_reference(descend, operands(2, 2, time, heads, width, torch.float32))
-    assert_within_tf32(descend, operands(2, 2, time, heads, width, torch.bfloat16), 1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inner_descent(time, heads, width, dtype):
+    assert_within_tf32(descend, operands(2, 2, time, heads, width, dtype), DEPTH[1])
 
 
 def descend_network(*given: Tensor, impl: str) -> Tensor:
@@ -56,18 +64,14 @@ def descend_network(*given: Tensor, impl: str) -> Tensor:
 
 
 @pytest.mark.parametrize(("time", "heads", "width"), [(35, 2, 6), (1, 1, 16), (32, 1, 32)])
-def test_inner_descent_of_a_network(time, heads, width):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inner_descent_of_a_network(time, heads, width, dtype):
+    q, k, v, rates, factors, _, _, gain, shift = operands(2, 2, time, heads, width, dtype)
     layers = [
         0.3 * draw(2, 1, heads, *shape, seed=10 + i)
         for i, shape in enumerate([(width, 4 * width), (1, 4 * width), (4 * width, width), (1, width)])
     ]
-    for dtype in (torch.float32, torch.bfloat16):
-        q, k, v, rates, factors, _, _, gain, shift = operands(2, 2, time, heads, width, dtype)
-        given = [q, k, v, rates, factors, *layers, gain, shift]
-        if dtype == torch.float32:
-            assert_forms_match_reference(descend_network, given)
-        else:
-            assert_within_tf32(descend_network, given, 2)
+    assert_within_tf32(descend_network, [q, k, v, rates, factors, *layers, gain, shift], DEPTH[2])
 
 
 def test_shapes_are_checked():
