@@ -188,7 +188,10 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + options.seconds
-    chosen = {own: there for own, there in PAIRS.items() if not options.only or own.split(":")[0] in options.only}
+    names = {own: own.split(":")[0] for own in PAIRS}
+    if unknown := sorted(set(options.only or ()) - set(names.values())):
+        parser.error(f"no mixer of a pair is named {', '.join(unknown)}; known: {', '.join(names.values())}")
+    chosen = {own: there for own, there in PAIRS.items() if not options.only or names[own] in options.only}
     archs = [arch for own, there in chosen.items() for arch in (*there, own)]
     ready, turn = SPAWN.Barrier(len(archs)), SPAWN.Lock()
     processes = [SPAWN.Process(target=work, args=(arch, options, ready, turn)) for arch in archs]
