@@ -155,16 +155,22 @@ def work(arch: str, options: argparse.Namespace, ready: Any, turn: Any) -> None:
     if options.part == "train":
         write_row(attempt(arch, partial(train, arch, options)), options)
         return
-    modes = (False,) if options.no_graphs else (False, True)
+    modes = (False,) if options.no_graphs else (True, False)
     made = {graphs: attempt(arch, partial(trainer_of, arch, graphs)) for graphs in modes}
-    with contextlib.suppress(threading.BrokenBarrierError):  # another one was not ready in time
-        ready.wait(options.seconds / 2)
+    meet(ready, options)
     while options.start and not options.start.exists():
         time.sleep(0.1)
     for graphs, trainer in made.items():
         with turn:
             failed = isinstance(trainer, dict)
             write_row(trainer if failed else attempt(arch, partial(speed, arch, trainer, graphs)), options)
+        meet(ready, options)  # graphs of all layers come first: steps launched one by one take twenty times as long
+
+
+def meet(ready: Any, options: argparse.Namespace) -> None:
+    """Wait for the processes of the other layers, where these are in time."""
+    with contextlib.suppress(threading.BrokenBarrierError):
+        ready.wait(options.seconds / 2)
 
 
 def main() -> None:
@@ -182,7 +188,10 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + options.seconds
-    chosen = {own: there for own, there in PAIRS.items() if not options.only or own.split(":")[0] in options.only}
+    names = {own: own.split(":")[0] for own in PAIRS}
+    if unknown := sorted(set(options.only or ()) - set(names.values())):
+        parser.error(f"no mixer of a pair is named {', '.join(unknown)}; known: {', '.join(names.values())}")
+    chosen = {own: there for own, there in PAIRS.items() if not options.only or names[own] in options.only}
     archs = [arch for own, there in chosen.items() for arch in (*there, own)]
     ready, turn = SPAWN.Barrier(len(archs)), SPAWN.Lock()
     processes = [SPAWN.Process(target=work, args=(arch, options, ready, turn)) for arch in archs]

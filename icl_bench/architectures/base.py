@@ -222,6 +222,8 @@ class Architecture(Parameters):
     """Parameters that set how large the layer is; layers that differ in these alone are of one family."""
     short_range: ClassVar[bool] = False
     """Reach a fixed few tokens back only: a layer in front of the mixer under study."""
+    holds_pairs: ClassVar[bool] = True
+    """Learns to recall pairs in hundreds of updates; a vector of state takes thousands (`benchmarks/learning.py`)."""
     knobs: ClassVar[Mapping[Cut, tuple[Knob, ...]]] = {}
     """Parameters that matching varies for each cut, in the order in which it tries them."""
 

@@ -38,6 +38,7 @@ class MinGru(Architecture):
     family = "scan"
     published_init: ClassVar[PublishedInit] = "torch"
     operator = "scan"
+    holds_pairs: ClassVar[bool] = False
 
     size_parameters: ClassVar[tuple[str, ...]] = ("d_inner",)
     knobs: ClassVar = {"width": (Knob("d_inner", lambda config, d_model, length: range(1, WIDEST_STATE + 1)),)}

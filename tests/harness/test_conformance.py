@@ -13,6 +13,8 @@ from icl_bench.harness import conformance
 from icl_bench.harness.conformance import CHECKS, check_architecture, run_check
 
 SOURCE = """
+import random
+
 import torch
 from torch import nn
 
@@ -88,6 +90,16 @@ class Noisy(Good):
     def forward(self, x):
         return super().forward(x) + 1e-4 * torch.randn_like(x)
 
+class Drawn(Good):
+    def __init__(self, d_model):
+        super().__init__(d_model)
+        self.factor = 1 + random.SystemRandom().random()
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+    initial_state = property()
+
 class Narrow(Good):
     def forward(self, x):
         return x[..., 1:]
@@ -140,6 +152,7 @@ def test_architectures_of_the_package_pass(untrained, text: str) -> None:
         ("WrongStep", "parallel = recurrent", "bound 1e-03"),
         ("NoGradient", "gradients", "not finite in values."),
         ("Unused", "gradients", "none in unused.bias, unused.weight"),
+        ("Drawn", "seeds repeat", "a seed gives different outputs: the layer draws numbers that are no parameters or"),
         ("Narrow", "shapes", "maps [3, 1, 8] to [3, 1, 7] torch.float32; return one tensor of the shape of the input"),
         ("Refuses", "shapes", "RuntimeError: not today"),
     ],
@@ -180,13 +193,21 @@ def test_two_architectures_at_once_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "outcome", "found"),
     [
-        ("linear", "passed", "floor 0.34, after 300 steps behind gated-conv"),
+        ("linear", "passed", "floor 0.34, after 300 steps at a rate of 0.005 behind gated-conv"),
+        ("hyena", "passed", "after 600 steps at a rate of 0.01 behind gated-conv"),
+        ("min-gru", "not applicable", "a vector of state learns pairs in thousands of updates alone"),
         ("window", "not applicable", "a fixed number of tokens back"),
     ],
 )
 def test_recall_of_four_pairs(text: str, outcome: str, found: str) -> None:
     check = run_check("recall", conformance.check_recall, conformance.Subject(text, 32))
     assert check.outcome == outcome and found in check.found
+
+
+def test_a_layer_that_reads_values_of_the_first_one_has_itself_in_front(monkeypatch) -> None:
+    monkeypatch.setattr(conformance, "ATTEMPTS", ((0.005, 2),))
+    check = run_check("recall", conformance.check_recall, conformance.Subject("rwkv-7", 16))
+    assert check.found.endswith("after 2 steps at a rate of 0.005")
 
 
 def test_command_prints_a_table_or_a_document_and_its_status_tells_of_failures(

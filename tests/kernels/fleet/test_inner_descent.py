@@ -1,0 +1,82 @@
+"""Gradient descent of inner models against its definition in float64."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from icl_bench.errors import ArgumentError
+from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, inner_descent
+from tests.kernels.numerics import assert_equal_in_float64, draw
+
+
+def operands(members: int, batch: int, time: int, heads: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    q, k, v = (0.7 * draw(members, batch, time, heads, width, dtype=dtype, seed=i) for i in range(3))
+    rates, factors = draw(members, batch, time, heads, seed=3).sigmoid() / width, draw(members, 16, seed=4).abs() / 4
+    weight, bias = 0.3 * draw(members, 1, heads, width, width, seed=5), 0.3 * draw(members, 1, heads, 1, width, seed=6)
+    gain, shift = 1 + 0.3 * draw(members, 1, heads, 1, width, seed=7), 0.3 * draw(members, 1, heads, 1, width, seed=8)
+    return [q, k, v, rates, factors, weight, bias, gain, shift]
+
+
+def descend(*given: Tensor, impl: str) -> Tensor:
+    q, k, v, rates, factors, weight, bias, gain, shift = given
+    return inner_descent(q, k, v, rates, factors, ((InnerLayer(weight, bias),), InnerNorm(gain, shift)), impl=impl)
+
+
+def results(function: Callable[..., Tensor], inputs: Sequence[Tensor], impl: str) -> list[Tensor]:
+    """Return the output of a form, and its gradients; "reference" and "torch" are in float64."""
+    kinds = [part.dtype if impl == "triton" else torch.float64 for part in inputs]
+    leaves = [part.detach().to(kind).requires_grad_() for part, kind in zip(inputs, kinds, strict=True)]
+    y = function(*leaves, impl=impl)
+    along = draw(*y.shape, seed=7).to(inputs[0].dtype).to(y.dtype)
+    return [part.detach() for part in (y, *torch.autograd.grad(y, leaves, along))]
+
+
+def assert_within_tf32(function: Callable[..., Tensor], inputs: Sequence[Tensor], products: float) -> None:
+    """Results of "triton" err, by their Frobenius norms, as that many products in tf32 one behind the other do.
+
+    Both operands of a product are rounded to 10 bits beside tokens in half precision, and to 21 bits, three parts of
+    tf32, beside float32. Operators of torch are equal to the definition in float64.
+    """
+    bound = 2 * products * 2.0 ** (-21 if inputs[0].dtype == torch.float32 else -10)
+    made = [results(function, inputs, impl) for impl in ("triton", "torch", "reference")]
+    for i, (found, plain, exact) in enumerate(zip(*made, strict=True)):
+        assert_equal_in_float64(f"result {i}", plain, exact)
+        error, size = float((found.double() - exact).norm()), float(exact.norm())
+        assert error <= bound * size, f"result {i}: {error:.3g} of {size:.3g} over {bound:.3g}"
+
+
+DEPTH = {1: 4, 2: 6}
+"""Products one behind the other in a minibatch, by layers: the model of keys and of queries, there and back."""
+
+
+@pytest.mark.parametrize(("time", "heads", "width"), [(35, 2, 6), (1, 1, 16), (32, 1, 20), (17, 2, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inner_descent(time, heads, width, dtype):
+    assert_within_tf32(descend, operands(2, 2, time, heads, width, dtype), DEPTH[1])
+
+
+def descend_network(*given: Tensor, impl: str) -> Tensor:
+    q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift = given
+    layers = (InnerLayer(first, first_bias), InnerLayer(second, second_bias))
+    return inner_descent(q, k, v, rates, factors, (layers, InnerNorm(gain, shift)), impl=impl)
+
+
+@pytest.mark.parametrize(("time", "heads", "width"), [(35, 2, 6), (1, 1, 16), (32, 1, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inner_descent_of_a_network(time, heads, width, dtype):
+    q, k, v, rates, factors, _, _, gain, shift = operands(2, 2, time, heads, width, dtype)
+    layers = [
+        0.3 * draw(2, 1, heads, *shape, seed=10 + i)
+        for i, shape in enumerate([(width, 4 * width), (1, 4 * width), (4 * width, width), (1, width)])
+    ]
+    assert_within_tf32(descend_network, [q, k, v, rates, factors, *layers, gain, shift], DEPTH[2])
+
+
+def test_shapes_are_checked():
+    given = operands(1, 2, 5, 2, 4, torch.float32)
+    with pytest.raises(ArgumentError, match="rates must be"):
+        descend(*given[:3], given[3][:, :, 1:], *given[4:], impl="torch")
+    with pytest.raises(ArgumentError, match="factors must be"):
+        descend(*given[:4], given[4][:, 1:], *given[5:], impl="torch")
