@@ -118,8 +118,9 @@ class DeltaCall(NamedTuple):
     @property
     def shape(self) -> DeltaShape:
         """Widths, rule and gates, on which the launches of the table depend."""
-        gate = self.log_decay if self.log_value_decay is None else self.log_value_decay
+        gate = self.log_decay
         kind = "none" if gate is None else "heads" if gate.ndim == 3 else "channels"
+        kind = kind if self.log_value_decay is None else "values"
         own = self.tied or self.channels
         return DeltaShape(self.q.shape[3], self.v.shape[3], self.rule, kind, self.segments > 1, own)
 

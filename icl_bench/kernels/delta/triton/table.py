@@ -31,7 +31,7 @@ class DeltaShape(NamedTuple):
     value_width: int
     rule: str
     gate: str
-    """Decays: "none", of "heads" or of "channels"."""
+    """Decays: "none", of "heads", of "channels" of keys, or of those of "values"."""
     segmented: bool
     """Segments of a sequence are taken in parallel."""
     own: bool = False
@@ -62,6 +62,8 @@ def forward_launch(shape: DeltaShape) -> DeltaLaunch:
     """
     if shape.own:
         return own_launch(shape, backward=False)
+    if shape.gate == "values":
+        return value_launch(shape, 32)
     if shape.narrow:
         return DeltaLaunch(shape.block_v(), 1, 3 if shape.rule == "untied" else 2)
     if shape.block_k < 64:
@@ -83,6 +85,8 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     """
     if shape.own:
         return own_launch(shape, backward=True)
+    if shape.gate == "values":
+        return value_launch(shape, 16)
     reads = shape.rule != "linear"
     if shape.block_k < 64 and not shape.narrow and shape.rule == "delta" and shape.gate == "heads":
         return DeltaLaunch(shape.block_v(1024 // shape.block_k), 1, 2)
@@ -111,6 +115,14 @@ def own_launch(shape: DeltaShape, *, backward: bool) -> DeltaLaunch:
     if backward:
         return DeltaLaunch(padded(shape.value_width, 16, 64), 2, 2)
     return DeltaLaunch(padded(shape.value_width, 16, 32), 1, 2)
+
+
+def value_launch(shape: DeltaShape, most: int) -> DeltaLaunch:
+    """Return the launch for gates of values, with `most` value channels to a program.
+
+    With more of them gates, their sums and both gradients of a chunk have no room: 64 beside keys of 32 spill 3.3 kB.
+    """
+    return DeltaLaunch(padded(shape.value_width, 16, most), 1 if shape.block_k <= 32 else 2, 1)
 
 
 def walk_launch(shape: DeltaShape) -> DeltaLaunch:

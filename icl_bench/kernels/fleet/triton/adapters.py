@@ -47,7 +47,7 @@ class AdapterTile(NamedTuple):
 FORWARD_TILES = {"gate": AdapterTile(64, 4, 2)}
 """By form where it is not `TILE`, by launches on an H200 (docs/log.md, adapters in the operators that read them)."""
 GRADIENT_TILES = {"sigmoid": AdapterTile(32, 8, 2), "log-sigmoid": AdapterTile(32, 8, 2), "gate": AdapterTile(32, 8, 2)}
-GRADIENT_TILES |= {"exp": GRADIENT_TILES["log-sigmoid"], "mix": AdapterTile(32, 8, 2)}
+GRADIENT_TILES |= {"exp": AdapterTile(32, 8, 2), "mix": AdapterTile(32, 8, 2), "blend": AdapterTile(32, 8, 3)}
 """By form where it is not `TILE`, as above."""
 TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
@@ -148,7 +148,7 @@ def adapter_gradient_kernel(
     x, raw, weight, bias, one, other, gradient, dx, done, dother, partial_weight, partial_bias, count, rank, width,
     x_apart, one_apart, other_apart, dx_apart, done_apart, dother_apart, factor, each, plane,
     ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of `each` rows, and their part of those of the parameters. Grid (parts, columns, M).
 
@@ -161,7 +161,7 @@ def adapter_gradient_kernel(
     total, total_bias = tl.zeros([BLOCK_K, BLOCK_C], tl.float32), tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     if BIAS:
         shift = load_shift(bias, member, columns, width)
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_R)
         value = load_activated(x, member, count, rows, inner, rank, x_apart, ACTIVATION)
         slope = load_tile(gradient, member, count, rows, columns, width, width).to(tl.float32)
@@ -260,7 +260,7 @@ def launch_adapter_gradient(
             done, dother, sums, sums if shifts is None else shifts, count, rank, width, x_apart, one_apart, other_apart,
             dx_apart, done_apart, dother_apart, operands.factor, each, x.numel(),
             ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None, ADD=add,
-            BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
     if blocks > 1:
         targets[0].copy_(dx.sum(0))

@@ -26,6 +26,14 @@ class HeadRows(NamedTuple):
         """Tokens of a program."""
         return self.rows // self.heads
 
+    def of_warps(self, warps: int) -> "HeadRows":
+        """Return the rows of so many warps of the eight that have these."""
+        return self._replace(rows=max(self.rows * warps // 8, self.heads))
+
+
+GRADIENT_WARPS, GRADIENT_STAGES = 4, 3
+"""Of the gradient of a given bonus: small programs, whose next tiles are fetched ahead."""
+
 
 def head_rows(heads: int, width: int) -> HeadRows:
     """Return the rows for tiles of `width` columns."""
@@ -164,7 +172,7 @@ def token_bonus_gradient_kernel(
 def weighted_bonus_gradient_kernel(
     v, y, weights, gain, shift, gate, gradient, offered, dv, dy, dgate, slopes, partial_gain, partial_shift, positions,
     repeats, count, time, taken, heads, width, v_apart, eps, each, OFFERED: tl.constexpr, GATED: tl.constexpr,
-    TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+    TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write dv, dy and the gradients of the weights of `each` tokens, and their part of those of gain and shift.
 
@@ -178,7 +186,8 @@ def weighted_bonus_gradient_kernel(
     scaling = load_heads(gain, member, head, apart, width, inside, BLOCK_V)
     total_gain = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
     total_shift = total_gain
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
+    step: tl.constexpr = BLOCK_R // HEADS
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), step, num_stages=STAGES):
         token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
         tokens = member.to(tl.int64) * count + token
         upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
@@ -306,6 +315,7 @@ class FusedWeightedBonus(torch.autograd.Function):
         y, v, weights, gain, shift, gate, positions = ctx.saved_tensors
         members, (heads, width) = v.shape[0], v.shape[-2:]
         count, rows = gradient[0].numel() // (heads * width), head_rows(heads, width)
+        rows = rows.of_warps(GRADIENT_WARPS)
         parts, each = split_rows(count, rows.tokens, members)
         if positions is None:
             dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
@@ -322,6 +332,7 @@ class FusedWeightedBonus(torch.autograd.Function):
                 gradient if offered is None else offered, dv, dy, dy if dgate is None else dgate, slopes, *sums,
                 y if positions is None else positions, y if positions is None else find_repeats(positions), count, time,
                 taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, GATED=gate is not None,
-                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
+                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width),
+                STAGES=GRADIENT_STAGES, num_warps=GRADIENT_WARPS,
             )  # fmt: skip
         return dy, dv, slopes, *add_parts_of(sums, (gain, shift)), dgate, None, None
