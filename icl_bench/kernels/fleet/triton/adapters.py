@@ -111,7 +111,7 @@ def load_shift(bias, member, columns, width):
 def adapter_kernel(
     x, weight, bias, one, other, out, raw, count, rank, width, x_apart, one_apart, other_apart, factor, each,
     ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK_C: tl.constexpr, SAVE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write what a form makes of z, and z itself where SAVE, for `each` rows. Grid (parts, columns, M)."""
     part, member = tl.program_id(0), tl.program_id(2)
@@ -119,7 +119,7 @@ def adapter_kernel(
     matrix = load_tile(weight, member, rank, inner, columns, width, width)
     if BIAS:
         shift = load_shift(bias, member, columns, width)
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_R)
         value = load_activated(x, member, count, rows, inner, rank, x_apart, ACTIVATION)
         z = tl.dot(value.to(matrix.dtype), matrix, input_precision="ieee")
@@ -134,10 +134,13 @@ def adapter_kernel(
             z = -factor * softplus(-z - shift)
         if FORM == EXP_DECAY:
             z = factor * tl.exp(tl.minimum(z + shift, 0.0))
-        if FORM == MIX:
+        if FORM >= BLEND:
             first = load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
             second = load_tile(other, member, count, rows, columns, width, other_apart).to(tl.float32)
-            z = first + (second - first) * (z + shift)
+            share = z + shift
+            if FORM == BLEND:
+                share = logistic(share)
+            z = first + (second - first) * share
         if FORM == GATE:
             z *= load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
         store_tile(out, z, member, count, rows, columns, width, width)
@@ -228,7 +231,7 @@ def launch_adapter(
             x, adapter.weight, x if adapter.bias is None else adapter.bias, one, other, out, z, count, rank, width,
             x_apart, one_apart, other_apart, operands.factor, each, ACTIVATION=ACTIVATIONS[adapter.activation],
             FORM=FORMS[form], BIAS=adapter.bias is not None, BLOCK_R=tile.rows, BLOCK_K=padded(rank, 16),
-            BLOCK_C=block_c, SAVE=save, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_C=block_c, SAVE=save, STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
     return out, z
 
