@@ -63,7 +63,7 @@ def forward_launch(shape: DeltaShape) -> DeltaLaunch:
     if shape.own:
         return own_launch(shape, backward=False)
     if shape.gate == "values":
-        return value_launch(shape, 32)
+        return value_launch(shape)
     if shape.narrow:
         return DeltaLaunch(shape.block_v(), 1, 3 if shape.rule == "untied" else 2)
     if shape.block_k < 64:
@@ -86,7 +86,7 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     if shape.own:
         return own_launch(shape, backward=True)
     if shape.gate == "values":
-        return value_launch(shape, 16)
+        return value_launch(shape)
     reads = shape.rule != "linear"
     if shape.block_k < 64 and not shape.narrow and shape.rule == "delta" and shape.gate == "heads":
         return DeltaLaunch(shape.block_v(1024 // shape.block_k), 1, 2)
@@ -117,12 +117,15 @@ def own_launch(shape: DeltaShape, *, backward: bool) -> DeltaLaunch:
     return DeltaLaunch(padded(shape.value_width, 16, 32), 1, 2)
 
 
-def value_launch(shape: DeltaShape, most: int) -> DeltaLaunch:
-    """Return the launch for gates of values, with `most` value channels to a program.
+def value_launch(shape: DeltaShape) -> DeltaLaunch:
+    """Return the launch for gates of values, as measured at 32 x 64 on one H200, of both passes.
 
-    With more of them gates, their sums and both gradients of a chunk have no room: 64 beside keys of 32 spill 3.3 kB.
+    Beside the gates, their sums and both gradients of a chunk, a thread has room for few value channels: with 64 to two
+    warps 3.3 kB spill.
     """
-    return DeltaLaunch(padded(shape.value_width, 16, most), 1 if shape.block_k <= 32 else 2, 1)
+    if shape.block_k <= 32:
+        return DeltaLaunch(padded(shape.value_width, 16, 32), 1, 1)
+    return DeltaLaunch(padded(shape.value_width, 16, 16), 2, 1)
 
 
 def walk_launch(shape: DeltaShape) -> DeltaLaunch:

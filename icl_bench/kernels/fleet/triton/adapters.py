@@ -13,7 +13,6 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import ColumnForm, DecayForm
-from icl_bench.kernels.fleet.triton.products import launch_blend
 from icl_bench.kernels.triton.common import add_parts, logistic, padded, softplus, spaced_rows, split_rows
 
 SIGMOID: tl.constexpr = tl.constexpr(1)
@@ -42,16 +41,19 @@ class AdapterTile(NamedTuple):
     rows: int
     warps: int
     stages: int
+    inner: int = 64
+    """Least columns x of the gradient, padded: those of a product of four warps."""
 
 
-FORWARD_TILES = {"gate": AdapterTile(64, 4, 2)}
+FORWARD_TILES = {"gate": AdapterTile(64, 4, 2), "sigmoid": AdapterTile(64, 4, 2)}
+FORWARD_TILES |= {"blend": AdapterTile(32, 8, 3), "mix": AdapterTile(32, 4, 3)}
 """By form where it is not `TILE`, by launches on an H200 (docs/log.md, adapters in the operators that read them)."""
 GRADIENT_TILES = {"sigmoid": AdapterTile(32, 8, 2), "log-sigmoid": AdapterTile(32, 8, 2), "gate": AdapterTile(32, 8, 2)}
-GRADIENT_TILES |= {"exp": AdapterTile(32, 8, 2), "mix": AdapterTile(32, 8, 2), "blend": AdapterTile(32, 8, 3)}
+GRADIENT_TILES |= {"exp": AdapterTile(32, 8, 2), "mix": AdapterTile(32, 4, 2), "blend": AdapterTile(32, 8, 3)}
 """By form where it is not `TILE`, as above."""
 TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
-BIASED_TILE = AdapterTile(32, 8, 2)
+BIASED_TILE = AdapterTile(32, 8, 4)
 """For the gradient of a product with a bias, whose sums else leave registers for one program of a multiprocessor."""
 
 
@@ -216,7 +218,7 @@ def adapter_gradient_kernel(
 def launch_adapter(
     adapter: Adapter, form: AdapterForm, operands: AdapterOperands, *, save: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return what a form but `blend` makes of z, and z for the gradient, [M, ..., C] in the type of x.
+    """Return what a form makes of z, and z for the gradient, [M, ..., C] in the type of x.
 
     z is no other tensor where a form needs none, or where not `save`.
     """
@@ -263,7 +265,8 @@ def launch_adapter_gradient(
             done, dother, sums, sums if shifts is None else shifts, count, rank, width, x_apart, one_apart, other_apart,
             dx_apart, done_apart, dother_apart, operands.factor, each, x.numel(),
             ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None, ADD=add,
-            BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, STAGES=tile.stages, num_warps=tile.warps,
+            BLOCK_R=tile.rows, BLOCK_K=padded(rank, tile.inner), BLOCK_C=block_c, STAGES=tile.stages,
+            num_warps=tile.warps,
         )  # fmt: skip
     if blocks > 1:
         targets[0].copy_(dx.sum(0))
@@ -356,9 +359,9 @@ class FusedColumnBlend(torch.autograd.Function):
         weight, bias = weight.contiguous(), bias.contiguous()
         ctx.places = slice(first, first + y.shape[-1]), slice(adapter, adapter + weight.shape[1])
         x, low = (rows[..., place] for place in ctx.places)
-        z = torch.bmm(low.flatten(1, -2), weight).view(y.shape)
+        out, z = launch_adapter(Adapter(low, weight, bias=bias), "blend", AdapterOperands(x, y))
         ctx.save_for_backward(rows, y, weight, bias, z)
-        return rows, launch_blend(x, y, z, bias)
+        return rows, out
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -16,7 +16,7 @@ from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, place_heads, store_heads, store_sums
 from icl_bench.kernels.triton.common import add_parts_of, logistic, padded, spaced_rows, split_rows
 
-GRADIENT_WARPS, GRADIENT_STAGES = 4, 2
+GRADIENT_WARPS, GRADIENT_STAGES = 4, 3
 """Of the gradient, small programs of which a multiprocessor has several, and whose next tiles are fetched ahead."""
 
 
