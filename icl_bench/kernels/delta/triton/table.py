@@ -62,7 +62,7 @@ def forward_launch(shape: DeltaShape) -> DeltaLaunch:
     """
     if shape.own:
         return own_launch(shape, backward=False)
-    if shape.gate == "values":
+    if shape.gate == "values" and shape.block_k < 64:
         return value_launch(shape)
     if shape.narrow:
         return DeltaLaunch(shape.block_v(), 1, 3 if shape.rule == "untied" else 2)
@@ -72,7 +72,7 @@ def forward_launch(shape: DeltaShape) -> DeltaLaunch:
         return DeltaLaunch(padded(shape.value_width, 16, 32), 2, 1)
     if shape.rule == "untied":
         return DeltaLaunch(shape.block_v(), 2, 1)
-    if shape.gate == "channels":
+    if shape.gate in ("channels", "values"):
         return DeltaLaunch(padded(shape.value_width, 16, 64), 2, 1)
     return DeltaLaunch(shape.block_v(), 1, 2 if shape.segmented else 1)
 
@@ -85,7 +85,7 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     """
     if shape.own:
         return own_launch(shape, backward=True)
-    if shape.gate == "values":
+    if shape.gate == "values" and shape.block_k < 64:
         return value_launch(shape)
     reads = shape.rule != "linear"
     if shape.block_k < 64 and not shape.narrow and shape.rule == "delta" and shape.gate == "heads":
@@ -98,7 +98,8 @@ def backward_launch(shape: DeltaShape) -> DeltaLaunch:
     single = reads and (shape.rule == "untied" or shape.gate != "none" or shape.block_k > 64)
     whole = shape.block_k == 64 and shape.rule != "untied" and (single or shape.gate == "none")
     wide = 64 if whole else 32 if single else shape.block_v()
-    return DeltaLaunch(padded(shape.value_width, 16, wide), 2, 1, single=single)
+    stages = 2 if shape.block_k == 64 and shape.rule == "linear" and shape.gate == "channels" else 1
+    return DeltaLaunch(padded(shape.value_width, 16, wide), 2, stages, single=single)
 
 
 def own_launch(shape: DeltaShape, *, backward: bool) -> DeltaLaunch:
@@ -118,14 +119,12 @@ def own_launch(shape: DeltaShape, *, backward: bool) -> DeltaLaunch:
 
 
 def value_launch(shape: DeltaShape) -> DeltaLaunch:
-    """Return the launch for gates of values, as measured at 32 x 64 on one H200, of both passes.
+    """Return the launch of both passes for gates of values beside narrow keys, as measured at 32 x 64 on one H200.
 
-    Beside the gates, their sums and both gradients of a chunk, a thread has room for few value channels: with 64 to two
-    warps 3.3 kB spill.
+    Beside the gates, their sums and both gradients of a chunk, a thread has room for few value channels: of 64 to two
+    warps 3.3 kB spill, and the backward pass takes 3.5 times as long.
     """
-    if shape.block_k <= 32:
-        return DeltaLaunch(padded(shape.value_width, 16, 32), 1, 1)
-    return DeltaLaunch(padded(shape.value_width, 16, 16), 2, 1)
+    return DeltaLaunch(padded(shape.value_width, 16, 32), 1, 1)
 
 
 def walk_launch(shape: DeltaShape) -> DeltaLaunch:

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import ColumnForm, DecayForm
-from icl_bench.kernels.triton.common import add_parts, logistic, padded, softplus, spaced_rows, split_rows
+from icl_bench.kernels.triton.common import (
+    FULL_DEVICE_PROGRAMS,
+    RESIDENT_PROGRAMS,
+    add_parts,
+    logistic,
+    padded,
+    softplus,
+    spaced_rows,
+    split_rows,
+)
 
 SIGMOID: tl.constexpr = tl.constexpr(1)
 TANH: tl.constexpr = tl.constexpr(2)
@@ -41,19 +50,20 @@ class AdapterTile(NamedTuple):
     rows: int
     warps: int
     stages: int
-    inner: int = 64
-    """Least columns x of the gradient, padded: those of a product of four warps."""
+    programs: int = FULL_DEVICE_PROGRAMS
+    """Programs of the gradient, over all members, each of which writes its part of that of the weight."""
 
 
-FORWARD_TILES = {"gate": AdapterTile(64, 4, 2), "sigmoid": AdapterTile(64, 4, 2)}
+FORWARD_TILES = {"gate": AdapterTile(64, 4, 2), "sigmoid": AdapterTile(64, 4, 3)}
 FORWARD_TILES |= {"blend": AdapterTile(32, 8, 3), "mix": AdapterTile(32, 4, 3)}
 """By form where it is not `TILE`, by launches on an H200 (docs/log.md, adapters in the operators that read them)."""
 GRADIENT_TILES = {"sigmoid": AdapterTile(32, 8, 2), "log-sigmoid": AdapterTile(32, 8, 2), "gate": AdapterTile(32, 8, 2)}
-GRADIENT_TILES |= {"exp": AdapterTile(32, 8, 2), "mix": AdapterTile(32, 4, 2), "blend": AdapterTile(32, 8, 3)}
+GRADIENT_TILES |= {"exp": AdapterTile(32, 8, 2), "mix": AdapterTile(32, 4, 2)}
+GRADIENT_TILES |= {"blend": AdapterTile(16, 4, 4, RESIDENT_PROGRAMS)}
 """By form where it is not `TILE`, as above."""
-TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
+TILE, WIDE_TILE = AdapterTile(64, 8, 3, RESIDENT_PROGRAMS), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
-BIASED_TILE = AdapterTile(32, 8, 4)
+BIASED_TILE = AdapterTile(32, 8, 4, RESIDENT_PROGRAMS)
 """For the gradient of a product with a bias, whose sums else leave registers for one program of a multiprocessor."""
 
 
@@ -99,7 +109,9 @@ def load_activated(x, member, count, rows, columns, width, apart, ACTIVATION: tl
     if ACTIVATION == SIGMOID:
         value = logistic(value)
     if ACTIVATION == TANH:
-        value = 2.0 * logistic(2.0 * value) - 1.0
+        # The difference loses the digits of small numbers; and of 0, which a first factor starts with, 0 must be left.
+        series = value - value * value * value * (1.0 / 3.0)
+        value = tl.where(tl.abs(value) < 0.03125, series, 2.0 * logistic(2.0 * value) - 1.0)
     return value
 
 
@@ -252,7 +264,7 @@ def launch_adapter_gradient(
     count, block_c = x[0].numel() // rank, padded(width, 16, 128)
     usual = BIASED_TILE if form == "plain" and adapter.bias is not None else TILE
     tile = WIDE_TILE if x.element_size() > 2 else GRADIENT_TILES.get(form, usual)
-    blocks, (parts, each) = -(-width // block_c), split_rows(count, tile.rows, members)
+    blocks, (parts, each) = -(-width // block_c), split_rows(count, tile.rows, members, tile.programs)
     below = targets[0] if blocks == 1 else x.new_empty(blocks, *x.shape, dtype=torch.float32)
     (dx, dx_apart), (done, done_apart), (dother, dother_apart) = (
         spaced_rows(below if y is None else y, 1) for y in (below, *targets[1:])
@@ -265,8 +277,7 @@ def launch_adapter_gradient(
             done, dother, sums, sums if shifts is None else shifts, count, rank, width, x_apart, one_apart, other_apart,
             dx_apart, done_apart, dother_apart, operands.factor, each, x.numel(),
             ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None, ADD=add,
-            BLOCK_R=tile.rows, BLOCK_K=padded(rank, tile.inner), BLOCK_C=block_c, STAGES=tile.stages,
-            num_warps=tile.warps,
+            BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
     if blocks > 1:
         targets[0].copy_(dx.sum(0))

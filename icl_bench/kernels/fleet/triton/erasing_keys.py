@@ -14,9 +14,9 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, place_heads, store_heads, store_sums
-from icl_bench.kernels.triton.common import add_parts_of, logistic, padded, spaced_rows, split_rows
+from icl_bench.kernels.triton.common import RESIDENT_PROGRAMS, add_parts_of, logistic, padded, spaced_rows, split_rows
 
-GRADIENT_WARPS, GRADIENT_STAGES = 4, 3
+GRADIENT_WARPS, GRADIENT_STAGES = 4, 4
 """Of the gradient, small programs of which a multiprocessor has several, and whose next tiles are fetched ahead."""
 
 
@@ -168,7 +168,7 @@ def launch_erasing_gradient(
     members, (heads, width) = k.shape[0], k.shape[-2:]
     count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
     rows = rows.of_warps(GRADIENT_WARPS)
-    parts, each = split_rows(count, rows.tokens, members)
+    parts, each = split_rows(count, rows.tokens, members, RESIDENT_PROGRAMS)
     drate, numbers = torch.empty_like(rate), [*numbers, *([] if bonus is None else [bonus.strength])]
     sums = k.new_empty(len(numbers), members, parts * rows.tokens, heads, width, dtype=torch.float32)
     with launch_on(k):
