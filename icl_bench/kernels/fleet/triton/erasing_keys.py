@@ -16,8 +16,8 @@ from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, place_heads, store_heads, store_sums
 from icl_bench.kernels.triton.common import RESIDENT_PROGRAMS, add_parts_of, logistic, padded, spaced_rows, split_rows
 
-GRADIENT_WARPS, GRADIENT_STAGES = 4, 4
-"""Of the gradient, small programs of which a multiprocessor has several, and whose next tiles are fetched ahead."""
+GRADIENT_STAGES = 4
+"""Of the gradient, by launches on an H200."""
 
 
 class Bonus(NamedTuple):
@@ -166,8 +166,7 @@ def launch_erasing_gradient(
     """
     (k, apart), (dk, dk_apart) = spaced_rows(k, 2), spaced_rows(dk, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
-    count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
-    rows = rows.of_warps(GRADIENT_WARPS)
+    count, rows = k[0].numel() // (heads * width), head_rows(heads, width).halved()
     parts, each = split_rows(count, rows.tokens, members, RESIDENT_PROGRAMS)
     drate, numbers = torch.empty_like(rate), [*numbers, *([] if bonus is None else [bonus.strength])]
     sums = k.new_empty(len(numbers), members, parts * rows.tokens, heads, width, dtype=torch.float32)
@@ -176,7 +175,7 @@ def launch_erasing_gradient(
             k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, dk, k, k) if bonus is None else bonus,
             *sums[:3], sums[-1], count, heads, width, apart, dk_apart, LEAST_LENGTH, each, BONUS=bonus is not None,
             SPARSE=sparse, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
-            STAGES=GRADIENT_STAGES, num_warps=GRADIENT_WARPS,
+            **rows.loop_options(width, GRADIENT_STAGES),
         )  # fmt: skip
     return drate, *add_parts_of(sums, numbers)
 

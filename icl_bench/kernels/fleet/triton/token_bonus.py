@@ -12,7 +12,15 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.rows import find_repeats
-from icl_bench.kernels.triton.common import add_parts, add_parts_of, padded, spaced_rows, split_rows, tile_shape
+from icl_bench.kernels.triton.common import (
+    ROW_TILE,
+    add_parts,
+    add_parts_of,
+    padded,
+    spaced_rows,
+    split_rows,
+    tile_shape,
+)
 
 
 class HeadRows(NamedTuple):
@@ -26,13 +34,19 @@ class HeadRows(NamedTuple):
         """Tokens of a program."""
         return self.rows // self.heads
 
-    def of_warps(self, warps: int) -> "HeadRows":
-        """Return the rows of so many warps of the eight that have these."""
-        return self._replace(rows=max(self.rows * warps // 8, self.heads))
+    def halved(self) -> "HeadRows":
+        """Return half as many rows, and no fewer than those of one token."""
+        return self._replace(rows=max(self.rows // 2, self.heads))
+
+    def loop_options(self, width: int, stages: int) -> dict[str, int]:
+        """Return warps and stages of a loop over tiles of these rows: large tiles are not fetched ahead."""
+        if self.rows * padded(width) > ROW_TILE:
+            return {"STAGES": 1, "num_warps": 8}
+        return {"STAGES": stages, "num_warps": 4}
 
 
-GRADIENT_WARPS, GRADIENT_STAGES = 4, 3
-"""Of the gradient of a given bonus: small programs, whose next tiles are fetched ahead."""
+GRADIENT_STAGES = 3
+"""Of the gradient of a given bonus, by launches on an H200."""
 
 
 def head_rows(heads: int, width: int) -> HeadRows:
@@ -314,8 +328,7 @@ class FusedWeightedBonus(torch.autograd.Function):
             return None, offered, *(None,) * 6
         y, v, weights, gain, shift, gate, positions = ctx.saved_tensors
         members, (heads, width) = v.shape[0], v.shape[-2:]
-        count, rows = gradient[0].numel() // (heads * width), head_rows(heads, width)
-        rows = rows.of_warps(GRADIENT_WARPS)
+        count, rows = gradient[0].numel() // (heads * width), head_rows(heads, width).halved()
         parts, each = split_rows(count, rows.tokens, members)
         if positions is None:
             dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
@@ -333,6 +346,6 @@ class FusedWeightedBonus(torch.autograd.Function):
                 y if positions is None else positions, y if positions is None else find_repeats(positions), count, time,
                 taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, GATED=gate is not None,
                 TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width),
-                STAGES=GRADIENT_STAGES, num_warps=GRADIENT_WARPS,
+                **rows.loop_options(width, GRADIENT_STAGES),
             )  # fmt: skip
         return dy, dv, slopes, *add_parts_of(sums, (gain, shift)), dgate, None, None
