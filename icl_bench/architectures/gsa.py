@@ -21,10 +21,10 @@ from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.deltas import folded
 from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import KEY_WIDTH, RecurrentHeads
-from icl_bench.architectures.layers import StackedLinear, widen
+from icl_bench.architectures.layers import StackedLinear
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
-from icl_bench.kernels.fleet.decays import channel_decays
+from icl_bench.kernels.fleet.decays import decays_with_shares
 
 TEMPERATURE = 8.0
 """Divisor of the logarithm of decays."""
@@ -82,9 +82,9 @@ class SlotCore(Core):
 
     def shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithms of decays, float32, and the shares that a token writes, [M, B, T, H, L] each."""
-        log_decay = channel_decays(self.forget(x), "log-sigmoid", 1 / TEMPERATURE)
-        log_decay = log_decay.unflatten(-1, (self.config.heads, self.config.slots))
-        return log_decay, -log_decay.expm1()
+        shape = self.config.heads, self.config.slots
+        log_decay, share = decays_with_shares(self.forget(x), 1 / TEMPERATURE)
+        return log_decay.unflatten(-1, shape), share.unflatten(-1, shape)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         return self.attend(q, k, v, x, None)[0]
@@ -92,10 +92,9 @@ class SlotCore(Core):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: SlotState | None) -> tuple[Tensor, SlotState]:
         """Find slots and read them: [M, B, T, H, .] each, and T = 1 with a state -> [M, B, T, H, V], the last state."""
         log_decay, share = self.shares(x)
-        share = share.to(v.dtype)
         find = DeltaInputs(q, k, share, log_value_decay=log_decay, state=None if state is None else state.keys)
         scores, keys = self.run(find, FIND)
-        chosen = widen(scores).softmax(-1).to(v.dtype).unflatten(0, q.shape[:2])
+        chosen = scores.softmax(-1).to(v.dtype).unflatten(0, q.shape[:2])
         read = DeltaInputs(chosen, share, v, log_decay=log_decay, state=None if state is None else state.values)
         y, values = self.run(read, READ)
         return functional.silu(y).unflatten(0, q.shape[:2]), SlotState(keys, values)

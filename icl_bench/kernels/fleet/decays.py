@@ -38,6 +38,20 @@ def channel_decays(
     return (factor * activate_decay(z, form)).to(x.dtype if narrow else torch.promote_types(x.dtype, torch.float32))
 
 
+def decays_with_shares(x: Tensor, factor: float, *, impl: FleetImpl = "auto") -> tuple[Tensor, Tensor]:
+    """Return the logarithms l = factor log sigmoid(x) of decays as `channel_decays` does, and 1 - exp(l).
+
+    The latter is what a token writes where what is kept and what is written add up to 1; it has the type of x.
+    """
+    if takes_triton(impl, x):
+        from icl_bench.kernels.fleet.triton.decays import FusedDecaysWithShares
+
+        fused: tuple[Tensor, Tensor] = FusedDecaysWithShares.apply(x, factor)
+        return fused
+    log_decay = channel_decays(x, "log-sigmoid", factor, impl=impl)
+    return log_decay, -log_decay.expm1().to(x.dtype)
+
+
 def activate_decay(z: Tensor, form: DecayForm) -> Tensor:
     """Return act(z), in operators of torch."""
     if form == "exp":

@@ -13,6 +13,8 @@ from icl_bench.kernels.backends import launch_on
 
 FULL_DEVICE_PROGRAMS = 2048
 """Programs, over all members, of a kernel that leaves one row of partial sums for each program."""
+RESIDENT_PROGRAMS = 264
+"""Two to each of 132 multiprocessors: as many as stay there at once of a kernel whose next tiles are fetched ahead."""
 MOST_PARTS = 512
 """Largest number of partial sums that `add_parts` adds in one tile."""
 ROW_TILE = 2048

@@ -72,9 +72,21 @@ def test_repeated_keys(keys):
 
 
 @pytest.mark.parametrize("decay", [0.0, -5.0, -1000.0])
-@pytest.mark.parametrize("name", ["gated-delta-net", "kda", "unbounded-kda"])
+@pytest.mark.parametrize("name", ["gated-delta-net", "kda", "unbounded-kda", "gsa"])
 def test_gates_however_strong(name, decay):
     check(delta_triton, *make_problem(VARIANTS[name], t=16, groups=1, decay=decay, dtype=F32, device=DEVICE))
+
+
+@pytest.mark.parametrize("name", ["hgrn2", "gsa"])
+def test_heads_with_mild_decays_are_as_without_steep_ones_beside_them(name):
+    inputs, options = make_problem(VARIANTS[name], t=20, heads=2, groups=2, decay=-3.9, dtype=F32, device=DEVICE)
+    field = "log_value_decay" if VARIANTS[name].value_gate else "log_decay"
+    steep = getattr(inputs, field).clone()
+    steep[:, 7, 1] = -90.0
+    mixed = inputs._replace(**{field: steep})
+    check(delta_triton, mixed, options)
+    mild, both = (results(lambda x: delta_rule(x, options, "triton"), given)["y"] for given in (inputs, mixed))
+    assert torch.equal(mild[:, :, 0], both[:, :, 0])
 
 
 def test_untied_decays_at_their_bound():

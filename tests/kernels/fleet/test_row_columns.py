@@ -81,6 +81,13 @@ def test_convolution_and_gated_norm(dtype):
     assert_forms_match_reference(run, inputs, walk=3 * 54**0.5)
 
 
+def test_small_columns_keep_their_digits_and_zeros_stay():
+    x = torch.tensor([0.0, -1e-7, 1e-4, 0.031, -0.032, 1.0], device=DEVICE)
+    found = product_of_columns(x.view(1, 1, 6), 0, torch.eye(6, device=DEVICE)[None], "tanh").view(6)
+    exact = x.double().tanh()
+    assert found[0] == 0.0 and ((found - exact).abs() <= 2**-15 * exact.abs()).all()
+
+
 def test_shapes_are_checked():
     with pytest.raises(ArgumentError, match="rows must be"):
         product_of_columns(draw(2, 3, 9), 7, draw(2, 3, 5), "sigmoid")

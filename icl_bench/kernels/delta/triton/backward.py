@@ -33,8 +33,9 @@ from icl_bench.kernels.delta.triton.decays import (
     total_decay,
     upper_part,
 )
-from icl_bench.kernels.delta.triton.forward import SIZES, head_views, segment_of_program
+from icl_bench.kernels.delta.triton.forward import SIZES, decays_are_mild, head_views, segment_of_program
 from icl_bench.kernels.delta.triton.tiles import (
+    CHANNELS,
     HEADS,
     NONE,
     in_pairs,
@@ -102,14 +103,28 @@ def sum_later(x, INCLUSIVE: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.cons
 
 @triton.jit(do_not_specialize=SIZES)
 def delta_backward_kernel(
-    x, dy, dlast, states, inverses, out, T, H, G, length, scale, LAST: tl.constexpr, C: tl.constexpr
-):
+    x, dy, dlast, states, inverses, out, T, H, G, length, scale, LAST: tl.constexpr, C: tl.constexpr,
+    MILD: tl.constexpr,
+):  # fmt: skip
     """Write the gradients of all inputs; LAST says that the last state has one. The grid is that of the forward pass.
 
     Of q, k, read, erase, beta and log_decay a program writes its own part, [N, T or T / SUB, G * blocks, ...]. Where
     SEGMENTED, `dlast` holds the gradients of the states after segments [N, G, segments, V, K]. Where SINGLE these are
-    chunks: nothing is carried from one to another, and the gradient of the first state has been written before.
+    chunks: nothing is carried from one to another, and the gradient of the first state has been written before. Decays
+    without a bound are taken as MILD says where they are.
     """
+    mild = False
+    if C.GATE == CHANNELS or C.VALUE_GATE == CHANNELS:
+        mild = decays_are_mild(x, T, H, G, length, C)
+    if mild:
+        backward_walk(x, dy, dlast, states, inverses, out, T, H, G, length, scale, LAST, MILD)
+    else:
+        backward_walk(x, dy, dlast, states, inverses, out, T, H, G, length, scale, LAST, C)
+
+
+@triton.jit
+def backward_walk(x, dy, dlast, states, inverses, out, T, H, G, length, scale, LAST: tl.constexpr, C: tl.constexpr):
+    """Walk the chunks of a program, as `delta_backward_kernel` says."""
     PRECISION: tl.constexpr = C.PRECISION
     ROWS: tl.constexpr = C.ROWS
     SUB: tl.constexpr = C.SUB

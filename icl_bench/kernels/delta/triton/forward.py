@@ -19,11 +19,13 @@ from icl_bench.kernels.delta.triton.decays import (
     unit_lower_inverse,
 )
 from icl_bench.kernels.delta.triton.tiles import (
+    CHANNELS,
     NONE,
     DeltaViews,
     in_pairs,
     inverse_pointers,
     load_edge,
+    load_substeps,
     ones_of_pairs,
     product,
     product_in_parts,
@@ -34,6 +36,8 @@ from icl_bench.kernels.delta.triton.tiles import (
 from icl_bench.kernels.triton.common import View, at_head
 
 SIZES = ("T", "H", "G", "length")
+LEAST_MILD = tl.constexpr(-4.0)
+"""Least log decay of a channel at which exp of the sums over 16 tokens, e^64, leaves gradients the range of float32."""
 
 
 @triton.jit
@@ -139,16 +143,60 @@ def segment_of_program(index, T, length, C: tl.constexpr):
     return head, segment, first, end
 
 
+@triton.jit
+def decays_are_mild(x, T, H, G, length, C: tl.constexpr):
+    """Return whether the decays of a program are all so mild that the factors of BOUNDED stay in the range of float32.
+
+    Then one product has the scores of a chunk, where CHANNELS needs one for each size of halves.
+    """
+    BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
+    pid = tl.program_id(0)
+    head, _, first_chunk, end_chunk = segment_of_program(pid // BLOCKS, T, length, C)
+    if C.VALUE_GATE == NONE:
+        view = at_head(x.log_decay, head // G, head % G)
+        least = least_of_rows(view, first_chunk, end_chunk, T, 0, C.K, C.BLOCK_K, C)
+    else:
+        view = at_head(x.log_value_decay, head // G, head % G)
+        least = least_of_rows(view, first_chunk, end_chunk, T, (pid % BLOCKS) * C.BLOCK_V, C.V, C.BLOCK_V, C)
+    return least > LEAST_MILD
+
+
+@triton.jit
+def least_of_rows(view, chunk, end, T, first, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr):
+    """Return the least of the columns `first` on of the rows of chunks before `end`, and of 0."""
+    ROWS: tl.constexpr = C.ROWS
+    least = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for place in range(chunk, end):
+        rows = load_substeps(view, place * ROWS, T, first, 0, C.SUB, WIDTH, ROWS, COLUMNS)
+        least = tl.minimum(least, rows.to(tl.float32))
+    return tl.min(least)
+
+
 @triton.jit(do_not_specialize=SIZES)
-def delta_forward_kernel(x, y, first_state, last, states, inverses, T, H, G, length, scale, C: tl.constexpr):
+def delta_forward_kernel(
+    x, y, first_state, last, states, inverses, T, H, G, length, scale, C: tl.constexpr, MILD: tl.constexpr
+):
     """Write y [N, T / SUB, G, V] and the last state [N, G, K, V].
 
     Where SAVE, also write the states before chunks, transposed, and the inverses of their triangular systems. T counts
-    sub-steps. A program has BLOCK_V value channels of one head; the grid is N * G * blocks of values.
+    sub-steps. A program has BLOCK_V value channels of one head; the grid is N * G * blocks of values. Decays without a
+    bound are taken as MILD says where they are.
 
     Where SEGMENTED, a program has one segment of `length` sub-steps of these; the grid has as many times the programs.
     `first_state` then holds the states before segments [N, G, segments, V, K], and the inverses are read.
     """
+    mild = False
+    if C.GATE == CHANNELS or C.VALUE_GATE == CHANNELS:
+        mild = decays_are_mild(x, T, H, G, length, C)
+    if mild:
+        forward_walk(x, y, first_state, last, states, inverses, T, H, G, length, scale, MILD)
+    else:
+        forward_walk(x, y, first_state, last, states, inverses, T, H, G, length, scale, C)
+
+
+@triton.jit
+def forward_walk(x, y, first_state, last, states, inverses, T, H, G, length, scale, C: tl.constexpr):
+    """Walk the chunks of a program, as `delta_forward_kernel` says."""
     BLOCKS: tl.constexpr = (C.V + C.BLOCK_V - 1) // C.BLOCK_V
     pid = tl.program_id(0)
     first = (pid % BLOCKS) * C.BLOCK_V

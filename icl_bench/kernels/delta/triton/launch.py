@@ -23,7 +23,7 @@ from icl_bench.kernels.delta.triton.table import (
     segment_length,
 )
 from icl_bench.kernels.delta.triton.tied import tied_backward_kernel, tied_forward_kernel
-from icl_bench.kernels.delta.triton.tiles import DeltaConstants, DeltaViews
+from icl_bench.kernels.delta.triton.tiles import BOUNDED, DeltaConstants, DeltaViews
 from icl_bench.kernels.triton.common import add_neighbours, padded, view_of
 
 WIDEST_TIED, WIDEST_CHANNELS = 64, 32
@@ -118,8 +118,9 @@ class DeltaCall(NamedTuple):
     @property
     def shape(self) -> DeltaShape:
         """Widths, rule and gates, on which the launches of the table depend."""
-        gate = self.log_decay if self.log_value_decay is None else self.log_value_decay
+        gate = self.log_decay
         kind = "none" if gate is None else "heads" if gate.ndim == 3 else "channels"
+        kind = kind if self.log_value_decay is None else "values"
         own = self.tied or self.channels
         return DeltaShape(self.q.shape[3], self.v.shape[3], self.rule, kind, self.segments > 1, own)
 
@@ -158,6 +159,13 @@ class DeltaCall(NamedTuple):
             "C": constants, "num_warps": launch.warps, "num_stages": launch.stages, "maxnreg": launch.registers,
             "enable_fp_fusion": True,
         }  # fmt: skip
+
+    def forms(self, launch: DeltaLaunch, save: bool, single: bool = False) -> dict[str, Any]:
+        """Return the options of a launch that takes decays without a bound as bounded where they are mild."""
+        options, bounded = self.options(launch, save, single), BOUNDED.value
+        gates = options["C"]
+        mild = gates._replace(GATE=min(gates.GATE, bounded), VALUE_GATE=min(gates.VALUE_GATE, bounded))
+        return options | {"MILD": mild}
 
     def grid(self, launch: DeltaLaunch) -> tuple[int]:
         """Return the grid of one program for each block of values of each segment of each head."""
@@ -206,7 +214,7 @@ def launch_delta_forward(call: DeltaCall, save: bool, launch: DeltaLaunch) -> tu
     _, tokens, heads, groups, _ = call.sizes
     delta_forward_kernel[call.grid(launch)](
         call.views(), y, last if first is None else first, last, kept.states, kept.inverses, tokens, heads, groups,
-        call.segment, call.scale, **call.options(launch, save),
+        call.segment, call.scale, **call.forms(launch, save),
     )  # fmt: skip
     return y, last, kept
 
@@ -304,7 +312,7 @@ def launch_delta_gradient(
         grid, length = (n * groups * call.chunks * blocks,), CHUNK
     delta_backward_kernel[grid](
         call.views(), view_of(dy), kept.states if ends is None else ends, kept.states, kept.inverses, out, tokens,
-        heads, groups, length, call.scale, LAST=ends is not None, **call.options(launch, True, launch.single),
+        heads, groups, length, call.scale, LAST=ends is not None, **call.forms(launch, True, launch.single),
     )  # fmt: skip
     return add_parts_of_programs(call, out)
 

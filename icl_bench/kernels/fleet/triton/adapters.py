@@ -13,8 +13,16 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import ColumnForm, DecayForm
-from icl_bench.kernels.fleet.triton.products import launch_blend
-from icl_bench.kernels.triton.common import add_parts, logistic, padded, softplus, spaced_rows, split_rows
+from icl_bench.kernels.triton.common import (
+    FULL_DEVICE_PROGRAMS,
+    RESIDENT_PROGRAMS,
+    add_parts,
+    logistic,
+    padded,
+    softplus,
+    spaced_rows,
+    split_rows,
+)
 
 SIGMOID: tl.constexpr = tl.constexpr(1)
 TANH: tl.constexpr = tl.constexpr(2)
@@ -42,16 +50,20 @@ class AdapterTile(NamedTuple):
     rows: int
     warps: int
     stages: int
+    programs: int = FULL_DEVICE_PROGRAMS
+    """Programs of the gradient, over all members, each of which writes its part of that of the weight."""
 
 
-FORWARD_TILES = {"gate": AdapterTile(64, 4, 2)}
+FORWARD_TILES = {"gate": AdapterTile(64, 4, 2), "sigmoid": AdapterTile(64, 4, 3)}
+FORWARD_TILES |= {"blend": AdapterTile(32, 8, 3), "mix": AdapterTile(32, 4, 3)}
 """By form where it is not `TILE`, by launches on an H200 (docs/log.md, adapters in the operators that read them)."""
 GRADIENT_TILES = {"sigmoid": AdapterTile(32, 8, 2), "log-sigmoid": AdapterTile(32, 8, 2), "gate": AdapterTile(32, 8, 2)}
-GRADIENT_TILES |= {"exp": GRADIENT_TILES["log-sigmoid"], "mix": AdapterTile(32, 8, 2)}
+GRADIENT_TILES |= {"exp": AdapterTile(32, 8, 2), "mix": AdapterTile(32, 4, 2)}
+GRADIENT_TILES |= {"blend": AdapterTile(16, 4, 4, RESIDENT_PROGRAMS)}
 """By form where it is not `TILE`, as above."""
-TILE, WIDE_TILE = AdapterTile(64, 8, 3), AdapterTile(32, 8, 1)
+TILE, WIDE_TILE = AdapterTile(64, 8, 3, RESIDENT_PROGRAMS), AdapterTile(32, 8, 1)
 """Else, and for float32, whose rows take twice the shared memory."""
-BIASED_TILE = AdapterTile(32, 8, 2)
+BIASED_TILE = AdapterTile(32, 8, 4, RESIDENT_PROGRAMS)
 """For the gradient of a product with a bias, whose sums else leave registers for one program of a multiprocessor."""
 
 
@@ -97,7 +109,9 @@ def load_activated(x, member, count, rows, columns, width, apart, ACTIVATION: tl
     if ACTIVATION == SIGMOID:
         value = logistic(value)
     if ACTIVATION == TANH:
-        value = 2.0 * logistic(2.0 * value) - 1.0
+        # The difference loses the digits of small numbers; and of 0, which a first factor starts with, 0 must be left.
+        series = value - value * value * value * (1.0 / 3.0)
+        value = tl.where(tl.abs(value) < 0.03125, series, 2.0 * logistic(2.0 * value) - 1.0)
     return value
 
 
@@ -111,7 +125,7 @@ def load_shift(bias, member, columns, width):
 def adapter_kernel(
     x, weight, bias, one, other, out, raw, count, rank, width, x_apart, one_apart, other_apart, factor, each,
     ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK_C: tl.constexpr, SAVE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write what a form makes of z, and z itself where SAVE, for `each` rows. Grid (parts, columns, M)."""
     part, member = tl.program_id(0), tl.program_id(2)
@@ -119,7 +133,7 @@ def adapter_kernel(
     matrix = load_tile(weight, member, rank, inner, columns, width, width)
     if BIAS:
         shift = load_shift(bias, member, columns, width)
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_R)
         value = load_activated(x, member, count, rows, inner, rank, x_apart, ACTIVATION)
         z = tl.dot(value.to(matrix.dtype), matrix, input_precision="ieee")
@@ -134,10 +148,13 @@ def adapter_kernel(
             z = -factor * softplus(-z - shift)
         if FORM == EXP_DECAY:
             z = factor * tl.exp(tl.minimum(z + shift, 0.0))
-        if FORM == MIX:
+        if FORM >= BLEND:
             first = load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
             second = load_tile(other, member, count, rows, columns, width, other_apart).to(tl.float32)
-            z = first + (second - first) * (z + shift)
+            share = z + shift
+            if FORM == BLEND:
+                share = logistic(share)
+            z = first + (second - first) * share
         if FORM == GATE:
             z *= load_tile(one, member, count, rows, columns, width, one_apart).to(tl.float32)
         store_tile(out, z, member, count, rows, columns, width, width)
@@ -148,7 +165,7 @@ def adapter_gradient_kernel(
     x, raw, weight, bias, one, other, gradient, dx, done, dother, partial_weight, partial_bias, count, rank, width,
     x_apart, one_apart, other_apart, dx_apart, done_apart, dother_apart, factor, each, plane,
     ACTIVATION: tl.constexpr, FORM: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of `each` rows, and their part of those of the parameters. Grid (parts, columns, M).
 
@@ -161,7 +178,7 @@ def adapter_gradient_kernel(
     total, total_bias = tl.zeros([BLOCK_K, BLOCK_C], tl.float32), tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     if BIAS:
         shift = load_shift(bias, member, columns, width)
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R):
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R, num_stages=STAGES):
         rows = start + tl.arange(0, BLOCK_R)
         value = load_activated(x, member, count, rows, inner, rank, x_apart, ACTIVATION)
         slope = load_tile(gradient, member, count, rows, columns, width, width).to(tl.float32)
@@ -213,7 +230,7 @@ def adapter_gradient_kernel(
 def launch_adapter(
     adapter: Adapter, form: AdapterForm, operands: AdapterOperands, *, save: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return what a form but `blend` makes of z, and z for the gradient, [M, ..., C] in the type of x.
+    """Return what a form makes of z, and z for the gradient, [M, ..., C] in the type of x.
 
     z is no other tensor where a form needs none, or where not `save`.
     """
@@ -228,7 +245,7 @@ def launch_adapter(
             x, adapter.weight, x if adapter.bias is None else adapter.bias, one, other, out, z, count, rank, width,
             x_apart, one_apart, other_apart, operands.factor, each, ACTIVATION=ACTIVATIONS[adapter.activation],
             FORM=FORMS[form], BIAS=adapter.bias is not None, BLOCK_R=tile.rows, BLOCK_K=padded(rank, 16),
-            BLOCK_C=block_c, SAVE=save, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_C=block_c, SAVE=save, STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
     return out, z
 
@@ -247,7 +264,7 @@ def launch_adapter_gradient(
     count, block_c = x[0].numel() // rank, padded(width, 16, 128)
     usual = BIASED_TILE if form == "plain" and adapter.bias is not None else TILE
     tile = WIDE_TILE if x.element_size() > 2 else GRADIENT_TILES.get(form, usual)
-    blocks, (parts, each) = -(-width // block_c), split_rows(count, tile.rows, members)
+    blocks, (parts, each) = -(-width // block_c), split_rows(count, tile.rows, members, tile.programs)
     below = targets[0] if blocks == 1 else x.new_empty(blocks, *x.shape, dtype=torch.float32)
     (dx, dx_apart), (done, done_apart), (dother, dother_apart) = (
         spaced_rows(below if y is None else y, 1) for y in (below, *targets[1:])
@@ -260,7 +277,7 @@ def launch_adapter_gradient(
             done, dother, sums, sums if shifts is None else shifts, count, rank, width, x_apart, one_apart, other_apart,
             dx_apart, done_apart, dother_apart, operands.factor, each, x.numel(),
             ACTIVATION=ACTIVATIONS[adapter.activation], FORM=FORMS[form], BIAS=adapter.bias is not None, ADD=add,
-            BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, num_warps=tile.warps, num_stages=tile.stages,
+            BLOCK_R=tile.rows, BLOCK_K=padded(rank, 64), BLOCK_C=block_c, STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
     if blocks > 1:
         targets[0].copy_(dx.sum(0))
@@ -353,9 +370,9 @@ class FusedColumnBlend(torch.autograd.Function):
         weight, bias = weight.contiguous(), bias.contiguous()
         ctx.places = slice(first, first + y.shape[-1]), slice(adapter, adapter + weight.shape[1])
         x, low = (rows[..., place] for place in ctx.places)
-        z = torch.bmm(low.flatten(1, -2), weight).view(y.shape)
+        out, z = launch_adapter(Adapter(low, weight, bias=bias), "blend", AdapterOperands(x, y))
         ctx.save_for_backward(rows, y, weight, bias, z)
-        return rows, launch_blend(x, y, z, bias)
+        return rows, out
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:

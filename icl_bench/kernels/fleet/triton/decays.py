@@ -13,11 +13,21 @@ from icl_bench.kernels.triton.common import add_parts, softplus, split_rows, til
 
 
 @triton.jit
+def decay_less_one(log):
+    """Return exp(log) - 1 for log <= 0, by four terms of its series near 0: within 2^-18 of itself."""
+    series = log * (1.0 + log * (0.5 + log * (1.0 / 6.0 + log * (1.0 / 24.0))))
+    return tl.where(log > -0.05, series, tl.exp(log) - 1.0)
+
+
+@triton.jit
 def channel_decays_kernel(
-    x, bias, out, count, width, factor, BIAS: tl.constexpr, FORM: tl.constexpr,
+    x, bias, out, shares, count, width, factor, BIAS: tl.constexpr, FORM: tl.constexpr, SHARED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write factor act(x + bias). Grid (rows, columns, M)."""
+    """Write factor act(x + bias), the logarithm of a decay. Grid (rows, columns, M).
+
+    Where SHARED, also write 1 - the decay.
+    """
     member = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -33,15 +43,21 @@ def channel_decays_kernel(
         value = tl.exp(tl.minimum(z, 0.0))
     else:
         value = tl.sigmoid(z)
-    tl.store(out + offsets, (factor * value).to(out.dtype.element_ty), mask=mask)
+    value = factor * value
+    tl.store(out + offsets, value.to(out.dtype.element_ty), mask=mask)
+    if SHARED:
+        tl.store(shares + offsets, (-decay_less_one(value)).to(shares.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def channel_decays_gradient_kernel(
-    x, bias, gradient, dx, partial, count, width, factor, each, BIAS: tl.constexpr,
-    FORM: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, bias, gradient, from_shares, dx, partial, count, width, factor, each, BIAS: tl.constexpr,
+    FORM: tl.constexpr, SHARED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write dx of `each` rows, and their part of the gradient of the bias. Grid (parts, columns, M)."""
+    """Write dx of `each` rows, and their part of the gradient of the bias. Grid (parts, columns, M).
+
+    Where SHARED, which is for "log-sigmoid" alone, the gradient of 1 - the decay is added to that of its logarithm.
+    """
     part, member = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     valid = columns < width
@@ -56,6 +72,9 @@ def channel_decays_gradient_kernel(
         upstream = factor * tl.load(gradient + offsets, mask=mask, other=0.0).to(tl.float32)
         if BIAS:
             z += shift
+        if SHARED:
+            slope = factor * tl.load(from_shares + offsets, mask=mask, other=0.0).to(tl.float32)
+            upstream -= slope * tl.exp(-factor * softplus(-z))
         if FORM == "exp":
             upstream *= tl.where(z <= 0.0, tl.exp(z), 0.0)
         else:
@@ -71,23 +90,25 @@ def channel_decays_gradient_kernel(
         tl.store(pointers, tl.sum(total, 0), mask=valid)
 
 
-def launch_decays(x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, narrow: bool) -> Tensor:
-    """Return the logarithms for contiguous x [M, ..., C] and bias."""
+def launch_decays(
+    x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, narrow: bool, shares: Tensor | None = None
+) -> Tensor:
+    """Return the logarithms for contiguous x [M, ..., C] and bias; fill the shares 1 - decay, where there are any."""
     members, width = x.shape[0], x.shape[-1]
     count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
     out = torch.empty_like(x, dtype=x.dtype if narrow else torch.float32)
     with launch_on(x):
         channel_decays_kernel[(-(-count // rows), -(-width // columns), members)](
-            x, x if bias is None else bias, out, count, width, factor, BIAS=bias is not None,
-            FORM=form, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            x, x if bias is None else bias, out, out if shares is None else shares, count, width, factor,
+            BIAS=bias is not None, FORM=form, SHARED=shares is not None, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
     return out
 
 
 def launch_decay_gradient(
-    x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, gradient: Tensor
+    x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, gradient: Tensor, from_shares: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of x and of the bias."""
+    """Return the gradients of x and of the bias, from those of the logarithms and, where they are made, of shares."""
     members, width = x.shape[0], x.shape[-1]
     count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
     parts, each = split_rows(count, rows, members)
@@ -95,8 +116,10 @@ def launch_decay_gradient(
     partial = None if bias is None else x.new_empty(members, parts, width, dtype=torch.float32)
     with launch_on(x):
         channel_decays_gradient_kernel[(parts, -(-width // columns), members)](
-            x, x if bias is None else bias, gradient.contiguous(), dx, dx if partial is None else partial, count, width,
-            factor, each, BIAS=bias is not None, FORM=form, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
+            x, x if bias is None else bias, gradient.contiguous(),
+            gradient if from_shares is None else from_shares.contiguous(), dx, dx if partial is None else partial,
+            count, width, factor, each, BIAS=bias is not None, FORM=form, SHARED=from_shares is not None, BLOCK_R=rows,
+            BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
     return dx, None if bias is None or partial is None else add_parts(partial, bias.dtype)
 
@@ -115,3 +138,19 @@ class FusedChannelDecays(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
         return *launch_decay_gradient(x, bias, ctx.form, ctx.factor, gradient), None, None, None
+
+
+class FusedDecaysWithShares(torch.autograd.Function):
+    """`decays_with_shares` in one launch each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.factor, shares = factor, torch.empty_like(x)
+        return launch_decays(x, None, "log-sigmoid", factor, False, shares), shares
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, from_shares: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return launch_decay_gradient(x, None, "log-sigmoid", ctx.factor, gradient, from_shares)[0], None

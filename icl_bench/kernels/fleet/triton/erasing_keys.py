@@ -14,7 +14,10 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import LEAST_LENGTH
 from icl_bench.kernels.fleet.triton.token_bonus import head_rows, load_heads, place_heads, store_heads, store_sums
-from icl_bench.kernels.triton.common import add_parts_of, logistic, padded, spaced_rows, split_rows
+from icl_bench.kernels.triton.common import RESIDENT_PROGRAMS, add_parts_of, logistic, padded, spaced_rows, split_rows
+
+GRADIENT_STAGES = 4
+"""Of the gradient, by launches on an H200."""
 
 
 class Bonus(NamedTuple):
@@ -73,6 +76,7 @@ def erasing_keys_gradient_kernel(
     k, rate, shift, erasing, weakening, from_written, from_read, from_erase, dk, drate, bonus, partial_shift,
     partial_erasing, partial_weakening, partial_bonus, count, heads, width, apart, dk_apart, least, each,
     BONUS: tl.constexpr, SPARSE: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write dk and drate of `each` tokens, and their part of those of the parameters. Grid (parts, M).
 
@@ -88,7 +92,8 @@ def erasing_keys_gradient_kernel(
     total_weakening, total_shift, total_bonus = total_erasing, total_erasing, total_erasing
     if BONUS:
         weight = load_heads(bonus.strength, member, head, whole, width, inside, BLOCK_C)
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
+    step: tl.constexpr = BLOCK_R // HEADS
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), step, num_stages=STAGES):
         token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
         tokens = member.to(tl.int64) * count + token
         key = load_heads(k, tokens, head, apart, width, inside, BLOCK_C)
@@ -161,10 +166,8 @@ def launch_erasing_gradient(
     """
     (k, apart), (dk, dk_apart) = spaced_rows(k, 2), spaced_rows(dk, 2)
     members, (heads, width) = k.shape[0], k.shape[-2:]
-    count, rows = k[0].numel() // (heads * width), head_rows(heads, width)
-    if bonus is not None:  # registers for three programs of half the rows, where one of all has room
-        rows = rows._replace(rows=max(rows.rows // 2, rows.heads))
-    parts, each = split_rows(count, rows.tokens, members)
+    count, rows = k[0].numel() // (heads * width), head_rows(heads, width).halved()
+    parts, each = split_rows(count, rows.tokens, members, RESIDENT_PROGRAMS)
     drate, numbers = torch.empty_like(rate), [*numbers, *([] if bonus is None else [bonus.strength])]
     sums = k.new_empty(len(numbers), members, parts * rows.tokens, heads, width, dtype=torch.float32)
     with launch_on(k):
@@ -172,7 +175,7 @@ def launch_erasing_gradient(
             k, rate, *numbers[:3], *gradients, dk, drate, BonusGradient(k, dk, k, k) if bonus is None else bonus,
             *sums[:3], sums[-1], count, heads, width, apart, dk_apart, LEAST_LENGTH, each, BONUS=bonus is not None,
             SPARSE=sparse, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_C=padded(width),
-            num_warps=8 if bonus is None else 4,
+            **rows.loop_options(width, GRADIENT_STAGES),
         )  # fmt: skip
     return drate, *add_parts_of(sums, numbers)
 

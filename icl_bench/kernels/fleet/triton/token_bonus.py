@@ -12,7 +12,15 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.rows import find_repeats
-from icl_bench.kernels.triton.common import add_parts, add_parts_of, padded, spaced_rows, split_rows, tile_shape
+from icl_bench.kernels.triton.common import (
+    ROW_TILE,
+    add_parts,
+    add_parts_of,
+    padded,
+    spaced_rows,
+    split_rows,
+    tile_shape,
+)
 
 
 class HeadRows(NamedTuple):
@@ -25,6 +33,20 @@ class HeadRows(NamedTuple):
     def tokens(self) -> int:
         """Tokens of a program."""
         return self.rows // self.heads
+
+    def halved(self) -> "HeadRows":
+        """Return half as many rows, and no fewer than those of one token."""
+        return self._replace(rows=max(self.rows // 2, self.heads))
+
+    def loop_options(self, width: int, stages: int) -> dict[str, int]:
+        """Return warps and stages of a loop over tiles of these rows: large tiles are not fetched ahead."""
+        if self.rows * padded(width) > ROW_TILE:
+            return {"STAGES": 1, "num_warps": 8}
+        return {"STAGES": stages, "num_warps": 4}
+
+
+GRADIENT_STAGES = 3
+"""Of the gradient of a given bonus, by launches on an H200."""
 
 
 def head_rows(heads: int, width: int) -> HeadRows:
@@ -164,7 +186,7 @@ def token_bonus_gradient_kernel(
 def weighted_bonus_gradient_kernel(
     v, y, weights, gain, shift, gate, gradient, offered, dv, dy, dgate, slopes, partial_gain, partial_shift, positions,
     repeats, count, time, taken, heads, width, v_apart, eps, each, OFFERED: tl.constexpr, GATED: tl.constexpr,
-    TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr,
+    TAKEN: tl.constexpr, HEADS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Write dv, dy and the gradients of the weights of `each` tokens, and their part of those of gain and shift.
 
@@ -178,7 +200,8 @@ def weighted_bonus_gradient_kernel(
     scaling = load_heads(gain, member, head, apart, width, inside, BLOCK_V)
     total_gain = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
     total_shift = total_gain
-    for start in range(part * each, tl.minimum((part + 1) * each, count), BLOCK_R // HEADS):
+    step: tl.constexpr = BLOCK_R // HEADS
+    for start in tl.range(part * each, tl.minimum((part + 1) * each, count), step, num_stages=STAGES):
         token, head, inside = place_heads(start, count, heads, HEADS, BLOCK_R)
         tokens = member.to(tl.int64) * count + token
         upstream = load_heads(gradient, tokens, head, apart, width, inside, BLOCK_V)
@@ -305,7 +328,7 @@ class FusedWeightedBonus(torch.autograd.Function):
             return None, offered, *(None,) * 6
         y, v, weights, gain, shift, gate, positions = ctx.saved_tensors
         members, (heads, width) = v.shape[0], v.shape[-2:]
-        count, rows = gradient[0].numel() // (heads * width), head_rows(heads, width)
+        count, rows = gradient[0].numel() // (heads * width), head_rows(heads, width).halved()
         parts, each = split_rows(count, rows.tokens, members)
         if positions is None:
             dv, dy, slopes = y.new_empty(y.shape), torch.empty_like(y), torch.empty_like(weights)
@@ -322,6 +345,7 @@ class FusedWeightedBonus(torch.autograd.Function):
                 gradient if offered is None else offered, dv, dy, dy if dgate is None else dgate, slopes, *sums,
                 y if positions is None else positions, y if positions is None else find_repeats(positions), count, time,
                 taken, heads, width, ctx.apart, ctx.eps, each, OFFERED=offered is not None, GATED=gate is not None,
-                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width), num_warps=8,
+                TAKEN=positions is not None, HEADS=rows.heads, BLOCK_R=rows.rows, BLOCK_V=padded(width),
+                **rows.loop_options(width, GRADIENT_STAGES),
             )  # fmt: skip
         return dy, dv, slopes, *add_parts_of(sums, (gain, shift)), dgate, None, None
