@@ -13,9 +13,10 @@ that of 32 epochs all the same. So it is here, but for the validation examples, 
 `--all-updates` makes all 22,624 updates of every run.
 
 The four runs of a model are one fleet, and several fleets train at once on a GPU. Models come in the order of
-`MODELS`, those that take long last; the store in FOLDER keeps finished runs, and checkpoints unfinished ones, so that a
-sweep that was cut goes on there. A row is printed for each model as it ends, and appended to FILE as JSON. `--only` has
-words of which one is in the name of an architecture.
+`MODELS`, those that take long last. The store in FOLDER keeps finished runs and checkpoints of unfinished ones, so that
+a sweep that was cut goes on there. A row is printed for each model as it ends, and appended to FILE as JSON; models
+with a row in FILE are left out, so that a sweep goes on without its store too. `--only` has words of which one is in
+the name of an architecture.
 
 `--compile` compiles the kernels of the models in processes, and trains nothing.
 
@@ -26,6 +27,7 @@ building of fleets, and what fleets gain beside each other.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +38,7 @@ import torch
 from icl_bench.harness.engines.base import make_engine
 from icl_bench.harness.engines.executor import Ask, Chain, Executor
 from icl_bench.harness.environment import device_name, git_revision, pick_device
+from icl_bench.harness.interruption import Interrupted, listen
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.ahead import compile_kernels, remember_kernels
 from icl_bench.harness.training.graphs import WARM_STEPS
@@ -162,6 +165,14 @@ def text_of(row: dict[str, Any]) -> str:
     return f"{row['model']}\t{speed}\t{best}{beside}\t{each}"
 
 
+def without_rows(runs: list[RunSpec], path: Path | None) -> list[RunSpec]:
+    """Return the runs of the models that have no row in a file."""
+    if path is None or not path.exists():
+        return runs
+    there = {json.loads(line)["model"] for line in path.read_text().splitlines()}
+    return [spec for spec in runs if model_of(spec) not in there]
+
+
 def take_steps(trainer: Trainer, cell: int, count: int) -> float:
     """Measure the seconds of some steps on one cell, taken as training takes them."""
     started = time.perf_counter()
@@ -243,6 +254,8 @@ def main() -> None:
     place = f"{device_name(machine.device)}, {git_revision()}"
     words = [word for word in options.only.split(",") if word]
     runs = specs(options.epochs, options.updates, words, stop=not options.all_updates)
+    runs = without_rows(runs, options.rows)
+    listen()
     with isolating():  # as commands do, which then compile the kernels of a fleet in processes
         if options.compile:
             compile_all(runs, machine)
@@ -256,7 +269,11 @@ def main() -> None:
         store = Store(options.folder)
         there = sum(store.has(spec.id) for spec in runs)
         rows = Rows(runs, options.rows)
-        train(runs, store, options.engine, machine, rows)
+        try:
+            train(runs, store, options.engine, machine, rows)
+        except Interrupted as signal_received:
+            print(f"{rows.seconds:.1f} s: cut", flush=True)
+            sys.exit(signal_received.status)
     done = f"{len(runs)} runs, {there} of them there before, {options.epochs} of {EPOCHS} epochs"
     print(f"{done}: {rows.seconds:.1f} s; {place}", flush=True)
 
