@@ -217,9 +217,10 @@ def compile_all(runs: list[RunSpec], machine: Machine) -> None:
     """Compile the kernels of each model, and note that they are there."""
     began = time.perf_counter()
     for fleet in fleets_of(runs):
-        compile_kernels(fleet, machine)
-        remember_kernels(fleet, machine)
-        print(f"{time.perf_counter() - began:.1f} s: {model_of(fleet[0])} compiled", flush=True)
+        if compiled := compile_kernels(fleet, machine):
+            remember_kernels(fleet, machine)
+        outcome = "compiled" if compiled else "not compiled"
+        print(f"{time.perf_counter() - began:.1f} s: {model_of(fleet[0])} {outcome}", flush=True)
 
 
 def train(runs: list[RunSpec], store: Store, engine: str, machine: Machine, rows: Rows) -> None:
