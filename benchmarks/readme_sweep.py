@@ -29,9 +29,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,43 +56,61 @@ STOP_ABOVE = 0.99
 """Validation accuracy above which a published run ends."""
 REFILLS = 2
 """Batch queues of each length that an estimate times."""
-Published = Mapping[int, float | None]
-"""Best accuracy over rates by width of a model, read off the README figure to .003; None where it was not read."""
-WIDE: Published = dict.fromkeys((64, 128, 256))
-FEATURES = (8, 16, 24)
+WIDTHS = (64, 128, 256)
 WINDOWS = {8: 0.081, 16: 0.145, 32: 0.310, 64: 0.514, 128: 0.655, 256: 0.797, 512: 0.936, 1024: 1.0}
-BASED: dict[int, Published] = {
+BASED = {
     8: {48: 0.667, 64: 0.719, 128: 0.840},
     16: {48: 0.837, 64: 0.912, 128: 0.986},
     24: {48: 0.856, 64: 0.970, 128: 0.991},
 }
-MODELS: list[tuple[str, Published]] = [
-    ("gated-conv+softmax:heads=1,conv=0", {64: 1.0, 128: 1.0}),
-    *((f"gated-conv+window:w={width},heads=1,conv=0", {128: own}) for width, own in WINDOWS.items()),
-    *((f"gated-conv+based:heads=1,d_key={width}", own) for width, own in BASED.items()),
-    ("gated-conv+delta-net:heads=2,conv=4", WIDE),
-    ("gated-conv+gla:heads=2,conv=0", WIDE),
-    ("gated-conv+gated-delta-net:heads=2,conv=4,output_gate=false", WIDE),
-    *((f"gated-conv+rwkv-7:heads={width // 64},value_residual=false", {width: None}) for width in WIDE),
-    *((f"mamba-2:d_key={width}", WIDE) for width in FEATURES),
-    ("gated-conv+ttt-linear:heads=2", WIDE),
-    ("gated-conv+nsa:heads=2,w=16,block=8,selected=4", WIDE),
-    ("gated-conv+ttt-mlp:heads=2", WIDE),
+"""Published accuracies by width of keys, and of the model."""
+
+
+class Model(NamedTuple):
+    """A model of the sweep."""
+
+    arch: str
+    width: int
+    published: float | None = None
+    """Best accuracy over rates, read off the README figure to .003; None where it was not read."""
+
+
+def recurrent(width: int) -> list[str]:
+    """Return the recurrent architectures of a width; values of Mamba-2 and all heads of RWKV-7 are 64 wide."""
+    return [
+        "gated-conv+delta-net:heads=2,conv=4",
+        "gated-conv+gla:heads=2,conv=0",
+        "gated-conv+gated-delta-net:heads=2,conv=4,output_gate=false",
+        f"gated-conv+rwkv-7:heads={width // 64},value_residual=false",
+        *(f"mamba-2:heads={width // 32},d_key={features}" for features in BASED),
+    ]
+
+
+SLOW = (
+    "gated-conv+ttt-linear:heads=2",
+    "gated-conv+nsa:heads=2,w=16,block=8,selected=4",
+    "gated-conv+ttt-mlp:heads=2",
+)
+MODELS = [
+    *(Model("gated-conv+softmax:heads=1,conv=0", width, 1.0) for width in (64, 128)),
+    *(Model(f"gated-conv+window:w={reach},heads=1,conv=0", 128, own) for reach, own in WINDOWS.items()),
+    *(Model(f"gated-conv+based:heads=1,d_key={key}", *own) for key, by in BASED.items() for own in by.items()),
+    *(Model(arch, width) for width in WIDTHS for arch in recurrent(width)),
+    *(Model(arch, width) for arch in SLOW for width in WIDTHS),
 ]
-"""Architectures with their models; those that take long come last."""
+"""The models in the order in which they are trained: those that take long come last."""
 
 
 def specs(epochs: int, updates: int, words: list[str], stop: bool = True) -> list[RunSpec]:
     """Return the runs of the models whose name contains one of the words, or of all models without words."""
     runs: list[RunSpec] = []
-    for arch, widths in MODELS:
+    for arch, width, _ in MODELS:
         if words and not any(word in arch for word in words):
             continue
-        for width in widths:
-            settings = [f"model.d_model={width}", f"train.steps={epochs * updates}", f"evaluation.points={epochs}"]
-            settings += [f"train.stop_above={STOP_ABOVE}"] if stop else []
-            task = "assoc-recall:variant=zoology"
-            runs += expand_request(Request(task, [arch], "zoology", RATES, precision="bfloat16", settings=settings))
+        settings = [f"model.d_model={width}", f"train.steps={epochs * updates}", f"evaluation.points={epochs}"]
+        settings += [f"train.stop_above={STOP_ABOVE}"] if stop else []
+        task = "assoc-recall:variant=zoology"
+        runs += expand_request(Request(task, [arch], "zoology", RATES, precision="bfloat16", settings=settings))
     return runs
 
 
@@ -130,9 +148,8 @@ def model_of(spec: RunSpec) -> str:
 
 def published() -> dict[str, float | None]:
     """Return the published accuracy of each model."""
-    accuracies = [accuracy for _, own in MODELS for accuracy in own.values()]
-    models = [model_of(fleet[0]) for fleet in fleets_of(specs(EPOCHS, UPDATES, []))]
-    return dict(zip(models, accuracies, strict=True))
+    names = [model_of(fleet[0]) for fleet in fleets_of(specs(EPOCHS, UPDATES, []))]
+    return {name: model.published for name, model in zip(names, MODELS, strict=True)}
 
 
 def row_of(model: str, accuracy: float | None, results: Sequence[RunResult]) -> dict[str, Any]:
