@@ -45,8 +45,10 @@ def test_a_stopped_member_ends_as_its_run_alone_and_the_others_go_on() -> None:
         result = member_result(run, fleet.scores, member, "")
         assert result.status == "ok" and result.steps == (stopped[member] or 12)
         if stopped[member]:
-            assert points_of(fleet, member)[-1].accuracy > limit >= max(
-                [0.0, *(point.accuracy for point in points_of(fleet, member)[:-1])]
+            assert (
+                points_of(fleet, member)[-1].accuracy
+                > limit
+                >= max([0.0, *(point.accuracy for point in points_of(fleet, member)[:-1])])
             )
             assert alone.loop.trainer.done == stopped[member] == points_of(fleet, member)[-1].step
         else:
