@@ -5,7 +5,6 @@ import pytest
 from icl_bench.errors import SpecError
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.results import member_result
-from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.runs.record import MetricPoint
 from icl_bench.runs.spec import RunSpec
@@ -63,18 +62,6 @@ def test_a_fleet_that_lost_members_to_both_ends_is_tested_whole() -> None:
     assert first.stopped_at and second.stopped_at and first.cells and second.cells
     assert fleet.loop.trainer.done < 12 and fleet.loop.roster.held == [0, 1, 2]
     assert [point.step for point in points_of(fleet, 0)] == [3, 6, 9, 12]  # as alone
-
-
-def test_a_stopped_member_stays_so_after_an_interruption() -> None:
-    rates = (1e-4, 1e-3, 1e-2, 3e-2)
-    runs = stopping(rates, limit_between(rates, above=1))
-    first, roster = Trainer(runs, Machine(CPU)), Roster(4)
-    first.optimiser.state.active[2] = False
-    for _ in range(3):
-        first.step()
-    again = Roster(4)
-    second = again.restore(Trainer(runs, Machine(CPU)), 3, roster.state(first))
-    assert again.active(second) == [0, 1, 3] and again.diverged_at(second) == [0, 0, 0, 0]
 
 
 def test_a_run_without_a_limit_has_its_former_id_and_a_limit_is_an_accuracy() -> None:
