@@ -58,12 +58,13 @@ REFILLS = 2
 """Batch queues of each length that an estimate times."""
 WIDTHS = (64, 128, 256)
 WINDOWS = {8: 0.081, 16: 0.145, 32: 0.310, 64: 0.514, 128: 0.655, 256: 0.797, 512: 0.936, 1024: 1.0}
+"""Published accuracies by reach of a window."""
 BASED = {
     8: {48: 0.667, 64: 0.719, 128: 0.840},
     16: {48: 0.837, 64: 0.912, 128: 0.986},
     24: {48: 0.856, 64: 0.970, 128: 0.991},
 }
-"""Published accuracies by width of keys, and of the model."""
+"""Published accuracies of Based by width of keys and of the model."""
 
 
 class Model(NamedTuple):
