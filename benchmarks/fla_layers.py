@@ -155,16 +155,22 @@ def work(arch: str, options: argparse.Namespace, ready: Any, turn: Any) -> None:
     if options.part == "train":
         write_row(attempt(arch, partial(train, arch, options)), options)
         return
-    modes = (False,) if options.no_graphs else (False, True)
+    modes = (False,) if options.no_graphs else (True, False)
     made = {graphs: attempt(arch, partial(trainer_of, arch, graphs)) for graphs in modes}
-    with contextlib.suppress(threading.BrokenBarrierError):  # another one was not ready in time
-        ready.wait(options.seconds / 2)
+    meet(ready, options)
     while options.start and not options.start.exists():
         time.sleep(0.1)
     for graphs, trainer in made.items():
         with turn:
             failed = isinstance(trainer, dict)
             write_row(trainer if failed else attempt(arch, partial(speed, arch, trainer, graphs)), options)
+        meet(ready, options)  # graphs of all layers come first: steps launched one by one take twenty times as long
+
+
+def meet(ready: Any, options: argparse.Namespace) -> None:
+    """Wait for the processes of the other layers, where these are in time."""
+    with contextlib.suppress(threading.BrokenBarrierError):
+        ready.wait(options.seconds / 2)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import widen
 from icl_bench.kernels.attention.api import empty_cache
 from icl_bench.kernels.attention.records import KeyValueCache
+from icl_bench.kernels.fleet.flipped_powers import causal_flipped_powers, flipped_powers
 
 
 @ARCHITECTURES.register("flipped-power")
@@ -55,15 +56,10 @@ class FlippedCore(Core):
         super().__init__()
         self.p, self.widths, self.heads = config.p, (config.key_width, config.value_width), config.heads
 
-    def weights(self, scores: Tensor) -> Tensor:
-        """Return |s|^p, for even p with the sign of s, in float32 (float64 for float64)."""
-        s = widen(scores) * self.widths[0] ** -0.5
-        powers: Tensor = s.abs() ** self.p if self.p % 2 else s * s.abs() ** (self.p - 1)
-        return powers
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        weights = self.weights(torch.einsum("mbihk,mbjhk->mbhij", q, k)).tril().to(v.dtype)
-        return torch.einsum("mbhij,mbjhv->mbihv", weights, v)
+        scores = torch.einsum("mbihk,mbjhk->mbhij", q, k)
+        weights = causal_flipped_powers(scores, self.p, self.widths[0] ** -0.5)
+        return torch.einsum("mbhij,mbjhv->mbihv", weights.to(v.dtype), v)
 
     def initial_state(self, batch: int, like: Tensor) -> KeyValueCache:
         rows = like.shape[0] * batch
@@ -71,6 +67,7 @@ class FlippedCore(Core):
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         keys, values = torch.cat([state.k, fold(k)[:, None]], 1), torch.cat([state.v, fold(v)[:, None]], 1)
-        weights = self.weights(torch.einsum("nhk,nthk->nht", fold(q), keys)).to(v.dtype)
+        scores = widen(torch.einsum("nhk,nthk->nht", fold(q), keys)) * self.widths[0] ** -0.5
+        weights = flipped_powers(scores, self.p).to(v.dtype)
         y = torch.einsum("nht,nthv->nhv", weights, values)
         return y.unflatten(0, q.shape[:2]), KeyValueCache(keys, values, None)

@@ -8,8 +8,7 @@ R. Source: Greff et al. (arXiv 1503.04069), without peepholes. A reference for t
 do; it trains token by token.
 """
 
-from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ from torch import Tensor
 from icl_bench.architectures.base import ARCHITECTURES, FirstLayer, Flops, LayerContext, Mixer, StateSize
 from icl_bench.architectures.decays import TORCH_GAIN
 from icl_bench.architectures.initialisation import fixed
-from icl_bench.architectures.layers import StackedLinear, widen
+from icl_bench.architectures.layers import StackedLinear
 from icl_bench.architectures.min_gru import MinGru
+from icl_bench.kernels.fleet.recurrent_cells import LstmCell, initial_lstm, next_cell, recurrent_cells
 
 
 @ARCHITECTURES.register("lstm")
@@ -39,41 +39,7 @@ class Lstm(MinGru):
         return Flops(10.0 * d_model * inner, 8.0 * inner * inner)
 
 
-class LoopMixer(Mixer):
-    """A cell that takes one token after the other, between a projection to its gates and one of its outputs."""
-
-    @abstractmethod
-    def gates(self, x: Tensor) -> Tensor:
-        """Return what the gates take from the inputs of all tokens: [M, B, T, C] -> [M, B, T, 4 E C]."""
-
-    @abstractmethod
-    def initial_cell(self, batch: int) -> Any:
-        """Return the state of the cell before the first token."""
-
-    @abstractmethod
-    def cell(self, gates: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Take one token: gates [M, B, 4 E C] -> output [M, B, E C] and the next state, float32."""
-
-    @abstractmethod
-    def project_out(self, y: Tensor) -> Tensor:
-        """Turn outputs of the cell [M, B, (T,) E C] into those of the layer."""
-
-    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
-        state, rows = self.initial_cell(x.shape[1]), []
-        for gates in self.gates(x).unbind(2):  # one gradient of all tokens; that of an index is as large for each
-            y, state = self.cell(gates, state)
-            rows.append(y)
-        return self.project_out(torch.stack(rows, dim=2).to(x.dtype))
-
-
-class LstmState(NamedTuple):
-    """State of an `LstmMixer`, [M, B, E C] each."""
-
-    c: Tensor
-    y: Tensor
-
-
-class LstmMixer(LoopMixer):
+class LstmMixer(Mixer):
     """The LSTM."""
 
     def __init__(self, members: int, d_model: int, inner: int, layer: LayerContext) -> None:
@@ -83,31 +49,15 @@ class LstmMixer(LoopMixer):
         self.recur = StackedLinear(members, inner, 4 * inner, TORCH_GAIN)
         self.output = StackedLinear(members, inner, d_model, layer.output_gain)
 
-    def gates(self, x: Tensor) -> Tensor:
-        return self.project(x)
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
+        return self.output(recurrent_cells(self.project(x), self.recur.weight[:, None], "lstm"))
 
-    def cell(self, gates: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
-        # Few launches: one token is little work.
-        raw = widen(self.recur(state.y)) + gates
-        shares, z, o = raw.split_with_sizes([2 * state.c.shape[-1], *[state.c.shape[-1]] * 2], dim=-1)
-        i, f = shares.sigmoid().chunk(2, dim=-1)
-        c = torch.addcmul(f * state.c, i, z.tanh())
-        y = o.sigmoid() * c.tanh()
-        return y, LstmState(c, y)
-
-    def project_out(self, y: Tensor) -> Tensor:
-        return self.output(y)
-
-    def initial_cell(self, batch: int) -> LstmState:
-        weight = self.output.weight
-        zeros = widen(weight.new_zeros(weight.shape[0], batch, weight.shape[1]))
-        return LstmState(zeros, zeros)
-
-    def initial_state(self, batch: int) -> LstmState:
-        return self.initial_cell(batch)
+    def initial_state(self, batch: int) -> LstmCell:
+        weight = self.recur.weight
+        return initial_lstm(weight[:, None], batch, weight.dtype)
 
     def step(
-        self, x: Tensor, state: LstmState, position: int, first: FirstLayer | None = None
-    ) -> tuple[Tensor, LstmState]:
-        y, state = self.cell(self.gates(x), state)
-        return self.project_out(y.to(x.dtype)), state
+        self, x: Tensor, state: LstmCell, position: int, first: FirstLayer | None = None
+    ) -> tuple[Tensor, LstmCell]:
+        state = next_cell(self.project(x), self.recur.weight[:, None], state)
+        return self.output(state.y.to(x.dtype)), state

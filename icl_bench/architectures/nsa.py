@@ -8,21 +8,24 @@
 All three read the same keys and values, with scores q·k / sqrt(K). State: the cache, H (K + V) T numbers, since a block
 may be selected at any later token; means of blocks follow from it. Work a token: 2 H (K + V) for each token or block
 that is read. Source: Yuan et al. (arXiv 2502.11089), with means in the place of their network over blocks, as in
-flash-linear-attention, without rotation, and with a selection for each head. Training takes T^2 scores a head.
+flash-linear-attention, without rotation, and with a selection for each head.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.layers import StackedLinear, widen
+from icl_bench.kernels.attention.api import AttentionImpl, attention
+from icl_bench.kernels.fleet.block_attention import block_attention, scores_of
+from icl_bench.kernels.fleet.causal_softmax import best_blocks, causal_softmax
+from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
 
 BRANCHES = 3
 FORCED = 3
@@ -49,7 +52,7 @@ class NativeSparseAttention(RecurrentHeads):
     """Blocks that a query selects, those included that it always reads."""
 
     def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
-        return SparseCore(members, d_model, self)
+        return SparseCore(members, d_model, self, cast(AttentionImpl, layer.impl))
 
     def core_size(self, length: int) -> StateSize:
         return StateSize(cache=self.heads * (self.key_width + self.value_width) * length)
@@ -70,14 +73,15 @@ class SparseState(NamedTuple):
 class SparseCore(Core):
     """Three attentions over one cache, and their gates."""
 
-    def __init__(self, members: int, d_model: int, config: NativeSparseAttention) -> None:
+    def __init__(self, members: int, d_model: int, config: NativeSparseAttention, impl: AttentionImpl) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.impl = config, impl
         self.branches = StackedLinear(members, d_model, config.heads * BRANCHES)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        positions = torch.arange(x.shape[2], device=x.device)
-        y = self.read(fold(q), SparseState(fold(k), fold(v)), positions, fold(self.gates_of(x)))
+        queries, cache = fold(q), SparseState(fold(k), fold(v))
+        nearest = attention(queries, *cache, window=self.config.w, impl=self.impl)
+        y = self.mix(self.read(queries, cache, 0), nearest, fold(self.gates_of(x)))
         return y.to(v.dtype).view(*q.shape[:-1], -1)
 
     def initial_state(self, batch: int, like: Tensor) -> SparseState:
@@ -87,8 +91,11 @@ class SparseCore(Core):
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: SparseState) -> tuple[Tensor, SparseState]:
         pairs = zip(state, (k, v), strict=True)
         state = SparseState(*(torch.cat([kept.to(new.dtype), fold(new)[:, None]], dim=1) for kept, new in pairs))
-        position = torch.tensor([state.k.shape[1] - 1], device=x.device)
-        y = self.read(fold(q)[:, None], state, position, fold(self.gates_of(x))[:, None])
+        queries, first = fold(q)[:, None], state.k.shape[1] - 1
+        keys, values = (kept[:, -self.config.w :] for kept in state)
+        window = causal_softmax(scores_of(queries, keys), SeenKeys(first), q.shape[-1] ** -0.5)
+        nearest = (window @ values.transpose(1, 2)).transpose(1, 2)
+        y = self.mix(self.read(queries, state, first), nearest, fold(self.gates_of(x))[:, None])
         return y.to(v.dtype).view(*q.shape[:-1], -1), state
 
     def gates_of(self, x: Tensor) -> Tensor:
@@ -96,35 +103,17 @@ class SparseCore(Core):
         gates: Tensor = widen(self.branches(x)).sigmoid().unflatten(-1, (self.config.heads, BRANCHES))
         return gates
 
-    def read(self, q: Tensor, cache: SparseState, positions: Tensor, gates: Tensor) -> Tensor:
-        """Return y of the queries [N, Q, H, K] at `positions` [Q] with gates [N, Q, H, 3]: [N, Q, H, V]."""
-        block, tokens = self.config.block, cache.k.shape[1]
-        k, v = (widen(part).transpose(1, 2) for part in cache)  # [N, H, T, .]
-        queries = widen(q).transpose(1, 2) * q.shape[-1] ** -0.5
-        ended = tokens // block
-        means = [part[:, :, : ended * block].unflatten(2, (ended, block)).mean(3) for part in (k, v)]
-        ends = torch.arange(1, ended + 1, device=q.device) * block - 1
-        weights = masked_softmax(queries @ means[0].mT, ends <= positions[:, None])
-        scores, places = queries @ k.mT, torch.arange(tokens, device=q.device)
-        past = places <= positions[:, None]
-        chosen = self.chosen(weights, positions, -(-tokens // block)).repeat_interleave(block, -1)[..., :tokens]
-        parts = [weights @ means[1], masked_softmax(scores, chosen & past) @ v]
-        parts.append(masked_softmax(scores, past & (places > positions[:, None] - self.config.w)) @ v)
-        mixed: Tensor = (torch.stack(parts, dim=-2).transpose(1, 2) * gates[..., None]).sum(-2)
+    def read(self, q: Tensor, cache: SparseState, first: int) -> list[Tensor]:
+        """Return a and b of the queries [N, Q, H, K] from position `first` on, [N, Q, H, V] each."""
+        config, scale, tokens = self.config, q.shape[-1] ** -0.5, cache.k.shape[1]
+        ended = tokens // config.block
+        means = [part[:, : ended * config.block].unflatten(1, (ended, config.block)).mean(2) for part in cache]
+        scores = scores_of(q, means[0])
+        weights = causal_softmax(scores, SeenKeys(first, config.block), scale)
+        chosen = best_blocks(scores, BlockChoice(first, config.block, config.selected), -(-tokens // config.block))
+        return [(weights @ means[1].transpose(1, 2)).transpose(1, 2), block_attention(q, *cache, chosen, config.block)]
+
+    def mix(self, parts: list[Tensor], nearest: Tensor, gates: Tensor) -> Tensor:
+        """Return the sum of a, b and c [N, Q, H, V] times their gates [N, Q, H, 3]."""
+        mixed: Tensor = (torch.stack([*parts, nearest], dim=-2) * gates[..., None]).sum(-2)
         return mixed
-
-    def chosen(self, weights: Tensor, positions: Tensor, blocks: int) -> Tensor:
-        """Return which of all blocks a query selects, by its weights of ended ones: [N, H, Q, blocks]."""
-        own, numbers = positions[:, None] // self.config.block, torch.arange(blocks, device=weights.device)
-        always = (numbers == 0) | (numbers == own) | (numbers == own - 1)
-        ended = numbers[: weights.shape[-1]] < (positions[:, None] + 1) // self.config.block
-        ranks = torch.where(ended, weights, -1.0)
-        ranks = functional.pad(ranks, (0, blocks - weights.shape[-1]), value=-1.0).masked_fill(always, 2.0)
-        best, index = ranks.topk(min(self.config.selected, blocks), dim=-1)
-        return torch.zeros_like(ranks, dtype=torch.bool).scatter(-1, index, best >= 0)
-
-
-def masked_softmax(scores: Tensor, seen: Tensor) -> Tensor:
-    """Return the softmax of the scores that are seen; zeros in rows that see none."""
-    lowest = torch.finfo(scores.dtype).min  # a row of -inf would have no gradient
-    return scores.masked_fill(~seen, lowest).softmax(-1).masked_fill(~seen, 0.0)

@@ -4,10 +4,10 @@
     y_i  = sum_j A_ij v_j / sum_j A_ij
     w_s = silu(conv(x_s W_1 W_2)), of length 1 in each head,   b_s = 2 sigmoid(x_s W_b + c), one for each head
 
-Training solves one triangular system over all tokens: with N the strictly lower part of w w^T, q H .. H k = q k^T - (q
-w^T) D(b) (I + N D(b))^(-1) (w k^T), of which the lower parts count. State: the cache, H (K + V) T numbers, all keys of
-which a token rewrites, and the tail of the convolution. Work a token: 2 H (3 K + V) for each key seen. Source: Yang et
-al. (arXiv 2505.16381), without its forget gate; W_1 has 32 columns.
+Training solves a triangular system for each chunk of 64 tokens: with N the strictly lower part of w w^T, q H .. H k = q
+k^T - (q w^T) D(b) (I + N D(b))^(-1) (w k^T), of which the lower parts count. Work a token: 2 H (3 K + V) for each key
+seen. State: the cache, H (K + V) T numbers, all keys of which a token rewrites, and the tail of the convolution.
+Source: Yang et al. (arXiv 2505.16381), without its forget gate; W_1 has 32 columns.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
@@ -22,10 +23,14 @@ from icl_bench.architectures.frame import Core
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import LowRankLinear, ShortConv, StackedLinear, widen
+from icl_bench.kernels.fleet.causal_softmax import causal_softmax
 from icl_bench.kernels.fleet.norm import unit_norm
+from icl_bench.kernels.fleet.records import SeenKeys
 
 REFLECTION_RANK = 32
 REFLECTION_CONV = 3
+CHUNK = 64
+"""Tokens of a chunk, whose reflections are one system."""
 
 
 @ARCHITECTURES.register("path")
@@ -80,19 +85,15 @@ class PathCore(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         w, b = self.reflections(self.conv(self.project(x)), x)
         with torch.autocast(x.device.type, enabled=False):  # products of reflections lose too much in bfloat16
-            q, k, w, values = (widen(part).transpose(2, 3) for part in (q, k, w, v))  # [M, B, H, T, .]
-            scaled = w * b.transpose(2, 3)[..., None]
-            system = (w @ scaled.mT).tril(-1)
-            seen = torch.linalg.solve_triangular(
-                system + torch.eye(x.shape[2], dtype=w.dtype, device=x.device),
-                (w @ k.mT).tril(-1),
-                upper=False,
-                unitriangular=True,
-            )
-            scores = (q @ k.mT - (q @ scaled.mT).tril() @ seen) * k.shape[-1] ** -0.5
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-            y: Tensor = scores.masked_fill(later, -torch.inf).softmax(-1) @ values
-            return y.transpose(2, 3).to(v.dtype)
+            time, size = x.shape[2], min(x.shape[2], CHUNK)
+            padded = (functional.pad(widen(part), (0, 0, 0, 0, 0, -time % size)) for part in (q, k, w, v, b[..., None]))
+            q, k, w, values, b = (part.transpose(2, 3).unflatten(3, (-1, size)) for part in padded)
+            rows = scores_of_chunks(q * k.shape[-1] ** -0.5, k, w, w * b)
+            chunks = []
+            for i, scores in enumerate(rows):
+                weights = causal_softmax(scores, SeenKeys(first=i * size), 1.0)
+                chunks.append(weights @ values[:, :, :, : i + 1].flatten(3, 4))
+            return torch.cat(chunks, dim=3)[:, :, :, :time].transpose(2, 3).to(v.dtype)
 
     def initial_state(self, batch: int, like: Tensor) -> PathState:
         k, v = (like.new_zeros(like.shape[0], batch, 0, *shape) for shape in self.shapes)
@@ -108,3 +109,27 @@ class PathCore(Core):
         scores = (widen(keys) * widen(q)[:, :, None]).sum(-1) * k.shape[-1] ** -0.5
         y = (scores.softmax(2)[..., None] * widen(values)).sum(2)
         return y.to(v.dtype), PathState(keys, values, tail)
+
+
+def scores_of_chunks(q: Tensor, k: Tensor, w: Tensor, scaled: Tensor) -> list[Tensor]:
+    """Return the scores of each chunk with all keys up to its end, [M, B, H, C, (i + 1) C], the last block lower.
+
+    Tokens are [M, B, H, chunks, C, K], `scaled` is b w. Within a chunk one system of its tokens is solved; further back
+    a query passes the reflections of one chunk after the other, a matrix each.
+    """
+    size = q.shape[-2]
+    system = torch.eye(size, dtype=w.dtype, device=w.device) + (w @ scaled.mT).tril(-1)
+    right = torch.cat([(w @ k.mT).tril(-1), w], dim=-1)
+    solved, ahead = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split(
+        [size, w.shape[-1]], dim=-1
+    )
+    along = (q @ scaled.mT).tril()
+    own = q @ k.mT - along @ solved
+    queries, keys = q - along @ ahead, k - solved.mT @ scaled  # before the chunk, behind it
+    through = scaled.mT @ ahead  # the identity less the reflections of a chunk
+    blocks = [list(own.unbind(3))]
+    for distance in range(1, q.shape[3]):
+        queries = queries[:, :, :, 1:]
+        blocks.append(list((queries @ keys[:, :, :, :-distance].mT).unbind(3)))
+        queries = queries - queries @ through[:, :, :, :-distance]
+    return [torch.cat([blocks[i - j][j] for j in range(i + 1)], dim=-1) for i in range(q.shape[3])]

@@ -16,17 +16,14 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, FirstLayer, Flops, LayerContext, Mixer, StateSize
 from icl_bench.architectures.initialisation import constant, fixed
-from icl_bench.architectures.layers import LayerNorm, PublishedInit, ShortConv, Stacked, StackedLinear, widen
-from icl_bench.architectures.lstm import LoopMixer, Lstm
+from icl_bench.architectures.layers import LayerNorm, PublishedInit, ShortConv, Stacked, StackedLinear
+from icl_bench.architectures.lstm import Lstm
 from icl_bench.architectures.token_shift import depth
 from icl_bench.errors import SpecError
-
-BEFORE_ANY = -1e30
-"""The running maximum m before the first token, whose own i it then takes, so that n is at least 1."""
+from icl_bench.kernels.fleet.recurrent_cells import ScalarLstmCell, initial_scalar_lstm, next_cell, recurrent_cells
 
 
 @ARCHITECTURES.register("s-lstm")
@@ -58,15 +55,6 @@ class ScalarLstm(Lstm):
         return Flops(2.0 * d_model * (5 * inner + self.conv), 8.0 * inner * inner / self.heads)
 
 
-class ScalarLstmCell(NamedTuple):
-    """State of the cell, [M, B, E C] each."""
-
-    c: Tensor
-    n: Tensor
-    m: Tensor
-    y: Tensor
-
-
 class ScalarLstmState(NamedTuple):
     """State of a `ScalarLstmMixer`."""
 
@@ -76,7 +64,7 @@ class ScalarLstmState(NamedTuple):
 
 
 class HeadMatrices(Stacked):
-    """y R within each head, for four gates: [M, B, E C] -> [M, B, 4 E C]; R starts at 0."""
+    """The matrices R of all heads, which start at 0."""
 
     weight: Tensor
 
@@ -84,15 +72,8 @@ class HeadMatrices(Stacked):
         super().__init__(members)
         self.declare("weight", (heads, width, 4 * width), constant(0.0))
 
-    def forward(self, y: Tensor) -> Tensor:
-        heads = torch.einsum(
-            "mbhj,mhjk->mbhk", y.unflatten(-1, self.weight.shape[1:3]).to(self.weight.dtype), self.weight
-        )
-        gates: Tensor = heads.unflatten(-1, (4, -1)).transpose(2, 3).flatten(2)
-        return gates
 
-
-class ScalarLstmMixer(LoopMixer):
+class ScalarLstmMixer(Mixer):
     """The sLSTM."""
 
     def __init__(self, members: int, d_model: int, config: ScalarLstm, layer: LayerContext) -> None:
@@ -109,34 +90,26 @@ class ScalarLstmMixer(LoopMixer):
         self.norm = LayerNorm(members, (config.heads, width))
         self.output = StackedLinear(members, inner, d_model, layer.output_gain)
 
-    def gates(self, x: Tensor) -> Tensor:
-        return torch.cat([self.gate(self.conv(x)), self.project(x)], dim=-1)
+    def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
+        gates = self.gates(self.conv(x), x)
+        return self.project_out(recurrent_cells(gates, self.recur.weight, "s-lstm"))
 
-    def cell(self, gates: Tensor, state: ScalarLstmCell) -> tuple[Tensor, ScalarLstmCell]:
-        i, f, z, o = (widen(gates) + widen(self.recur(state.y))).chunk(4, dim=-1)
-        kept = functional.logsigmoid(f) + state.m
-        m = torch.maximum(kept, i)
-        write, keep = (i - m).exp(), (kept - m).exp()
-        c, n = keep * state.c + write * z.tanh(), keep * state.n + write
-        y = o.sigmoid() * c / n
-        return y, ScalarLstmCell(c, n, m, y)
+    def gates(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """Return what the gates take from inputs and their convolution: [M, B, (T,) C] -> [M, B, (T,) 4 E C]."""
+        return torch.cat([self.gate(mixed), self.project(x)], dim=-1)
 
     def project_out(self, y: Tensor) -> Tensor:
+        """Turn outputs of the cell [M, B, (T,) E C] into those of the layer."""
         heads = self.norm.weight.shape[1:]
         return self.output(self.norm(y.unflatten(-1, heads)).flatten(-2))
 
-    def initial_cell(self, batch: int) -> ScalarLstmCell:
-        weight = self.output.weight
-        zeros = widen(weight.new_zeros(weight.shape[0], batch, weight.shape[1]))
-        return ScalarLstmCell(zeros, zeros, zeros + BEFORE_ANY, zeros)
-
     def initial_state(self, batch: int) -> ScalarLstmState:
-        return ScalarLstmState(self.initial_cell(batch), self.conv.initial_tail(batch))
+        weight = self.recur.weight
+        return ScalarLstmState(initial_scalar_lstm(weight, batch, weight.dtype), self.conv.initial_tail(batch))
 
     def step(
         self, x: Tensor, state: ScalarLstmState, position: int, first: FirstLayer | None = None
     ) -> tuple[Tensor, ScalarLstmState]:
         mixed, tail = self.conv.step(x, state.tail)
-        gates = torch.cat([self.gate(mixed), self.project(x)], dim=-1)
-        y, cell = self.cell(gates, state.cell)
-        return self.project_out(y.to(x.dtype)), ScalarLstmState(cell, tail)
+        cell = next_cell(self.gates(mixed, x), self.recur.weight, state.cell)
+        return self.project_out(cell.y.to(x.dtype)), ScalarLstmState(cell, tail)

@@ -278,10 +278,14 @@ def check_seeds(subject: Subject) -> Verdict:
         if not (torch.equal(first, second) and torch.equal(first[1:], own)):
             return False, f"a seed gives different values of {name}"
     fleet.eval()
+    again.eval()
     with torch.no_grad():
         x = subject.draw("x")
-        if not torch.equal(fleet(x), fleet(x)):
+        y = fleet(x)
+        if not torch.equal(y, fleet(x)):
             return False, "two calls on the same input differ: the layer draws random numbers"
+        if not torch.equal(y, again(x)):
+            return False, "a seed gives different outputs: the layer draws numbers that are no parameters or buffers"
     return True, "parameters and outputs are bit-equal"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from icl_bench.architectures import path
 from tests.architectures.test_contract import inputs, mixer, varied
 from tests.architectures.test_fla_recurrences import assert_close_with_gradients
 from tests.architectures.test_recurrences import (
@@ -40,7 +41,9 @@ def published(layer: Layer) -> Tensor:
     return attended(score, v).flatten(1) @ p["output.weight"]
 
 
-def test_the_mixer_is_its_definition() -> None:
+@pytest.mark.parametrize("chunk", [64, 4, 3, 1])
+def test_the_mixer_is_its_definition(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(path, "CHUNK", chunk)
     compare_with_published(SPEC, published)
 
 

@@ -13,6 +13,8 @@ from icl_bench.harness import conformance
 from icl_bench.harness.conformance import CHECKS, check_architecture, run_check
 
 SOURCE = """
+import random
+
 import torch
 from torch import nn
 
@@ -88,6 +90,16 @@ class Noisy(Good):
     def forward(self, x):
         return super().forward(x) + 1e-4 * torch.randn_like(x)
 
+class Drawn(Good):
+    def __init__(self, d_model):
+        super().__init__(d_model)
+        self.factor = 1 + random.SystemRandom().random()
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+    initial_state = property()
+
 class Narrow(Good):
     def forward(self, x):
         return x[..., 1:]
@@ -140,6 +152,7 @@ def test_architectures_of_the_package_pass(untrained, text: str) -> None:
         ("WrongStep", "parallel = recurrent", "bound 1e-03"),
         ("NoGradient", "gradients", "not finite in values."),
         ("Unused", "gradients", "none in unused.bias, unused.weight"),
+        ("Drawn", "seeds repeat", "a seed gives different outputs: the layer draws numbers that are no parameters or"),
         ("Narrow", "shapes", "maps [3, 1, 8] to [3, 1, 7] torch.float32; return one tensor of the shape of the input"),
         ("Refuses", "shapes", "RuntimeError: not today"),
     ],

@@ -8,6 +8,14 @@ DecayForm = Literal["sigmoid", "log-sigmoid", "exp"]
 """Activation that makes the logarithm of a decay; `exp` is exp(min(x, 0)), at most 1."""
 ColumnForm = Literal["none", "sigmoid", "tanh"]
 """Activation of columns."""
+CellForm = Literal["lstm", "s-lstm"]
+"""Recurrent cells."""
+BEFORE_ANY = -1e30
+"""Maximum of an sLSTM before the first token, whose own i it then takes, so that its weights sum to at least 1."""
+MINIBATCH = 16
+"""Tokens between two steps of inner gradient descent."""
+WIDEST_INNER = {1: 64, 2: 32}
+"""Widest keys that the kernels of inner gradient descent take, by layers."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6
@@ -69,3 +77,23 @@ class ScoreRule(NamedTuple):
     """Added to that sum of powers."""
     series: bool = False
     """Sum the powers 0 to p = 2 as in the Taylor series of the exponential, 1 + s + s^2 / 2."""
+
+
+class SeenKeys(NamedTuple):
+    """Keys that queries at consecutive positions see by their places alone."""
+
+    first: int = 0
+    """Position of the first query."""
+    span: int = 1
+    """Tokens of a key, all of which have ended by the position of a query that sees it."""
+
+
+class BlockChoice(NamedTuple):
+    """The choice of blocks of tokens by queries at consecutive positions."""
+
+    first: int
+    """Position of the first query."""
+    block: int
+    """Tokens of a block."""
+    selected: int
+    """Blocks that a query selects, those included that it always reads."""

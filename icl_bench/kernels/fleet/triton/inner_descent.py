@@ -1,0 +1,267 @@
+"""Gradient descent of a linear inner model in Triton: one launch each way, a program for each head of a sequence.
+
+The forward pass keeps the inner model at the start of each minibatch; the backward pass makes all else of a minibatch
+again. Products are in tf32, since steps of training lose too much in bfloat16; in three parts for float32.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.records import MINIBATCH
+from icl_bench.kernels.triton.common import padded
+
+FEWEST_COLUMNS = 16
+WARPS = {16: 1, 32: 1, 64: 4}
+"""Warps of a program by padded width: more of them repeat operands of products, fewer spill."""
+
+
+class DescentSizes(NamedTuple):
+    """Sequences of a member, tokens, heads and channels of a head, and what the variance of a norm is raised by."""
+
+    batch: Any
+    time: Any
+    heads: Any
+    width: Any
+    eps: Any
+
+
+class Minibatch(NamedTuple):
+    """Offsets of the tokens of a minibatch, and which are inside."""
+
+    tokens: Any
+    """In [M, B, T, H, K]."""
+    rates: Any
+    """In [M, B, T, H]."""
+    mask: Any
+    rows: Any
+    """Tokens that are inside."""
+
+
+class InnerState(NamedTuple):
+    """An inner model, or its gradient."""
+
+    weight: Any
+    bias: Any
+
+
+def precision_of(x: Tensor) -> str:
+    """Return the precision of products for tokens of a type: as many digits as the tokens have, and more in float32."""
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
+
+
+@triton.jit
+def inner_product(a, b, PRECISION: tl.constexpr):
+    """Return a b in float32."""
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def minibatch_at(index, sizes, columns, C: tl.constexpr):
+    """Return the places of minibatch `index` of the program's head."""
+    tokens = index * C + tl.arange(0, C)
+    sequence, head = tl.program_id(0).to(tl.int64) // sizes.heads, tl.program_id(0) % sizes.heads
+    rates = (sequence * sizes.time + tokens) * sizes.heads + head
+    rows = tokens < sizes.time
+    return Minibatch(
+        rates[:, None] * sizes.width + columns[None, :], rates, rows[:, None] & (columns < sizes.width)[None, :], rows
+    )
+
+
+@triton.jit
+def head_of_member(sizes):
+    """Return the index of the program's head in [M, H]."""
+    return tl.program_id(0) // (sizes.batch * sizes.heads) * sizes.heads + tl.program_id(0) % sizes.heads
+
+
+@triton.jit
+def layer_norm(z, inside, sizes):
+    """Return (z - mean) / sd of rows, 0 in columns outside, and 1 / sd."""
+    centred = tl.where(inside, z - (tl.sum(z, 1) / sizes.width)[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / sizes.width + sizes.eps)[:, None]
+    return centred * scale, scale
+
+
+@triton.jit
+def taken_by_norm(x, normed, sizes):
+    """Return the mean of rows and their part along the normed rows, neither of which passes a layer norm's gradient."""
+    mean, along = (tl.sum(x, 1) / sizes.width)[:, None], (tl.sum(x * normed, 1) / sizes.width)[:, None]
+    return mean, along
+
+
+@triton.jit
+def inner_descent_kernel(
+    q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out, sizes,
+    C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Write y of a head of a sequence, and its inner model before each minibatch. Grid (M B H)."""
+    columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
+    inside, square = (columns < sizes.width)[None, :], columns[:, None] * sizes.width + columns[None, :]
+    whole = (columns < sizes.width)[:, None] & inside
+    g = tl.load(gain + head * sizes.width + columns[None, :], mask=inside, other=0.0)
+    b = tl.load(shift + head * sizes.width + columns[None, :], mask=inside, other=0.0)
+    w = tl.load(weight + head * sizes.width * sizes.width + square, mask=whole, other=0.0)
+    c = tl.load(bias + head * sizes.width + columns[None, :], mask=inside, other=0.0)
+    share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
+    last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
+    count = tl.cdiv(sizes.time, C)
+    for index in range(count):
+        kept = tl.program_id(0).to(tl.int64) * count + index
+        tl.store(weights + kept * sizes.width * sizes.width + square, w, mask=whole)
+        tl.store(biases + kept * sizes.width + columns[None, :], c, mask=inside)
+        at = minibatch_at(index, sizes, columns, C)
+        query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
+        normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
+        u = g * (g * normed + b - value + key)
+        mean, along = taken_by_norm(u, normed, sizes)
+        slope = tl.where(inside, scale * (u - mean - normed * along), 0.0)
+        steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
+        y = (
+            inner_product(query, w, PRECISION)
+            + c
+            - inner_product(steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0), slope, PRECISION)
+        )
+        shown, _ = layer_norm(y, inside, sizes)
+        tl.store(out + at.tokens, (query + g * shown + b).to(out.dtype.element_ty), mask=at.mask)
+        slope *= rate[:, None]
+        w -= last * inner_product(tl.trans(key), slope, PRECISION)
+        c -= last * tl.sum(slope, 0)[None, :]
+
+
+@triton.jit
+def inner_descent_gradient_kernel(
+    q, k, v, rates, factors, gain, shift, weights, biases, gradient, dq, dk, dv, drates, dfactors, dweight, dbias,
+    dgain, dshift, sizes, C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of the tokens of a head of a sequence, and its parts of those of parameters. Grid (M B H)."""
+    columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
+    inside, square = (columns < sizes.width)[None, :], columns[:, None] * sizes.width + columns[None, :]
+    whole = (columns < sizes.width)[:, None] & inside
+    g = tl.load(gain + head * sizes.width + columns[None, :], mask=inside, other=0.0)
+    b = tl.load(shift + head * sizes.width + columns[None, :], mask=inside, other=0.0)
+    share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
+    last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
+    dw = tl.zeros([BLOCK_K, BLOCK_K], tl.float32)
+    dc = tl.zeros([1, BLOCK_K], tl.float32)
+    total_g = tl.zeros([C, BLOCK_K], tl.float32)
+    total_b = total_g
+    total_n = tl.zeros([C], tl.float32)
+    count = tl.cdiv(sizes.time, C)
+    for step in range(count):
+        index = count - 1 - step
+        kept = tl.program_id(0).to(tl.int64) * count + index
+        w = tl.load(weights + kept * sizes.width * sizes.width + square, mask=whole, other=0.0)
+        c = tl.load(biases + kept * sizes.width + columns[None, :], mask=inside, other=0.0)
+        at = minibatch_at(index, sizes, columns, C)
+        query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
+        upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        # The minibatch again.
+        normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
+        error = tl.where(inside, g * normed + b - value + key, 0.0)
+        u = g * error
+        mean, along = taken_by_norm(u, normed, sizes)
+        passed = tl.where(inside, u - mean - normed * along, 0.0)
+        slope = scale * passed
+        seen = places[:, None] >= places[None, :]
+        scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
+        steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
+        shown, spread = layer_norm(
+            inner_product(query, w, PRECISION) + c - inner_product(steps * scores, slope, PRECISION), inside, sizes
+        )
+        # The norm of the output.
+        total_g += upstream * shown
+        total_b += upstream
+        from_y = g * upstream
+        mean_y, along_y = taken_by_norm(from_y, shown, sizes)
+        dy = tl.where(inside, spread * (from_y - mean_y - shown * along_y), 0.0)
+        # Steps within the minibatch, and the one to the next.
+        onto = -inner_product(dy, tl.trans(slope), PRECISION)
+        dscores = onto * steps
+        dsteps = tl.where(seen, onto * scores, 0.0)
+        dslope = -inner_product(tl.trans(steps * scores), dy, PRECISION)
+        rated = rate[:, None] * slope
+        carried = inner_product(key, dw, PRECISION) + dc
+        onto_rated = -last * carried
+        to_last = -tl.sum(rated * carried)
+        total_n += tl.sum(dsteps * rate[None, :], 1) + tl.where(places == C - 1, to_last, 0.0)
+        drate = tl.sum(dsteps * share[:, None], 0) + tl.sum(onto_rated * slope, 1)
+        dslope += rate[:, None] * onto_rated
+        dkey = inner_product(tl.trans(dscores), query, PRECISION) - last * inner_product(rated, tl.trans(dw), PRECISION)
+        dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + inner_product(dscores, key, PRECISION)
+        # The gradient of the loss by z.
+        through = scale * dslope
+        mean_p, along_p = taken_by_norm(through, normed, sizes)
+        du = tl.where(inside, through - mean_p - normed * along_p, 0.0)
+        derror = g * du
+        dnormed = g * derror - along * through - u * along_p
+        total_g += du * (error + g * normed)
+        total_b += derror
+        dscale = tl.sum(dslope * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
+        dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
+        dz = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
+        dkey += derror + inner_product(dz, tl.trans(w), PRECISION)
+        dw += inner_product(tl.trans(query), dy, PRECISION) + inner_product(tl.trans(key), dz, PRECISION)
+        dc += tl.sum(dy + dz, 0)[None, :]
+        tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
+        tl.store(dk + at.tokens, dkey.to(dk.dtype.element_ty), mask=at.mask)
+        tl.store(dv + at.tokens, (-derror).to(dv.dtype.element_ty), mask=at.mask)
+        tl.store(drates + at.rates, drate, mask=at.rows)
+    own = tl.program_id(0).to(tl.int64)
+    tl.store(dweight + own * sizes.width * sizes.width + square, dw, mask=whole)
+    tl.store(dbias + own * sizes.width + columns[None, :], dc, mask=inside)
+    tl.store(dgain + own * sizes.width + columns[None, :], tl.sum(total_g, 0)[None, :], mask=inside)
+    tl.store(dshift + own * sizes.width + columns[None, :], tl.sum(total_b, 0)[None, :], mask=inside)
+    tl.store(dfactors + own * C + places, total_n)
+
+
+class FusedInnerDescent(torch.autograd.Function):
+    """`inner_descent` of a linear map: parameters are [M, H, K, K], [M, H, 1, K] and twice that for the norm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rates: Tensor, factors: Tensor, weight: Tensor, bias: Tensor,
+        gain: Tensor, shift: Tensor, eps: float,
+    ) -> Tensor:  # fmt: skip
+        q, k, v, rates, factors, weight, bias, gain, shift = (
+            x.contiguous() for x in (q, k, v, rates, factors, weight, bias, gain, shift)
+        )
+        members, batch, time, heads, width = q.shape
+        count, columns = -(-time // MINIBATCH), padded(width, FEWEST_COLUMNS)
+        weights = weight.new_empty(members * batch * heads, count, width, width)
+        biases, out = weight.new_empty(members * batch * heads, count, width), torch.empty_like(v)
+        with launch_on(q):
+            inner_descent_kernel[(members * batch * heads,)](
+                q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out,
+                DescentSizes(batch, time, heads, width, eps), C=MINIBATCH, PRECISION=precision_of(v), BLOCK_K=columns,
+                num_warps=WARPS[columns],
+            )  # fmt: skip
+        ctx.save_for_backward(q, k, v, rates, factors, gain, shift, weights, biases)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, rates, factors, gain, shift, weights, biases = ctx.saved_tensors
+        members, batch, time, heads, width = q.shape
+        dq, dk, dv, drates = (torch.empty_like(x) for x in (q, k, v, rates))
+        rows, columns = (members, batch, heads), padded(width, FEWEST_COLUMNS)
+        dfactors, dweight = weights.new_empty(*rows, MINIBATCH), weights.new_empty(*rows, width, width)
+        dbias, dgain, dshift = (weights.new_empty(*rows, 1, width) for _ in range(3))
+        with launch_on(q):
+            inner_descent_gradient_kernel[(members * batch * heads,)](
+                q, k, v, rates, factors, gain, shift, weights, biases, gradient.contiguous(), dq, dk, dv, drates,
+                dfactors, dweight, dbias, dgain, dshift, DescentSizes(batch, time, heads, width, ctx.eps), C=MINIBATCH,
+                PRECISION=precision_of(v), BLOCK_K=columns, num_warps=WARPS[columns],
+            )  # fmt: skip
+        sums = (part.sum(1) for part in (dweight, dbias, dgain, dshift))
+        return dq, dk, dv, drates, dfactors.sum((1, 2)), *sums, None
