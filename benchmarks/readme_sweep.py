@@ -56,6 +56,8 @@ STOP_ABOVE = 0.99
 """Validation accuracy above which a published run ends."""
 REFILLS = 2
 """Batch queues of each length that an estimate times."""
+FEW_STEPS, LONGEST_SECONDS = 4, 1.0
+"""Steps that it times instead where those of the queues would take longer than so many seconds."""
 WIDTHS = (64, 128, 256)
 WINDOWS = {8: 0.081, 16: 0.145, 32: 0.310, 64: 0.514, 128: 0.655, 256: 0.797, 512: 0.936, 1024: 1.0}
 """Published accuracies by reach of a window."""
@@ -97,7 +99,7 @@ MODELS = [
     *(Model(f"gated-conv+window:w={reach},heads=1,conv=0", 128, own) for reach, own in WINDOWS.items()),
     *(Model(f"gated-conv+based:heads=1,d_key={key}", *own) for key, by in BASED.items() for own in by.items()),
     *(Model(arch, width) for width in WIDTHS for arch in recurrent(width)),
-    *(Model(arch, width) for arch in SLOW for width in WIDTHS),
+    *(Model(arch, width) for width in WIDTHS for arch in SLOW),
 ]
 """The models in the order in which they are trained: those that take long come last."""
 
@@ -208,9 +210,12 @@ def training_seconds(runs: list[RunSpec], machine: Machine) -> float:
     for cell, queue in enumerate(trainer.queues):
         for _ in range(WARM_STEPS):
             trainer.run_refill(cell)
-        take_steps(trainer, cell, queue.steps)  # captures the graphs of a refill and of a step
+        take_steps(trainer, cell, WARM_STEPS + 1)  # captures the graphs of a refill and of a step
+        each = take_steps(trainer, cell, FEW_STEPS) / FEW_STEPS
         timed = REFILLS * queue.steps
-        total += trainer.cell_of_step.count(cell) * take_steps(trainer, cell, timed) / timed
+        if each * timed < LONGEST_SECONDS:
+            each = take_steps(trainer, cell, timed) / timed
+        total += trainer.cell_of_step.count(cell) * each
     return total
 
 
