@@ -1,14 +1,24 @@
-"""Seconds of the sweep behind the README figure of zoology: its models here, four rates each, 32 epochs of the mix.
+"""The sweep behind the README figure of zoology: its models here, four rates each, 32 epochs of the mix.
 
-    python benchmarks/readme_sweep.py FOLDER [--epochs 32] [--only delta,gla] [--engine inline] [--device cuda]
-        [--updates 707]
+    python benchmarks/readme_sweep.py FOLDER [--rows FILE] [--all-updates] [--only delta,gla] [--epochs 32]
+        [--updates 707] [--engine inline] [--device cuda]
+    python benchmarks/readme_sweep.py --compile [--only delta,gla] [--device cuda]
     python benchmarks/readme_sweep.py --estimate [--only delta,gla] [--device cuda]
 
 The models are those of `original_mqar_configs.py` (zoology d88d6f5): 55 with four learning rates each, of which 49
-exist here; the six others are test-time training by minibatches of 32 tokens, which take 16 here. A published run has
-32 epochs of 707 updates and is validated after each. The store in FOLDER keeps finished runs, so that the sweep can be
-cut into parts by `--only`, words of which one is in the name. The time of a sweep with fewer epochs has a part that
-does not grow with them: two numbers of epochs tell both.
+exist here; the six others are test-time training by minibatches of 32 tokens, which take 16 here. A published run makes
+at most 32 epochs of 707 updates, is validated after each, and ends once its validation accuracy, the mean over examples
+and so over the seven cells, is above .99 (`early_stopping_threshold` of `config.py` there); its schedule of rates is
+that of 32 epochs all the same. So it is here, but for the validation examples, which are not those of the test;
+`--all-updates` makes all 22,624 updates of every run.
+
+The four runs of a model are one fleet, and several fleets train at once on a GPU. Models come in the order of
+`MODELS`, those that take long last. The store in FOLDER keeps finished runs and checkpoints of unfinished ones, so that
+a sweep that was cut goes on there. A row is printed for each model as it ends, and appended to FILE as JSON; models
+with a row in FILE are left out, so that a sweep goes on without its store too. `--only` has words of which one is in
+the name of an architecture.
+
+`--compile` compiles the kernels of the models in processes, and trains nothing.
 
 `--estimate` trains nothing to its end: the four runs of each model take some hundred steps, on all lengths, and the
 times of a step are multiplied by the steps of 32 epochs and added up. That leaves out validations and tests, the
@@ -16,69 +26,171 @@ building of fleets, and what fleets gain beside each other.
 """
 
 import argparse
+import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from icl_bench.harness.engines.base import make_engine
-from icl_bench.harness.engines.executor import Executor
+from icl_bench.harness.engines.executor import Ask, Chain, Executor
 from icl_bench.harness.environment import device_name, git_revision, pick_device
+from icl_bench.harness.interruption import Interrupted, listen
 from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training.ahead import compile_kernels, remember_kernels
 from icl_bench.harness.training.graphs import WARM_STEPS
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.isolation import isolating
-from icl_bench.runs.events import SilentReporter
-from icl_bench.runs.record import RunRecord
+from icl_bench.runs.events import Reporter
+from icl_bench.runs.record import RunResult
 from icl_bench.runs.spec import RunSpec
 from icl_bench.runs.store import Store
 
 RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2)
 UPDATES, EPOCHS = 707, 32
-"""Updates of an epoch, with batches of 256 examples, and epochs of a published run."""
+"""Updates of an epoch, with batches of 256 examples, and most epochs of a published run."""
+STOP_ABOVE = 0.99
+"""Validation accuracy above which a published run ends."""
 REFILLS = 2
 """Batch queues of each length that an estimate times."""
-WIDE = (64, 128, 256)
-MODELS: list[tuple[str, tuple[int, ...]]] = [
-    ("gated-conv+softmax:heads=1,conv=0", (64, 128)),
-    *((f"gated-conv+based:heads=1,d_key={width}", (48, 64, 128)) for width in (8, 16, 24)),
-    *((f"mamba-2:d_key={width}", WIDE) for width in (8, 16, 24)),
-    *((f"gated-conv+window:w={2**power},heads=1,conv=0", (128,)) for power in range(3, 11)),
-    ("gated-conv+delta-net:heads=2,conv=4", WIDE),
-    *((f"gated-conv+rwkv-7:heads={width // 64},value_residual=false", (width,)) for width in WIDE),
-    ("gated-conv+gla:heads=2,conv=0", WIDE),
-    ("gated-conv+gated-delta-net:heads=2,conv=4,output_gate=false", WIDE),
-    ("gated-conv+nsa:heads=2,w=16,block=8,selected=4", WIDE),
-    ("gated-conv+ttt-linear:heads=2", WIDE),
-    ("gated-conv+ttt-mlp:heads=2", WIDE),
+FEW_STEPS, LONGEST_SECONDS = 4, 1.0
+"""Steps that it times instead where those of the queues would take longer than so many seconds."""
+WIDTHS = (64, 128, 256)
+WINDOWS = {8: 0.081, 16: 0.145, 32: 0.310, 64: 0.514, 128: 0.655, 256: 0.797, 512: 0.936, 1024: 1.0}
+"""Published accuracies by reach of a window."""
+BASED = {
+    8: {48: 0.667, 64: 0.719, 128: 0.840},
+    16: {48: 0.837, 64: 0.912, 128: 0.986},
+    24: {48: 0.856, 64: 0.970, 128: 0.991},
+}
+"""Published accuracies of Based by width of keys and of the model."""
+
+
+class Model(NamedTuple):
+    """A model of the sweep."""
+
+    arch: str
+    width: int
+    published: float | None = None
+    """Best accuracy over rates, read off the README figure to .003; None where it was not read."""
+
+
+def recurrent(width: int) -> list[str]:
+    """Return the recurrent architectures of a width; values of Mamba-2 and all heads of RWKV-7 are 64 wide."""
+    return [
+        "gated-conv+delta-net:heads=2,conv=4",
+        "gated-conv+gla:heads=2,conv=0",
+        "gated-conv+gated-delta-net:heads=2,conv=4,output_gate=false",
+        f"gated-conv+rwkv-7:heads={width // 64},value_residual=false",
+        *(f"mamba-2:heads={width // 32},d_key={features}" for features in BASED),
+    ]
+
+
+SLOW = (
+    "gated-conv+ttt-linear:heads=2",
+    "gated-conv+nsa:heads=2,w=16,block=8,selected=4",
+    "gated-conv+ttt-mlp:heads=2",
+)
+MODELS = [
+    *(Model("gated-conv+softmax:heads=1,conv=0", width, 1.0) for width in (64, 128)),
+    *(Model(f"gated-conv+window:w={reach},heads=1,conv=0", 128, own) for reach, own in WINDOWS.items()),
+    *(Model(f"gated-conv+based:heads=1,d_key={key}", *own) for key, by in BASED.items() for own in by.items()),
+    *(Model(arch, width) for width in WIDTHS for arch in recurrent(width)),
+    *(Model(arch, width) for width in WIDTHS for arch in SLOW),
 ]
-"""Architectures, and the widths of their models."""
+"""The models in the order in which they are trained: those that take long come last."""
 
 
-def specs(epochs: int, updates: int, words: list[str]) -> list[RunSpec]:
+def specs(epochs: int, updates: int, words: list[str], stop: bool = True) -> list[RunSpec]:
     """Return the runs of the models whose name contains one of the words, or of all models without words."""
     runs: list[RunSpec] = []
-    for arch, widths in MODELS:
+    for arch, width, _ in MODELS:
         if words and not any(word in arch for word in words):
             continue
-        for width in widths:
-            settings = [f"model.d_model={width}", f"train.steps={epochs * updates}", f"evaluation.points={epochs}"]
-            task = "assoc-recall:variant=zoology"
-            runs += expand_request(Request(task, [arch], "zoology", RATES, precision="bfloat16", settings=settings))
+        settings = [f"model.d_model={width}", f"train.steps={epochs * updates}", f"evaluation.points={epochs}"]
+        settings += [f"train.stop_above={STOP_ABOVE}"] if stop else []
+        task = "assoc-recall:variant=zoology"
+        runs += expand_request(Request(task, [arch], "zoology", RATES, precision="bfloat16", settings=settings))
     return runs
 
 
-def show(records: list[RunRecord]) -> None:
-    """Print a line for each fleet: seconds from its start to its end, examples a second, the best accuracy."""
-    by_model: dict[tuple[str, int], list[RunRecord]] = {}
-    for record in records:
-        by_model.setdefault((record.result.arch, record.spec["model"]["d_model"]), []).append(record)
-    for (arch, width), own in by_model.items():
-        failed = sum(record.result.status != "ok" for record in own)
-        seconds, speed = own[0].result.seconds, own[0].result.examples_per_second
-        best = max(record.result.accuracy for record in own)
-        print(f"{arch}\t{width}\t{seconds:.1f} s\t{speed:,.0f} examples/s\tbest {best:.3f}\t{failed} failed")
+class Rows(Reporter):
+    """Print and write a row for each fleet as its runs are committed: one model, or a part of its rates."""
+
+    def __init__(self, runs: Sequence[RunSpec], path: Path | None) -> None:
+        self.specs, self.published = {spec.id: spec for spec in runs}, published()
+        self.path, self.began = path, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.began
+
+    def started(self, specs: Sequence[RunSpec]) -> None:
+        """Print which model starts."""
+        print(f"{self.seconds:.1f} s: {model_of(specs[0])} starts", flush=True)
+
+    def finished(self, results: Sequence[RunResult]) -> None:
+        """Print and write the row of a model."""
+        model = model_of(self.specs[results[0].id])
+        row = row_of(model, self.published[model], results)
+        print(f"{self.seconds:.1f} s: {text_of(row)}", flush=True)
+        if self.path is not None:
+            machine = {"ended": round(self.seconds, 1), "revision": git_revision()}
+            with self.path.open("a") as file:
+                file.write(json.dumps({**row, **machine}) + "\n")
+
+
+def model_of(spec: RunSpec) -> str:
+    """Return the name of a model."""
+    return f"{spec.arch_label} at {spec.model.d_model}"
+
+
+def published() -> dict[str, float | None]:
+    """Return the published accuracy of each model."""
+    names = [model_of(fleet[0]) for fleet in fleets_of(specs(EPOCHS, UPDATES, []))]
+    return {name: model.published for name, model in zip(names, MODELS, strict=True)}
+
+
+def row_of(model: str, accuracy: float | None, results: Sequence[RunResult]) -> dict[str, Any]:
+    """Return what is kept of the runs of a model: its seconds, and accuracies by rate and cell."""
+    return {
+        "model": model,
+        "seconds": results[0].seconds,
+        "examples_per_second": results[0].examples_per_second,
+        "published": accuracy,
+        "runs": [
+            {
+                "lr": result.lr,
+                "status": result.status,
+                "updates": result.steps,
+                "accuracy": round(result.accuracy, 4),
+                "by_cell": {cell.label: round(cell.accuracy, 4) for cell in result.cells},
+            }
+            for result in results
+        ],
+    }
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """Return a row of the table as text."""
+    runs = row["runs"]
+    each = ", ".join(f"{run['lr']:g}: {run['accuracy']:.3f} ({run['updates']} {run['status']})" for run in runs)
+    best = f"best {max(run['accuracy'] for run in runs):.3f}"
+    beside = "" if row["published"] is None else f" (published {row['published']:.3f})"
+    speed = f"{row['seconds']:.1f} s\t{row['examples_per_second']:,.0f} examples/s"
+    return f"{row['model']}\t{speed}\t{best}{beside}\t{each}"
+
+
+def without_rows(runs: list[RunSpec], path: Path | None) -> list[RunSpec]:
+    """Return the runs of the models that have no row in a file."""
+    if path is None or not path.exists():
+        return runs
+    there = {json.loads(line)["model"] for line in path.read_text().splitlines()}
+    return [spec for spec in runs if model_of(spec) not in there]
 
 
 def take_steps(trainer: Trainer, cell: int, count: int) -> float:
@@ -98,9 +210,12 @@ def training_seconds(runs: list[RunSpec], machine: Machine) -> float:
     for cell, queue in enumerate(trainer.queues):
         for _ in range(WARM_STEPS):
             trainer.run_refill(cell)
-        take_steps(trainer, cell, queue.steps)  # captures the graphs of a refill and of a step
+        take_steps(trainer, cell, WARM_STEPS + 1)  # captures the graphs of a refill and of a step
+        each = take_steps(trainer, cell, FEW_STEPS) / FEW_STEPS
         timed = REFILLS * queue.steps
-        total += trainer.cell_of_step.count(cell) * take_steps(trainer, cell, timed) / timed
+        if each * timed < LONGEST_SECONDS:
+            each = take_steps(trainer, cell, timed) / timed
+        total += trainer.cell_of_step.count(cell) * each
     return total
 
 
@@ -118,42 +233,73 @@ def estimate(runs: list[RunSpec], machine: Machine) -> None:
         total += own
         if machine.device.type == "cuda":
             torch.cuda.empty_cache()
-        label, width = fleet[0].arch_label, fleet[0].model.d_model
-        print(f"{label}\t{width}\t{own:.1f} s\t{done * len(RATES)} of {len(runs)} runs {total:.0f} s", flush=True)
+        print(f"{model_of(fleet[0])}\t{own:.1f} s\t{done * len(RATES)} of {len(runs)} runs {total:.0f} s", flush=True)
+
+
+def compile_all(runs: list[RunSpec], machine: Machine) -> None:
+    """Compile the kernels of each model, and note that they are there."""
+    began = time.perf_counter()
+    for fleet in fleets_of(runs):
+        if compiled := compile_kernels(fleet, machine):
+            remember_kernels(fleet, machine)
+        outcome = "compiled" if compiled else "not compiled"
+        print(f"{time.perf_counter() - began:.1f} s: {model_of(fleet[0])} {outcome}", flush=True)
+
+
+def train(runs: list[RunSpec], store: Store, engine: str, machine: Machine, rows: Rows) -> None:
+    """Train what the store lacks, one model after the other in their order, several at once."""
+
+    def chain(fleet: list[RunSpec], rank: int) -> Chain:
+        yield Ask(fleet, rank)
+
+    running = make_engine(engine, machine)
+    try:
+        chains = [chain(fleet, rank) for rank, fleet in enumerate(fleets_of(runs))]
+        Executor(store, running, len(RATES), rows, machine).follow(chains)
+    finally:
+        running.close()
 
 
 def main() -> None:
-    """Train what the store lacks, and print the seconds, or estimate them."""
+    """Train what the store lacks, and print the seconds, or compile, or estimate them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--estimate", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rows", type=Path, help="file to which a row for each model is appended")
+    parser.add_argument("--all-updates", action="store_true", help="let no run stop early")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--updates", type=int, default=UPDATES, help="of an epoch; few to compile kernels")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="of an epoch")
     parser.add_argument("--only", default="")
     parser.add_argument("--engine", default="inline")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     machine = Machine(pick_device(options.device))
-    runs = specs(options.epochs, options.updates, [word for word in options.only.split(",") if word])
-    if options.estimate:
-        estimate(runs, machine)
-        print(f"an estimate for {options.epochs} epochs; {device_name(machine.device)}, {git_revision()}", flush=True)
-        return
-    if options.folder is None:
-        parser.error("a sweep needs a FOLDER for its store")
-    store = Store(options.folder)
-    there = sum(store.has(spec.id) for spec in runs)
-    engine = make_engine(options.engine, machine)
-    began = time.perf_counter()
-    try:
-        with isolating():  # as commands do, which then compile the kernels of a fleet in processes
-            records = Executor(store, engine, len(RATES), SilentReporter(), machine).finish(runs)
-    finally:
-        engine.close()
-    seconds = time.perf_counter() - began
-    show(records)
+    place = f"{device_name(machine.device)}, {git_revision()}"
+    words = [word for word in options.only.split(",") if word]
+    runs = specs(options.epochs, options.updates, words, stop=not options.all_updates)
+    runs = without_rows(runs, options.rows)
+    listen()
+    with isolating():  # as commands do, which then compile the kernels of a fleet in processes
+        if options.compile:
+            compile_all(runs, machine)
+            return
+        if options.estimate:
+            estimate(runs, machine)
+            print(f"an estimate for {options.epochs} epochs; {place}", flush=True)
+            return
+        if options.folder is None:
+            parser.error("a sweep needs a FOLDER for its store")
+        store = Store(options.folder)
+        there = sum(store.has(spec.id) for spec in runs)
+        rows = Rows(runs, options.rows)
+        try:
+            train(runs, store, options.engine, machine, rows)
+        except Interrupted as signal_received:
+            print(f"{rows.seconds:.1f} s: cut", flush=True)
+            sys.exit(signal_received.status)
     done = f"{len(runs)} runs, {there} of them there before, {options.epochs} of {EPOCHS} epochs"
-    print(f"{done}: {seconds:.1f} s; {device_name(machine.device)}, {git_revision()}", flush=True)
+    print(f"{done}: {rows.seconds:.1f} s; {place}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from icl_bench.architectures.decays import DecayGate
 from icl_bench.architectures.frame import Core
 from icl_bench.architectures.layers import widen
 from icl_bench.architectures.sums import FeatureHeads, Operands, Sums, SumsCore
+from icl_bench.kernels.fleet.records import ScoreRule
 from icl_bench.kernels.power.records import PowerState
 
 EPSILON = 1e-12
@@ -47,9 +48,14 @@ class TaylorCore(SumsCore):
 
     def __init__(self, config: Based, layer: LayerContext) -> None:
         super().__init__(Sums(config.heads, config.key_width + 1, config.value_width + 1, p=2, scale=1.0), layer)
+        self.scale = config.key_width**-0.5
+
+    @property
+    def score_rule(self) -> ScoreRule | None:
+        return ScoreRule(self.scale, p=2, eps=EPSILON, series=True) if self.impl == "auto" else None
 
     def operands(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Operands:
-        scaled, ones = q * q.shape[-1] ** -0.5, (1, 0)
+        scaled, ones = q * self.scale, (1, 0)
         keys = (functional.pad(scaled, ones, value=1.0), functional.pad(k, ones, value=1.0))
         return Operands(*keys, functional.pad(v, (0, 1), value=1.0), None)
 

@@ -112,7 +112,7 @@ class TrainSpec(GrownSpec):
 
     former: ClassVar[Mapping[str, Any]] = {
         "recipe": 1, "optimiser": "adamw", "loss_scale": 1.0, "eps": 1e-8, "curriculum": 0.0,
-        "clip_by": "model",
+        "clip_by": "model", "stop_above": None,
     }  # fmt: skip
 
     recipe: Recipe = 1
@@ -145,6 +145,9 @@ class TrainSpec(GrownSpec):
     curriculum: float = Field(default=0.0, ge=0, le=1)
     """Share of the updates in which power attention of degree p >= 3 rises from degree p - 2 to p; 0 for p from the
     start. Validation and test always see degree p."""
+    stop_above: float | None = Field(default=None, ge=0, lt=1)
+    """Validation accuracy, the mean over cells, above which a run ends at once; none to make all updates. The rates are
+    those of all updates."""
     loss_scale: float = Field(default=1.0, ge=1, le=2**24)
     """Factor on the loss while it is differentiated, which the gradient then loses in float32: with float16, small
     gradients do not vanish. A gradient beyond 65,504 in float16 ends the run as diverged."""

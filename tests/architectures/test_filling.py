@@ -74,7 +74,7 @@ def test_blocks_are_filled_in_order() -> None:
 
 # Differences are those of sums in another order, in float64.
 @pytest.mark.parametrize("filled", [False, True])
-@pytest.mark.parametrize("text", [*FILLED[:1], *FILLED[2:5], "softmax:heads=2,conv=0"])
+@pytest.mark.parametrize("text", [*FILLED[:1], *FILLED[2:5], "softmax:heads=2,conv=0", "based:heads=2,d_key=5"])
 def test_queries_at_positions_alone_change_nothing(text: str, filled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = mixer(text), inputs()
     vary(layer)

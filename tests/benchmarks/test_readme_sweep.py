@@ -31,4 +31,4 @@ def test_an_estimate_counts_the_steps_of_each_length(monkeypatch) -> None:
     settings = ("model.d_model=16", "train.steps=21", "train.batch=4")
     runs = expand_request(Request("assoc-recall:length=16,pairs=[2|4],vocab=64", ["linear"], settings=settings))
     assert readme_sweep.training_seconds(runs, Machine(torch.device("cpu"))) == 0.5 * 21
-    assert [cell for cell, _ in timed] == [0, 0, 1, 1]
+    assert [cell for cell, _ in timed] == [0, 0, 1, 1]  # steps of half a second: few are timed, after the first ones

@@ -31,16 +31,19 @@ COMPILING = threading.Lock()
 """Held while the kernels of a fleet are compiled; another fleet has many of the same."""
 
 
-def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
+def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> bool:
     """Compile the kernels of a fleet's first steps and evaluations, unless such a fleet was trained on this machine.
 
-    Only commands do so, since processes import the main program; workers, which may start none, do not.
+    Return whether all are there. Only commands compile them so, since processes import the main program; workers, which
+    may start none, do not.
     """
     alone = not is_isolating() or multiprocessing.current_process().daemon or machine.ranks is not None
     if alone or machine.device.type != "cuda" or calls_outside_code(specs[0]) or usable_cores() < LEAST_CORES:
-        return
-    if known_fleet(specs, machine).exists() or not is_installed() or not can_list():
-        return
+        return False
+    if known_fleet(specs, machine).exists():
+        return True
+    if not is_installed() or not can_list():
+        return False
     ours, theirs = multiprocessing.Pipe(duplex=False)
     with COMPILING, closing(Compilers(usable_cores(), start_method())) as compilers, ThreadPoolExecutor(2) as threads:
         loading = threads.submit(load_kernels)
@@ -51,8 +54,10 @@ def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
         listing.result()
     except IclBenchError as error:
         LOG.warning("%s", error)
+        return False
     if errors:
         LOG.warning("%d kernels not compiled ahead, the first: %s", len(errors), errors[0])
+    return not errors
 
 
 def list_kernels(specs: Sequence[RunSpec], machine: Machine, connection: Connection) -> None:

@@ -65,6 +65,7 @@ class TrainingLoop:
         self.trainer, self.report, self.log, self.checkpoints = trainer, report, log, checkpoints
         self.specs, self.spec, self.roster = trainer.specs, trainer.spec, Roster(len(trainer.specs))
         self.solved_at: list[int | None] = [None] * self.roster.size
+        self.stopped_at = [0] * self.roster.size  # step at which a member was accurate enough to stop
         self.metrics: list[list[MetricPoint]] = [[] for _ in range(self.roster.size)]
         self.points: list[list[ProbePoint]] = [[] for _ in range(self.roster.size)]
         self.probe = Probe(trainer) if "probes" in trainer.machine.keep else None
@@ -84,20 +85,24 @@ class TrainingLoop:
         self.began = self.trainer.done
         try:
             for begin, end in validation_spans(self.spec.train.steps, self.spec.evaluation.points):
-                if end > self.trainer.done:
+                if end > self.trainer.done and self.over:
+                    self.repeat_points(end)
+                elif end > self.trainer.done:
                     self.train(begin, end)
                     self.start_validation(begin, end)
                     self.save_if_due()
             reach("trained")
             self.finish_validation()
+            self.hold(self.roster.with_stopped(self.trainer, self.specs))
             cells = self.roster.widen(self.trainer.test(self.validator.models()), ())
         finally:
             self.validator.close()
         reach("tested")
         diverged_at = self.roster.diverged_at(self.trainer)
-        examples = self.spec.train.steps * self.spec.train.batch * self.roster.size
+        examples = self.trainer.done * self.spec.train.batch * self.roster.size
         exploded = [any(point.train_loss > LOSS_LIMIT.margin for point in points) for points in self.metrics]
-        members = zip(cells, diverged_at, self.solved_at, exploded, strict=True)
+        stopped_at = [0 if diverged else step for diverged, step in zip(diverged_at, self.stopped_at, strict=True)]
+        members = zip(cells, diverged_at, self.solved_at, exploded, stopped_at, strict=True)
         return FleetScores(
             members=[MemberScores(*fields) for fields in members],
             params=self.trainer.model.parameters_per_member(),
@@ -158,6 +163,7 @@ class TrainingLoop:
         for member, points in enumerate(state.metrics):
             for point in points:
                 self.add_point(member, point)
+        self.stop_accurate()
 
     def add_point(self, member: int, point: MetricPoint) -> None:
         """Log a validation, and keep it for the next checkpoint."""
@@ -198,23 +204,48 @@ class TrainingLoop:
         self.training_since = now
 
     def start_validation(self, begin: int, end: int) -> None:
-        """Begin to measure all members at the end of a span, then drop diverged members if they are many."""
+        """Begin to measure all members at the end of a span, stop accurate ones, and drop idle members if many."""
         self.finish_validation()
         means = self.trainer.take_means(end - begin)
         self.validation = StartedValidation(end, self.roster.held, means, self.validator.start())
-        if not self.validator.beside:
+        if not self.validator.beside or self.spec.train.stop_above is not None:
             self.finish_validation()
+        self.stop_accurate()
         self.take_probes()
-        narrowed = self.roster.narrow(self.trainer)
-        if narrowed is not self.trainer:
-            self.hold(narrowed)
+        self.hold(self.roster.narrow(self.trainer))
+        if self.over and self.latest is not None:
+            self.report(self.latest._replace(steps=end))
         self.training_since = time.perf_counter()
         reach("validated")
+
+    def stop_accurate(self) -> None:
+        """Stop each member whose last validation is above the accuracy at which its run ends."""
+        limit = self.spec.train.stop_above
+        if limit is None:
+            return
+        diverged_at = self.roster.diverged_at(self.trainer)
+        for member, points in enumerate(self.metrics):
+            if points and points[-1].accuracy > limit and not diverged_at[member]:
+                self.stopped_at[member] = points[-1].step
+        for place, member in enumerate(self.roster.held):
+            if self.stopped_at[member]:
+                self.trainer.optimiser.state.active[place] = False
+
+    @property
+    def over(self) -> bool:
+        """True once no member is updated any more, of which some were accurate enough to stop."""
+        return any(self.stopped_at) and not self.roster.active(self.trainer)
+
+    def repeat_points(self, step: int) -> None:
+        """Repeat the last validation of the members that diverged, after the end of the others."""
+        for member, stopped in enumerate(self.stopped_at):
+            if not stopped:
+                self.add_point(member, self.repeated_point(member, step, {}))
 
     def finish_validation(self) -> None:
         """Keep and report the measurements of the validation that was started last, if it is not finished.
 
-        A dropped member is no longer updated; its last measurement is repeated.
+        A member that diverged and was dropped repeats its last measurement; one that has stopped has no more of them.
         """
         if self.validation is None:
             return
@@ -222,6 +253,8 @@ class TrainingLoop:
         by_cell, self.validation = result(), None
         points = dict(zip(held, metric_points(step, means, by_cell), strict=True))
         for member in range(self.roster.size):
+            if self.stopped_at[member]:
+                continue
             point = points.get(member) or self.repeated_point(member, step, by_cell)
             if self.solved_at[member] is None and point.accuracy >= SOLVED:
                 self.solved_at[member] = step
@@ -230,7 +263,9 @@ class TrainingLoop:
             self.report(self.latest._replace(validations=[own[-1] for own in self.metrics]))
 
     def hold(self, trainer: Trainer) -> None:
-        """Go on with another trainer."""
+        """Go on with this trainer."""
+        if trainer is self.trainer:
+            return
         self.validator.close()
         self.trainer, self.validator = trainer, Validator(trainer)
         if self.probe is not None:

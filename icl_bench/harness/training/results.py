@@ -34,6 +34,8 @@ class MemberScores(NamedTuple):
     """First validated step with an accuracy of at least `SOLVED`."""
     exploded: bool
     """True if the loss of a member that diverged was too large, False if a loss or gradient was not finite."""
+    stopped_at: int = 0
+    """Step at which the member was accurate enough to stop; 0 if it was trained to the end or diverged."""
 
 
 class FleetScores(NamedTuple):
@@ -104,7 +106,8 @@ def cell_scores(
 def member_result(spec: RunSpec, scores: FleetScores, member: int, first_batch: str) -> RunResult:
     """Return the result of a member of a trained fleet; `first_batch` is the SHA-256 of its first training batch."""
     measured = scores.members[member]
-    outcome: dict[str, Any] = {"status": "ok", "steps": spec.train.steps, "cells": measured.cells}
+    outcome: dict[str, Any] = {"status": "ok", "steps": measured.stopped_at or spec.train.steps}
+    outcome["cells"] = measured.cells
     if measured.diverged_at:
         factor, margin, patience = LOSS_LIMIT
         exploded = f"loss above {factor:g} x its first + {margin:g} for {patience} steps"

@@ -1,8 +1,9 @@
 """The members of a fleet that a trainer still holds, and the state of all members in one checkpoint.
 
-A member that has diverged is never updated again, but costs as much time as an active one. Once at least half of the
-members that a trainer holds have diverged, `Roster.narrow` goes on with a trainer of the active members alone.
-`Roster.widen` then puts what this trainer measures in the places of its members among all members.
+A member that has diverged, or that was accurate enough to stop, is never updated again, but costs as much time as an
+active one. Once at least half of the members that a trainer holds are such, `Roster.narrow` goes on with a trainer of
+the active members alone. `Roster.widen` then puts what this trainer measures in the places of its members among all
+members, and `Roster.with_stopped` returns a trainer that can test members which stopped too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from icl_bench.harness.training.trainer import MEMBER_BUFFER, Trainer
 from icl_bench.kernels.fleet.layout import ParameterLayout
+from icl_bench.runs.spec import RunSpec
 
 Measured = TypeVar("Measured")
 
@@ -28,7 +30,7 @@ class Roster:
     def __init__(self, members: int) -> None:
         self.size = members
         self.held = list(range(members))  # index in the fleet of each member that the trainer holds
-        self.dropped: dict[int, int] = {}  # step at which a member that was dropped had diverged, by its index
+        self.dropped: dict[int, int] = {}  # step at which a member that was dropped had diverged or 0, by its index
         self.last_state: dict[str, Tensor] = {}  # of all members, on the CPU, when members were last dropped
 
     def widen(self, values: Sequence[Measured], missing: Measured) -> list[Measured]:
@@ -43,17 +45,35 @@ class Roster:
         steps = self.widen(trainer.diverged_at, 0)
         return [self.dropped.get(member, step) for member, step in enumerate(steps)]
 
+    def active(self, trainer: Trainer) -> list[int]:
+        """Return the members that are still updated, by their index in the fleet; waits for the device."""
+        active = trainer.optimiser.state.active.tolist()
+        return [member for member, updated in zip(self.held, active, strict=True) if updated]
+
+    def with_stopped(self, trainer: Trainer, specs: Sequence[RunSpec]) -> Trainer:
+        """Return a trainer of all members, of these specifications, if some were dropped that had not diverged.
+
+        It is the same trainer otherwise.
+        """
+        if all(self.dropped.values()):
+            return trainer
+        state, self.last_state = self.state(trainer), {}
+        self.held, self.dropped = list(range(self.size)), {}
+        whole = Trainer(specs, trainer.machine)
+        self.set_state(whole, trainer.done, state)
+        return whole
+
     def narrow(self, trainer: Trainer) -> Trainer:
         """Return a trainer of the active members if they are at most half of those held, else the same trainer.
 
         Waits for the device.
         """
-        steps = dict(zip(self.held, trainer.diverged_at, strict=True))
-        active = [member for member, step in steps.items() if not step]
+        active = self.active(trainer)
         if not active or 2 * len(active) > len(self.held):
             return trainer
         self.last_state = {name: tensor.cpu() for name, tensor in self.state(trainer).items()}
-        self.dropped |= {member: step for member, step in steps.items() if step}
+        steps = dict(zip(self.held, trainer.diverged_at, strict=True))
+        self.dropped |= {member: step for member, step in steps.items() if member not in active}
         for graphs in (trainer.refill_graphs, trainer.update_graphs):
             graphs.graphs.clear()  # their memory serves the new trainer
         specs = [spec for spec, member in zip(trainer.specs, self.held, strict=True) if member in active]

@@ -266,7 +266,10 @@ class Trainer:
         return cell_scores(stream, counts, floors, self.repeated_shares(stream), free, controls, members)
 
     def repeated_shares(self, test: batches.ExampleStream) -> list[float] | None:
-        """Return the share of each member's test examples that it was trained on; None where none can be expected."""
+        """Return the share of each member's test examples that it was trained on; None where none can be expected.
+
+        A member that stopped early counts as if it had read all that its updates would have drawn.
+        """
         if not self.task.repeats:
             return None
         drawn = 0

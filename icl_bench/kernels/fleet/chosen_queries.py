@@ -3,6 +3,7 @@
     y_s = sum_j A_sj v_j / d_s   for j <= t_s and t_s - window < j, t_s being the position of query s
     softmax: A_sj = exp(scale q_s.k_j), d_s = sum_j A_sj
     power p: A_sj = (scale q_s.k_j)^p,  d_s = sum_j A_sj + eps, or 1 without a normaliser
+    series:  A_sj = 1 + s + s^2 / 2 with s = scale q_s.k_j, and d_s as for powers
 
 Queries of a whole sequence are given, and get a gradient of its length, so that what made them stays as it is.
 """
@@ -56,6 +57,7 @@ def attend_at_plain(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, rule: Sc
     if rule.p is None:
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     else:
-        weights = torch.where(seen, scores**rule.p, 0.0)
+        powers = 1 + scores + scores**2 / 2 if rule.series else scores**rule.p
+        weights = torch.where(seen, powers, 0.0)
         weights = weights / (weights.sum(-1, keepdim=True) + rule.eps) if rule.normalized else weights
     return torch.einsum("nhst,nthv->nshv", weights, v)

@@ -75,6 +75,8 @@ class ScoreRule(NamedTuple):
     """Divide by the sum of weights, as softmax always does."""
     eps: float = 0.0
     """Added to that sum of powers."""
+    series: bool = False
+    """Sum the powers 0 to p = 2 as in the Taylor series of the exponential, 1 + s + s^2 / 2."""
 
 
 class SeenKeys(NamedTuple):

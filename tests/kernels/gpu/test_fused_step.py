@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from icl_bench.kernels.fleet.chosen_queries import attend_at
 from icl_bench.kernels.fleet.convolution import short_convolution
 from icl_bench.kernels.fleet.cross_entropy import cross_entropy
 from icl_bench.kernels.fleet.embedding import embed
 from icl_bench.kernels.fleet.gated_unit import gated_unit
 from icl_bench.kernels.fleet.norm import add_rms_norm, rms_norm
+from icl_bench.kernels.fleet.records import ScoreRule
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 EPS = torch.finfo(torch.bfloat16).eps
@@ -72,4 +74,22 @@ def test_elementwise_layers(function):
         made.append([out, *torch.autograd.grad(out, leaves, pull.to(out.dtype))])
     # Inputs are exact, sums float32: each result is rounded once, and the sum under a norm once before it.
     for own, right in zip(*made, strict=True):
+        assert relative(own, right) < EPS
+
+
+# Weights, slopes, sums of gradients and results are rounded, each by at most half an eps.
+@pytest.mark.parametrize("sizes", [(256, 64, 16, 64), (64, 4, 24, 128), (128, 8, 8, 48)])
+@pytest.mark.parametrize(
+    "rule", [ScoreRule(0.25), ScoreRule(0.25, p=2, eps=1e-12, series=True)], ids=["soft", "series"]
+)
+def test_chosen_queries(sizes, rule):
+    time, chosen, key, value = sizes
+    inputs = [draw(1024, time, 1, width, seed=i).requires_grad_() for i, width in enumerate((key, key, value))]
+    positions = torch.randint(time, (1024, chosen), device="cuda", generator=torch.Generator("cuda").manual_seed(3))
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    y, wanted = attend_at(*inputs, positions, rule), attend_at(*exact, positions, rule, impl="reference")
+    assert relative(y, wanted) < EPS
+    pull = draw(*y.shape, seed=4)
+    found = torch.autograd.grad(y, inputs, pull)
+    for own, right in zip(found, torch.autograd.grad(wanted, exact, pull.double()), strict=True):
         assert relative(own, right) < EPS

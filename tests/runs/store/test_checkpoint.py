@@ -107,6 +107,21 @@ def test_members_that_were_dropped_stay_as_they_were(tmp_path) -> None:
         kept(tmp_path, runs).remove()
 
 
+def test_members_that_stopped_stay_so(tmp_path) -> None:
+    free = specs(seeds=range(4), extra=("evaluation.validation=64",))
+    first = sorted(points[0].accuracy for points in train(free, None).logged.values())
+    assert first[1] < first[2]
+    limit = (first[1] + first[2]) / 2  # two of four stop at the first validation, and are dropped
+    runs = [run.model_copy(update={"train": run.train.model_copy(update={"stop_above": limit})}) for run in free]
+    whole = train(runs, None)
+    assert sum(member.stopped_at == 4 for member in whole.scores.members) == 2
+    for cut_at in (6, 11):
+        with pytest.raises(CutError):
+            train(runs, kept(tmp_path, runs), cut_at)
+        assert_same(train(runs, kept(tmp_path, runs)), whole)
+        kept(tmp_path, runs).remove()
+
+
 def test_the_newest_two_are_kept(tmp_path) -> None:
     runs = specs()
     with pytest.raises(CutError):

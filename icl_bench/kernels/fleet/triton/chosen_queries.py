@@ -46,6 +46,8 @@ class ChosenConstants(NamedTuple):
     BLOCK_N: int
     P: int
     """Power of the scores; 0 for softmax."""
+    SERIES: bool
+    """Add the lower powers, as the Taylor series of the exponential does."""
     SUM: bool
     """Divide powers by their sum."""
     WINDOWED: bool
@@ -62,14 +64,24 @@ def _load_queries(view, position, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _powers(scores, C: tl.constexpr):
+    """Return the weights of scores that are multiplied by their scale."""
+    return 1.0 + scores * (1.0 + 0.5 * scores) if C.SERIES else power(scores, C.P)
+
+
+@triton.jit
 def _weights(scores, own, seen, scale, C: tl.constexpr):
-    """Return the normalised weights of scores, and their slopes by scores without the factor max(p, 1) scale.
+    """Return the normalised weights of scores, and their slopes by scores without their factor, scale or p scale.
 
     `own` is the log-sum-exp of a query in base 2, or for powers the factor on its weights.
     """
     if C.P == 0:
         weights = tl.exp2(tl.where(seen, scores * (scale * LOG2E) - own, float("-inf")))
         slopes = weights
+    elif C.SERIES:
+        scores *= scale
+        slopes = tl.where(seen, (1.0 + scores) * own, 0.0)
+        weights = tl.where(seen, _powers(scores, C) * own, 0.0)
     else:
         scores *= scale
         slopes = tl.where(seen, power(scores, C.P - 1) * own, 0.0)
@@ -107,7 +119,7 @@ def chosen_queries_kernel(q, k, v, positions, y, exact, stats, T, S, H, window, 
             top = above
         else:
             # The sum is that of the rounded weights: a row with few keys is then an exact mean of them.
-            weights = tl.where(seen, power(scores * scale, C.P), 0.0).to(keys.dtype).to(tl.float32)
+            weights = tl.where(seen, _powers(scores * scale, C), 0.0).to(keys.dtype).to(tl.float32)
             total += tl.sum(weights, 1)
         acc = tl.dot(weights.to(keys.dtype), values, acc, input_precision="ieee")
     own = total
@@ -145,7 +157,7 @@ def chosen_queries_gradient_kernel(
         own = tl.load(stats + head * S + rows, mask=rows < S, other=0.0)
         outputs = load_rows(contiguous_head(y, n, h, S, H, C.V), 0, S, C.V, BLOCK_S, C.BLOCK_V, False)
         delta = tl.sum(outputs.to(tl.float32) * upstream.to(tl.float32), 1)
-    factor = scale if C.P == 0 else scale * C.P
+    factor = scale if (C.P == 0) | C.SERIES else scale * C.P
     total = tl.zeros([BLOCK_S, BLOCK_K], tl.float32)
     for start in range(0, T, BLOCK_N):
         keys = load_rows(k, start, T, C.K, BLOCK_N, C.BLOCK_K, C.WHOLE)
@@ -239,6 +251,7 @@ def options(q: Tensor, v: Tensor, positions: Tensor, rule: ScoreRule, gradient: 
         BLOCK_S=padded(positions.shape[1], 16),
         BLOCK_N=tile.keys,
         P=rule.p or 0,
+        SERIES=rule.series,
         SUM=rule.p is not None and rule.normalized,
         WINDOWED=rule.window is not None and rule.window < time,
         WHOLE=time % tile.keys == 0,
