@@ -7,8 +7,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.process import BaseProcess
 
 Draw = Callable[[], bytes | None]
 MOST_PROCESSES = 8
@@ -17,10 +18,10 @@ MOST_PROCESSES = 8
 
 @contextmanager
 def drawn_ahead(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
-    """Begin to draw figures in processes, one a core; give functions that wait for each, to be called in order.
+    """Begin to draw figures in processes, one a core; yield functions that wait for each, to be called in order.
 
-    On one core, and where processes cannot be forked, they draw. A figure whose process ended without it is drawn here,
-    with its error.
+    Where there is one core, or no fork without harm, they draw themselves, as they do where a process ended without its
+    figure: an error is raised by them.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     count = min(cores, MOST_PROCESSES, len(draws))
@@ -35,7 +36,7 @@ def drawn_ahead(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
         return draws[i]()
 
     try:
-        yield [lambda i=i: received(i) for i in range(len(draws))]  # type: ignore[misc]
+        yield [partial(received, i) for i in range(len(draws))]
     finally:
         for process, connection in started:
             process.kill()
@@ -43,20 +44,20 @@ def drawn_ahead(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
             connection.close()
 
 
-def fork(draws: Sequence[Draw]) -> tuple[Any, Connection]:
-    """Start a process that sends figures, empty ones where there is nothing to show; return it and our end."""
+def fork(draws: Sequence[Draw]) -> tuple[BaseProcess, Connection]:
+    """Start a process that sends these figures; return it, and the end of the connection on which they arrive."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=send, args=(theirs, draws), daemon=True)
     with warnings.catch_warnings(), theirs:
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads, whose locks no drawing takes
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, whose locks nothing that draws takes
         process.start()
     return process, ours
 
 
 def send(connection: Connection, draws: Sequence[Draw]) -> None:
-    """Draw figures and send them; an interrupt is for the process that waits."""
+    """Draw figures and send each, no bytes where it shows nothing; an interrupt is for the process that waits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with connection, suppress(Exception):  # it shows again in the process that waits
+    with connection, suppress(Exception):  # an error shows again in the process that waits
         for draw in draws:
             connection.send_bytes(draw() or b"")
