@@ -12,7 +12,7 @@ def launch() -> None:
 
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
         statuses: list[int] = []
-        atexit.register(end_process, statuses)  # before all others, so that it is called after them
+        atexit.register(leave, statuses)  # before all others, so that it is called after them
         from icl_bench.cli import main
     except KeyboardInterrupt:
         sys.exit(130)
@@ -23,7 +23,7 @@ def launch() -> None:
         raise
 
 
-def end_process(statuses: list[int]) -> None:
+def leave(statuses: list[int]) -> None:
     """End the process with this status, if it has one, and take nothing apart.
 
     That would take a second or two with the modules of torch; without the collections in it .3 s, and Triton would tell

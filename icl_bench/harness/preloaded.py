@@ -1,4 +1,4 @@
-"""What the server loads once, so that the processes forked from it begin at once: all that a worker needs.
+"""All that a worker needs, loaded once by the server, so that the processes forked from it begin at once.
 
 On a machine with a GPU that is all Triton kernels too, and what Triton finds them in its cache by. No GPU is used.
 """
