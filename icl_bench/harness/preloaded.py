@@ -1,6 +1,6 @@
-"""All that a worker needs, loaded once by the server, so that the processes forked from it begin at once.
+"""Modules that a worker needs, loaded once by the server, so that the processes forked from it begin at once.
 
-On a machine with a GPU that is all Triton kernels too, and what Triton finds them in its cache by. No GPU is used.
+On a machine with a GPU Triton's digest is taken meanwhile. No GPU is used.
 """
 
 import gc
@@ -8,12 +8,11 @@ from importlib import import_module
 
 from icl_bench.isolation import GPU_DRIVER
 
-COMMON = ("icl_bench.harness.engines.worker", "typer")
-"""Modules of every worker, and what the console script imports."""
-FIRST_FOR_GPUS, LAST_FOR_GPUS = ("icl_bench.kernels.digested",), ("icl_bench.kernels.preloaded",)
-"""Modules before and after these on a machine with a GPU; the first one begins a thread, the last one waits for it."""
-
 gc.disable()  # all objects stay, and a tenth of the time would be collections
-for name in (*FIRST_FOR_GPUS, *COMMON, *LAST_FOR_GPUS) if GPU_DRIVER.exists() else COMMON:
+if GPU_DRIVER.exists():
+    import_module("icl_bench.kernels.digested")
+for name in ("icl_bench.harness.engines.worker", "typer"):  # the second is what the console script imports
     import_module(name)
+if GPU_DRIVER.exists():
+    import_module("icl_bench.kernels.digested").wait_for_digest()
 gc.enable()

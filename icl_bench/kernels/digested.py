@@ -24,8 +24,12 @@ def take_digest() -> None:
 
 
 TAKING = threading.Thread(target=take_digest, name="take_digest")
-"""The thread; a process that forks others waits for its end."""
-
 if importlib.util.find_spec("triton") is not None:
     sys.setswitchinterval(TURN_SECONDS)
     TAKING.start()
+
+
+def wait_for_digest() -> None:
+    """Wait until the digest is taken, as a process does that forks others; at once without Triton."""
+    if TAKING.ident is not None:
+        TAKING.join()
