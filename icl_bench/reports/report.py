@@ -10,7 +10,7 @@ from icl_bench.errors import RecordError, StoreError
 from icl_bench.reports.analysis import Section, analyse, run_order
 from icl_bench.reports.blocks import Drawing
 from icl_bench.reports.context import NO_STUDY, StudyContext
-from icl_bench.reports.document import PARTS, compose, title_of
+from icl_bench.reports.document import compose, figures_of_parts, title_of
 from icl_bench.reports.drawing import drawn_ahead
 from icl_bench.reports.explorer.answers import figure_title
 from icl_bench.reports.explorer.document import ViewedStore, explorer_document
@@ -62,7 +62,7 @@ def write_markdown(
 ) -> str:
     """Write the figures and rows of a Markdown report; return its text."""
     folder = path.with_name(f"{path.stem}_files")
-    kinds = [part.figure for part in PARTS if part.figure]
+    kinds = figures_of_parts()
     titles = {(i, one.name): figure_title(one.name, section) for i, section in enumerate(sections) for one in kinds}
     draws = [
         partial(one.render, sections[i], context, titles[i, one.name]) for i in range(len(sections)) for one in kinds
