@@ -24,7 +24,7 @@ LOG = logging.getLogger("icl_bench")
 LONG = 600.0
 """Seconds of all runs on a GPU, by the rule of thumb, from which runs of lower rank go first.
 
-Below, all of them end sooner if what takes longest begins first, and nobody interrupts them to keep a part.
+Below, all of them end sooner where what takes longest begins first, and nobody stops them after a part.
 """
 
 
@@ -33,7 +33,7 @@ class Ask(NamedTuple):
 
     runs: Sequence[RunSpec]
     rank: int = 0
-    """Place in the agenda: runs of lower rank go first."""
+    """Place in the agenda: runs of lower rank go first, but where all work takes minutes on a GPU."""
     later: Sequence[RunSpec] = ()
     """Runs that this chain is known to ask for afterwards, at a rate that may still change."""
     whole: bool = False
