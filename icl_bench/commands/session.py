@@ -34,8 +34,6 @@ OWN_RANK = "LOCAL_RANK"
 """Environment variable of processes that torchrun starts, each of which has a GPU of its own."""
 REPORT_MODULES = ("icl_bench.reports.report", "scipy.stats")
 """Modules that a report loads, the second for exact tests of some studies alone."""
-TOKENS = 1 << 14
-"""Elements of the first sort on a GPU, as many as make it take the kernels of a batch."""
 LOAD_REPORTS_AFTER = 20.0
 """Seconds after which the modules of reports are loaded while runs train: kernels are compiled by then."""
 
@@ -56,10 +54,9 @@ def prepare_engine(machine: MachineOptions) -> None:
 
 
 def load_gpu() -> None:
-    """Make the context of the GPU, if there is one, and call what every fleet calls first, which loads libraries.
+    """Make the context of the GPU, if there is one, and load torch and the libraries that launch kernels.
 
-    That happens without Python's lock, while others import the rest. An error of the device is left to the first fleet
-    that uses it.
+    An error of the device is left to the first fleet that uses it.
     """
     from icl_bench.isolation import GPU_DRIVER
 
@@ -73,12 +70,8 @@ def load_gpu() -> None:
     if not torch.cuda.is_available():
         return
     with suppress(RuntimeError):
-        tokens = torch.zeros(TOKENS, device="cuda", dtype=torch.int32)
-        ordered, _ = tokens.sort(stable=True)  # as inputs are sorted for the gradient of their embedding
-        torch.searchsorted(ordered, ordered[:1])
-        for dtype in (torch.float32, torch.bfloat16):
-            ones = torch.ones(1, 16, 16, device="cuda", dtype=dtype)
-            torch.bmm(ones, ones)
+        ones = torch.ones(1, 16, 16, device="cuda", dtype=torch.bfloat16)
+        torch.bmm(ones, ones)
         if has_triton(ones):
             prepare_in_turn()
             from icl_bench.kernels.triton.common import add_parts
