@@ -1,6 +1,5 @@
 """The command line `icl-bench`: wires the commands together, and turns errors and signals into exit statuses."""
 
-import gc
 import signal
 import sys
 import traceback
@@ -80,7 +79,6 @@ def main() -> NoReturn:
         if interruption.number != signal.SIGPIPE:  # then nobody reads
             note(f"{interruption}; the same command continues")
         status = interruption.status
-    gc.freeze()  # or the collections at the end look at all that torch has made, for half a second to a second
     sys.exit(status)
 
 

@@ -22,10 +22,8 @@ from icl_bench.errors import IclBenchError, OutsideCodeError
 
 T = TypeVar("T")
 
-PRELOADED = ("icl_bench.harness.engines.worker", "typer")
-"""Modules that the server imports once: all that a worker needs, and what the console script imports."""
-FIRST_FOR_GPUS, LAST_FOR_GPUS = ("icl_bench.kernels.digested",), ("icl_bench.kernels.preloaded",)
-"""Modules that it imports before and after these on a machine with a GPU."""
+PRELOADED = "icl_bench.harness.preloaded"
+"""Module that the server imports once: all that a worker needs."""
 GPU_DRIVER = Path("/proc/driver/nvidia/version")
 """File of the driver of GPUs on Linux, where it is loaded."""
 LONGEST_CALL = 120.0
@@ -161,8 +159,7 @@ def start_method() -> ForkServerContext | SpawnContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    modules = [*FIRST_FOR_GPUS, *PRELOADED, *LAST_FOR_GPUS] if GPU_DRIVER.exists() else [*PRELOADED]
-    context.set_forkserver_preload(modules)
+    context.set_forkserver_preload([PRELOADED])
     return context
 
 

@@ -40,6 +40,19 @@ ABSURD = [
 ]
 DONE = ["run", "assoc-recall", "--arch", "linear", "--store", "store"]
 """A command of which the store of `filled` holds every run."""
+ENDING = """
+import atexit, sys
+from icl_bench import __main__, cli
+class Loud:
+    def __del__(self): print("taken apart")
+loud, run_command = Loud(), cli.run_command
+def run():
+    atexit.register(print, "called")
+    return run_command()
+cli.run_command = run
+__main__.launch()
+"""
+"""A program that runs the command of its arguments, and says what happens at its end."""
 STARTED = 'import sys; sys.argv = ["icl-bench", "tasks"]; from icl_bench.__main__ import launch; launch()'
 
 
@@ -88,6 +101,12 @@ def test_commands_need_no_docstrings(tmp_path, level: str, arguments: list[str])
     words = [sys.executable, level, "-m", "icl_bench", *arguments]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "linear" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--version"], 0), (["archs", "--wrong"], 2)])
+def test_a_command_calls_what_asked_for_it_at_its_end_and_takes_nothing_apart(words: list[str], status: int) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, *words], capture_output=True, text=True)
+    assert done.returncode == status and "called" in done.stdout and "taken apart" not in done.stdout, done.stderr
 
 
 def test_a_command_needs_no_home_and_no_variables(tmp_path) -> None:

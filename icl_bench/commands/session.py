@@ -54,13 +54,14 @@ def prepare_engine(machine: MachineOptions) -> None:
 
 
 def load_gpu() -> None:
-    """Make the context of the GPU, if there is one, and load the libraries that kernels are launched through.
+    """Make the context of the GPU, if there is one, and load torch and the libraries that launch kernels.
 
-    It takes a second, most of it without Python's lock. An error of the device is left to the first fleet that uses it.
+    An error of the device is left to the first fleet that uses it.
     """
     from icl_bench.isolation import GPU_DRIVER
 
     if GPU_DRIVER.exists():
+        import_module("icl_bench.kernels.context")
         import_module("icl_bench.kernels.digested")
     import torch
 

@@ -44,6 +44,11 @@ PARTS = (
 """Topics of a section, in order."""
 
 
+def figures_of_parts() -> list[SectionFigure]:
+    """Return the figures that a section may have, in the order in which `compose` asks for them."""
+    return [part.figure for part in PARTS if part.figure]
+
+
 def compose(
     sections: Sequence[Section],
     place: Callable[[int, SectionFigure], Drawing | None],

@@ -3,13 +3,15 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from icl_bench.errors import RecordError, StoreError
 from icl_bench.reports.analysis import Section, analyse, run_order
 from icl_bench.reports.blocks import Drawing
 from icl_bench.reports.context import NO_STUDY, StudyContext
-from icl_bench.reports.document import compose, title_of
+from icl_bench.reports.document import compose, figures_of_parts, title_of
+from icl_bench.reports.drawing import drawn_ahead
 from icl_bench.reports.explorer.answers import figure_title
 from icl_bench.reports.explorer.document import ViewedStore, explorer_document
 from icl_bench.reports.explorer.page import render_page
@@ -60,23 +62,29 @@ def write_markdown(
 ) -> str:
     """Write the figures and rows of a Markdown report; return its text."""
     folder = path.with_name(f"{path.stem}_files")
+    kinds = figures_of_parts()
+    titles = {(i, one.name): figure_title(one.name, section) for i, section in enumerate(sections) for one in kinds}
+    draws = [
+        partial(one.render, sections[i], context, titles[i, one.name]) for i in range(len(sections)) for one in kinds
+    ]
 
     def place(i: int, figure: SectionFigure) -> Drawing | None:
-        title = figure_title(figure.name, sections[i])
-        image = figure.render(sections[i], context, title)
+        image = images[i, figure.name]()
         if image is None:
             return None
         folder.mkdir(exist_ok=True)
         target = folder / f"{i + 1}-{figure.name}.svg"
         replace_file(target, image)
-        return Drawing(figure.full_caption(sections[i]), f"{folder.name}/{target.name}", title)
+        return Drawing(figure.full_caption(sections[i]), f"{folder.name}/{target.name}", titles[i, figure.name])
 
     rows = None
-    if 0 < sum(len(section.runs) for section in sections) <= MOST_CSV_RUNS:
-        folder.mkdir(exist_ok=True)
-        replace_file(folder / CSV_NAME, csv_of(sections))
-        rows = f"{folder.name}/{CSV_NAME}"
-    return render_markdown(compose(sections, place, problems, command, context, rows))
+    with drawn_ahead(draws) as waits:
+        images = dict(zip(titles, waits, strict=True))
+        if 0 < sum(len(section.runs) for section in sections) <= MOST_CSV_RUNS:
+            folder.mkdir(exist_ok=True)
+            replace_file(folder / CSV_NAME, csv_of(sections))
+            rows = f"{folder.name}/{CSV_NAME}"
+        return render_markdown(compose(sections, place, problems, command, context, rows))
 
 
 def write_page(

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from icl_bench.harness.training.trainer import Machine
 
 LOG = logging.getLogger("icl_bench")
+LONG = 600.0
+"""Seconds of all runs on a GPU, by the rule of thumb, from which runs of lower rank go first.
+
+Below, all of them end sooner where what takes longest begins first, and nobody stops them after a part.
+"""
 
 
 class Ask(NamedTuple):
@@ -28,7 +33,7 @@ class Ask(NamedTuple):
 
     runs: Sequence[RunSpec]
     rank: int = 0
-    """Place in the agenda: runs of lower rank go first."""
+    """Place in the agenda: runs of lower rank go first, but where all work takes minutes on a GPU."""
     later: Sequence[RunSpec] = ()
     """Runs that this chain is known to ask for afterwards, at a rate that may still change."""
     whole: bool = False
@@ -37,8 +42,7 @@ class Ask(NamedTuple):
     @property
     def seconds_later(self) -> float:
         """Estimated seconds of the later runs."""
-        kinds = groupby(self.later, key=lambda spec: spec.fleet_key())
-        return sum(seconds_of(list(runs)) for _, runs in kinds)
+        return seconds_of_kinds(self.later)
 
 
 Chain = Generator[Ask, list[RunRecord], None]
@@ -104,6 +108,7 @@ class Pursuit:
         self.lacking: dict[Chain, set[str]] = {}
         self.wanted: dict[str, list[Chain]] = {}
         self.later: dict[Chain, float] = {}  # estimated seconds of what it asks for afterwards
+        self.in_turn: bool | None = None  # whether ranks count; known with the first plan
 
     def follow(self, chains: Iterable[Chain]) -> None:
         """Run the chains to their ends."""
@@ -166,9 +171,23 @@ class Pursuit:
         self.executor.reporter.expected([spec for ask in self.waiting.values() for spec in ask.later])
         self.executor.reporter.planned(asked, specs)
         after = {spec.id: self.later[chain] for chain, spec in missing}
+        if self.in_turn is None:
+            self.in_turn = self.ranks_count(specs)
         by_rank: dict[int, list[RunSpec]] = {}
         for chain, spec in missing:
-            by_rank.setdefault(self.waiting[chain].rank, []).append(spec)
+            by_rank.setdefault(self.waiting[chain].rank if self.in_turn else 0, []).append(spec)
         for rank, members in by_rank.items():
             for fleet in pack(members, self.executor.fleet_size):
                 self.agenda.add([fleet], rank, max(after[spec.id] for spec in fleet))
+
+    def ranks_count(self, specs: Sequence[RunSpec]) -> bool:
+        """Return whether runs of lower rank go first: always, but for short work on GPUs of this machine."""
+        machine = self.executor.machine
+        if machine is None or machine.device.type != "cuda":
+            return True
+        return seconds_of_kinds(specs) + self.agenda.seconds_later > LONG
+
+
+def seconds_of_kinds(specs: Iterable[RunSpec]) -> float:
+    """Estimate the seconds of runs on a GPU by the rule, once for neighbours that train in common fleets."""
+    return sum(seconds_of(list(runs)) for _, runs in groupby(specs, key=lambda spec: spec.fleet_key()))

@@ -127,6 +127,13 @@ class ProcessPool(WorkerPool):
         """Return the process of a worker."""
         return worker.host if isinstance(worker, ProcessWorker) else worker
 
+    def kill_all(self, workers: Sequence[Worker]) -> None:
+        """Send SIGKILL to all processes, then wait: each takes a tenth of a second to give its GPU back."""
+        for worker in self.started:
+            if worker in workers:
+                worker.process.kill()
+        super().kill_all(workers)
+
     def least_used_gpu(self) -> str | None:
         """Return the GPU with the fewest workers; None on a machine without GPUs."""
         used = [worker.gpu for worker in self.started if not worker.connection.closed]

@@ -122,6 +122,11 @@ class WorkerPool(Protocol):
         """Return what a worker shares with those that train beside it on its GPU; by default it has a place alone."""
         return worker
 
+    def kill_all(self, workers: Sequence[Worker]) -> None:
+        """End these workers at once and free their resources."""
+        for worker in workers:
+            worker.kill()
+
     def close(self) -> None:
         """Free what the pool holds besides its workers."""
         return

@@ -35,6 +35,12 @@ TRUSTED = 3
 SWITCH_SECONDS = 1e-4
 """Seconds that a thread may compute in Python while another waits to launch a step; 5e-3 by default."""
 
+SECONDS_TO_PREPARE = 1.0
+"""Seconds before the end of a fleet's training at which its place is given to the next one, which is built meanwhile.
+
+Fleets that start together end together, and would leave the GPU idle until others are built.
+"""
+
 Phase = Literal["preparing", "training", "ending"]
 Event = Progress | list[RunResult] | BaseException
 RunAlone = Callable[[Sequence[RunSpec], Store, Reporter], Iterator[RunResult]]
@@ -52,6 +58,14 @@ class Lane:
         self.phase: Phase = "preparing"
         self.latest: tuple[int, Progress] | None = None  # and the number of changes before it
         self.speeds: dict[int, list[float]] = {}  # steps a second, by the number of fleets in training
+
+    @property
+    def stays(self) -> bool:
+        """Return whether the fleet will train for longer than it takes to build the next one."""
+        if self.phase != "training" or self.latest is None:
+            return False
+        now = self.latest[1]
+        return now.seconds * (now.steps - now.step) > SECONDS_TO_PREPARE * now.step
 
     def note(self, progress: Progress, changes: int, training: int) -> None:
         """Add the speed since the last report, unless fleets came or went in between."""
@@ -164,7 +178,8 @@ class Lanes:
 
     def has_room(self) -> bool:
         """Return whether another fleet may be started now, its memory aside."""
-        occupancy, training, preparing = self.engine.occupancy, self.count("training"), self.count("preparing")
+        occupancy, preparing = self.engine.occupancy, self.count("preparing")
+        training = sum(lane.stays for lane in self.under_way)
         below = len(self.under_way) < occupancy.most and training <= occupancy.wanted
         return below and (not preparing or (preparing == 1 and not training))  # a long compilation holds up no other
 

@@ -87,8 +87,7 @@ class Supervisor:
 
     def close(self) -> None:
         """End the workers and close the pool."""
-        for slot in self.slots:
-            slot.worker.kill()
+        self.pool.kill_all([slot.worker for slot in self.slots])
         self.slots.clear()
         self.pool.close()
 
@@ -288,6 +287,5 @@ class Submission:
         for item in [self.held, *(slot.item for slot in self.slots)]:
             if item:
                 self.queue.settle(item, [item])
-        for slot in self.slots:
-            slot.worker.kill()
+        self.pool.kill_all([slot.worker for slot in self.slots])
         self.slots.clear()

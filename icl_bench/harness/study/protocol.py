@@ -158,8 +158,9 @@ def runs_of(study: Study, contender: Contender, lrs: Sequence[float], seeds: Seq
 def run_study(study: Study, executor: Executor, numbers: Sequence[int] = ()) -> StudyOutcome:
     """Tune the learning rate of each contender, then measure it at its best rate.
 
-    Contenders go on side by side, each as soon as its own runs are there, and runs of earlier parts go first. With
-    `numbers`, run these parts alone, counted from 1, and those below them; raises SpecError for others.
+    Contenders go on side by side, each as soon as its own runs are there, and runs of earlier parts go first in studies
+    that take long. With `numbers`, run these parts alone, counted from 1, and those below them; raises SpecError for
+    others.
     """
     parts, left_out = study_parts(study)
     asked = chosen_parts(parts, numbers)

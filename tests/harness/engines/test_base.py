@@ -11,10 +11,11 @@ import torch
 
 from icl_bench.errors import EngineError, IclBenchError, SpecError
 from icl_bench.harness.doctor import check_engine
-from icl_bench.harness.engines import ENGINES, EngineConfig, Inline, Local, Ray, Slurm
+from icl_bench.harness.engines import ENGINES, EngineConfig, Inline, Local, Ray, Slurm, executor
 from icl_bench.harness.engines.base import Agenda, device_for, engine_config, make_engine, seconds_of
 from icl_bench.harness.engines.executor import Ask, Chain, Executor
 from icl_bench.harness.resolve import Request, expand_request
+from icl_bench.harness.training import memory
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.runs.events import Reporter, SilentReporter
 from icl_bench.runs.record import RunResult
@@ -24,6 +25,10 @@ from icl_bench.schema import field_descriptions
 from tests.runs.records import filled, finished, spec
 
 MACHINE = Machine(torch.device("cpu"))
+
+
+def fleet(arch: str, members: int) -> list[RunSpec]:
+    return expand_request(Request("assoc-recall", [arch], seeds=range(members)))
 
 
 def test_the_options_of_an_engine_are_its_fields() -> None:
@@ -144,9 +149,6 @@ def test_the_engine_gets_the_unfinished_runs_and_all_are_returned_in_order(tmp_p
 
 
 def test_fleets_that_take_longer_come_first_within_a_rank() -> None:
-    def fleet(arch: str, members: int) -> list[RunSpec]:
-        return expand_request(Request("assoc-recall", [arch], seeds=range(members)))
-
     small, wide, many = fleet("window:w=4", 2), fleet("linear:d_key=128", 2), fleet("window:w=4", 8)
     agenda = Agenda([small, wide, many])
     agenda.add([[small[0]]], rank=-1)
@@ -201,6 +203,20 @@ def test_a_chain_goes_on_as_soon_as_its_own_runs_are_there(tmp_path: Path) -> No
     Executor(store, engine, 1, Notes()).follow([first, second, chain("nothing")])
     assert [run.seed for (run,) in engine.fleets] == [0, 1, 2, 3]
     assert order == ["first", "first", "second", "second", "first"]
+
+
+@pytest.mark.parametrize(("long", "order"), [(executor.LONG, [1, 0]), (0.0, [0, 1])])
+def test_short_work_on_a_gpu_begins_with_what_takes_longest(tmp_path: Path, monkeypatch, long, order) -> None:
+    monkeypatch.setattr(executor, "LONG", long)
+    monkeypatch.setattr(memory, "check_memory", lambda specs, machine: None)
+    engine, large = FakeEngine(), fleet("linear:d_key=128", 1)
+
+    def chain(runs: Sequence[RunSpec], rank: int) -> Chain:
+        yield Ask(runs, rank)
+
+    machine = Machine(torch.device("cuda"))
+    Executor(Store(tmp_path), engine, 1, Notes(), machine).follow([chain([spec(0)], 0), chain(large, 1)])
+    assert engine.fleets == [([spec(0)], large)[i] for i in order]
 
 
 def test_runs_that_two_chains_ask_for_are_trained_once(tmp_path: Path) -> None:

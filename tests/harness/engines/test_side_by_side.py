@@ -188,6 +188,17 @@ def test_the_gain_of_a_fleet_beside_others_is_told_by_its_own_speeds() -> None:
     assert occupancy.gains == {2: [pytest.approx(1.4)]} and occupancy.wanted == 3
 
 
+def test_a_fleet_gives_its_place_away_a_second_before_its_end() -> None:
+    lane = Lane([spec(0)], 0.0)
+    assert not lane.stays
+    lane.phase = "training"
+    for step, stays in ((1, True), (899, True), (900, False), (999, False)):
+        lane.note(progress(step, step / 100), 0, 1)
+        assert lane.stays == stays
+    lane.phase = "ending"
+    assert not lane.stays
+
+
 def test_one_more_is_tried_until_it_does_not_help() -> None:
     occupancy = Occupancy(most=4)
     occupancy.gains = {2: [LEAST_GAIN], 3: [1.5, 1.0, 1.0], 4: [2.0]}

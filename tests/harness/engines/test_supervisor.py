@@ -80,6 +80,10 @@ class PuppetPool:
     def place_of(self, worker: Puppet) -> object:
         return worker
 
+    def kill_all(self, workers) -> None:
+        for worker in workers:
+            worker.kill()
+
     def close(self) -> None: ...
 
 
