@@ -168,11 +168,11 @@ def draw_maps(section: Section, context: StudyContext) -> Figure | None:
         draw_predictions(one, settings[arch], length)
         one.set_title(canvas.readable(arch), loc="left", parse_math=False)
         one.set_ylabel("gain" if i % COLUMNS == 0 else "")
-    add_legend(figure, predicted=any(axis.lines for axis in axes))
+    explain_maps(figure, predicted=any(axis.lines for axis in axes))
     return figure
 
 
-def add_legend(figure: Figure, predicted: bool) -> None:
+def explain_maps(figure: Figure, predicted: bool) -> None:
     """Add a legend below a figure of maps, in the colours that places have, with predicted lines where one is drawn."""
     handles: dict[str, Any] = {kind: Patch(facecolor=shade(Place(kind, TYPICAL[kind], 0, 0))) for kind in KINDS}
     handles["largest usable region"] = Patch(**FRAME)
