@@ -1,6 +1,6 @@
 """Test the two claims of adaptive-degree: power attention with learned shares beside that of fixed degrees.
 
-    python benchmarks/degree_claims.py [STORE] [--study adaptive-degree-2] [--steps 8000] [--degree 2]
+    python benchmarks/degree_claims.py [STORE] [--study adaptive-degree-2] [--steps 8000] [--degree 2] [--lower STUDY]
 
 Runs come from the published report of the study, or from a store.
 
@@ -10,9 +10,10 @@ nowhere below the fixed degree with the best median validation accuracy, and abo
 p by rank tests, adjusted by Holm's method over the rows of a table, whose intervals hold together (each at 1 - .05 / m
 for m rows). A lost run counts as 0.
 
-Where the store also holds a quarter of the budget, a table shows by how much each median moved from there to here. At
-280 elements seeds stand on plateaus and leave one for a higher one: a last table counts those above the level between
-two of them, at each budget.
+Where the study, or that of `--lower`, also holds a quarter of the budget, tables show by how much each median moved
+from there to here, and whether the answer of each row of both claims is the same: learned shares above, below or level,
+at p < .05. At 280 elements seeds stand on plateaus and leave one for a higher one: a last table counts those above the
+level between two of them, at each budget.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from typing import NamedTuple
 from icl_bench.harness.study.file import Study, load_study
 from icl_bench.harness.study.protocol import finished_study
 from icl_bench.reports.parts.ladder import SETTLED
-from icl_bench.reports.statistics import holm, rank_test, shift_between
+from icl_bench.reports.ranking import SIGNIFICANT
+from icl_bench.reports.statistics import Shift, holm, rank_test, shift_between
 from icl_bench.runs.columns import Row, score_rows
 from icl_bench.runs.outline import measured
 from icl_bench.runs.store import Store
@@ -63,6 +65,24 @@ class Comparison(NamedTuple):
     title: str
     learned: Sequence[float]
     fixed: Sequence[float]
+    subject: str
+    """What is compared at every budget, whichever fixed degree is the best there."""
+
+
+class Tested(NamedTuple):
+    """A comparison with its tests, adjusted over the rows of a table."""
+
+    row: Comparison
+    shift: Shift
+    """Learned shares less the fixed degree."""
+    own: float
+    adjusted: float
+    """p before and after Holm's correction."""
+
+    @property
+    def answer(self) -> str:
+        """Return where learned shares stand."""
+        return "level" if self.adjusted >= SIGNIFICANT else "above" if self.shift.value > 0 else "below"
 
 
 def stored_rows(study: Study, store: Store) -> Iterator[Row]:
@@ -99,6 +119,12 @@ def entries_of(study: Study, rows: Sequence[Row], steps: int, degree: int) -> di
     return {place: {kind: entry_of(seeds) for kind, seeds in kinds.items()} for place, kinds in found.items()}
 
 
+def entries_at(name: str, store: Store | None, steps: int, degree: int) -> dict[Place, dict[int, Entry]]:
+    """Return the entries of a study at a budget, from a store or from its published report."""
+    study = load_study(name)
+    return entries_of(study, [*(stored_rows(study, store) if store else published_rows(study))], steps, degree)
+
+
 def entry_of(seeds: Mapping[int, Sequence[Row]]) -> Entry:
     """Return the entry of the cells of each seed of an architecture; those of a lost run have no accuracy."""
     ordered = [seeds[seed] for seed in sorted(seeds)]
@@ -116,7 +142,8 @@ def weak(places: Mapping[Place, Mapping[int, Entry]]) -> list[Comparison]:
             continue
         scores = {kind: [fmean(seed) for seed in zip(*(kinds[kind].accuracies for kinds in whole), strict=True)]
                   for kind in (LEARNED, *degrees)}  # fmt: skip
-        rows += [Comparison(f"{size}, {len(whole)} tasks, p = {p}", scores[LEARNED], scores[p]) for p in degrees]
+        titles = {p: f"{size}, {len(whole)} tasks, p = {p}" for p in degrees}
+        rows += [Comparison(titles[p], scores[LEARNED], scores[p], titles[p]) for p in degrees]
     return rows
 
 
@@ -127,17 +154,23 @@ def strong(places: Mapping[Place, Mapping[int, Entry]]) -> list[Comparison]:
         fixed = [kind for kind in kinds if kind != LEARNED]
         if LEARNED in kinds and fixed:
             best = max(fixed, key=lambda kind: kinds[kind].validation)
-            title = f"{place.task}, {place.size}, p = {best} of {len(fixed)}"
-            rows.append(Comparison(title, kinds[LEARNED].accuracies, kinds[best].accuracies))
+            subject = f"{place.task}, {place.size}"
+            title = f"{subject}, p = {best} of {len(fixed)}"
+            rows.append(Comparison(title, kinds[LEARNED].accuracies, kinds[best].accuracies, subject))
     return rows
+
+
+def tested(rows: Sequence[Comparison]) -> list[Tested]:
+    """Return the comparisons of a table with their tests."""
+    tests = [rank_test(row.learned, row.fixed) for row in rows]
+    shifts = [shift_between(row.learned, row.fixed, 1 - SIGNIFICANT / len(rows)) for row in rows]
+    return [Tested(*fields) for fields in zip(rows, shifts, tests, holm(tests), strict=True)]
 
 
 def table(rows: Sequence[Comparison]) -> list[str]:
     """Return the lines of a table in Markdown."""
     lines = ["| beside | learned | fixed | difference | interval | p | adjusted |", "| :-- |" + " --: |" * 6]
-    tests = [rank_test(row.learned, row.fixed) for row in rows]
-    for row, own, adjusted in zip(rows, tests, holm(tests), strict=True):
-        shift = shift_between(row.learned, row.fixed, 1 - 0.05 / len(rows))
+    for row, shift, own, adjusted in tested(rows):
         medians = f"{median(row.learned):.3f} | {median(row.fixed):.3f} | {shift.value:+.3f}"
         interval = f"{shift.interval.low:+.3f} to {shift.interval.high:+.3f}"
         lines.append(f"| {row.title.replace('|', ' ')} | {medians} | {interval} | {own:.2g} | {adjusted:.2g} |")
@@ -154,6 +187,26 @@ def moves(lower: Mapping[Place, Mapping[int, Entry]], upper: Mapping[Place, Mapp
             title = f"{place.task.replace('|', ' ')}, {place.size}, {name_of(kind)}"
             lines.append(f"| {title} | {before:.3f} | {after:.3f} | {after - before:+.3f} |")
     return [*lines, "", f"{sum(settled)} of {len(settled)} medians moved by at most {SETTLED}."] if settled else []
+
+
+def answers(lower: Sequence[Comparison], upper: Sequence[Comparison]) -> list[str]:
+    """Return the lines of a table of the answers that two budgets give to the rows of a claim, and how many agree."""
+    before = {test.row.subject: test.answer for test in tested(lower)}
+    lines, same = ["| comparison | lower | upper |", "| :-- | :-- | :-- |"], []
+    for test in tested(upper):
+        subject = test.row.subject
+        if subject in before:
+            same.append(before[subject] == test.answer)
+            lines.append(f"| {subject.replace('|', ' ')} | {before[subject]} | {test.answer} |")
+    return [*lines, "", f"{sum(same)} of {len(same)} answers are the same."] if same else []
+
+
+def shared(
+    lower: Mapping[Place, Mapping[int, Entry]], upper: Mapping[Place, Mapping[int, Entry]]
+) -> dict[Place, dict[int, Entry]]:
+    """Return the entries of a budget that another one has too."""
+    both = lower.keys() & upper.keys()
+    return {place: {kind: lower[place][kind] for kind in lower[place].keys() & upper[place].keys()} for place in both}
 
 
 def above_levels(budgets: Mapping[int, Mapping[Place, Mapping[int, Entry]]]) -> list[str]:
@@ -184,19 +237,20 @@ def main() -> None:
     parser.add_argument("--study", default="adaptive-degree-2")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--degree", type=int, default=2, help="Degree whose lower degrees are learned.")
+    parser.add_argument("--lower", help="Study whose runs are those of smaller budgets; by default the same one.")
     arguments = parser.parse_args()
-    study = load_study(arguments.study)
-    rows = [*(stored_rows(study, Store(arguments.store)) if arguments.store else published_rows(study))]
-    budgets = {
-        steps: entries_of(study, rows, steps, arguments.degree)
-        for steps in (arguments.steps // 16, arguments.steps // 4, arguments.steps)
-    }
+    store, steps = arguments.store and Store(arguments.store), arguments.steps
+    sources = dict.fromkeys((steps // 16, steps // 4), arguments.lower or arguments.study) | {steps: arguments.study}
+    budgets = {count: entries_at(name, store, count, arguments.degree) for count, name in sources.items()}
     _, lower, places = budgets.values()
     for place, kinds in sorted(places.items()):
         for kind, entry in sorted(kinds.items()):
             seeds = " ".join(f"{accuracy:.3f}" for accuracy in sorted(entry.accuracies))
             print(f"{place.task}, {place.size}, {name_of(kind)}: {median(entry.accuracies):.3f}, the median of {seeds}")
     print("\nWeak claim:\n", *table(weak(places)), "\nStrong claim:\n", *table(strong(places)), sep="\n")
+    for claim in (weak, strong):
+        if lines := answers(claim(shared(lower, places)), claim(shared(places, lower))):
+            print(f"\nAnswers of the {claim.__name__} claim at a quarter of the budget:\n", *lines, sep="\n")
     if lines := moves(lower, places):
         print("\nFrom a quarter of the budget:\n", *lines, sep="\n")
     if lines := above_levels(budgets):

@@ -30,6 +30,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Dash = Literal["-", "--", "-."]
 DASHES: tuple[Dash, ...] = get_args(Dash)
+LIGHTEST = 0.5
+"""Part of the way to white of the lightest shade of a colour."""
+LEAST_CONTRAST = 4.5
+"""Least contrast of text with white."""
 INK = "#24292f"
 GREY = "#57606a"
 FAINT = "#d0d7de"
@@ -84,9 +88,27 @@ PUBLISHED_STYLE = SeriesStyle((0.0, 0.0, 0.0), "o", "-")
 
 def series_style(index: int, shade: float = 0.0) -> SeriesStyle:
     """Return the style of the entry at this position in the order of labels; `shade` from 0 to 1 makes it lighter."""
-    red, green, blue = (part + (1 - part) * 0.65 * shade for part in to_rgb(COLOURS[index % len(COLOURS)]))
+    red, green, blue = (part + (1 - part) * LIGHTEST * shade for part in to_rgb(COLOURS[index % len(COLOURS)]))
     turn = index // len(COLOURS)
     return SeriesStyle((red, green, blue), MARKERS[(index + turn) % len(MARKERS)], DASHES[turn % len(DASHES)])
+
+
+def legible(colour: Any) -> tuple[float, float, float]:
+    """Return a colour, darkened for text on white until its contrast, as WCAG 2 defines it, is at least 4.5.
+
+    >>> legible("#000000"), [round(part, 2) for part in legible("#E69F00")]
+    ((0.0, 0.0, 0.0), [0.6, 0.41, 0.0])
+    """
+    red, green, blue = to_rgb(colour)
+    while 1.05 / (luminance(red, green, blue) + 0.05) < LEAST_CONTRAST:
+        red, green, blue = (0.95 * part for part in (red, green, blue))
+    return red, green, blue
+
+
+def luminance(red: float, green: float, blue: float) -> float:
+    """Return the luminance of a colour in sRGB, relative to that of white."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator
 from matplotlib.transforms import ScaledTranslation
 
-from icl_bench.reports.canvas import GREY, INK, readable
+from icl_bench.reports.canvas import GREY, INK, legible, readable
 
 STRIP_HEIGHT = 24
 """Height in pixels of a row of strips."""
@@ -51,7 +51,8 @@ def label_ends(axes: Axes, ends: Sequence[End], panel_height: float) -> bool:
     for end, height, place in zip(ends, heights, places, strict=True):
         through = end.x is None
         looks: Any = {"xycoords": "axes fraction" if through else "data", "textcoords": "axes fraction"}
-        looks |= {"color": end.colour, "va": "center", "fontsize": 8.5, "annotation_clip": False, "parse_math": False}
+        looks |= {"va": "center", "fontsize": 8.5, "annotation_clip": False, "parse_math": False}
+        looks["color"] = legible(end.colour)
         looks |= {"arrowprops": {"arrowstyle": "-", "color": end.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}}
         looks["arrowprops"]["relpos"] = (0.0, 0.5)
         axes.annotate(readable(end.name), (1.0, height) if through else (end.x, end.y), (1.03, place), **looks)

@@ -40,6 +40,20 @@ def test_seeds_above_the_level_are_counted_at_each_budget_of_the_smallest_size()
     assert claims.above_levels({8000: {large: {1: better}}}) == []
 
 
+def test_answers_of_two_budgets_are_those_of_entries_that_both_have() -> None:
+    copy, recall = claims.Place("copy", 280), claims.Place("recall", 280)
+    low, middle, high = (claims.Entry(tuple(base + i / 1000 for i in range(8)), base) for base in (0.2, 0.5, 0.8))
+    lower = {copy: {claims.LEARNED: high, 1: middle, 2: low}, recall: {claims.LEARNED: low, 1: low}}
+    upper = {copy: {claims.LEARNED: middle, 1: high, 3: low}}
+    budgets = claims.shared(lower, upper), claims.shared(upper, lower)
+    assert budgets == ({copy: {claims.LEARNED: high, 1: middle}}, {copy: {claims.LEARNED: middle, 1: high}})
+    head = ["| comparison | lower | upper |", "| :-- | :-- | :-- |"]
+    changed = [*head, "| copy, 280 | above | below |", "", "0 of 1 answers are the same."]
+    assert claims.answers(*map(claims.strong, budgets)) == changed
+    assert claims.answers(claims.strong(lower), claims.strong(lower))[-1] == "2 of 2 answers are the same."
+    assert claims.answers([], claims.weak(upper)) == []
+
+
 @pytest.mark.parametrize(
     ("arch", "kind"),
     [

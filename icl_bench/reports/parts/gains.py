@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator
 
@@ -27,6 +28,12 @@ PLATEAU, TRAINED = 0.05, 0.5
 COLUMNS = 3
 KINDS: Mapping[str, str] = {"trained": "#0072B2", "between": "#E69F00", "plateau": "#999999", "diverged": "#D55E00"}
 """Kinds of places of a map, with their colours."""
+TYPICAL: Mapping[str, float] = {"trained": 1.0, "between": 0.5, "plateau": 0.0, "diverged": 0.0}
+"""Accuracy with which the legend shows each kind."""
+FRAME: Mapping[str, Any] = {"fill": False, "edgecolor": canvas.INK, "linewidth": 1.8}
+"""Looks of the usable region."""
+PREDICTED: Mapping[str, Any] = {"color": canvas.INK, "linewidth": 1.2}
+"""Looks of predicted lines: dotted for a gain, dashed for a rate."""
 TAP_VARIANCE = 0.09
 """Variance of a tap of a convolution at the start."""
 NORM_ROOT, SUM_EPS, LARGEST_OUTPUT = 1e-3, 1e-6, 30.0
@@ -161,9 +168,18 @@ def draw_maps(section: Section, context: StudyContext) -> Figure | None:
         draw_predictions(one, settings[arch], length)
         one.set_title(canvas.readable(arch), loc="left", parse_math=False)
         one.set_ylabel("gain" if i % COLUMNS == 0 else "")
-    handles: list[Any] = [Patch(facecolor=colour) for colour in KINDS.values()]
-    figure.legend(handles, list(KINDS), loc="outside lower center", ncols=len(KINDS))
+    explain_maps(figure, predicted=any(axis.lines for axis in axes))
     return figure
+
+
+def explain_maps(figure: Figure, predicted: bool) -> None:
+    """Add a legend below a figure of maps, in the colours that places have, with predicted lines where one is drawn."""
+    handles: dict[str, Any] = {kind: Patch(facecolor=shade(Place(kind, TYPICAL[kind], 0, 0))) for kind in KINDS}
+    handles["largest usable region"] = Patch(**FRAME)
+    if predicted:
+        handles["predicted limit of the normaliser"] = Line2D([], [], linestyle=":", **PREDICTED)
+        handles["predicted edge of rates"] = Line2D([], [], linestyle="--", **PREDICTED)
+    figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=len(KINDS))
 
 
 def draw_map(axes: Axes, places: Map) -> None:
@@ -178,9 +194,7 @@ def draw_map(axes: Axes, places: Map) -> None:
             axes.text(rate, gain, f"{place.trained}/{place.seeds}", color=ink, fontsize=6.5, ha="center", va="center")
     if region := usable_region(places):
         (left, right), (low, high) = outline(rates, region.rates), outline(gains, region.gains)
-        axes.add_patch(
-            Rectangle((left, low), right - left, high - low, fill=False, edgecolor=canvas.INK, linewidth=1.8)
-        )
+        axes.add_patch(Rectangle((left, low), right - left, high - low, **FRAME))
     canvas.rate_scale(axes)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(FixedLocator([gain for gain in gains if math.log2(gain) % 1 == 0]))
@@ -233,9 +247,8 @@ def draw_predictions(axes: Axes, spec: Mapping[str, Any], length: int) -> None:
     if gain is None:
         return
     rate = 1 / (RATE_FACTOR * spec["arch"][0]["params"]["p"] * spec["model"]["d_model"])
-    looks: Any = {"color": canvas.INK, "linewidth": 1.2}
-    axes.plot([left, right], [gain, gain], linestyle=":", **looks)
-    axes.plot([rate, rate], [low, high], linestyle="--", **looks)
+    axes.plot([left, right], [gain, gain], linestyle=":", **PREDICTED)
+    axes.plot([rate, rate], [low, high], linestyle="--", **PREDICTED)
     axes.set_xlim(left, right)
     axes.set_ylim(low, high)
 

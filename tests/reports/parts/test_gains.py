@@ -94,6 +94,10 @@ def test_a_map_has_a_rectangle_for_each_place_in_the_hue_of_its_kind() -> None:
         vermilion = to_rgb(KINDS["diverged"])
         light = [part + (1 - part) * 0.6 for part in vermilion]  # accuracy 0
         assert tuple(colours[-1]) == pytest.approx(light, abs=1e-6)
+        assert [text.get_text() for text in figure.legends[0].get_texts()][-3:] == [
+            "largest usable region", "predicted limit of the normaliser", "predicted edge of rates",
+        ]  # fmt: skip
+        assert figure.legends[0].get_patches()[3].get_facecolor()[:3] == pytest.approx(light)
         assert svg(draw_maps(section, NO_STUDY)) == svg(draw_maps(section, NO_STUDY))
 
 
