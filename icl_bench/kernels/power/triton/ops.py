@@ -1,10 +1,10 @@
 """Power attention in Triton: the entry point, and the custom operators behind it.
 
-Forward: sums of each chunk and their scan (`state`), then one kernel that reads the state and adds the causal scores of
-the own chunk (`forward`). Backward: the same two state kernels on queries and output gradients, backwards in time, then
-one kernel for dq and one or two for dk and dv (`backward`). One chunk that covers the sequence is the quadratic form.
-Expanded keys and queries exist in registers only (for p >= 3 their factors of about half the degree are in memory). No
-kernel adds atomically: results repeat bit for bit.
+Forward: sums of each chunk and their scan (`state`), or both in one kernel (`walk`, on Hopper), then one kernel that
+reads the state and adds the causal scores of the own chunk (`forward`). Backward: the same state kernels on queries and
+output gradients, backwards in time, then one kernel for dq and one or two for dk and dv (`backward`). One chunk that
+covers the sequence is the quadratic form. Expanded keys and queries exist in registers only (for p >= 3 their factors
+of about half the degree are in memory). No kernel adds atomically: results repeat bit for bit.
 """
 
 from typing import Any
@@ -78,8 +78,8 @@ def measured_chunk(t: int, key_width: int, p: int) -> int:
     kept = (LINEAR_TOKENS if p == 1 else STATE_TOKENS)[padded(key_width, 16, 128)]
     if t <= 2 * rows + kept or rows > MAX_EXPANDED:
         return t
-    chunk = 256
-    while chunk < 2048 and chunk * chunk < 250 * rows:
+    chunk, balance = 256, 100 if p == 2 and key_width == 64 else 250  # a walk makes more states in the same time
+    while chunk < 2048 and chunk * chunk < balance * rows:
         chunk *= 2
     return chunk
 

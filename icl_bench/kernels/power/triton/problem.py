@@ -76,6 +76,8 @@ WALK_WIDTHS = (64, 128)
 """Widths of keys and values whose states `walk` makes."""
 WALK_BLOCK = 64
 """Tokens of a block there."""
+WALK_TURN = 2
+"""Blocks of a turn of its loop, an even number."""
 
 
 class PowerProblem(NamedTuple):
@@ -152,11 +154,11 @@ class PowerProblem(NamedTuple):
 
     @property
     def walkable(self) -> bool:
-        """Tell whether `walk` has a kernel for the states: whole blocks of tokens, and what it counts in 32 bits."""
+        """Tell whether `walk` has a kernel for the states: whole turns of its loop, and what it counts in 32 bits."""
         one_width = self.layout.p == 2 and self.layout.key_width == self.v in WALK_WIDTHS
         heads = self.n * max(self.heads, self.query_heads)
         rows = heads * self.chunks * self.elements // self.v
-        whole = self.t % WALK_BLOCK == 0 and self.chunk % WALK_BLOCK == 0
+        whole = self.t % (WALK_TURN * WALK_BLOCK) == 0 and self.chunk % (WALK_TURN * WALK_BLOCK) == 0
         shared = not self.heads == self.groups == self.key_heads == self.query_heads
         return one_width and whole and not shared and self.arithmetic == "bf16" and max(rows, heads * self.t) < 2**31
 

@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from icl_bench.kernels.power.triton.problem import WALK_BLOCK, PowerProblem, TokenWeights
+from icl_bench.kernels.power.triton.problem import WALK_BLOCK, WALK_TURN, PowerProblem, TokenWeights
 
 # Names that Triton 3.6 has, or those of later versions.
 LOAD = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
@@ -52,6 +52,8 @@ class WalkConstants(NamedTuple):
     DOTS: bool
     BLOCK: int = WALK_BLOCK
     """Tokens of a block."""
+    TURN: int = WALK_TURN
+    """Blocks of a turn of the loop."""
     STAGES: int = 6
     """Blocks of tokens in shared memory."""
     REGISTERS: int = 240
@@ -136,13 +138,27 @@ def _chunk(c, T, chunk, chunks, REVERSE: gl.constexpr, BLOCK: gl.constexpr):
 
 
 @gluon.jit
+def _blocks(T, chunk, REVERSE: gl.constexpr, BLOCK: gl.constexpr):
+    """Return the blocks of all chunks that are summed: all but the last in order."""
+    return (T - chunk if REVERSE else (T - 1) // chunk * chunk) // BLOCK
+
+
+@gluon.jit
 def _walk_tile(
     left, right, values, weights, staging, ready, empty, out, prefix, dots, gates, row, pairs, T, chunk, chunks,
-    HALF: gl.constexpr, V: gl.constexpr, ROWS: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.constexpr,
-    REVERSE: gl.constexpr, GATED: gl.constexpr, VALUES: gl.constexpr, DOTS: gl.constexpr,
+    HALF: gl.constexpr, V: gl.constexpr, ROWS: gl.constexpr, BLOCK: gl.constexpr, TURN: gl.constexpr,
+    STAGES: gl.constexpr, REVERSE: gl.constexpr, GATED: gl.constexpr, VALUES: gl.constexpr, DOTS: gl.constexpr,
 ):  # fmt: skip
-    """Walk half a tile, `pairs` times in the full product, through all chunks. See `power_walk_kernel`."""
+    """Walk half a tile, `pairs` times in the full product, through all chunks. See `power_walk_kernel`.
+
+    The products of one block wait behind those of another while the rows of the next are made. None is in flight from
+    turn to turn, or ptxas waits after each. Rows are named where a product is waited for, or their registers would be
+    written while it reads them.
+    """
     acc = gl.zeros([128, V], gl.float32, product_layout(V))
+    total = _blocks(T, chunk, REVERSE, BLOCK)
+    mbarrier.wait(ready.index(0), 0)
+    rows = _expand(left.index(0), right.index(0), weights.index(0), HALF, BLOCK, V, VALUES)
     i = 0
     for c in range(chunks):
         place, blocks, last = _chunk(c, T, chunk, chunks, REVERSE, BLOCK)
@@ -154,24 +170,27 @@ def _walk_tile(
                 gl.store(dots + place, product * pairs * decay)
             acc *= decay
         if c + 1 < chunks:
-            s = i % STAGES
-            mbarrier.wait(ready.index(s), i // STAGES & 1)
-            rows = _expand(left.index(s), right.index(s), weights.index(s), HALF, BLOCK, V, VALUES)
-            for _ in range(1, blocks):
-                moving = warpgroup_mma(rows, values.index(s), acc, is_async=True)
-                i += 1
-                n = i % STAGES
-                mbarrier.wait(ready.index(n), i // STAGES & 1)
-                following = _expand(left.index(n), right.index(n), weights.index(n), HALF, BLOCK, V, VALUES)
-                # The rows are named here, or their registers would be written while the product reads them.
-                acc, rows = warpgroup_mma_wait(0, deps=[moving, rows])
-                mbarrier.arrive(empty.index(s))
-                rows = following
-                s = n
-            moving = warpgroup_mma(rows, values.index(s), acc, is_async=True)
-            acc, rows = warpgroup_mma_wait(0, deps=[moving, rows])
-            mbarrier.arrive(empty.index(s))
-            i += 1
+            for _ in range(blocks // TURN):
+                one = i % STAGES
+                moving = warpgroup_mma(rows, values.index(one), acc, is_async=True)
+                for pair in gl.static_range(TURN // 2):
+                    two = (i + 1) % STAGES
+                    mbarrier.wait(ready.index(two), (i + 1) // STAGES & 1)
+                    other = _expand(left.index(two), right.index(two), weights.index(two), HALF, BLOCK, V, VALUES)
+                    moving = warpgroup_mma(other, values.index(two), moving, is_async=True)
+                    moving, rows = warpgroup_mma_wait(1, deps=[moving, rows])
+                    mbarrier.arrive(empty.index(one))
+                    i += 2
+                    after = gl.minimum(i, total - 1)  # the last block is looked at again, for nothing
+                    one = after % STAGES
+                    mbarrier.wait(ready.index(one), after // STAGES & 1)
+                    rows = _expand(left.index(one), right.index(one), weights.index(one), HALF, BLOCK, V, VALUES)
+                    if pair + 1 < TURN // 2:
+                        moving = warpgroup_mma(rows, values.index(one), moving, is_async=True)
+                        moving, other = warpgroup_mma_wait(1, deps=[moving, other])
+                    else:
+                        acc, other = warpgroup_mma_wait(0, deps=[moving, other])
+                    mbarrier.arrive(empty.index(two))
     tma.store_wait(0)
 
 
@@ -219,7 +238,7 @@ def _first_group(
     if pairs > 0:
         _walk_tile(
             left, right, values, weights, staging.index(0), ready, empty, out, prefix, dots, gates, row, pairs, T,
-            chunk, chunks, 0, C.V, C.ROWS, C.BLOCK, C.STAGES, C.REVERSE, C.GATED, C.VALUES, C.DOTS,
+            chunk, chunks, 0, C.V, C.ROWS, C.BLOCK, C.TURN, C.STAGES, C.REVERSE, C.GATED, C.VALUES, C.DOTS,
         )  # fmt: skip
     else:
         _walk_normaliser(
@@ -236,7 +255,7 @@ def _second_group(
     if pairs > 0:
         _walk_tile(
             left, right, values, weights, staging.index(1), ready, empty, out, prefix, dots + chunks, gates, row + 128,
-            pairs, T, chunk, chunks, 1, C.V, C.ROWS, C.BLOCK, C.STAGES, C.REVERSE, C.GATED, C.VALUES, C.DOTS,
+            pairs, T, chunk, chunks, 1, C.V, C.ROWS, C.BLOCK, C.TURN, C.STAGES, C.REVERSE, C.GATED, C.VALUES, C.DOTS,
         )  # fmt: skip
 
 
@@ -246,8 +265,7 @@ def _load_tokens(
     a, b, pairs, T, chunk, C: gl.constexpr,
 ):  # fmt: skip
     """Load the blocks of tokens in the order of the walk; the last chunk in order is not summed."""
-    blocks = (T - chunk) // C.BLOCK if C.REVERSE else (T - 1) // chunk * chunk // C.BLOCK
-    for i in range(blocks):
+    for i in range(_blocks(T, chunk, C.REVERSE, C.BLOCK)):
         s = i % C.STAGES
         mbarrier.wait(empty.index(s), (i // C.STAGES & 1) ^ 1)
         start = T - (i + 1) * C.BLOCK if C.REVERSE else i * C.BLOCK
