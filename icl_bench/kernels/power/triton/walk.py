@@ -92,16 +92,19 @@ def left_layout(BLOCK):
 
 
 @gluon.jit
-def _expand(left, right, weights, HALF: gl.constexpr, BLOCK: gl.constexpr, V: gl.constexpr, VALUES: gl.constexpr):
-    """f_t u_ti w_tj of the rows (i, j) of half a tile, [128, BLOCK], as the left operand of a product."""
+def _expand(pieces, weights, s, other, HALF: gl.constexpr, BLOCK: gl.constexpr, V: gl.constexpr, VALUES: gl.constexpr):
+    """f_t u_ti w_tj of the rows (i, j) of half a tile, [128, BLOCK], as the left operand of a product.
+
+    The block of tokens is that of stage s; its right piece is the first, too, or `other` is 1.
+    """
     WHOLE: gl.constexpr = expanded_layout(BLOCK)
-    u = left.slice(8 * HALF, 8, dim=1).permute((1, 0)).load(left_layout(BLOCK))
+    u = pieces.index(2 * s).slice(8 * HALF, 8, dim=1).permute((1, 0)).load(left_layout(BLOCK))
     if VALUES:
-        weight = weights.load(gl.SliceLayout(0, left_layout(BLOCK)))
+        weight = weights.index(s).load(gl.SliceLayout(0, left_layout(BLOCK)))
         u = (u.to(gl.float32) * weight[None, :]).to(gl.bfloat16)
     u = gl.permute(gl.reshape(u, [4, 2, BLOCK]), [1, 0, 2])
     u = gl.convert_layout(u, gl.SliceLayout(2, WHOLE), assert_trivial=True)
-    w = right.permute((1, 0)).load(gl.SliceLayout(0, gl.SliceLayout(1, WHOLE)))
+    w = pieces.index(2 * s + other).permute((1, 0)).load(gl.SliceLayout(0, gl.SliceLayout(1, WHOLE)))
     rows = gl.reshape(gl.expand_dims(u, 2) * gl.expand_dims(gl.expand_dims(w, 0), 1), [128, BLOCK])
     return gl.convert_layout(rows, gl.DotOperandLayout(0, product_layout(V), 2), assert_trivial=True)
 
@@ -145,7 +148,7 @@ def _blocks(T, chunk, REVERSE: gl.constexpr, BLOCK: gl.constexpr):
 
 @gluon.jit
 def _walk_tile(
-    left, right, values, weights, staging, ready, empty, out, prefix, dots, gates, row, pairs, T, chunk, chunks,
+    pieces, values, weights, staging, ready, empty, out, prefix, dots, gates, row, pairs, T, chunk, chunks,
     HALF: gl.constexpr, V: gl.constexpr, ROWS: gl.constexpr, BLOCK: gl.constexpr, TURN: gl.constexpr,
     STAGES: gl.constexpr, REVERSE: gl.constexpr, GATED: gl.constexpr, VALUES: gl.constexpr, DOTS: gl.constexpr,
 ):  # fmt: skip
@@ -156,9 +159,10 @@ def _walk_tile(
     written while it reads them.
     """
     acc = gl.zeros([128, V], gl.float32, product_layout(V))
+    other = pairs - 1  # a tile on the diagonal has one piece of keys
     total = _blocks(T, chunk, REVERSE, BLOCK)
     mbarrier.wait(ready.index(0), 0)
-    rows = _expand(left.index(0), right.index(0), weights.index(0), HALF, BLOCK, V, VALUES)
+    rows = _expand(pieces, weights, 0, other, HALF, BLOCK, V, VALUES)
     i = 0
     for c in range(chunks):
         place, blocks, last = _chunk(c, T, chunk, chunks, REVERSE, BLOCK)
@@ -176,20 +180,20 @@ def _walk_tile(
                 for pair in gl.static_range(TURN // 2):
                     two = (i + 1) % STAGES
                     mbarrier.wait(ready.index(two), (i + 1) // STAGES & 1)
-                    other = _expand(left.index(two), right.index(two), weights.index(two), HALF, BLOCK, V, VALUES)
-                    moving = warpgroup_mma(other, values.index(two), moving, is_async=True)
+                    second = _expand(pieces, weights, two, other, HALF, BLOCK, V, VALUES)
+                    moving = warpgroup_mma(second, values.index(two), moving, is_async=True)
                     moving, rows = warpgroup_mma_wait(1, deps=[moving, rows])
                     mbarrier.arrive(empty.index(one))
                     i += 2
                     after = gl.minimum(i, total - 1)  # the last block is looked at again, for nothing
                     one = after % STAGES
                     mbarrier.wait(ready.index(one), after // STAGES & 1)
-                    rows = _expand(left.index(one), right.index(one), weights.index(one), HALF, BLOCK, V, VALUES)
+                    rows = _expand(pieces, weights, one, other, HALF, BLOCK, V, VALUES)
                     if pair + 1 < TURN // 2:
                         moving = warpgroup_mma(rows, values.index(one), moving, is_async=True)
-                        moving, other = warpgroup_mma_wait(1, deps=[moving, other])
+                        moving, second = warpgroup_mma_wait(1, deps=[moving, second])
                     else:
-                        acc, other = warpgroup_mma_wait(0, deps=[moving, other])
+                        acc, second = warpgroup_mma_wait(0, deps=[moving, second])
                     mbarrier.arrive(empty.index(two))
     tma.store_wait(0)
 
@@ -232,12 +236,12 @@ def _walk_normaliser(
 
 @gluon.jit
 def _first_group(
-    left, right, values, weights, staging, ready, empty, out, states, prefix, dots, gates, row, normaliser, pairs,
+    pieces, values, weights, staging, ready, empty, out, states, prefix, dots, gates, row, normaliser, pairs,
     T, chunk, chunks, C: gl.constexpr,
 ):  # fmt: skip
     if pairs > 0:
         _walk_tile(
-            left, right, values, weights, staging.index(0), ready, empty, out, prefix, dots, gates, row, pairs, T,
+            pieces, values, weights, staging.index(0), ready, empty, out, prefix, dots, gates, row, pairs, T,
             chunk, chunks, 0, C.V, C.ROWS, C.BLOCK, C.TURN, C.STAGES, C.REVERSE, C.GATED, C.VALUES, C.DOTS,
         )  # fmt: skip
     else:
@@ -249,19 +253,19 @@ def _first_group(
 
 @gluon.jit
 def _second_group(
-    left, right, values, weights, staging, ready, empty, out, prefix, dots, gates, row, pairs, T, chunk, chunks,
+    pieces, values, weights, staging, ready, empty, out, prefix, dots, gates, row, pairs, T, chunk, chunks,
     C: gl.constexpr,
 ):  # fmt: skip
     if pairs > 0:
         _walk_tile(
-            left, right, values, weights, staging.index(1), ready, empty, out, prefix, dots + chunks, gates, row + 128,
+            pieces, values, weights, staging.index(1), ready, empty, out, prefix, dots + chunks, gates, row + 128,
             pairs, T, chunk, chunks, 1, C.V, C.ROWS, C.BLOCK, C.TURN, C.STAGES, C.REVERSE, C.GATED, C.VALUES, C.DOTS,
         )  # fmt: skip
 
 
 @gluon.jit
 def _load_tokens(
-    pieces, vectors, x, value_weights, sum_weights, left, right, values, weights, ready, empty, token, weight, column,
+    keys, vectors, x, value_weights, sum_weights, pieces, values, weights, ready, empty, token, weight, column,
     a, b, pairs, T, chunk, C: gl.constexpr,
 ):  # fmt: skip
     """Load the blocks of tokens in the order of the walk; the last chunk in order is not summed."""
@@ -270,11 +274,16 @@ def _load_tokens(
         mbarrier.wait(empty.index(s), (i // C.STAGES & 1) ^ 1)
         start = T - (i + 1) * C.BLOCK if C.REVERSE else i * C.BLOCK
         if pairs > 0:
-            mbarrier.expect(ready.index(s), C.BLOCK * (2 * C.V + 64 + (4 if C.VALUES else 0)))
+            piece: gl.constexpr = C.BLOCK * 32
+            rest: gl.constexpr = C.BLOCK * (2 * C.V + (4 if C.VALUES else 0))
+            if pairs == 2:
+                mbarrier.expect(ready.index(s), rest + 2 * piece)
+                LOAD(keys, [token + start, column + b * 16], ready.index(s), pieces.index(2 * s + 1))
+            else:
+                mbarrier.expect(ready.index(s), rest + piece)
+            LOAD(keys, [token + start, column + a * 16], ready.index(s), pieces.index(2 * s))
             if C.VALUES:
                 LOAD(value_weights, [weight + start], ready.index(s), weights.index(s))
-            LOAD(pieces, [token + start, column + a * 16], ready.index(s), left.index(s))
-            LOAD(pieces, [token + start, column + b * 16], ready.index(s), right.index(s))
             LOAD(x, [token + start, column], ready.index(s), values.index(s))
         else:
             mbarrier.expect(ready.index(s), C.BLOCK * (2 * C.V + (4 if C.WEIGHTED else 0)))
@@ -285,11 +294,11 @@ def _load_tokens(
 
 @gluon.jit(do_not_specialize=["T", "chunk", "heads"])
 def power_walk_kernel(
-    pieces, vectors, x, value_weights, sum_weights, out, states, prefix, dots, gates, T, chunk, heads, C: gl.constexpr
+    keys, vectors, x, value_weights, sum_weights, out, states, prefix, dots, gates, T, chunk, heads, C: gl.constexpr
 ):
     """S_c = exp2(gate of chunk c - 1) (S_(c-1) + ..): see `power_scan_kernel`. Grid: PROGRAMS of a state times N * H.
 
-    `pieces`, `vectors`, `x`, weights and `out` describe 16 columns and all of u, the values, both weights of tokens and
+    `keys`, `vectors`, `x`, weights and `out` describe 16 columns and all of u, the values, both weights of tokens and
     the rows of all states. REVERSE goes from the last chunk to the first. DOTS: see `power_scan_kernel`.
     """
     tile = gl.program_id(0) % C.PROGRAMS
@@ -303,8 +312,7 @@ def power_walk_kernel(
     STAGES: gl.constexpr = C.STAGES
     BLOCK: gl.constexpr = C.BLOCK
     V: gl.constexpr = C.V
-    left = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK, 16], pieces.layout)
-    right = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK, 16], pieces.layout)
+    pieces = gl.allocate_shared_memory(gl.bfloat16, [2 * STAGES, BLOCK, 16], keys.layout)
     values = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BLOCK, V], x.layout)
     weights = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK], value_weights.layout)
     staging = gl.allocate_shared_memory(gl.bfloat16, [2, 128, V], out.layout)
@@ -320,11 +328,11 @@ def power_walk_kernel(
     token = head // heads * T
     column = head % heads * C.V
     gl.warp_specialize([
-        (_first_group, (left, right, values, weights, staging, ready, empty, out, states, prefix, dots, gates, row,
+        (_first_group, (pieces, values, weights, staging, ready, empty, out, states, prefix, dots, gates, row,
                         normaliser, pairs, T, chunk, chunks, C)),
-        (_second_group, (left, right, values, weights, staging, ready, empty, out, prefix, dots, gates, row, pairs, T,
+        (_second_group, (pieces, values, weights, staging, ready, empty, out, prefix, dots, gates, row, pairs, T,
                          chunk, chunks, C)),
-        (_load_tokens, (pieces, vectors, x, value_weights, sum_weights, left, right, values, weights, ready, empty,
+        (_load_tokens, (keys, vectors, x, value_weights, sum_weights, pieces, values, weights, ready, empty,
                         token, head * T, column, a, b, pairs, T, chunk, C)),
     ], [4, 1], [C.REGISTERS, 24])  # fmt: skip
 
