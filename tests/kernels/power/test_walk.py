@@ -58,7 +58,7 @@ def problem(width=64, heads=2, groups=2, key_heads=2, t=512, chunk=128, p=2, val
 
 def test_it_serves_whole_blocks_of_equal_widths_and_heads_of_their_own():
     assert problem().walkable and problem(width=128, value=128).walkable and problem(t=640, chunk=256).walkable
-    others = ({"width": 32, "value": 32}, {"value": 128}, {"p": 3}, {"dtype": torch.float16}, {"t": 576})
+    others = ({"width": 32, "value": 32}, {"value": 128}, {"p": 3}, {"dtype": torch.float16}, {"t": 576}, {"t": 128})
     shared = ({"heads": 4}, {"key_heads": 1}, {"heads": 1, "key_heads": 1})
     assert not any(problem(**changes).walkable for changes in (*others, *shared, {"t": 2**22, "n": 2**9}))
 

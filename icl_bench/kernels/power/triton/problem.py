@@ -156,9 +156,9 @@ class PowerProblem(NamedTuple):
     def walkable(self) -> bool:
         """Tell whether `walk` has a kernel for the states: whole turns of its loop, and what it counts in 32 bits."""
         one_width = self.layout.p == 2 and self.layout.key_width == self.v in WALK_WIDTHS
-        heads = self.n * max(self.heads, self.query_heads)
+        turn, heads = WALK_TURN * WALK_BLOCK, self.n * self.heads
         rows = heads * self.chunks * self.elements // self.v
-        whole = self.t % (WALK_TURN * WALK_BLOCK) == 0 and self.chunk % (WALK_TURN * WALK_BLOCK) == 0
+        whole = self.chunks > 1 and self.t % turn == 0 and self.chunk % turn == 0
         shared = not self.heads == self.groups == self.key_heads == self.query_heads
         return one_width and whole and not shared and self.arithmetic == "bf16" and max(rows, heads * self.t) < 2**31
 
