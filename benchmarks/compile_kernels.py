@@ -22,6 +22,7 @@ from triton.runtime.jit import JITFunction
 from icl_bench.kernels.power.triton import launch as launch
 from icl_bench.kernels.power.triton import table
 from icl_bench.kernels.power.triton.problem import TokenWeights, make_problem
+from icl_bench.kernels.power.triton.walk import walk_states
 
 WIDTHS = (16, 32, 64, 128)
 GROUPS = 2
@@ -88,8 +89,11 @@ def compile_case(case: Case) -> None:
         states = launch.chunk_states(
             problem, *launch.factor_vectors(problem, k), v, weights, gates, None, reverse=False, want_final=True
         ).before
-        stats, _, values = launch.query_statistics(problem, y, low, y, den, gates)
+        stats, of_queries, values = launch.query_statistics(problem, y, low, y, den, gates)
         ready = not case.gated and values is not y
+        if problem.walkable:
+            walk_states(problem, k, v, weights, gates, states, None, reverse=False)
+            walk_states(problem, q, values, of_queries, gates, states, states if case.gated else None, reverse=True)
     launch.power_outputs(problem, q, k, v, gates, states, edge, low.shape[1])
     _, _, stats = launch.query_gradient(problem, q, k, v, y, low, y, den, stats, gates, states, edge)
     launch.key_gradient(problem, q, k, v, y, stats, gates, states, edge, ready=ready)

@@ -3,8 +3,10 @@
     python benchmarks/power_kernels.py tune OUT.json [--kernels forward,...]   time the candidates of each kernel
     python benchmarks/power_kernels.py compare OUT.json                        time whole operators beside their peers
     python benchmarks/power_kernels.py stages OUT.json                         time each kernel by itself
+    python benchmarks/power_kernels.py turns OUT.json --shapes 65536           time chunks, without and with gates
 
-Times are medians in milliseconds of CUDA-event intervals around calls on random data, after warm-up.
+Times are medians in milliseconds of CUDA-event intervals around calls on random data, after warm-up; `turns` has them
+of replayed graphs, each form after the other in every round, so that all meet the same clock.
 """
 
 import argparse
@@ -12,12 +14,15 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from spectrum import replay_ms
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -213,6 +218,7 @@ SIZES = {
     "8192": (8, 8_192, 12, 64),
     "4096": (16, 4_096, 12, 64),
     "short": (2048, 256, 2, 64),
+    "wide": (4, 16_384, 12, 128),
 }
 
 
@@ -246,6 +252,26 @@ def compare(out: Path, sizes: list[str], tuned: Path | None, chosen: str) -> Non
             found[f"{name} {operator}"] = row = time_operator(call, q, k, v, log_g, dy)
             print(name, operator, row, flush=True)
             out.write_text(json.dumps(found, indent=1))
+
+
+def turns(n: int, t: int, heads: int, width: int, chunks: list[int | None]) -> dict[str, float]:
+    """Return the times of the forward pass and of both passes in chunks of several lengths, None for the usual one."""
+
+    def forward(given: PowerInputs, chunk: int | None) -> torch.Tensor:
+        return power_attention_triton(given, PowerOptions(2, width**-0.5, "sum", 1e-6, chunk), keep_state=False)[0]
+
+    def both(given: PowerInputs, chunk: int | None, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaves = [x for x in given if isinstance(x, torch.Tensor)]
+        return torch.autograd.grad(forward(given, chunk), leaves, dy)
+
+    works: dict[str, Callable[[], object]] = {}
+    for gated, chunk in itertools.product((False, True), chunks):
+        *given, dy = inputs(n, t, heads, width, gated)
+        call = PowerInputs(*(None if x is None else x.requires_grad_() for x in given), None)
+        name = f"{'gated' if gated else 'plain'} {chunk or 'usual chunk'}"
+        works[f"{name} forward"] = partial(torch.no_grad()(forward), call, chunk)
+        works[f"{name} both"] = partial(both, call, chunk, dy)
+    return replay_ms(works)
 
 
 def captured_ms(both: Callable[[], None]) -> float | str:
@@ -289,13 +315,14 @@ def time_operator(call: Callable[..., torch.Tensor], q, k, v, log_g, dy) -> dict
 def main() -> None:
     """Run the chosen part in this process, or all tuning parts with their compilation in parallel."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["tune", "compare", "stages", "compile"])
+    parser.add_argument("part", choices=["tune", "compare", "stages", "turns", "compile"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--shapes", default="p2,p2_gated,p1,short")
     parser.add_argument("--kernels", default="forward,query_gradient,key_gradient,states,states_of_queries")
     parser.add_argument(
         "--operators", default="power,linear,sdpa", help="what the names of those to compare begin with"
     )
+    parser.add_argument("--chunks", default="256,512,1024", help="chunks to time by turns beside the usual one")
     parser.add_argument("--tuned", type=Path, help="use the fastest configurations of this tuning run")
     parser.add_argument("--share", type=int, default=0)
     parser.add_argument("--shares", type=int, default=1)
@@ -305,7 +332,11 @@ def main() -> None:
         return
     found: dict[str, object] = {}
     for shape in options.shapes.split(","):
-        if options.part == "stages":
+        if options.part == "turns":
+            chunks = [None, *map(int, options.chunks.split(","))]
+            found[shape] = turns(*SIZES[shape], chunks)
+            print(shape, found[shape], flush=True)
+        elif options.part == "stages":
             found[shape] = {name: median_ms(call) for name, call in stages(*SHAPES[shape]).items()}
             print(shape, {name: round(ms, 3) for name, ms in found[shape].items()}, flush=True)
         else:

@@ -118,7 +118,13 @@ def compile_source(source: KernelSource) -> None:
     from triton.compiler import ASTSource, compile
 
     kernel = getattr(importlib.import_module(source.module), source.name)
-    parts = ASTSource(kernel, source.signature, source.constants, source.attributes)
+    given = kernel, source.signature, source.constants, source.attributes
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        parts = GluonASTSource(*given)
+    else:
+        parts = ASTSource(*given)
     compiled = compile(parts, target=source.target, options=source.options)
     if hasattr(driver, "make_launcher"):  # a C extension for each signature; later versions have one for all
         driver.CudaLauncher(parts, compiled.metadata)

@@ -6,7 +6,7 @@ values lie until a validation. Its few hundred kernels are one more graph beside
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,14 +106,28 @@ class Probe:
         finally:
             for handle in handles:
                 handle.remove()
-        for name, seen in self.passes.items():
-            core, mixer = self.cores[name], trainer_mixer(self.trainer, name)
-            statistics = pass_statistics(seen, core.sums, None if mixer.norm is None else mixer.layout.norm_eps)
-            found |= {f"{name}.{key}": value for key, value in statistics.items()}
+        statistics = self.statistics()
+        for name, core in self.cores.items():
+            found |= statistics[name]
             if isinstance(core, SpectrumCore) and core.shares.level is not None:
                 shares = core.shares.level.weight.flatten(1)
                 found |= {f"{name}.theta{i}": shares[:, i] for i in range(shares.shape[1])}
         self.passes.clear()
+        return found
+
+    def statistics(self) -> dict[str, dict[str, Tensor]]:
+        """Return the statistics of the passes by core; those of cores that are alike are made together, as of one."""
+        alike: dict[tuple[Sums, float | None, tuple[object, ...]], list[str]] = {}
+        for name, seen in self.passes.items():
+            mixer = trainer_mixer(self.trainer, name)
+            norm_eps = None if mixer.norm is None else mixer.layout.norm_eps
+            shapes = tuple(None if x is None else x.shape for x in seen)
+            alike.setdefault((self.cores[name].sums, norm_eps, shapes), []).append(name)
+        found: dict[str, dict[str, Tensor]] = {}
+        for (sums, norm_eps, _), names in alike.items():
+            values = pass_statistics(join_passes([self.passes[name] for name in names]), sums, norm_eps)
+            parts = {key: value.chunk(len(names)) for key, value in values.items()}
+            found |= {name: {f"{name}.{key}": part[i] for key, part in parts.items()} for i, name in enumerate(names)}
         return found
 
     def hook(self, name: str) -> Callable[[SumsCore, tuple[Tensor, ...], Tensor], None]:
@@ -131,13 +145,13 @@ class Probe:
 
     def gradient_norms(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the norm of the gradient of each group of parameters before clipping, that of all of them first."""
-        squares: dict[str, Tensor] = {}
+        norms: dict[str, list[Tensor]] = {}
         for path, gradient in zip(self.parameters, self.trainer.optimiser.gradients, strict=True):
-            for group, part in self.groups(path, gradient.float()):
-                own = part.flatten(1).square().sum(1)
-                squares[group] = squares[group] + own if group in squares else own
-        yield "gradient", torch.stack(list(squares.values())).sum(0).sqrt()
-        yield from ((name, total.sqrt()) for name, total in squares.items())
+            for group, part in self.groups(path, gradient):
+                own = torch.linalg.vector_norm(part, dim=tuple(range(1, part.ndim)), dtype=torch.float32)
+                norms.setdefault(group, []).append(own)
+        yield "gradient", torch.stack([norm for own in norms.values() for norm in own]).norm(dim=0)
+        yield from ((name, own[0] if len(own) == 1 else torch.stack(own).norm(dim=0)) for name, own in norms.items())
 
     def weight_norms(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the norms of the weights that make the queries and the keys of each layer."""
@@ -169,6 +183,15 @@ def trainer_mixer(trainer: Trainer, block: str) -> HeadsMixer:
     mixer = trainer.model.blocks[int(block.removeprefix("block"))].mixer
     assert isinstance(mixer, HeadsMixer)
     return mixer
+
+
+def join_passes(passes: Sequence[Pass]) -> Pass:
+    """Return passes of one shape as a pass of all their members."""
+    if len(passes) == 1:
+        return passes[0]
+    q, k, log_g, y = zip(*passes, strict=True)
+    gates = [gate for gate in log_g if gate is not None]
+    return Pass(torch.cat(q), torch.cat(k), torch.cat(gates) if gates else None, torch.cat(y))
 
 
 def pass_statistics(seen: Pass, sums: Sums, norm_eps: float | None) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from icl_bench.kernels.power.triton.problem import (
     LowerTerms,
     PowerProblem,
     TokenWeights,
+    has_token_rows,
     kernel_constants,
     sum_constants,
 )
@@ -114,11 +115,25 @@ def chunk_states(
     """
     kind = table.state_type(problem.arithmetic)
     sums = torch.empty(problem.n * problem.groups, problem.chunks, problem.elements, device=x.device, dtype=kind)
+    if initial is None and not want_final and walks(problem, u, x):
+        from icl_bench.kernels.power.triton.walk import walk_states  # Gluon, a tenth of a second
+
+        return ChunkStates(sums, None, walk_states(problem, u, x, weights, gates, sums, prefix, reverse=reverse))
     # The last chunk in order counts for the final state alone.
     summed = problem.chunks if want_final else problem.chunks - 1
     if summed > 0:
         _sum_chunks(problem, sums, problem.chunks - summed if reverse else 0, summed, u, w, x, weights)
     return _scan(problem, sums, gates, initial, reverse, want_final, prefix)
+
+
+def walks(problem: PowerProblem, u: Tensor, x: Tensor) -> bool:
+    """Return whether one walk over the sequences makes the states: on Hopper, where its programs fill the device."""
+    if not (problem.walkable and x.is_cuda and torch.cuda.get_device_capability(x.device) == (9, 0)):
+        return False
+    device = torch.cuda.get_device_properties(x.device).multi_processor_count
+    programs = problem.walk_programs * problem.n * problem.groups
+    filled = programs / (-(-programs // device) * device)
+    return filled >= table.LEAST_FILLED and u.shape == x.shape and has_token_rows(u) and has_token_rows(x)
 
 
 def _sum_chunks(

@@ -1,10 +1,10 @@
 """Power attention in Triton: the entry point, and the custom operators behind it.
 
-Forward: sums of each chunk and their scan (`state`), then one kernel that reads the state and adds the causal scores of
-the own chunk (`forward`). Backward: the same two state kernels on queries and output gradients, backwards in time, then
-one kernel for dq and one or two for dk and dv (`backward`). One chunk that covers the sequence is the quadratic form.
-Expanded keys and queries exist in registers only (for p >= 3 their factors of about half the degree are in memory). No
-kernel adds atomically: results repeat bit for bit.
+Forward: sums of each chunk and their scan (`state`), or both in one kernel (`walk`, on Hopper), then one kernel that
+reads the state and adds the causal scores of the own chunk (`forward`). Backward: the same state kernels on queries and
+output gradients, backwards in time, then one kernel for dq and one or two for dk and dv (`backward`). One chunk that
+covers the sequence is the quadratic form. Expanded keys and queries exist in registers only (for p >= 3 their factors
+of about half the degree are in memory). No kernel adds atomically: results repeat bit for bit.
 """
 
 from typing import Any
@@ -30,6 +30,9 @@ MAX_VALUE_WIDTH = 128
 
 STATE_TOKENS = {16: 700, 32: 1100, 64: 400, 128: 300}
 """Tokens beyond twice the rows of the state at which both forms cost the same, by the padded width of keys."""
+
+WALK_TOKENS = -200
+"""The same for p = 2 and keys of 64 columns, whose states are made in one walk."""
 
 LINEAR_TOKENS = {16: 530, 32: 585, 64: 690, 128: 1175}
 """The same for p = 1; the first is an estimate."""
@@ -71,15 +74,17 @@ def measured_chunk(t: int, key_width: int, p: int) -> int:
     """Return the chunk for a sequence of length t: t itself (the quadratic form) where that is cheaper, as measured.
 
     By their operations the forms would cost the same at twice the rows of the state, for values as wide as keys. On an
-    H100, forward and backward in bfloat16, they do at 18.7, 5.5, 2.65 and 1.2 thousand tokens for p = 2 and widths of
-    128, 64, 32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32.
+    H100, forward and backward in bfloat16, they do at 18.7, 2.65 and 1.2 thousand tokens for p = 2 and widths of 128,
+    32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32; on an H200, with states in one walk, at
+    4.9 thousand for p = 2 and a width of 64.
     """
     rows = tile_layout(key_width, p).expanded
-    kept = (LINEAR_TOKENS if p == 1 else STATE_TOKENS)[padded(key_width, 16, 128)]
+    walked = p == 2 and key_width == 64
+    kept = WALK_TOKENS if walked else (LINEAR_TOKENS if p == 1 else STATE_TOKENS)[padded(key_width, 16, 128)]
     if t <= 2 * rows + kept or rows > MAX_EXPANDED:
         return t
-    chunk = 256
-    while chunk < 2048 and chunk * chunk < 250 * rows:
+    chunk, balance = 256, 100 if walked else 250  # a walk makes more states in the same time
+    while chunk < 2048 and chunk * chunk < balance * rows:
         chunk *= 2
     return chunk
 

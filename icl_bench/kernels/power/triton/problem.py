@@ -72,6 +72,14 @@ class KernelConstants(NamedTuple):
     """Pipeline depth of the loop over keys of the own block of queries."""
 
 
+WALK_WIDTHS = (64, 128)
+"""Widths of keys and values whose states `walk` makes."""
+WALK_BLOCK = 64
+"""Tokens of a block there."""
+WALK_TURN = 2
+"""Blocks of a turn of its loop, an even number."""
+
+
 class PowerProblem(NamedTuple):
     """The sizes and constants of one call."""
 
@@ -143,6 +151,21 @@ class PowerProblem(NamedTuple):
     def weighted_values(self) -> bool:
         """Tell whether output gradients are multiplied by the weights of queries once, where both are rounded alike."""
         return self.layout.p == 2 and self.normalize and self.arithmetic == "bf16"
+
+    @property
+    def walkable(self) -> bool:
+        """Tell whether `walk` has a kernel for the states: whole turns of its loop, and what it counts in 32 bits."""
+        one_width = self.layout.p == 2 and self.layout.key_width == self.v in WALK_WIDTHS
+        turn, heads = WALK_TURN * WALK_BLOCK, self.n * self.heads
+        rows = heads * self.chunks * self.elements // self.v
+        whole = self.chunks > 1 and self.t % turn == 0 and self.chunk % turn == 0
+        shared = not self.heads == self.groups == self.key_heads == self.query_heads
+        return one_width and whole and not shared and self.arithmetic == "bf16" and max(rows, heads * self.t) < 2**31
+
+    @property
+    def walk_programs(self) -> int:
+        """Programs of a state in a walk: one for each tile and one for the normaliser."""
+        return self.layout.tiles + self.normalize
 
     @property
     def lower(self) -> bool:
@@ -264,6 +287,13 @@ def make_problem(
         tile_layout(width, p), n, t, max(query_heads, groups), groups, query_heads, key_heads, v.shape[3], scale,
         normalize, eps, chunk, q.dtype, edge or chunk < t,
     )  # fmt: skip
+
+
+def has_token_rows(x: Tensor) -> bool:
+    """Tell whether x [N, T, H, width] is a matrix [N * T, H * width] in memory whose rows begin at 16 bytes each."""
+    n, t, heads, width = x.shape
+    even = x.stride(3) == 1 and (heads == 1 or x.stride(2) == width) and (n == 1 or x.stride(0) == t * x.stride(1))
+    return even and x.data_ptr() % 16 == 0 and x.stride(1) * x.element_size() % 16 == 0
 
 
 class LowerTerms(NamedTuple):
