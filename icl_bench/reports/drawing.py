@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 Draw = Callable[[], bytes | None]
 MOST_PROCESSES = 8
 """Most processes that draw: a section has some ten figures, each of a fifth of a second."""
+PATIENCE = 30.0
+"""Seconds until a figure that has not come is drawn here: a fork may wait for ever for a lock of another thread."""
 
 
 @contextmanager
@@ -21,7 +23,7 @@ def drawn_ahead(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
     """Begin to draw figures in processes, one a core; yield functions that wait for each, to be called in order.
 
     Where there is one core, or no fork without harm, they draw themselves, as they do where a process ended without its
-    figure: an error is raised by them.
+    figure, or did not end: an error is raised by them.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     count = min(cores, MOST_PROCESSES, len(draws))
@@ -31,8 +33,11 @@ def drawn_ahead(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
     started = [fork(draws[i::count]) for i in range(count)]
 
     def received(i: int) -> bytes | None:
+        connection = started[i % count][1]
         with suppress(EOFError, OSError):
-            return started[i % count][1].recv_bytes() or None
+            if connection.poll(PATIENCE):
+                return connection.recv_bytes() or None
+            connection.close()  # what came later would be taken for the next figure
         return draws[i]()
 
     try:
@@ -58,6 +63,6 @@ def send(connection: Connection, draws: Sequence[Draw]) -> None:
     """Draw figures and send each, no bytes where it shows nothing; an interrupt is for the process that waits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with connection, suppress(Exception):  # an error shows again in the process that waits
+    with connection:
         for draw in draws:
             connection.send_bytes(draw() or b"")

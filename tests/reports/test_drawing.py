@@ -1,6 +1,7 @@
 """Figures drawn in other processes: in order, with their errors, and without a process that was lost."""
 
 import os
+import time
 from functools import partial
 
 import pytest
@@ -37,6 +38,21 @@ def test_figures_of_a_lost_process_are_drawn_here() -> None:
         drawn = [wait() for wait in waits]
     assert drawn[2] == b"2 False" and drawn[4] is None and drawn[7] is None
     assert [one and one.split()[0] for one in drawn] == [b"0", None, b"2", b"3", None, b"5", b"6", None]
+
+
+def test_figures_that_do_not_come_are_drawn_here(monkeypatch) -> None:
+    monkeypatch.setattr(drawing, "PATIENCE", 0.2)
+
+    def late(i: int) -> bytes | None:
+        if os.getpid() != HERE and i == 0:
+            time.sleep(0.6)
+        return picture(i)
+
+    with drawn_ahead([partial(late, i) for i in (0, 2, 3, 5, 6)]) as waits:
+        drawn = [waits[0]()]
+        time.sleep(0.8)
+        drawn += [wait() for wait in waits[1:]]
+    assert drawn == [b"0 True", b"2 False", b"3 False", b"5 True", b"6 False"]
 
 
 def test_an_error_is_raised_here() -> None:

@@ -8,8 +8,8 @@ from icl_bench.kernels.power.triton import launch
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 from icl_bench.kernels.power.triton.problem import TokenWeights, make_problem
 from icl_bench.kernels.power.triton.walk import walk_states
-from tests.kernels.numerics import assert_replays
-from tests.kernels.power.power_oracle import Case, poison
+from tests.kernels.numerics import assert_replays, poison
+from tests.kernels.power.power_oracle import Case
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HOPPER, reason="needs a Hopper GPU")]

@@ -6,7 +6,6 @@ from torch import Tensor
 from icl_bench.kernels.power.expansion import expand
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions, PowerState
 from icl_bench.kernels.power.triton.ops import power_attention_triton
-from tests.kernels.numerics import poison as poison
 
 # Root-mean-square errors relative to float64: outputs, and each gradient.
 # bfloat16 rounds operands to 2^-9, tf32 to 2^-11.
