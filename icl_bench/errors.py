@@ -46,6 +46,10 @@ class KernelUnavailableError(IclBenchError):
     """A kernel implementation that was requested by name cannot run on this machine."""
 
 
+class KernelsUnlistedError(IclBenchError):
+    """The kernels of a fleet cannot be listed for want of memory, so that each is compiled at its first launch."""
+
+
 class StoreError(IclBenchError):
     """The store cannot be read or written."""
 

@@ -12,21 +12,26 @@ from pathlib import Path
 
 import torch
 
-from icl_bench.errors import IclBenchError
+from icl_bench.errors import IclBenchError, KernelsUnlistedError
 from icl_bench.harness.compiled import known_fleets
 from icl_bench.harness.environment import git_revision, usable_cores, versions
+from icl_bench.harness.training.attempt import failure_kind
 from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
 from icl_bench.harness.training.outside_layers import calls_outside_code
+from icl_bench.harness.training.probes import Probe
 from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.isolation import is_isolating, isolated, start_method
 from icl_bench.kernels.ahead import Compilers, KernelSource, can_list, unlaunched
 from icl_bench.kernels.backends import is_installed, prepare_in_turn
+from icl_bench.outside import first_line
 from icl_bench.runs.spec import RunSpec
 from icl_bench.schema import content_hash
 
 LOG = logging.getLogger("icl_bench")
 LEAST_CORES = 4
 """Cores from which kernels are compiled in processes."""
+ONE_BY_ONE = "kernels are compiled one by one"
+"""What follows where they cannot be listed."""
 COMPILING = threading.Lock()
 """Held while the kernels of a fleet are compiled; another fleet has many of the same."""
 
@@ -63,7 +68,7 @@ def compile_kernels(specs: Sequence[RunSpec], machine: Machine) -> bool:
 def list_kernels(specs: Sequence[RunSpec], machine: Machine, connection: Connection) -> None:
     """Let a process send the kernels of a fleet; close the connection at its end, whatever that is."""
     with connection:
-        isolated("kernels are compiled one by one", send_kernels, list(specs), machine, connection)
+        isolated(ONE_BY_ONE, send_kernels, list(specs), machine, connection)
 
 
 def received(connection: Connection) -> Iterator[KernelSource]:
@@ -103,20 +108,38 @@ def known_fleet(specs: Sequence[RunSpec], machine: Machine) -> Path:
         "members": len(specs),
         **place,
         "recompute": machine.recompute,
+        "keep": machine.keep,
         **code,
     }
     return known_fleets() / content_hash(kind, "icl-bench/kernels/v1")
 
 
 def send_kernels(specs: Sequence[RunSpec], machine: Machine, connection: Connection) -> None:
-    """Send the kernels of a fleet, of a step on each of its cells, a validation and a piece of each test cell."""
-    with connection, unlaunched(connection.send):
-        trainer = Trainer(specs, machine._replace(graphs=False))
-        for index in range(len(trainer.cells)):
-            trainer.run_refill(index)
-            trainer.run_update(index)
-        trainer.validate(trainer.working_model)
-        for cell in trainer.task.eval_cells:
-            stream = trainer.make_stream(cell.label, "test")
-            piece = next(evaluation_pieces(stream, trainer.spec.evaluation.examples))
-            evaluate(trainer.working_model, stream, [piece])
+    """Send the kernels of a fleet: of steps on each cell, evaluations, a first batch, and probes if kept.
+
+    Raise KernelsUnlistedError where memory is used up.
+    """
+    try:
+        with connection, unlaunched(connection.send):
+            meet_kernels(specs, machine)
+    except (RuntimeError, MemoryError) as error:
+        if failure_kind(error) != "memory":
+            raise
+        why = f"listing them needs memory; {first_line(error)}; leave some free"
+        raise KernelsUnlistedError(f"{ONE_BY_ONE}: {why}") from None
+
+
+def meet_kernels(specs: Sequence[RunSpec], machine: Machine) -> None:
+    """Do once what launches the kernels of a fleet."""
+    trainer = Trainer(specs, machine._replace(graphs=False))
+    for index in range(len(trainer.cells)):
+        trainer.run_refill(index)
+        trainer.run_update(index)
+    trainer.validate(trainer.working_model)
+    for cell in trainer.task.eval_cells:
+        stream = trainer.make_stream(cell.label, "test")
+        piece = next(evaluation_pieces(stream, trainer.spec.evaluation.examples))
+        evaluate(trainer.working_model, stream, [piece])
+    trainer.make_stream(trainer.cells[0].label, "train").first(trainer.spec.train.batch)  # whose digest is recorded
+    if "probes" in machine.keep:
+        Probe(trainer)  # which measures once

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from icl_bench.errors import OutsideCodeError
+from icl_bench.errors import KernelsUnlistedError, OutsideCodeError
 from icl_bench.harness import compiled
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training import ahead
@@ -83,6 +83,26 @@ def test_a_list_that_fails_is_told_and_leaves_the_fleet_alone(asked, monkeypatch
     with isolating(), caplog.at_level(logging.WARNING, "icl_bench"):
         ahead.compile_kernels(runs(), GPU)
     assert "one by one" in caplog.text and not asked
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (torch.OutOfMemoryError("all is\nused"), KernelsUnlistedError),
+        (RuntimeError("CUDA error: out of memory"), KernelsUnlistedError),
+        (MemoryError(), KernelsUnlistedError),
+        (RuntimeError("CUDA error: an illegal memory access"), RuntimeError),
+    ],
+)
+def test_a_list_for_which_memory_is_lacking_is_an_error_of_one_line(monkeypatch, error, raised) -> None:
+    def fail(specs, machine):
+        raise error
+
+    monkeypatch.setattr(ahead, "meet_kernels", fail)
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    with ours, pytest.raises(raised) as found:
+        ahead.send_kernels(runs(), GPU, theirs)
+    assert type(found.value) is raised and len(str(found.value).splitlines()) == 1 and theirs.closed
 
 
 def test_a_fault_of_the_list_is_raised(asked, monkeypatch) -> None:
