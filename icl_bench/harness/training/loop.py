@@ -272,10 +272,11 @@ class TrainingLoop:
             self.probe = Probe(trainer)
 
     def take_probes(self) -> None:
-        """Add the probes since the last call to those of the members held."""
+        """Add the probes since the last call to those of the members held; one that has stopped has no more of them."""
         if self.probe is not None:
             for member, taken in zip(self.roster.held, self.probe.take(), strict=True):
-                self.points[member] += taken
+                last = self.stopped_at[member] or self.spec.train.steps
+                self.points[member] += [point for point in taken if point.step <= last]
 
     def repeated_point(self, member: int, step: int, labels: Mapping[str, object]) -> MetricPoint:
         """Return the last metrics of a member again, at a later step; zeros if it was dropped before the first."""

@@ -58,6 +58,7 @@ class Roster:
         if all(self.dropped.values()):
             return trainer
         state, self.last_state = self.state(trainer), {}
+        drop_graphs(trainer)
         self.held, self.dropped = list(range(self.size)), {}
         whole = Trainer(specs, trainer.machine)
         self.set_state(whole, trainer.done, state)
@@ -74,8 +75,7 @@ class Roster:
         self.last_state = {name: tensor.cpu() for name, tensor in self.state(trainer).items()}
         steps = dict(zip(self.held, trainer.diverged_at, strict=True))
         self.dropped |= {member: step for member, step in steps.items() if member not in active}
-        for graphs in (trainer.refill_graphs, trainer.update_graphs):
-            graphs.graphs.clear()  # their memory serves the new trainer
+        drop_graphs(trainer)
         specs = [spec for spec, member in zip(trainer.specs, self.held, strict=True) if member in active]
         self.held = active
         narrowed = Trainer(specs, trainer.machine)
@@ -116,6 +116,12 @@ class Roster:
     def layout(self, trainer: Trainer) -> ParameterLayout:
         """Return the layout of the parameters of all members."""
         return trainer.optimiser.layout._replace(members=self.size)
+
+
+def drop_graphs(trainer: Trainer) -> None:
+    """Drop the graphs of a trainer that makes no more steps, so that their memory serves the one that follows."""
+    for graphs in (trainer.refill_graphs, trainer.update_graphs):
+        graphs.graphs.clear()
 
 
 class StateOfMembers(NamedTuple):

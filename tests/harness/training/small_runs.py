@@ -41,10 +41,10 @@ class Trained(NamedTuple):
     logged: list[tuple[int, MetricPoint]]
 
 
-def trained(runs: list[RunSpec]) -> Trained:
+def trained(runs: list[RunSpec], keep: tuple[str, ...] = ()) -> Trained:
     logged: list[tuple[int, MetricPoint]] = []
     log = lambda member, point: logged.append((member, point))  # noqa: E731
-    loop = TrainingLoop(Trainer(runs, Machine(CPU)), lambda progress: None, log)
+    loop = TrainingLoop(Trainer(runs, Machine(CPU, keep=keep)), lambda progress: None, log)
     return Trained(loop, loop.run(), logged)
 
 

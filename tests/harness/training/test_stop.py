@@ -6,6 +6,7 @@ from icl_bench.errors import SpecError
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.results import member_result
 from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.runs.probes import ProbePoint, Probes
 from icl_bench.runs.record import MetricPoint
 from icl_bench.runs.spec import RunSpec
 from tests.harness.training.small_runs import CPU, Trained, specs, trained, with_rate
@@ -62,6 +63,20 @@ def test_a_fleet_that_lost_members_to_both_ends_is_tested_whole() -> None:
     assert first.stopped_at and second.stopped_at and first.cells and second.cells
     assert fleet.loop.trainer.done < 12 and fleet.loop.roster.held == [0, 1, 2]
     assert [point.step for point in points_of(fleet, 0)] == [3, 6, 9, 12]  # as alone
+
+
+def test_a_stopped_member_has_the_probes_of_its_run_alone() -> None:
+    rates = (1e-4, 1e-3, 1e-2)
+    runs = stopping(rates, limit_between(rates, above=1))  # one of three stops, and is held with the others
+    fleet, *alone = (trained(some, keep=("probes",)).scores for some in (runs, *([run] for run in runs)))
+    steps = [[[point.step for point in probes_of(files)] for files in scores.kept] for scores in (fleet, *alone)]
+    assert steps[0] == [own for (own,) in steps[1:]]
+    last = [own[-1] for own in steps[0]]
+    assert last == [member.stopped_at or 12 for member in fleet.members] and min(last) < 12
+
+
+def probes_of(files: dict[str, bytes]) -> tuple[ProbePoint, ...]:
+    return Probes.model_validate_json(files["probes.json"]).points
 
 
 def test_a_run_without_a_limit_has_its_former_id_and_a_limit_is_an_accuracy() -> None:
