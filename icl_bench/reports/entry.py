@@ -164,8 +164,16 @@ class Entry:
 
     @property
     def rise(self) -> float:
-        """Median over seeds of the rise in validation accuracy over the last third of the updates."""
-        return known_median([late_rise(run.curve) for run in self.scored if len(run.curve) > 1]) or 0.0
+        """Median over seeds of the rise in validation accuracy over the last third of the updates.
+
+        It is 0 for runs that ended as they were accurate enough: more updates were not wanted.
+        """
+        rises = [
+            late_rise(run.curve) if run.result.steps == run.spec["train"]["steps"] else 0.0
+            for run in self.scored
+            if len(run.curve) > 1
+        ]
+        return known_median(rises) or 0.0
 
     @cached_property
     def factors(self) -> tuple[tuple[str, dict[str, Any]], ...]:
