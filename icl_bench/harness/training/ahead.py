@@ -31,7 +31,7 @@ LOG = logging.getLogger("icl_bench")
 LEAST_CORES = 4
 """Cores from which kernels are compiled in processes."""
 ONE_BY_ONE = "kernels are compiled one by one"
-"""What follows where they cannot be listed."""
+"""Consequence where they cannot be listed, in messages."""
 COMPILING = threading.Lock()
 """Held while the kernels of a fleet are compiled; another fleet has many of the same."""
 

@@ -1,8 +1,12 @@
 """Which fleets have their kernels compiled in processes, and what such fleets are known by."""
 
+import importlib.util
+import json
 import logging
 import multiprocessing
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,6 +20,51 @@ from icl_bench.harness.training.trainer import Machine
 from icl_bench.isolation import isolating
 
 GPU = Machine(torch.device("cuda"))
+WHOLE_RUN = """
+import json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from icl_bench.kernels import backends
+
+class Driver:
+    def get_current_target(self): return GPUTarget("cuda", 90, 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device=0): return 0
+
+triton.runtime.driver.set_active(Driver())
+backends.has_triton, backends.check_triton = lambda x: True, lambda x: None  # before a module takes them
+from icl_bench.harness.training import ahead, validator
+from icl_bench.harness.training.attempt import train_members
+from icl_bench.harness.training.trainer import Machine, Trainer
+from icl_bench.kernels.ahead import can_list, unlaunched
+from tests.harness.training.small_runs import CPU, specs
+
+class Writer:
+    def log(self, point): ...
+    def keep(self, name, data): ...
+
+class Sender(list):
+    def __enter__(self): return self
+    def __exit__(self, *error): ...
+    send = list.append
+
+def test_cell(trainer, cell, members, model):
+    tested.append(cell.label)
+    return whole(trainer, cell, members, model)
+
+tested, whole, Trainer.test_cell = [], Trainer.test_cell, test_cell
+validator.usable_cores = lambda: 1  # only this thread lists
+assert can_list()
+runs = specs(sys.argv[1], extra=("evaluation.validation=16",))  # a batch, of 8, is no multiple of 16, evaluations are
+machine, listed, met = Machine(CPU, keep=tuple(sys.argv[2:])), Sender(), []
+ahead.send_kernels(runs, machine, listed)
+with unlaunched(met.append):
+    train_members(runs, machine, lambda progress: None, [Writer()], None, True)
+assert tested == ["pairs=2", "pairs=4"], tested
+known = set(map(str, listed))
+print(json.dumps([len(known), [str(source) for source in met if str(source) not in known]]))
+"""
+"""A program that lists a fleet's kernels, and then those of its training, for a GPU that is not there."""
 
 
 def runs(arch: str = "power:p=2", *settings: str, **options):
@@ -152,3 +201,15 @@ def test_a_cache_that_cannot_be_written_ends_no_run(monkeypatch, tmp_path, asked
     with caplog.at_level(logging.WARNING, "icl_bench"):
         ahead.remember_kernels(runs(), GPU)
     assert "cannot be noted" in caplog.text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize("words", [("power:p=2",), ("gated-delta-net", "probes")])
+def test_the_list_has_every_kernel_that_a_whole_run_would_launch(words: tuple[str, ...], tmp_path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", WHOLE_RUN, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    listed, missed = json.loads(done.stdout.splitlines()[-1])
+    assert listed > 30 and missed == []
