@@ -71,8 +71,8 @@ def hopper(monkeypatch):
         yield
 
 
-def chosen_chunk(n=1, t=5_120, heads=12, keys=12, dtype=torch.bfloat16, keep_state=False, state=None, width=64):
-    q, k, v = (torch.empty(n, t, count, width, dtype=dtype, device="cuda") for count in (heads, keys, heads))
+def chosen_chunk(n=1, t=5_120, heads=12, keys=12, dtype=torch.bfloat16, keep_state=False, state=None):
+    q, k, v = (torch.empty(n, t, count, 64, dtype=dtype, device="cuda") for count in (heads, keys, heads))
     options = PowerOptions(p=2, scale=0.125, normalize="sum", eps=1e-6, chunk=None)
     return whole_chunk(PowerInputs(q, k, v, None, state), options, keep_state)
 
