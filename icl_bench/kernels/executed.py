@@ -120,7 +120,7 @@ def _power_by_kernels(inputs: PowerInputs, options: PowerOptions) -> int:
     from icl_bench.kernels.power.triton.problem import make_problem
     from icl_bench.kernels.triton.common import padded
 
-    q, k, v, chunk = *inputs[:3], whole_chunk(inputs.q, options)
+    q, k, v, chunk = *inputs[:3], whole_chunk(inputs, options, keep_state=False)
     normalize = options.normalize == "sum"
     problem = make_problem(q, k, v, options.p, options.scale, normalize, options.eps, chunk, edge=False)
     t, layout = problem.t, problem.layout

@@ -127,11 +127,16 @@ def chunk_states(
 
 
 def walks(problem: PowerProblem, u: Tensor, x: Tensor) -> bool:
-    """Return whether one walk over the sequences makes the states: on Hopper, where its programs fill the device."""
-    if not (problem.walkable and x.is_cuda and torch.cuda.get_device_capability(x.device) == (9, 0)):
+    """Return whether one walk over the sequences makes the states; its loads need addresses of 16 bytes."""
+    return can_walk(problem, u, x) and u.data_ptr() % 16 == 0 and x.data_ptr() % 16 == 0
+
+
+def can_walk(problem: PowerProblem, u: Tensor, x: Tensor) -> bool:
+    """Return whether `walks` is true but for addresses: on Hopper, where the programs of a walk fill the device."""
+    programs = problem.walk_programs * problem.n * problem.groups
+    if programs == 0 or not (problem.walkable and x.is_cuda and torch.cuda.get_device_capability(x.device) == (9, 0)):
         return False
     device = torch.cuda.get_device_properties(x.device).multi_processor_count
-    programs = problem.walk_programs * problem.n * problem.groups
     filled = programs / (-(-programs // device) * device)
     return filled >= table.LEAST_FILLED and u.shape == x.shape and has_token_rows(u) and has_token_rows(x)
 

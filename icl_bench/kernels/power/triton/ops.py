@@ -31,8 +31,8 @@ MAX_VALUE_WIDTH = 128
 STATE_TOKENS = {16: 700, 32: 1100, 64: 400, 128: 300}
 """Tokens beyond twice the rows of the state at which both forms cost the same, by the padded width of keys."""
 
-WALK_TOKENS = -200
-"""The same for p = 2 and keys of 64 columns, whose states are made in one walk."""
+WALKED_KEYS, WALK_TOKENS, WALK_CHUNK = 64, -200, 512
+"""Width of keys with p = 2 for which the same, and the chunk, are others where states are made in one walk."""
 
 LINEAR_TOKENS = {16: 530, 32: 585, 64: 690, 128: 1175}
 """The same for p = 1; the first is an estimate."""
@@ -61,40 +61,56 @@ def power_attention_triton(
         return _by_value_blocks(inputs, options, keep_state)
     s, z = (None, None) if state is None else state
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    chunk = whole_chunk(PowerInputs(q, k, v, log_g, state), options, keep_state)
     differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, log_g, s, z))
     normalize = options.normalize == "sum"
     y, _, _, _, _, s, z = power_forward(
-        q, k, v, log_g, s, z, options.p, options.scale, normalize, options.eps, whole_chunk(q, options), keep_state,
-        differentiable,
+        q, k, v, log_g, s, z, options.p, options.scale, normalize, options.eps, chunk, keep_state, differentiable,
     )  # fmt: skip
     return y, PowerState(s, z if normalize else None) if keep_state else None
 
 
-def measured_chunk(t: int, key_width: int, p: int) -> int:
+def measured_chunk(t: int, key_width: int, p: int, *, walked: bool = False) -> int:
     """Return the chunk for a sequence of length t: t itself (the quadratic form) where that is cheaper, as measured.
 
     By their operations the forms would cost the same at twice the rows of the state, for values as wide as keys. On an
-    H100, forward and backward in bfloat16, they do at 18.7, 2.65 and 1.2 thousand tokens for p = 2 and widths of 128,
-    32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32; on an H200, with states in one walk, at
-    4.9 thousand for p = 2 and a width of 64.
+    H100, forward and backward in bfloat16, they do at 18.7, 5.5, 2.65 and 1.2 thousand tokens for p = 2 and widths of
+    128, 64, 32 and 16, and at 1,430, 820 and 650 for p = 1 and widths of 128, 64 and 32; on an H200, where states are
+    `walked` (p = 2 and a width of 64 alone), at 4.9 thousand.
     """
     rows = tile_layout(key_width, p).expanded
-    walked = p == 2 and key_width == 64
     kept = WALK_TOKENS if walked else (LINEAR_TOKENS if p == 1 else STATE_TOKENS)[padded(key_width, 16, 128)]
     if t <= 2 * rows + kept or rows > MAX_EXPANDED:
         return t
-    chunk, balance = 256, 100 if walked else 250  # a walk makes more states in the same time
-    while chunk < 2048 and chunk * chunk < balance * rows:
+    if walked:
+        return WALK_CHUNK
+    chunk = 256
+    while chunk < 2048 and chunk * chunk < 250 * rows:
         chunk *= 2
     return chunk
 
 
-def whole_chunk(q: Tensor, options: PowerOptions) -> int:
+def whole_chunk(inputs: PowerInputs, options: PowerOptions, keep_state: bool) -> int:
     """Return the chunk of a call, rounded up to whole blocks of rows, and at most the sequence."""
-    t = q.shape[1]
-    chunk = options.chunk or measured_chunk(t, q.shape[3], options.p)
+    q, chunk = inputs.q, options.chunk
+    if chunk is None:
+        walked = _walks(inputs, options, keep_state)
+        chunk = measured_chunk(q.shape[1], q.shape[3], options.p, walked=walked)
     unit = table.CHUNK_UNITS[q.dtype]
-    return min(-(-chunk // unit) * unit, t)
+    return min(-(-chunk // unit) * unit, q.shape[1])
+
+
+def _walks(inputs: PowerInputs, options: PowerOptions, keep_state: bool) -> bool:
+    """Return whether the states of a call in chunks of WALK_CHUNK, the chunk that was measured, are made in one walk.
+
+    Addresses, which traced tensors do not have, are taken to be even.
+    """
+    q, k, v = inputs[:3]
+    if options.p != 2 or q.shape[3] != WALKED_KEYS or keep_state or inputs.state is not None:
+        return False
+    normalize = options.normalize == "sum"
+    problem = make_problem(q, k, v, 2, options.scale, normalize, options.eps, WALK_CHUNK, False)
+    return launch.can_walk(problem, k, v)
 
 
 def _check_support(inputs: PowerInputs, options: PowerOptions) -> None:

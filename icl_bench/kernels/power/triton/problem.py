@@ -158,9 +158,10 @@ class PowerProblem(NamedTuple):
         one_width = self.layout.p == 2 and self.layout.key_width == self.v in WALK_WIDTHS
         turn, heads = WALK_TURN * WALK_BLOCK, self.n * self.heads
         rows = heads * self.chunks * self.elements // self.v
+        counts = rows, heads * self.t, self.chunks * self.elements
         whole = self.chunks > 1 and self.t % turn == 0 and self.chunk % turn == 0
         shared = not self.heads == self.groups == self.key_heads == self.query_heads
-        return one_width and whole and not shared and self.arithmetic == "bf16" and max(rows, heads * self.t) < 2**31
+        return one_width and whole and not shared and self.arithmetic == "bf16" and max(counts) < 2**31
 
     @property
     def walk_programs(self) -> int:
@@ -290,10 +291,10 @@ def make_problem(
 
 
 def has_token_rows(x: Tensor) -> bool:
-    """Tell whether x [N, T, H, width] is a matrix [N * T, H * width] in memory whose rows begin at 16 bytes each."""
+    """Tell whether x [N, T, H, width] is a matrix [N * T, H * width] in memory of rows apart, by 16 bytes or more."""
     n, t, heads, width = x.shape
     even = x.stride(3) == 1 and (heads == 1 or x.stride(2) == width) and (n == 1 or x.stride(0) == t * x.stride(1))
-    return even and x.data_ptr() % 16 == 0 and x.stride(1) * x.element_size() % 16 == 0
+    return even and x.stride(1) >= heads * width and x.stride(1) * x.element_size() % 16 == 0
 
 
 class LowerTerms(NamedTuple):

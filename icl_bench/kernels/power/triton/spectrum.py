@@ -35,7 +35,7 @@ def fits_one_pass(inputs: PowerInputs, lower: Tensor, p: int, chunk: int | None)
     if not (kinds and narrow and state is None):
         return False
     constant = (lower.ndim < 3 or lower.shape[-3] == 1) and q.shape[2] <= v.shape[2]
-    return _chunk(q, p, chunk) >= q.shape[1] or (p == 2 and constant)
+    return _chunk(inputs, p, chunk) >= q.shape[1] or (p == 2 and constant)
 
 
 def spectrum_attention_triton(inputs: PowerInputs, lower: Tensor, p: int, scale: float, chunk: int | None) -> Tensor:
@@ -44,7 +44,7 @@ def spectrum_attention_triton(inputs: PowerInputs, lower: Tensor, p: int, scale:
     weights = lower.float().view(*(1,) * (4 - lower.ndim), *lower.shape)
     weights = weights.expand(*weights.shape[:2], inputs.heads, p // 2)
     weights = weights if weights.stride(3) == 1 else weights.contiguous()
-    y: Tensor = spectrum_forward(q, k, v, inputs.log_g, weights, p, scale, _chunk(q, p, chunk))[0]
+    y: Tensor = spectrum_forward(q, k, v, inputs.log_g, weights, p, scale, _chunk(inputs, p, chunk))[0]
     return y
 
 
@@ -203,8 +203,8 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), weights.new_empty(weights.shape), dg
 
 
-def _chunk(q: Tensor, p: int, chunk: int | None) -> int:
-    return whole_chunk(q, PowerOptions(p, 1.0, "none", 0.0, chunk))
+def _chunk(inputs: PowerInputs, p: int, chunk: int | None) -> int:
+    return whole_chunk(inputs, PowerOptions(p, 1.0, "none", 0.0, chunk), keep_state=False)
 
 
 def _nothing(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -343,7 +343,7 @@ def walk_states(
 ) -> Tensor | None:  # fmt: skip
     """Write the states before the chunks (in reverse, after them) as `chunk_states` gives them; return its `dots`."""
     width, layout = problem.v, problem.layout
-    unused = states.view(torch.float32).view(-1)
+    unused = states.view(-1)[: 2 * WALK_BLOCK].view(torch.float32)  # of all states may be too long for a copy of tiles
     value_weights = None if weights is None else weights.value
     numbers = [unused if w is None else w.view(-1) for w in (value_weights, None if weights is None else weights.sum)]
     parts = 2 * layout.tiles + problem.normalize
