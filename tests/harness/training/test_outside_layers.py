@@ -170,6 +170,7 @@ def test_buffers_of_members_that_go_on_move_with_them(check) -> None:
     trainer, roster = Trainer(runs, Machine(CPU)), Roster(3)
     trainer.step()
     trainer.optimiser.state.diverged_at[:2] = 1
+    trainer.optimiser.state.active[:2] = False
     narrowed = roster.narrow(trainer)
     own = {name: tensor for name, tensor in narrowed.state().items() if name.startswith("member buffer ")}
     assert own and all(torch.equal(tensor[0], trainer.state()[name][2]) for name, tensor in own.items())

@@ -22,6 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.power.triton.problem import WALK_BLOCK, WALK_TURN, PowerProblem, TokenWeights
 
 # Names that Triton 3.6 has, or those of later versions.
@@ -355,13 +356,14 @@ def walk_states(
     block, heads = constants.BLOCK, problem.n * problem.groups
     dots = None if prefix is None else torch.empty(heads, parts, problem.chunks, device=x.device)
     vectors, values = (y.as_strided((problem.n * problem.t, problem.groups * width), y.stride()[1::2]) for y in (u, x))
-    power_walk_kernel[(constants.PROGRAMS * heads,)](
-        _described(vectors, [block, 16], 32), _described(vectors, [block, width], 128),
-        _described(values, [block, width], 128), *(_described(w, [block], 0) for w in numbers),
-        _described(states.view(-1, width), [128, width], 128), states,
-        *(unused if y is None else y for y in (prefix, dots, gates)),
-        problem.t, problem.chunk, problem.groups, C=constants, num_warps=4,
-    )  # fmt: skip
+    with launch_on(states):
+        power_walk_kernel[(constants.PROGRAMS * heads,)](
+            _described(vectors, [block, 16], 32), _described(vectors, [block, width], 128),
+            _described(values, [block, width], 128), *(_described(w, [block], 0) for w in numbers),
+            _described(states.view(-1, width), [128, width], 128), states,
+            *(unused if y is None else y for y in (prefix, dots, gates)),
+            problem.t, problem.chunk, problem.groups, C=constants, num_warps=4,
+        )  # fmt: skip
     return None if dots is None else dots.sum(1)
 
 
