@@ -51,7 +51,7 @@ def test_arguments_are_checked():
 def test_kernels_refuse_what_they_do_not_take():
     q, wide = draw(1, 4, 1, 8), draw(1, 4, 1, 130)
     chosen = torch.ones(1, 1, 4, 2, dtype=torch.bool, device=DEVICE)
-    with pytest.raises(KernelUnavailableError, match="queries of all tokens .* got 1 of 4"):
+    with pytest.raises(KernelUnavailableError, match=r"queries of all tokens .* got 1 of 4"):
         block_attention(q[:, 3:], q, q, chosen[:, :, 3:], 2, impl="triton")
-    with pytest.raises(KernelUnavailableError, match="widths of 128; .* V=130"):
+    with pytest.raises(KernelUnavailableError, match=r"widths of 128; .* V=130"):
         block_attention(q, q, wide, chosen, 2, impl="triton")
