@@ -127,9 +127,9 @@ def scores_of_chunks(q: Tensor, k: Tensor, w: Tensor, scaled: Tensor) -> list[Te
     own = q @ k.mT - along @ solved
     queries, keys = q - along @ ahead, k - solved.mT @ scaled  # before the chunk, behind it
     through = scaled.mT @ ahead  # the identity less the reflections of a chunk
-    blocks = [list(own.unbind(3))]
+    blocks = [own.unbind(3)]
     for distance in range(1, q.shape[3]):
         queries = queries[:, :, :, 1:]
-        blocks.append(list((queries @ keys[:, :, :, :-distance].mT).unbind(3)))
+        blocks.append((queries @ keys[:, :, :, :-distance].mT).unbind(3))
         queries = queries - queries @ through[:, :, :, :-distance]
     return [torch.cat([blocks[i - j][j] for j in range(i + 1)], dim=-1) for i in range(q.shape[3])]

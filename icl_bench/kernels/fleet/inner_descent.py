@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.projection import HALF_TYPES
@@ -83,8 +84,13 @@ def inner_descent(
     layers, norm = model
     check_shape("rates", rates, q.shape[:-1], "[M, B, T, H]")
     check_shape("factors", factors, (q.shape[0], MINIBATCH), "[M, 16]")
-    fits = v.dtype in HALF_TYPES and q.shape[-1] <= WIDEST_INNER.get(len(layers), 0)
-    if takes_triton(impl, v) and (fits or impl == "triton"):
+    fits = q.shape[-1] <= WIDEST_INNER.get(len(layers), 0)
+    if impl == "triton" and not fits:
+        raise KernelUnavailableError(
+            f"impl='triton' takes keys of the widths {WIDEST_INNER} by layers; got K={q.shape[-1]} and {len(layers)} "
+            "layers: use impl='auto'"
+        )
+    if takes_triton(impl, v) and fits and (v.dtype in HALF_TYPES or impl == "triton"):
         return fused_descent((q, k, v, rates, factors), layers, norm)
     wide = torch.float64 if impl == "reference" else rates.dtype
     parts = (part.transpose(2, 3).to(wide) for part in (q, k, v, rates[..., None]))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from icl_bench.errors import ArgumentError
+from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet.block_attention import block_attention
 from tests.kernels.fleet.test_inner_descent import assert_within_tf32
 from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
@@ -38,9 +38,20 @@ def test_queries_of_the_last_positions():
     torch.testing.assert_close(last, whole[:, 7:])
 
 
-def test_shapes_are_checked():
+def test_arguments_are_checked():
     q = draw(1, 4, 1, 8)
     with pytest.raises(ArgumentError, match="chosen must be"):
         block_attention(q, q, q, torch.ones(1, 1, 4, 4, dtype=torch.bool), 2)
     with pytest.raises(ArgumentError, match="v must be"):
         block_attention(q, q, q[:, 1:], torch.ones(1, 1, 4, 2, dtype=torch.bool), 2)
+    with pytest.raises(ArgumentError, match="chosen must be bool"):
+        block_attention(q, q, q, torch.ones(1, 1, 4, 2, device=DEVICE), 2)
+
+
+def test_kernels_refuse_what_they_do_not_take():
+    q, wide = draw(1, 4, 1, 8), draw(1, 4, 1, 130)
+    chosen = torch.ones(1, 1, 4, 2, dtype=torch.bool, device=DEVICE)
+    with pytest.raises(KernelUnavailableError, match=r"queries of all tokens .* got 1 of 4"):
+        block_attention(q[:, 3:], q, q, chosen[:, :, 3:], 2, impl="triton")
+    with pytest.raises(KernelUnavailableError, match=r"widths of 128; .* V=130"):
+        block_attention(q, q, wide, chosen, 2, impl="triton")

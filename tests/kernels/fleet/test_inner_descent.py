@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icl_bench.errors import ArgumentError
+from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, inner_descent
 from tests.kernels.numerics import assert_equal_in_float64, draw
 
@@ -80,3 +80,13 @@ def test_shapes_are_checked():
         descend(*given[:3], given[3][:, :, 1:], *given[4:], impl="torch")
     with pytest.raises(ArgumentError, match="factors must be"):
         descend(*given[:4], given[4][:, 1:], *given[5:], impl="torch")
+
+
+def test_kernels_refuse_what_they_do_not_take():
+    given = operands(1, 1, 2, 1, 66, torch.float32)
+    with pytest.raises(KernelUnavailableError, match="got K=66 and 1 layers"):
+        descend(*given, impl="triton")
+    q, k, v, rates, factors, weight, bias, gain, shift = operands(1, 1, 2, 1, 4, torch.float32)
+    model = ((InnerLayer(weight, bias),) * 3, InnerNorm(gain, shift))
+    with pytest.raises(KernelUnavailableError, match="got K=4 and 3 layers"):
+        inner_descent(q, k, v, rates, factors, model, impl="triton")

@@ -55,6 +55,14 @@ def store_head_rows(pointer, tile, head, start, width, sizes, BLOCK_T: tl.conste
 
 
 @triton.jit
+def load_queries(q, sizes, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Return the head of a program, its first query and its queries: the last ones, which see most keys, come first."""
+    tiles = tl.cdiv(sizes.time, BLOCK_T)
+    head, start = (tl.program_id(0) // tiles).to(tl.int64), (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_T
+    return head, start, load_head_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+
+
+@triton.jit
 def is_chosen(chosen, head, queries, keys, sizes, BLOCK: tl.constexpr):
     """Return which keys queries see, for places that broadcast with one another."""
     causal = (keys <= queries) & (queries < sizes.time)
@@ -67,9 +75,7 @@ def block_attention_kernel(
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write y and base-2 log-sum-exp [N, H, T] of a tile of queries of a head. Grid (tiles N H)."""
-    tiles = tl.cdiv(sizes.time, BLOCK_T)
-    head, start = (tl.program_id(0) // tiles).to(tl.int64), (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_T
-    query = load_head_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    head, start, query = load_queries(q, sizes, BLOCK_T, BLOCK_K)
     rows = start + tl.arange(0, BLOCK_T)
     total, top = tl.zeros([BLOCK_T], tl.float32), tl.full([BLOCK_T], -float("inf"), tl.float32)
     acc = tl.zeros([BLOCK_T, BLOCK_V], tl.float32)
@@ -84,16 +90,8 @@ def block_attention_kernel(
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None] + tl.dot(p.to(value.dtype), value, input_precision=PRECISION)
         top = raised
-    store_head_rows(
-        out,
-        (acc / tl.where(total == 0.0, 1.0, total)[:, None]),
-        head,
-        start,
-        sizes.value_width,
-        sizes,
-        BLOCK_T,
-        BLOCK_V,
-    )
+    y = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    store_head_rows(out, y, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     sums = tl.where(total == 0.0, float("inf"), top + tl.log2(tl.where(total == 0.0, 1.0, total)))
     tl.store(lse + head * sizes.time + rows, sums, mask=rows < sizes.time)
 
@@ -104,9 +102,7 @@ def block_query_gradient_kernel(
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write dq and y dy [N, H, T] of a tile of queries of a head. Grid (tiles N H)."""
-    tiles = tl.cdiv(sizes.time, BLOCK_T)
-    head, start = (tl.program_id(0) // tiles).to(tl.int64), (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_T
-    query = load_head_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    head, start, query = load_queries(q, sizes, BLOCK_T, BLOCK_K)
     rows = start + tl.arange(0, BLOCK_T)
     upstream = load_head_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     y = load_head_rows(out, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
@@ -122,7 +118,7 @@ def block_query_gradient_kernel(
         p = tl.where(seen, tl.exp2(s - sums[:, None]), 0.0)
         slope = p * (tl.dot(upstream, tl.trans(value), input_precision=PRECISION) - along[:, None])
         acc += tl.dot(slope.to(key.dtype), key, input_precision=PRECISION)
-    store_head_rows(dq, (acc * (scale * 0.6931471805599453)), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    store_head_rows(dq, acc * (scale * 0.6931471805599453), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
 
 
 @triton.jit
@@ -149,7 +145,7 @@ def block_key_gradient_kernel(
         onto_v += tl.dot(p.to(upstream.dtype), upstream, input_precision=PRECISION)
         slope = p * (tl.dot(value, tl.trans(upstream), input_precision=PRECISION) - along[None, :])
         onto_k += tl.dot(slope.to(query.dtype), query, input_precision=PRECISION)
-    store_head_rows(dk, (onto_k * (scale * 0.6931471805599453)), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    store_head_rows(dk, onto_k * (scale * 0.6931471805599453), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     store_head_rows(dv, onto_v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
 
 

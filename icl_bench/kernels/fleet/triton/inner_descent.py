@@ -42,13 +42,6 @@ class Minibatch(NamedTuple):
     """Tokens that are inside."""
 
 
-class InnerState(NamedTuple):
-    """An inner model, or its gradient."""
-
-    weight: Any
-    bias: Any
-
-
 def precision_of(x: Tensor) -> str:
     """Return the precision of products for tokens of a type: as many digits as the tokens have, and more in float32."""
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
@@ -73,6 +66,22 @@ def minibatch_at(index, sizes, columns, C: tl.constexpr):
 
 
 @triton.jit
+def load_minibatch(q, k, v, rates, at):
+    """Return queries, keys and values in float32, and the rates of a minibatch; zeros outside."""
+    query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+    key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+    value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+    return query, key, value, tl.load(rates + at.rates, mask=at.rows, other=0.0)
+
+
+@triton.jit
+def load_factors(factors, places, sizes, C: tl.constexpr):
+    """Return n of all places of a minibatch, and that of the last one."""
+    own = factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C
+    return tl.load(own + places), tl.load(own + C - 1)
+
+
+@triton.jit
 def head_of_member(sizes):
     """Return the index of the program's head in [M, H]."""
     return tl.program_id(0) // (sizes.batch * sizes.heads) * sizes.heads + tl.program_id(0) % sizes.heads
@@ -94,6 +103,37 @@ def taken_by_norm(x, normed, sizes):
 
 
 @triton.jit
+def through_slope(dslope, passed, error, u, along, normed, scale, g, inside, sizes, total_g, total_b):
+    """Return the gradients by z and by the error LN(z) - target, and the sums of those of gain and shift with theirs.
+
+    They come from that of the slope, scale times `passed`: u = g error without what the norm's gradient takes.
+    """
+    through = scale * dslope
+    mean_p, along_p = taken_by_norm(through, normed, sizes)
+    du = tl.where(inside, through - mean_p - normed * along_p, 0.0)
+    derror = g * du
+    dnormed = g * derror - along * through - u * along_p
+    total_g += du * (error + g * normed)
+    total_b += derror
+    dscale = tl.sum(dslope * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
+    dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
+    dz = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
+    return dz, derror, total_g, total_b
+
+
+@triton.jit
+def load_row(pointer, place, columns, width):
+    """Load a row [1, width] at its place among others."""
+    return tl.load(pointer + place * width + columns[None, :], mask=(columns < width)[None, :], other=0.0)
+
+
+@triton.jit
+def store_row(pointer, place, columns, width, row):
+    """Store a row [1, width] at its place among others."""
+    tl.store(pointer + place * width + columns[None, :], row, mask=(columns < width)[None, :])
+
+
+@triton.jit
 def inner_descent_kernel(
     q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out, sizes,
     C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -102,22 +142,18 @@ def inner_descent_kernel(
     columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
     inside, square = (columns < sizes.width)[None, :], columns[:, None] * sizes.width + columns[None, :]
     whole = (columns < sizes.width)[:, None] & inside
-    g = tl.load(gain + head * sizes.width + columns[None, :], mask=inside, other=0.0)
-    b = tl.load(shift + head * sizes.width + columns[None, :], mask=inside, other=0.0)
+    g = load_row(gain, head, columns, sizes.width)
+    b = load_row(shift, head, columns, sizes.width)
     w = tl.load(weight + head * sizes.width * sizes.width + square, mask=whole, other=0.0)
-    c = tl.load(bias + head * sizes.width + columns[None, :], mask=inside, other=0.0)
-    share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
-    last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
+    c = load_row(bias, head, columns, sizes.width)
+    share, last = load_factors(factors, places, sizes, C)
     count = tl.cdiv(sizes.time, C)
     for index in range(count):
         kept = tl.program_id(0).to(tl.int64) * count + index
         tl.store(weights + kept * sizes.width * sizes.width + square, w, mask=whole)
-        tl.store(biases + kept * sizes.width + columns[None, :], c, mask=inside)
+        store_row(biases, kept, columns, sizes.width, c)
         at = minibatch_at(index, sizes, columns, C)
-        query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
+        query, key, value, rate = load_minibatch(q, k, v, rates, at)
         normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
         u = g * (g * normed + b - value + key)
         mean, along = taken_by_norm(u, normed, sizes)
@@ -144,10 +180,9 @@ def inner_descent_gradient_kernel(
     columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
     inside, square = (columns < sizes.width)[None, :], columns[:, None] * sizes.width + columns[None, :]
     whole = (columns < sizes.width)[:, None] & inside
-    g = tl.load(gain + head * sizes.width + columns[None, :], mask=inside, other=0.0)
-    b = tl.load(shift + head * sizes.width + columns[None, :], mask=inside, other=0.0)
-    share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
-    last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
+    g = load_row(gain, head, columns, sizes.width)
+    b = load_row(shift, head, columns, sizes.width)
+    share, last = load_factors(factors, places, sizes, C)
     dw = tl.zeros([BLOCK_K, BLOCK_K], tl.float32)
     dc = tl.zeros([1, BLOCK_K], tl.float32)
     total_g = tl.zeros([C, BLOCK_K], tl.float32)
@@ -158,12 +193,9 @@ def inner_descent_gradient_kernel(
         index = count - 1 - step
         kept = tl.program_id(0).to(tl.int64) * count + index
         w = tl.load(weights + kept * sizes.width * sizes.width + square, mask=whole, other=0.0)
-        c = tl.load(biases + kept * sizes.width + columns[None, :], mask=inside, other=0.0)
+        c = load_row(biases, kept, columns, sizes.width)
         at = minibatch_at(index, sizes, columns, C)
-        query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
+        query, key, value, rate = load_minibatch(q, k, v, rates, at)
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         # The minibatch again.
         normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
@@ -199,16 +231,9 @@ def inner_descent_gradient_kernel(
         dkey = inner_product(tl.trans(dscores), query, PRECISION) - last * inner_product(rated, tl.trans(dw), PRECISION)
         dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + inner_product(dscores, key, PRECISION)
         # The gradient of the loss by z.
-        through = scale * dslope
-        mean_p, along_p = taken_by_norm(through, normed, sizes)
-        du = tl.where(inside, through - mean_p - normed * along_p, 0.0)
-        derror = g * du
-        dnormed = g * derror - along * through - u * along_p
-        total_g += du * (error + g * normed)
-        total_b += derror
-        dscale = tl.sum(dslope * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
-        dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
-        dz = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
+        dz, derror, total_g, total_b = through_slope(
+            dslope, passed, error, u, along, normed, scale, g, inside, sizes, total_g, total_b
+        )
         dkey += derror + inner_product(dz, tl.trans(w), PRECISION)
         dw += inner_product(tl.trans(query), dy, PRECISION) + inner_product(tl.trans(key), dz, PRECISION)
         dc += tl.sum(dy + dz, 0)[None, :]
@@ -218,9 +243,9 @@ def inner_descent_gradient_kernel(
         tl.store(drates + at.rates, drate, mask=at.rows)
     own = tl.program_id(0).to(tl.int64)
     tl.store(dweight + own * sizes.width * sizes.width + square, dw, mask=whole)
-    tl.store(dbias + own * sizes.width + columns[None, :], dc, mask=inside)
-    tl.store(dgain + own * sizes.width + columns[None, :], tl.sum(total_g, 0)[None, :], mask=inside)
-    tl.store(dshift + own * sizes.width + columns[None, :], tl.sum(total_b, 0)[None, :], mask=inside)
+    store_row(dbias, own, columns, sizes.width, dc)
+    store_row(dgain, own, columns, sizes.width, tl.sum(total_g, 0)[None, :])
+    store_row(dshift, own, columns, sizes.width, tl.sum(total_b, 0)[None, :])
     tl.store(dfactors + own * C + places, total_n)
 
 

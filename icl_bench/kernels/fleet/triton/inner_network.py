@@ -19,9 +19,14 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     head_of_member,
     inner_product,
     layer_norm,
+    load_factors,
+    load_minibatch,
+    load_row,
     minibatch_at,
     precision_of,
+    store_row,
     taken_by_norm,
+    through_slope,
 )
 from icl_bench.kernels.triton.common import padded
 
@@ -54,18 +59,6 @@ def store_inner_weights(pointer, place, columns, middle, width, hidden, matrix):
 
 
 @triton.jit
-def load_row(pointer, place, columns, width):
-    """Load a row [1, width] at its place among others."""
-    return tl.load(pointer + place * width + columns[None, :], mask=(columns < width)[None, :], other=0.0)
-
-
-@triton.jit
-def store_row(pointer, place, columns, width, row):
-    """Store a row [1, width] at its place among others."""
-    tl.store(pointer + place * width + columns[None, :], row, mask=(columns < width)[None, :])
-
-
-@triton.jit
 def inner_network_kernel(
     q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift, firsts, first_biases, seconds,
     second_biases, out, sizes, hidden,
@@ -76,12 +69,9 @@ def inner_network_kernel(
     inside, width = (columns < sizes.width)[None, :], sizes.width
     g, b = load_row(gain, head, columns, width), load_row(shift, head, columns, width)
     w, c = load_inner_weights(first, head, columns, middle, width, hidden), load_row(first_bias, head, middle, hidden)
-    w2, c2 = (
-        load_inner_weights(second, head, columns, middle, width, hidden),
-        load_row(second_bias, head, columns, width),
-    )
-    share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
-    last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
+    w2 = load_inner_weights(second, head, columns, middle, width, hidden)
+    c2 = load_row(second_bias, head, columns, width)
+    share, last = load_factors(factors, places, sizes, C)
     count = tl.cdiv(sizes.time, C)
     for index in range(count):
         kept = tl.program_id(0).to(tl.int64) * count + index
@@ -90,10 +80,7 @@ def inner_network_kernel(
         store_row(first_biases, kept, middle, hidden, c)
         store_row(second_biases, kept, columns, width, c2)
         at = minibatch_at(index, sizes, columns, C)
-        query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
+        query, key, value, rate = load_minibatch(q, k, v, rates, at)
         held, bend, _ = gelu_parts(inner_product(key, w, PRECISION) + c)
         normed, scale = layer_norm(inner_product(held, tl.trans(w2), PRECISION) + c2, inside, sizes)
         u = g * (g * normed + b - value + key)
@@ -130,8 +117,7 @@ def inner_network_gradient_kernel(
     columns, middle, places, head = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H), tl.arange(0, C), head_of_member(sizes)
     inside, width = (columns < sizes.width)[None, :], sizes.width
     g, b = load_row(gain, head, columns, width), load_row(shift, head, columns, width)
-    share = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + places)
-    last = tl.load(factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C + C - 1)
+    share, last = load_factors(factors, places, sizes, C)
     dw = tl.zeros([BLOCK_K, BLOCK_H], tl.float32)
     dc = tl.zeros([1, BLOCK_H], tl.float32)
     dw2 = tl.zeros([BLOCK_K, BLOCK_H], tl.float32)
@@ -143,17 +129,12 @@ def inner_network_gradient_kernel(
     for step in range(count):
         index = count - 1 - step
         kept = tl.program_id(0).to(tl.int64) * count + index
-        w, c = (
-            load_inner_weights(firsts, kept, columns, middle, width, hidden),
-            load_row(first_biases, kept, middle, hidden),
-        )
+        w = load_inner_weights(firsts, kept, columns, middle, width, hidden)
+        c = load_row(first_biases, kept, middle, hidden)
         w2 = load_inner_weights(seconds, kept, columns, middle, width, hidden)
         c2 = load_row(second_biases, kept, columns, width)
         at = minibatch_at(index, sizes, columns, C)
-        query = tl.load(q + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        key = tl.load(k + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        value = tl.load(v + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
+        query, key, value, rate = load_minibatch(q, k, v, rates, at)
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         # The minibatch again.
         held, bend, curve = gelu_parts(inner_product(key, w, PRECISION) + c)
@@ -211,16 +192,9 @@ def inner_network_gradient_kernel(
         dstraight = dslope * bend
         dslope2 += inner_product(dstraight, tl.trans(w2), PRECISION)
         dw2 += inner_product(tl.trans(slope2), dstraight, PRECISION)
-        through = scale * dslope2
-        mean_p, along_p = taken_by_norm(through, normed, sizes)
-        du = tl.where(inside, through - mean_p - normed * along_p, 0.0)
-        derror = g * du
-        dnormed = g * derror - along * through - u * along_p
-        total_g += du * (error + g * normed)
-        total_b += derror
-        dscale = tl.sum(dslope2 * passed, 1)[:, None] + tl.sum(dnormed * normed, 1)[:, None] / scale
-        dcentred = tl.where(inside, scale * dnormed - normed * scale * scale * dscale / sizes.width, 0.0)
-        dz2 = tl.where(inside, dcentred - (tl.sum(dcentred, 1) / sizes.width)[:, None], 0.0)
+        dz2, derror, total_g, total_b = through_slope(
+            dslope2, passed, error, u, along, normed, scale, g, inside, sizes, total_g, total_b
+        )
         dw2 += inner_product(tl.trans(dz2), held, PRECISION)
         dc2 += tl.sum(dz2, 0)[None, :]
         dz += (dheld + inner_product(dz2, w2, PRECISION)) * bend
