@@ -28,11 +28,14 @@ def compile_source(source):
 """
 
 
-def run_for_hopper(script: str, cache: Path) -> Any:
-    """Run a script after START with a cache of kernels of its own, and return what its last line prints, as JSON."""
+def run_for_hopper(script: str, cache: Path, *words: str) -> Any:
+    """Run a script after START with a cache of kernels of its own and these words as arguments.
+
+    Return what its last line prints, as JSON.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", START + script]
+    command = [sys.executable, "-c", START + script, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
-from icl_bench.kernels.arguments import check_shape
+from icl_bench.kernels.arguments import accumulation_dtype, check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.causal_softmax import has_ended, masked_softmax
 from icl_bench.kernels.fleet.projection import HALF_TYPES
@@ -40,7 +40,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block: int,
     kind = torch.float64 if impl == "reference" else v.dtype
     scores = scores_of(q.to(kind), k.to(kind))
     seen = chosen.repeat_interleave(block, -1)[..., :tokens] & has_ended(scores, SeenKeys(tokens - queries))
-    wide = scores.to(torch.promote_types(kind, torch.float32)) * width**-0.5
+    wide = scores.to(accumulation_dtype(kind)) * width**-0.5
     weights = masked_softmax(wide, seen).to(kind)
     return (weights @ v.to(kind).transpose(1, 2)).transpose(1, 2).to(v.dtype)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
 
@@ -19,7 +20,7 @@ def causal_softmax(scores: Tensor, keys: SeenKeys, scale: float, *, impl: FleetI
 
         fused: Tensor = FusedCausalSoftmax.apply(scores, keys, scale)
         return fused
-    wide = scores.to(torch.float64 if impl == "reference" else torch.promote_types(scores.dtype, torch.float32))
+    wide = scores.to(torch.float64 if impl == "reference" else accumulation_dtype(scores.dtype))
     return masked_softmax(wide * scale, has_ended(scores, keys)).to(scores.dtype)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from icl_bench.errors import ArgumentError
+from icl_bench.kernels.arguments import accumulation_dtype
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 
 
@@ -19,7 +20,7 @@ def causal_flipped_powers(scores: Tensor, p: int, scale: float, *, impl: FleetIm
 
         fused: Tensor = FusedFlippedPowers.apply(scores, p, scale)
         return fused
-    wide = scores.to(torch.float64 if impl == "reference" else torch.promote_types(scores.dtype, torch.float32))
+    wide = scores.to(torch.float64 if impl == "reference" else accumulation_dtype(scores.dtype))
     return flipped_powers(wide * scale, p).tril().to(scores.dtype)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.kernels.arguments import check_choice, check_shape
+from icl_bench.kernels.arguments import accumulation_dtype, check_choice, check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.records import BEFORE_ANY, CellForm
 
@@ -72,8 +72,8 @@ def walk(gates: Tensor, recur: Tensor, cell: Cell) -> Tensor:
 
 def initial_lstm(recur: Tensor, batch: int, dtype: torch.dtype) -> LstmCell:
     """Return the state of an LSTM before the first token, for gates of a type."""
-    shape, wide = (recur.shape[0], batch, recur.shape[1] * recur.shape[2]), torch.promote_types(dtype, torch.float32)
-    zeros = recur.new_zeros(shape, dtype=wide)
+    shape = recur.shape[0], batch, recur.shape[1] * recur.shape[2]
+    zeros = recur.new_zeros(shape, dtype=accumulation_dtype(dtype))
     return LstmCell(zeros, zeros)
 
 

@@ -181,3 +181,8 @@ def add_neighbours(partial: Tensor, like: Tensor, axis: int) -> Tensor:
             BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
     return out
+
+
+def precision_of(x: Tensor) -> str:
+    """Return the precision of products for tokens of a type: as many digits as the tokens have, and more in float32."""
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"

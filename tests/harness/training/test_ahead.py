@@ -1,12 +1,9 @@
 """Which fleets have their kernels compiled in processes, and what such fleets are known by."""
 
 import importlib.util
-import json
 import logging
 import multiprocessing
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,20 +15,13 @@ from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training import ahead
 from icl_bench.harness.training.trainer import Machine
 from icl_bench.isolation import isolating
+from tests.kernels.absent_gpu import run_for_hopper
 
 GPU = Machine(torch.device("cuda"))
 WHOLE_RUN = """
-import json, sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
+import sys
 from icl_bench.kernels import backends
 
-class Driver:
-    def get_current_target(self): return GPUTarget("cuda", 90, 32)
-    def get_current_device(self): return 0
-    def get_current_stream(self, device=0): return 0
-
-triton.runtime.driver.set_active(Driver())
 backends.has_triton, backends.check_triton = lambda x: True, lambda x: None  # before a module takes them
 from icl_bench.harness.training import ahead, validator
 from icl_bench.harness.training.attempt import train_members
@@ -206,10 +196,5 @@ def test_a_cache_that_cannot_be_written_ends_no_run(monkeypatch, tmp_path, asked
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 @pytest.mark.parametrize("words", [("power:p=2",), ("gated-delta-net", "probes")])
 def test_the_list_has_every_kernel_that_a_whole_run_would_launch(words: tuple[str, ...], tmp_path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", WHOLE_RUN, *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    listed, missed = json.loads(done.stdout.splitlines()[-1])
+    listed, missed = run_for_hopper(WHOLE_RUN, tmp_path, *words)
     assert listed > 30 and missed == []

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, precision_of
 
 TILE = 64
 """Queries and keys of a tile."""
@@ -177,6 +177,6 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], block: int) -> None:
     with launch_on(tensors[0]):
         kernel[(-(-time // TILE) * n * heads,)](
             *tensors, BlockSizes(time, heads, blocks, width, values), LOG2_E * width**-0.5, BLOCK=block,
-            PRECISION="tf32x3" if tensors[0].dtype == torch.float32 else "tf32", BLOCK_T=TILE,
+            PRECISION=precision_of(tensors[0]), BLOCK_T=TILE,
             BLOCK_K=padded(width, 16), BLOCK_V=padded(values, 16), num_warps=4,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import MINIBATCH
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, precision_of
 
 FEWEST_COLUMNS = 16
 WARPS = {16: 1, 32: 1, 64: 4}
@@ -40,11 +40,6 @@ class Minibatch(NamedTuple):
     mask: Any
     rows: Any
     """Tokens that are inside."""
-
-
-def precision_of(x: Tensor) -> str:
-    """Return the precision of products for tokens of a type: as many digits as the tokens have, and more in float32."""
-    return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
 @triton.jit

@@ -23,12 +23,11 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     load_minibatch,
     load_row,
     minibatch_at,
-    precision_of,
     store_row,
     taken_by_norm,
     through_slope,
 )
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, precision_of
 
 NETWORK_WARPS = 8
 

@@ -10,7 +10,7 @@ from icl_bench.kernels.long_convolution.triton.kernels import (
     rows_kernel,
     toeplitz_kernel,
 )
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, precision_of
 
 LONGEST_BLOCK = 64
 """Tokens to a block of long sequences."""
@@ -63,8 +63,7 @@ def _constants(rows: Tensor, length: int, most_rows: int) -> ToeplitzConstants:
     """Return the constants of a kernel that multiplies rows."""
     block, each = block_length(length), padded(rows.shape[2], 16, most_rows)
     group = min(MOST_BLOCKS, most_rows // each, padded(-(-length // block)))
-    precision = "tf32x3" if rows.dtype == torch.float32 else "tf32"
-    return ToeplitzConstants(block, each * group, group, rows.dtype == torch.bfloat16, precision)
+    return ToeplitzConstants(block, each * group, group, rows.dtype == torch.bfloat16, precision_of(rows))
 
 
 def convolve(rows: Tensor, filters: Tensor, length: int, transposed: bool = False) -> Tensor:

@@ -108,6 +108,8 @@ def _walks(inputs: PowerInputs, options: PowerOptions, keep_state: bool) -> bool
     q, k, v = inputs[:3]
     if options.p != 2 or q.shape[3] != WALKED_KEYS or keep_state or inputs.state is not None:
         return False
+    if measured_chunk(q.shape[1], WALKED_KEYS, 2, walked=True) == q.shape[1]:
+        return False  # one chunk in any case, as in short fleets
     normalize = options.normalize == "sum"
     problem = make_problem(q, k, v, 2, options.scale, normalize, options.eps, WALK_CHUNK, False)
     return launch.can_walk(problem, k, v)

@@ -12,7 +12,7 @@ from icl_bench.kernels.scan.triton.selective import (
     selective_forward_kernel,
 )
 from icl_bench.kernels.scan.triton.tiles import token_stride, tokens_of
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, precision_of
 
 SPAN = 8
 """Tokens between two states that the selective scan keeps."""
@@ -87,7 +87,7 @@ class SelectiveCall(NamedTuple):
             INITIAL=self.state is not None,
             KEEP=keep,
             PREFETCH=self.x.is_cuda,
-            PRECISION="tf32x3" if self.x.dtype == torch.float32 else "tf32",
+            PRECISION=precision_of(self.x),
             X_STRIDE=token_stride(self.x),
             DT_STRIDE=token_stride(self.dt),
             B_STRIDE=token_stride(self.b),
