@@ -44,7 +44,7 @@ MIXERS = ["gated-delta-net", "gla:heads=1", "kda", "mamba", "mamba-2", "rwkv-7:h
 def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], list[float]]:
     settings = ["model.d_model=16", f"model.tied={str(tied).lower()}", "train.batch=2", f"train.steps={STEPS}"]
     settings.append(f"train.optimiser={optimiser}")
-    runs = expand_request(Request("assoc-recall:length=16,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
+    runs = expand_request(Request("assoc-recall:length=8,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
     trainer = Trainer(runs, Machine(torch.device("cpu")))
     for _ in range(STEPS):
         trainer.step()
