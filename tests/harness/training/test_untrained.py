@@ -11,7 +11,7 @@ from icl_bench.harness.training.trainer import Machine, Trainer
 from icl_bench.tasks import TASKS
 
 EXAMPLES = 512
-FEWER = {"brevo": 128, "grammar": 64, "text": 64}
+FEWER = {"brevo": 128, "grammar": 256, "text": 64}
 """Examples of tasks with long ones, which have hundreds of scored positions each, and where judging takes long."""
 
 
