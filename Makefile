@@ -27,7 +27,7 @@ test-slow: $(DONE)  ## the long versions of tests: faults of a store, malformed 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m slow tests
 
 test-gpu:  ## the kernels and fleets on a CUDA device, with the Python that has it (PYTHON=...)
-	$(PYTHON) -m pytest -q -m gpu $(ARGS) $$(grep -rl --include='*.py' 'mark\.gpu' tests | sort)
+	$(PYTHON) -m pytest -q -m gpu $(ARGS) $$(grep -rl --include='test_*.py' 'mark\.gpu' tests | sort) tests/kernels/fleet
 
 lint: $(DONE)  ## style, types, layers, generated pages
 	$(BIN)/ruff check .

@@ -3,16 +3,15 @@
     python benchmarks/attention_kernels.py tune OUT.json
     python benchmarks/attention_kernels.py compare OUT.json
 
-`tune` times candidate tiles one kernel at a time; `compare` times whole passes, captured in CUDA graphs where possible,
-against scaled_dot_product_attention by backend and FlexAttention. Both print a table and write JSON.
+`tune` times candidate tiles one kernel at a time; `compare` checks and times whole passes at more shapes than
+`icl-bench kernels bench --op attention`, beside scaled_dot_product_attention by backend and FlexAttention. Both time
+replays of CUDA graphs on inputs that are not in the cache, print a table and write JSON.
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,16 +20,19 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
-from torch.nn.functional import scaled_dot_product_attention
 
-from icl_bench.kernels.attention.api import attention
 from icl_bench.kernels.attention.triton import launch
 from icl_bench.kernels.attention.triton.table import Pass, Tile, tile_of
-from icl_bench.kernels.measurement.peers import window_mask
+from icl_bench.kernels.measurement.bench import measure_in_processes
+from icl_bench.kernels.measurement.measure import TimedRow
+from icl_bench.kernels.measurement.problem import Case, table_case
+from icl_bench.kernels.measurement.scores import BACKENDS, MeasuredAttention
+from icl_bench.kernels.measurement.timing import time_call
 
+DEVICE = torch.device("cuda")
 PROCESSES = 15
+SECONDS = 0.05
+"""Time of a candidate."""
 
 
 class Shape(NamedTuple):
@@ -113,27 +115,6 @@ def kernel(direction: str, shape: Shape, tile: Tile) -> Callable[[], object]:
     return lambda: launch.launch_short_backward(call, o, lse, do, tile)
 
 
-def milliseconds(call: Callable[[], object], rounds: int = 5) -> float:
-    """Return the median time of a call over rounds, with several calls a round where they are short."""
-    call()
-    torch.cuda.synchronize()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    times: list[float] = []
-    calls = 1
-    while len(times) < rounds:
-        begin.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        end.synchronize()
-        elapsed = begin.elapsed_time(end)
-        if not times and calls == 1 and elapsed < 1:
-            calls = max(2, min(20, int(2 / max(elapsed, 0.02))))
-            continue
-        times.append(elapsed / calls)
-    return statistics.median(times)
-
-
 def jobs() -> Iterator[tuple[str, Shape, tuple[Any, ...]]]:
     """Yield every measurement of `tune`."""
     for shape in [*TUNED, *SINGLE]:
@@ -172,7 +153,7 @@ def in_parallel(work: Callable[..., None], arguments: list[tuple[Any, ...]]) -> 
         worker.join()
 
 
-def tune(out: Path, seconds: float = 90) -> None:
+def tune(out: Path, seconds: float) -> None:
     """Time every candidate; write rows of {pass, shape, tile, ms}."""
     todo = list({(d, s._replace(n=1, h=s.h), c): (d, s, c) for d, s, c in jobs()}.values())
     began = time.monotonic()
@@ -183,7 +164,7 @@ def tune(out: Path, seconds: float = 90) -> None:
         direction, shape, configuration = job
         row = {"pass": direction, "shape": shape._asdict(), "tile": configuration}
         try:
-            row["ms"] = milliseconds(call_of(job))
+            row["ms"] = time_call(call_of(job), DEVICE, SECONDS).median
         except Exception as error:
             row["error"] = repr(error)[:200]
         rows.append(row)
@@ -201,97 +182,27 @@ def environment() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
 
-def contenders(shape: Shape) -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    """Yield name and function of (q, k, v) in [N, T, H, D] of everything that can run this shape."""
-    scale = shape.d**-0.5
-    gates = shape.gates()
-    yield "triton", lambda q, k, v: attention(q, k, v, gates, window=shape.window, scale=scale, impl="triton")
-    if shape.gated:
-        return
-    if shape.window is None:
-        for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
-            yield name.lower(), _sdpa(getattr(SDPBackend, name))
-    elif shape.t % 128 == 0:
-        yield "flex_attention", _flex(shape)
+def case_of(shape: Shape) -> Case:
+    """Return a shape as a case with the backends that serve it: none has gates, and FlexAttention the window."""
+    heads = dict.fromkeys(("heads", "groups", "key_heads"), shape.h)
+    problem = MeasuredAttention(
+        n=shape.n, t=shape.t, key=shape.d, value=shape.d, window=shape.window, gated=shape.gated,
+        dtype=getattr(torch, shape.dtype), **heads,
+    )  # fmt: skip
+    peers = () if shape.gated else BACKENDS if shape.window is None else ("flex",)
+    return table_case(problem, "triton", *peers)
 
 
-def _sdpa(backend: SDPBackend) -> Callable[..., Tensor]:
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
-            out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
-        return out.transpose(1, 2)
+def compare(out: Path, seconds: float) -> None:
+    """Check and time whole passes; write a row of `TimedRow` for each contender."""
 
-    return call
+    def show(row: TimedRow) -> None:
+        times = (f"{part.median:.3f}" if part else "-" for part in (row.forward, row.both))
+        print(f"{row.case}: {row.contender}", *times, row.note, flush=True)
 
-
-def _flex(shape: Shape) -> Callable[..., Tensor]:
-    mask = window_mask(shape.t, shape.window or shape.t, torch.device("cuda"))
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask)
-        return out.transpose(1, 2)
-
-    return call
-
-
-def graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """Capture the call in a CUDA graph, so that the time is that of the device and not of launches."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
-def passes(function: Callable[..., Tensor], shape: Shape) -> dict[str, Callable[[], object]]:
-    """Return the forward pass alone, and forward and backward."""
-    q, k, v, do = shape.inputs()
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-
-    def both() -> object:
-        return torch.autograd.grad(function(*leaves), leaves, do)
-
-    return {"forward": lambda: function(q, k, v), "both": both}
-
-
-def compile_shape(shape: Shape) -> None:
-    """Compile the kernels of a shape into the caches on disk, by running it once with one sequence."""
-    small = shape._replace(n=1)
-    for _, function in contenders(small):
-        with contextlib.suppress(RuntimeError):  # a backend that refuses the shape says so when it is timed
-            passes(function, small)["both"]()
-    torch.cuda.synchronize()
-
-
-def compare(out: Path, seconds: float = 60) -> None:
-    """Time whole passes; write rows of {implementation, shape, forward, both} in milliseconds."""
-    began = time.monotonic()
-    in_parallel(compile_shape, [(shape,) for shape in COMPARED])
-    print(f"compiled in {time.monotonic() - began:.1f} s", flush=True)
-    rows: list[dict[str, Any]] = []
-    for shape in COMPARED:
-        for name, function in contenders(shape):
-            row: dict[str, Any] = {"implementation": name, "shape": shape._asdict()}
-            if time.monotonic() - began > seconds:
-                row["error"] = "out of time"
-                rows.append(row)
-                continue
-            for part, call in passes(function, shape).items():
-                try:
-                    row[part] = milliseconds(graphed(call), 11)
-                except Exception as error:
-                    row["error"] = repr(error)[:200]
-            rows.append(row)
-            times = (f"{row[part]:.3f}" if part in row else "-" for part in ("forward", "both"))
-            print(f"{name:20}", *shape, *times, row.get("error", "")[:80], flush=True)
-        torch.cuda.empty_cache()
-    out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1))
+    tasks = [(case, name) for case in map(case_of, COMPARED) for name in case.contenders]
+    rows = measure_in_processes(tasks, DEVICE, seconds, print, show)
+    out.write_text(json.dumps({"environment": environment(), "rows": [row.document() for row in rows]}, indent=1))
 
 
 def main() -> None:
@@ -299,8 +210,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tune", "compare"))
     parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=240, help="about how long it may take")
     given = parser.parse_args()
-    {"tune": tune, "compare": compare}[given.what](given.out)
+    {"tune": tune, "compare": compare}[given.what](given.out, given.seconds)
 
 
 if __name__ == "__main__":

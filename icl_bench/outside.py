@@ -25,6 +25,8 @@ from typing import Any
 from icl_bench.errors import IclBenchError, OutsideCodeError
 
 PACKAGE = Path(__file__).resolve().parent
+KNOWN_BY_VERSION = {PACKAGE.name, "torch"}
+"""Packages whose modules do not count as sources where they are imported: every record names their versions."""
 DIGEST_LENGTH = 16
 """Number of hexadecimal digits of the digest of a source."""
 EXIT_PROCESS = os._exit
@@ -200,7 +202,8 @@ DIGESTS: dict[str, tuple[object, str]] = {}
 def source_digest(name: str, entry: object) -> str:
     """Return the digest of the source of an imported module: its file, and the files that it imports beside it.
 
-    Files beside it are the other modules of its package; of a module that is not installed, also those next to it.
+    Files beside it are the other modules of its package; of a module that is not installed, also those next to it. The
+    modules of torch import some 1,700 files, and count by their own.
     What is imported by a computed name, and data files, do not count. A module without a file, as in a notebook, is
     told by the source of the `entry` alone; raise OutsideCodeError if there is none.
     """
@@ -240,7 +243,8 @@ def module_sources(name: str, path: Path) -> dict[str, bytes]:
             continue
         found[file] = file.read_bytes().replace(b"\r\n", b"\n")
         for imported in imported_names(found[file], file.parent.relative_to(root).parts):
-            if imported[0] != PACKAGE.name and (not installed or imported[0] == (inside or (path.stem,))[0]):
+            own = not installed or imported[0] == (inside or (path.stem,))[0]
+            if own and imported[0] not in KNOWN_BY_VERSION:
                 waiting += files_of(root, imported)
     return {file.relative_to(root).as_posix(): content for file, content in found.items()}
 

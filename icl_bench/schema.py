@@ -107,7 +107,7 @@ class Parameters(Frozen):
             for one in value if isinstance(value, tuple) else (value,):
                 if isinstance(one, int | float) and abs(one) > LARGEST_PARAMETER:
                     raise ValueError(
-                        f"{name} must be at most {LARGEST_PARAMETER}; got {max(-1e300, min(one, 1e300)):.3g}; "
+                        f"{name} must be at most {LARGEST_PARAMETER}; got {max(-1e300, min(one, 1e300)):.15g}; "
                         f"lower {name}"
                     )
         return self

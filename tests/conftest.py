@@ -1,6 +1,7 @@
 """Settings for all tests, and a command of `icl-bench` run in the process of a test."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,21 @@ class Outcome(NamedTuple):
     status: int
     out: str
     err: str
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal tests of a GPU in turns, one of each function a turn.
+
+    Tests of one function need the same kernels: one after the other they find them compiled, at once all compile them.
+    """
+    seen: Counter[str] = Counter()
+    turns = {}
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            name = item.nodeid.partition("[")[0]
+            turns[item], seen[name] = seen[name], seen[name] + 1
+    items.sort(key=lambda item: turns.get(item, 0))
 
 
 @pytest.fixture

@@ -49,6 +49,12 @@ def test_a_source_is_the_file_of_a_module_and_all_that_it_imports_beside_it(fold
     assert set(found) == {"digested.py", *FILES} - {"unused.py"}
 
 
+def test_a_layer_of_torch_is_told_by_its_own_file() -> None:
+    assert set(module_sources("torch.nn.modules.linear", Path(torch.nn.modules.linear.__file__))) == {
+        "torch/nn/modules/linear.py"
+    }
+
+
 @pytest.mark.parametrize("name", ["digested.py", "second.py", "late.py", "lazily/sibling.py"])
 def test_an_edited_file_gives_another_digest(folder, name: str) -> None:
     before = digest()

@@ -253,7 +253,7 @@ def open_store(path: Path) -> "Store":
     from icl_bench.runs.store.files import Folder
 
     if not Folder(path).exists():
-        raise StoreError(f"a store is a folder of runs; {path} is none; choose another with --store")
+        raise StoreError(f"a store is a folder of runs; {path} is none; give one that exists")
     store = Store(path)
     store.check_folders()
     return store

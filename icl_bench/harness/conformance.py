@@ -189,6 +189,8 @@ def check_gradients(subject: Subject) -> Verdict:
 
     Parameters are also moved off their initial values, since a factor that starts at 0 keeps gradients from the other.
     """
+    if not parameter_names(subject.mixer()):
+        return None, "no parameters"
     missing = None
     for layer in (subject.mixer(), vary(subject.mixer())):
         (layer(subject.draw("x")) * subject.draw("weights")).sum().backward()
@@ -198,8 +200,6 @@ def check_gradients(subject: Subject) -> Verdict:
                 return False, f"not finite in {name}"
         without = {name for name, gradient in gradients.items() if gradient is None or lacks_member(gradient)}
         missing = without if missing is None else missing & without
-    if not gradients:
-        return None, "no parameters"
     if missing:
         return False, f"none in {', '.join(sorted(missing))}"
     return True, f"finite in {len(gradients)} parameters"

@@ -42,14 +42,19 @@ def check_triton(x: Tensor) -> None:
         )
 
 
-def takes_triton(impl: FleetImpl, x: Tensor) -> bool:
+def takes_triton(impl: FleetImpl, x: Tensor, exact: bool = False) -> bool:
     """Return whether a fleet operator runs its Triton form on x: it is asked for, or "auto" and x is not float64.
 
-    An unknown name, and Triton that is asked for and cannot run here, are refused.
+    An unknown name, and Triton that is asked for and cannot run here, are refused; so is float64, which kernels compute
+    in float32, unless this one is `exact` in all types.
     """
     check_choice("impl", impl, get_args(FleetImpl))
     if impl == "triton":
         check_triton(x)
+        if x.dtype == torch.float64 and not exact:
+            raise KernelUnavailableError(
+                "impl='triton' takes float32, bfloat16 and float16; got float64: cast it, or use impl='auto'"
+            )
         return True
     return impl == "auto" and has_triton(x) and x.dtype != torch.float64
 

@@ -309,18 +309,25 @@ def latest_codes(numbers: Tensor, order: int) -> Tensor:
 
 
 @functools.lru_cache
+def counted_examples(task: Grammar, cell: Cell) -> tuple[Tensor, Tensor]:
+    """Draw examples of a fixed grammar: their numbers [COUNTED, length], and what may follow each of them [.., 4]."""
+    keys = random.row_keys(torch.tensor(random.stream("grammar", "counts", task.seed)), torch.arange(COUNTED))
+    rules = task._own_rules(keys, cell.load)
+    tokens = task._sentences(keys, rules, cell.load)
+    return task._numbers(tokens), torch.cat([task._follow(rows, rules) for rows in tokens.split(ROWS_AT_ONCE)])
+
+
+@functools.lru_cache
 def ngram_counts(task: Grammar, cell: Cell, order: int) -> Tensor:
     """Weigh each next token by its probability after each context in examples of a fixed grammar: [4^order, 4].
 
     The exact distributions are summed, which are known better than counts of tokens. A code has the latest token last,
     in base 4, so that shorter contexts are the codes alike modulo a power of 4; longer contexts weigh more.
     """
-    keys = random.row_keys(torch.tensor(random.stream("grammar", "counts", task.seed)), torch.arange(COUNTED))
-    tokens = task._sentences(keys, task._own_rules(keys, cell.load), cell.load)
-    exact = task._follow(tokens, task._own_rules(tokens, cell.load)).flatten(0, 1)
+    numbers, exact = counted_examples(task, cell)
     contexts = (1 + SYMBOLS) ** order
-    codes = latest_codes(task._numbers(tokens), order).flatten()
-    counts = exact.new_zeros((contexts, 1 + SYMBOLS)).index_add_(0, codes, exact)
+    codes = latest_codes(numbers, order).flatten()
+    counts = exact.new_zeros((contexts, 1 + SYMBOLS)).index_add_(0, codes, exact.flatten(0, 1))
     merit, weight = torch.zeros_like(counts), 1.0
     for length in range(order + 1):
         shared = counts.view(-1, (1 + SYMBOLS) ** length, 1 + SYMBOLS).sum(dim=0)

@@ -135,6 +135,11 @@ def test_a_good_layer_passes(mine, untrained) -> None:
     assert found["state by length"] == "constant: 8 elements" and found["state count"] == "8 elements after 70 tokens"
 
 
+def test_a_layer_without_parameters_has_no_gradients_to_check(untrained) -> None:
+    (check,) = (check for check in check_architecture("torch.nn:Identity", 8) if check.name == "gradients")
+    assert (check.outcome, check.found) == ("not applicable", "no parameters")
+
+
 @pytest.mark.parametrize("text", ["softmax", "mamba-2", "rwkv-7:d_key=4", "log-linear:d_key=4", "gated-conv"])
 def test_architectures_of_the_package_pass(untrained, text: str) -> None:
     checks = check_architecture(text, 8)

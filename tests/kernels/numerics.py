@@ -64,22 +64,43 @@ def _filled(x: Tensor) -> Tensor:
     return x.fill_(torch.nan) if x.is_floating_point() else x
 
 
+def outputs_and_gradients(
+    function: Callable[..., object], inputs: Sequence[Tensor], impl: str, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Return the outputs of a form and their gradients along fixed numbers, for inputs in `dtype` or their types."""
+    leaves = [part.detach().to(dtype or part.dtype).requires_grad_() for part in inputs]
+    outs = function(*leaves, impl=impl)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    along = [draw(*out.shape, seed=7 + i).to(inputs[0].dtype).to(out.dtype) for i, out in enumerate(outs)]
+    return [out.detach() for out in (*outs, *torch.autograd.grad(outs, leaves, along))]
+
+
 def assert_forms_match_reference(function: Callable[..., object], inputs: Sequence[Tensor], walk: float = 0.0) -> None:
     """Outputs and gradients of the forms "torch" and "triton" are within rounding of those of "reference" in float64.
 
     `walk` bounds the terms that are summed into a gradient.
     """
-    made = {}
-    for impl, dtype in (("triton", None), ("torch", None), ("reference", torch.float64), ("float64", torch.float64)):
-        leaves = [part.detach().to(dtype or part.dtype).requires_grad_() for part in inputs]
-        outs = function(*leaves, impl="torch" if impl == "float64" else impl)
-        outs = outs if isinstance(outs, tuple) else (outs,)
-        along = [draw(*out.shape, seed=7 + i).to(inputs[0].dtype).to(out.dtype) for i, out in enumerate(outs)]
-        made[impl] = [*outs, *torch.autograd.grad(outs, leaves, along)]
-    for i, rows in enumerate(zip(made["triton"], made["reference"], made["torch"], strict=True)):
+    found, plain = (outputs_and_gradients(function, inputs, impl) for impl in ("triton", "torch"))
+    exact, wide = (outputs_and_gradients(function, inputs, impl, torch.float64) for impl in ("reference", "torch"))
+    for i, rows in enumerate(zip(found, exact, plain, strict=True)):
         assert_within_rounding(f"result {i}", *rows, walk=walk)
-    for i, rows in enumerate(zip(made["float64"], made["reference"], strict=True)):
+    for i, rows in enumerate(zip(wide, exact, strict=True)):
         assert_equal_in_float64(f"result {i} in operators of torch", *rows)
+
+
+def assert_within_tf32(function: Callable[..., object], inputs: Sequence[Tensor], products: float) -> None:
+    """Results of "triton" err, by their Frobenius norms, as that many products in tf32 one behind the other do.
+
+    Both operands of a product are rounded to 10 bits beside tokens in half precision, and to 21 bits, three parts of
+    tf32, beside float32. Operators of torch are equal to the definition in float64.
+    """
+    bound = 2 * products * 2.0 ** (-21 if inputs[0].dtype == torch.float32 else -10)
+    made = outputs_and_gradients(function, inputs, "triton")
+    wide, right = (outputs_and_gradients(function, inputs, impl, torch.float64) for impl in ("torch", "reference"))
+    for i, (found, plain, exact) in enumerate(zip(made, wide, right, strict=True)):
+        assert_equal_in_float64(f"result {i}", plain, exact)
+        error, size = float((found.double() - exact).norm()), float(exact.norm())
+        assert error <= bound * size, f"result {i}: {error:.3g} of {size:.3g} over {bound:.3g}"
 
 
 def assert_replays(step: Callable[[], Sequence[Tensor]]) -> None:

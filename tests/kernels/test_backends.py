@@ -1,12 +1,23 @@
-"""Tests of the preparation of kernels in several threads."""
+"""Tests of the choice of Triton, and of the preparation of kernels in several threads."""
 
 import threading
 import time
 from typing import Any
 
 import pytest
+import torch
 
-from icl_bench.kernels.backends import prepare_in_turn
+from icl_bench.errors import KernelUnavailableError
+from icl_bench.kernels.backends import prepare_in_turn, takes_triton
+from icl_bench.kernels.fleet.norm import rms_norm
+from tests.kernels.numerics import draw
+
+
+def test_triton_is_not_taken_for_float64_though_it_is_asked_for() -> None:
+    x = draw(2, 4, dtype=torch.float64)
+    assert not takes_triton("auto", x)
+    with pytest.raises(KernelUnavailableError, match="impl='triton' takes float32, bfloat16 and float16; got float64"):
+        rms_norm(x, draw(2, 4, dtype=torch.float64), impl="triton")
 
 
 def test_threads_take_turns_to_prepare_kernels_and_see_them_ready(monkeypatch: pytest.MonkeyPatch) -> None:

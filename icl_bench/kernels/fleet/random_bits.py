@@ -85,7 +85,7 @@ def stable_order(values: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
     if impl == "auto":
         counted = has_triton(values) and 0 < values.shape[-1] <= LONGEST_COUNTED_ROW
         impl = "triton" if counted else "torch"
-    if takes_triton(impl, values):
+    if takes_triton(impl, values, exact=True):
         from icl_bench.kernels.fleet.triton.random_bits import launch_order
 
         return launch_order(values)

@@ -68,7 +68,7 @@ def groups_answer(ranked: Sequence[Ranking]) -> str:
             ahead[name] += 1
             shifts.setdefault(name, []).extend(row.shift.value for row in rows if row.shift)
     parts = [
-        f"{name} is ahead at {number} of {len(ranked)} (by {min(shifts[name]):.3f} to {max(shifts[name]):.3f})"
+        f"{name} is ahead at {number} of {len(ranked)} (by {span_text(shifts[name], '.3f')})"
         for name, number in ahead.most_common(MOST_IN_TITLE)
     ]
     alone = sum({row.claim for row in ranking.comparisons} == {"untrained"} for ranking in ranked)
@@ -184,9 +184,9 @@ def loss_answer(section: Section) -> str:
     return first if len(found) == 1 else f"{first}; next is {found[1][1]} with {found[1][0]:.3g}"
 
 
-def span_text(values: Sequence[float]) -> str:
-    """Write the least and the largest of some values."""
-    return f"{min(values):.3g} to {max(values):.3g}"
+def span_text(values: Sequence[float], style: str = ".3g") -> str:
+    """Write the least and the largest of some values, once where both are written alike."""
+    return " to ".join(dict.fromkeys(format(value, style) for value in (min(values), max(values))))
 
 
 def failure_answer(runs: Sequence[Outline]) -> str:

@@ -68,7 +68,7 @@ class Stopped(Sound):
 
 class Slow(Sound):
     def forward(self, x):
-        time.sleep(0.02)
+        time.sleep(0.005)
         return super().forward(x)
 """
 MACHINE = Machine(torch.device("cpu"))

@@ -31,19 +31,20 @@ from icl_bench.kernels.fleet import token_bonus as token_bonus
 from icl_bench.kernels.fleet import token_pairs as token_pairs
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a CUDA device these are the kernels in use")
-STEPS = 3
+STEPS = 2
+"""Updates: the second one finds other parameters, and moments that are not zero."""
 FUSED = (
     adamw, adapters, chosen_queries, convolution, decays, delta_gates, embedding, erasing, erasing_keys,
     folded_convolution, frame, gate, gated_delta_net, gated_norm, gated_unit, norm, products, rotation,
     split_convolution, state_space, token_bonus, token_pairs,
 )  # fmt: skip
-MIXERS = ["gated-delta-net", "gla:heads=1", "kda", "mamba", "mamba-2", "rwkv-7:heads=1"]
+MIXERS = ["gated-delta-net", "gla:heads=1", "kda", "mamba", "mamba-2"]
 
 
-def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], list[float]]:
-    settings = ["model.d_model=16", f"model.tied={str(tied).lower()}", "train.batch=4", f"train.steps={STEPS}"]
-    settings.append(f"train.optimiser={optimiser}")
-    runs = expand_request(Request("assoc-recall:length=16,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
+def trained(arch: str, tied: bool, optimiser: str, layers: int) -> tuple[list[torch.Tensor], list[float]]:
+    settings = ["model.d_model=16", f"model.tied={str(tied).lower()}", "train.batch=2", f"train.steps={STEPS}"]
+    settings += [f"train.optimiser={optimiser}", f"model.layers={layers}"]
+    runs = expand_request(Request("assoc-recall:length=8,pairs=2,vocab=64", [arch], seeds=(0, 1), settings=settings))
     trainer = Trainer(runs, Machine(torch.device("cpu")))
     for _ in range(STEPS):
         trainer.step()
@@ -51,18 +52,19 @@ def trained(arch: str, tied: bool, optimiser: str) -> tuple[list[torch.Tensor], 
 
 
 @pytest.mark.parametrize(
-    ("arch", "tied", "optimiser"),
+    ("arch", "tied", "optimiser", "layers"),
     [
-        ("gated-conv+power:p=3", True, "adamw"),
-        ("linear:gate=true,rope=true", False, "adamw"),
-        ("softmax", True, "muon"),
-        ("power:conv=2,heads=2,d_key=5", True, "adamw"),
-        ("window:w=5,conv=2", False, "adamw"),
+        ("gated-conv+power:p=3", True, "adamw", 2),
+        ("linear:gate=true,rope=true", False, "adamw", 2),
+        ("softmax", True, "muon", 2),
+        ("power:conv=2,heads=2,d_key=5", True, "adamw", 2),
+        ("window:w=5,conv=2", False, "adamw", 2),
+        ("rwkv-7:heads=1", True, "adamw", 2),  # the second layer reads values of the first
     ]
-    + [(mixer, True, "adamw") for mixer in MIXERS],
+    + [(mixer, True, "adamw", 1) for mixer in MIXERS],
 )
-def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
-    plain, plain_losses = trained(arch, tied, optimiser)
+def test_fused_and_plain_steps_agree(arch, tied, optimiser, layers, monkeypatch):
+    plain, plain_losses = trained(arch, tied, optimiser, layers)
     for module in FUSED:
         monkeypatch.setattr(module, "takes_triton", lambda impl, x: True)
     monkeypatch.setattr("icl_bench.harness.training.trainer.has_triton", lambda x: True)
@@ -71,7 +73,7 @@ def test_fused_and_plain_steps_agree(arch, tied, optimiser, monkeypatch):
     from icl_bench.kernels.fleet.triton.cross_entropy import cross_entropy_triton
 
     monkeypatch.setattr(cross_entropy.ChunkedCrossEntropy, "apply", cross_entropy_triton)
-    fused, fused_losses = trained(arch, tied, optimiser)
+    fused, fused_losses = trained(arch, tied, optimiser, layers)
     assert fused_losses == pytest.approx(plain_losses, rel=1e-5)
     # Adam divides by the size of the gradient: rounding of an entry near zero may turn into a share of a step of 1e-2.
     for own, right in zip(fused, plain, strict=True):

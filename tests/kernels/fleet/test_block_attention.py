@@ -5,8 +5,7 @@ import torch
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet.block_attention import block_attention
-from tests.kernels.fleet.test_inner_descent import assert_within_tf32
-from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
+from tests.kernels.numerics import DEVICE, assert_forms_match_reference, assert_within_tf32, draw
 
 SHAPES = [(10, 3, (4, 5), 3), (1, 1, (16, 16), 8), (131, 1, (32, 8), 8)]
 

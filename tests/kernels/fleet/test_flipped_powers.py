@@ -5,7 +5,7 @@ import torch
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet.flipped_powers import causal_flipped_powers
-from tests.kernels.numerics import assert_forms_match_reference, draw
+from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -18,7 +18,7 @@ def test_flipped_powers(shape, p, dtype):
 
 
 def test_scores_of_zero_have_no_gradient():
-    scores = torch.zeros(1, 3, 3).requires_grad_()
+    scores = torch.zeros(1, 3, 3, device=DEVICE).requires_grad_()
     for impl in ("torch", "triton"):
         (slopes,) = torch.autograd.grad(causal_flipped_powers(scores, 1, 0.5, impl=impl).sum(), [scores])
         assert not slopes.any()

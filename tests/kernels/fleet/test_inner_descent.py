@@ -1,14 +1,12 @@
 """Gradient descent of inner models against its definition in float64."""
 
-from collections.abc import Callable, Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, inner_descent
-from tests.kernels.numerics import assert_equal_in_float64, draw
+from tests.kernels.numerics import assert_within_tf32, draw
 
 
 def operands(members: int, batch: int, time: int, heads: int, width: int, dtype: torch.dtype) -> list[Tensor]:
@@ -22,29 +20,6 @@ def operands(members: int, batch: int, time: int, heads: int, width: int, dtype:
 def descend(*given: Tensor, impl: str) -> Tensor:
     q, k, v, rates, factors, weight, bias, gain, shift = given
     return inner_descent(q, k, v, rates, factors, ((InnerLayer(weight, bias),), InnerNorm(gain, shift)), impl=impl)
-
-
-def results(function: Callable[..., Tensor], inputs: Sequence[Tensor], impl: str) -> list[Tensor]:
-    """Return the output of a form, and its gradients; "reference" and "torch" are in float64."""
-    kinds = [part.dtype if impl == "triton" else torch.float64 for part in inputs]
-    leaves = [part.detach().to(kind).requires_grad_() for part, kind in zip(inputs, kinds, strict=True)]
-    y = function(*leaves, impl=impl)
-    along = draw(*y.shape, seed=7).to(inputs[0].dtype).to(y.dtype)
-    return [part.detach() for part in (y, *torch.autograd.grad(y, leaves, along))]
-
-
-def assert_within_tf32(function: Callable[..., Tensor], inputs: Sequence[Tensor], products: float) -> None:
-    """Results of "triton" err, by their Frobenius norms, as that many products in tf32 one behind the other do.
-
-    Both operands of a product are rounded to 10 bits beside tokens in half precision, and to 21 bits, three parts of
-    tf32, beside float32. Operators of torch are equal to the definition in float64.
-    """
-    bound = 2 * products * 2.0 ** (-21 if inputs[0].dtype == torch.float32 else -10)
-    made = [results(function, inputs, impl) for impl in ("triton", "torch", "reference")]
-    for i, (found, plain, exact) in enumerate(zip(*made, strict=True)):
-        assert_equal_in_float64(f"result {i}", plain, exact)
-        error, size = float((found.double() - exact).norm()), float(exact.norm())
-        assert error <= bound * size, f"result {i}: {error:.3g} of {size:.3g} over {bound:.3g}"
 
 
 DEPTH = {1: 4, 2: 6}

@@ -88,7 +88,7 @@ def test_a_title_over_many_groups_counts_those_without_a_trained_opponent() -> N
 
     runs = [*pair(32, 0.4), *pair(64, 0.01), *pair(128, 0.8)]
     title = recall_answer(section_of(runs))
-    assert title.startswith("Of 3 groups of matched state, linear is ahead at 1 of 3 (by 0.400 to 0.400), ")
+    assert title.startswith("Of 3 groups of matched state, linear is ahead at 1 of 3 (by 0.400), ")
     assert title.endswith("no opponent is trained at 1 and no difference is significant at 1")
     alone = recall_answer(section_of([*pair(32, 0.01), *pair(64, 0.01), *pair(128, 0.01)]))
     assert alone == "In none of 3 groups of matched state is a difference significant; at 3 no opponent is trained"

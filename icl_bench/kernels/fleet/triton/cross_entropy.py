@@ -15,14 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.logits import LogitCrossEntropy
 from icl_bench.kernels.triton.common import padded
 
 TO_BASE_2 = tl.constexpr(1.4426950408889634)
 FROM_BASE_2 = tl.constexpr(0.6931471805599453)
-ENTROPY_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_ROW = 256
 FULL_DEVICE = 128
 """Programs that fill a device, about; twice as many hide the waits of one another."""
@@ -215,14 +213,10 @@ def entropy_table_gradient_kernel(
 
 
 def cross_entropy_triton(x: Tensor, weight: Tensor, targets: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
-    """Run `cross_entropy` on float32, bfloat16 or float16; else raise KernelUnavailableError.
+    """Run `cross_entropy` on float32, bfloat16 or float16.
 
     Rows of more than 256 columns do not fit on chip with their products: their logits are made in chunks of `at_once`.
     """
-    if x.dtype not in ENTROPY_DTYPES:
-        raise KernelUnavailableError(
-            f"impl='triton' takes float32, bfloat16 and float16; got {x.dtype}: use impl='torch'"
-        )
     result: tuple[Tensor, Tensor]
     if x.shape[-1] > WIDEST_ROW:
         result = LogitCrossEntropy.apply(x, weight, targets, at_once)
