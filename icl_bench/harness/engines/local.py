@@ -19,7 +19,7 @@ from pydantic import Field
 
 from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.messages import Limits, Message, Order, Worker, WorkerLost, WorkerPool, WorkerSetup
-from icl_bench.isolation import ending, environment_variable, start_method
+from icl_bench.isolation import ending, environment_variable, start_method, usable_cores
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
 from icl_bench.runs.store import Store
@@ -54,7 +54,7 @@ class Local(EngineConfig):
     def start_workers(self, machine: "Machine", at_once: int) -> Engine:
         """Return a running engine whose workers train `at_once` fleets at once."""
         from icl_bench.harness.engines.supervisor import Supervisor
-        from icl_bench.harness.environment import usable_cores, visible_gpus
+        from icl_bench.harness.environment import visible_gpus
 
         on_gpu = machine.device.type == "cuda"
         size = self.workers or (len(visible_gpus()) if on_gpu else usable_cores())
