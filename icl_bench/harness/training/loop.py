@@ -48,7 +48,8 @@ class TrainingLoop:
 
     Args:
         trainer: The fleet, before its first step.
-        report: Called with the progress about every `report_every` seconds, and at the end of each span.
+        report: Called with the progress after the first step, about every `report_every` seconds from then on, and at
+            the end of each span.
         log: Called with the index of a member and its metrics at each validation.
         report_every: Seconds between reports.
         checkpoints: Where states are saved; None to save none.
@@ -73,7 +74,7 @@ class TrainingLoop:
         self.validator, self.pace = Validator(trainer), Pace(trainer.device)
         self.validation: StartedValidation | None = None
         now = time.perf_counter()
-        self.report_every, self.last_report = report_every, now
+        self.report_every, self.last_report = report_every, -math.inf  # the first step tells that the fleet is built
         self.started = now  # earlier by the time of previous parts, if the run was interrupted
         self.training_seconds, self.training_since = 0.0, now
         self.latest: Progress | None = None
