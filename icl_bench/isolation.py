@@ -2,7 +2,8 @@
 
 Commands isolate such calls; a program that hands its own classes to the package does not, and calls them where it is.
 Processes are forked from a server that was started afresh and has imported torch but never used it, so that one starts
-at once, and CUDA, which does not survive a fork, is first used inside it. Here is also how many cores processes may use.
+at once, and CUDA, which does not survive a fork, is first used inside it.
+Here is also how many cores processes may use.
 """
 
 import contextlib
