@@ -217,8 +217,9 @@ class TrainingLoop:
         self.hold(self.roster.narrow(self.trainer))
         if self.over and self.latest is not None:
             self.report(self.latest._replace(steps=end))
-        seconds_left = self.training_seconds / end * (self.spec.train.steps - end)
-        rehearse_test(self.trainer.specs, self.trainer.machine, seconds_left)
+        if begin > 0:  # by then the fleets beside it are built
+            seconds_left = self.training_seconds / end * (self.spec.train.steps - end)
+            rehearse_test(self.trainer.specs, self.trainer.machine, seconds_left)
         self.training_since = time.perf_counter()
         reach("validated")
 
