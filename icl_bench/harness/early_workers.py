@@ -40,7 +40,7 @@ BEGUN: dict[str, EarlyProcess] = {}
 def begin_workers() -> None:
     """Begin a process for each GPU that this one may use; none of them prints a word at a SIGINT."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = named.split(",") if named else map(str, range(len(list(GPU_FOLDERS.iterdir()))))
+    gpus = map(str, range(len(list(GPU_FOLDERS.glob("*"))))) if named is None else named.split(",")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_SUPERVISOR)
     try:
         for gpu in filter(None, gpus):

@@ -68,6 +68,15 @@ def test_processes_of_other_gpus_end(two_gpus, monkeypatch) -> None:
     assert list(BEGUN) == ["2"] and not other.is_alive()
 
 
+@pytest.mark.parametrize(("named", "folders"), [("", "gpus"), (None, "none")])
+def test_none_is_begun_without_a_gpu(two_gpus, tmp_path, monkeypatch, named, folders: str) -> None:
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr(early_workers, "GPU_FOLDERS", tmp_path / folders)
+    begin_workers()
+    assert not BEGUN
+
+
 def test_a_process_that_has_ended_is_replaced(two_gpus, monkeypatch) -> None:
     pool = pool_of(["0"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
