@@ -3,6 +3,7 @@
 Commands isolate such calls; a program that hands its own classes to the package does not, and calls them where it is.
 Processes are forked from a server that was started afresh and has imported torch but never used it, so that one starts
 at once, and CUDA, which does not survive a fork, is first used inside it.
+Here is also how many cores processes may use.
 """
 
 import contextlib
@@ -28,6 +29,8 @@ GPU_DRIVER = Path("/proc/driver/nvidia/version")
 """File of the driver of GPUs on Linux, where it is loaded."""
 LONGEST_CALL = 120.0
 """Seconds in which an isolated call must come back: the import of a large package takes 30."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Processor time that a container may use, in microseconds, and the period that it is counted over."""
 OWN_SCORE = Path("/proc/self/oom_score_adj")
 """File by which Linux is told which process to end first when memory runs out."""
 
@@ -152,6 +155,13 @@ def environment_variable(name: str, value: str) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def usable_cores() -> int:
+    """Return the number of processor cores that this process may use, within the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota, _, period = CPU_QUOTA.read_text().partition(" ") if CPU_QUOTA.is_file() else ("max", "", "")
+    return cores if quota.strip() == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
 def start_method() -> ForkServerContext | SpawnContext:

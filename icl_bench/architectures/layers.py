@@ -58,10 +58,12 @@ class Stacked(nn.Module, Initialised):
 
     @torch.no_grad()
     def initialise(self, seeds: Sequence[int], path: str) -> None:
-        """Draw the declared parameters of this module in place, member m from `seeds[m]`."""
+        """Draw the declared parameters of this module in place, member m from `seeds[m]`; once for equal seeds."""
         for name, init in self.inits.items():
-            for row, seed in zip(self.get_parameter(name), seeds, strict=True):
-                row.copy_(init(seed, f"{path}.{name}", row.shape))
+            parameter = self.get_parameter(name)
+            drawn = {seed: init(seed, f"{path}.{name}", parameter.shape[1:]) for seed in dict.fromkeys(seeds)}
+            for row, seed in zip(parameter, seeds, strict=True):
+                row.copy_(drawn[seed])
 
 
 def marked(parameter: nn.Parameter, decay: bool, kind: Kind) -> nn.Parameter:

@@ -41,12 +41,16 @@ LOAD_REPORTS_AFTER = 20.0
 def prepare_engine(machine: MachineOptions) -> None:
     """Begin what takes seconds before this process imports torch: other processes, or the context of its GPU."""
     from icl_bench.harness.compiled import is_cold
-    from icl_bench.isolation import start_server
+    from icl_bench.isolation import GPU_DRIVER, start_server
 
     gc.set_threshold(COLLECT_LOADING_AT)
     engine = machine.engine.partition(":")[0]  # what reads all of it imports pydantic
     if engine == "local":
         start_server()
+        if machine.device != "cpu" and GPU_DRIVER.exists():
+            from icl_bench.harness.early_workers import begin_workers
+
+            begin_workers()
     elif engine in ENGINES_HERE and machine.device != "cpu" and OWN_RANK not in os.environ:
         threading.Thread(target=load_gpu, name="load_gpu").start()
         if is_cold():

@@ -10,7 +10,8 @@ import torch
 
 from icl_bench.errors import StoreError
 from icl_bench.harness.engines.base import ENGINES, install_command, missing_package
-from icl_bench.harness.environment import processor_name, usable_cores, versions
+from icl_bench.harness.environment import processor_name, versions
+from icl_bench.isolation import usable_cores
 from icl_bench.runs.store import Store
 
 TORCH_RANGE = ((2, 11), (2, 16))

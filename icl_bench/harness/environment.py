@@ -4,7 +4,6 @@ import ctypes
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,8 +25,6 @@ THREADS = "OMP_NUM_THREADS"
 TRIM_THRESHOLD, MOST_MAPPINGS, MOST_HEAPS = -1, -4, -8
 """Parameters of glibc's mallopt: free bytes at the end of the heap before they are returned to the system, blocks that
 have mappings of their own, which are returned when they are freed, and heaps, of which threads may have several."""
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Processor time that a container may use, in microseconds, and the period that it is counted over."""
 DEVICES = ("auto", "cpu", "cuda")
 IMPLS = tuple(dict.fromkeys(impl for operator in OPERATORS.values() for impl in operator.impls))
 
@@ -59,13 +56,6 @@ def processor_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Return the number of processor cores that this process may use, within the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quota, _, period = CPU_QUOTA.read_text().partition(" ") if CPU_QUOTA.is_file() else ("max", "", "")
-    return cores if quota.strip() == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
 @contextmanager

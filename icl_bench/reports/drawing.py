@@ -1,7 +1,6 @@
 """Figures drawn beside each other, in processes forked from this one, which know what it knows; nothing is pickled."""
 
 import multiprocessing
-import os
 import signal
 import sys
 import warnings
@@ -10,6 +9,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+
+from icl_bench.isolation import usable_cores
 
 Draw = Callable[[], bytes | None]
 MOST_PROCESSES = 8
@@ -25,7 +26,7 @@ def drawn_ahead(draws: Sequence[Draw]) -> Iterator[list[Draw]]:
     Where there is one core, or no fork without harm, they draw themselves, as they do where a process ended without its
     figure, or did not end: an error is raised by them.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    cores = usable_cores() if sys.platform == "linux" else 1
     count = min(cores, MOST_PROCESSES, len(draws))
     if count < 2:
         yield list(draws)

@@ -74,6 +74,21 @@ def test_a_member_starts_alike_in_any_fleet_and_constants_start_alike_in_all() -
     assert [name for name, own in pair.named_parameters() if not decays(own, recipe=1)] == ["ramp", "bias"]
 
 
+def test_members_of_one_seed_are_drawn_once() -> None:
+    drawn: list[int] = []
+
+    class Layer(Stacked):
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.declare("weight", (3, 4), lambda seed, *place: drawn.append(seed) or normal(0.5)(seed, *place))
+
+    layer, plain = Layer(), normal(0.5)
+    initialise(layer, [3, 8, 3, 3])
+    assert drawn == [3, 8]
+    for row, seed in zip(layer.weight, [3, 8, 3, 3], strict=True):
+        assert torch.equal(row, plain(seed, ".weight", row.shape).float())
+
+
 def test_the_start_of_gpt_2_is_narrow_and_leaves_gates_alone() -> None:
     layers = [make_arch(one) for text in ("power:conv=2", "m-lstm") for one in arch_components(text, 256)]
     stds = {}

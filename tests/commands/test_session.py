@@ -12,14 +12,22 @@ from icl_bench import isolation
 from icl_bench.commands import session
 from icl_bench.commands.options import MachineOptions, OutputOptions
 from icl_bench.commands.session import loading_reports, make_executor, prepare_engine
+from icl_bench.harness import compiled, early_workers
 
 
 @pytest.mark.parametrize(("engine", "starts"), [("local:workers=2", 1), ("local", 1), ("auto", 0), ("inline", 0)])
-def test_the_server_starts_where_workers_are_asked_for(engine: str, starts: int, monkeypatch) -> None:
+def test_the_server_starts_where_workers_are_asked_for(engine: str, starts: int, tmp_path, monkeypatch) -> None:
+    """Workers of GPUs, which take longer, are begun where the machine has a driver."""
     started: list[str] = []
-    monkeypatch.setattr(isolation, "start_server", lambda: started.append(engine))
-    prepare_engine(MachineOptions(engine=engine))
-    assert len(started) == starts
+    monkeypatch.setattr(isolation, "start_server", lambda: started.append("server"))
+    monkeypatch.setattr(early_workers, "begin_workers", lambda: started.append("workers"))
+    monkeypatch.setattr(session, "load_gpu", lambda: None)
+    monkeypatch.setattr(compiled, "is_cold", lambda: False)
+    for driver, device, begun in ((tmp_path, "auto", 2), (tmp_path, "cpu", 1), (tmp_path / "none", "cuda", 1)):
+        monkeypatch.setattr(isolation, "GPU_DRIVER", driver)
+        prepare_engine(MachineOptions(engine=engine, device=device))
+        assert started == ["server", "workers"][: starts * begun]
+        started.clear()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ HERE = os.getpid()
 
 @pytest.fixture(autouse=True)
 def three_cores(monkeypatch) -> None:
-    monkeypatch.setattr(drawing.os, "sched_getaffinity", lambda pid: range(3), raising=False)
+    monkeypatch.setattr(drawing, "usable_cores", lambda: 3)
     monkeypatch.setattr(drawing.sys, "platform", "linux")
 
 
@@ -66,6 +66,6 @@ def test_an_error_is_raised_here() -> None:
 
 
 def test_one_core_draws_here(monkeypatch) -> None:
-    monkeypatch.setattr(drawing.os, "sched_getaffinity", lambda pid: range(1))
+    monkeypatch.setattr(drawing, "usable_cores", lambda: 1)
     with drawn_ahead([partial(picture, i) for i in (0, 2)]) as waits:
         assert [wait() for wait in waits] == [b"0 True", b"2 True"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.inline import InlineEngine
 from icl_bench.harness.engines.local import Local
+from icl_bench.isolation import usable_cores
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
 from icl_bench.runs.store import Store
@@ -43,7 +44,7 @@ class AutoEngine(Engine):
 
     def are_worth_workers(self, agenda: Agenda) -> bool:
         """Return whether workers pay; never where OMP_NUM_THREADS is set, nor for layers that a program defines."""
-        from icl_bench.harness.environment import THREADS, usable_cores
+        from icl_bench.harness.environment import THREADS
         from icl_bench.harness.estimate import estimate_runs
 
         if self.machine.device.type != "cpu" or THREADS in os.environ or len(agenda) < 2 or usable_cores() < 2:

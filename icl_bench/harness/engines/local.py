@@ -12,14 +12,16 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from icl_bench.harness.early_workers import end_others, take_worker
 from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.messages import Limits, Message, Order, Worker, WorkerLost, WorkerPool, WorkerSetup
-from icl_bench.isolation import ending, environment_variable, start_method
+from icl_bench.isolation import ending, environment_variable, start_method, usable_cores
 from icl_bench.runs.events import Reporter
 from icl_bench.runs.record import RunResult
 from icl_bench.runs.store import Store
@@ -54,7 +56,7 @@ class Local(EngineConfig):
     def start_workers(self, machine: "Machine", at_once: int) -> Engine:
         """Return a running engine whose workers train `at_once` fleets at once."""
         from icl_bench.harness.engines.supervisor import Supervisor
-        from icl_bench.harness.environment import usable_cores, visible_gpus
+        from icl_bench.harness.environment import visible_gpus
 
         on_gpu = machine.device.type == "cuda"
         size = self.workers or (len(visible_gpus()) if on_gpu else usable_cores())
@@ -107,6 +109,7 @@ class ProcessPool(WorkerPool):
 
         self.machine, self.threads, self.most, self.at_once = machine, threads, most, at_once
         self.gpus = visible_gpus() if machine.device.type == "cuda" else []
+        end_others(self.gpus[:most])
         self.started: list[ProcessWorker] = []
         self.spare: list[ProcessWorker] = []  # of running processes
 
@@ -152,8 +155,6 @@ class WorkerProcess:
     """A process with some workers, each of which has a connection of its own."""
 
     def __init__(self, setup: WorkerSetup, count: int) -> None:
-        from icl_bench.harness.engines.worker import worker_main
-
         pairs = [socket.socketpair() for _ in range(count)]
         for ours, _ in pairs:
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
@@ -161,9 +162,7 @@ class WorkerProcess:
         self.gpu, self.is_asked = setup.gpu, False
         with contextlib.ExitStack() as opened:
             theirs = [opened.enter_context(Connection(other.detach())) for _, other in pairs]
-            self.process = start_method().Process(target=worker_main, args=(theirs, setup), daemon=True)
-            with environment_variable("OMP_NUM_THREADS", "1"):  # so that libraries start no threads on import
-                self.process.start()
+            self.process = take_worker(theirs, setup) or fork_worker(theirs, setup)
         self.workers = [ProcessWorker(self, Connection(ours.detach())) for ours, _ in pairs]
 
     def ask_to_end(self) -> None:
@@ -171,6 +170,16 @@ class WorkerProcess:
         if not self.is_asked:
             self.is_asked = True
             self.process.terminate()
+
+
+def fork_worker(connections: Sequence[Connection], setup: WorkerSetup) -> BaseProcess:
+    """Start a worker with these connections, forked from the server."""
+    from icl_bench.harness.engines.worker import worker_main
+
+    process = start_method().Process(target=worker_main, args=(connections, setup), daemon=True)
+    with environment_variable("OMP_NUM_THREADS", "1"):  # so that libraries start no threads on import
+        process.start()
+    return process
 
 
 class ProcessWorker:

@@ -1,8 +1,8 @@
 """The idle worker that takes the next fleet, where workers of one process train beside each other on one GPU.
 
-Of the processes with room it is the one that has least left to do, so that GPUs come to an end together; the last
-fleets are cut where one GPU would end after the others. A process prepares one fleet at a time, or two as long as it
-trains none, since its threads share one lock of Python.
+It is one of the process that has least left to do and memory for the fleet, so that GPUs come to an end together; the
+last fleets are cut where one GPU would end after the others. A process prepares two fleets at a time; a fleet waits for
+that rather than for the end of its GPU.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from icl_bench.harness.engines import messages
 from icl_bench.harness.engines.base import seconds_of
 from icl_bench.harness.engines.queues import Item
+from icl_bench.harness.engines.side_by_side import MOST_PREPARED
 from icl_bench.runs.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -65,10 +66,11 @@ def seat_for(
     device: "torch.device",
     to_come: float = float("inf"),
 ) -> Seat | None:
-    """Return the idle worker for a fleet; None where every process with one has to go on first.
+    """Return the idle worker for a fleet; None where the process that would take it has to go on first.
 
     `to_come` are the estimated seconds of all fleets after this one.
     """
+    starting = not all(slot.ready for slot in slots)
     idle: dict[object, WorkerSlot] = {}
     busy: dict[object, list[WorkerSlot]] = {}
     for slot in slots:
@@ -80,7 +82,9 @@ def seat_for(
             idle.setdefault(place, slot)
     left = {place: sum(other.seconds_left for other in others) for place, others in busy.items()}
     for place in sorted(idle, key=left.__getitem__):
-        if has_room(specs, busy[place], device):
+        if prepares(busy[place], starting):
+            return None
+        if fits(specs, busy[place], device):
             return Seat(idle[place], members_for(specs, left[place], list(left.values()), to_come))
     return None
 
@@ -107,15 +111,21 @@ def common_end(left: Sequence[float], more: float) -> float:
     return (sum(ordered) + more) / len(ordered)
 
 
-def has_room(specs: Sequence[RunSpec], others: Sequence[WorkerSlot], device: "torch.device") -> bool:
-    """Return whether a process with these fleets may start another one, by its threads and by the memory of its GPU."""
+def prepares(others: Sequence[WorkerSlot], starting: bool) -> bool:
+    """Return whether a process with these fleets prepares as many as it may.
+
+    Those are two, or one as long as another process is `starting`, which would take the second one.
+    """
+    preparing = sum(other.trained is None for other in others)
+    return preparing >= (1 if starting else MOST_PREPARED)
+
+
+def fits(specs: Sequence[RunSpec], others: Sequence[WorkerSlot], device: "torch.device") -> bool:
+    """Return whether a fleet fits beside these on a GPU by its memory; alone it may take what there is."""
     if not others:
         return True
     from icl_bench.harness.training.memory import TRUSTED_FRACTION, estimate_bytes, total_memory
 
-    preparing = sum(other.trained is None for other in others)
-    if preparing > 1 or (preparing and len(others) > 1):
-        return False
     fleets = [specs, *(other.item.specs for other in others if other.item is not None)]
     needed = sum(estimate_bytes(fleet[0], len(fleet)) for fleet in fleets)
     return needed <= TRUSTED_FRACTION * total_memory(device)

@@ -24,6 +24,7 @@ from icl_bench.harness.engines.base import ENGINES, Agenda, Engine, EngineConfig
 from icl_bench.harness.engines.leases import EXPIRY, Leases, lease_name
 from icl_bench.harness.engines.messages import Limits
 from icl_bench.harness.engines.queues import LeaseQueue
+from icl_bench.isolation import usable_cores
 from icl_bench.registry import load_plugins
 from icl_bench.runs.events import Reporter, SilentReporter
 from icl_bench.runs.record import RunResult
@@ -152,7 +153,6 @@ class SlurmEngine(Engine):
         """
         from icl_bench.harness.engines.local import ProcessPool
         from icl_bench.harness.engines.supervisor import Supervisor
-        from icl_bench.harness.environment import usable_cores
 
         interruption.listen(END_SIGNALS)
         os.chdir(folder)

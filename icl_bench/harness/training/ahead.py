@@ -14,13 +14,13 @@ import torch
 
 from icl_bench.errors import IclBenchError, KernelsUnlistedError
 from icl_bench.harness.compiled import known_fleets
-from icl_bench.harness.environment import git_revision, usable_cores, versions
+from icl_bench.harness.environment import git_revision, versions
 from icl_bench.harness.training.attempt import failure_kind
 from icl_bench.harness.training.evaluate import evaluate, evaluation_pieces
 from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.probes import Probe
 from icl_bench.harness.training.trainer import Machine, Trainer
-from icl_bench.isolation import is_isolating, isolated, start_method
+from icl_bench.isolation import is_isolating, isolated, start_method, usable_cores
 from icl_bench.kernels.ahead import Compilers, KernelSource, can_list, unlaunched
 from icl_bench.kernels.backends import is_installed, prepare_in_turn
 from icl_bench.outside import first_line

@@ -16,6 +16,7 @@ from icl_bench.harness.training.graphs import Pace
 from icl_bench.harness.training.keep import kept_files, probes_file
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.harness.training.probes import Probe, probe_marks
+from icl_bench.harness.training.rehearsal import rehearse_test
 from icl_bench.harness.training.results import FleetScores, MemberScores
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Trainer
@@ -48,7 +49,8 @@ class TrainingLoop:
 
     Args:
         trainer: The fleet, before its first step.
-        report: Called with the progress about every `report_every` seconds, and at the end of each span.
+        report: Called with the progress after the first step, about every `report_every` seconds from then on, and at
+            the end of each span.
         log: Called with the index of a member and its metrics at each validation.
         report_every: Seconds between reports.
         checkpoints: Where states are saved; None to save none.
@@ -73,7 +75,7 @@ class TrainingLoop:
         self.validator, self.pace = Validator(trainer), Pace(trainer.device)
         self.validation: StartedValidation | None = None
         now = time.perf_counter()
-        self.report_every, self.last_report = report_every, now
+        self.report_every, self.last_report = report_every, -math.inf  # the first step tells that the fleet is built
         self.started = now  # earlier by the time of previous parts, if the run was interrupted
         self.training_seconds, self.training_since = 0.0, now
         self.latest: Progress | None = None
@@ -215,6 +217,9 @@ class TrainingLoop:
         self.hold(self.roster.narrow(self.trainer))
         if self.over and self.latest is not None:
             self.report(self.latest._replace(steps=end))
+        if begin > 0:  # by then the fleets beside it are built
+            seconds_left = self.training_seconds / end * (self.spec.train.steps - end)
+            rehearse_test(self.trainer.specs, self.trainer.machine, seconds_left)
         self.training_since = time.perf_counter()
         reach("validated")
 

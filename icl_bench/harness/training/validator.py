@@ -6,10 +6,10 @@ from copy import deepcopy
 
 import torch
 
-from icl_bench.harness.environment import usable_cores
 from icl_bench.harness.training.outside_layers import calls_outside_code
 from icl_bench.harness.training.precision import WorkingModel
 from icl_bench.harness.training.trainer import Trainer
+from icl_bench.isolation import usable_cores
 
 Validation = Mapping[str, list[float]]
 """Validation accuracy of each member by label of cell."""

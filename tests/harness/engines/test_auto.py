@@ -5,12 +5,12 @@ import os
 import pytest
 import torch
 
-from icl_bench.harness import environment
+from icl_bench import isolation
 from icl_bench.harness.engines import auto
 from icl_bench.harness.engines.auto import AutoEngine
 from icl_bench.harness.engines.base import Agenda
 from icl_bench.harness.engines.inline import InlineEngine
-from icl_bench.harness.environment import one_thread, usable_cores
+from icl_bench.harness.environment import one_thread
 from icl_bench.harness.resolve import Request, expand_request
 from icl_bench.harness.training.fleet import pack
 from icl_bench.harness.training.trainer import Machine
@@ -25,7 +25,7 @@ LONG = pack(expand_request(Request("assoc-recall", ["linear"], seeds=range(4), p
 def idle(monkeypatch) -> None:
     """Four cores, and nothing that the user says of threads."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(environment, "usable_cores", lambda: 4)
+    monkeypatch.setattr(auto, "usable_cores", lambda: 4)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_workers_are_worth_it_for_several_long_fleets_on_several_cores(idle, eng
     local = [[spec.model_copy(update={"arch": (spec.arch[0].model_copy(update={"name": "__main__:Own"}),)})]
              for (spec,) in LONG]  # fmt: skip
     assert not engine.are_worth_workers(Agenda(local))
-    monkeypatch.setattr(environment, "usable_cores", lambda: 1)
+    monkeypatch.setattr(auto, "usable_cores", lambda: 1)
     assert not engine.are_worth_workers(Agenda(LONG))
 
 
@@ -89,7 +89,7 @@ def test_a_run_on_a_cpu_takes_one_thread_unless_the_user_sets_another_number(idl
 @pytest.mark.parametrize(("text", "cores"), [("max 100000\n", 8), ("200000 100000\n", 2), ("50000 100000\n", 1)])
 def test_the_quota_of_a_container_limits_the_cores(text: str, cores: int, tmp_path, monkeypatch) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(environment, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(isolation, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
-    monkeypatch.setattr(environment.sys, "platform", "linux")
-    assert usable_cores() == cores
+    monkeypatch.setattr(isolation.sys, "platform", "linux")
+    assert isolation.usable_cores() == cores

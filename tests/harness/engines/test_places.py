@@ -46,12 +46,28 @@ def test_the_process_with_the_least_left_takes_the_next_fleet(monkeypatch) -> No
     assert chosen(slot("a", 900), slot("a"), slot("b")) == "b"
 
 
-def test_a_process_prepares_one_fleet_at_a_time_and_two_while_it_trains_none(monkeypatch) -> None:
+def test_a_process_prepares_two_fleets_at_a_time(monkeypatch) -> None:
     monkeypatch.setattr(memory, "total_memory", lambda device: 1 << 40)
     assert chosen(slot("a", 9, trained=None), slot("a")) == "a"
     assert chosen(slot("a", 9, trained=None), slot("a", 9, trained=None), slot("a")) is None
-    assert chosen(slot("a", 9, trained=None), slot("a", 9), slot("a")) is None
+    assert chosen(slot("a", 9, trained=None), slot("a", 9), slot("a")) == "a"
     assert chosen(slot("a", 9), slot("a", 9), slot("a")) == "a"
+
+
+def test_a_fleet_waits_for_the_process_with_the_least_left_while_that_prepares_others(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "total_memory", lambda device: 1 << 40)
+    preparing = slot("a", 9, trained=None), slot("a", 9, trained=None), slot("a")
+    assert chosen(*preparing, slot("b", 900), slot("b")) is None
+    assert chosen(*preparing, slot("b", 17), slot("b")) == "b"
+
+
+def test_a_process_that_starts_takes_the_second_fleet(monkeypatch) -> None:
+    """Nothing waits for a start but what would be prepared beside another fleet."""
+    monkeypatch.setattr(memory, "total_memory", lambda device: 1 << 40)
+    starting = slot("b", ready=False)
+    assert chosen(slot("a"), starting) == "a"
+    assert chosen(slot("a", 9, trained=None), slot("a"), starting) is None
+    assert chosen(slot("a", 9), slot("a"), starting) == "a"
 
 
 def test_fleets_beside_each_other_fit_the_memory_of_a_gpu(monkeypatch) -> None:
@@ -59,6 +75,8 @@ def test_fleets_beside_each_other_fit_the_memory_of_a_gpu(monkeypatch) -> None:
     for total, wanted in ((2.1 * needed, "a"), (1.9 * needed, None)):
         monkeypatch.setattr(memory, "total_memory", lambda device, total=total: total)
         assert chosen(slot("a", 9), slot("a")) == wanted
+    monkeypatch.setattr(memory, "total_memory", lambda device: 2.1 * needed)
+    assert chosen(slot("a", 9), slot("a", 9), slot("a"), slot("b", 90), slot("b")) == "b"
     assert chosen(slot("a")) == "a"  # alone it may take what there is
 
 

@@ -118,7 +118,7 @@ def test_a_job_has_a_worker_for_each_core_or_one_for_its_gpu(monkeypatch, tmp_pa
 
     monkeypatch.setattr(slurm.interruption, "listen", lambda signals: None)
     monkeypatch.setattr(slurm, "load_plugins", list)
-    monkeypatch.setattr("icl_bench.harness.environment.usable_cores", lambda: 7)
+    monkeypatch.setattr("icl_bench.harness.engines.slurm.usable_cores", lambda: 7)
     monkeypatch.setattr("icl_bench.harness.engines.local.ProcessPool", lambda machine, own, most: own)
     monkeypatch.setattr("icl_bench.harness.engines.supervisor.Supervisor", Recorded)
     monkeypatch.chdir(tmp_path)

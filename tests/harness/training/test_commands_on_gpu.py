@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from icl_bench.harness.environment import usable_cores
 from icl_bench.harness.training.ahead import LEAST_CORES
+from icl_bench.isolation import usable_cores
 from icl_bench.runs.store import Store
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

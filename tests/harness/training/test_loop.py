@@ -24,3 +24,12 @@ def test_what_is_reported_adds_up_to_what_is_logged() -> None:
     for point in logged:
         span = [progress.loss[0] for progress in reported if point.step - 6 < progress.step <= point.step]
         assert sum(span) / 6 == pytest.approx(point.train_loss, rel=1e-9)
+
+
+def test_the_first_step_is_reported_at_once() -> None:
+    reported: list[int] = []
+    loop = TrainingLoop(
+        Trainer(specs("softmax"), Machine(CPU)), lambda progress: reported.append(progress.step), lambda *_: None, 1e9
+    )
+    loop.run()
+    assert list(dict.fromkeys(reported)) == [1, 6, 12]
