@@ -333,8 +333,9 @@ def walk_states(
     """Write the states before the chunks (in reverse, after them) as `chunk_states` gives them; return its `dots`."""
     width, layout = problem.v, problem.layout
     unused = states.view(-1)[: 2 * WALK_BLOCK].view(torch.float32)  # of all states may be too long for a copy of tiles
-    valued = weights is not None and weights.value is not None
-    if valued:  # a factor of vectors in bfloat16, and the same one in the normaliser
+    valued = False
+    if weights is not None and weights.value is not None:  # a factor of vectors in bfloat16, also in the normaliser
+        valued = True
         value = weights.value.bfloat16()
         weights = TokenWeights(value, value if weights.sum is weights.value else weights.sum.bfloat16())
     numbers = [unused if w is None else w.view(-1) for w in weights or (None, None)]
