@@ -25,10 +25,12 @@ from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.power.triton.problem import WALK_BLOCK, PowerProblem, TokenWeights
 from icl_bench.kernels.power.triton.walk_tiles import (
     SYNCHRONISE,
-    expand,
+    expanded_rows,
     in_order,
+    multiply,
     product_layout,
     store_dots,
+    wait_for_products,
     write_tile,
 )
 
@@ -86,70 +88,54 @@ def _blocks(T, chunk, C: gl.constexpr):
 
 
 @gluon.jit
-def _write_state(c, place, tile, factor, staging, before, ready, empty, out, dots, row, chunks, C: gl.constexpr):
-    """Write half a tile of the state of the chunk that comes c-th; DOTS: also `factor` times its dots with `before`."""
-    if C.DOTS:
-        mbarrier.wait(ready.index(C.STAGES), c & 1)
-        store_dots(dots + place, tile, before, factor, chunks, C.V)
-    write_tile(out, staging, tile, row + place * C.ROWS)
-    if C.DOTS:  # all have read it, as the writing of the tile has waited for them
-        mbarrier.arrive(empty.index(C.STAGES))
-
-
-@gluon.jit
 def _walk_tile(
     pieces, values, weights, staging, before, ready, empty, out, dots, gates, row, pairs, T, chunk, chunks,
     HALF: gl.constexpr, C: gl.constexpr,
 ):  # fmt: skip
     """Walk half a tile, `pairs` times in the full product, through all chunks. See `power_walk_kernel`.
 
-    The products of one block wait behind those of another while the rows of the next are made, or while a state is
-    written. None is in flight from turn to turn, or ptxas waits after each. Rows are named where a product is waited
-    for, or their registers would be written while it reads them.
+    The products of one block wait behind those of another while the rows of the next are made. None is in flight from
+    turn to turn, or ptxas waits after each.
     """
     V: gl.constexpr = C.V
-    LATE: gl.constexpr = V == 64  # a wider tile leaves no registers to write it from while products go on
     acc = gl.zeros([128, V], gl.float32, product_layout(V))
     other = pairs - 1  # a tile on the diagonal has one piece of keys
     total = _blocks(T, chunk, C)
     mbarrier.wait(ready.index(0), 0)
-    rows = expand(pieces, weights, 0, other, HALF, C.BLOCK, V, C.VALUES)
+    rows = expanded_rows(pieces, weights, 0, other, HALF, V, C.VALUES)
     i = 0
     gate = _load_gate(gates, 0, T, chunk, chunks, C) if C.GATED else 0.0
-    factor = 1.0
     for c in range(chunks):
         place, blocks, _ = _chunk(c, T, chunk, chunks, C)
         tile = in_order(acc, V)
-        if LATE:
-            tile = tile.to(gl.bfloat16)
         if C.GATED:
             decay = gl.exp2(gate)
-            factor = pairs * decay
             gate = _load_gate(gates, c + 1, T, chunk, chunks, C)
-        if not LATE or c + 1 == chunks:
-            _write_state(c, place, tile, factor, staging, before, ready, empty, out, dots, row, chunks, C)
+            if C.DOTS:
+                mbarrier.wait(ready.index(C.STAGES), c & 1)
+                store_dots(dots + place, tile, before, pairs * decay, chunks, V)
+        write_tile(out, staging, tile, row + place * C.ROWS)
         if C.GATED:
+            if C.DOTS:  # all have read it, as the writing of the tile has waited for them
+                mbarrier.arrive(empty.index(C.STAGES))
             acc *= decay
         if c + 1 < chunks:
-            for turn in gl.static_range(2 if LATE else 1):  # LATE: the first turn by itself, which writes
-                for _ in range(1 if LATE and turn == 0 else blocks // 2 - LATE):
-                    one = i % C.STAGES
-                    two = (i + 1) % C.STAGES
-                    moving = warpgroup_mma(rows, values.index(one), acc, is_async=True)
-                    mbarrier.wait(ready.index(two), (i + 1) // C.STAGES & 1)
-                    second = expand(pieces, weights, two, other, HALF, C.BLOCK, V, C.VALUES)
-                    moving = warpgroup_mma(second, values.index(two), moving, is_async=True)
-                    if LATE and turn == 0:
-                        _write_state(c, place, tile, factor, staging, before, ready, empty, out, dots, row, chunks, C)
-                    moving, rows = warpgroup_mma_wait(1, deps=[moving, rows])
-                    mbarrier.arrive(empty.index(one))
-                    i += 2
-                    after = gl.minimum(i, total - 1)  # the last block is looked at again, for nothing
-                    one = after % C.STAGES
-                    mbarrier.wait(ready.index(one), after // C.STAGES & 1)
-                    rows = expand(pieces, weights, one, other, HALF, C.BLOCK, V, C.VALUES)
-                    acc, second = warpgroup_mma_wait(0, deps=[moving, second])
-                    mbarrier.arrive(empty.index(two))
+            for _ in range(blocks // 2):
+                one = i % C.STAGES
+                two = (i + 1) % C.STAGES
+                moving = multiply(rows, values.index(one), acc)
+                mbarrier.wait(ready.index(two), (i + 1) // C.STAGES & 1)
+                second = expanded_rows(pieces, weights, two, other, HALF, V, C.VALUES)
+                moving = multiply(second, values.index(two), moving)
+                moving, rows = wait_for_products(4, moving, rows)
+                mbarrier.arrive(empty.index(one))
+                i += 2
+                after = gl.minimum(i, total - 1)  # the last block is looked at again, for nothing
+                one = after % C.STAGES
+                mbarrier.wait(ready.index(one), after // C.STAGES & 1)
+                rows = expanded_rows(pieces, weights, one, other, HALF, V, C.VALUES)
+                acc, second = wait_for_products(0, moving, second)
+                mbarrier.arrive(empty.index(two))
     tma.store_wait(0)
 
 

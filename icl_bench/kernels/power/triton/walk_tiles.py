@@ -2,11 +2,13 @@
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma, warpgroup_mma, warpgroup_mma_wait
 
 # Names that Triton 3.6 has, or those of later versions.
 STORE = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 SYNCHRONISE = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+STEP = gl.constexpr(16)
+"""Tokens of a step of products, the fewest that the hardware takes."""
 
 
 @gluon.constexpr_function
@@ -41,21 +43,53 @@ def left_layout(BLOCK):
 
 
 @gluon.jit
-def expand(pieces, weights, s, other, HALF: gl.constexpr, BLOCK: gl.constexpr, V: gl.constexpr, VALUES: gl.constexpr):
-    """f_t u_ti w_tj of the rows (i, j) of half a tile, [128, BLOCK], as the left operand of a product.
-
-    The block of tokens is that of stage s; its right piece is the first, too, or `other` is 1.
-    """
-    WHOLE: gl.constexpr = expanded_layout(BLOCK)
-    u = pieces.index(2 * s).slice(8 * HALF, 8, dim=1).permute((1, 0)).load(left_layout(BLOCK))
+def _expand_step(u, w, weights, HALF: gl.constexpr, V: gl.constexpr, VALUES: gl.constexpr):
+    """f_t u_ti w_tj of the rows (i, j) of half a tile, [128, STEP], as the left operand of a product."""
+    WHOLE: gl.constexpr = expanded_layout(STEP)
+    u = u.slice(8 * HALF, 8, dim=1).permute((1, 0)).load(left_layout(STEP))
     if VALUES:
-        weight = weights.index(s).load(gl.SliceLayout(0, left_layout(BLOCK)))
+        weight = weights.load(gl.SliceLayout(0, left_layout(STEP)))
         u *= weight[None, :]
-    u = gl.permute(gl.reshape(u, [4, 2, BLOCK]), [1, 0, 2])
+    u = gl.permute(gl.reshape(u, [4, 2, STEP]), [1, 0, 2])
     u = gl.convert_layout(u, gl.SliceLayout(2, WHOLE), assert_trivial=True)
-    w = pieces.index(2 * s + other).permute((1, 0)).load(gl.SliceLayout(0, gl.SliceLayout(1, WHOLE)))
-    rows = gl.reshape(gl.expand_dims(u, 2) * gl.expand_dims(gl.expand_dims(w, 0), 1), [128, BLOCK])
+    w = w.permute((1, 0)).load(gl.SliceLayout(0, gl.SliceLayout(1, WHOLE)))
+    rows = gl.reshape(gl.expand_dims(u, 2) * gl.expand_dims(gl.expand_dims(w, 0), 1), [128, STEP])
     return gl.convert_layout(rows, gl.DotOperandLayout(0, product_layout(V), 2), assert_trivial=True)
+
+
+@gluon.jit
+def expanded_rows(pieces, weights, s, other, HALF: gl.constexpr, V: gl.constexpr, VALUES: gl.constexpr):
+    """Return the expanded rows of half a tile for the four steps of a block of tokens, that of stage s.
+
+    Its right piece is the first, too, or `other` is 1.
+    """
+    rows = ()
+    for k in gl.static_range(4):
+        u = pieces.index(2 * s).slice(k * STEP, STEP, dim=0)
+        w = pieces.index(2 * s + other).slice(k * STEP, STEP, dim=0)
+        rows += (_expand_step(u, w, weights.index(s).slice(k * STEP, STEP), HALF, V, VALUES),)
+    return rows
+
+
+@gluon.jit
+def multiply(rows, values, acc):
+    """acc + the products of a block, not waited for.
+
+    A step is a product of each half of the rows, so that no product waits for the sum of the one before it.
+    """
+    for k in gl.static_range(4):
+        acc = warpgroup_mma(rows[k], values.slice(k * STEP, STEP, dim=0), acc, is_async=True)
+    return acc
+
+
+@gluon.jit
+def wait_for_products(pending: gl.constexpr, acc, rows):
+    """Wait until at most `pending` steps of products are under way; return their sum and `rows`, to be used no earlier.
+
+    Rows are named, or their registers would be written while a product reads them.
+    """
+    found = warpgroup_mma_wait(pending, deps=[acc, rows[0], rows[1], rows[2], rows[3]])
+    return found[0], (found[1], found[2], found[3], found[4])
 
 
 @gluon.constexpr_function
@@ -89,6 +123,6 @@ def write_tile(out, staging, tile, row):
 @gluon.jit
 def store_dots(dots, tile, before, factor, chunks, V: gl.constexpr):
     """Store `factor` times the sum of products of half a tile with the same rows of another state, for each warp."""
-    products = gl.reshape(before.load(stored_layout(V)).to(tile.dtype) * tile, [4, 32, V])
-    sums = gl.sum(gl.sum(products.to(gl.float32), 2), 1)
+    products = gl.reshape(before.load(stored_layout(V)).to(gl.float32) * tile, [4, 32, V])
+    sums = gl.sum(gl.sum(products, 2), 1)
     gl.store(dots + gl.arange(0, 4, sums.type.layout) * chunks, sums * factor)
