@@ -58,9 +58,9 @@ class WalkConstants(NamedTuple):
     VALUES: bool
     """Use weights of tokens in the tiles too."""
     DOTS: bool
-    BLOCK: int = WALK_BLOCK
-    """Tokens of a block."""
-    STAGES: int = 6
+    BLOCK: int
+    """Tokens of a block: a turn of the loop, in two halves."""
+    STAGES: int
     """Blocks of tokens in shared memory."""
     REGISTERS: int = 240
     """Most registers of a thread that multiplies."""
@@ -98,11 +98,12 @@ def _walk_tile(
     turn to turn, or ptxas waits after each.
     """
     V: gl.constexpr = C.V
+    STEPS: gl.constexpr = C.BLOCK // 32
     acc = gl.zeros([128, V], gl.float32, product_layout(V))
     other = pairs - 1  # a tile on the diagonal has one piece of keys
     total = _blocks(T, chunk, C)
     mbarrier.wait(ready.index(0), 0)
-    rows = expanded_rows(pieces, weights, 0, other, HALF, V, C.VALUES)
+    rows = expanded_rows(pieces, weights, 0, other, 0, STEPS, HALF, V, C.VALUES)
     i = 0
     gate = _load_gate(gates, 0, T, chunk, chunks, C) if C.GATED else 0.0
     for c in range(chunks):
@@ -120,22 +121,18 @@ def _walk_tile(
                 mbarrier.arrive(empty.index(C.STAGES))
             acc *= decay
         if c + 1 < chunks:
-            for _ in range(blocks // 2):
-                one = i % C.STAGES
-                two = (i + 1) % C.STAGES
-                moving = multiply(rows, values.index(one), acc)
-                mbarrier.wait(ready.index(two), (i + 1) // C.STAGES & 1)
-                second = expanded_rows(pieces, weights, two, other, HALF, V, C.VALUES)
-                moving = multiply(second, values.index(two), moving)
-                moving, rows = wait_for_products(4, moving, rows)
-                mbarrier.arrive(empty.index(one))
-                i += 2
+            for _ in range(blocks):
+                stage = i % C.STAGES
+                moving = multiply(rows, values.index(stage), acc, 0, STEPS)
+                second = expanded_rows(pieces, weights, stage, other, STEPS, STEPS, HALF, V, C.VALUES)
+                moving = multiply(second, values.index(stage), moving, STEPS, STEPS)
+                moving, rows = wait_for_products(STEPS, moving, rows, STEPS)
+                i += 1
                 after = gl.minimum(i, total - 1)  # the last block is looked at again, for nothing
-                one = after % C.STAGES
-                mbarrier.wait(ready.index(one), after // C.STAGES & 1)
-                rows = expanded_rows(pieces, weights, one, other, HALF, V, C.VALUES)
-                acc, second = wait_for_products(0, moving, second)
-                mbarrier.arrive(empty.index(two))
+                mbarrier.wait(ready.index(after % C.STAGES), after // C.STAGES & 1)
+                rows = expanded_rows(pieces, weights, after % C.STAGES, other, 0, STEPS, HALF, V, C.VALUES)
+                acc, second = wait_for_products(0, moving, second, STEPS)
+                mbarrier.arrive(empty.index(stage))
     tma.store_wait(0)
 
 
@@ -329,7 +326,8 @@ def walk_states(
     constants = WalkConstants(
         V=width, TILES=layout.tiles, PROGRAMS=problem.walk_programs, ROWS=problem.elements // width, DOT_PARTS=parts,
         REVERSE=reverse, GATED=gates is not None, WEIGHTED=weights is not None, VALUES=valued,
-        DOTS=prefix is not None, STAGES=4 if width == 128 and prefix is not None else 6,
+        DOTS=prefix is not None, BLOCK=WALK_BLOCK * 64 // width,
+        STAGES=6 if width == 128 and prefix is None else 4,
     )  # fmt: skip
     block, heads = constants.BLOCK, problem.n * problem.groups
     dots = None if prefix is None else torch.empty(heads, parts, problem.chunks, device=x.device)

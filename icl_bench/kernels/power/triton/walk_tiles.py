@@ -58,13 +58,16 @@ def _expand_step(u, w, weights, HALF: gl.constexpr, V: gl.constexpr, VALUES: gl.
 
 
 @gluon.jit
-def expanded_rows(pieces, weights, s, other, HALF: gl.constexpr, V: gl.constexpr, VALUES: gl.constexpr):
-    """Return the expanded rows of half a tile for the four steps of a block of tokens, that of stage s.
+def expanded_rows(
+    pieces, weights, s, other, FIRST: gl.constexpr, STEPS: gl.constexpr, HALF: gl.constexpr, V: gl.constexpr,
+    VALUES: gl.constexpr,
+):  # fmt: skip
+    """Return the expanded rows of half a tile for STEPS steps of a block of tokens, that of stage s, from FIRST on.
 
     Its right piece is the first, too, or `other` is 1.
     """
     rows = ()
-    for k in gl.static_range(4):
+    for k in gl.static_range(FIRST, FIRST + STEPS):
         u = pieces.index(2 * s).slice(k * STEP, STEP, dim=0)
         w = pieces.index(2 * s + other).slice(k * STEP, STEP, dim=0)
         rows += (_expand_step(u, w, weights.index(s).slice(k * STEP, STEP), HALF, V, VALUES),)
@@ -72,24 +75,29 @@ def expanded_rows(pieces, weights, s, other, HALF: gl.constexpr, V: gl.constexpr
 
 
 @gluon.jit
-def multiply(rows, values, acc):
-    """acc + the products of a block, not waited for.
+def multiply(rows, values, acc, FIRST: gl.constexpr, STEPS: gl.constexpr):
+    """acc + the products of STEPS steps of tokens from FIRST on, not waited for.
 
     A step is a product of each half of the rows, so that no product waits for the sum of the one before it.
     """
-    for k in gl.static_range(4):
-        acc = warpgroup_mma(rows[k], values.slice(k * STEP, STEP, dim=0), acc, is_async=True)
+    for k in gl.static_range(STEPS):
+        acc = warpgroup_mma(rows[k], values.slice((FIRST + k) * STEP, STEP, dim=0), acc, is_async=True)
     return acc
 
 
 @gluon.jit
-def wait_for_products(pending: gl.constexpr, acc, rows):
+def wait_for_products(pending: gl.constexpr, acc, rows, STEPS: gl.constexpr):
     """Wait until at most `pending` steps of products are under way; return their sum and `rows`, to be used no earlier.
 
     Rows are named, or their registers would be written while a product reads them.
     """
-    found = warpgroup_mma_wait(pending, deps=[acc, rows[0], rows[1], rows[2], rows[3]])
-    return found[0], (found[1], found[2], found[3], found[4])
+    if STEPS == 2:
+        acc, a, b = warpgroup_mma_wait(pending, deps=[acc, rows[0], rows[1]])
+        rows = (a, b)
+    else:
+        acc, a, b, c, d = warpgroup_mma_wait(pending, deps=[acc, rows[0], rows[1], rows[2], rows[3]])
+        rows = (a, b, c, d)
+    return acc, rows
 
 
 @gluon.constexpr_function
