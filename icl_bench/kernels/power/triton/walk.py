@@ -137,10 +137,7 @@ def _walk_tile(
 
 
 @gluon.jit
-def _walk_normaliser(
-    vectors, weights, before, ready, empty, out, dots, gates, T, chunk, chunks,
-    C: gl.constexpr,
-):  # fmt: skip
+def _walk_normaliser(vectors, weights, before, ready, empty, out, dots, gates, T, chunk, chunks, C: gl.constexpr):
     """Walk the normaliser of a head, [V, V], through all chunks, by the first group alone."""
     V: gl.constexpr = C.V
     LAYOUT: gl.constexpr = product_layout(V)
