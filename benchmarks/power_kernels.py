@@ -317,7 +317,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=["tune", "compare", "stages", "turns", "compile"])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--shapes", default="p2,p2_gated,p1,short")
+    parser.add_argument("--shapes", help="names of SIZES for compare and turns, of SHAPES for the other parts")
     parser.add_argument("--kernels", default="forward,query_gradient,key_gradient,states,states_of_queries")
     parser.add_argument(
         "--operators", default="power,linear,sdpa", help="what the names of those to compare begin with"
@@ -327,11 +327,15 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=0)
     parser.add_argument("--shares", type=int, default=1)
     options = parser.parse_args()
+    known, usual = (SIZES, "65536") if options.part in ("compare", "turns") else (SHAPES, "p2,p2_gated,p1,short")
+    shapes = (options.shapes or usual).split(",")
+    if unknown := [shape for shape in shapes if shape not in known]:
+        parser.error(f"{options.part} has no shape {', '.join(unknown)}; it has {', '.join(known)}")
     if options.part == "compare":
-        compare(options.out, options.shapes.split(","), options.tuned, options.operators)
+        compare(options.out, shapes, options.tuned, options.operators)
         return
     found: dict[str, object] = {}
-    for shape in options.shapes.split(","):
+    for shape in shapes:
         if options.part == "turns":
             chunks = [None, *map(int, options.chunks.split(","))]
             found[shape] = turns(*SIZES[shape], chunks)

@@ -103,8 +103,8 @@ def test_outputs_and_gradients_are_those_of_all_scores(monkeypatch, t, width, no
     assert served == [True, True]
 
 
-def attention(q, k, v, log_g=None):
-    options = PowerOptions(p=2, scale=0.125, normalize="sum", eps=1e-6, chunk=256)
+def attention(q, k, v, log_g=None, chunk=256):
+    options = PowerOptions(p=2, scale=0.125, normalize="sum", eps=1e-6, chunk=chunk)
     return power_attention_triton(PowerInputs(q, k, v, log_g, None), options, keep_state=False)[0]
 
 
@@ -128,11 +128,12 @@ def test_tensors_of_one_projection_give_the_bits_of_copies():
         assert torch.equal(a, b)
 
 
-def test_compiled_functions_keep_whole_graphs(monkeypatch):
+@pytest.mark.parametrize("t, chunk", [(1024, 256), (5120, None)])
+def test_compiled_functions_keep_whole_graphs(monkeypatch, t, chunk):
     monkeypatch.undo()  # torch's own fake tensors use torch.empty too
-    leaves = [x.requires_grad_() for x in joint_memory(1, 1024, 12, 64)]
-    compiled = torch.compile(lambda *given: attention(*given).sum(), fullgraph=True, backend="aot_eager")
-    exact = torch.autograd.grad(attention(*leaves).sum(), leaves)
+    leaves = [x.requires_grad_() for x in joint_memory(1, t, 12, 64)]
+    compiled = torch.compile(lambda *xs: attention(*xs, chunk=chunk).sum(), fullgraph=True, backend="aot_eager")
+    exact = torch.autograd.grad(attention(*leaves, chunk=chunk).sum(), leaves)
     for a, b in zip(torch.autograd.grad(compiled(*leaves), leaves), exact, strict=True):
         assert torch.equal(a, b)
 

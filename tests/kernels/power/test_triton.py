@@ -199,10 +199,10 @@ def test_a_gradient_of_one_part_of_the_state_is_that_of_plain_torch(part):
         torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
 
 
-def test_operators_go_through_compilation_without_a_break():
+@pytest.mark.parametrize("chunk", [32, None])
+def test_operators_go_through_compilation_without_a_break(chunk):
     q, k, v = (torch.randn(1, 40, heads, 16, device=DEVICE, requires_grad=True) for heads in (2, 1, 1))
-
-    options = PowerOptions(2, 0.25, "sum", 1e-6, 32)
+    options = PowerOptions(2, 0.25, "sum", 1e-6, chunk)
 
     def run(q, k, v):
         return power_attention_triton(PowerInputs(q, k, v, None, None), options, keep_state=False)[0].sum()

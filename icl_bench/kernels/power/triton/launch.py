@@ -134,10 +134,12 @@ def walks(problem: PowerProblem, u: Tensor, x: Tensor) -> bool:
 def can_walk(problem: PowerProblem, u: Tensor, x: Tensor) -> bool:
     """Return whether `walks` is true but for addresses: on Hopper, where the programs of a walk fill the device."""
     programs = problem.walk_programs * problem.n * problem.groups
-    if programs == 0 or not (problem.walkable and x.is_cuda and torch.cuda.get_device_capability(x.device) == (9, 0)):
+    if programs == 0 or not (problem.walkable and x.is_cuda):
         return False
-    device = torch.cuda.get_device_properties(x.device).multi_processor_count
-    filled = programs / (-(-programs // device) * device)
+    device = torch.cuda.get_device_properties(x.device)  # the one query of a device that torch.compile knows
+    if (device.major, device.minor) != (9, 0):
+        return False
+    filled = programs / (-(-programs // device.multi_processor_count) * device.multi_processor_count)
     return filled >= table.LEAST_FILLED and u.shape == x.shape and has_token_rows(u) and has_token_rows(x)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icl_bench.kernels.power.expansion import basis_tuples, power_basis, tuple_places
+from icl_bench.kernels.power.expansion import basis_tuples, expanded_width, power_basis, tuple_places
 
 STATE_TILE = 16
 
@@ -38,15 +38,14 @@ class StateLayout(NamedTuple):
         return self.u * self.w if normalize else 0
 
 
-@lru_cache(maxsize=256)
 def tile_layout(key_width: int, p: int) -> StateLayout:
     """Return the layout of power p: rows of the key for p = 1, pairs of 16-wide pieces for p >= 2."""
     if p == 1:
         return StateLayout(p, key_width, 1, key_width, 1, False, 1, key_width)
     left = (p + 1) // 2
     symmetric = p % 2 == 0
-    u = len(basis_tuples(key_width, left))
-    w = u if symmetric else len(basis_tuples(key_width, p - left))
+    u = expanded_width(key_width, left)
+    w = u if symmetric else expanded_width(key_width, p - left)
     pieces, others = -(-u // STATE_TILE), -(-w // STATE_TILE)
     tiles = pieces * (pieces + 1) // 2 if symmetric else pieces * others
     return StateLayout(p, key_width, left, u, w, symmetric, tiles, tiles * STATE_TILE * STATE_TILE)

@@ -74,10 +74,8 @@ class KernelConstants(NamedTuple):
 
 WALK_WIDTHS = (64, 128)
 """Widths of keys and values whose states `walk` makes."""
-WALK_BLOCK = 64
-"""Tokens of a block there."""
-WALK_TURN = 2
-"""Blocks of a turn of its loop, an even number."""
+WALK_BLOCK = 128
+"""Tokens of a block there, of which chunks have a whole number; half as many for the greater width."""
 
 
 class PowerProblem(NamedTuple):
@@ -154,12 +152,12 @@ class PowerProblem(NamedTuple):
 
     @property
     def walkable(self) -> bool:
-        """Tell whether `walk` has a kernel for the states: whole turns of its loop, and what it counts in 32 bits."""
+        """Tell whether `walk` has a kernel for the states: whole blocks, and what it counts in 32 bits."""
         one_width = self.layout.p == 2 and self.layout.key_width == self.v in WALK_WIDTHS
-        turn, heads = WALK_TURN * WALK_BLOCK, self.n * self.heads
+        heads = self.n * self.heads
         rows = heads * self.chunks * self.elements // self.v
         counts = rows, heads * self.t, self.chunks * self.elements
-        whole = self.chunks > 1 and self.t % turn == 0 and self.chunk % turn == 0
+        whole = self.chunks > 1 and self.t % WALK_BLOCK == 0 and self.chunk % WALK_BLOCK == 0
         shared = not self.heads == self.groups == self.key_heads == self.query_heads
         return one_width and whole and not shared and self.arithmetic == "bf16" and max(counts) < 2**31
 

@@ -62,11 +62,14 @@ def test_rows_of_tokens_are_told_from_other_memory():
     assert not has_token_rows(torch.empty(1, 1, 4, 16, dtype=torch.bfloat16).expand(1, 8, 4, 16))  # one row
 
 
+def device_of(major):
+    return SimpleNamespace(major=major, minor=0, multi_processor_count=132)
+
+
 @pytest.fixture
 def hopper(monkeypatch):
     """Take every device for a Hopper GPU, and make tensors without memory."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=132))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: device_of(9))
     with FakeTensorMode():
         yield
 
@@ -92,7 +95,7 @@ def test_chunks_are_those_of_sums_and_a_scan_elsewhere(hopper, changes):
 
 
 def test_chunks_are_those_of_sums_and_a_scan_on_other_devices(hopper, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: device_of(8))
     assert chosen_chunk() == 5_120 and chosen_chunk(t=65_536) == 1024
 
 
