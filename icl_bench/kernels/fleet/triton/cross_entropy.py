@@ -41,14 +41,23 @@ class EntropyTile(NamedTuple):
     stages: int
     held: bool = False
     """Whether its own rows or tokens stay in registers."""
+    shared: bool = False
+    """Whether programs of a multiprocessor share what they read, through its cache."""
 
 
 @triton.jit
 def _load_tile(
-    base, left, width, stride_row, stride_column, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr
-):
-    """Load [ROWS, BLOCK_C] from `base` on; zeros past the `left` rows and the columns, unless WHOLE excludes them."""
+    base, left, width, stride_row, stride_column, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
+    SHARED: tl.constexpr = False,
+):  # fmt: skip
+    """Load [ROWS, BLOCK_C] from `base` on; zeros past the `left` rows and the columns, unless WHOLE excludes them.
+
+    Where SHARED, programs of a multiprocessor read the same tiles: copies of 8 bytes stay in its cache, while those of
+    16 bytes, which the compiler makes of columns that it sees to be adjacent, pass it by.
+    """
     rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK_C)
+    if SHARED:
+        columns = columns // 4 * 4 + columns % 4
     pointers = base + (rows[:, None] * stride_row + columns[None, :] * stride_column)
     if WHOLE:
         return tl.load(pointers)
@@ -69,7 +78,7 @@ def _held(tile):
 @triton.jit
 def _reduce_others(
     a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W: tl.constexpr,
-    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, RESCALED: tl.constexpr,
+    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, SHARED: tl.constexpr, RESCALED: tl.constexpr,
 ):  # fmt: skip
     """Return the largest logit of the tokens but the target, the sum of 2^(logit - base), and the mix of their rows.
 
@@ -81,7 +90,7 @@ def _reduce_others(
     for start in range(first, last, BLOCK_W):
         tokens = tl.arange(0, BLOCK_W)
         tile = weight + tl.cast(start, tl.int64) * stride_word
-        b = _load_tile(tile, last - start, width, stride_word, stride_column, BLOCK_W, a.shape[1], WHOLE)
+        b = _load_tile(tile, last - start, width, stride_word, stride_column, BLOCK_W, a.shape[1], WHOLE, SHARED)
         logits = tl.dot(a, tl.trans(b), input_precision="ieee")
         out = tokens[None, :] == (target - start)[:, None]
         if not WHOLE:
@@ -137,7 +146,8 @@ def _finish_rows(
 def entropy_parts_kernel(
     x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, words, width, each,
     stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
-    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, HELD: tl.constexpr, RESCALED: tl.constexpr, ALONE: tl.constexpr,
+    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, HELD: tl.constexpr, SHARED: tl.constexpr, RESCALED: tl.constexpr,
+    ALONE: tl.constexpr,
 ):  # fmt: skip
     """Reduce `each` tokens but the target: largest logit, sum of 2^(logit - largest), and the mix of their rows.
 
@@ -158,15 +168,17 @@ def entropy_parts_kernel(
     weight += member.to(tl.int64) * stride_member
     last = tl.minimum(first + each, words)
     top, total, mix = _reduce_others(
-        a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT, WHOLE, RESCALED
-    )
+        a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT, WHOLE, SHARED,
+        RESCALED,
+    )  # fmt: skip
     base = tl.where(top == float("-inf"), 0.0, top)
     if not RESCALED:
         far = (rows < count) & ~(tl.abs(top) <= FAR_LOGIT)
         if tl.max(far.to(tl.int32), 0) > 0:
             top, total, mix = _reduce_others(
-                a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT, WHOLE, True
-            )
+                a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT, WHOLE,
+                SHARED, True,
+            )  # fmt: skip
             base = tl.where(top == float("-inf"), 0.0, top)
         else:
             shrink = tl.exp2(-base)
@@ -243,7 +255,7 @@ def entropy_table_gradient_kernel(
     x, weight, facts, gradients, out, count, words, width, stride_member, stride_word, stride_column,
     out_member, out_word, out_column, stride_gradient_member, stride_gradient_row,
     EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
-    HELD: tl.constexpr,
+    HELD: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a tile of the table over all rows, whose logits are computed again. Grid (tokens, M).
 
@@ -261,7 +273,7 @@ def entropy_table_gradient_kernel(
     total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
     begin = member.to(tl.int64) * count
     for start in range(0, count, BLOCK_R):
-        a = _load_tile(x + (begin + start) * width, count - start, width, width, 1, BLOCK_R, BLOCK_C, WHOLE)
+        a = _load_tile(x + (begin + start) * width, count - start, width, width, 1, BLOCK_R, BLOCK_C, WHOLE, SHARED)
         rows = tl.arange(0, BLOCK_R)
         pointers = facts + (begin + start) * 4 + (rows[:, None] * 4 + tl.arange(0, 4)[None, :])
         # One tile of four numbers a row: vectors would be copied to shared memory once by every thread.
@@ -364,7 +376,7 @@ def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -
         entropy_parts_kernel[(row_tiles, parts, members)](
             x, weight, targets, tops, sums, mixes, *results, count, words, width, each, *weight.stride(),
             BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient,
-            WHOLE=words % tile.moving == 0 and width == block_c, HELD=tile.held,
+            WHOLE=words % tile.moving == 0 and width == block_c, HELD=tile.held, SHARED=tile.shared,
             RESCALED=x.dtype == torch.float16, ALONE=alone, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if not alone:
@@ -385,8 +397,8 @@ def launch_table_gradient(x: Tensor, weight: Tensor, facts: Tensor, gradient: Te
         entropy_table_gradient_kernel[(-(-words // tile.stationary), members)](
             x, weight, facts, gradient, out, count, words, width, *weight.stride(), *out.stride(), *gradient.stride(),
             EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary, BLOCK_C=block_c,
-            WHOLE=count % tile.moving == 0 and width == block_c, HELD=tile.held, num_warps=tile.warps,
-            num_stages=tile.stages,
+            WHOLE=count % tile.moving == 0 and width == block_c, HELD=tile.held, SHARED=tile.shared,
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
 
