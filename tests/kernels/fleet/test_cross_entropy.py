@@ -56,6 +56,19 @@ def test_half_precision_matches_the_definition(width):
     assert_close_to_definition(*case, "triton", 2 * torch.finfo(torch.float16).eps)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy warns of infinities
+@pytest.mark.parametrize("full_device", [1, 128], ids=["one part", "parts"])
+@pytest.mark.parametrize(("held", "shared"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_every_tile_matches_the_definition_near_and_far(monkeypatch, scale, held, shared, full_device):
+    """At a scale of 30, logits are beyond those whose sums need no base: some two hundred."""
+    from icl_bench.kernels.fleet.triton import cross_entropy as fused
+
+    monkeypatch.setattr(fused, "entropy_tile", lambda *_: fused.EntropyTile(32, 32, 4, 2, held, shared))
+    monkeypatch.setattr(fused, "FULL_DEVICE", full_device)
+    assert_close_to_definition(*make_case(2, 40, 130, 32, scale=scale), "triton", scale * 20 * 2**-23)
+
+
 @IMPLS
 def test_a_confident_row_keeps_its_gradient(impl):
     """Where the target has all but 1e-5 of the probability, the gradient is not lost in rounding."""
