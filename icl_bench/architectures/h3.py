@@ -11,7 +11,6 @@ N `d_head` sums for each channel. Work a token: 4 operations for each sum. Sourc
 the diagonal memory of S4D (arXiv 2206.11893).
 """
 
-import functools
 import math
 from typing import ClassVar, NamedTuple, Self, cast
 
@@ -165,11 +164,8 @@ class H3Mixer(Mixer):
 
     def read(self, q: Tensor, memory: Tensor) -> Tensor:
         """Multiply the memory [M, B, (T,) heads, d_head^2] by queries, and project."""
-        rows = memory.unflatten(-1, (self.shape[1], -1)).unbind(-2)
-        queries = q.unflatten(-1, (*self.shape, 1)).unbind(-2)
-        # a sum of torch would copy the products to float32 under autocast
-        terms = (query * row for query, row in zip(queries, rows, strict=True))
-        return self.output(functools.reduce(torch.add, terms).flatten(-2))
+        pairs = memory.unflatten(-1, (self.shape[1], -1))
+        return self.output((q.unflatten(-1, self.shape)[..., None] * pairs).sum(-2).flatten(-2))
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         q, k, v = self.project(x).chunk(3, dim=-1)

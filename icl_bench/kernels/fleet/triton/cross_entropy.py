@@ -17,6 +17,7 @@ from torch import Tensor
 
 from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.triton import entropy_tiles
 from icl_bench.kernels.fleet.triton.logits import LogitCrossEntropy
 from icl_bench.kernels.triton.common import padded
 
@@ -32,32 +33,12 @@ JOINED_ROWS, FEW_JOINED_ROWS = 32, 8
 """Rows of a program that joins the parts of the vocabulary, and where there are few rows in all."""
 
 
-class EntropyTile(NamedTuple):
-    """The shape of a program: its own rows or tokens, those of each turn of its loop, warps and pipeline depth."""
-
-    stationary: int
-    moving: int
-    warps: int
-    stages: int
-    held: bool = False
-    """Whether its own rows or tokens stay in registers."""
-    shared: bool = False
-    """Whether programs of a multiprocessor share what they read, through its cache."""
-
-
 @triton.jit
 def _load_tile(
-    base, left, width, stride_row, stride_column, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
-    SHARED: tl.constexpr = False,
-):  # fmt: skip
-    """Load [ROWS, BLOCK_C] from `base` on; zeros past the `left` rows and the columns, unless WHOLE excludes them.
-
-    Where SHARED, programs of a multiprocessor read the same tiles: copies of 8 bytes stay in its cache, while those of
-    16 bytes, which the compiler makes of columns that it sees to be adjacent, pass it by.
-    """
+    base, left, width, stride_row, stride_column, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Load [ROWS, BLOCK_C] from `base` on; zeros past the `left` rows and the columns, unless WHOLE excludes them."""
     rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK_C)
-    if SHARED:
-        columns = columns // 4 * 4 + columns % 4
     pointers = base + (rows[:, None] * stride_row + columns[None, :] * stride_column)
     if WHOLE:
         return tl.load(pointers)
@@ -77,20 +58,24 @@ def _held(tile):
 
 @triton.jit
 def _reduce_others(
-    a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W: tl.constexpr,
-    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, SHARED: tl.constexpr, RESCALED: tl.constexpr,
+    a, weight, table, begin, target, first, last, width, stride_word, stride_column, BLOCK_W: tl.constexpr,
+    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, COPIED: tl.constexpr, RESCALED: tl.constexpr,
 ):  # fmt: skip
     """Return the largest logit of the tokens but the target, the sum of 2^(logit - base), and the mix of their rows.
 
-    The base is the largest logit up to each tile where RESCALED, else 0.
+    The base is the largest logit up to each tile where RESCALED, else 0. Where COPIED, the table is one of all members,
+    whose rows are those from `begin` on.
     """
     top = tl.full([a.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([a.shape[0]], tl.float32)
     mix = tl.zeros(a.shape, tl.float32)
     for start in range(first, last, BLOCK_W):
         tokens = tl.arange(0, BLOCK_W)
-        tile = weight + tl.cast(start, tl.int64) * stride_word
-        b = _load_tile(tile, last - start, width, stride_word, stride_column, BLOCK_W, a.shape[1], WHOLE, SHARED)
+        if COPIED:
+            b = table.load([begin + start, 0])
+        else:
+            tile = weight + tl.cast(start, tl.int64) * stride_word
+            b = _load_tile(tile, last - start, width, stride_word, stride_column, BLOCK_W, a.shape[1], WHOLE)
         logits = tl.dot(a, tl.trans(b), input_precision="ieee")
         out = tokens[None, :] == (target - start)[:, None]
         if not WHOLE:
@@ -144,40 +129,37 @@ def _finish_rows(
 
 @triton.jit
 def entropy_parts_kernel(
-    x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, words, width, each,
+    x, weight, table, targets, tops, sums, mixes, losses, hits, facts, directions, count, words, width, each,
     stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
-    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, HELD: tl.constexpr, SHARED: tl.constexpr, RESCALED: tl.constexpr,
-    ALONE: tl.constexpr,
+    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, COPIED: tl.constexpr, RESCALED: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     """Reduce `each` tokens but the target: largest logit, sum of 2^(logit - largest), and the mix of their rows.
 
     Grid (rows, parts of the vocabulary, M). The mix, whose weights are the terms of the sum, serves the gradient alone.
-    WHOLE says that the tiles of the table have no end inside of them, HELD that the rows stay in registers, RESCALED
-    that sums follow the largest logit, which else is done where logits are too large or small for sums without a base,
-    and ALONE that there is one part, which then writes the results of its rows.
+    WHOLE says that the tiles of the table have no end inside of them, COPIED that the hardware copies them by what the
+    table describes, RESCALED that sums follow the largest logit, which else is done where logits are too large or small
+    for sums without a base, and ALONE that there is one part, which then writes the results of its rows.
     """
     part, member = tl.program_id(1), tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     own = member.to(tl.int64) * count + rows
     begin = member.to(tl.int64) * count + tl.program_id(0) * BLOCK_R
     a = _load_tile(x + begin * width, count - tl.program_id(0) * BLOCK_R, width, width, 1, BLOCK_R, BLOCK_C, False)
-    if HELD:
-        a = _held(a)
     first = part * each
     target = tl.load(targets + own, mask=rows < count, other=-1).to(tl.int32)
     weight += member.to(tl.int64) * stride_member
     last = tl.minimum(first + each, words)
     top, total, mix = _reduce_others(
-        a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT, WHOLE, SHARED,
-        RESCALED,
+        a, weight, table, member * words, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT,
+        WHOLE, COPIED, RESCALED,
     )  # fmt: skip
     base = tl.where(top == float("-inf"), 0.0, top)
     if not RESCALED:
         far = (rows < count) & ~(tl.abs(top) <= FAR_LOGIT)
         if tl.max(far.to(tl.int32), 0) > 0:
             top, total, mix = _reduce_others(
-                a, weight, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT, WHOLE,
-                SHARED, True,
+                a, weight, table, member * words, target, first, last, width, stride_word, stride_column, BLOCK_W,
+                GRADIENT, WHOLE, COPIED, True,
             )  # fmt: skip
             base = tl.where(top == float("-inf"), 0.0, top)
         else:
@@ -252,15 +234,16 @@ def entropy_row_gradient_kernel(
 
 @triton.jit
 def entropy_table_gradient_kernel(
-    x, weight, facts, gradients, out, count, words, width, stride_member, stride_word, stride_column,
+    x, rows_of_members, weight, facts, gradients, out, count, words, width, stride_member, stride_word, stride_column,
     out_member, out_word, out_column, stride_gradient_member, stride_gradient_row,
     EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
-    HELD: tl.constexpr, SHARED: tl.constexpr,
+    COPIED: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a tile of the table over all rows, whose logits are computed again. Grid (tokens, M).
 
     EVEN says that the losses of a member have one gradient, by which the sum is multiplied; WHOLE that the tiles of
-    rows have no end inside of them; HELD that the tile of the table stays in registers.
+    rows have no end inside of them; COPIED that the hardware copies them from the rows of all members; HELD that the
+    tile of the table stays in registers.
     """
     member = tl.program_id(1)
     tokens = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -273,7 +256,10 @@ def entropy_table_gradient_kernel(
     total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
     begin = member.to(tl.int64) * count
     for start in range(0, count, BLOCK_R):
-        a = _load_tile(x + (begin + start) * width, count - start, width, width, 1, BLOCK_R, BLOCK_C, WHOLE, SHARED)
+        if COPIED:
+            a = rows_of_members.load([member * count + start, 0])
+        else:
+            a = _load_tile(x + (begin + start) * width, count - start, width, width, 1, BLOCK_R, BLOCK_C, WHOLE)
         rows = tl.arange(0, BLOCK_R)
         pointers = facts + (begin + start) * 4 + (rows[:, None] * 4 + tl.arange(0, 4)[None, :])
         # One tile of four numbers a row: vectors would be copied to shared memory once by every thread.
@@ -359,7 +345,7 @@ class ForwardResult(NamedTuple):
 def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> ForwardResult:
     """Launch the forward kernels; where there are few rows, several programs share the vocabulary."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile = entropy_tile(x.dtype, width, gradient)
+    tile = entropy_tiles.entropy_tile(x.dtype, width, gradient)
     block_c = padded(width, 16)
     row_tiles = -(-count // tile.stationary)
     word_tiles = -(-words // tile.moving)
@@ -372,12 +358,14 @@ def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -
     facts = x.new_empty(members, count, 4, dtype=torch.float32) if gradient else tops
     directions = torch.empty_like(x) if gradient else tops
     results = losses, hits, facts, directions
+    whole = words % tile.moving == 0 and width == block_c
+    table = entropy_tiles.described(weight, tile.moving) if whole else None
     with launch_on(x):
         entropy_parts_kernel[(row_tiles, parts, members)](
-            x, weight, targets, tops, sums, mixes, *results, count, words, width, each, *weight.stride(),
-            BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient,
-            WHOLE=words % tile.moving == 0 and width == block_c, HELD=tile.held, SHARED=tile.shared,
-            RESCALED=x.dtype == torch.float16, ALONE=alone, num_warps=tile.warps, num_stages=tile.stages,
+            x, weight, table or weight, targets, tops, sums, mixes, *results, count, words, width, each,
+            *weight.stride(), BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient,
+            WHOLE=whole, COPIED=table is not None, RESCALED=x.dtype == torch.float16, ALONE=alone, num_warps=tile.warps,
+            num_stages=tile.stages, maxnreg=tile.registers,
         )  # fmt: skip
         if not alone:
             joined = JOINED_ROWS if -(-count // JOINED_ROWS) * members >= 2 * FULL_DEVICE else FEW_JOINED_ROWS
@@ -391,25 +379,15 @@ def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -
 def launch_table_gradient(x: Tensor, weight: Tensor, facts: Tensor, gradient: Tensor) -> Tensor:
     """Launch the gradient of the table, with the strides of the table."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile, block_c = entropy_tile(x.dtype, width), padded(width, 16)
+    tile, block_c = entropy_tiles.table_tile(x.dtype, width), padded(width, 16)
     out = torch.empty_like(weight)
+    whole = count % tile.moving == 0 and width == block_c
+    rows = entropy_tiles.described(x, tile.moving) if whole else None
     with launch_on(x):
         entropy_table_gradient_kernel[(-(-words // tile.stationary), members)](
-            x, weight, facts, gradient, out, count, words, width, *weight.stride(), *out.stride(), *gradient.stride(),
-            EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary, BLOCK_C=block_c,
-            WHOLE=count % tile.moving == 0 and width == block_c, HELD=tile.held, SHARED=tile.shared,
-            num_warps=tile.warps, num_stages=tile.stages,
+            x, rows or x, weight, facts, gradient, out, count, words, width, *weight.stride(), *out.stride(),
+            *gradient.stride(), EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary,
+            BLOCK_C=block_c, WHOLE=whole, COPIED=rows is not None, HELD=tile.held, num_warps=tile.warps,
+            num_stages=tile.stages,
         )  # fmt: skip
     return out
-
-
-def entropy_tile(dtype: torch.dtype, width: int, gradient: bool = True) -> EntropyTile:
-    """Return the tile for a width, the fastest of eight at width 128 in bfloat16 on an H200.
-
-    Of an evaluation, which makes no gradient, programs of 128 rows take .81 of the time of 64.
-    """
-    if dtype == torch.float32:
-        return EntropyTile(32, 32, 4, 2)
-    if width <= 128 and not gradient:
-        return EntropyTile(128, 64, 8, 2)
-    return EntropyTile(64, 64, 4, 2 if width > 128 else 3)
