@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocab", type=int, default=8192)
     options = parser.parse_args()
-    chosen = entropy_tiles.entropy_tile, entropy_tiles.table_tile
+    names, chosen = ("entropy_tile", "table_tile"), (entropy_tiles.entropy_tile, entropy_tiles.table_tile)
     for shape in options.shapes.split(","):
         members, rows = (int(part) for part in shape.split("x"))
         case = draw(members, rows, options.width, options.vocab)
@@ -85,12 +85,14 @@ def main() -> None:
             taken = triton.testing.do_bench(lambda case=case: plain(*case[:3]), **MILLISECONDS)
             print(line("plain torch, both ways", {"all": taken}, products * 1.5), flush=True)
         for tile in TILES:
-            entropy_tiles.entropy_tile = entropy_tiles.table_tile = lambda *_, tile=tile: tile
+            for name in names:
+                setattr(entropy_tiles, name, lambda *_, tile=tile: tile)
             try:
                 print(line(str(tuple(tile)), time_tile(tile, case), products), flush=True)
             except triton.runtime.errors.OutOfResources as error:
                 print(f"  {tuple(tile)!s:34} {error}", flush=True)
-        entropy_tiles.entropy_tile, entropy_tiles.table_tile = chosen
+        for name, tile_of in zip(names, chosen, strict=True):
+            setattr(entropy_tiles, name, tile_of)
 
 
 if __name__ == "__main__":

@@ -388,6 +388,6 @@ def launch_table_gradient(x: Tensor, weight: Tensor, facts: Tensor, gradient: Te
             x, rows or x, weight, facts, gradient, out, count, words, width, *weight.stride(), *out.stride(),
             *gradient.stride(), EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary,
             BLOCK_C=block_c, WHOLE=whole, COPIED=rows is not None, HELD=tile.held, num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_stages=tile.stages, maxnreg=tile.registers,
         )  # fmt: skip
     return out
