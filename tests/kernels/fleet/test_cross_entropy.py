@@ -57,6 +57,15 @@ def test_half_precision_matches_the_definition(shape):
     assert_close_to_definition(*case, "triton", 2 * torch.finfo(torch.float16).eps)
 
 
+@pytest.mark.parametrize("shape", [(2, 70, 200, 32), (2, 128, 192, 32)], ids=str)
+def test_an_evaluation_has_the_losses_of_training(shape):
+    """It has programs of its own, which make no gradient."""
+    x, weight, targets, _ = make_case(*shape, dtype=torch.float16, scale=0.3)
+    trained = cross_entropy(x.clone().requires_grad_(), weight, targets, impl="triton")
+    evaluated = cross_entropy(x, weight, targets, impl="triton")
+    assert relative(evaluated[0], trained[0]) <= 20 * 2**-23 and torch.equal(evaluated[1], trained[1])
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy warns of infinities
 @pytest.mark.parametrize("full_device", [1, 128], ids=["one part", "parts"])
 @pytest.mark.parametrize("held", [False, True])
