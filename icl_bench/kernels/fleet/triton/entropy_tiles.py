@@ -20,7 +20,7 @@ class EntropyTile(NamedTuple):
     registers: int | None = None
     """Most registers of a thread, where what follows the loop would take more than the loop."""
     held: bool = False
-    """Whether the tokens of a gradient of the table stay in registers."""
+    """Keep the tokens of a gradient of the table in registers."""
 
 
 def entropy_tile(dtype: torch.dtype, width: int, gradient: bool) -> EntropyTile:
