@@ -14,8 +14,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.kernels.fleet.triton import cross_entropy
-from icl_bench.kernels.fleet.triton.cross_entropy import EntropyTile
+from icl_bench.kernels.fleet.triton import cross_entropy, entropy_tiles
+from icl_bench.kernels.fleet.triton.entropy_tiles import EntropyTile
 
 TILES = [
     EntropyTile(128, 64, 8, 3),
@@ -74,22 +74,25 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--vocab", type=int, default=8192)
     options = parser.parse_args()
-    chosen = cross_entropy.entropy_tile
+    names, chosen = ("entropy_tile", "table_tile"), (entropy_tiles.entropy_tile, entropy_tiles.table_tile)
     for shape in options.shapes.split(","):
         members, rows = (int(part) for part in shape.split("x"))
         case = draw(members, rows, options.width, options.vocab)
         products = 4.0 * members * rows * options.width * options.vocab
-        print(f"M={members} R={rows}: {chosen(torch.bfloat16, options.width)}", flush=True)
+        tiles = chosen[0](torch.bfloat16, options.width, True), chosen[1](torch.bfloat16, options.width)
+        print(f"M={members} R={rows}: {tiles}", flush=True)
         if members * rows * options.vocab < 1 << 30:
             taken = triton.testing.do_bench(lambda case=case: plain(*case[:3]), **MILLISECONDS)
             print(line("plain torch, both ways", {"all": taken}, products * 1.5), flush=True)
         for tile in TILES:
-            cross_entropy.entropy_tile = lambda *_, tile=tile: tile
+            for name in names:
+                setattr(entropy_tiles, name, lambda *_, tile=tile: tile)
             try:
                 print(line(str(tuple(tile)), time_tile(tile, case), products), flush=True)
             except triton.runtime.errors.OutOfResources as error:
                 print(f"  {tuple(tile)!s:34} {error}", flush=True)
-        cross_entropy.entropy_tile = chosen
+        for name, tile_of in zip(names, chosen, strict=True):
+            setattr(entropy_tiles, name, tile_of)
 
 
 if __name__ == "__main__":

@@ -338,7 +338,8 @@ class HeadsMixer(Mixer):
         layout, shapes = self.layout, self.layout.shapes
         if self.conv is None and layout.silu:
             mixed, values = self.parted(qkv)
-            qkv = torch.cat([functional.silu(mixed), values], dim=-1)
+            active = functional.silu(mixed)
+            qkv = active if layout.mixes_values else torch.cat([active, values], dim=-1)
         q, k, v = split_heads(qkv, shapes)
         if layout.key_norm == "l2":
             q, k = unit_norm(q), unit_norm(k)

@@ -24,7 +24,9 @@ from icl_bench.architectures.heads import KEY_WIDTH, RecurrentHeads
 from icl_bench.architectures.layers import StackedLinear
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule, delta_step, initial_delta_state
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.causal_softmax import causal_softmax
 from icl_bench.kernels.fleet.decays import decays_with_shares
+from icl_bench.kernels.fleet.records import SeenKeys
 
 TEMPERATURE = 8.0
 """Divisor of the logarithm of decays."""
@@ -80,22 +82,22 @@ class SlotCore(Core):
         self.config, self.impl = config, cast(DeltaImpl, layer.impl)
         self.forget = StackedLinear(members, d_model, config.heads * config.slots)
 
-    def shares(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logarithms of decays, float32, and the shares that a token writes, [M, B, T, H, L] each."""
+    def shares(self, x: Tensor) -> list[Tensor]:
+        """Return logarithms of decays, float32, and the shares that a token writes, twice, [M, B, T, H, L] each."""
         shape = self.config.heads, self.config.slots
-        log_decay, share = decays_with_shares(self.forget(x), 1 / TEMPERATURE)
-        return log_decay.unflatten(-1, shape), share.unflatten(-1, shape)
+        return [part.unflatten(-1, shape) for part in decays_with_shares(self.forget(x), 1 / TEMPERATURE)]
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         return self.attend(q, k, v, x, None)[0]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: SlotState | None) -> tuple[Tensor, SlotState]:
         """Find slots and read them: [M, B, T, H, .] each, and T = 1 with a state -> [M, B, T, H, V], the last state."""
-        log_decay, share = self.shares(x)
+        log_decay, share, *again = self.shares(x)
         find = DeltaInputs(q, k, share, log_value_decay=log_decay, state=None if state is None else state.keys)
         scores, keys = self.run(find, FIND)
-        chosen = scores.softmax(-1).to(v.dtype).unflatten(0, q.shape[:2])
-        read = DeltaInputs(chosen, share, v, log_decay=log_decay, state=None if state is None else state.values)
+        # behind the last slot all are seen
+        chosen = causal_softmax(scores, SeenKeys(self.config.slots - 1, 1), 1.0).unflatten(0, q.shape[:2])
+        read = DeltaInputs(chosen, again[1], v, log_decay=again[0], state=None if state is None else state.values)
         y, values = self.run(read, READ)
         return functional.silu(y).unflatten(0, q.shape[:2]), SlotState(keys, values)
 

@@ -37,7 +37,8 @@ class JoinedMixer(HeadsMixer):
         layout, gate, norm, activation = self.layout, self.output_gate, self.norm, self.layout.output_gate
         assert self.conv is not None and isinstance(gate, StackedLinear) and isinstance(norm, RMSNorm)
         assert activation != "none"
-        weight = torch.cat([self.project.weight, gate.weight], dim=-1)
+        # columns one after the other: the product with 768 of them takes .91 of the time
+        weight = torch.cat([part.transpose(1, 2) for part in (self.project.weight, gate.weight)], dim=1).transpose(1, 2)
         x_rows, (rows,) = project_beside(x.flatten(1, -2), weight, [weight.shape[-1]])
         x, rows = x_rows.view(x.shape), rows.view(*x.shape[:-1], -1)
         parts = [HeadColumns(*shape, layout.key_norm == "l2") for shape in layout.shapes[:2]]

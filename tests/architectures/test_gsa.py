@@ -38,7 +38,7 @@ def test_the_mixer_is_its_published_recurrence(text: str) -> None:
 def test_the_core_computes_the_recurrence_of_flash_linear_attention() -> None:
     made, x = varied(mixer(SPECS[0])), inputs(length=40).requires_grad_()
     q, k, v = made.operands(made.project(x))
-    log_decay, share = made.core.shares(x)
+    log_decay, share, *_ = made.core.shares(x)
     witness = Witness("gsa.naive", "naive_recurrent_gsa", lambda i: (i.q, i.k, i.v, i.read, i.log_value_decay))
     operands = (q, k, v, None, None, share, None, log_decay)
     y = witnessed(witness, DeltaInputs(*(None if part is None else part.flatten(0, 1) for part in operands)))

@@ -24,6 +24,8 @@ TOKENS_PER_REFILL = 1 << 22
 """Most tokens made at once, over all members; one step's batch is made whole even if it has more."""
 MOST_STEPS = 256
 """Most steps whose batches are made at once."""
+TOKENS_BESIDE = 1 << 20
+"""Tokens of a step, over all members, from which on a GPU makes the next batch beside it."""
 
 
 class ExampleStream:
@@ -115,7 +117,9 @@ class BatchQueue:
     """Training batches of one cell, in order.
 
     Batches are made for many steps at once, because each of the hundred small kernels that make examples costs a
-    launch. Making and taking work on device tensors alone, so that both can be captured in CUDA graphs.
+    launch. Where a step is long, they run `beside` it instead, as they leave most of a GPU idle: the owner then calls
+    `refill` after each `take`. Making and taking work on device tensors alone, so that both can be captured in CUDA
+    graphs.
 
     Args:
         stream: Examples by index.
@@ -135,6 +139,9 @@ class BatchQueue:
         sort: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
+        tokens = stream.members * batch * stream.cell.length
+        self.beside = stream.device.type == "cuda" and tokens >= TOKENS_BESIDE
+        steps = 1 if self.beside else steps
         self.stream, self.whole_batch, self.size, self.steps, self.ranks = stream, batch, size, steps, ranks
         self.batch = batch = ranks.part(batch) if ranks else batch
         cell, device, members = stream.cell, stream.device, stream.members
@@ -148,12 +155,13 @@ class BatchQueue:
         self.next_index = torch.zeros((), device=device, dtype=torch.int64)  # of the first example not yet made
         self.next_row = torch.zeros(1, device=device, dtype=torch.int64)  # of the buffer, for the next step
         self.buffer = torch.zeros(steps, sum(self.sizes), device=device, dtype=interface.dtype)
-        self.steps_counted = 0
+        self.steps_counted, self.started = 0, False
 
     def count_step(self) -> bool:
         """Count a step, and return whether it needs a `refill` first."""
         self.steps_counted += 1
-        return (self.steps_counted - 1) % self.steps == 0
+        first, self.started = not self.started, True
+        return first if self.beside else (self.steps_counted - 1) % self.steps == 0
 
     def skip_to(self, step: int) -> None:
         """Continue after `step` steps of this cell; the queue must be at its start."""

@@ -4,7 +4,7 @@ A training step, in order:
 
 1. `Trainer.step` picks the cell whose turn it is; the order of the cells is known from the start.
 2. `BatchQueue.refill`, on the first step and then every `steps` steps of a cell, makes the examples of the next steps:
-   `random.row_keys` of seed and index, then `Task.sample`.
+   `random.row_keys` of seed and index, then `Task.sample`; where a step is long, those of the next one beside each.
 3. `BatchQueue.take` serves the batch of this step: inputs [M, B, T], positions [M, B, S], targets [M, B, S].
 4. `WorkingModel.scores` runs `Backbone.scores` in the run's precision: embedding, layers, the last norm at the scored
    positions.
@@ -21,6 +21,8 @@ A training step, in order:
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -168,9 +170,32 @@ class Trainer:
         """Update every member on the next batch of a cell, by its graph on a CUDA device."""
         self.update_graphs.run(self.update, cell)
 
+    @cached_property
+    def refill_stream(self) -> torch.cuda.Stream:
+        """Stream on which batches are made beside a step."""
+        return torch.cuda.Stream(self.device)
+
     def update(self, cell: int) -> None:
         """Update every member on the next batch of a cell; on device tensors alone, so that a graph can hold it."""
         batch = self.queues[cell].take()  # inputs [M, B, T], positions [M, B, S], targets [M, B, S]
+        with self.refilling(self.queues[cell]):
+            self.update_on(batch)
+
+    @contextmanager
+    def refilling(self, queue: batches.BatchQueue) -> Iterator[None]:
+        """Make the next batch on a stream of its own meanwhile, where the queue has it made beside the step."""
+        if not queue.beside:
+            yield
+            return
+        current = torch.cuda.current_stream(self.device)
+        self.refill_stream.wait_stream(current)  # the batch of this step has been taken
+        with torch.cuda.stream(self.refill_stream):
+            queue.refill()
+        yield
+        current.wait_stream(self.refill_stream)
+
+    def update_on(self, batch: batches.TrainBatch) -> None:
+        """Update every member on a batch."""
         if self.machine.accumulate > 1 or self.machine.ranks is not None:
             mean = self.accumulate(batch)
         else:

@@ -38,18 +38,19 @@ def channel_decays(
     return (factor * activate_decay(z, form)).to(x.dtype if narrow else torch.promote_types(x.dtype, torch.float32))
 
 
-def decays_with_shares(x: Tensor, factor: float, *, impl: FleetImpl = "auto") -> tuple[Tensor, Tensor]:
-    """Return the logarithms l = factor log sigmoid(x) of decays as `channel_decays` does, and 1 - exp(l).
+def decays_with_shares(x: Tensor, factor: float, *, impl: FleetImpl = "auto") -> tuple[Tensor, ...]:
+    """Return the logarithms l = factor log sigmoid(x) of decays as `channel_decays` does, 1 - exp(l), and both again.
 
-    The latter is what a token writes where what is kept and what is written add up to 1; it has the type of x.
+    The second is what a token writes where what is kept and what is written add up to 1; it has the type of x. They
+    are there twice for two readers, whose gradients are added inside.
     """
     if takes_triton(impl, x):
         from icl_bench.kernels.fleet.triton.decays import FusedDecaysWithShares
 
-        fused: tuple[Tensor, Tensor] = FusedDecaysWithShares.apply(x, factor)
+        fused: tuple[Tensor, ...] = FusedDecaysWithShares.apply(x, factor)
         return fused
     log_decay = channel_decays(x, "log-sigmoid", factor, impl=impl)
-    return log_decay, -log_decay.expm1().to(x.dtype)
+    return (log_decay, -log_decay.expm1().to(x.dtype)) * 2
 
 
 def activate_decay(z: Tensor, form: DecayForm) -> Tensor:

@@ -36,6 +36,24 @@ def test_batches_are_those_of_their_indices(task, seeds, size, steps):
             assert found.dtype == right.dtype and torch.equal(found, right)
 
 
+@pytest.mark.parametrize("skipped", [0, 3])
+def test_batches_made_beside_steps_are_those_of_their_indices(skipped):
+    """A batch is taken, and the next one made before the step ends, also where a run goes on from a later step."""
+    stream = ExampleStream(SMALL, SMALL.train_cells[0], "train", (0, 1), CPU)
+    queue, filled = BatchQueue(stream, 4, None, 1), 0
+    queue.beside = True
+    queue.skip_to(skipped)
+    for step in range(skipped, 7):
+        if queue.count_step():
+            queue.refill()
+            filled += 1
+        found = queue.take()
+        queue.refill()
+        wanted = stream.batch(torch.arange(4 * step, 4 * step + 4))
+        assert all(torch.equal(*pair) for pair in zip(found[:3], wanted[:3], strict=True))
+    assert filled == 1
+
+
 def test_sorted_batches_have_the_occurrences_of_their_tokens():
     stream = ExampleStream(SMALL, SMALL.train_cells[0], "train", (0, 1, 2), CPU)
     queue = BatchQueue(stream, 4, None, 2, sort=True)

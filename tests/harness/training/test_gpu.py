@@ -8,6 +8,7 @@ import torch
 
 from icl_bench.architectures import backbone
 from icl_bench.harness.resolve import Request, expand_request, make_task, task_component
+from icl_bench.harness.training import batches
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.graphs import WARM_STEPS
 from icl_bench.harness.training.loop import TrainingLoop
@@ -72,6 +73,24 @@ def test_captured_steps_equal_eager_steps(arch: str) -> None:
     runs = expand_request(Request("assoc-recall", [arch], settings=SETTINGS, seeds=(0, 1)))
     losses = [torch.tensor(stepped(runs, 20, graphs).take_means(20)[0]) for graphs in (True, False)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+def test_batches_made_beside_steps_train_the_same_numbers(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
+    """Bit for bit, over several cells, and where a fleet goes on from a later step."""
+    runs = expand_request(Request("assoc-recall", ["linear"], settings=SETTINGS, seeds=(0, 1)))
+    found = []
+    for tokens in (1, 1 << 40):
+        monkeypatch.setattr(batches, "TOKENS_BESIDE", tokens)
+        trainer = stepped(runs, 20, graphs)
+        assert all(queue.beside == (tokens == 1) for queue in trainer.queues)
+        first = trainer.take_means(20)
+        trainer = Trainer(runs, Machine(CUDA, graphs=graphs))
+        trainer.skip_to(13)
+        for _ in range(7):
+            trainer.step()
+        found.append((first, trainer.take_means(7)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

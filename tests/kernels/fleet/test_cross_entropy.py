@@ -50,10 +50,35 @@ def test_matches_the_definition(shape, impl):
 
 
 # Weights and both gradients are rounded to the type, at eps / 2 each.
-@pytest.mark.parametrize("width", [32, 260])
-def test_half_precision_matches_the_definition(width):
-    case = make_case(2, 70, 200, width, dtype=torch.float16, scale=0.3)
+@pytest.mark.parametrize("shape", [(2, 70, 200, 32), (2, 70, 200, 260), (2, 128, 192, 32)], ids=str)
+def test_half_precision_matches_the_definition(shape):
+    """Of whole and of broken tiles, the former copied by the hardware."""
+    case = make_case(*shape, dtype=torch.float16, scale=0.3)
     assert_close_to_definition(*case, "triton", 2 * torch.finfo(torch.float16).eps)
+
+
+@pytest.mark.parametrize("shape", [(2, 70, 200, 32), (2, 128, 192, 32)], ids=str)
+def test_an_evaluation_has_the_losses_of_training(shape):
+    """It has programs of its own, which make no gradient."""
+    x, weight, targets, _ = make_case(*shape, dtype=torch.float16, scale=0.3)
+    trained = cross_entropy(x.clone().requires_grad_(), weight, targets, impl="triton")
+    evaluated = cross_entropy(x, weight, targets, impl="triton")
+    assert relative(evaluated[0], trained[0]) <= 20 * 2**-23 and torch.equal(evaluated[1], trained[1])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy warns of infinities
+@pytest.mark.parametrize("full_device", [1, 128], ids=["one part", "parts"])
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_every_tile_matches_the_definition_near_and_far(monkeypatch, scale, held, full_device):
+    """At a scale of 30, logits are beyond those whose sums need no base: some two hundred."""
+    from icl_bench.kernels.fleet.triton import cross_entropy as fused
+    from icl_bench.kernels.fleet.triton import entropy_tiles
+
+    for name in ("entropy_tile", "table_tile"):
+        monkeypatch.setattr(entropy_tiles, name, lambda *_: entropy_tiles.EntropyTile(32, 32, 4, 2, held=held))
+    monkeypatch.setattr(fused, "FULL_DEVICE", full_device)
+    assert_close_to_definition(*make_case(2, 40, 130, 32, scale=scale), "triton", scale * 20 * 2**-23)
 
 
 @IMPLS

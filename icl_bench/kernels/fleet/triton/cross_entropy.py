@@ -16,25 +16,19 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
+from icl_bench.kernels.fleet.triton import entropy_tiles
 from icl_bench.kernels.fleet.triton.logits import LogitCrossEntropy
 from icl_bench.kernels.triton.common import padded
 
 TO_BASE_2 = tl.constexpr(1.4426950408889634)
 FROM_BASE_2 = tl.constexpr(0.6931471805599453)
+FAR_LOGIT = tl.constexpr(80.0)
+"""Largest logit, base 2, up to which sums need no base: they and their rows are finite, and as exact."""
 WIDEST_ROW = 256
 FULL_DEVICE = 128
 """Programs that fill a device, about; twice as many hide the waits of one another."""
 JOINED_ROWS, FEW_JOINED_ROWS = 32, 8
 """Rows of a program that joins the parts of the vocabulary, and where there are few rows in all."""
-
-
-class EntropyTile(NamedTuple):
-    """The shape of a program: its own rows or tokens, those of each turn of its loop, warps and pipeline depth."""
-
-    stationary: int
-    moving: int
-    warps: int
-    stages: int
 
 
 @triton.jit
@@ -50,14 +44,99 @@ def _load_tile(
 
 
 @triton.jit
+def _held(tile):
+    """Return the tile by a product with ones on the diagonal, whose results are registers: the left operand of others.
+
+    From shared memory, the left operand of a product of 64 rows would be read as often as the right one.
+    """
+    columns = tl.arange(0, tile.shape[1])
+    ones = (columns[:, None] == columns[None, :]).to(tile.dtype)
+    return tl.dot(tile, ones, input_precision="ieee").to(tile.dtype)
+
+
+@triton.jit
+def _reduce_others(
+    a, weight, table, begin, target, first, last, width, stride_word, stride_column, BLOCK_W: tl.constexpr,
+    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, COPIED: tl.constexpr, RESCALED: tl.constexpr,
+):  # fmt: skip
+    """Return the largest logit of the tokens but the target, the sum of 2^(logit - base), and the mix of their rows.
+
+    The base is the largest logit up to each tile where RESCALED, else 0. Where COPIED, the table is one of all members,
+    whose rows are those from `begin` on.
+    """
+    top = tl.full([a.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([a.shape[0]], tl.float32)
+    mix = tl.zeros(a.shape, tl.float32)
+    for start in range(first, last, BLOCK_W):
+        tokens = tl.arange(0, BLOCK_W)
+        if COPIED:
+            b = table.load([begin + start, 0])
+        else:
+            tile = weight + tl.cast(start, tl.int64) * stride_word
+            b = _load_tile(tile, last - start, width, stride_word, stride_column, BLOCK_W, a.shape[1], WHOLE)
+        logits = tl.dot(a, tl.trans(b), input_precision="ieee")
+        out = tokens[None, :] == (target - start)[:, None]
+        if not WHOLE:
+            out |= (tokens >= last - start)[None, :]
+        logits = tl.where(out, float("-inf"), logits)
+        above = tl.maximum(top, tl.max(logits, 1))
+        if RESCALED:
+            # The scale to base 2 goes into the subtraction, as one fused multiplication and addition.
+            base = tl.where(above == float("-inf"), 0.0, above) * TO_BASE_2
+            shares = tl.exp2(logits * TO_BASE_2 - base[:, None])
+            shrink = tl.exp2(top * TO_BASE_2 - base)
+            total *= shrink
+            if GRADIENT:
+                mix *= shrink[:, None]
+        else:
+            shares = tl.exp2(logits * TO_BASE_2)
+        total += tl.sum(shares, 1)
+        if GRADIENT:
+            mix = tl.dot(shares.to(b.dtype), b, mix, input_precision="ieee")
+        top = above
+    return top * TO_BASE_2, total, mix
+
+
+@triton.jit
+def _finish_rows(
+    x, weight, target, top, base, total, mix, losses, hits, facts, directions, own, count, width, rows,
+    stride_word, stride_column, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
+):  # fmt: skip
+    """Write loss, hit, dloss / dx, and side by side log-sum-exp, the share of the other tokens, and the target."""
+    columns = tl.arange(0, BLOCK_C)
+    mask = (rows < count)[:, None] & (columns < width)[None, :]
+    a = tl.load(x + own[:, None] * width + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    right = weight + target[:, None] * stride_word + columns[None, :] * stride_column
+    b = tl.load(right, mask=mask, other=0.0).to(tl.float32)
+    logit = tl.sum(a * b, 1) * TO_BASE_2
+    some = tl.where(total == 0.0, 1.0, total)
+    gap = tl.where(total == 0.0, float("-inf"), base + tl.log2(some)) - logit
+    softplus = tl.maximum(gap, 0.0) + tl.log2(1.0 + tl.exp2(-tl.abs(gap)))
+    tl.store(losses + own, softplus * FROM_BASE_2, mask=rows < count)
+    tl.store(hits + own, (logit > top).to(tl.float32), mask=rows < count)
+    if GRADIENT:
+        share = 1.0 / (1.0 + tl.exp2(-gap))
+        # Exact in float32 up to 2^24 tokens; the fourth place only pads the three to 16 bytes.
+        name = target.to(tl.float32)
+        row = tl.reshape(tl.join(tl.join(logit + softplus, name), tl.join(share, name)), [target.shape[0], 4])
+        tl.store(facts + own[:, None] * 4 + tl.arange(0, 4)[None, :], row, mask=(rows < count)[:, None])
+        direction = (mix / some[:, None] - b) * share[:, None]
+        pointers = directions + own[:, None] * width + columns[None, :]
+        tl.store(pointers, direction.to(directions.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def entropy_parts_kernel(
-    x, weight, targets, tops, sums, mixes, count, words, width, each, stride_member, stride_word, stride_column,
-    BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr, WHOLE: tl.constexpr,
+    x, weight, table, targets, tops, sums, mixes, losses, hits, facts, directions, count, words, width, each,
+    stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    GRADIENT: tl.constexpr, WHOLE: tl.constexpr, COPIED: tl.constexpr, RESCALED: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     """Reduce `each` tokens but the target: largest logit, sum of 2^(logit - largest), and the mix of their rows.
 
     Grid (rows, parts of the vocabulary, M). The mix, whose weights are the terms of the sum, serves the gradient alone.
-    WHOLE says that the tiles of the table have no end inside of them.
+    WHOLE says that the tiles of the table have no end inside of them, COPIED that the hardware copies them by what the
+    table describes, RESCALED that sums follow the largest logit, which else is done where logits are too large or small
+    for sums without a base, and ALONE that there is one part, which then writes the results of its rows.
     """
     part, member = tl.program_id(1), tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -68,35 +147,38 @@ def entropy_parts_kernel(
     target = tl.load(targets + own, mask=rows < count, other=-1).to(tl.int32)
     weight += member.to(tl.int64) * stride_member
     last = tl.minimum(first + each, words)
-    top = tl.full([BLOCK_R], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_R], tl.float32)
-    mix = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for start in range(first, last, BLOCK_W):
-        tokens = tl.arange(0, BLOCK_W)
-        tile = weight + tl.cast(start, tl.int64) * stride_word
-        b = _load_tile(tile, last - start, width, stride_word, stride_column, BLOCK_W, BLOCK_C, WHOLE)
-        logits = tl.dot(a, tl.trans(b), input_precision="ieee")
-        out = tokens[None, :] == (target - start)[:, None]
-        if not WHOLE:
-            out |= (tokens >= last - start)[None, :]
-        logits = tl.where(out, float("-inf"), logits)
-        above = tl.maximum(top, tl.max(logits, 1))
-        # The scale to base 2 goes into the subtraction, as one fused multiplication and addition.
-        base = tl.where(above == float("-inf"), 0.0, above) * TO_BASE_2
-        shares = tl.exp2(logits * TO_BASE_2 - base[:, None])
-        shrink = tl.exp2(top * TO_BASE_2 - base)
-        total = total * shrink + tl.sum(shares, 1)
+    top, total, mix = _reduce_others(
+        a, weight, table, member * words, target, first, last, width, stride_word, stride_column, BLOCK_W, GRADIENT,
+        WHOLE, COPIED, RESCALED,
+    )  # fmt: skip
+    base = tl.where(top == float("-inf"), 0.0, top)
+    if not RESCALED:
+        far = (rows < count) & ~(tl.abs(top) <= FAR_LOGIT)
+        if tl.max(far.to(tl.int32), 0) > 0:
+            top, total, mix = _reduce_others(
+                a, weight, table, member * words, target, first, last, width, stride_word, stride_column, BLOCK_W,
+                GRADIENT, WHOLE, COPIED, True,
+            )  # fmt: skip
+            base = tl.where(top == float("-inf"), 0.0, top)
+        else:
+            shrink = tl.exp2(-base)
+            total *= shrink
+            if GRADIENT:
+                mix *= shrink[:, None]
+    if ALONE:
+        chosen = tl.where(rows < count, target, 0)
+        _finish_rows(
+            x, weight, chosen, top, base, total, mix, losses, hits, facts, directions, own, count, width, rows,
+            stride_word, stride_column, BLOCK_C, GRADIENT,
+        )  # fmt: skip
+    else:
+        offsets = (part.to(tl.int64) * tl.num_programs(2) + member) * count + rows
+        tl.store(tops + offsets, top, mask=rows < count)
+        tl.store(sums + offsets, total, mask=rows < count)
         if GRADIENT:
-            mix = mix * shrink[:, None]
-            mix = tl.dot(shares.to(b.dtype), b, mix, input_precision="ieee")
-        top = above
-    offsets = (part.to(tl.int64) * tl.num_programs(2) + member) * count + rows
-    tl.store(tops + offsets, top * TO_BASE_2, mask=rows < count)
-    tl.store(sums + offsets, total, mask=rows < count)
-    if GRADIENT:
-        columns = tl.arange(0, BLOCK_C)
-        mask = (rows < count)[:, None] & (columns < width)[None, :]
-        tl.store(mixes + offsets[:, None] * width + columns[None, :], mix, mask=mask)
+            columns = tl.arange(0, BLOCK_C)
+            mask = (rows < count)[:, None] & (columns < width)[None, :]
+            tl.store(mixes + offsets[:, None] * width + columns[None, :], mix, mask=mask)
 
 
 @triton.jit
@@ -104,20 +186,13 @@ def entropy_kernel(
     x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, width, parts,
     stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Join the parts with the logit of the target. Grid (rows, M).
-
-    Writes loss, hit, dloss / dx, and side by side log-sum-exp, the share of the other tokens, and the target.
-    """
+    """Join the parts with the logit of the target, and write the results. Grid (rows, M)."""
     member = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.arange(0, BLOCK_C)
     own = member.to(tl.int64) * count + rows
     mask = (rows < count)[:, None] & (columns < width)[None, :]
-    target = tl.load(targets + own, mask=rows < count, other=0)
-    a = tl.load(x + own[:, None] * width + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-    right = weight + member.to(tl.int64) * stride_member + target[:, None] * stride_word
-    b = tl.load(right + columns[None, :] * stride_column, mask=mask, other=0.0).to(tl.float32)
-    logit = tl.sum(a * b, 1) * TO_BASE_2
+    target = tl.load(targets + own, mask=rows < count, other=0).to(tl.int32)
     top = tl.full([BLOCK_R], float("-inf"), tl.float32)
     for part in range(parts):
         offsets = (part * tl.num_programs(1) + member).to(tl.int64) * count + rows
@@ -132,20 +207,10 @@ def entropy_kernel(
         if GRADIENT:
             own_mix = tl.load(mixes + offsets[:, None] * width + columns[None, :], mask=mask, other=0.0)
             mix += own_mix * factor[:, None]
-    some = tl.where(total == 0.0, 1.0, total)
-    gap = tl.where(total == 0.0, float("-inf"), base + tl.log2(some)) - logit
-    softplus = tl.maximum(gap, 0.0) + tl.log2(1.0 + tl.exp2(-tl.abs(gap)))
-    tl.store(losses + own, softplus * FROM_BASE_2, mask=rows < count)
-    tl.store(hits + own, (logit > top).to(tl.float32), mask=rows < count)
-    if GRADIENT:
-        share = 1.0 / (1.0 + tl.exp2(-gap))
-        # Exact in float32 up to 2^24 tokens; the fourth place only pads the three to 16 bytes.
-        name = target.to(tl.float32)
-        row = tl.reshape(tl.join(tl.join(logit + softplus, name), tl.join(share, name)), [BLOCK_R, 4])
-        tl.store(facts + own[:, None] * 4 + tl.arange(0, 4)[None, :], row, mask=(rows < count)[:, None])
-        direction = (mix / some[:, None] - b) * share[:, None]
-        pointers = directions + own[:, None] * width + columns[None, :]
-        tl.store(pointers, direction.to(directions.dtype.element_ty), mask=mask)
+    _finish_rows(
+        x, weight + member.to(tl.int64) * stride_member, target, top, base, total, mix, losses, hits, facts, directions,
+        own, count, width, rows, stride_word, stride_column, BLOCK_C, GRADIENT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -167,25 +232,32 @@ def entropy_row_gradient_kernel(
 
 @triton.jit
 def entropy_table_gradient_kernel(
-    x, weight, facts, gradients, out, count, words, width, stride_member, stride_word, stride_column,
+    x, rows_of_members, weight, facts, gradients, out, count, words, width, stride_member, stride_word, stride_column,
     out_member, out_word, out_column, stride_gradient_member, stride_gradient_row,
     EVEN: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, WHOLE: tl.constexpr,
+    COPIED: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a tile of the table over all rows, whose logits are computed again. Grid (tokens, M).
 
     EVEN says that the losses of a member have one gradient, by which the sum is multiplied; WHOLE that the tiles of
-    rows have no end inside of them.
+    rows have no end inside of them; COPIED that the hardware copies them from the rows of all members; HELD that the
+    tile of the table stays in registers.
     """
     member = tl.program_id(1)
     tokens = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     first = tl.program_id(0) * BLOCK_W
     tile = weight + member.to(tl.int64) * stride_member + tl.cast(first, tl.int64) * stride_word
     b = _load_tile(tile, words - first, width, stride_word, stride_column, BLOCK_W, BLOCK_C, False)
+    if HELD:
+        b = _held(b)
     names = tokens.to(tl.float32)
     total = tl.zeros([BLOCK_W, BLOCK_C], tl.float32)
     begin = member.to(tl.int64) * count
     for start in range(0, count, BLOCK_R):
-        a = _load_tile(x + (begin + start) * width, count - start, width, width, 1, BLOCK_R, BLOCK_C, WHOLE)
+        if COPIED:
+            a = rows_of_members.load([member * count + start, 0])
+        else:
+            a = _load_tile(x + (begin + start) * width, count - start, width, width, 1, BLOCK_R, BLOCK_C, WHOLE)
         rows = tl.arange(0, BLOCK_R)
         pointers = facts + (begin + start) * 4 + (rows[:, None] * 4 + tl.arange(0, 4)[None, :])
         # One tile of four numbers a row: vectors would be copied to shared memory once by every thread.
@@ -267,52 +339,49 @@ class ForwardResult(NamedTuple):
 def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -> ForwardResult:
     """Launch the forward kernels; where there are few rows, several programs share the vocabulary."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile = entropy_tile(x.dtype, width, gradient)
+    tile = entropy_tiles.entropy_tile(x.dtype, width, gradient)
     block_c = padded(width, 16)
     row_tiles = -(-count // tile.stationary)
     word_tiles = -(-words // tile.moving)
     parts = max(1, min(word_tiles, 16, 2 * FULL_DEVICE // (row_tiles * members)))
     each = -(-word_tiles // parts) * tile.moving
-    tops, sums = x.new_empty(2, parts, members, count, dtype=torch.float32)
-    mixes = x.new_empty(parts, members, count, width, dtype=torch.float32) if gradient else tops
+    alone = parts == 1
+    tops, sums = x.new_empty(2, 0 if alone else parts, members, count, dtype=torch.float32)
+    mixes = x.new_empty(parts, members, count, width, dtype=torch.float32) if gradient and not alone else tops
     losses, hits = x.new_empty(2, members, count, dtype=torch.float32)
     facts = x.new_empty(members, count, 4, dtype=torch.float32) if gradient else tops
     directions = torch.empty_like(x) if gradient else tops
+    results = losses, hits, facts, directions
+    whole = words % tile.moving == 0 and width == block_c
+    table = entropy_tiles.described(weight, tile.moving) if whole else None
     with launch_on(x):
         entropy_parts_kernel[(row_tiles, parts, members)](
-            x, weight, targets, tops, sums, mixes, count, words, width, each, *weight.stride(),
-            BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient,
-            WHOLE=words % tile.moving == 0 and width == block_c, num_warps=tile.warps, num_stages=tile.stages,
+            x, weight, table or weight, targets, tops, sums, mixes, *results, count, words, width, each,
+            *weight.stride(), BLOCK_R=tile.stationary, BLOCK_W=tile.moving, BLOCK_C=block_c, GRADIENT=gradient,
+            WHOLE=whole, COPIED=table is not None, RESCALED=x.dtype == torch.float16, ALONE=alone, num_warps=tile.warps,
+            num_stages=tile.stages, maxnreg=tile.registers,
         )  # fmt: skip
-        joined = JOINED_ROWS if -(-count // JOINED_ROWS) * members >= 2 * FULL_DEVICE else FEW_JOINED_ROWS
-        entropy_kernel[(-(-count // joined), members)](
-            x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, width, parts,
-            *weight.stride(), BLOCK_R=joined, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
-        )  # fmt: skip
+        if not alone:
+            joined = JOINED_ROWS if -(-count // JOINED_ROWS) * members >= 2 * FULL_DEVICE else FEW_JOINED_ROWS
+            entropy_kernel[(-(-count // joined), members)](
+                x, weight, targets, tops, sums, mixes, *results, count, width, parts,
+                *weight.stride(), BLOCK_R=joined, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
+            )  # fmt: skip
     return ForwardResult(losses, hits, facts, directions) if gradient else ForwardResult(losses, hits)
 
 
 def launch_table_gradient(x: Tensor, weight: Tensor, facts: Tensor, gradient: Tensor) -> Tensor:
     """Launch the gradient of the table, with the strides of the table."""
     (members, count, width), words = x.shape, weight.shape[1]
-    tile, block_c = entropy_tile(x.dtype, width), padded(width, 16)
+    tile, block_c = entropy_tiles.table_tile(x.dtype, width), padded(width, 16)
     out = torch.empty_like(weight)
+    whole = count % tile.moving == 0 and width == block_c
+    rows = entropy_tiles.described(x, tile.moving) if whole else None
     with launch_on(x):
         entropy_table_gradient_kernel[(-(-words // tile.stationary), members)](
-            x, weight, facts, gradient, out, count, words, width, *weight.stride(), *out.stride(), *gradient.stride(),
-            EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary, BLOCK_C=block_c,
-            WHOLE=count % tile.moving == 0 and width == block_c, num_warps=tile.warps, num_stages=tile.stages,
+            x, rows or x, weight, facts, gradient, out, count, words, width, *weight.stride(), *out.stride(),
+            *gradient.stride(), EVEN=gradient.stride(1) == 0, BLOCK_R=tile.moving, BLOCK_W=tile.stationary,
+            BLOCK_C=block_c, WHOLE=whole, COPIED=rows is not None, HELD=tile.held, num_warps=tile.warps,
+            num_stages=tile.stages, maxnreg=tile.registers,
         )  # fmt: skip
     return out
-
-
-def entropy_tile(dtype: torch.dtype, width: int, gradient: bool = True) -> EntropyTile:
-    """Return the tile for a width, the fastest of eight at width 128 in bfloat16 on an H200.
-
-    Of an evaluation, which makes no gradient, programs of 128 rows take .81 of the time of 64.
-    """
-    if dtype == torch.float32:
-        return EntropyTile(32, 32, 4, 2)
-    if width <= 128 and not gradient:
-        return EntropyTile(128, 64, 8, 2)
-    return EntropyTile(64, 64, 4, 2 if width > 128 else 3)

@@ -1,6 +1,6 @@
 """Logarithms of decays in Triton: one launch each way, and one that adds up the gradient of the bias."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -10,6 +10,14 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import DecayForm
 from icl_bench.kernels.triton.common import add_parts, softplus, split_rows, tile_shape
+
+
+class ShareGradients(NamedTuple):
+    """Gradients of the results of `decays_with_shares` but the first."""
+
+    shares: Any
+    again: Any
+    shares_again: Any
 
 
 @triton.jit
@@ -51,12 +59,12 @@ def channel_decays_kernel(
 
 @triton.jit
 def channel_decays_gradient_kernel(
-    x, bias, gradient, from_shares, dx, partial, count, width, factor, each, BIAS: tl.constexpr,
-    FORM: tl.constexpr, SHARED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, bias, gradient, others, dx, partial, count, width, factor, each, BIAS: tl.constexpr, FORM: tl.constexpr,
+    SHARED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dx of `each` rows, and their part of the gradient of the bias. Grid (parts, columns, M).
 
-    Where SHARED, which is for "log-sigmoid" alone, the gradient of 1 - the decay is added to that of its logarithm.
+    Where SHARED, which is for "log-sigmoid" alone, the gradients of 1 - the decay are added to those of its logarithm.
     """
     part, member = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -73,8 +81,10 @@ def channel_decays_gradient_kernel(
         if BIAS:
             z += shift
         if SHARED:
-            slope = factor * tl.load(from_shares + offsets, mask=mask, other=0.0).to(tl.float32)
-            upstream -= slope * tl.exp(-factor * softplus(-z))
+            upstream += factor * tl.load(others.again + offsets, mask=mask, other=0.0).to(tl.float32)
+            slope = tl.load(others.shares + offsets, mask=mask, other=0.0).to(tl.float32)
+            slope += tl.load(others.shares_again + offsets, mask=mask, other=0.0).to(tl.float32)
+            upstream -= factor * slope * tl.exp(-factor * softplus(-z))
         if FORM == "exp":
             upstream *= tl.where(z <= 0.0, tl.exp(z), 0.0)
         else:
@@ -106,9 +116,14 @@ def launch_decays(
 
 
 def launch_decay_gradient(
-    x: Tensor, bias: Tensor | None, form: DecayForm, factor: float, gradient: Tensor, from_shares: Tensor | None = None
+    x: Tensor,
+    bias: Tensor | None,
+    form: DecayForm,
+    factor: float,
+    gradient: Tensor,
+    others: ShareGradients | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of x and of the bias, from those of the logarithms and, where they are made, of shares."""
+    """Return the gradients of x and of the bias, from that of the logarithms and, where shares are made, the others."""
     members, width = x.shape[0], x.shape[-1]
     count, (rows, columns) = x[0].numel() // width, tile_shape(width, 128)
     parts, each = split_rows(count, rows, members)
@@ -116,10 +131,9 @@ def launch_decay_gradient(
     partial = None if bias is None else x.new_empty(members, parts, width, dtype=torch.float32)
     with launch_on(x):
         channel_decays_gradient_kernel[(parts, -(-width // columns), members)](
-            x, x if bias is None else bias, gradient.contiguous(),
-            gradient if from_shares is None else from_shares.contiguous(), dx, dx if partial is None else partial,
-            count, width, factor, each, BIAS=bias is not None, FORM=form, SHARED=from_shares is not None, BLOCK_R=rows,
-            BLOCK_C=columns, num_warps=4,
+            x, x if bias is None else bias, gradient.contiguous(), others or ShareGradients(x, x, x), dx,
+            dx if partial is None else partial, count, width, factor, each, BIAS=bias is not None, FORM=form,
+            SHARED=others is not None, BLOCK_R=rows, BLOCK_C=columns, num_warps=4,
         )  # fmt: skip
     return dx, None if bias is None or partial is None else add_parts(partial, bias.dtype)
 
@@ -144,13 +158,15 @@ class FusedDecaysWithShares(torch.autograd.Function):
     """`decays_with_shares` in one launch each way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, factor: float) -> tuple[Tensor, ...]:
         x = x.contiguous()
         ctx.save_for_backward(x)
         ctx.factor, shares = factor, torch.empty_like(x)
-        return launch_decays(x, None, "log-sigmoid", factor, False, shares), shares
+        logs = launch_decays(x, None, "log-sigmoid", factor, False, shares)
+        return logs, shares, logs.view_as(logs), shares.view_as(shares)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, from_shares: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        return launch_decay_gradient(x, None, "log-sigmoid", ctx.factor, gradient, from_shares)[0], None
+        rest = ShareGradients(*(part.contiguous() for part in others))
+        return launch_decay_gradient(x, None, "log-sigmoid", ctx.factor, gradient, rest)[0], None

@@ -75,7 +75,7 @@ def shifted_weights_kernel(
     weights, shares, out, channels, FIRSTS: tl.constexpr, WIDTHS: tl.constexpr, BLOCKS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write w - s w, and s w in the rows behind, for the rows of a block. Grid (rows, M)."""
+    """Write w - s w, and s w in the rows behind, for the rows of a block, column by column. Grid (rows, M)."""
     total: tl.constexpr = FIRSTS[len(WIDTHS)]
     rows = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     member, inside = tl.program_id(1).to(tl.int64), rows < channels
@@ -86,9 +86,9 @@ def shifted_weights_kernel(
         places = (member * channels + rows)[:, None] * WIDTHS[i] + columns[None, :]
         weight = tl.load(weights[i] + places, mask=mask, other=0.0).to(tl.float32)
         late = weight * share
-        results = (member * 2 * channels + rows)[:, None] * total + FIRSTS[i] + columns[None, :]
+        results = (member * total + FIRSTS[i] + columns)[None, :] * (2 * channels) + rows[:, None]
         tl.store(out + results, (weight - late).to(out.dtype.element_ty), mask=mask)
-        tl.store(out + results + channels * total, late.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + results + channels, late.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -123,12 +123,13 @@ class FusedShiftedWeights(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         weights, shares = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
         members, channels, _ = weights[0].shape
-        out = weights[0].new_empty(members, 2 * channels, sum(weight.shape[2] for weight in weights))
+        # columns one after the other: products with 544 of them take .86 of the time
+        out = weights[0].new_empty(members, sum(weight.shape[2] for weight in weights), 2 * channels)
         with launch_on(out):
             shifted_weights_kernel[(-(-channels // WEIGHT_ROWS), members)](
                 weights, shares, out, channels, **constants_of(weights), BLOCK_C=WEIGHT_ROWS, num_warps=4
             )
-        return out
+        return out.transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
