@@ -74,8 +74,9 @@ def reads_by_products(q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, rate: Tens
     spread, written = ridge[:, None, None], rate[..., None] * k
 
     def attend(queries: Tensor, k: Tensor, v: Tensor, log_g: Tensor) -> Tensor:
-        y = power_attention(*(x.flatten(0, 1) for x in (queries, k, v, log_g)), p=1, scale=1.0, normalize="none")
-        return y.unflatten(0, queries.shape[:2])
+        parts = (x.flatten(0, 1) for x in (queries, k, v, log_g))
+        y: Tensor = power_attention(*parts, p=1, scale=1.0, normalize="none")
+        return y.view(queries.shape[:2] + y.shape[1:])
 
     known, fixed = tuple(x.detach() for x in (k, written, log_g)), spread.detach()
 

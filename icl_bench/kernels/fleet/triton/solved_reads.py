@@ -20,7 +20,7 @@ from icl_bench.kernels.triton.common import padded
 
 CHUNK = 16
 """Tokens of a chunk."""
-WARPS = {16: 1, 32: 1, 64: 2}
+WARPS = {16: 1, 32: 1, 64: 4}
 """Warps of a program by the wider of both padded widths."""
 TINY = tl.constexpr(1.2e-38)
 """Least divisor."""
@@ -230,9 +230,7 @@ class FusedSolvedReads(torch.autograd.Function):
     """`solved_reads` for ridges [M, H, K]."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, rate: Tensor, ridge: Tensor
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, rate: Tensor, ridge: Tensor) -> Tensor:
         q, k, v, log_g, rate, ridge = (x.contiguous() for x in (q, k, v, log_g, rate, ridge))
         out, solved = torch.empty_like(v), torch.empty_like(q, dtype=torch.float32)
         _launch(solved_reads_kernel, (q, k, v, log_g, rate, ridge, out, solved), k, v, STEPS=SOLVER_STEPS)
@@ -242,10 +240,10 @@ class FusedSolvedReads(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         k, v, log_g, rate, ridge, solved = ctx.saved_tensors
-        gradient, members, batch = gradient.contiguous(), *k.shape[:2]
+        gradient = gradient.contiguous()
         dq, dk, dv, dlog_g, drate = (torch.empty_like(x) for x in (k, k, v, log_g, rate))
         slopes, sums = torch.empty_like(solved), torch.empty_like(log_g)
-        dridge = ridge.new_empty(members, batch, *ridge.shape[1:])
+        dridge = ridge.new_empty(*k.shape[:2], *ridge.shape[1:])
         common = (k, v, log_g, rate)
         _launch(
             solved_query_gradient_kernel, (*common, ridge, solved, gradient, dq, slopes, sums, dridge), k, v,
