@@ -16,7 +16,7 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.block_attention import load_head_rows, store_head_rows
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, tf32_product
 from icl_bench.kernels.triton.triangular import unit_lower_inverse
 
 CHUNK = 32
@@ -37,7 +37,7 @@ class ReflectedSizes(NamedTuple):
     scale: Any
 
 
-class Tokens(NamedTuple):
+class ReflectedTokens(NamedTuple):
     """The tokens of a chunk of a head in float32: [BLOCK_T, K] each, and b [BLOCK_T]."""
 
     q: Any
@@ -59,7 +59,7 @@ class Solved(NamedTuple):
 
 
 class Reflected(NamedTuple):
-    """What the first launch makes of all chunks, float32."""
+    """Results of the first launch for all chunks, float32."""
 
     queries: Any
     """Queries before their chunk, [N, T, H, K]."""
@@ -72,29 +72,23 @@ class Reflected(NamedTuple):
 
 
 @triton.jit
-def product(a, b):
-    """Return a b of numbers in float32."""
-    return tl.dot(a, b, input_precision="tf32")
-
-
-@triton.jit
 def load_wide_rows(pointer, head, start, width, sizes, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
     """Load a tile of tokens of a head in float32, zeros outside."""
     return load_head_rows(pointer, head, start, width, sizes, BLOCK_T, BLOCK_C).to(tl.float32)
 
 
 @triton.jit
-def places_of(head, start, sizes, BLOCK_T: tl.constexpr):
+def token_places(head, start, sizes, BLOCK_T: tl.constexpr):
     """Return the offsets of tokens of a head in [N, T, H], and which are inside."""
     rows = start + tl.arange(0, BLOCK_T)
     return (head // sizes.heads * sizes.time + rows) * sizes.heads + head % sizes.heads, rows < sizes.time
 
 
 @triton.jit
-def load_tokens(q, k, w, b, head, start, sizes, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
+def load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
     """Load the tokens of a chunk; those outside reflect nothing."""
-    places, inside = places_of(head, start, sizes, BLOCK_T)
-    return Tokens(
+    places, inside = token_places(head, start, sizes, BLOCK_T)
+    return ReflectedTokens(
         load_wide_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K),
         load_wide_rows(k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K),
         load_wide_rows(w, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K),
@@ -120,9 +114,9 @@ def pairs_before(BLOCK_T: tl.constexpr):
 def solutions_of(x, inverse, BLOCK_T: tl.constexpr):
     """Return the solutions of the system of a chunk, whose inverse is there."""
     i = tl.arange(0, BLOCK_T)
-    written = tl.where(pairs_before(BLOCK_T), product(x.w, tl.trans(x.k)), 0.0)
-    along = tl.where(i[:, None] >= i[None, :], product(x.q, tl.trans(x.w)), 0.0) * x.b[None, :]
-    return Solved(inverse, product(inverse, written), along, product(inverse, x.w))
+    written = tl.where(pairs_before(BLOCK_T), tf32_product(x.w, tl.trans(x.k)), 0.0)
+    along = tl.where(i[:, None] >= i[None, :], tf32_product(x.q, tl.trans(x.w)), 0.0) * x.b[None, :]
+    return Solved(inverse, tf32_product(inverse, written), along, tf32_product(inverse, x.w))
 
 
 @triton.jit
@@ -133,24 +127,24 @@ def reflections_kernel(
     chunks = tl.cdiv(sizes.time, BLOCK_T)
     index = tl.program_id(0).to(tl.int64)
     head, start = index // chunks, tl.program_id(0) % chunks * BLOCK_T
-    x = load_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
-    system = tl.where(pairs_before(BLOCK_T), product(x.w, tl.trans(x.w)) * x.b[None, :], 0.0)
+    x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
+    system = tl.where(pairs_before(BLOCK_T), tf32_product(x.w, tl.trans(x.w)) * x.b[None, :], 0.0)
     inverse = unit_lower_inverse(system, BLOCK_T)
     tl.store(made.inverses + square_places(index, BLOCK_T), inverse)
     solved = solutions_of(x, inverse, BLOCK_T)
-    queries = x.q - product(solved.along, solved.ahead)
-    keys = x.k - product(tl.trans(x.b[:, None] * solved.keys), x.w)
+    queries = x.q - tf32_product(solved.along, solved.ahead)
+    keys = x.k - tf32_product(tl.trans(x.b[:, None] * solved.keys), x.w)
     store_head_rows(made.queries, queries, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     store_head_rows(made.keys, keys, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     c = tl.arange(0, BLOCK_K)
-    through = tl.where(c[:, None] == c[None, :], 1.0, 0.0) - product(tl.trans(x.w), x.b[:, None] * solved.ahead)
+    through = tl.where(c[:, None] == c[None, :], 1.0, 0.0) - tf32_product(tl.trans(x.w), x.b[:, None] * solved.ahead)
     tl.store(made.through + square_places(index, BLOCK_K), through)
 
 
 @triton.jit
 def own_scores(x, solved):
     """Return the scores of the tokens of a chunk, of which those below the diagonal and on it count."""
-    return product(x.q, tl.trans(x.k)) - product(solved.along, solved.keys)
+    return tf32_product(x.q, tl.trans(x.k)) - tf32_product(solved.along, solved.keys)
 
 
 @triton.jit
@@ -161,27 +155,27 @@ def reflected_attention_kernel(
     chunks = tl.cdiv(sizes.time, BLOCK_T)
     head, chunk = (tl.program_id(0) // chunks).to(tl.int64), chunks - 1 - tl.program_id(0) % chunks
     start, first, i, scale = chunk * BLOCK_T, head * chunks, tl.arange(0, BLOCK_T), sizes.scale * BASE_2
-    x = load_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
+    x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
     solved = solutions_of(x, tl.load(made.inverses + square_places(first + chunk, BLOCK_T)), BLOCK_T)
     s = tl.where(i[:, None] >= i[None, :], scale * own_scores(x, solved), -float("inf"))
     top = tl.max(s, 1)
     p = tl.exp2(s - top[:, None])
     total = tl.sum(p, 1)
-    acc = product(p, load_wide_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V))
+    acc = tf32_product(p, load_wide_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V))
     query = load_head_rows(made.queries, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     for back in range(chunk):
         other = chunk - 1 - back
         key = load_head_rows(made.keys, head, other * BLOCK_T, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         value = load_wide_rows(v, head, other * BLOCK_T, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
-        s = scale * product(query, tl.trans(key))
+        s = scale * tf32_product(query, tl.trans(key))
         raised = tl.maximum(top, tl.max(s, 1))
         p, shrink = tl.exp2(s - raised[:, None]), tl.exp2(top - raised)
         total = total * shrink + tl.sum(p, 1)
-        acc = acc * shrink[:, None] + product(p, value)
-        query = product(query, tl.load(made.through + square_places(first + other, BLOCK_K)))
+        acc = acc * shrink[:, None] + tf32_product(p, value)
+        query = tf32_product(query, tl.load(made.through + square_places(first + other, BLOCK_K)))
         top = raised
     store_head_rows(out, acc / total[:, None], head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
-    places, inside = places_of(head, start, sizes, BLOCK_T)
+    places, inside = token_places(head, start, sizes, BLOCK_T)
     tl.store(lse + places, top + tl.log2(total), mask=inside)
 
 

@@ -22,28 +22,28 @@ from icl_bench.kernels.fleet.triton.reflected_attention import (
     WARPS,
     Reflected,
     launch_reflected,
-    load_tokens,
+    load_reflected_tokens,
     load_wide_rows,
     own_scores,
     pairs_before,
-    places_of,
-    product,
     sizes_of,
     solutions_of,
     square_places,
+    token_places,
 )
+from icl_bench.kernels.triton.common import tf32_product
 
 
 @triton.jit
 def slopes_of(scores, value, out, lse, gradient, head, start, sizes, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr):
     """Return weights, gradients of scores and of y, for scores [queries, keys] of the queries from `start` on."""
-    places, inside = places_of(head, start, sizes, BLOCK_T)
+    places, inside = token_places(head, start, sizes, BLOCK_T)
     upstream = load_wide_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     y = load_wide_rows(out, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     sums = tl.load(lse + places, mask=inside, other=float("inf"))
     p = tl.exp2(scores * (sizes.scale * BASE_2) - sums[:, None])
     along = tl.sum(y * upstream, 1)
-    return p, sizes.scale * p * (product(upstream, tl.trans(value)) - along[:, None]), upstream
+    return p, sizes.scale * p * (tf32_product(upstream, tl.trans(value)) - along[:, None]), upstream
 
 
 @triton.jit
@@ -65,19 +65,19 @@ def reflected_pairs_kernel(
         for other in range(index + 1, chunks):
             rows = other * BLOCK_T
             query = load_head_rows(made.queries, head, rows, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-            query = product(query, between)
+            query = tf32_product(query, between)
             p, slope, upstream = slopes_of(
-                product(query, tl.trans(key)), value, out, lse, gradient, head, rows, sizes, BLOCK_T, BLOCK_V
+                tf32_product(query, tl.trans(key)), value, out, lse, gradient, head, rows, sizes, BLOCK_T, BLOCK_V
             )
-            onto_values += product(tl.trans(p), upstream)
-            onto_keys += product(tl.trans(slope), query)
+            onto_values += tf32_product(tl.trans(p), upstream)
+            onto_keys += tf32_product(tl.trans(slope), query)
             onto_query = tl.zeros([BLOCK_T, BLOCK_K], tl.float32)
             if index > 0:
                 onto_query = load_head_rows(onto.queries, head, rows, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-            onto_through += product(tl.trans(query), onto_query)
-            onto_query = product(onto_query, tl.trans(through)) + product(slope, key)
+            onto_through += tf32_product(tl.trans(query), onto_query)
+            onto_query = tf32_product(onto_query, tl.trans(through)) + tf32_product(slope, key)
             store_head_rows(onto.queries, onto_query, head, rows, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-            between = product(tl.load(made.through + square_places(first + other, BLOCK_K)), between)
+            between = tf32_product(tl.load(made.through + square_places(first + other, BLOCK_K)), between)
         store_head_rows(onto.keys, onto_keys, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         store_head_rows(dv, onto_values, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
         tl.store(onto.through + square_places(first + index, BLOCK_K), onto_through)
@@ -93,7 +93,7 @@ def reflections_gradient_kernel(
     chunks, i = tl.cdiv(sizes.time, BLOCK_T), tl.arange(0, BLOCK_T)
     index, causal = tl.program_id(0).to(tl.int64), i[:, None] >= i[None, :]
     head, start = index // chunks, tl.program_id(0) % chunks * BLOCK_T
-    x = load_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
+    x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
     inverse = tl.load(made.inverses + square_places(index, BLOCK_T))
     solved = solutions_of(x, inverse, BLOCK_T)
     # The chunk's own pairs.
@@ -102,7 +102,7 @@ def reflections_gradient_kernel(
     p, slope, upstream = slopes_of(scores, value, out, lse, gradient, head, start, sizes, BLOCK_T, BLOCK_V)
     from_later = load_wide_rows(onto_values, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     store_head_rows(
-        dv, from_later + product(tl.trans(p), upstream), head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V
+        dv, from_later + tf32_product(tl.trans(p), upstream), head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V
     )
     # Queries before the chunk, keys behind it, and the product of its reflections.
     onto_query = tl.zeros([BLOCK_T, BLOCK_K], tl.float32)
@@ -111,26 +111,26 @@ def reflections_gradient_kernel(
     onto_key = load_head_rows(onto.keys, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     onto_through = tl.load(onto.through + square_places(index, BLOCK_K))
     onto_along = tl.where(
-        causal, -product(slope, tl.trans(solved.keys)) - product(onto_query, tl.trans(solved.ahead)), 0.0
+        causal, -tf32_product(slope, tl.trans(solved.keys)) - tf32_product(onto_query, tl.trans(solved.ahead)), 0.0
     )
-    onto_solved = -product(tl.trans(solved.along), slope) - x.b[:, None] * product(x.w, tl.trans(onto_key))
-    onto_ahead = -product(tl.trans(solved.along), onto_query) - x.b[:, None] * product(x.w, onto_through)
-    rated = product(tl.trans(onto_along), x.q) - product(solved.keys, onto_key)
-    rated -= product(solved.ahead, tl.trans(onto_through))
+    onto_solved = -tf32_product(tl.trans(solved.along), slope) - x.b[:, None] * tf32_product(x.w, tl.trans(onto_key))
+    onto_ahead = -tf32_product(tl.trans(solved.along), onto_query) - x.b[:, None] * tf32_product(x.w, onto_through)
+    rated = tf32_product(tl.trans(onto_along), x.q) - tf32_product(solved.keys, onto_key)
+    rated -= tf32_product(solved.ahead, tl.trans(onto_through))
     # Right sides and system.
-    onto_written = product(tl.trans(inverse), onto_solved)
-    onto_w = product(tl.trans(inverse), onto_ahead)
-    system = product(onto_written, tl.trans(solved.keys)) + product(onto_w, tl.trans(solved.ahead))
+    onto_written = tf32_product(tl.trans(inverse), onto_solved)
+    onto_w = tf32_product(tl.trans(inverse), onto_ahead)
+    system = tf32_product(onto_written, tl.trans(solved.keys)) + tf32_product(onto_w, tl.trans(solved.ahead))
     system = tl.where(pairs_before(BLOCK_T), -system, 0.0)
     onto_written = tl.where(pairs_before(BLOCK_T), onto_written, 0.0)
-    rated += product(tl.trans(system), x.w)
-    onto_w += product(system, x.b[:, None] * x.w) + product(onto_written, x.k) + x.b[:, None] * rated
-    onto_q = product(slope, x.k) + onto_query + product(onto_along, x.b[:, None] * x.w)
-    onto_k = product(tl.trans(slope), x.q) + onto_key + product(tl.trans(onto_written), x.w)
+    rated += tf32_product(tl.trans(system), x.w)
+    onto_w += tf32_product(system, x.b[:, None] * x.w) + tf32_product(onto_written, x.k) + x.b[:, None] * rated
+    onto_q = tf32_product(slope, x.k) + onto_query + tf32_product(onto_along, x.b[:, None] * x.w)
+    onto_k = tf32_product(tl.trans(slope), x.q) + onto_key + tf32_product(tl.trans(onto_written), x.w)
     store_head_rows(dq, onto_q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     store_head_rows(dk, onto_k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     store_head_rows(dw, onto_w, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-    places, inside = places_of(head, start, sizes, BLOCK_T)
+    places, inside = token_places(head, start, sizes, BLOCK_T)
     tl.store(db + places, tl.sum(x.w * rated, 1), mask=inside)
 
 

@@ -3,7 +3,8 @@
 A program walks the chunks of a head with both sums in registers and solves the systems of a chunk's tokens together. A
 step of conjugate gradients is three small products: of directions and the sum before the chunk, of directions and keys,
 and of weighted scores and keys. Products are in tf32, which holds keys in half precision exactly; the sum of products
-of keys is in two parts, since its rounding would be a change of the system. Gradients are those of the exact solution.
+of keys is added up and multiplied in two parts, since its rounding would be a change of the system. Gradients are those
+of the exact solution.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import SOLVER_STEPS
 from icl_bench.kernels.fleet.triton.block_attention import load_head_rows, store_head_rows
-from icl_bench.kernels.triton.common import padded
+from icl_bench.kernels.triton.common import padded, tf32_product
 
 CHUNK = 16
 """Tokens of a chunk."""
@@ -39,7 +40,7 @@ class ReadSizes(NamedTuple):
     residual: Any
 
 
-class Chunk(NamedTuple):
+class ReadChunk(NamedTuple):
     """The tokens of a chunk of a head: a read weighs key j by exp(sums_i - sums_j) rate_j."""
 
     key: Any
@@ -54,7 +55,7 @@ class Chunk(NamedTuple):
     inside: Any
 
 
-class System(NamedTuple):
+class ReadSystem(NamedTuple):
     """The systems of the tokens of a chunk."""
 
     key: Any
@@ -69,20 +70,14 @@ class System(NamedTuple):
 
 
 @triton.jit
-def product(a, b):
-    """Return a b of numbers in float32."""
-    return tl.dot(a, b, input_precision="tf32")
-
-
-@triton.jit
-def load_chunk(
+def load_read_chunk(
     k, v, log_g, rate, head, start, sizes, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr
 ):
     """Load the tokens of a chunk; those outside have neither keys nor a decay."""
     rows = start + tl.arange(0, BLOCK_T)
     inside, places = rows < sizes.time, (head // sizes.heads * sizes.time + rows) * sizes.heads + head % sizes.heads
     gates = tl.load(log_g + places, mask=inside, other=0.0)
-    return Chunk(
+    return ReadChunk(
         load_head_rows(k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K).to(tl.float32),
         load_head_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V).to(tl.float32),
         tl.load(rate + places, mask=inside, other=0.0),
@@ -102,23 +97,30 @@ def own_weights(chunk, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def system_of(chunk, weights, keys, ridge):
-    """Return the systems of a chunk behind a sum of products of keys."""
-    high = (keys.to(tl.int32, bitcast=True) & TF32_DIGITS).to(tl.float32, bitcast=True)
-    return System(chunk.key, weights, tl.exp(chunk.sums), high, keys - high, ridge)
+def in_two_parts(x):
+    """Return the digits of x that tf32 keeps, and the rest."""
+    high = (x.to(tl.int32, bitcast=True) & TF32_DIGITS).to(tl.float32, bitcast=True)
+    return high, x - high
 
 
 @triton.jit
-def solve(system, target, sizes, STEPS: tl.constexpr):
+def system_of(chunk, weights, keys, ridge):
+    """Return the systems of a chunk behind a sum of products of keys."""
+    high, low = in_two_parts(keys)
+    return ReadSystem(chunk.key, weights, tl.exp(chunk.sums), high, low, ridge)
+
+
+@triton.jit
+def take_steps(system, target, sizes, STEPS: tl.constexpr):
     """Return the solutions for a tile of targets, and what remains of the targets, by conjugate gradients from 0."""
     solution, residual, direction = tl.zeros_like(target), target, target
     size = tl.sum(target * target, 1)
     done = size * sizes.residual
     step = 0
     while (step < STEPS) & (tl.max(tl.where(size > done, 1, 0), 0) > 0):
-        before = product(direction, system.high) + product(direction, system.low)
-        scores = system.weights * product(direction, tl.trans(system.key))
-        image = system.decay[:, None] * before + product(scores, system.key) + system.ridge * direction
+        before = tf32_product(direction, system.high) + tf32_product(direction, system.low)
+        scores = system.weights * tf32_product(direction, tl.trans(system.key))
+        image = system.decay[:, None] * before + tf32_product(scores, system.key) + system.ridge * direction
         along = tl.maximum(tl.sum(direction * image, 1), TINY)
         length = tl.where(size > done, size / along, 0.0)[:, None]
         solution += length * direction
@@ -134,7 +136,8 @@ def solve(system, target, sizes, STEPS: tl.constexpr):
 def extended(sums, chunk, tile):
     """Return the sums of products of keys and a tile [tokens, columns] after a chunk."""
     written = (tl.exp(chunk.last - chunk.sums) * chunk.rate)[:, None] * chunk.key
-    return tl.exp(chunk.last) * sums + product(tl.trans(written), tile)
+    high, low = in_two_parts(written)
+    return tl.exp(chunk.last) * sums + tf32_product(tl.trans(high), tile) + tf32_product(tl.trans(low), tile)
 
 
 @triton.jit
@@ -148,12 +151,12 @@ def solved_reads_kernel(
     added = tl.load(ridge + member * sizes.key_width + columns, mask=columns < sizes.key_width, other=1.0)[None, :]
     keys, values = tl.zeros([BLOCK_K, BLOCK_K], tl.float32), tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     for start in range(0, sizes.time, BLOCK_T):
-        chunk = load_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
+        chunk = load_read_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
         query = load_head_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K).to(tl.float32)
         system = system_of(chunk, own_weights(chunk, BLOCK_T), keys, added)
-        u, _ = solve(system, query, sizes, STEPS)
-        scores = system.weights * product(u, tl.trans(chunk.key))
-        y = system.decay[:, None] * product(u, values) + product(scores, chunk.value)
+        u, _ = take_steps(system, query, sizes, STEPS)
+        scores = system.weights * tf32_product(u, tl.trans(chunk.key))
+        y = system.decay[:, None] * tf32_product(u, values) + tf32_product(scores, chunk.value)
         store_head_rows(out, y, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
         store_head_rows(solved, u, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         keys, values = extended(keys, chunk, chunk.key), extended(values, chunk, chunk.value)
@@ -171,13 +174,13 @@ def solved_query_gradient_kernel(
     keys, values = tl.zeros([BLOCK_K, BLOCK_K], tl.float32), tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     onto_ridge = tl.zeros([BLOCK_T, BLOCK_K], tl.float32)
     for start in range(0, sizes.time, BLOCK_T):
-        chunk = load_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
+        chunk = load_read_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
         upstream = load_head_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V).to(tl.float32)
         u = load_head_rows(solved, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         system = system_of(chunk, own_weights(chunk, BLOCK_T), keys, added)
-        scores = system.weights * product(upstream, tl.trans(chunk.value))
-        target = system.decay[:, None] * product(upstream, tl.trans(values)) + product(scores, chunk.key)
-        slope, remains = solve(system, target, sizes, STEPS)
+        scores = system.weights * tf32_product(upstream, tl.trans(chunk.value))
+        target = system.decay[:, None] * tf32_product(upstream, tl.trans(values)) + tf32_product(scores, chunk.key)
+        slope, remains = take_steps(system, target, sizes, STEPS)
         onto_ridge -= slope * u
         tl.store(sums + chunk.places, tl.sum(u * (added * slope + remains), 1), mask=chunk.inside)
         store_head_rows(dq, slope, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
@@ -199,19 +202,19 @@ def solved_key_gradient_kernel(
     count = tl.cdiv(sizes.time, BLOCK_T)
     for index in range(count):
         start = (count - 1 - index) * BLOCK_T
-        chunk = load_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
+        chunk = load_read_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
         upstream = load_head_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V).to(tl.float32)
         u = load_head_rows(solved, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         slope = load_head_rows(slopes, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         decays = tl.exp(tl.where(later, chunk.sums[None, :] - chunk.sums[:, None], -float("inf")))
         tail = tl.exp(chunk.last - chunk.sums)[:, None]
-        scores = decays * product(chunk.key, tl.trans(u))
-        errors = decays * (product(chunk.value, tl.trans(upstream)) - product(chunk.key, tl.trans(slope)))
-        onto_scores = product(errors, u) + tail * (
-            product(chunk.value, tl.trans(onto_values)) - product(chunk.key, tl.trans(onto_keys))
+        scores = decays * tf32_product(chunk.key, tl.trans(u))
+        errors = decays * (tf32_product(chunk.value, tl.trans(upstream)) - tf32_product(chunk.key, tl.trans(slope)))
+        onto_scores = tf32_product(errors, u) + tail * (
+            tf32_product(chunk.value, tl.trans(onto_values)) - tf32_product(chunk.key, tl.trans(onto_keys))
         )
-        onto_images = product(scores, slope) + tail * product(chunk.key, onto_keys)
-        onto_value = product(scores, upstream) + tail * product(chunk.key, onto_values)
+        onto_images = tf32_product(scores, slope) + tail * tf32_product(chunk.key, onto_keys)
+        onto_value = tf32_product(scores, upstream) + tail * tf32_product(chunk.key, onto_values)
         from_rate = tl.sum(chunk.key * onto_scores, 1)
         store_head_rows(
             dk, chunk.rate[:, None] * (onto_scores - onto_images), head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K
@@ -222,8 +225,8 @@ def solved_key_gradient_kernel(
         tl.store(dlog_g + chunk.places, after + tl.cumsum(onto_sums, 0, reverse=True), mask=chunk.inside)
         after += tl.sum(onto_sums, 0)
         seen = tl.trans(tl.exp(chunk.sums)[:, None] * u)
-        onto_values = tl.exp(chunk.last) * onto_values + product(seen, upstream)
-        onto_keys = tl.exp(chunk.last) * onto_keys + product(seen, slope)
+        onto_values = tl.exp(chunk.last) * onto_values + tf32_product(seen, upstream)
+        onto_keys = tl.exp(chunk.last) * onto_keys + tf32_product(seen, slope)
 
 
 class FusedSolvedReads(torch.autograd.Function):
