@@ -8,7 +8,7 @@ from torch.nn import functional
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet import reflected_attention as module
 from icl_bench.kernels.fleet.reflected_attention import reflected_attention
-from tests.kernels.fleet.test_inner_descent import assert_within_tf32
+from tests.kernels.fleet.test_inner_descent import assert_within_tf32, results
 from tests.kernels.numerics import assert_equal_in_float64, draw
 
 SHAPES = [(70, 2, (6, 5)), (20, 1, (16, 16)), (97, 1, (32, 20)), (40, 1, (64, 33))]
@@ -50,6 +50,12 @@ def test_chunks_of_any_size_are_the_definition(chunk, monkeypatch):
 def test_one_token_reads_its_own_value(dtype):
     given = operands(1, 2, (16, 16), dtype)
     assert torch.equal(attend(*given, impl="triton"), given[2])
+
+
+def test_gradients_repeat_bit_for_bit():
+    """Those of queries are written by some threads of a program and read by others."""
+    given = operands(70, 8, (32, 16), torch.bfloat16)
+    assert all(torch.equal(*pair) for pair in zip(*(results(attend, given, "triton") for _ in range(2)), strict=True))
 
 
 def test_shapes_are_checked():
