@@ -16,13 +16,13 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.block_attention import load_head_rows, store_head_rows
-from icl_bench.kernels.triton.common import padded, tf32_product
+from icl_bench.kernels.triton.common import in_two_parts, padded, tf32_product
 from icl_bench.kernels.triton.triangular import unit_lower_inverse
 
 CHUNK = 32
 """Tokens of a chunk."""
-WARPS = {16: 2, 32: 2, 64: 4}
-"""Warps of a program by the wider of both padded widths."""
+WARPS = {16: 1, 32: 1, 64: 4}
+"""Warps of a program of both launches, by the wider of both padded widths."""
 BASE_2 = tl.constexpr(1.4426950408889634)
 """Factor of exponents to base 2."""
 
@@ -46,18 +46,6 @@ class ReflectedTokens(NamedTuple):
     b: Any
 
 
-class Solved(NamedTuple):
-    """Solutions of the system of a chunk, and the weights that queries have of its reflections."""
-
-    inverse: Any
-    keys: Any
-    """A, [reflections, keys]."""
-    along: Any
-    """E, [queries, reflections]."""
-    ahead: Any
-    """W, [reflections, K]."""
-
-
 class Reflected(NamedTuple):
     """Results of the first launch for all chunks, float32."""
 
@@ -69,6 +57,8 @@ class Reflected(NamedTuple):
     """Product of the reflections of a chunk, [N, H, chunks, BLOCK_K, BLOCK_K]."""
     inverses: Any
     """(I + N)^-1, [N, H, chunks, BLOCK_T, BLOCK_T]."""
+    solved: Any
+    """A, [reflections, keys] of each chunk, of the same shape."""
 
 
 @triton.jit
@@ -111,40 +101,44 @@ def pairs_before(BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def solutions_of(x, inverse, BLOCK_T: tl.constexpr):
-    """Return the solutions of the system of a chunk, whose inverse is there."""
+def weights_of(x, BLOCK_T: tl.constexpr):
+    """Return E, the weights that queries of a chunk have of its reflections."""
     i = tl.arange(0, BLOCK_T)
-    written = tl.where(pairs_before(BLOCK_T), tf32_product(x.w, tl.trans(x.k)), 0.0)
-    along = tl.where(i[:, None] >= i[None, :], tf32_product(x.q, tl.trans(x.w)), 0.0) * x.b[None, :]
-    return Solved(inverse, tf32_product(inverse, written), along, tf32_product(inverse, x.w))
+    return tl.where(i[:, None] >= i[None, :], tf32_product(x.q, tl.trans(x.w)), 0.0) * x.b[None, :]
 
 
 @triton.jit
-def reflections_kernel(
-    q, k, w, b, made, sizes, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
+def solution_of(inverse, right):
+    """Return the solution of a system by its inverse, in two parts: of equal reflections it is a sum that cancels."""
+    high, low = in_two_parts(inverse)
+    return tf32_product(high, right) + tf32_product(low, right)
+
+
+@triton.jit
+def reflections_kernel(q, k, w, b, made, sizes, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr):
     """Write what all chunks make of their tokens. Grid (chunks N H)."""
-    chunks = tl.cdiv(sizes.time, BLOCK_T)
-    index = tl.program_id(0).to(tl.int64)
+    chunks, c = tl.cdiv(sizes.time, BLOCK_T), tl.arange(0, BLOCK_K)
+    index, before = tl.program_id(0).to(tl.int64), pairs_before(BLOCK_T)
     head, start = index // chunks, tl.program_id(0) % chunks * BLOCK_T
     x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
-    system = tl.where(pairs_before(BLOCK_T), tf32_product(x.w, tl.trans(x.w)) * x.b[None, :], 0.0)
+    system = tl.where(before, tf32_product(x.w, tl.trans(x.w)) * x.b[None, :], 0.0)
     inverse = unit_lower_inverse(system, BLOCK_T)
+    solved = solution_of(inverse, tl.where(before, tf32_product(x.w, tl.trans(x.k)), 0.0))
+    ahead = solution_of(inverse, x.w)
     tl.store(made.inverses + square_places(index, BLOCK_T), inverse)
-    solved = solutions_of(x, inverse, BLOCK_T)
-    queries = x.q - tf32_product(solved.along, solved.ahead)
-    keys = x.k - tf32_product(tl.trans(x.b[:, None] * solved.keys), x.w)
+    tl.store(made.solved + square_places(index, BLOCK_T), solved)
+    queries = x.q - tf32_product(weights_of(x, BLOCK_T), ahead)
+    keys = x.k - tf32_product(tl.trans(x.b[:, None] * solved), x.w)
     store_head_rows(made.queries, queries, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     store_head_rows(made.keys, keys, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
-    c = tl.arange(0, BLOCK_K)
-    through = tl.where(c[:, None] == c[None, :], 1.0, 0.0) - tf32_product(tl.trans(x.w), x.b[:, None] * solved.ahead)
+    through = tl.where(c[:, None] == c[None, :], 1.0, 0.0) - tf32_product(tl.trans(x.w), x.b[:, None] * ahead)
     tl.store(made.through + square_places(index, BLOCK_K), through)
 
 
 @triton.jit
-def own_scores(x, solved):
+def own_scores(x, along, solved):
     """Return the scores of the tokens of a chunk, of which those below the diagonal and on it count."""
-    return tf32_product(x.q, tl.trans(x.k)) - tf32_product(solved.along, solved.keys)
+    return tf32_product(x.q, tl.trans(x.k)) - tf32_product(along, solved)
 
 
 @triton.jit
@@ -156,8 +150,8 @@ def reflected_attention_kernel(
     head, chunk = (tl.program_id(0) // chunks).to(tl.int64), chunks - 1 - tl.program_id(0) % chunks
     start, first, i, scale = chunk * BLOCK_T, head * chunks, tl.arange(0, BLOCK_T), sizes.scale * BASE_2
     x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
-    solved = solutions_of(x, tl.load(made.inverses + square_places(first + chunk, BLOCK_T)), BLOCK_T)
-    s = tl.where(i[:, None] >= i[None, :], scale * own_scores(x, solved), -float("inf"))
+    own = own_scores(x, weights_of(x, BLOCK_T), tl.load(made.solved + square_places(first + chunk, BLOCK_T)))
+    s = tl.where(i[:, None] >= i[None, :], scale * own, -float("inf"))
     top = tl.max(s, 1)
     p = tl.exp2(s - top[:, None])
     total = tl.sum(p, 1)
@@ -184,8 +178,8 @@ def launch_reflected(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor) -> t
     sizes, columns = sizes_of(k, v)
     n, heads, chunks = k.shape[0], k.shape[2], -(-k.shape[1] // CHUNK)
     queries, keys = (torch.empty_like(x, dtype=torch.float32) for x in (q, k))
-    through, inverses = (b.new_empty(n, heads, chunks, size, size) for size in (columns[0], CHUNK))
-    made = Reflected(queries, keys, through, inverses)
+    through, inverses, solved = (b.new_empty(n, heads, chunks, size, size) for size in (columns[0], CHUNK, CHUNK))
+    made = Reflected(queries, keys, through, inverses, solved)
     out, lse, grid = torch.empty_like(v), torch.empty_like(b), (chunks * n * heads,)
     warps = WARPS[max(columns)]
     with launch_on(q):

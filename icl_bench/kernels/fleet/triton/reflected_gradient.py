@@ -19,7 +19,6 @@ from icl_bench.kernels.fleet.triton.block_attention import load_head_rows, store
 from icl_bench.kernels.fleet.triton.reflected_attention import (
     BASE_2,
     CHUNK,
-    WARPS,
     Reflected,
     launch_reflected,
     load_reflected_tokens,
@@ -27,11 +26,15 @@ from icl_bench.kernels.fleet.triton.reflected_attention import (
     own_scores,
     pairs_before,
     sizes_of,
-    solutions_of,
+    solution_of,
     square_places,
     token_places,
+    weights_of,
 )
 from icl_bench.kernels.triton.common import tf32_product
+
+GRADIENT_WARPS = {16: 2, 32: 2, 64: 4}
+"""Warps of a program, by the wider of both padded widths."""
 
 
 @triton.jit
@@ -95,10 +98,11 @@ def reflections_gradient_kernel(
     head, start = index // chunks, tl.program_id(0) % chunks * BLOCK_T
     x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
     inverse = tl.load(made.inverses + square_places(index, BLOCK_T))
-    solved = solutions_of(x, inverse, BLOCK_T)
+    solved = tl.load(made.solved + square_places(index, BLOCK_T))
+    along, ahead = weights_of(x, BLOCK_T), solution_of(inverse, x.w)
     # The chunk's own pairs.
     value = load_wide_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
-    scores = tl.where(causal, own_scores(x, solved), -float("inf"))
+    scores = tl.where(causal, own_scores(x, along, solved), -float("inf"))
     p, slope, upstream = slopes_of(scores, value, out, lse, gradient, head, start, sizes, BLOCK_T, BLOCK_V)
     from_later = load_wide_rows(onto_values, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     store_head_rows(
@@ -111,16 +115,16 @@ def reflections_gradient_kernel(
     onto_key = load_head_rows(onto.keys, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     onto_through = tl.load(onto.through + square_places(index, BLOCK_K))
     onto_along = tl.where(
-        causal, -tf32_product(slope, tl.trans(solved.keys)) - tf32_product(onto_query, tl.trans(solved.ahead)), 0.0
+        causal, -tf32_product(slope, tl.trans(solved)) - tf32_product(onto_query, tl.trans(ahead)), 0.0
     )
-    onto_solved = -tf32_product(tl.trans(solved.along), slope) - x.b[:, None] * tf32_product(x.w, tl.trans(onto_key))
-    onto_ahead = -tf32_product(tl.trans(solved.along), onto_query) - x.b[:, None] * tf32_product(x.w, onto_through)
-    rated = tf32_product(tl.trans(onto_along), x.q) - tf32_product(solved.keys, onto_key)
-    rated -= tf32_product(solved.ahead, tl.trans(onto_through))
+    onto_solved = -tf32_product(tl.trans(along), slope) - x.b[:, None] * tf32_product(x.w, tl.trans(onto_key))
+    onto_ahead = -tf32_product(tl.trans(along), onto_query) - x.b[:, None] * tf32_product(x.w, onto_through)
+    rated = tf32_product(tl.trans(onto_along), x.q) - tf32_product(solved, onto_key)
+    rated -= tf32_product(ahead, tl.trans(onto_through))
     # Right sides and system.
-    onto_written = tf32_product(tl.trans(inverse), onto_solved)
-    onto_w = tf32_product(tl.trans(inverse), onto_ahead)
-    system = tf32_product(onto_written, tl.trans(solved.keys)) + tf32_product(onto_w, tl.trans(solved.ahead))
+    onto_written = solution_of(tl.trans(inverse), onto_solved)
+    onto_w = solution_of(tl.trans(inverse), onto_ahead)
+    system = tf32_product(onto_written, tl.trans(solved)) + tf32_product(onto_w, tl.trans(ahead))
     system = tl.where(pairs_before(BLOCK_T), -system, 0.0)
     onto_written = tl.where(pairs_before(BLOCK_T), onto_written, 0.0)
     rated += tf32_product(tl.trans(system), x.w)
@@ -156,7 +160,7 @@ class FusedReflectedAttention(torch.autograd.Function):
         from_later = torch.empty_like(v, dtype=torch.float32)
         dq, dk, dv, dw, db = (torch.empty_like(x) for x in (q, k, v, w, b))
         blocks = {"BLOCK_T": CHUNK, "BLOCK_K": columns[0], "BLOCK_V": columns[1]}
-        heads, warps = k.shape[0] * k.shape[2], WARPS[max(columns)]
+        heads, warps = k.shape[0] * k.shape[2], GRADIENT_WARPS[max(columns)]
         with launch_on(q):
             reflected_pairs_kernel[(heads,)](
                 v, out, lse, gradient, made, onto, from_later, sizes, **blocks, num_warps=warps, num_stages=1

@@ -17,16 +17,18 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import SOLVER_STEPS
 from icl_bench.kernels.fleet.triton.block_attention import load_head_rows, store_head_rows
-from icl_bench.kernels.triton.common import padded, tf32_product
+from icl_bench.kernels.triton.common import in_two_parts, padded, tf32_product
 
 CHUNK = 16
 """Tokens of a chunk."""
-WARPS = {16: 1, 32: 1, 64: 4}
-"""Warps of a program by the wider of both padded widths."""
+SOLVER_WARPS = {16: 1, 32: 1, 64: 2}
+"""Warps of a program that takes steps, by the wider of both padded widths: rows are then added up by few threads."""
+KEY_WARPS = {16: 1, 32: 2, 64: 4}
+"""Warps of a program for gradients of keys."""
+RESIDUAL = 1 / 16
+"""Relative residual of a token that takes no further step, in units of its type."""
 TINY = tl.constexpr(1.2e-38)
 """Least divisor."""
-TF32_DIGITS = tl.constexpr(-8192)
-"""Mask of the bits of a float32 number that tf32 keeps."""
 
 
 class ReadSizes(NamedTuple):
@@ -94,13 +96,6 @@ def own_weights(chunk, BLOCK_T: tl.constexpr):
     places = tl.arange(0, BLOCK_T)
     causal = places[:, None] >= places[None, :]
     return tl.exp(tl.where(causal, chunk.sums[:, None] - chunk.sums[None, :], -float("inf"))) * chunk.rate[None, :]
-
-
-@triton.jit
-def in_two_parts(x):
-    """Return the digits of x that tf32 keeps, and the rest."""
-    high = (x.to(tl.int32, bitcast=True) & TF32_DIGITS).to(tl.float32, bitcast=True)
-    return high, x - high
 
 
 @triton.jit
@@ -236,7 +231,7 @@ class FusedSolvedReads(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_g: Tensor, rate: Tensor, ridge: Tensor) -> Tensor:
         q, k, v, log_g, rate, ridge = (x.contiguous() for x in (q, k, v, log_g, rate, ridge))
         out, solved = torch.empty_like(v), torch.empty_like(q, dtype=torch.float32)
-        _launch(solved_reads_kernel, (q, k, v, log_g, rate, ridge, out, solved), k, v, STEPS=SOLVER_STEPS)
+        _launch(solved_reads_kernel, (q, k, v, log_g, rate, ridge, out, solved), k, v, SOLVER_WARPS, STEPS=SOLVER_STEPS)
         ctx.save_for_backward(k, v, log_g, rate, ridge, solved)
         return out
 
@@ -250,19 +245,22 @@ class FusedSolvedReads(torch.autograd.Function):
         common = (k, v, log_g, rate)
         _launch(
             solved_query_gradient_kernel, (*common, ridge, solved, gradient, dq, slopes, sums, dridge), k, v,
-            STEPS=SOLVER_STEPS,
+            SOLVER_WARPS, STEPS=SOLVER_STEPS,
         )  # fmt: skip
-        _launch(solved_key_gradient_kernel, (*common, solved, gradient, slopes, sums, dk, dv, dlog_g, drate), k, v)
+        tensors = (*common, solved, gradient, slopes, sums, dk, dv, dlog_g, drate)
+        _launch(solved_key_gradient_kernel, tensors, k, v, KEY_WARPS)
         return dq, dk, dv, dlog_g, drate, dridge.sum(1)
 
 
-def _launch(kernel: Any, tensors: tuple[Tensor, ...], k: Tensor, v: Tensor, **constants: int) -> None:
-    """Launch a kernel on the heads of keys and values [M, B, T, H, .]; the residual is that of `half_residual`."""
+def _launch(
+    kernel: Any, tensors: tuple[Tensor, ...], k: Tensor, v: Tensor, warps: dict[int, int], **constants: int
+) -> None:
+    """Launch a kernel on the heads of keys and values [M, B, T, H, .], with warps by width."""
     members, batch, time, heads, width = k.shape
     columns = padded(width, 16), padded(v.shape[-1], 16)
-    sizes = ReadSizes(batch, time, heads, width, v.shape[-1], (torch.finfo(v.dtype).eps / 16) ** 2)
+    sizes = ReadSizes(batch, time, heads, width, v.shape[-1], (torch.finfo(v.dtype).eps * RESIDUAL) ** 2)
     with launch_on(k):
         kernel[(members * batch * heads,)](
             *tensors, sizes, **constants, BLOCK_T=CHUNK, BLOCK_K=columns[0], BLOCK_V=columns[1],
-            num_warps=WARPS[max(columns)],
+            num_warps=warps[max(columns)],
         )  # fmt: skip
