@@ -19,7 +19,7 @@ WIDEST_INNER = {1: 64, 2: 32}
 SOLVER_STEPS = 30
 """Most steps of conjugate gradients for solved queries."""
 WIDEST_SOLVED = 64
-"""Widest keys and values that the kernels of solved queries take."""
+"""Widest keys and values that the kernels of solved queries and of reflected keys take."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6
