@@ -101,7 +101,7 @@ def pairs_before(BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def weights_of(x, BLOCK_T: tl.constexpr):
+def reflection_weights(x, BLOCK_T: tl.constexpr):
     """Return E, the weights that queries of a chunk have of its reflections."""
     i = tl.arange(0, BLOCK_T)
     return tl.where(i[:, None] >= i[None, :], tf32_product(x.q, tl.trans(x.w)), 0.0) * x.b[None, :]
@@ -127,7 +127,7 @@ def reflections_kernel(q, k, w, b, made, sizes, BLOCK_T: tl.constexpr, BLOCK_K: 
     ahead = solution_of(inverse, x.w)
     tl.store(made.inverses + square_places(index, BLOCK_T), inverse)
     tl.store(made.solved + square_places(index, BLOCK_T), solved)
-    queries = x.q - tf32_product(weights_of(x, BLOCK_T), ahead)
+    queries = x.q - tf32_product(reflection_weights(x, BLOCK_T), ahead)
     keys = x.k - tf32_product(tl.trans(x.b[:, None] * solved), x.w)
     store_head_rows(made.queries, queries, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     store_head_rows(made.keys, keys, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
@@ -150,7 +150,7 @@ def reflected_attention_kernel(
     head, chunk = (tl.program_id(0) // chunks).to(tl.int64), chunks - 1 - tl.program_id(0) % chunks
     start, first, i, scale = chunk * BLOCK_T, head * chunks, tl.arange(0, BLOCK_T), sizes.scale * BASE_2
     x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
-    own = own_scores(x, weights_of(x, BLOCK_T), tl.load(made.solved + square_places(first + chunk, BLOCK_T)))
+    own = own_scores(x, reflection_weights(x, BLOCK_T), tl.load(made.solved + square_places(first + chunk, BLOCK_T)))
     s = tl.where(i[:, None] >= i[None, :], scale * own, -float("inf"))
     top = tl.max(s, 1)
     p = tl.exp2(s - top[:, None])

@@ -25,11 +25,11 @@ from icl_bench.kernels.fleet.triton.reflected_attention import (
     load_wide_rows,
     own_scores,
     pairs_before,
+    reflection_weights,
     sizes_of,
     solution_of,
     square_places,
     token_places,
-    weights_of,
 )
 from icl_bench.kernels.triton.common import tf32_product
 
@@ -99,7 +99,7 @@ def reflections_gradient_kernel(
     x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
     inverse = tl.load(made.inverses + square_places(index, BLOCK_T))
     solved = tl.load(made.solved + square_places(index, BLOCK_T))
-    along, ahead = weights_of(x, BLOCK_T), solution_of(inverse, x.w)
+    along, ahead = reflection_weights(x, BLOCK_T), solution_of(inverse, x.w)
     # The chunk's own pairs.
     value = load_wide_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
     scores = tl.where(causal, own_scores(x, along, solved), -float("inf"))
