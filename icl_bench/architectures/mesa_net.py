@@ -5,15 +5,14 @@
     g_t = sigmoid(x_t W_g + c),   b_t = sigmoid(x_t W_b + d),   l = softplus(p) + 1/4, one for each key channel
     q, k = silu(conv(x W)),   |q_t| = |k_t| = 1;   v = x W_v
 
-u is found by 30 steps of conjugate gradients, each of them one product with A_t for all tokens, which is linear
-attention with values b_t k_t; a token whose residual is at the precision of its numbers takes no further step.
-Gradients are those of the exact solution: one more solve. l starts at 1, and c at 6, a horizon of 400 tokens, where the
-published layer starts at 0 and forgets half at each token. State: K (K + V) sums a head, and the tail of the
-convolution. Work a token: (62 K + 4 V) K a head. Source: von Oswald et al. (arXiv 2506.05233).
+u is found by 30 steps of conjugate gradients, each of them one product with A_t for all tokens; a token whose residual
+is at the precision of its numbers takes no further step. Gradients are those of the exact solution: one more solve. l
+starts at 1, and c at 6, a horizon of 400 tokens, where the published layer starts at 0 and forgets half at each token.
+State: K (K + V) sums a head, and the tail of the convolution. Work a token: (62 K + 4 V) K a head. Source: von Oswald
+et al. (arXiv 2506.05233).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +20,15 @@ from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
-from icl_bench.architectures.frame import Core, HeadsLayout, fold
+from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant, inverse_softplus, mapped
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
-from icl_bench.kernels.power.api import PowerImpl, power_attention
+from icl_bench.kernels.fleet.records import SOLVER_STEPS
+from icl_bench.kernels.fleet.solved_reads import solve, solved_reads
 
-SOLVER_STEPS = 30
 LEAST_RIDGE = 0.25
 """Lower bound of l, which keeps the solver fast."""
-
-Product = Callable[[Tensor], Tensor]
-"""Return the product of A_t + D(l) and a vector for each token and head, [..., H, K]."""
 
 
 @ARCHITECTURES.register("mesa-net")
@@ -40,7 +36,7 @@ class MesaNet(RecurrentHeads):
     """MesaNet: linear attention whose reads solve a least-squares problem over all that was written."""
 
     family = "decay of heads"
-    operator = "power"
+    operator = "own"
 
     @property
     def layout(self) -> HeadsLayout:
@@ -71,38 +67,20 @@ class MesaCore(Core):
 
     def __init__(self, members: int, d_model: int, config: MesaNet, layer: LayerContext) -> None:
         super().__init__()
-        self.config, self.impl = config, cast(PowerImpl, layer.impl)
+        self.config = config
         self.forget = DecayGate(members, d_model, config.heads, decay=False)
         self.write = StackedLinear(members, d_model, config.heads, bias=constant(0.0), decay=False)
         start = mapped(constant(1 - LEAST_RIDGE), inverse_softplus)
         self.raw_ridge = Coefficients(members, (config.heads, config.key_width), start)
 
-    def ridge(self, like: Tensor) -> Tensor:
-        """Return l, broadcasting over `like` [M, B, (T,) H, K]."""
-        return functional.softplus(self.raw_ridge(like)) + LEAST_RIDGE
+    def ridge(self) -> Tensor:
+        """Return l, [M, H, K]."""
+        return functional.softplus(widen(self.raw_ridge.weight)) + LEAST_RIDGE
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        rate, log_g = widen(self.write(x)).sigmoid()[..., None], widen(self.forget(x))
-        wide, keys, ridge = widen(q), widen(k), self.ridge(widen(q))
-        written = rate * keys
+        log_g, rate = self.forget(x), widen(self.write(x)).sigmoid()
         with torch.autocast(x.device.type, enabled=False):  # the solver stalls in bfloat16
-
-            def attend(queries: Tensor, k: Tensor, v: Tensor, log_g: Tensor) -> Tensor:
-                parts = (fold(part) for part in (queries, k, v, log_g))
-                y: Tensor = power_attention(*parts, p=1, scale=1.0, normalize="none", impl=self.impl)
-                return y.view(queries.shape[:2] + y.shape[1:])
-
-            known = tuple(part.detach() for part in (keys, written, log_g))
-            fixed = ridge.detach()
-
-            def product(u: Tensor) -> Tensor:
-                return attend(u, *known) + fixed * u
-
-            with torch.no_grad():
-                u = solve(product, wide)
-            residual = wide - attend(u, keys, written, log_g) - ridge * u
-            solved = u + cast(Tensor, _ImplicitSolution.apply(residual, product))
-            return attend(solved, keys, rate * widen(v), log_g).to(v.dtype)
+            return solved_reads(q, k, v, log_g, rate, self.ridge())
 
     def initial_state(self, batch: int, like: Tensor) -> MesaState:
         shape, width = (like.shape[0], batch, self.config.heads, self.config.key_width), self.config.value_width
@@ -111,38 +89,10 @@ class MesaCore(Core):
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: MesaState) -> tuple[Tensor, MesaState]:
         rate, gate = widen(self.write(x)).sigmoid()[..., None], self.forget(x).exp()[..., None, None]
-        wide, keys, ridge = widen(q), widen(k), self.ridge(widen(q))
+        wide, keys, ridge = widen(q), widen(k), self.ridge()[:, None]
         written = (rate * keys)[..., None]
         state = MesaState(
             gate * state.keys + written * keys[..., None, :], gate * state.values + written * widen(v)[..., None, :]
         )
         u = solve(lambda p: (state.keys * p[..., None, :]).sum(-1) + ridge * p, wide)
         return (state.values * u[..., None]).sum(-2).to(v.dtype), state
-
-
-def solve(product: Product, target: Tensor) -> Tensor:
-    """Return u with product(u) = target by conjugate gradients from 0, for each row of the last axis."""
-    u, residual, size = torch.zeros_like(target), target, target.square().sum(-1, keepdim=True)
-    direction, tiny = residual, torch.finfo(target.dtype).tiny
-    done = size * torch.finfo(target.dtype).eps ** 2
-    for _ in range(SOLVER_STEPS):
-        image = product(direction)
-        length = size / (direction * image).sum(-1, keepdim=True).clamp(min=tiny)
-        length = torch.where(size > done, length, 0.0)
-        u, residual = u + length * direction, residual - length * image
-        before, size = size, residual.square().sum(-1, keepdim=True)
-        direction = residual + size / before.clamp(min=tiny) * direction
-    return u
-
-
-class _ImplicitSolution(torch.autograd.Function):
-    """The solution for a right side that is 0, whose gradient is that of the solution for any right side."""
-
-    @staticmethod
-    def forward(ctx: Any, residual: Tensor, product: Product) -> Tensor:
-        ctx.product = product
-        return torch.zeros_like(residual)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return solve(ctx.product, gradient), None

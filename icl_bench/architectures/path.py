@@ -4,10 +4,10 @@
     y_i  = sum_j A_ij v_j / sum_j A_ij
     w_s = silu(conv(x_s W_1 W_2)), of length 1 in each head,   b_s = 2 sigmoid(x_s W_b + c), one for each head
 
-Training solves a triangular system for each chunk of 64 tokens: with N the strictly lower part of w w^T, q H .. H k = q
-k^T - (q w^T) D(b) (I + N D(b))^(-1) (w k^T), of which the lower parts count. Work a token: 2 H (3 K + V) for each key
-seen. State: the cache, H (K + V) T numbers, all keys of which a token rewrites, and the tail of the convolution.
-Source: Yang et al. (arXiv 2505.16381), without its forget gate; W_1 has 32 columns.
+Training solves a triangular system for each chunk of tokens, and takes queries from one chunk to the one before by a
+matrix (`kernels/fleet/reflected_attention.py`). Work a token: 2 H (3 K + V) for each key seen. State: the cache, H (K +
+V) T numbers, all keys of which a token rewrites, and the tail of the convolution. Source: Yang et al. (arXiv
+2505.16381), without its forget gate; W_1 has 32 columns.
 """
 
 from typing import NamedTuple
@@ -15,22 +15,19 @@ from typing import NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from icl_bench.architectures.base import ARCHITECTURES, Flops, LayerContext, StateSize
 from icl_bench.architectures.decays import DecayGate
-from icl_bench.architectures.frame import Core
+from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import LowRankLinear, ShortConv, StackedLinear, widen
-from icl_bench.kernels.fleet.causal_softmax import causal_softmax
 from icl_bench.kernels.fleet.norm import unit_norm
-from icl_bench.kernels.fleet.records import SeenKeys
+from icl_bench.kernels.fleet.records import HeadColumns
+from icl_bench.kernels.fleet.reflected_attention import reflected_attention
 
 REFLECTION_RANK = 32
 REFLECTION_CONV = 3
-CHUNK = 64
-"""Tokens of a chunk, whose reflections are one system."""
 
 
 @ARCHITECTURES.register("path")
@@ -78,22 +75,20 @@ class PathCore(Core):
         self.conv = ShortConv(members, keys, REFLECTION_CONV, silu=True)
         self.strength = StackedLinear(members, d_model, config.heads, bias=constant(0.0), decay=False)
 
-    def reflections(self, mixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return w [M, B, (T,) H, K] of length 1 and b [M, B, (T,) H], float32."""
-        return unit_norm(widen(mixed).unflatten(-1, self.shapes[0])), 2 * widen(self.strength(x)).sigmoid()
+    def strengths(self, x: Tensor) -> Tensor:
+        """Return b [M, B, (T,) H], float32."""
+        return 2 * widen(self.strength(x)).sigmoid()
+
+    def reflections(self, x: Tensor) -> Tensor:
+        """Return w [M, B, T, H, K], of length 1 in each head."""
+        (w,) = self.conv.heads(self.project(x), [HeadColumns(*self.shapes[0], unit=True)])
+        return w
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        w, b = self.reflections(self.conv(self.project(x)), x)
+        w, b = self.reflections(x), self.strengths(x)
         with torch.autocast(x.device.type, enabled=False):  # products of reflections lose too much in bfloat16
-            time, size = x.shape[2], min(x.shape[2], CHUNK)
-            padded = (functional.pad(widen(part), (0, 0, 0, 0, 0, -time % size)) for part in (q, k, w, v, b[..., None]))
-            q, k, w, values, b = (part.transpose(2, 3).unflatten(3, (-1, size)) for part in padded)
-            rows = scores_of_chunks(q * k.shape[-1] ** -0.5, k, w, w * b)
-            chunks = []
-            for i, scores in enumerate(rows):
-                weights = causal_softmax(scores, SeenKeys(first=i * size), 1.0)
-                chunks.append(weights @ values[:, :, :, : i + 1].flatten(3, 4))
-            return torch.cat(chunks, dim=3)[:, :, :, :time].transpose(2, 3).to(v.dtype)
+            y = reflected_attention(fold(q), fold(k), fold(v), fold(w), fold(b))
+        return y.view(v.shape)
 
     def initial_state(self, batch: int, like: Tensor) -> PathState:
         k, v = (like.new_zeros(like.shape[0], batch, 0, *shape) for shape in self.shapes)
@@ -101,7 +96,7 @@ class PathCore(Core):
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: PathState) -> tuple[Tensor, PathState]:
         mixed, tail = self.conv.step(self.project(x), state.tail)
-        w, b = self.reflections(mixed, x)
+        w, b = unit_norm(widen(mixed).unflatten(-1, self.shapes[0])), self.strengths(x)
         before = widen(state.k)
         along = (before * w[:, :, None]).sum(-1) * b[:, :, None]
         keys = torch.cat([(before - along[..., None] * w[:, :, None]).to(k.dtype), k[:, :, None]], dim=2)
@@ -109,27 +104,3 @@ class PathCore(Core):
         scores = (widen(keys) * widen(q)[:, :, None]).sum(-1) * k.shape[-1] ** -0.5
         y = (scores.softmax(2)[..., None] * widen(values)).sum(2)
         return y.to(v.dtype), PathState(keys, values, tail)
-
-
-def scores_of_chunks(q: Tensor, k: Tensor, w: Tensor, scaled: Tensor) -> list[Tensor]:
-    """Return the scores of each chunk with all keys up to its end, [M, B, H, C, (i + 1) C], the last block lower.
-
-    Tokens are [M, B, H, chunks, C, K], `scaled` is b w. Within a chunk one system of its tokens is solved; further back
-    a query passes the reflections of one chunk after the other, a matrix each.
-    """
-    size = q.shape[-2]
-    system = torch.eye(size, dtype=w.dtype, device=w.device) + (w @ scaled.mT).tril(-1)
-    right = torch.cat([(w @ k.mT).tril(-1), w], dim=-1)
-    solved, ahead = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split(
-        [size, w.shape[-1]], dim=-1
-    )
-    along = (q @ scaled.mT).tril()
-    own = q @ k.mT - along @ solved
-    queries, keys = q - along @ ahead, k - solved.mT @ scaled  # before the chunk, behind it
-    through = scaled.mT @ ahead  # the identity less the reflections of a chunk
-    blocks = [own.unbind(3)]
-    for distance in range(1, q.shape[3]):
-        queries = queries[:, :, :, 1:]
-        blocks.append((queries @ keys[:, :, :, :-distance].mT).unbind(3))
-        queries = queries - queries @ through[:, :, :, :-distance]
-    return [torch.cat([blocks[i - j][j] for j in range(i + 1)], dim=-1) for i in range(q.shape[3])]

@@ -13,7 +13,7 @@ from icl_bench.runs.record import RunRecord
 from tests.reports.factory import make_record, section_of
 
 WITHOUT_OPERATOR = {
-    "flipped-power", "log-linear", "lstm", "nsa", "path", "s-lstm", "ttt-linear", "ttt-mlp"
+    "flipped-power", "log-linear", "lstm", "mesa-net", "nsa", "path", "s-lstm", "ttt-linear", "ttt-mlp"
 }  # fmt: skip
 
 

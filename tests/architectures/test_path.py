@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.architectures import path
 from tests.architectures.test_contract import inputs, mixer, varied
 from tests.architectures.test_fla_recurrences import assert_close_with_gradients
 from tests.architectures.test_recurrences import (
@@ -41,9 +40,7 @@ def published(layer: Layer) -> Tensor:
     return attended(score, v).flatten(1) @ p["output.weight"]
 
 
-@pytest.mark.parametrize("chunk", [64, 4, 3, 1])
-def test_the_mixer_is_its_definition(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(path, "CHUNK", chunk)
+def test_the_mixer_is_its_definition() -> None:
     compare_with_published(SPEC, published)
 
 
@@ -53,6 +50,6 @@ def test_the_core_is_that_of_flash_linear_attention() -> None:
     naive = importlib.import_module("fla.ops.path_attn.naive")
     made, x = varied(mixer("path:heads=2", members=1)), inputs(members=1, length=24).requires_grad_()
     q, k, v = made.operands(made.project(x))
-    w, b = made.core.reflections(made.core.conv(made.core.project(x)), x)
+    w, b = made.core.reflections(x), made.core.strengths(x)
     y = naive.naive_path_attn(*(part[0] for part in (q, k, v, w, b, torch.zeros_like(b))), k.shape[-1] ** -0.5, 8)
     assert_close_with_gradients(made.core(q, k, v, x)[0], y, x)

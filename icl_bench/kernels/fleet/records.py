@@ -16,6 +16,10 @@ MINIBATCH = 16
 """Tokens between two steps of inner gradient descent."""
 WIDEST_INNER = {1: 64, 2: 32}
 """Widest keys that the kernels of inner gradient descent take, by layers."""
+SOLVER_STEPS = 30
+"""Most steps of conjugate gradients for solved queries."""
+WIDEST_SOLVED = 64
+"""Widest keys and values that the kernels of solved queries and of reflected keys take."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6

@@ -183,6 +183,19 @@ def add_neighbours(partial: Tensor, like: Tensor, axis: int) -> Tensor:
     return out
 
 
+@triton.jit
+def tf32_product(a, b):
+    """Return a b for operands in float32, each cut to the 10 bits behind the point that tf32 keeps."""
+    return tl.dot(a, b, input_precision="tf32")
+
+
+@triton.jit
+def in_two_parts(x):
+    """Return what tf32 keeps of numbers in float32, and the rest."""
+    high = (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
 def precision_of(x: Tensor) -> str:
     """Return the precision of products for tokens of a type: as many digits as the tokens have, and more in float32."""
     return "tf32x3" if x.dtype == torch.float32 else "tf32"

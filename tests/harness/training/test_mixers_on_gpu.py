@@ -17,7 +17,8 @@ SETTINGS = ("train.steps=20", "train.batch=4", "model.d_model=64", "model.layers
 TASK = "assoc-recall:length=80,pairs=8,vocab=64"
 MIXERS = [
     "delta-net", "gated-delta-net", "gla", "gsa", "hyena", "kda", "linear:gate=true,rope=true", "log-linear", "lstm",
-    "mamba", "mamba-2", "mamba-3", "power:p=2,gate=true,rope=true", "rwkv-6", "rwkv-7", "softmax:rope=true",
+    "mamba", "mamba-2", "mamba-3", "mesa-net", "path", "power:p=2,gate=true,rope=true", "rwkv-6", "rwkv-7",
+    "softmax:rope=true",
 ]  # fmt: skip
 RECOMPUTED = [
     "softmax:rope=true", "window:w=8,rope=true", "linear:rope=true", "power:p=2,rope=true,gate=true",
