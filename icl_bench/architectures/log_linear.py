@@ -26,6 +26,7 @@ from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.mamba_2 import Mamba2
 from icl_bench.errors import SpecError
+from icl_bench.kernels.fleet.level_sums import level_sums, takes_level_sums
 from icl_bench.kernels.fleet.products import scale_heads
 
 BLOCK = 16
@@ -43,7 +44,7 @@ class LogLinear(Mamba2):
 
     def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         full = self.resolved(d_model)
-        return LevelsMixer(members, d_model, full.layout, StateSpaceLevels(members, d_model, full), None, layer)
+        return LevelsMixer(members, d_model, full.layout, StateSpaceLevels(members, d_model, full, layer), None, layer)
 
     def core_size(self, length: int) -> StateSize:
         return StateSize(sums=live_levels(length - 1) * self.heads * self.key_width * self.value_width)
@@ -58,10 +59,12 @@ class LevelsCore(Core):
 
     project: StackedLinear
     scale: Coefficients
+    factor = 1.0
+    """Factor on the outputs."""
 
-    def __init__(self, sizes: tuple[int, int, int], levels: int) -> None:
+    def __init__(self, sizes: tuple[int, int, int], levels: int, layer: LayerContext) -> None:
         super().__init__()
-        self.sizes, self.levels = sizes, levels
+        self.sizes, self.levels, self.impl = sizes, levels, layer.impl
 
     def add_weights(self, members: int, d_model: int) -> None:
         """Add the parameters of the weights of levels."""
@@ -75,25 +78,33 @@ class LevelsCore(Core):
 
     @abstractmethod
     def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        """Return what the core reads of tokens, [N, T, ...] each, N = M·B; a token of zeros changes nothing."""
+        """Return q, k, v, log decays and rates, where there are any, of `level_sums`: a token of zeros changes nothing.
 
-    @abstractmethod
-    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
-        """Return y of blocks of tokens, [N, T, H, V], from the weight of token s at token t, [N, H, T, T]."""
+        All are [N, T, ...], N = M·B.
+        """
 
     @abstractmethod
     def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
         """Return what tokens read of the sum that as many tokens before them have written, times weights [N, T, H]."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        tokens, block = x.shape[2], min(BLOCK, x.shape[2])
-        self.check(tokens - 1)
+        self.check(x.shape[2] - 1)
+        weights, parts = fold(self.weights(x)), self.parts(q, k, v, x)
+        if self.impl == "auto" and takes_level_sums(q, v):
+            y = level_sums(*parts[:4], weights, *parts[4:], scale=self.factor)
+        else:
+            y = self.by_spans(weights, parts)
+        return y.unflatten(0, x.shape[:2])
+
+    def by_spans(self, weights: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+        """Return y [N, T, H, V]: weights of scores in blocks of tokens, and for every level above sums of states."""
+        tokens = weights.shape[1]
+        block = min(BLOCK, tokens)
         whole = block << (-(-tokens // block) - 1).bit_length()
-        weights, *parts = (padded_tokens(part, whole) for part in (fold(self.weights(x)), *self.parts(q, k, v, x)))
+        weights, *parts = (padded_tokens(part, whole) for part in (weights, *parts))
         grouped = [part.unflatten(1, (-1, block)).flatten(0, 1) for part in (weights, *parts)]
-        levels = level_numbers(block, x.device)[..., None] == torch.arange(self.levels, device=x.device)
-        shares = torch.einsum("nthl,tsl->nhts", grouped[0], levels.to(weights.dtype))
-        y = self.within(tuple(grouped[1:]), shares).to(v.dtype).reshape(len(weights), whole, *v.shape[-2:])
+        y = level_sums(*grouped[1:5], grouped[0], *grouped[5:], scale=self.factor, impl="torch")
+        y = y.reshape(len(weights), whole, *y.shape[2:])
         half = block
         while half < whole:
             halves = [part.unflatten(1, (-1, 2, half)).unbind(2) for part in (weights[..., half.bit_length()], *parts)]
@@ -101,8 +112,7 @@ class LevelsCore(Core):
             read = self.across(first[1:], second[1:], second[0])
             y = _WithReads.apply(y, read)
             half *= 2
-        rows: Tensor = y[:, :tokens].unflatten(0, x.shape[:2])
-        return rows
+        return y[:, :tokens]
 
     def initial_state(self, batch: int, like: Tensor) -> Tensor:
         heads, key_width, value_width = self.sizes
@@ -157,42 +167,30 @@ def second_halves(part: Tensor, half: int) -> Tensor:
     return spans[:, :, 1]
 
 
-def between(sums: Tensor) -> Tensor:
-    """Return exp(G_t - G_s) for s <= t, else 0, for running sums of log decays: [N, T, H] -> [N, H, T, T]."""
-    tokens, sums = sums.shape[1], sums.transpose(1, 2)
-    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=sums.device).tril()
-    return (sums[..., None] - sums[..., None, :]).masked_fill(~earlier, -torch.inf).exp()
-
-
 class StateSpaceLevels(LevelsCore):
     """Scores times decays times weights of levels, and a skip."""
 
-    def __init__(self, members: int, d_model: int, config: LogLinear) -> None:
-        super().__init__((config.heads, config.key_width, config.value_width), config.levels)
+    def __init__(self, members: int, d_model: int, config: LogLinear, layer: LayerContext) -> None:
+        super().__init__((config.heads, config.key_width, config.value_width), config.levels, layer)
         self.decay = StepDecay(members, d_model, config.heads)
         self.skip = Coefficients(members, (config.heads, 1), constant(1.0))
         self.add_weights(members, d_model)
 
     def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         steps = self.decay.steps(x)
-        given = q[..., 0, :], k[..., 0, :], scale_heads(v, steps), self.decay.log_decays(steps)
+        given = q, k, scale_heads(v, steps), self.decay.log_decays(steps)
         return tuple(fold(part) for part in given)
-
-    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
-        q, k, written, log_decay = parts
-        scores = widen(q @ k.mT)[:, None] * between(log_decay.cumsum(1)) * shares
-        y: Tensor = torch.einsum("nhts,nshv->nthv", scores.to(written.dtype), written)
-        return y
 
     def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
         _, k, written, log_decay = first
         kept = log_decay.sum(1, keepdim=True) - log_decay.cumsum(1)
-        state = k.mT @ scale_heads(written, kept.exp()).flatten(2)  # [N, K, H V]
-        read = (second[0] @ state).unflatten(-1, written.shape[2:])
+        state = k[:, :, 0].mT @ scale_heads(written, kept.exp()).flatten(2)  # [N, K, H V]
+        read = (second[0][:, :, 0] @ state).unflatten(-1, written.shape[2:])
         return scale_heads(read, weights * second[-1].cumsum(1).exp())
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        return super().forward(q, k, v, x) + self.skip(v) * v
+        y = super().forward(q, k, v, x)
+        return scale_heads(v, self.skip(v)[..., 0].expand(v.shape[:-1]), y)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         steps = self.decay.steps(x)
@@ -223,11 +221,3 @@ def padded_tokens(part: Tensor, length: int) -> Tensor:
 def live_levels(position: int) -> int:
     """Return the number of levels up to the highest that a token at a position can read."""
     return 1 + position.bit_length()
-
-
-def level_numbers(tokens: int, device: torch.device) -> Tensor:
-    """Return level(t, j) for all pairs of tokens, [T, T]."""
-    places = torch.arange(tokens, device=device)
-    differing = places[:, None] ^ places
-    digits = torch.arange(tokens.bit_length(), device=device)
-    return (differing[..., None] >> digits > 0).sum(-1)

@@ -24,7 +24,7 @@ from icl_bench.architectures.deltas import WritingRate
 from icl_bench.architectures.frame import fold
 from icl_bench.architectures.gated_delta_net import GatedDeltaNet
 from icl_bench.architectures.layers import widen
-from icl_bench.architectures.log_linear import LevelsCore, LevelsMixer, between, live_levels
+from icl_bench.architectures.log_linear import LevelsCore, LevelsMixer, live_levels
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
 from icl_bench.kernels.fleet.products import scale_heads
@@ -52,8 +52,7 @@ class DeltaLevels(LevelsCore):
     """The gated delta rule with a sum for each level."""
 
     def __init__(self, members: int, d_model: int, config: LogLinearDelta, layer: LayerContext) -> None:
-        super().__init__(config.sizes, config.levels)
-        self.impl = cast(DeltaImpl, layer.impl)
+        super().__init__(config.sizes, config.levels, layer)
         self.shared, self.factor = config.groups // config.heads, config.key_width**-0.5
         self.rate = WritingRate(members, d_model, config.groups, config.negative_eigenvalues)
         self.decay = StepDecay(members, d_model, config.groups)
@@ -66,24 +65,13 @@ class DeltaLevels(LevelsCore):
         return self.factor * q, k
 
     def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(fold(part) for part in (q, k, v, self.rate(x), self.decay(x)))
-
-    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
-        q, k, v, rates, log_decay = parts
-        queries, keys = (part.transpose(1, 2) for part in self.spread_keys(q, k))  # [N, G, T, K]
-        rates, decays = rates.transpose(1, 2)[..., None], between(log_decay.cumsum(1))
-        with torch.autocast(v.device.type, enabled=False):  # products of transitions lose too much in bfloat16
-            system = ((keys @ keys.mT) * decays * rates).tril(-1)
-            one = torch.eye(v.shape[1], dtype=system.dtype, device=v.device)
-            # Column j holds what the write of token j has become, so that weights can follow the solution.
-            writes = torch.linalg.solve_triangular(one + system, one * rates, upper=False, unitriangular=True)
-            y: Tensor = (((queries @ keys.mT) * decays) @ writes * shares) @ widen(v).transpose(1, 2)
-        return y.transpose(1, 2)
+        return tuple(fold(part) for part in (q, k, v, self.decay(x), self.rate(x)))
 
     def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        before, after = (DeltaInputs(q, k, v, beta=b, log_decay=g) for q, k, v, b, g in (first, second))
-        state = delta_rule(before, DeltaOptions(), self.impl)[1]
-        read, _ = delta_rule(after._replace(v=torch.zeros_like(after.v), state=state), DeltaOptions(), self.impl)
+        before, after = (DeltaInputs(q, k, v, beta=b, log_decay=g) for q, k, v, g, b in (first, second))
+        impl = cast(DeltaImpl, self.impl)
+        state = delta_rule(before, DeltaOptions(), impl)[1]
+        read, _ = delta_rule(after._replace(v=torch.zeros_like(after.v), state=state), DeltaOptions(), impl)
         return scale_heads(read, weights)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,6 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.delta.triton.backward import rows_of_part
-from icl_bench.kernels.delta.triton.decays import unit_lower_inverse
 from icl_bench.kernels.delta.triton.forward import SIZES, head_views
 from icl_bench.kernels.delta.triton.tied import load_rates, rounding_of, solved_product, state_product
 from icl_bench.kernels.delta.triton.tiles import (
@@ -42,6 +41,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     written_pointers,
 )
 from icl_bench.kernels.triton.common import View
+from icl_bench.kernels.triton.triangular import unit_lower_inverse
 
 
 @triton.jit

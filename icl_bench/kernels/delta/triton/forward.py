@@ -16,7 +16,6 @@ from icl_bench.kernels.delta.triton.decays import (
     scores,
     to_end,
     total_decay,
-    unit_lower_inverse,
 )
 from icl_bench.kernels.delta.triton.tiles import (
     CHANNELS,
@@ -34,6 +33,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     store_transposed,
 )
 from icl_bench.kernels.triton.common import View, at_head
+from icl_bench.kernels.triton.triangular import unit_lower_inverse
 
 SIZES = ("T", "H", "G", "length")
 LEAST_MILD = tl.constexpr(-4.0)

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 from icl_bench.kernels.delta.triton.backward import rows_of_part, sum_later
-from icl_bench.kernels.delta.triton.decays import unit_lower_inverse
 from icl_bench.kernels.delta.triton.forward import SIZES, head_views
 from icl_bench.kernels.delta.triton.tiles import (
     HEADS,
@@ -36,6 +35,7 @@ from icl_bench.kernels.delta.triton.tiles import (
     written_pointers,
 )
 from icl_bench.kernels.triton.common import View
+from icl_bench.kernels.triton.triangular import unit_lower_inverse
 
 LEAST_RATE: tl.constexpr = tl.constexpr(1e-10)
 """A smaller rate counts as this one: the gradient of a rate is found from rows that are multiples of it."""
