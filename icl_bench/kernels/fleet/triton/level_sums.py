@@ -160,8 +160,12 @@ def store_pair_gradients(pointer, slopes, start, sizes, C: tl.constexpr):
 
 
 @triton.jit
-def make_chunk(x, start, sizes, C: tl.constexpr):
-    """Load a chunk and solve its system."""
+def make_chunk(x, start, sizes, solution, KNOWN: tl.constexpr, C: tl.constexpr):
+    """Load a chunk, and solve its system and keep the solution; where it is KNOWN, load that.
+
+    Products with the solution are in three parts of tf32, since states add up what they lose; where it is KNOWN, for
+    gradients, in one.
+    """
     ROWS: tl.constexpr = C.ROWS
     PRECISION: tl.constexpr = C.PRECISION
     q = load_chunk_rows(x.q, start, sizes.time, sizes.key_heads * C.K, C.K, C.BLOCK_K, ROWS).to(tl.float32)
@@ -179,9 +183,15 @@ def make_chunk(x, start, sizes, C: tl.constexpr):
         beta = tl.where(tl.abs(beta) < LEAST_RATE, LEAST_RATE, beta)
         later = tl.arange(0, ROWS)[:, None] > tl.arange(0, ROWS)[None, :]
         system = tl.where(later, tl.dot(k, tl.trans(k), input_precision=PRECISION) * pairs, 0.0)
-        solved = unit_lower_inverse(system * beta[:, None], ROWS) * beta[None, :]
-        reads = tl.dot(scores, solved, input_precision="tf32x3")
-        writes = tl.dot(tl.trans(solved), writes, input_precision="tf32x3")
+        places = solution + (start + tl.arange(0, ROWS))[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        if KNOWN:
+            solved = tl.load(places)
+        else:
+            solved = unit_lower_inverse(system * beta[:, None], ROWS) * beta[None, :]
+            tl.store(places, solved)
+        EXACT: tl.constexpr = PRECISION if KNOWN else "tf32x3"
+        reads = tl.dot(scores, solved, input_precision=EXACT)
+        writes = tl.dot(tl.trans(solved), writes, input_precision=EXACT)
         seen = k * since[:, None]
         queries -= tl.dot(reads, seen, input_precision=PRECISION)
         erased = tl.dot(tl.trans(writes), seen, input_precision=PRECISION)
@@ -203,18 +213,22 @@ def state_places(C: tl.constexpr):
 
 
 @triton.jit
-def level_sums_kernel(x, out, states, sizes, C: tl.constexpr):
-    """Write y [N, T, heads, V], and the states before chunks [N, heads, slots, K, V]. Grid N * heads."""
+def level_sums_kernel(x, out, states, solutions, sizes, C: tl.constexpr):
+    """Write y [N, T, heads, V], states before chunks [N, heads, slots, K, V], solutions [N, heads, chunks, ROWS, ROWS].
+
+    Grid N * heads.
+    """
     SIZE: tl.constexpr = C.K * C.V
     PRECISION: tl.constexpr = C.PRECISION
     n, head = (tl.program_id(0) // sizes.heads).to(tl.int64), tl.program_id(0) % sizes.heads
     x = of_head(x, sizes, C)
     out += (n * sizes.time * sizes.heads + head) * C.V
     kept = states + tl.program_id(0).to(tl.int64) * sizes.slots * SIZE
+    solutions += tl.program_id(0).to(tl.int64) * sizes.chunks * (C.ROWS * C.ROWS)
     place, inside = state_places(C)
     for chunk in range(0, sizes.chunks):
         start = chunk * C.ROWS
-        made = make_chunk(x, start, sizes, C)
+        made = make_chunk(x, start, sizes, solutions, False, C)
         y = tl.dot(made.reads * weights_of_pairs(x, start, sizes, C), made.v, input_precision=PRECISION)
         written = tl.dot(tl.trans(made.writes), made.v, input_precision=PRECISION)
         live = 0
@@ -243,7 +257,7 @@ def level_sums_kernel(x, out, states, sizes, C: tl.constexpr):
 
 @triton.jit
 def level_sums_gradient_kernel(
-    x, states, carried, gradient, dq, dk, dv, dlogs, drates, dweights, sizes, C: tl.constexpr
+    x, states, solutions, carried, gradient, dq, dk, dv, dlogs, drates, dweights, sizes, C: tl.constexpr
 ):
     """Write the gradients of all inputs; those of queries and keys for each head. Grid N * heads.
 
@@ -259,13 +273,14 @@ def level_sums_gradient_kernel(
     gradient, dv, dq, dk = gradient + own * C.V, dv + own * C.V, dq + own * C.K, dk + own * C.K
     dlogs, drates, dweights = dlogs + own, drates + own, dweights + own * sizes.levels
     kept = states + (tl.program_id(0).to(tl.int64) + 1) * sizes.slots * SIZE
+    solutions += tl.program_id(0).to(tl.int64) * sizes.chunks * (ROWS * ROWS)
     carried += tl.program_id(0).to(tl.int64) * sizes.depth * SIZE
     place, inside = state_places(C)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
     for back in range(0, sizes.chunks):
         chunk = sizes.chunks - 1 - back
         start, goes_on = chunk * ROWS, inside & (0 * place + back > 0)
-        made = make_chunk(x, start, sizes, C)
+        made = make_chunk(x, start, sizes, solutions, True, C)
         given = load_chunk_rows(gradient, start, sizes.time, sizes.heads * C.V, C.V, C.BLOCK_V, ROWS).to(tl.float32)
 
         # States before the chunk, and the one that it has written, whose level those below it have joined.
@@ -273,7 +288,6 @@ def level_sums_gradient_kernel(
         for level in range(0, sizes.depth):
             kept -= ((chunk >> level) & 1) * SIZE
             joined += joins(chunk, level).to(tl.int32)
-        d_own = tl.load(carried + joined * SIZE + place, mask=goes_on, other=0.0)
         dqueries = tl.zeros([ROWS, BLOCK_K], tl.float32)
         derased = tl.zeros([BLOCK_K, BLOCK_K], tl.float32)
         held, at = 0.0, kept
@@ -298,7 +312,10 @@ def level_sums_gradient_kernel(
                 tl.store(carried + level * SIZE + place, before, mask=inside)
         tl.debug_barrier()
 
-        # Values and weights.
+        # The chunk again, so that few tiles are held during the loop above; then values and weights.
+        made = make_chunk(x, start, sizes, solutions, True, C)
+        given = load_chunk_rows(gradient, start, sizes.time, sizes.heads * C.V, C.V, C.BLOCK_V, ROWS).to(tl.float32)
+        d_own = tl.load(carried + joined * SIZE + place, mask=goes_on, other=0.0)
         shares = weights_of_pairs(x, start, sizes, C)
         onto_v = tl.dot(tl.trans(made.reads * shares), given, input_precision=PRECISION)
         onto_v += tl.dot(made.writes, d_own, input_precision=PRECISION)
@@ -365,16 +382,17 @@ class FusedLevelSums(torch.autograd.Function):
         tensors = (q, k, v, log_decay, log_decay if rates is None else rates, weights)
         x, sizes = LevelInputs(*(part.contiguous() for part in tensors)), level_sizes(q, v, weights, scale)
         states = v.new_empty(len(v), v.shape[2], sizes.slots, q.shape[3], v.shape[3], dtype=torch.float32)
-        out = torch.empty_like(x.v)
+        solved = (len(v), v.shape[2], sizes.chunks, 1 << DEPTH, 1 << DEPTH) if rated else (0,)
+        solutions, out = states.new_empty(solved), torch.empty_like(x.v)
         with launch_on(v):
-            level_sums_kernel[(len(v) * v.shape[2],)](x, out, states, sizes, **launch_options(q, v, rated))
-        ctx.save_for_backward(*x, states)
+            level_sums_kernel[(len(v) * v.shape[2],)](x, out, states, solutions, sizes, **launch_options(q, v, rated))
+        ctx.save_for_backward(*x, states, solutions)
         ctx.rated, ctx.scale = rated, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, states = ctx.saved_tensors
+        *tensors, states, solutions = ctx.saved_tensors
         x = LevelInputs(*tensors)
         sizes = level_sizes(x.q, x.v, x.weights, ctx.scale)
         n, time, heads, _ = x.v.shape
@@ -386,7 +404,7 @@ class FusedLevelSums(torch.autograd.Function):
         carried = states.new_empty(n, heads, sizes.depth, width, x.v.shape[3])
         with launch_on(x.v):
             level_sums_gradient_kernel[(n * heads,)](
-                x, states, carried, gradient.contiguous(), dq, dk, dv, dlogs, drates, dweights, sizes,
+                x, states, solutions, carried, gradient.contiguous(), dq, dk, dv, dlogs, drates, dweights, sizes,
                 **launch_options(x.q, x.v, ctx.rated),
             )  # fmt: skip
         if shared:
