@@ -12,6 +12,7 @@ every level above, the second half of each of its spans reads the sum that the f
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.mamba_2 import Mamba2
 from icl_bench.errors import SpecError
-from icl_bench.kernels.fleet.level_sums import level_sums, takes_level_sums
+from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums, takes_level_sums
 from icl_bench.kernels.fleet.products import scale_heads
 
 BLOCK = 16
@@ -77,42 +78,36 @@ class LevelsCore(Core):
         return functional.softplus(self.scale(raw) * raw)
 
     @abstractmethod
-    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        """Return q, k, v, log decays and rates, where there are any, of `level_sums`: a token of zeros changes nothing.
-
-        All are [N, T, ...], N = M·B.
-        """
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> LevelTokens:
+        """Return what the core reads of tokens, N = M·B; a token of zeros changes nothing."""
 
     @abstractmethod
-    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+    def across(self, first: LevelTokens, second: LevelTokens, weights: Tensor) -> Tensor:
         """Return what tokens read of the sum that as many tokens before them have written, times weights [N, T, H]."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         self.check(x.shape[2] - 1)
-        weights, parts = fold(self.weights(x)), self.parts(q, k, v, x)
-        if self.impl == "auto" and takes_level_sums(q, v):
-            y = level_sums(*parts[:4], weights, *parts[4:], scale=self.factor)
-        else:
-            y = self.by_spans(weights, parts)
-        return y.unflatten(0, x.shape[:2])
+        weights, tokens = fold(self.weights(x)), self.tokens(q, k, v, x)
+        fused = self.impl == "auto" and takes_level_sums(q, v)
+        y = level_sums(tokens, weights, self.factor) if fused else self.by_spans(tokens, weights)
+        rows: Tensor = y.unflatten(0, x.shape[:2])
+        return rows
 
-    def by_spans(self, weights: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    def by_spans(self, tokens: LevelTokens, weights: Tensor) -> Tensor:
         """Return y [N, T, H, V]: weights of scores in blocks of tokens, and for every level above sums of states."""
-        tokens = weights.shape[1]
-        block = min(BLOCK, tokens)
-        whole = block << (-(-tokens // block) - 1).bit_length()
-        weights, *parts = (padded_tokens(part, whole) for part in (weights, *parts))
-        grouped = [part.unflatten(1, (-1, block)).flatten(0, 1) for part in (weights, *parts)]
-        y = level_sums(*grouped[1:5], grouped[0], *grouped[5:], scale=self.factor, impl="torch")
-        y = y.reshape(len(weights), whole, *y.shape[2:])
+        length = weights.shape[1]
+        block = min(BLOCK, length)
+        whole = block << (-(-length // block) - 1).bit_length()
+        tokens, weights = tokens.apply(lambda part: padded_tokens(part, whole)), padded_tokens(weights, whole)
+        blocks = tokens.apply(lambda part: part.unflatten(1, (-1, block)).flatten(0, 1))
+        own = weights.unflatten(1, (-1, block)).flatten(0, 1)
+        y = level_sums(blocks, own, self.factor, impl="torch").reshape(len(weights), whole, *tokens.v.shape[2:])
         half = block
         while half < whole:
-            halves = [part.unflatten(1, (-1, 2, half)).unbind(2) for part in (weights[..., half.bit_length()], *parts)]
-            first, second = (tuple(pair[place].flatten(0, 1) for pair in halves) for place in (0, 1))
-            read = self.across(first[1:], second[1:], second[0])
-            y = _WithReads.apply(y, read)
+            first, second = tokens.apply(partial(halves, half, 0)), tokens.apply(partial(halves, half, 1))
+            y = _WithReads.apply(y, self.across(first, second, halves(half, 1, weights[..., half.bit_length()])))
             half *= 2
-        return y[:, :tokens]
+        return y[:, :length]
 
     def initial_state(self, batch: int, like: Tensor) -> Tensor:
         heads, key_width, value_width = self.sizes
@@ -152,19 +147,19 @@ class _WithReads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, read: Tensor) -> Tensor:
         ctx.half = read.shape[1]
-        second_halves(y, ctx.half).add_(read.unflatten(0, (len(y), -1)))
+        halves(ctx.half, 1, y).add_(read)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, second_halves(gradient, ctx.half).flatten(0, 1)
+        return gradient, halves(ctx.half, 1, gradient)
 
 
-def second_halves(part: Tensor, half: int) -> Tensor:
-    """Return the second halves of all spans of a tensor [N, T, ...] as a view [N, spans, half, ...]."""
-    spans: Tensor = part.unflatten(1, (-1, 2, half))
-    return spans[:, :, 1]
+def halves(half: int, place: int, part: Tensor) -> Tensor:
+    """Return the first or second halves of all spans of a tensor [N, T, ...] as a view [N·spans, half, ...]."""
+    spans: Tensor = part.unflatten(1, (-1, 2, half))[:, :, place]
+    return spans.flatten(0, 1)
 
 
 class StateSpaceLevels(LevelsCore):
@@ -176,17 +171,15 @@ class StateSpaceLevels(LevelsCore):
         self.skip = Coefficients(members, (config.heads, 1), constant(1.0))
         self.add_weights(members, d_model)
 
-    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> LevelTokens:
         steps = self.decay.steps(x)
-        given = q, k, scale_heads(v, steps), self.decay.log_decays(steps)
-        return tuple(fold(part) for part in given)
+        return LevelTokens(q, k, scale_heads(v, steps), self.decay.log_decays(steps)).apply(fold)
 
-    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        _, k, written, log_decay = first
-        kept = log_decay.sum(1, keepdim=True) - log_decay.cumsum(1)
-        state = k[:, :, 0].mT @ scale_heads(written, kept.exp()).flatten(2)  # [N, K, H V]
-        read = (second[0][:, :, 0] @ state).unflatten(-1, written.shape[2:])
-        return scale_heads(read, weights * second[-1].cumsum(1).exp())
+    def across(self, first: LevelTokens, second: LevelTokens, weights: Tensor) -> Tensor:
+        kept = first.log_decay.sum(1, keepdim=True) - first.log_decay.cumsum(1)
+        state = first.k[:, :, 0].mT @ scale_heads(first.v, kept.exp()).flatten(2)  # [N, K, H V]
+        read = (second.q[:, :, 0] @ state).unflatten(-1, first.v.shape[2:])
+        return scale_heads(read, weights * second.log_decay.cumsum(1).exp())
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         y = super().forward(q, k, v, x)

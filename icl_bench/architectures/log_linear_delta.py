@@ -27,6 +27,7 @@ from icl_bench.architectures.layers import widen
 from icl_bench.architectures.log_linear import LevelsCore, LevelsMixer, live_levels
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.level_sums import LevelTokens
 from icl_bench.kernels.fleet.products import scale_heads
 
 
@@ -64,12 +65,12 @@ class DeltaLevels(LevelsCore):
         q, k = (widen(part) for part in repeated)
         return self.factor * q, k
 
-    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(fold(part) for part in (q, k, v, self.decay(x), self.rate(x)))
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> LevelTokens:
+        return LevelTokens(q, k, v, self.decay(x), self.rate(x)).apply(fold)
 
-    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        before, after = (DeltaInputs(q, k, v, beta=b, log_decay=g) for q, k, v, g, b in (first, second))
+    def across(self, first: LevelTokens, second: LevelTokens, weights: Tensor) -> Tensor:
         impl = cast(DeltaImpl, self.impl)
+        before, after = (DeltaInputs(x.q, x.k, x.v, beta=x.rates, log_decay=x.log_decay) for x in (first, second))
         state = delta_rule(before, DeltaOptions(), impl)[1]
         read, _ = delta_rule(after._replace(v=torch.zeros_like(after.v), state=state), DeltaOptions(), impl)
         return scale_heads(read, weights)

@@ -7,6 +7,9 @@ When token t comes, the levels below the lowest digit of t that is set join in t
 transition is a_t alone, and the write k_t v_t^T.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -25,15 +28,31 @@ def takes_level_sums(q: Tensor, v: Tensor) -> bool:
     return key * value <= LARGEST_STATE and v.dtype in HALF_TYPES and takes_triton("auto", v)
 
 
-def level_sums(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tensor, rates: Tensor | None = None,
-    scale: float = 1.0, *, impl: FleetImpl = "auto",
-) -> Tensor:  # fmt: skip
-    """Return y [N, T, G, V] in the type of v, for queries and keys [N, T, J, K] of which G / J value heads share one.
+class LevelTokens(NamedTuple):
+    """Tokens, [N, T, ...]; G / J value heads share a query and a key."""
 
-    Logarithms of a and rates b are [N, T, G], weights [N, T, G, levels], float32 or float64. The plain form holds the
-    scores of all pairs of tokens.
+    q: Tensor
+    """[N, T, J, K]."""
+    k: Tensor
+    v: Tensor
+    """[N, T, G, V]."""
+    log_decay: Tensor
+    """Logarithms of a, [N, T, G]."""
+    rates: Tensor | None = None
+    """b, [N, T, G]."""
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "LevelTokens":
+        """Return the tokens with all tensors changed."""
+        rates = None if self.rates is None else change(self.rates)
+        return LevelTokens(change(self.q), change(self.k), change(self.v), change(self.log_decay), rates)
+
+
+def level_sums(tokens: LevelTokens, weights: Tensor, scale: float = 1.0, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return y [N, T, G, V] in the type of v for weights w [N, T, G, levels].
+
+    Weights, logarithms and rates are float32 or float64. The plain form holds the scores of all pairs of tokens.
     """
+    q, k, v, log_decay, rates = tokens
     n, time, heads, _ = v.shape
     check_shape("k", k, tuple(q.shape), "[N, T, J, K]")
     check_shape("v", v, (*q.shape[:2], *v.shape[2:]), "[N, T, G, V]")
@@ -48,16 +67,18 @@ def level_sums(
     if takes_level_sums(q, v) if impl == "auto" else takes_triton(impl, v):
         from icl_bench.kernels.fleet.triton.level_sums import FusedLevelSums
 
-        fused: Tensor = FusedLevelSums.apply(q, k, v, log_decay, weights, rates, scale)
+        fused: Tensor = FusedLevelSums.apply(*tokens, weights, scale)
         return fused
     kind, repeat = torch.float64 if impl == "reference" else accumulation_dtype(v.dtype), heads // q.shape[2]
-    q, k = (part.to(kind).repeat_interleave(repeat, dim=2) for part in (q, k))
-    given = [part if part is None else part.to(kind) for part in (v, log_decay, weights, rates)]
-    return (_by_tokens if impl == "reference" else _by_pairs)(scale * q, k, *given).to(v.dtype)
+    wide = tokens.apply(lambda part: part.to(kind))
+    q, k = (part.repeat_interleave(repeat, dim=2) for part in (scale * wide.q, wide.k))
+    form = _by_tokens if impl == "reference" else _by_pairs
+    return form(wide._replace(q=q, k=k), weights.to(kind)).to(v.dtype)
 
 
-def _by_tokens(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tensor, rates: Tensor | None) -> Tensor:
+def _by_tokens(tokens: LevelTokens, weights: Tensor) -> Tensor:
     """Compute the recurrence, one token after the other."""
+    q, k, v, log_decay, rates = tokens
     state, rows = v.new_zeros(len(q), v.shape[2], weights.shape[-1], q.shape[3], v.shape[3]), []
     for t in range(q.shape[1]):
         key = k[:, t] if rates is None else rates[:, t, :, None] * k[:, t]
@@ -74,9 +95,10 @@ def _by_tokens(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tens
     return torch.stack(rows, dim=1)
 
 
-def _by_pairs(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tensor, rates: Tensor | None) -> Tensor:
+def _by_pairs(tokens: LevelTokens, weights: Tensor) -> Tensor:
     """Compute the scores of all pairs of tokens; with rates, from the solution of a triangular system."""
-    q, k, sums = q.transpose(1, 2), k.transpose(1, 2), log_decay.transpose(1, 2).cumsum(2)
+    _, _, v, log_decay, rates = tokens
+    q, k, sums = tokens.q.transpose(1, 2), tokens.k.transpose(1, 2), log_decay.transpose(1, 2).cumsum(2)
     earlier = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
     decays = (sums[..., None] - sums[..., None, :]).masked_fill(~earlier, -torch.inf).exp()
     with torch.autocast(v.device.type, enabled=False):  # products of transitions lose too much in bfloat16

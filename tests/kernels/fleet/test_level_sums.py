@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.fleet.level_sums import level_sums
+from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums
 from tests.kernels.fleet.test_inner_descent import assert_within_tf32
 from tests.kernels.numerics import draw
 
@@ -21,11 +21,12 @@ def operands(
     v = draw(n, time, heads, value, dtype=dtype, seed=2)
     log_decay = -functional.softplus(draw(n, time, heads, seed=3)) / 8
     weights = functional.softplus(draw(n, time, heads, 1 + (time - 1).bit_length(), seed=4))
-    return [q, k, v, log_decay, weights] + [draw(n, time, heads, seed=5).sigmoid()] * rated
+    rates = [draw(n, time, heads, seed=5).sigmoid()] * rated
+    return [q, k, v, log_decay, *rates, weights]
 
 
 def summed(*given: Tensor, impl: str) -> Tensor:
-    return level_sums(*given, scale=0.5, impl=impl)
+    return level_sums(LevelTokens(*given[:-1]), given[-1], 0.5, impl=impl)
 
 
 @pytest.mark.parametrize("rated", [False, True])
@@ -40,10 +41,11 @@ def test_level_sums(time, key_heads, heads, key, value, dtype, rated):
 
 
 def test_shapes_are_checked():
-    given = operands(1, 9, 1, 2, 4, 4, torch.float32, True)
+    *given, weights = operands(1, 9, 1, 2, 4, 4, torch.float32, True)
+    tokens = LevelTokens(*given)
     with pytest.raises(ArgumentError, match="rates must be"):
-        level_sums(*given[:5], given[5][:, 1:])
+        level_sums(tokens._replace(rates=given[4][:, 1:]), weights)
     with pytest.raises(ArgumentError, match="9 tokens have 5 levels; got 4"):
-        level_sums(*given[:4], given[4][..., :4])
+        level_sums(tokens, weights[..., :4])
     with pytest.raises(ArgumentError, match="got G=2 and J=3"):
-        level_sums(*(x.repeat(1, 1, 3, 1) for x in given[:2]), *given[2:])
+        level_sums(tokens._replace(q=given[0].repeat(1, 1, 3, 1), k=given[1].repeat(1, 1, 3, 1)), weights)

@@ -14,7 +14,7 @@ Backward, with D the gradient of S', g that of y and N the sum of D S^T over lev
 Products are in tf32, since those of transitions lose too much in bfloat16; those with X in three parts of it.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,194 +22,25 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.fleet.triton.state_space import (
-    decays_of_pairs,
-    load_chunk_rows,
-    load_steps,
-    store_chunk_rows,
+from icl_bench.kernels.fleet.triton.levels import (
+    LevelConstants,
+    LevelInputs,
+    LevelSizes,
+    joins,
+    load_weight,
+    make_chunk,
+    of_head,
+    state_places,
+    store_pair_gradients,
+    store_weight_gradient,
+    weights_of_pairs,
 )
+from icl_bench.kernels.fleet.triton.state_space import load_chunk_rows, store_chunk_rows
 from icl_bench.kernels.triton.common import add_neighbours, padded, precision_of
-from icl_bench.kernels.triton.triangular import unit_lower_inverse
 
 DEPTH = 5
 """Levels above the first within a chunk of 2^DEPTH tokens."""
 WARPS = 2
-LEAST_RATE: tl.constexpr = tl.constexpr(1e-10)
-"""A smaller rate counts as this one: the gradient of a rate is found from rows that are multiples of it."""
-
-
-class LevelSizes(NamedTuple):
-    """Sizes that the kernels are not compiled for."""
-
-    time: Any
-    heads: Any
-    key_heads: Any
-    levels: Any
-    """Weights of a token and head."""
-    chunks: Any
-    depth: Any
-    """Levels above those of a chunk."""
-    slots: Any
-    """States of a head that are kept."""
-    scale: Any
-
-
-class LevelConstants(NamedTuple):
-    """Constants that the kernels are compiled for, by their names there."""
-
-    K: int
-    V: int
-    BLOCK_K: int
-    BLOCK_V: int
-    DEPTH: int
-    ROWS: int
-    """Tokens to a chunk, 2^DEPTH."""
-    RATED: bool
-    """There are rates: the delta rule."""
-    PRECISION: str
-
-
-class LevelInputs(NamedTuple):
-    """Inputs; inside a kernel, those of one head."""
-
-    q: Any
-    k: Any
-    v: Any
-    logs: Any
-    rates: Any
-    weights: Any
-
-
-class LevelChunk(NamedTuple):
-    """What a chunk is made of, with the names of the module in words; rows are tokens."""
-
-    q: Any
-    k: Any
-    v: Any
-    since: Any
-    """exp(c_i)."""
-    after: Any
-    """exp(c_C - c_i)."""
-    decay: Any
-    """a."""
-    pairs: Any
-    """E."""
-    beta: Any
-    system: Any
-    """The part of k k^T times E below the diagonal."""
-    scores: Any
-    """P."""
-    solved: Any
-    """X."""
-    reads: Any
-    """R."""
-    queries: Any
-    """Queries of states, q~ - R p~."""
-    writes: Any
-    """Z."""
-    erased: Any
-    """Z^T p~, [K, K]."""
-
-
-@triton.jit
-def of_head(x, sizes, C: tl.constexpr):
-    """Return the inputs of the program's head."""
-    n, head = (tl.program_id(0) // sizes.heads).to(tl.int64), tl.program_id(0) % sizes.heads
-    key = (n * sizes.time * sizes.key_heads + head // (sizes.heads // sizes.key_heads)) * C.K
-    own = n * sizes.time * sizes.heads + head
-    return LevelInputs(
-        x.q + key, x.k + key, x.v + own * C.V, x.logs + own, x.rates + own, x.weights + own * sizes.levels
-    )
-
-
-@triton.jit
-def load_weight(x, start, level, sizes, C: tl.constexpr):
-    """Return the weights of a level for the tokens of a chunk, [ROWS]; zeros past the end and past all levels."""
-    rows = start + tl.arange(0, C.ROWS)
-    mask = (rows < sizes.time) & (0 * rows + level < sizes.levels)
-    return tl.load(x.weights + rows * sizes.heads * sizes.levels + level, mask=mask, other=0.0)
-
-
-@triton.jit
-def store_weight_gradient(pointer, numbers, start, level, sizes, C: tl.constexpr):
-    """Store the gradients of the weights of a level; `pointer` is that of the first weight of the head."""
-    rows = start + tl.arange(0, C.ROWS)
-    mask = (rows < sizes.time) & (0 * rows + level < sizes.levels)
-    tl.store(pointer + rows * sizes.heads * sizes.levels + level, numbers, mask=mask)
-
-
-@triton.jit
-def weights_of_pairs(x, start, sizes, C: tl.constexpr):
-    """Return the weights of the tokens of a chunk at one another, [ROWS, ROWS]."""
-    ROWS: tl.constexpr = C.ROWS
-    differing = tl.arange(0, ROWS)[:, None] ^ tl.arange(0, ROWS)[None, :]
-    shares = load_weight(x, start, 0, sizes, C)[:, None] + tl.zeros([ROWS, ROWS], tl.float32)
-    for level in tl.static_range(1, C.DEPTH + 1):
-        shares = tl.where(differing >= 2 ** (level - 1), load_weight(x, start, level, sizes, C)[:, None], shares)
-    return shares
-
-
-@triton.jit
-def store_pair_gradients(pointer, slopes, start, sizes, C: tl.constexpr):
-    """Store the gradients of the weights of the levels of a chunk, from those of all pairs."""
-    differing = tl.arange(0, C.ROWS)[:, None] ^ tl.arange(0, C.ROWS)[None, :]
-    for level in tl.static_range(C.DEPTH + 1):
-        least = 2 ** (level - 1) if level else 0
-        own = (differing >= least) & (differing < 2**level)
-        store_weight_gradient(pointer, tl.sum(tl.where(own, slopes, 0.0), 1), start, level, sizes, C)
-
-
-@triton.jit
-def make_chunk(x, start, sizes, solution, KNOWN: tl.constexpr, C: tl.constexpr):
-    """Load a chunk, and solve its system and keep the solution; where it is KNOWN, load that.
-
-    Products with the solution are in three parts of tf32, since states add up what they lose; where it is KNOWN, for
-    gradients, in one.
-    """
-    ROWS: tl.constexpr = C.ROWS
-    PRECISION: tl.constexpr = C.PRECISION
-    q = load_chunk_rows(x.q, start, sizes.time, sizes.key_heads * C.K, C.K, C.BLOCK_K, ROWS).to(tl.float32)
-    k = load_chunk_rows(x.k, start, sizes.time, sizes.key_heads * C.K, C.K, C.BLOCK_K, ROWS).to(tl.float32)
-    v = load_chunk_rows(x.v, start, sizes.time, sizes.heads * C.V, C.V, C.BLOCK_V, ROWS).to(tl.float32)
-    c = load_steps(x.logs, 1.0, start, sizes.time, sizes.heads, ROWS)
-    since, after, pairs = tl.exp2(c.upto), tl.exp2(c.total - c.upto), decays_of_pairs(c.upto, ROWS)
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * pairs * sizes.scale
-    queries = q * (sizes.scale * since)[:, None]
-    writes = k * after[:, None]
-    beta, system, solved, reads, erased = since, pairs, pairs, scores, pairs  # no one reads these without rates
-    if C.RATED:
-        rows = start + tl.arange(0, ROWS)
-        beta = tl.load(x.rates + rows * sizes.heads, mask=rows < sizes.time, other=0.0)
-        beta = tl.where(tl.abs(beta) < LEAST_RATE, LEAST_RATE, beta)
-        later = tl.arange(0, ROWS)[:, None] > tl.arange(0, ROWS)[None, :]
-        system = tl.where(later, tl.dot(k, tl.trans(k), input_precision=PRECISION) * pairs, 0.0)
-        places = solution + (start + tl.arange(0, ROWS))[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
-        if KNOWN:
-            solved = tl.load(places)
-        else:
-            solved = unit_lower_inverse(system * beta[:, None], ROWS) * beta[None, :]
-            tl.store(places, solved)
-        EXACT: tl.constexpr = PRECISION if KNOWN else "tf32x3"
-        reads = tl.dot(scores, solved, input_precision=EXACT)
-        writes = tl.dot(tl.trans(solved), writes, input_precision=EXACT)
-        seen = k * since[:, None]
-        queries -= tl.dot(reads, seen, input_precision=PRECISION)
-        erased = tl.dot(tl.trans(writes), seen, input_precision=PRECISION)
-    decay = tl.exp2(c.total)
-    return LevelChunk(q, k, v, since, after, decay, pairs, beta, system, scores, solved, reads, queries, writes, erased)
-
-
-@triton.jit
-def joins(chunk, level):
-    """Return whether the state of a level before a chunk joins in that of the chunk: all bits up to it are ones."""
-    return ((chunk + 1) & ((2 << level) - 1)) == 0
-
-
-@triton.jit
-def state_places(C: tl.constexpr):
-    """Return the places of a state [K, V], and which are inside."""
-    i, j = tl.arange(0, C.BLOCK_K)[:, None], tl.arange(0, C.BLOCK_V)[None, :]
-    return i * C.V + j, (i < C.K) & (j < C.V)
 
 
 @triton.jit
@@ -375,7 +206,7 @@ class FusedLevelSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, weights: Tensor, rates: Tensor | None,
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, rates: Tensor | None, weights: Tensor,
         scale: float,
     ) -> Tensor:  # fmt: skip
         rated = rates is not None
@@ -409,7 +240,7 @@ class FusedLevelSums(torch.autograd.Function):
             )  # fmt: skip
         if shared:
             dq, dk = add_neighbours(dq, x.q, axis=2), add_neighbours(dk, x.k, axis=2)
-        return dq, dk, dv, dlogs, dweights, drates if ctx.rated else None, None
+        return dq, dk, dv, dlogs, drates if ctx.rated else None, dweights, None
 
 
 def level_sizes(q: Tensor, v: Tensor, weights: Tensor, scale: float) -> LevelSizes:
