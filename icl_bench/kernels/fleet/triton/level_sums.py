@@ -257,4 +257,4 @@ def launch_options(q: Tensor, v: Tensor, rated: bool) -> dict[str, Any]:
     constants = LevelConstants(
         key, value, padded(key, 16), padded(value, 16), DEPTH, 1 << DEPTH, rated, precision_of(v)
     )
-    return {"C": constants, "num_warps": WARPS, "num_stages": 1, "maxnreg": 255}
+    return {"C": constants, "num_warps": WARPS, "num_stages": 1}
