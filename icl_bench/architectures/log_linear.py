@@ -7,8 +7,9 @@
 G are running sums of the decays -d exp(A) of `mamba-2`, and x, B, C, d, D and the output its own. When token t comes,
 the levels below the lowest digit of t that is set join in the level above it. State: K V sums a head and level; after T
 tokens there are 1 + ceil(log2 T) levels, some of them empty. Work a token: 2 K V for each level, and 2 K V more, a
-head. Source: Guo et al. (arXiv 2506.04761). Training multiplies the scores of blocks of 16 tokens by their weights; for
-every level above, the second half of each of its spans reads the sum that the first half has written.
+head. Source: Guo et al. (arXiv 2506.04761). Training in half precision walks chunks of 32 tokens with a state for each
+level, in one launch each way, where `mamba-2` has one; else it multiplies the scores of blocks of 16 tokens by their
+weights, and for every level above, the second half of each of its spans reads the sum that the first half has written.
 """
 
 from abc import abstractmethod
@@ -27,8 +28,10 @@ from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.mamba_2 import Mamba2
 from icl_bench.errors import SpecError
-from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums, takes_level_sums
+from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums
 from icl_bench.kernels.fleet.products import scale_heads
+from icl_bench.kernels.fleet.projection import HALF_TYPES
+from icl_bench.kernels.fleet.state_space import takes_state_space
 
 BLOCK = 16
 """Tokens whose levels are weights of their scores, a power of two; levels above have sums of states."""
@@ -88,7 +91,7 @@ class LevelsCore(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         self.check(x.shape[2] - 1)
         weights, tokens = fold(self.weights(x)), self.tokens(q, k, v, x)
-        fused = self.impl == "auto" and takes_level_sums(q, v)
+        fused = self.impl == "auto" and v.dtype in HALF_TYPES and takes_state_space(q, v)
         y = level_sums(tokens, weights, self.factor) if fused else self.by_spans(tokens, weights)
         rows: Tensor = y.unflatten(0, x.shape[:2])
         return rows

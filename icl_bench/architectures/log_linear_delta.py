@@ -7,9 +7,10 @@
 Every level goes through the transitions of `gated-delta-net`, whose a, b, q, k and v these are; levels and how they
 join are those of `log-linear`. Summed with equal weights, the levels are the state of `gated-delta-net`. State: K V
 sums a value head and level, 1 + ceil(log2 T) levels after T tokens, and the tail of the convolution. Work a token: 6 K
-V for each level, a value head. Source: Guo et al. (arXiv 2506.04761). Training solves a triangular system for each
-block of 16 tokens, whose scores it multiplies by their weights; for every level above, the first half of each of its
-spans writes a state by the delta rule, and the second half reads it while it writes zeros.
+V for each level, a value head. Source: Guo et al. (arXiv 2506.04761). Training in half precision walks chunks as
+`log-linear` does; else it solves a triangular system for each block of 16 tokens, whose scores it multiplies by their
+weights, and for every level above, the first half of each of its spans writes a state by the delta rule, and the second
+half reads it while it writes zeros.
 """
 
 from typing import cast

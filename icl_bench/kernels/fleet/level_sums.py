@@ -18,15 +18,6 @@ from icl_bench.kernels.arguments import accumulation_dtype, check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.projection import HALF_TYPES
 
-LARGEST_STATE = 2048
-"""Elements of a state, padded to powers of two, up to which "auto" takes the Triton form."""
-
-
-def takes_level_sums(q: Tensor, v: Tensor) -> bool:
-    """Return whether "auto" takes the Triton form for queries [..., K] and values [..., V]."""
-    key, value = (1 << max(4, (x.shape[-1] - 1).bit_length()) for x in (q, v))
-    return key * value <= LARGEST_STATE and v.dtype in HALF_TYPES and takes_triton("auto", v)
-
 
 class LevelTokens(NamedTuple):
     """Tokens, [N, T, ...]; G / J value heads share a query and a key."""
@@ -50,7 +41,8 @@ class LevelTokens(NamedTuple):
 def level_sums(tokens: LevelTokens, weights: Tensor, scale: float = 1.0, *, impl: FleetImpl = "auto") -> Tensor:
     """Return y [N, T, G, V] in the type of v for weights w [N, T, G, levels].
 
-    Weights, logarithms and rates are float32 or float64. The plain form holds the scores of all pairs of tokens.
+    Weights, logarithms and rates are float32 or float64. "auto" is Triton for tokens in half precision, where a program
+    walks a whole sequence; the plain form holds the scores of all pairs of tokens.
     """
     q, k, v, log_decay, rates = tokens
     n, time, heads, _ = v.shape
@@ -64,7 +56,7 @@ def level_sums(tokens: LevelTokens, weights: Tensor, scale: float = 1.0, *, impl
         raise ArgumentError(f"value heads must share keys evenly; got G={heads} and J={q.shape[2]}: change one of them")
     if (time - 1).bit_length() >= weights.shape[-1]:
         raise ArgumentError(f"{time} tokens have {1 + (time - 1).bit_length()} levels; got {weights.shape[-1]} weights")
-    if takes_level_sums(q, v) if impl == "auto" else takes_triton(impl, v):
+    if takes_triton(impl, v) and (v.dtype in HALF_TYPES or impl == "triton"):
         from icl_bench.kernels.fleet.triton.level_sums import FusedLevelSums
 
         fused: Tensor = FusedLevelSums.apply(*tokens, weights, scale)
