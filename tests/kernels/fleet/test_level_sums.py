@@ -32,7 +32,7 @@ def summed(*given: Tensor, impl: str) -> Tensor:
 @pytest.mark.parametrize("rated", [False, True])
 @pytest.mark.parametrize(
     ("time", "key_heads", "heads", "key", "value"),
-    [(1, 1, 1, 16, 16), (33, 1, 2, 6, 20), (100, 2, 2, 16, 8), (256, 1, 1, 8, 8)],
+    [(1, 1, 1, 16, 16), (33, 1, 2, 6, 20), (100, 2, 2, 32, 64), (256, 1, 1, 8, 8)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_level_sums(time, key_heads, heads, key, value, dtype, rated):

@@ -25,8 +25,11 @@ from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton.levels import (
     LevelConstants,
     LevelInputs,
+    LevelKept,
     LevelSizes,
     joins,
+    kept_of_head,
+    load_reading,
     load_weight,
     make_chunk,
     of_head,
@@ -44,32 +47,29 @@ WARPS = 2
 
 
 @triton.jit
-def level_sums_kernel(x, out, states, solutions, sizes, C: tl.constexpr):
-    """Write y [N, T, heads, V], states before chunks [N, heads, slots, K, V], solutions [N, heads, chunks, ROWS, ROWS].
-
-    Grid N * heads.
-    """
+def level_sums_kernel(x, out, kept, sizes, C: tl.constexpr):
+    """Write y [N, T, heads, V] and what is kept. Grid N * heads."""
     SIZE: tl.constexpr = C.K * C.V
     PRECISION: tl.constexpr = C.PRECISION
     n, head = (tl.program_id(0) // sizes.heads).to(tl.int64), tl.program_id(0) % sizes.heads
     x = of_head(x, sizes, C)
     out += (n * sizes.time * sizes.heads + head) * C.V
-    kept = states + tl.program_id(0).to(tl.int64) * sizes.slots * SIZE
-    solutions += tl.program_id(0).to(tl.int64) * sizes.chunks * (C.ROWS * C.ROWS)
+    kept = kept_of_head(kept, sizes, C)
+    before = kept.states
     place, inside = state_places(C)
     for chunk in range(0, sizes.chunks):
         start = chunk * C.ROWS
-        made = make_chunk(x, start, sizes, solutions, False, C)
+        made = make_chunk(x, kept, chunk, sizes, False, C)
         y = tl.dot(made.reads * weights_of_pairs(x, start, sizes, C), made.v, input_precision=PRECISION)
         written = tl.dot(tl.trans(made.writes), made.v, input_precision=PRECISION)
         live = 0
         for level in range(0, sizes.depth):
             live += (chunk >> level) & 1
-        following, goes_on = kept + live * SIZE, inside & (0 * place + chunk + 1 < sizes.chunks)
+        following, goes_on = before + live * SIZE, inside & (0 * place + chunk + 1 < sizes.chunks)
         place_of_next = following + SIZE
         for level in range(0, sizes.depth):
             if (chunk >> level) & 1:
-                state = tl.load(kept + place, mask=inside, other=0.0)
+                state = tl.load(before + place, mask=inside, other=0.0)
                 weight = load_weight(x, start, C.DEPTH + 1 + level, sizes, C)
                 y += weight[:, None] * tl.dot(made.queries, state, input_precision=PRECISION)
                 after = state * made.decay
@@ -80,16 +80,14 @@ def level_sums_kernel(x, out, states, solutions, sizes, C: tl.constexpr):
                 else:
                     tl.store(place_of_next + place, after, mask=goes_on)
                     place_of_next += SIZE
-                kept += SIZE
+                before += SIZE
         tl.store(following + place, written, mask=goes_on)
         store_chunk_rows(out, y, start, sizes.time, sizes.heads * C.V, C.V, C.BLOCK_V, C.ROWS)
         tl.debug_barrier()  # the states are read by other threads than those that wrote them
 
 
 @triton.jit
-def level_sums_gradient_kernel(
-    x, states, solutions, carried, gradient, dq, dk, dv, dlogs, drates, dweights, sizes, C: tl.constexpr
-):
+def level_sums_gradient_kernel(x, kept, carried, gradient, dq, dk, dv, dlogs, drates, dweights, sizes, C: tl.constexpr):
     """Write the gradients of all inputs; those of queries and keys for each head. Grid N * heads.
 
     `carried` [N, heads, depth, K, V] has room for the gradients of states.
@@ -103,25 +101,25 @@ def level_sums_gradient_kernel(
     own = n * sizes.time * sizes.heads + head
     gradient, dv, dq, dk = gradient + own * C.V, dv + own * C.V, dq + own * C.K, dk + own * C.K
     dlogs, drates, dweights = dlogs + own, drates + own, dweights + own * sizes.levels
-    kept = states + (tl.program_id(0).to(tl.int64) + 1) * sizes.slots * SIZE
-    solutions += tl.program_id(0).to(tl.int64) * sizes.chunks * (ROWS * ROWS)
+    kept = kept_of_head(kept, sizes, C)
+    before = kept.states + sizes.slots * SIZE
     carried += tl.program_id(0).to(tl.int64) * sizes.depth * SIZE
     place, inside = state_places(C)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
     for back in range(0, sizes.chunks):
         chunk = sizes.chunks - 1 - back
         start, goes_on = chunk * ROWS, inside & (0 * place + back > 0)
-        made = make_chunk(x, start, sizes, solutions, True, C)
+        queries, erased, decay = load_reading(x, kept, chunk, sizes, C)
         given = load_chunk_rows(gradient, start, sizes.time, sizes.heads * C.V, C.V, C.BLOCK_V, ROWS).to(tl.float32)
 
         # States before the chunk, and the one that it has written, whose level those below it have joined.
         joined = 0
         for level in range(0, sizes.depth):
-            kept -= ((chunk >> level) & 1) * SIZE
+            before -= ((chunk >> level) & 1) * SIZE
             joined += joins(chunk, level).to(tl.int32)
         dqueries = tl.zeros([ROWS, BLOCK_K], tl.float32)
         derased = tl.zeros([BLOCK_K, BLOCK_K], tl.float32)
-        held, at = 0.0, kept
+        held, at = 0.0, before
         for level in range(0, sizes.depth):
             if (chunk >> level) & 1:
                 source = tl.where(joins(chunk, level), joined, level)
@@ -130,21 +128,21 @@ def level_sums_gradient_kernel(
                 at += SIZE
                 weight = load_weight(x, start, C.DEPTH + 1 + level, sizes, C)[:, None]
                 read = tl.dot(given, tl.trans(state), input_precision=PRECISION)
-                slopes = tl.sum(made.queries * read, 1)
+                slopes = tl.sum(queries * read, 1)
                 store_weight_gradient(dweights, slopes, start, C.DEPTH + 1 + level, sizes, C)
                 dqueries += weight * read
                 held += tl.sum(tl.sum(state * d, 1), 0)
-                before = d * made.decay
+                ahead = d * decay
                 if C.RATED:
                     derased -= tl.dot(d, tl.trans(state), input_precision=PRECISION)
-                    before -= tl.dot(tl.trans(made.erased), d, input_precision=PRECISION)
-                before += tl.dot(tl.trans(made.queries), weight * given, input_precision=PRECISION)
+                    ahead -= tl.dot(tl.trans(erased), d, input_precision=PRECISION)
+                ahead += tl.dot(tl.trans(queries), weight * given, input_precision=PRECISION)
                 tl.debug_barrier()  # all threads have read what is written over
-                tl.store(carried + level * SIZE + place, before, mask=inside)
+                tl.store(carried + level * SIZE + place, ahead, mask=inside)
         tl.debug_barrier()
 
-        # The chunk again, so that few tiles are held during the loop above; then values and weights.
-        made = make_chunk(x, start, sizes, solutions, True, C)
+        # The chunk, so late that few tiles are held during the loop above; values and weights.
+        made = make_chunk(x, kept, chunk, sizes, True, C)
         given = load_chunk_rows(gradient, start, sizes.time, sizes.heads * C.V, C.V, C.BLOCK_V, ROWS).to(tl.float32)
         d_own = tl.load(carried + joined * SIZE + place, mask=goes_on, other=0.0)
         shares = weights_of_pairs(x, start, sizes, C)
@@ -212,19 +210,16 @@ class FusedLevelSums(torch.autograd.Function):
         rated = rates is not None
         tensors = (q, k, v, log_decay, log_decay if rates is None else rates, weights)
         x, sizes = LevelInputs(*(part.contiguous() for part in tensors)), level_sizes(q, v, weights, scale)
-        states = v.new_empty(len(v), v.shape[2], sizes.slots, q.shape[3], v.shape[3], dtype=torch.float32)
-        solved = (len(v), v.shape[2], sizes.chunks, 1 << DEPTH, 1 << DEPTH) if rated else (0,)
-        solutions, out = states.new_empty(solved), torch.empty_like(x.v)
+        kept, out = empty_kept(x, sizes, rated), torch.empty_like(x.v)
         with launch_on(v):
-            level_sums_kernel[(len(v) * v.shape[2],)](x, out, states, solutions, sizes, **launch_options(q, v, rated))
-        ctx.save_for_backward(*x, states, solutions)
+            level_sums_kernel[(len(v) * v.shape[2],)](x, out, kept, sizes, **launch_options(q, v, rated))
+        ctx.save_for_backward(*x, *kept)
         ctx.rated, ctx.scale = rated, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, states, solutions = ctx.saved_tensors
-        x = LevelInputs(*tensors)
+        x, kept = LevelInputs(*ctx.saved_tensors[:6]), LevelKept(*ctx.saved_tensors[6:])
         sizes = level_sizes(x.q, x.v, x.weights, ctx.scale)
         n, time, heads, _ = x.v.shape
         width, shared = x.q.shape[3], heads != x.q.shape[2]
@@ -232,10 +227,10 @@ class FusedLevelSums(torch.autograd.Function):
         dq, dk = (x.q.new_empty(n, time, heads, width, dtype=kind) for _ in range(2))
         dv, dlogs, drates = torch.empty_like(x.v), torch.empty_like(x.logs), torch.empty_like(x.rates)
         dweights = torch.zeros_like(x.weights)  # of levels that are empty at a token
-        carried = states.new_empty(n, heads, sizes.depth, width, x.v.shape[3])
+        carried = kept.states.new_empty(n, heads, sizes.depth, width, x.v.shape[3])
         with launch_on(x.v):
             level_sums_gradient_kernel[(n * heads,)](
-                x, states, solutions, carried, gradient.contiguous(), dq, dk, dv, dlogs, drates, dweights, sizes,
+                x, kept, carried, gradient.contiguous(), dq, dk, dv, dlogs, drates, dweights, sizes,
                 **launch_options(x.q, x.v, ctx.rated),
             )  # fmt: skip
         if shared:
@@ -249,6 +244,16 @@ def level_sizes(q: Tensor, v: Tensor, weights: Tensor, scale: float) -> LevelSiz
     chunks = -(-time >> DEPTH)
     slots = sum(chunk.bit_count() for chunk in range(chunks))
     return LevelSizes(time, heads, q.shape[2], weights.shape[-1], chunks, (chunks - 1).bit_length(), slots, scale)
+
+
+def empty_kept(x: LevelInputs, sizes: LevelSizes, rated: bool) -> LevelKept:
+    """Return empty tensors for what the backward pass reads."""
+    rows, columns = 1 << DEPTH, padded(x.q.shape[3], 16)
+    heads = x.v.shape[0], x.v.shape[2]
+    matrices = [(rows, rows), (rows, columns), (columns, columns)]
+    shapes = [(*heads, sizes.chunks, *matrix) if rated else (0,) for matrix in matrices]
+    states = (*heads, sizes.slots, x.q.shape[3], x.v.shape[3])
+    return LevelKept(*(x.v.new_empty(shape, dtype=torch.float32) for shape in (states, *shapes)))
 
 
 def launch_options(q: Tensor, v: Tensor, rated: bool) -> dict[str, Any]:

@@ -54,6 +54,19 @@ class LevelInputs(NamedTuple):
     weights: Any
 
 
+class LevelKept(NamedTuple):
+    """What the backward pass reads; inside a kernel, that of one head. But for states, of the delta rule alone."""
+
+    states: Any
+    """States before chunks that are not empty, [N, G, slots, K, V]."""
+    solutions: Any
+    """X of chunks, [N, G, chunks, ROWS, ROWS]."""
+    queries: Any
+    """Queries of states, [N, G, chunks, ROWS, BLOCK_K]."""
+    erased: Any
+    """Z^T p~ of chunks, [N, G, chunks, BLOCK_K, BLOCK_K]."""
+
+
 class LevelChunk(NamedTuple):
     """What a chunk is made of, with the names of the module in words; rows are tokens."""
 
@@ -97,6 +110,25 @@ def of_head(x, sizes, C: tl.constexpr):
 
 
 @triton.jit
+def kept_of_head(kept, sizes, C: tl.constexpr):
+    """Return what is kept of the program's head."""
+    head = tl.program_id(0).to(tl.int64)
+    chunks = head * sizes.chunks
+    return LevelKept(
+        kept.states + head * sizes.slots * (C.K * C.V),
+        kept.solutions + chunks * (C.ROWS * C.ROWS),
+        kept.queries + chunks * (C.ROWS * C.BLOCK_K),
+        kept.erased + chunks * (C.BLOCK_K * C.BLOCK_K),
+    )
+
+
+@triton.jit
+def matrix_of_chunk(pointer, chunk, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the places of a matrix [HEIGHT, WIDTH] of a chunk."""
+    return pointer + chunk * (HEIGHT * WIDTH) + tl.arange(0, HEIGHT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+
+
+@triton.jit
 def load_weight(x, start, level, sizes, C: tl.constexpr):
     """Return the weights of a level for the tokens of a chunk, [ROWS]; zeros past the end and past all levels."""
     rows = start + tl.arange(0, C.ROWS)
@@ -134,14 +166,16 @@ def store_pair_gradients(pointer, slopes, start, sizes, C: tl.constexpr):
 
 
 @triton.jit
-def make_chunk(x, start, sizes, solution, KNOWN: tl.constexpr, C: tl.constexpr):
-    """Load a chunk, and solve its system and keep the solution; where it is KNOWN, load that.
+def make_chunk(x, kept, chunk, sizes, KNOWN: tl.constexpr, C: tl.constexpr):
+    """Load a chunk, solve its system and keep what gradients read; where it is KNOWN, load the solution.
 
-    Products with the solution are in three parts of tf32, since states add up what they lose; where it is KNOWN, for
-    gradients, in one.
+    Products that write states are in three parts of tf32, since these add up what they lose; where the solution is
+    KNOWN, for gradients, in one.
     """
     ROWS: tl.constexpr = C.ROWS
+    BLOCK_K: tl.constexpr = C.BLOCK_K
     PRECISION: tl.constexpr = C.PRECISION
+    start = chunk * ROWS
     q = load_chunk_rows(x.q, start, sizes.time, sizes.key_heads * C.K, C.K, C.BLOCK_K, ROWS).to(tl.float32)
     k = load_chunk_rows(x.k, start, sizes.time, sizes.key_heads * C.K, C.K, C.BLOCK_K, ROWS).to(tl.float32)
     v = load_chunk_rows(x.v, start, sizes.time, sizes.heads * C.V, C.V, C.BLOCK_V, ROWS).to(tl.float32)
@@ -157,20 +191,39 @@ def make_chunk(x, start, sizes, solution, KNOWN: tl.constexpr, C: tl.constexpr):
         beta = tl.where(tl.abs(beta) < LEAST_RATE, LEAST_RATE, beta)
         later = tl.arange(0, ROWS)[:, None] > tl.arange(0, ROWS)[None, :]
         system = tl.where(later, tl.dot(k, tl.trans(k), input_precision=PRECISION) * pairs, 0.0)
-        places = solution + (start + tl.arange(0, ROWS))[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        places = matrix_of_chunk(kept.solutions, chunk, ROWS, ROWS)
         if KNOWN:
             solved = tl.load(places)
         else:
             solved = unit_lower_inverse(system * beta[:, None], ROWS) * beta[None, :]
             tl.store(places, solved)
         EXACT: tl.constexpr = PRECISION if KNOWN else "tf32x3"
-        reads = tl.dot(scores, solved, input_precision=EXACT)
+        reads = tl.dot(scores, solved, input_precision=PRECISION)
         writes = tl.dot(tl.trans(solved), writes, input_precision=EXACT)
-        seen = k * since[:, None]
-        queries -= tl.dot(reads, seen, input_precision=PRECISION)
-        erased = tl.dot(tl.trans(writes), seen, input_precision=PRECISION)
+        if not KNOWN:
+            seen = k * since[:, None]
+            queries -= tl.dot(reads, seen, input_precision=PRECISION)
+            erased = tl.dot(tl.trans(writes), seen, input_precision=PRECISION)
+            tl.store(matrix_of_chunk(kept.queries, chunk, ROWS, BLOCK_K), queries)
+            tl.store(matrix_of_chunk(kept.erased, chunk, BLOCK_K, BLOCK_K), erased)
     decay = tl.exp2(c.total)
     return LevelChunk(q, k, v, since, after, decay, pairs, beta, system, scores, solved, reads, queries, writes, erased)
+
+
+@triton.jit
+def load_reading(x, kept, chunk, sizes, C: tl.constexpr):
+    """Return the queries of states of a chunk, what it erases of states, and the decay of states over it."""
+    ROWS: tl.constexpr = C.ROWS
+    BLOCK_K: tl.constexpr = C.BLOCK_K
+    c = load_steps(x.logs, 1.0, chunk * ROWS, sizes.time, sizes.heads, ROWS)
+    if C.RATED:
+        queries = tl.load(matrix_of_chunk(kept.queries, chunk, ROWS, BLOCK_K))
+        erased = tl.load(matrix_of_chunk(kept.erased, chunk, BLOCK_K, BLOCK_K))
+    else:
+        queries = load_chunk_rows(x.q, chunk * ROWS, sizes.time, sizes.key_heads * C.K, C.K, BLOCK_K, ROWS)
+        queries = queries.to(tl.float32) * (sizes.scale * tl.exp2(c.upto))[:, None]
+        erased = queries  # no one reads this without rates
+    return queries, erased, tl.exp2(c.total)
 
 
 @triton.jit
