@@ -131,11 +131,12 @@ def level_sums_gradient_kernel(x, kept, carried, gradient, dq, dk, dv, dlogs, dr
                 slopes = tl.sum(queries * read, 1)
                 store_weight_gradient(dweights, slopes, start, C.DEPTH + 1 + level, sizes, C)
                 dqueries += weight * read
-                held += tl.sum(tl.sum(state * d, 1), 0)
                 ahead = d * decay
                 if C.RATED:
                     derased -= tl.dot(d, tl.trans(state), input_precision=PRECISION)
                     ahead -= tl.dot(tl.trans(erased), d, input_precision=PRECISION)
+                else:
+                    held += tl.sum(tl.sum(state * d, 1), 0)
                 ahead += tl.dot(tl.trans(queries), weight * given, input_precision=PRECISION)
                 tl.debug_barrier()  # all threads have read what is written over
                 tl.store(carried + level * SIZE + place, ahead, mask=inside)
@@ -181,20 +182,22 @@ def level_sums_gradient_kernel(x, kept, carried, gradient, dq, dk, dv, dlogs, dr
         dscores *= made.pairs * sizes.scale
         dqueries *= (sizes.scale * made.since)[:, None]
         dfollowing *= made.after[:, None]
-        onto_sums = tl.sum(slopes, 1) - tl.sum(slopes, 0)
-        by_keys = tl.sum(dfollowing * made.k, 1)
-        onto_sums += tl.sum(dqueries * made.q, 1) - by_keys
+        by_keys = dfollowing * made.k
+        along = dqueries * made.q - by_keys
         dqueries += tl.dot(dscores, made.k, input_precision=PRECISION)
         store_chunk_rows(dq, dqueries, start, sizes.time, sizes.heads * C.K, C.K, C.BLOCK_K, ROWS)
         dfollowing += tl.dot(tl.trans(dscores), made.q, input_precision=PRECISION)
         if C.RATED:
             dseen *= made.since[:, None]
-            onto_sums += tl.sum(dseen * made.k, 1)
+            along += dseen * made.k
             dfollowing += dseen + tl.dot(dsystem, made.k, input_precision=PRECISION)
             dfollowing += tl.dot(tl.trans(dsystem), made.k, input_precision=PRECISION)
+            diagonal = tl.arange(0, BLOCK_K)[:, None] == tl.arange(0, BLOCK_K)[None, :]
+            held = -tl.sum(tl.sum(tl.where(diagonal, derased, 0.0), 1), 0)
         store_chunk_rows(dk, dfollowing, start, sizes.time, sizes.heads * C.K, C.K, C.BLOCK_K, ROWS)
+        onto_sums = tl.sum(slopes, 1) - tl.sum(slopes, 0) + tl.sum(along, 1)
         dlog = tl.sum(tl.where(row >= column, onto_sums[:, None], 0.0), 0)
-        dlog += tl.sum(by_keys, 0) + made.decay * held
+        dlog += tl.sum(tl.sum(by_keys, 1), 0) + made.decay * held
         tokens = start + tl.arange(0, ROWS)
         tl.store(dlogs + tokens * sizes.heads, dlog, mask=tokens < sizes.time)
 
