@@ -29,8 +29,8 @@ from icl_bench.kernels.fleet.triton.levels import (
     LevelSizes,
     joins,
     kept_of_head,
+    load_level_weight,
     load_reading,
-    load_weight,
     make_chunk,
     of_head,
     state_places,
@@ -70,7 +70,7 @@ def level_sums_kernel(x, out, kept, sizes, C: tl.constexpr):
         for level in range(0, sizes.depth):
             if (chunk >> level) & 1:
                 state = tl.load(before + place, mask=inside, other=0.0)
-                weight = load_weight(x, start, C.DEPTH + 1 + level, sizes, C)
+                weight = load_level_weight(x, start, C.DEPTH + 1 + level, sizes, C)
                 y += weight[:, None] * tl.dot(made.queries, state, input_precision=PRECISION)
                 after = state * made.decay
                 if C.RATED:
@@ -126,7 +126,7 @@ def level_sums_gradient_kernel(x, kept, carried, gradient, dq, dk, dv, dlogs, dr
                 d = tl.load(carried + source * SIZE + place, mask=goes_on, other=0.0)
                 state = tl.load(at + place, mask=inside, other=0.0)
                 at += SIZE
-                weight = load_weight(x, start, C.DEPTH + 1 + level, sizes, C)[:, None]
+                weight = load_level_weight(x, start, C.DEPTH + 1 + level, sizes, C)[:, None]
                 read = tl.dot(given, tl.trans(state), input_precision=PRECISION)
                 slopes = tl.sum(queries * read, 1)
                 store_weight_gradient(dweights, slopes, start, C.DEPTH + 1 + level, sizes, C)
@@ -215,7 +215,7 @@ class FusedLevelSums(torch.autograd.Function):
         x, sizes = LevelInputs(*(part.contiguous() for part in tensors)), level_sizes(q, v, weights, scale)
         kept, out = empty_kept(x, sizes, rated), torch.empty_like(x.v)
         with launch_on(v):
-            level_sums_kernel[(len(v) * v.shape[2],)](x, out, kept, sizes, **launch_options(q, v, rated))
+            level_sums_kernel[(len(v) * v.shape[2],)](x, out, kept, sizes, **level_options(q, v, rated))
         ctx.save_for_backward(*x, *kept)
         ctx.rated, ctx.scale = rated, scale
         return out
@@ -234,7 +234,7 @@ class FusedLevelSums(torch.autograd.Function):
         with launch_on(x.v):
             level_sums_gradient_kernel[(n * heads,)](
                 x, kept, carried, gradient.contiguous(), dq, dk, dv, dlogs, drates, dweights, sizes,
-                **launch_options(x.q, x.v, ctx.rated),
+                **level_options(x.q, x.v, ctx.rated),
             )  # fmt: skip
         if shared:
             dq, dk = add_neighbours(dq, x.q, axis=2), add_neighbours(dk, x.k, axis=2)
@@ -259,7 +259,7 @@ def empty_kept(x: LevelInputs, sizes: LevelSizes, rated: bool) -> LevelKept:
     return LevelKept(*(x.v.new_empty(shape, dtype=torch.float32) for shape in (states, *shapes)))
 
 
-def launch_options(q: Tensor, v: Tensor, rated: bool) -> dict[str, Any]:
+def level_options(q: Tensor, v: Tensor, rated: bool) -> dict[str, Any]:
     """Return the constants and the launch options of both kernels."""
     key, value = q.shape[-1], v.shape[-1]
     constants = LevelConstants(

@@ -55,7 +55,7 @@ class LevelInputs(NamedTuple):
 
 
 class LevelKept(NamedTuple):
-    """What the backward pass reads; inside a kernel, that of one head. But for states, of the delta rule alone."""
+    """Tensors that the backward pass reads; inside a kernel, that of one head. But for states, of the delta rule alone."""
 
     states: Any
     """States before chunks that are not empty, [N, G, slots, K, V]."""
@@ -68,7 +68,7 @@ class LevelKept(NamedTuple):
 
 
 class LevelChunk(NamedTuple):
-    """What a chunk is made of, with the names of the module in words; rows are tokens."""
+    """Tiles of a chunk, with the names of the module in words; rows are tokens."""
 
     q: Any
     k: Any
@@ -129,7 +129,7 @@ def matrix_of_chunk(pointer, chunk, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_weight(x, start, level, sizes, C: tl.constexpr):
+def load_level_weight(x, start, level, sizes, C: tl.constexpr):
     """Return the weights of a level for the tokens of a chunk, [ROWS]; zeros past the end and past all levels."""
     rows = start + tl.arange(0, C.ROWS)
     mask = (rows < sizes.time) & (0 * rows + level < sizes.levels)
@@ -149,9 +149,9 @@ def weights_of_pairs(x, start, sizes, C: tl.constexpr):
     """Return the weights of the tokens of a chunk at one another, [ROWS, ROWS]."""
     ROWS: tl.constexpr = C.ROWS
     differing = tl.arange(0, ROWS)[:, None] ^ tl.arange(0, ROWS)[None, :]
-    shares = load_weight(x, start, 0, sizes, C)[:, None] + tl.zeros([ROWS, ROWS], tl.float32)
+    shares = load_level_weight(x, start, 0, sizes, C)[:, None] + tl.zeros([ROWS, ROWS], tl.float32)
     for level in tl.static_range(1, C.DEPTH + 1):
-        shares = tl.where(differing >= 2 ** (level - 1), load_weight(x, start, level, sizes, C)[:, None], shares)
+        shares = tl.where(differing >= 2 ** (level - 1), load_level_weight(x, start, level, sizes, C)[:, None], shares)
     return shares
 
 
