@@ -55,7 +55,7 @@ class LevelInputs(NamedTuple):
 
 
 class LevelKept(NamedTuple):
-    """Tensors that the backward pass reads, those of one head inside a kernel; all but states of the delta rule alone."""
+    """Tensors that the backward pass reads, or those of one head; all but states of the delta rule alone."""
 
     states: Any
     """States before chunks that are not empty, [N, G, slots, K, V]."""
