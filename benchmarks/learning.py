@@ -1,6 +1,7 @@
 """Recall and parity of every architecture in a small training: does it learn, above the guess?
 
-    python benchmarks/learning.py [--device cuda] [--workers 12] [--only ARCH] [--json FILE]
+    python benchmarks/learning.py [--device cuda] [--precision bfloat16] [--workers 12] [--only ARCH]
+        [--json FILE]
 
 Width 32, batch 64, six members at once: rates of 1e-3, 3e-3 and 1e-2, two seeds each. Recall ends where both seeds of a
 rate are right in 99 % of their training examples. Mixers without a convolution stand behind `gated-conv`; those with a
@@ -37,6 +38,7 @@ TRACKING = (
     "mamba-3", "min-gru", "min-lstm", "mla:d_rope=4", "nsa", "rwkv-7", "s-lstm", "ttt-linear",
 )  # fmt: skip
 UPDATES, MOST_UPDATES = 600, 4000
+EXAMPLES = "evaluation.examples=512"
 
 
 class Case(NamedTuple):
@@ -61,11 +63,13 @@ def cases() -> Iterator[Case]:
             yield Case(RECALL, f"gated-conv+{name}{width}", 2, MOST_UPDATES)
 
 
-def train(case: Case, device: str) -> dict[str, Any]:
+def train(case: Case, device: str, precision: str) -> dict[str, Any]:
     """Train six members; return the updates and the test accuracies of all cells, by rate and seed."""
     torch.set_num_threads(1)
     settings = ("model.d_model=32", f"model.layers={case.layers}", f"train.steps={case.updates}", "train.batch=64")
-    request = Request(case.task, [case.arch], seeds=SEEDS, lrs=RATES, settings=(*settings, "evaluation.examples=512"))
+    request = Request(
+        case.task, [case.arch], seeds=SEEDS, lrs=RATES, precision=precision, settings=(*settings, EXAMPLES)
+    )
     trainer = Trainer(expand_request(request), Machine(torch.device(device)))
     look = max(25, case.updates // 20)
     for step in range(1, case.updates + 1):
@@ -82,6 +86,7 @@ def main() -> None:
     """Run the trainings in processes of their own on one device."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--only", action="append", default=[], help="an architecture; repeatable")
     parser.add_argument("--json", type=Path)
@@ -90,7 +95,7 @@ def main() -> None:
     todo = [case for case in cases() if not options.only or case.arch in options.only]
     rows = []
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(train, case, device) for case in todo]):
+        for done in as_completed([pool.submit(train, case, device, options.precision) for case in todo]):
             rows.append(done.result())
             print(json.dumps(rows[-1]), flush=True)
     if options.json:

@@ -7,11 +7,13 @@
 G are running sums of the decays -d exp(A) of `mamba-2`, and x, B, C, d, D and the output its own. When token t comes,
 the levels below the lowest digit of t that is set join in the level above it. State: K V sums a head and level; after T
 tokens there are 1 + ceil(log2 T) levels, some of them empty. Work a token: 2 K V for each level, and 2 K V more, a
-head. Source: Guo et al. (arXiv 2506.04761). Training multiplies the scores of blocks of 16 tokens by their weights; for
-every level above, the second half of each of its spans reads the sum that the first half has written.
+head. Source: Guo et al. (arXiv 2506.04761). Training in half precision walks chunks of 32 tokens with a state for each
+level, in one launch each way, where `mamba-2` has one; else it multiplies the scores of blocks of 16 tokens by their
+weights, and for every level above, the second half of each of its spans reads the sum that the first half has written.
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,10 @@ from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.mamba_2 import Mamba2
 from icl_bench.errors import SpecError
+from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums
 from icl_bench.kernels.fleet.products import scale_heads
+from icl_bench.kernels.fleet.projection import HALF_TYPES
+from icl_bench.kernels.fleet.state_space import takes_state_space
 
 BLOCK = 16
 """Tokens whose levels are weights of their scores, a power of two; levels above have sums of states."""
@@ -43,7 +48,7 @@ class LogLinear(Mamba2):
 
     def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         full = self.resolved(d_model)
-        return LevelsMixer(members, d_model, full.layout, StateSpaceLevels(members, d_model, full), None, layer)
+        return LevelsMixer(members, d_model, full.layout, StateSpaceLevels(members, d_model, full, layer), None, layer)
 
     def core_size(self, length: int) -> StateSize:
         return StateSize(sums=live_levels(length - 1) * self.heads * self.key_width * self.value_width)
@@ -58,10 +63,12 @@ class LevelsCore(Core):
 
     project: StackedLinear
     scale: Coefficients
+    factor = 1.0
+    """Factor on the outputs."""
 
-    def __init__(self, sizes: tuple[int, int, int], levels: int) -> None:
+    def __init__(self, sizes: tuple[int, int, int], levels: int, layer: LayerContext) -> None:
         super().__init__()
-        self.sizes, self.levels = sizes, levels
+        self.sizes, self.levels, self.impl = sizes, levels, layer.impl
 
     def add_weights(self, members: int, d_model: int) -> None:
         """Add the parameters of the weights of levels."""
@@ -74,35 +81,36 @@ class LevelsCore(Core):
         return functional.softplus(self.scale(raw) * raw)
 
     @abstractmethod
-    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        """Return what the core reads of tokens, [N, T, ...] each, N = M·B; a token of zeros changes nothing."""
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> LevelTokens:
+        """Return what the core reads of tokens, N = M·B; a token of zeros changes nothing."""
 
     @abstractmethod
-    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
-        """Return y of blocks of tokens, [N, T, H, V], from the weight of token s at token t, [N, H, T, T]."""
-
-    @abstractmethod
-    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+    def across(self, first: LevelTokens, second: LevelTokens, weights: Tensor) -> Tensor:
         """Return what tokens read of the sum that as many tokens before them have written, times weights [N, T, H]."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        tokens, block = x.shape[2], min(BLOCK, x.shape[2])
-        self.check(tokens - 1)
-        whole = block << (-(-tokens // block) - 1).bit_length()
-        weights, *parts = (padded_tokens(part, whole) for part in (fold(self.weights(x)), *self.parts(q, k, v, x)))
-        grouped = [part.unflatten(1, (-1, block)).flatten(0, 1) for part in (weights, *parts)]
-        levels = level_numbers(block, x.device)[..., None] == torch.arange(self.levels, device=x.device)
-        shares = torch.einsum("nthl,tsl->nhts", grouped[0], levels.to(weights.dtype))
-        y = self.within(tuple(grouped[1:]), shares).to(v.dtype).reshape(len(weights), whole, *v.shape[-2:])
+        self.check(x.shape[2] - 1)
+        weights, tokens = fold(self.weights(x)), self.tokens(q, k, v, x)
+        fused = self.impl == "auto" and v.dtype in HALF_TYPES and takes_state_space(q, v)
+        y = level_sums(tokens, weights, self.factor) if fused else self.by_spans(tokens, weights)
+        rows: Tensor = y.unflatten(0, x.shape[:2])
+        return rows
+
+    def by_spans(self, tokens: LevelTokens, weights: Tensor) -> Tensor:
+        """Return y [N, T, H, V]: weights of scores in blocks of tokens, and for every level above sums of states."""
+        length = weights.shape[1]
+        block = min(BLOCK, length)
+        whole = block << (-(-length // block) - 1).bit_length()
+        tokens, weights = tokens.apply(lambda part: padded_tokens(part, whole)), padded_tokens(weights, whole)
+        blocks = tokens.apply(lambda part: part.unflatten(1, (-1, block)).flatten(0, 1))
+        own = weights.unflatten(1, (-1, block)).flatten(0, 1)
+        y = level_sums(blocks, own, self.factor, impl="torch").reshape(len(weights), whole, *tokens.v.shape[2:])
         half = block
         while half < whole:
-            halves = [part.unflatten(1, (-1, 2, half)).unbind(2) for part in (weights[..., half.bit_length()], *parts)]
-            first, second = (tuple(pair[place].flatten(0, 1) for pair in halves) for place in (0, 1))
-            read = self.across(first[1:], second[1:], second[0])
-            y = _WithReads.apply(y, read)
+            first, second = tokens.apply(partial(halves, half, 0)), tokens.apply(partial(halves, half, 1))
+            y = _WithReads.apply(y, self.across(first, second, halves(half, 1, weights[..., half.bit_length()])))
             half *= 2
-        rows: Tensor = y[:, :tokens].unflatten(0, x.shape[:2])
-        return rows
+        return y[:, :length]
 
     def initial_state(self, batch: int, like: Tensor) -> Tensor:
         heads, key_width, value_width = self.sizes
@@ -142,57 +150,43 @@ class _WithReads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, read: Tensor) -> Tensor:
         ctx.half = read.shape[1]
-        second_halves(y, ctx.half).add_(read.unflatten(0, (len(y), -1)))
+        halves(ctx.half, 1, y).add_(read)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, second_halves(gradient, ctx.half).flatten(0, 1)
+        return gradient, halves(ctx.half, 1, gradient)
 
 
-def second_halves(part: Tensor, half: int) -> Tensor:
-    """Return the second halves of all spans of a tensor [N, T, ...] as a view [N, spans, half, ...]."""
-    spans: Tensor = part.unflatten(1, (-1, 2, half))
-    return spans[:, :, 1]
-
-
-def between(sums: Tensor) -> Tensor:
-    """Return exp(G_t - G_s) for s <= t, else 0, for running sums of log decays: [N, T, H] -> [N, H, T, T]."""
-    tokens, sums = sums.shape[1], sums.transpose(1, 2)
-    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=sums.device).tril()
-    return (sums[..., None] - sums[..., None, :]).masked_fill(~earlier, -torch.inf).exp()
+def halves(half: int, place: int, part: Tensor) -> Tensor:
+    """Return the first or second halves of all spans of a tensor [N, T, ...] as a view [N·spans, half, ...]."""
+    spans: Tensor = part.unflatten(1, (-1, 2, half))[:, :, place]
+    return spans.flatten(0, 1)
 
 
 class StateSpaceLevels(LevelsCore):
     """Scores times decays times weights of levels, and a skip."""
 
-    def __init__(self, members: int, d_model: int, config: LogLinear) -> None:
-        super().__init__((config.heads, config.key_width, config.value_width), config.levels)
+    def __init__(self, members: int, d_model: int, config: LogLinear, layer: LayerContext) -> None:
+        super().__init__((config.heads, config.key_width, config.value_width), config.levels, layer)
         self.decay = StepDecay(members, d_model, config.heads)
         self.skip = Coefficients(members, (config.heads, 1), constant(1.0))
         self.add_weights(members, d_model)
 
-    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> LevelTokens:
         steps = self.decay.steps(x)
-        given = q[..., 0, :], k[..., 0, :], scale_heads(v, steps), self.decay.log_decays(steps)
-        return tuple(fold(part) for part in given)
+        return LevelTokens(q, k, scale_heads(v, steps), self.decay.log_decays(steps)).apply(fold)
 
-    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
-        q, k, written, log_decay = parts
-        scores = widen(q @ k.mT)[:, None] * between(log_decay.cumsum(1)) * shares
-        y: Tensor = torch.einsum("nhts,nshv->nthv", scores.to(written.dtype), written)
-        return y
-
-    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        _, k, written, log_decay = first
-        kept = log_decay.sum(1, keepdim=True) - log_decay.cumsum(1)
-        state = k.mT @ scale_heads(written, kept.exp()).flatten(2)  # [N, K, H V]
-        read = (second[0] @ state).unflatten(-1, written.shape[2:])
-        return scale_heads(read, weights * second[-1].cumsum(1).exp())
+    def across(self, first: LevelTokens, second: LevelTokens, weights: Tensor) -> Tensor:
+        kept = first.log_decay.sum(1, keepdim=True) - first.log_decay.cumsum(1)
+        state = first.k[:, :, 0].mT @ scale_heads(first.v, kept.exp()).flatten(2)  # [N, K, H V]
+        read = (second.q[:, :, 0] @ state).unflatten(-1, first.v.shape[2:])
+        return scale_heads(read, weights * second.log_decay.cumsum(1).exp())
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
-        return super().forward(q, k, v, x) + self.skip(v) * v
+        y = super().forward(q, k, v, x)
+        return scale_heads(v, self.skip(v)[..., 0].expand(v.shape[:-1]), y)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         steps = self.decay.steps(x)
@@ -223,11 +217,3 @@ def padded_tokens(part: Tensor, length: int) -> Tensor:
 def live_levels(position: int) -> int:
     """Return the number of levels up to the highest that a token at a position can read."""
     return 1 + position.bit_length()
-
-
-def level_numbers(tokens: int, device: torch.device) -> Tensor:
-    """Return level(t, j) for all pairs of tokens, [T, T]."""
-    places = torch.arange(tokens, device=device)
-    differing = places[:, None] ^ places
-    digits = torch.arange(tokens.bit_length(), device=device)
-    return (differing[..., None] >> digits > 0).sum(-1)

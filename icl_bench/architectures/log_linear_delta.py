@@ -7,9 +7,10 @@
 Every level goes through the transitions of `gated-delta-net`, whose a, b, q, k and v these are; levels and how they
 join are those of `log-linear`. Summed with equal weights, the levels are the state of `gated-delta-net`. State: K V
 sums a value head and level, 1 + ceil(log2 T) levels after T tokens, and the tail of the convolution. Work a token: 6 K
-V for each level, a value head. Source: Guo et al. (arXiv 2506.04761). Training solves a triangular system for each
-block of 16 tokens, whose scores it multiplies by their weights; for every level above, the first half of each of its
-spans writes a state by the delta rule, and the second half reads it while it writes zeros.
+V for each level, a value head. Source: Guo et al. (arXiv 2506.04761). Training in half precision walks chunks as
+`log-linear` does; else it solves a triangular system for each block of 16 tokens, whose scores it multiplies by their
+weights, and for every level above, the first half of each of its spans writes a state by the delta rule, and the second
+half reads it while it writes zeros.
 """
 
 from typing import cast
@@ -24,9 +25,10 @@ from icl_bench.architectures.deltas import WritingRate
 from icl_bench.architectures.frame import fold
 from icl_bench.architectures.gated_delta_net import GatedDeltaNet
 from icl_bench.architectures.layers import widen
-from icl_bench.architectures.log_linear import LevelsCore, LevelsMixer, between, live_levels
+from icl_bench.architectures.log_linear import LevelsCore, LevelsMixer, live_levels
 from icl_bench.kernels.delta.api import DeltaImpl, delta_rule
 from icl_bench.kernels.delta.records import DeltaInputs, DeltaOptions
+from icl_bench.kernels.fleet.level_sums import LevelTokens
 from icl_bench.kernels.fleet.products import scale_heads
 
 
@@ -52,8 +54,7 @@ class DeltaLevels(LevelsCore):
     """The gated delta rule with a sum for each level."""
 
     def __init__(self, members: int, d_model: int, config: LogLinearDelta, layer: LayerContext) -> None:
-        super().__init__(config.sizes, config.levels)
-        self.impl = cast(DeltaImpl, layer.impl)
+        super().__init__(config.sizes, config.levels, layer)
         self.shared, self.factor = config.groups // config.heads, config.key_width**-0.5
         self.rate = WritingRate(members, d_model, config.groups, config.negative_eigenvalues)
         self.decay = StepDecay(members, d_model, config.groups)
@@ -65,25 +66,14 @@ class DeltaLevels(LevelsCore):
         q, k = (widen(part) for part in repeated)
         return self.factor * q, k
 
-    def parts(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(fold(part) for part in (q, k, v, self.rate(x), self.decay(x)))
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> LevelTokens:
+        return LevelTokens(q, k, v, self.decay(x), self.rate(x)).apply(fold)
 
-    def within(self, parts: tuple[Tensor, ...], shares: Tensor) -> Tensor:
-        q, k, v, rates, log_decay = parts
-        queries, keys = (part.transpose(1, 2) for part in self.spread_keys(q, k))  # [N, G, T, K]
-        rates, decays = rates.transpose(1, 2)[..., None], between(log_decay.cumsum(1))
-        with torch.autocast(v.device.type, enabled=False):  # products of transitions lose too much in bfloat16
-            system = ((keys @ keys.mT) * decays * rates).tril(-1)
-            one = torch.eye(v.shape[1], dtype=system.dtype, device=v.device)
-            # Column j holds what the write of token j has become, so that weights can follow the solution.
-            writes = torch.linalg.solve_triangular(one + system, one * rates, upper=False, unitriangular=True)
-            y: Tensor = (((queries @ keys.mT) * decays) @ writes * shares) @ widen(v).transpose(1, 2)
-        return y.transpose(1, 2)
-
-    def across(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-        before, after = (DeltaInputs(q, k, v, beta=b, log_decay=g) for q, k, v, b, g in (first, second))
-        state = delta_rule(before, DeltaOptions(), self.impl)[1]
-        read, _ = delta_rule(after._replace(v=torch.zeros_like(after.v), state=state), DeltaOptions(), self.impl)
+    def across(self, first: LevelTokens, second: LevelTokens, weights: Tensor) -> Tensor:
+        impl = cast(DeltaImpl, self.impl)
+        before, after = (DeltaInputs(x.q, x.k, x.v, beta=x.rates, log_decay=x.log_decay) for x in (first, second))
+        state = delta_rule(before, DeltaOptions(), impl)[1]
+        read, _ = delta_rule(after._replace(v=torch.zeros_like(after.v), state=state), DeltaOptions(), impl)
         return scale_heads(read, weights)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from icl_bench.architectures.layers import StackedLinear, widen
 from icl_bench.kernels.attention.api import AttentionImpl, attention
 from icl_bench.kernels.fleet.block_attention import block_attention, scores_of
 from icl_bench.kernels.fleet.causal_softmax import best_blocks, causal_softmax
+from icl_bench.kernels.fleet.products import scale_heads
 from icl_bench.kernels.fleet.records import BlockChoice, SeenKeys
 
 BRANCHES = 3
@@ -115,5 +116,8 @@ class SparseCore(Core):
 
     def mix(self, parts: list[Tensor], nearest: Tensor, gates: Tensor) -> Tensor:
         """Return the sum of a, b and c [N, Q, H, V] times their gates [N, Q, H, 3]."""
-        mixed: Tensor = (torch.stack([*parts, nearest], dim=-2) * gates[..., None]).sum(-2)
+        shares = gates.unbind(-1)
+        mixed = scale_heads(parts[0], shares[0])
+        for part, share in zip([*parts[1:], nearest], shares[1:], strict=True):
+            mixed = scale_heads(part, share, mixed)
         return mixed
