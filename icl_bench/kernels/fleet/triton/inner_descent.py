@@ -16,7 +16,7 @@ from icl_bench.kernels.fleet.records import MINIBATCH
 from icl_bench.kernels.triton.common import padded, precision_of
 
 FEWEST_COLUMNS = 16
-WARPS = {16: 1, 32: 1, 64: 4}
+WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
 """Warps of a program by padded width: more of them repeat operands of products, fewer spill."""
 
 
@@ -54,7 +54,7 @@ def minibatch_at(index, sizes, columns, C: tl.constexpr):
     tokens = index * C + tl.arange(0, C)
     sequence, head = tl.program_id(0).to(tl.int64) // sizes.heads, tl.program_id(0) % sizes.heads
     rates = (sequence * sizes.time + tokens) * sizes.heads + head
-    rows = tokens < sizes.time
+    rows = (tokens >= 0) & (tokens < sizes.time)
     return Minibatch(
         rates[:, None] * sizes.width + columns[None, :], rates, rows[:, None] & (columns < sizes.width)[None, :], rows
     )
