@@ -22,7 +22,6 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     inner_product,
     layer_norm,
     load_factors,
-    load_minibatch,
     load_row,
     minibatch_at,
     store_row,
@@ -68,14 +67,15 @@ def gelu_parts(x):
 def load_tile(pointer, place, rows, height, columns, width, there):
     """Load a tile of a matrix [height, width] at its place among others, zeros outside and where `there` is 0."""
     mask = (rows < height * there)[:, None] & (columns < width)[None, :]
-    return tl.load(pointer + (place * height + rows)[:, None] * width + columns[None, :], mask=mask, other=0.0)
+    tile = pointer + place * height * width + (rows[:, None] * width + columns[None, :])
+    return tl.load(tile, mask=mask, other=0.0)
 
 
 @triton.jit
 def store_tile(pointer, place, rows, height, columns, width, there, tile):
     """Store a tile of a matrix [height, width] at its place among others, or nothing where `there` is 0."""
     mask = (rows < height * there)[:, None] & (columns < width)[None, :]
-    tl.store(pointer + (place * height + rows)[:, None] * width + columns[None, :], tile, mask=mask)
+    tl.store(pointer + place * height * width + (rows[:, None] * width + columns[None, :]), tile, mask=mask)
 
 
 @triton.jit
@@ -85,12 +85,23 @@ def again(pointer, at):
 
 
 @triton.jit
+def key_slopes(z2, k, v, at, g, b, inside, sizes):
+    """Return the gradient of the inner loss by the outputs of keys, and what `through_slope` takes of its parts."""
+    normed, scale = layer_norm(z2, inside, sizes)
+    error = tl.where(inside, g * normed + b - again(v, at) + again(k, at), 0.0)
+    u = g * error
+    mean, along = taken_by_norm(u, normed, sizes)
+    passes = tl.where(inside, u - mean - normed * along, 0.0)
+    return scale * passes, passes, error, u, along, normed, scale
+
+
+@triton.jit
 def begin_minibatch(key, w, w2, c, kept, after, columns, width, middle, hidden, there, PRECISION: tl.constexpr):
     """Keep a tile of the network; return its part of the outputs of keys."""
     store_tile(kept.first, after, columns, width, middle, hidden, there, w)
     store_tile(kept.second, after, columns, width, middle, hidden, there, w2)
     tl.store(kept.bias + after * hidden + middle, c, mask=middle < hidden * there)
-    held, _, _ = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])
+    held = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])[0]
     return inner_product(held, tl.trans(w2), PRECISION)
 
 
@@ -109,8 +120,7 @@ def inner_network_kernel(
     c2 = load_row(second_bias, head, columns, width)
     share, last = load_factors(factors, places, sizes, C)
     count, program = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
-    at = minibatch_at(0, sizes, columns, C)
-    query, key, value, rate = load_minibatch(q, k, v, rates, at)
+    key = again(k, minibatch_at(0, sizes, columns, C))
     z2 = tl.zeros([C, BLOCK_K], tl.float32) + c2
     for start in range(0, hidden, BLOCK_H):
         middle = start + tl.arange(0, BLOCK_H)
@@ -121,19 +131,17 @@ def inner_network_kernel(
     for index in range(count):
         place, after = program * slots + index % slots, program * slots + (index + 1) % slots
         more = tl.where(index + 1 < count, 1, 0)
+        at, at_next = minibatch_at(index, sizes, columns, C), minibatch_at(index + 1, sizes, columns, C)
+        query, key = again(q, at), again(k, at)
+        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
         store_tile(outputs.keys, place, places, C, columns, width, 1, z2)
-        normed, scale = layer_norm(z2, inside, sizes)
-        u = g * (g * normed + b - value + key)
-        mean, along = taken_by_norm(u, normed, sizes)
-        slope2 = tl.where(inside, scale * (u - mean - normed * along), 0.0)
+        slope2 = key_slopes(z2, k, v, at, g, b, inside, sizes)[0]
         steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
         weights = steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0)
         y2 = c2 - inner_product(steps, slope2, PRECISION)
         moved = (last * rate)[:, None]
         c2 -= tl.sum(moved * slope2, 0)[None, :]
         store_tile(slopes, program, places, C, columns, width, 1, slope2)
-        at_next = minibatch_at(index + 1, sizes, columns, C)
-        query_next, key_next, value_next, rate_next = load_minibatch(q, k, v, rates, at_next)
         z2 = tl.zeros([C, BLOCK_K], tl.float32) + c2
         tl.debug_barrier()  # other threads wrote what this minibatch reads
         for start in range(0, hidden, BLOCK_H):
@@ -146,7 +154,7 @@ def inner_network_kernel(
             held, bend, _ = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])
             slope = inner_product(slope2, w2, PRECISION) * bend
             y = inner_product(query, w, PRECISION) + c[None, :] - inner_product(weights, slope, PRECISION)
-            shown, _, _ = gelu_parts(y)
+            shown = gelu_parts(y)[0]
             y2 += inner_product(shown, tl.trans(w2), PRECISION)
             y2 -= inner_product(steps * inner_product(shown, tl.trans(held), PRECISION), slope2, PRECISION)
             slope *= moved
@@ -157,9 +165,8 @@ def inner_network_kernel(
                 again(k, at_next), w, w2, c, kept, after, columns, width, middle, hidden, more, PRECISION
             )
         store_tile(outputs.queries, place, places, C, columns, width, 1, y2)
-        normed, _ = layer_norm(y2, inside, sizes)
-        tl.store(out + at.tokens, (query + g * normed + b).to(out.dtype.element_ty), mask=at.mask)
-        at, query, key, value, rate = at_next, query_next, key_next, value_next, rate_next
+        normed = layer_norm(y2, inside, sizes)[0]
+        tl.store(out + at.tokens, (again(q, at) + g * normed + b).to(out.dtype.element_ty), mask=at.mask)
 
 
 @triton.jit
@@ -182,45 +189,38 @@ def inner_network_gradient_kernel(
     seen = places[:, None] >= places[None, :]
     count, own = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
     dc2 = tl.zeros([1, BLOCK_K], tl.float32)
-    total_n = tl.zeros([C], tl.float32)
+    total_g, total_b, total_n = dc2, dc2, tl.zeros([C], tl.float32)
     dkey_after = tl.zeros([C, BLOCK_K], tl.float32)
-    total_g, total_b = dkey_after, dkey_after
     for step in range(count + 1):
         index = count - 1 - step
         place = own * count + tl.maximum(index, 0)
         there, started = tl.where(index >= 0, 1, 0), tl.minimum(step, 1)
         at, at_after = minibatch_at(index, sizes, columns, C), minibatch_at(index + 1, sizes, columns, C)
-        query, key, value, rate = load_minibatch(q, k, v, rates, at)
-        upstream = again(gradient, at)
-        # The outputs of the minibatch again.
+        query, key, upstream = again(q, at), again(k, at), again(gradient, at)
+        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
         z2 = load_tile(outputs.keys, place, places, C, columns, width, there)
-        normed, scale = layer_norm(z2, inside, sizes)
-        error = tl.where(inside, g * normed + b - value + key, 0.0)
-        u = g * error
-        mean, along = taken_by_norm(u, normed, sizes)
-        passes = tl.where(inside, u - mean - normed * along, 0.0)
-        slope2 = scale * passes
-        steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
-        scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
-        weights = steps * scores
-        y2 = load_tile(outputs.queries, place, places, C, columns, width, there)
-        shown, spread = layer_norm(y2, inside, sizes)
+        slope2 = key_slopes(z2, k, v, at, g, b, inside, sizes)[0]
         # The norm of the output.
-        total_g += upstream * shown
-        total_b += upstream
+        shown, spread = layer_norm(load_tile(outputs.queries, place, places, C, columns, width, there), inside, sizes)
+        total_g += tl.sum(upstream * shown, 0)[None, :]
+        total_b += tl.sum(upstream, 0)[None, :]
         from_y = g * upstream
         mean_y, along_y = taken_by_norm(from_y, shown, sizes)
         dy2 = tl.where(inside, spread * (from_y - mean_y - shown * along_y), 0.0)
-        onto2 = -inner_product(dy2, tl.trans(slope2), PRECISION)
-        rated_onto2 = onto2 * steps
+        # Steps within the minibatch.
+        steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
+        weights = steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0)
+        rated_onto2 = -inner_product(dy2, tl.trans(slope2), PRECISION) * steps
         moved = (last * rate)[:, None]
         store_tile(slopes, own * 3, places, C, columns, width, 1, slope2)
         store_tile(slopes, own * 3 + 1, places, C, columns, width, 1, dy2)
+        dc2_after = dc2
+        dc2 += tl.sum(dy2, 0)[None, :]
         dquery = upstream
         dkey = tl.zeros([C, BLOCK_K], tl.float32)
-        dslope2 = dkey - moved * dc2
+        dslope2 = dkey - moved * dc2_after
         onto, scores2 = tl.zeros([C, C], tl.float32), tl.full([C, C], 1.0, tl.float32)
-        told = tl.sum(slope2 * dc2, 1)
+        told = tl.sum(slope2 * dc2_after, 1)
         tl.debug_barrier()  # other threads wrote what this minibatch reads
         for start in range(0, hidden, BLOCK_H):
             middle = start + tl.arange(0, BLOCK_H)
@@ -278,6 +278,12 @@ def inner_network_gradient_kernel(
             store_tile(dkept.second, own, columns, width, middle, hidden, 1, dw2)
             tl.store(dkept.bias + own * hidden + middle, dc, mask=middle < hidden)
         tl.store(dk + at_after.tokens, dkey_after.to(dk.dtype.element_ty), mask=at_after.mask)
+        # The rest of the step, of whose parts none was kept beside the tiles.
+        query, key = again(q, at), again(k, at)
+        slope2 = load_tile(slopes, own * 3, places, C, columns, width, 1)
+        dy2 = load_tile(slopes, own * 3 + 1, places, C, columns, width, 1)
+        scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
+        onto2 = -inner_product(dy2, tl.trans(slope2), PRECISION)
         dsteps = tl.where(seen, onto2 * scores2 + onto * scores, 0.0)
         total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(places == C - 1, tl.sum(rate * told), 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) - last * told
@@ -285,18 +291,23 @@ def inner_network_gradient_kernel(
         dquery += inner_product(onto, key, PRECISION)
         dkey += inner_product(tl.trans(onto), query, PRECISION)
         dslope2 -= inner_product(tl.trans(steps * scores2), dy2, PRECISION)
-        dz2, derror, total_g, total_b = through_slope(
-            dslope2, passes, error, u, along, normed, scale, g, inside, sizes, total_g, total_b
+        z2 = load_tile(outputs.keys, place, places, C, columns, width, there)
+        slope2, passes, error, u, along, normed, scale = key_slopes(z2, k, v, at, g, b, inside, sizes)
+        nothing = tl.zeros([C, BLOCK_K], tl.float32)
+        dz2, derror, own_g, own_b = through_slope(
+            dslope2, passes, error, u, along, normed, scale, g, inside, sizes, nothing, nothing
         )
+        total_g += tl.sum(own_g, 0)[None, :]
+        total_b += tl.sum(own_b, 0)[None, :]
         store_tile(slopes, own * 3 + 2, places, C, columns, width, 1, dz2)
-        dc2 += tl.sum(dy2 + dz2, 0)[None, :]
+        dc2 += tl.sum(dz2, 0)[None, :]
         dkey_after = dkey + derror
         tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
         tl.store(dv + at.tokens, (-derror).to(dv.dtype.element_ty), mask=at.mask)
         tl.store(drates + at.rates, drate, mask=at.rows)
     store_row(dsecond_bias, own, columns, width, dc2)
-    store_row(dgain, own, columns, width, tl.sum(total_g, 0)[None, :])
-    store_row(dshift, own, columns, width, tl.sum(total_b, 0)[None, :])
+    store_row(dgain, own, columns, width, total_g)
+    store_row(dshift, own, columns, width, total_b)
     tl.store(dfactors + own * C + places, total_n)
 
 
