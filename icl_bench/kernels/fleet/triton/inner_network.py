@@ -30,8 +30,11 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
 )
 from icl_bench.kernels.triton.common import padded, precision_of
 
-NETWORK_TILES = {16: (16, 1), 32: (16, 1), 64: (32, 4), 128: (32, 4)}
-"""Columns of a tile of the hidden layer, and warps of a program, by padded width."""
+NETWORK_TILES = {16: (16, 1, 128), 32: (16, 1, 128), 64: (32, 4, 168), 128: (64, 8, 255)}
+"""By padded width: columns of a tile of the hidden layer, warps of a program, and most registers of a thread.
+
+Programs wait for their products most of the time: with fewer registers, and some spills, more of them run at once.
+"""
 
 
 class Network(NamedTuple):
@@ -193,7 +196,7 @@ def inner_network_gradient_kernel(
     dkey_after = tl.zeros([C, BLOCK_K], tl.float32)
     for step in range(count + 1):
         index = count - 1 - step
-        place = own * count + tl.maximum(index, 0)
+        place, place_after = own * count + tl.maximum(index, 0), own * count + tl.minimum(index + 1, count - 1)
         there, started = tl.where(index >= 0, 1, 0), tl.minimum(step, 1)
         at, at_after = minibatch_at(index, sizes, columns, C), minibatch_at(index + 1, sizes, columns, C)
         query, key, upstream = again(q, at), again(k, at), again(gradient, at)
@@ -242,9 +245,9 @@ def inner_network_gradient_kernel(
             straight = inner_product(slope2, w2, PRECISION)
             slope = straight * bend
             # The end of the minibatch after, by its weights.
-            w2_after = w2 - inner_product(tl.trans(slope2), moved * held, PRECISION)
+            w_after = load_tile(kept.first, place_after, columns, width, middle, hidden, 1)
+            w2_after = load_tile(kept.second, place_after, columns, width, middle, hidden, 1)
             dz += inner_product(dz2, w2_after, PRECISION) * bend_after
-            w_after = w - inner_product(tl.trans(key), moved * slope, PRECISION)
             dkey_after += inner_product(dz, tl.trans(w_after), PRECISION)
             dw += inner_product(tl.trans(key_after), dz, PRECISION)
             dw2 += inner_product(tl.trans(dz2), held_after, PRECISION)
@@ -361,5 +364,5 @@ class FusedInnerNetwork(torch.autograd.Function):
 def network_tiles(width: int) -> dict[str, int]:
     """Return the tiles and warps of both kernels."""
     columns = padded(width, FEWEST_COLUMNS)
-    tile, warps = NETWORK_TILES[columns]
-    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "num_stages": 1}
+    tile, warps, registers = NETWORK_TILES[columns]
+    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "maxnreg": registers, "num_stages": 1}
