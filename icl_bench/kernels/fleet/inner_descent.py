@@ -108,7 +108,10 @@ def fused_descent(tokens: tuple[Tensor, ...], layers: Layers, norm: InnerNorm) -
     from icl_bench.kernels.fleet.triton.inner_network import FusedInnerNetwork
 
     parameters = [part[:, 0] for layer in (*layers, norm) for part in layer]
-    y: Tensor = (FusedInnerDescent if len(layers) == 1 else FusedInnerNetwork).apply(*tokens, *parameters, NORM_EPS)
+    if len(layers) == 1:
+        y: Tensor = FusedInnerDescent.apply(*tokens, *parameters, NORM_EPS)
+    else:
+        y = FusedInnerNetwork.apply(*tokens, *parameters, NORM_EPS, torch.is_grad_enabled())
     return y
 
 

@@ -14,7 +14,7 @@ BEFORE_ANY = -1e30
 """Maximum of an sLSTM before the first token, whose own i it then takes, so that its weights sum to at least 1."""
 MINIBATCH = 16
 """Tokens between two steps of inner gradient descent."""
-WIDEST_INNER = {1: 64, 2: 32}
+WIDEST_INNER = {1: 128, 2: 128}
 """Widest keys that the kernels of inner gradient descent take, by layers."""
 SOLVER_STEPS = 30
 """Most steps of conjugate gradients for solved queries."""
