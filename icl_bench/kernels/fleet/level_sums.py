@@ -61,16 +61,16 @@ def level_sums(tokens: LevelTokens, weights: Tensor, scale: float = 1.0, *, impl
 
         fused: Tensor = FusedLevelSums.apply(*tokens, weights, scale)
         return fused
-    kind, repeat = torch.float64 if impl == "reference" else accumulation_dtype(v.dtype), heads // q.shape[2]
+    kind = torch.float64 if impl == "reference" else accumulation_dtype(v.dtype)
     wide = tokens.apply(lambda part: part.to(kind))
-    q, k = (part.repeat_interleave(repeat, dim=2) for part in (scale * wide.q, wide.k))
     form = _by_tokens if impl == "reference" else _by_pairs
-    return form(wide._replace(q=q, k=k), weights.to(kind)).to(v.dtype)
+    return form(wide._replace(q=scale * wide.q), weights.to(kind)).to(v.dtype)
 
 
 def _by_tokens(tokens: LevelTokens, weights: Tensor) -> Tensor:
     """Compute the recurrence, one token after the other."""
-    q, k, v, log_decay, rates = tokens
+    _, _, v, log_decay, rates = tokens
+    q, k = (part.repeat_interleave(v.shape[2] // part.shape[2], dim=2) for part in tokens[:2])
     state, rows = v.new_zeros(len(q), v.shape[2], weights.shape[-1], q.shape[3], v.shape[3]), []
     for t in range(q.shape[1]):
         key = k[:, t] if rates is None else rates[:, t, :, None] * k[:, t]
@@ -94,11 +94,12 @@ def _by_pairs(tokens: LevelTokens, weights: Tensor) -> Tensor:
     earlier = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
     decays = (sums[..., None] - sums[..., None, :]).masked_fill(~earlier, -torch.inf).exp()
     with torch.autocast(v.device.type, enabled=False):  # products of transitions lose too much in bfloat16
-        scores = (q @ k.mT) * decays
+        shared = v.shape[2] // q.shape[1]
+        scores = (q @ k.mT).repeat_interleave(shared, dim=1) * decays
         if rates is not None:
             own = rates.transpose(1, 2)[..., None]
             one = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
-            system = ((k @ k.mT) * decays * own).tril(-1)
+            system = ((k @ k.mT).repeat_interleave(shared, dim=1) * decays * own).tril(-1)
             # Column j holds what the write of token j has become, so that weights can follow the solution.
             scores = scores @ torch.linalg.solve_triangular(one + system, one * own, upper=False, unitriangular=True)
         levels = level_numbers(v.shape[1], v.device)[..., None] == torch.arange(weights.shape[-1], device=v.device)
