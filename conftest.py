@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 
 from icl_bench.corpus import library, sources
 from icl_bench.corpus.tokens import write_corpus
-from icl_bench.harness.environment import usable_cores
+from icl_bench.isolation import usable_cores
 
 FOLDER = Path(tempfile.mkdtemp(prefix="icl-bench-corpora-"))
 os.environ[library.FOLDER_VARIABLE] = str(FOLDER)

@@ -7,8 +7,7 @@ from torch.nn import functional
 
 from icl_bench.errors import ArgumentError
 from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums
-from tests.kernels.fleet.test_inner_descent import assert_within_tf32
-from tests.kernels.numerics import draw
+from tests.kernels.numerics import assert_within_tf32, draw
 
 DEPTH = {False: 4, True: 8}
 """Products one behind the other in a chunk, without and with a system: scores, solution, queries, states, and back."""

@@ -8,8 +8,8 @@ from torch.nn import functional
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet import reflected_attention as module
 from icl_bench.kernels.fleet.reflected_attention import reflected_attention
-from tests.kernels.fleet.test_inner_descent import assert_within_tf32, results
-from tests.kernels.numerics import assert_equal_in_float64, draw
+from tests.kernels.fleet.test_inner_descent import results
+from tests.kernels.numerics import assert_equal_in_float64, assert_within_tf32, draw
 
 SHAPES = [(70, 2, (6, 5)), (20, 1, (16, 16)), (97, 1, (32, 20)), (40, 1, (64, 33))]
 

@@ -7,8 +7,7 @@ from torch.nn import functional
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet.solved_reads import solve, solved_reads
-from tests.kernels.fleet.test_inner_descent import assert_within_tf32
-from tests.kernels.numerics import draw
+from tests.kernels.numerics import assert_within_tf32, draw
 
 
 def operands(time: int, heads: int, widths: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
