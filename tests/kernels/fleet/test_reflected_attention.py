@@ -8,8 +8,7 @@ from torch.nn import functional
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet import reflected_attention as module
 from icl_bench.kernels.fleet.reflected_attention import reflected_attention
-from tests.kernels.fleet.test_inner_descent import results
-from tests.kernels.numerics import assert_equal_in_float64, assert_within_tf32, draw
+from tests.kernels.numerics import assert_equal_in_float64, assert_within_tf32, draw, outputs_and_gradients
 
 SHAPES = [(70, 2, (6, 5)), (20, 1, (16, 16)), (97, 1, (32, 20)), (40, 1, (64, 33))]
 
@@ -55,7 +54,10 @@ def test_one_token_reads_its_own_value(dtype):
 def test_gradients_repeat_bit_for_bit():
     """Those of queries are written by some threads of a program and read by others."""
     given = operands(70, 8, (32, 16), torch.bfloat16)
-    assert all(torch.equal(*pair) for pair in zip(*(results(attend, given, "triton") for _ in range(2)), strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(*(outputs_and_gradients(attend, given, "triton") for _ in range(2)), strict=True)
+    )
 
 
 def test_shapes_are_checked():
