@@ -106,6 +106,7 @@ def assert_within_tf32(function: Callable[..., object], inputs: Sequence[Tensor]
 def assert_replays(step: Callable[[], Sequence[Tensor]]) -> None:
     """A step that is captured in a graph gives, replayed twice, the bits that it gives without; on a CUDA device."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # inputs of the step may still be under way there
     with torch.cuda.stream(stream):
         wanted = [x.clone() for x in step()]  # compiles
     torch.cuda.synchronize()
