@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -20,7 +19,6 @@ if not torch.cuda.is_available():
 
 from icl_bench.corpus import library, sources
 from icl_bench.corpus.tokens import write_corpus
-from icl_bench.isolation import usable_cores
 
 FOLDER = Path(tempfile.mkdtemp(prefix="icl-bench-corpora-"))
 os.environ[library.FOLDER_VARIABLE] = str(FOLDER)
@@ -33,13 +31,6 @@ write_corpus(
     made_up.tokenizer,
     made_up.description,
 )
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Give `-n auto` a worker more than there are cores: many tests wait, for other processes or for their time."""
-    return usable_cores() + 1
-
 
 if importlib.util.find_spec("sybil") is not None:
     from docs.examples import pytest_collect_file as pytest_collect_file
