@@ -1,8 +1,8 @@
 """The idle worker that takes the next fleet, where workers of one process train beside each other on one GPU.
 
 It is one of the process that has least left to do and memory for the fleet, so that GPUs come to an end together; the
-last fleets are cut where one GPU would end after the others. A process prepares two fleets at a time; a fleet waits for
-that rather than for the end of its GPU.
+last fleets are cut where one GPU would end after the others. A process prepares one fleet at a time, or two as long as
+it trains none, since its threads share one lock of Python; a fleet waits for that rather than for the end of its GPU.
 """
 
 import math
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from icl_bench.harness.engines import messages
 from icl_bench.harness.engines.base import seconds_of
 from icl_bench.harness.engines.queues import Item
-from icl_bench.harness.engines.side_by_side import MOST_PREPARED
 from icl_bench.runs.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -114,10 +113,10 @@ def common_end(left: Sequence[float], more: float) -> float:
 def prepares(others: Sequence[WorkerSlot], starting: bool) -> bool:
     """Return whether a process with these fleets prepares as many as it may.
 
-    Those are two, or one as long as another process is `starting`, which would take the second one.
+    Those are two as long as it trains none, unless another process is `starting`, which would take the second one.
     """
     preparing = sum(other.trained is None for other in others)
-    return preparing >= (1 if starting else MOST_PREPARED)
+    return preparing > 1 or (preparing > 0 and (starting or len(others) > 1))
 
 
 def fits(specs: Sequence[RunSpec], others: Sequence[WorkerSlot], device: "torch.device") -> bool:

@@ -35,8 +35,6 @@ TRUSTED = 3
 SWITCH_SECONDS = 1e-4
 """Seconds that a thread may compute in Python while another waits to launch a step; 5e-3 by default."""
 
-MOST_PREPARED = 2
-"""Most fleets that are prepared at once: they share Python's lock, without which torch draws their parameters."""
 SECONDS_TO_PREPARE = 1.0
 """Seconds before the end of a fleet's training at which its place is given to the next one, which is built meanwhile.
 
@@ -182,8 +180,8 @@ class Lanes:
         """Return whether another fleet may be started now, its memory aside."""
         occupancy, preparing = self.engine.occupancy, self.count("preparing")
         training = sum(lane.stays for lane in self.under_way)
-        below = len(self.under_way) < occupancy.most and training + preparing <= occupancy.wanted
-        return below and preparing < MOST_PREPARED
+        below = len(self.under_way) < occupancy.most and training <= occupancy.wanted
+        return below and (not preparing or (preparing == 1 and not training))  # a long compilation holds up no other
 
     def used(self) -> float:
         """Return the estimated bytes of all fleets under way."""

@@ -27,8 +27,6 @@ from icl_bench.registry import load_plugins
 from icl_bench.runs.events import Progress, Report
 from icl_bench.runs.store import Store
 
-CONTEXT = "icl_bench.kernels.context"
-"""Module that makes the context of a GPU when it is imported."""
 WAKE_SECONDS = 0.1
 """Seconds between two looks for a signal while threads carry out fleets."""
 
@@ -36,14 +34,13 @@ WAKE_SECONDS = 0.1
 def prepare(setup: messages.WorkerSetup) -> None:
     """Apply the environment, folder and threads of a setup to this process, and load the plug-ins.
 
-    For a GPU, load all kernels while the driver makes its context; each takes half a second. A process that was begun
-    early has its context, and loads what its fleets need.
+    For a GPU, load all kernels while the driver makes its context; each takes half a second.
     """
     os.environ.update(setup.environment)
     if setup.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = setup.gpu
-    if setup.machine.device.type == "cuda" and CONTEXT not in sys.modules:
-        import_module(CONTEXT)
+    if setup.machine.device.type == "cuda":
+        import_module("icl_bench.kernels.context")
         import_module("icl_bench.kernels.preloaded")
     os.chdir(setup.folder)
     torch.set_num_threads(setup.threads)

@@ -16,7 +16,6 @@ from icl_bench.harness.training.graphs import Pace
 from icl_bench.harness.training.keep import kept_files, probes_file
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.harness.training.probes import Probe, probe_marks
-from icl_bench.harness.training.rehearsal import rehearse_test
 from icl_bench.harness.training.results import FleetScores, MemberScores
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Trainer
@@ -217,9 +216,6 @@ class TrainingLoop:
         self.hold(self.roster.narrow(self.trainer))
         if self.over and self.latest is not None:
             self.report(self.latest._replace(steps=end))
-        if begin > 0:  # by then the fleets beside it are built
-            seconds_left = self.training_seconds / end * (self.spec.train.steps - end)
-            rehearse_test(self.trainer.specs, self.trainer.machine, seconds_left)
         self.training_since = time.perf_counter()
         reach("validated")
 

@@ -46,19 +46,19 @@ def test_the_process_with_the_least_left_takes_the_next_fleet(monkeypatch) -> No
     assert chosen(slot("a", 900), slot("a"), slot("b")) == "b"
 
 
-def test_a_process_prepares_two_fleets_at_a_time(monkeypatch) -> None:
+def test_a_process_prepares_one_fleet_at_a_time_and_two_while_it_trains_none(monkeypatch) -> None:
     monkeypatch.setattr(memory, "total_memory", lambda device: 1 << 40)
     assert chosen(slot("a", 9, trained=None), slot("a")) == "a"
     assert chosen(slot("a", 9, trained=None), slot("a", 9, trained=None), slot("a")) is None
-    assert chosen(slot("a", 9, trained=None), slot("a", 9), slot("a")) == "a"
+    assert chosen(slot("a", 9, trained=None), slot("a", 9), slot("a")) is None
     assert chosen(slot("a", 9), slot("a", 9), slot("a")) == "a"
 
 
 def test_a_fleet_waits_for_the_process_with_the_least_left_while_that_prepares_others(monkeypatch) -> None:
     monkeypatch.setattr(memory, "total_memory", lambda device: 1 << 40)
-    preparing = slot("a", 9, trained=None), slot("a", 9, trained=None), slot("a")
+    preparing = slot("a", 9), slot("a", 9, trained=None), slot("a")
     assert chosen(*preparing, slot("b", 900), slot("b")) is None
-    assert chosen(*preparing, slot("b", 17), slot("b")) == "b"
+    assert chosen(*preparing, slot("b", 10), slot("b")) == "b"
 
 
 def test_a_process_that_starts_takes_the_second_fleet(monkeypatch) -> None:
