@@ -18,37 +18,35 @@ def product_layout(V):
 
 
 @gluon.constexpr_function
-def expanded_layout(BLOCK):
-    """Return the layout of expanded rows [2, 4, 16, BLOCK], which is that of the left operand of a product.
+def expanded_layout():
+    """Return the layout of expanded rows [2, 4, 16, STEP], which is that of the left operand of a product.
 
     Of the channel pair (i, j), i = 2 warp + the first axis and j is the third one: a thread needs two neighbouring
     channels i of a token, one word of shared memory, and the channels j as a transposing load of matrices gives them.
     """
-    blocks = [[0, 0, 0, 1 << bit] for bit in range(3, BLOCK.bit_length() - 1)]
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, 0, 0, 1], [0, 0, 8, 0], *blocks, [1, 0, 0, 0]],
+        reg_bases=[[0, 0, 0, 1], [0, 0, 8, 0], [0, 0, 0, 8], [1, 0, 0, 0]],
         lane_bases=[[0, 0, 0, 2], [0, 0, 0, 4], [0, 0, 1, 0], [0, 0, 2, 0], [0, 0, 4, 0]],
-        warp_bases=[[0, 1, 0, 0], [0, 2, 0, 0]], block_bases=[], shape=[2, 4, 16, BLOCK],
+        warp_bases=[[0, 1, 0, 0], [0, 2, 0, 0]], block_bases=[], shape=[2, 4, 16, 16],
     )  # fmt: skip
 
 
 @gluon.constexpr_function
-def left_layout(BLOCK):
-    """Return the layout of the channels i of tokens, [8, BLOCK], in which they are loaded."""
-    blocks = [[0, 1 << bit] for bit in range(3, BLOCK.bit_length() - 1)]
+def left_layout():
+    """Return the layout of the channels i of tokens, [8, STEP], in which they are loaded."""
     return gl.DistributedLinearLayout(
-        reg_bases=[[1, 0], [0, 1], *blocks], lane_bases=[[0, 2], [0, 4], [0, 0], [0, 0], [0, 0]],
-        warp_bases=[[2, 0], [4, 0]], block_bases=[], shape=[8, BLOCK],
+        reg_bases=[[1, 0], [0, 1], [0, 8]], lane_bases=[[0, 2], [0, 4], [0, 0], [0, 0], [0, 0]],
+        warp_bases=[[2, 0], [4, 0]], block_bases=[], shape=[8, 16],
     )  # fmt: skip
 
 
 @gluon.jit
 def _expand_step(u, w, weights, HALF: gl.constexpr, V: gl.constexpr, VALUES: gl.constexpr):
     """f_t u_ti w_tj of the rows (i, j) of half a tile, [128, STEP], as the left operand of a product."""
-    WHOLE: gl.constexpr = expanded_layout(STEP)
-    u = u.slice(8 * HALF, 8, dim=1).permute((1, 0)).load(left_layout(STEP))
+    WHOLE: gl.constexpr = expanded_layout()
+    u = u.slice(8 * HALF, 8, dim=1).permute((1, 0)).load(left_layout())
     if VALUES:
-        weight = weights.load(gl.SliceLayout(0, left_layout(STEP)))
+        weight = weights.load(gl.SliceLayout(0, left_layout()))
         u *= weight[None, :]
     u = gl.permute(gl.reshape(u, [4, 2, STEP]), [1, 0, 2])
     u = gl.convert_layout(u, gl.SliceLayout(2, WHOLE), assert_trivial=True)
