@@ -150,7 +150,7 @@ class _WithReads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, read: Tensor) -> Tensor:
         ctx.half = read.shape[1]
-        halves(ctx.half, 1, y).add_(read)
+        y.unflatten(1, (-1, 2, ctx.half))[:, :, 1].add_(read.unflatten(0, (len(y), -1)))
         ctx.mark_dirty(y)
         return y
 
