@@ -79,7 +79,7 @@ def inner_descent(
     """Return y [M, B, T, H, K] in the type of v, for tokens of that shape, rates e [M, B, T, H] and n [M, 16].
 
     The layers have an axis of 1 for the batch; they, the norm, rates and n are float32, or float64. "triton" takes one
-    layer and K up to 64, or two and K up to 32; "auto" is that where it fits, for tokens in half precision.
+    layer or two and K up to 128; "auto" is that where it fits, for tokens in half precision.
     """
     layers, norm = model
     check_shape("rates", rates, q.shape[:-1], "[M, B, T, H]")

@@ -16,11 +16,8 @@ from icl_bench.kernels.fleet.records import MINIBATCH
 from icl_bench.kernels.triton.common import padded, precision_of
 
 FEWEST_COLUMNS = 16
-DESCENT_TILES = {16: (1, 255), 32: (1, 255), 64: (4, 255), 128: (8, 255)}
-"""Warps of a program, and most registers of a thread, by padded width.
-
-More warps repeat operands of products, fewer spill; with fewer registers more programs run at once.
-"""
+WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
+"""Warps of a program by padded width: more of them repeat operands of products, fewer spill."""
 
 
 class DescentSizes(NamedTuple):
@@ -260,14 +257,13 @@ class FusedInnerDescent(torch.autograd.Function):
         )
         members, batch, time, heads, width = q.shape
         count, columns = -(-time // MINIBATCH), padded(width, FEWEST_COLUMNS)
-        warps, registers = DESCENT_TILES[columns]
         weights = weight.new_empty(members * batch * heads, count, width, width)
         biases, out = weight.new_empty(members * batch * heads, count, width), torch.empty_like(v)
         with launch_on(q):
             inner_descent_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out,
                 DescentSizes(batch, time, heads, width, eps), C=MINIBATCH, PRECISION=precision_of(v), BLOCK_K=columns,
-                num_warps=warps, maxnreg=registers,
+                num_warps=WARPS[columns],
             )  # fmt: skip
         ctx.save_for_backward(q, k, v, rates, factors, gain, shift, weights, biases)
         ctx.eps = eps
@@ -279,14 +275,13 @@ class FusedInnerDescent(torch.autograd.Function):
         members, batch, time, heads, width = q.shape
         dq, dk, dv, drates = (torch.empty_like(x) for x in (q, k, v, rates))
         rows, columns = (members, batch, heads), padded(width, FEWEST_COLUMNS)
-        warps, registers = DESCENT_TILES[columns]
         dfactors, dweight = weights.new_empty(*rows, MINIBATCH), weights.new_empty(*rows, width, width)
         dbias, dgain, dshift = (weights.new_empty(*rows, 1, width) for _ in range(3))
         with launch_on(q):
             inner_descent_gradient_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, gain, shift, weights, biases, gradient.contiguous(), dq, dk, dv, drates,
                 dfactors, dweight, dbias, dgain, dshift, DescentSizes(batch, time, heads, width, ctx.eps), C=MINIBATCH,
-                PRECISION=precision_of(v), BLOCK_K=columns, num_warps=warps, maxnreg=registers,
+                PRECISION=precision_of(v), BLOCK_K=columns, num_warps=WARPS[columns],
             )  # fmt: skip
         sums = (part.sum(1) for part in (dweight, dbias, dgain, dshift))
         return dq, dk, dv, drates, dfactors.sum((1, 2)), *sums, None

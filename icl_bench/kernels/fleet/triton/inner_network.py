@@ -30,11 +30,8 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
 )
 from icl_bench.kernels.triton.common import padded, precision_of
 
-NETWORK_TILES = {16: (16, 1, 128), 32: (16, 1, 128), 64: (32, 4, 168), 128: (64, 8, 255)}
-"""By padded width: columns of a tile of the hidden layer, warps of a program, and most registers of a thread.
-
-Programs wait for their products most of the time: with fewer registers, and some spills, more of them run at once.
-"""
+NETWORK_TILES = {16: (16, 1), 32: (16, 1), 64: (32, 4), 128: (64, 8)}
+"""Columns of a tile of the hidden layer, and warps of a program, by padded width."""
 
 
 class Network(NamedTuple):
@@ -67,7 +64,7 @@ def gelu_parts(x):
 
 
 @triton.jit
-def load_tile(pointer, place, rows, height, columns, width, there):
+def load_slice(pointer, place, rows, height, columns, width, there):
     """Load a tile of a matrix [height, width] at its place among others, zeros outside and where `there` is 0."""
     mask = (rows < height * there)[:, None] & (columns < width)[None, :]
     tile = pointer + place * height * width + (rows[:, None] * width + columns[None, :])
@@ -75,14 +72,14 @@ def load_tile(pointer, place, rows, height, columns, width, there):
 
 
 @triton.jit
-def store_tile(pointer, place, rows, height, columns, width, there, tile):
+def store_slice(pointer, place, rows, height, columns, width, there, tile):
     """Store a tile of a matrix [height, width] at its place among others, or nothing where `there` is 0."""
     mask = (rows < height * there)[:, None] & (columns < width)[None, :]
     tl.store(pointer + place * height * width + (rows[:, None] * width + columns[None, :]), tile, mask=mask)
 
 
 @triton.jit
-def again(pointer, at):
+def load_minibatch_of(pointer, at):
     """Load tokens of a minibatch in float32."""
     return tl.load(pointer + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
 
@@ -91,7 +88,7 @@ def again(pointer, at):
 def key_slopes(z2, k, v, at, g, b, inside, sizes):
     """Return the gradient of the inner loss by the outputs of keys, and what `through_slope` takes of its parts."""
     normed, scale = layer_norm(z2, inside, sizes)
-    error = tl.where(inside, g * normed + b - again(v, at) + again(k, at), 0.0)
+    error = tl.where(inside, g * normed + b - load_minibatch_of(v, at) + load_minibatch_of(k, at), 0.0)
     u = g * error
     mean, along = taken_by_norm(u, normed, sizes)
     passes = tl.where(inside, u - mean - normed * along, 0.0)
@@ -101,8 +98,8 @@ def key_slopes(z2, k, v, at, g, b, inside, sizes):
 @triton.jit
 def begin_minibatch(key, w, w2, c, kept, after, columns, width, middle, hidden, there, PRECISION: tl.constexpr):
     """Keep a tile of the network; return its part of the outputs of keys."""
-    store_tile(kept.first, after, columns, width, middle, hidden, there, w)
-    store_tile(kept.second, after, columns, width, middle, hidden, there, w2)
+    store_slice(kept.first, after, columns, width, middle, hidden, there, w)
+    store_slice(kept.second, after, columns, width, middle, hidden, there, w2)
     tl.store(kept.bias + after * hidden + middle, c, mask=middle < hidden * there)
     held = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])[0]
     return inner_product(held, tl.trans(w2), PRECISION)
@@ -123,37 +120,41 @@ def inner_network_kernel(
     c2 = load_row(second_bias, head, columns, width)
     share, last = load_factors(factors, places, sizes, C)
     count, program = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
-    key = again(k, minibatch_at(0, sizes, columns, C))
+    key = load_minibatch_of(k, minibatch_at(0, sizes, columns, C))
     z2 = tl.zeros([C, BLOCK_K], tl.float32) + c2
     for start in range(0, hidden, BLOCK_H):
         middle = start + tl.arange(0, BLOCK_H)
-        w = load_tile(given.first, head, columns, width, middle, hidden, 1)
-        w2 = load_tile(given.second, head, columns, width, middle, hidden, 1)
+        w = load_slice(given.first, head, columns, width, middle, hidden, 1)
+        w2 = load_slice(given.second, head, columns, width, middle, hidden, 1)
         c = tl.load(given.bias + head * hidden + middle, mask=middle < hidden, other=0.0)
         z2 += begin_minibatch(key, w, w2, c, kept, program * slots, columns, width, middle, hidden, 1, PRECISION)
     for index in range(count):
         place, after = program * slots + index % slots, program * slots + (index + 1) % slots
         more = tl.where(index + 1 < count, 1, 0)
         at, at_next = minibatch_at(index, sizes, columns, C), minibatch_at(index + 1, sizes, columns, C)
-        query, key = again(q, at), again(k, at)
+        query, key = load_minibatch_of(q, at), load_minibatch_of(k, at)
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
-        store_tile(outputs.keys, place, places, C, columns, width, 1, z2)
+        store_slice(outputs.keys, place, places, C, columns, width, 1, z2)
         slope2 = key_slopes(z2, k, v, at, g, b, inside, sizes)[0]
         steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
         weights = steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0)
         y2 = c2 - inner_product(steps, slope2, PRECISION)
         moved = (last * rate)[:, None]
         c2 -= tl.sum(moved * slope2, 0)[None, :]
-        store_tile(slopes, program, places, C, columns, width, 1, slope2)
+        store_slice(slopes, program, places, C, columns, width, 1, slope2)
         z2 = tl.zeros([C, BLOCK_K], tl.float32) + c2
         tl.debug_barrier()  # other threads wrote what this minibatch reads
         for start in range(0, hidden, BLOCK_H):
             middle = start + tl.arange(0, BLOCK_H)
-            w = load_tile(kept.first, place, columns, width, middle, hidden, 1)
-            w2 = load_tile(kept.second, place, columns, width, middle, hidden, 1)
+            w = load_slice(kept.first, place, columns, width, middle, hidden, 1)
+            w2 = load_slice(kept.second, place, columns, width, middle, hidden, 1)
             c = tl.load(kept.bias + place * hidden + middle, mask=middle < hidden, other=0.0)
             # Read again in each turn, they occupy no registers between products.
-            slope2, query, key = load_tile(slopes, program, places, C, columns, width, 1), again(q, at), again(k, at)
+            slope2, query, key = (
+                load_slice(slopes, program, places, C, columns, width, 1),
+                load_minibatch_of(q, at),
+                load_minibatch_of(k, at),
+            )
             held, bend, _ = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])
             slope = inner_product(slope2, w2, PRECISION) * bend
             y = inner_product(query, w, PRECISION) + c[None, :] - inner_product(weights, slope, PRECISION)
@@ -165,11 +166,11 @@ def inner_network_kernel(
             w2 -= inner_product(tl.trans(slope2), moved * held, PRECISION)
             c -= tl.sum(slope, 0)
             z2 += begin_minibatch(
-                again(k, at_next), w, w2, c, kept, after, columns, width, middle, hidden, more, PRECISION
+                load_minibatch_of(k, at_next), w, w2, c, kept, after, columns, width, middle, hidden, more, PRECISION
             )
-        store_tile(outputs.queries, place, places, C, columns, width, 1, y2)
+        store_slice(outputs.queries, place, places, C, columns, width, 1, y2)
         normed = layer_norm(y2, inside, sizes)[0]
-        tl.store(out + at.tokens, (again(q, at) + g * normed + b).to(out.dtype.element_ty), mask=at.mask)
+        tl.store(out + at.tokens, (load_minibatch_of(q, at) + g * normed + b).to(out.dtype.element_ty), mask=at.mask)
 
 
 @triton.jit
@@ -199,12 +200,12 @@ def inner_network_gradient_kernel(
         place, place_after = own * count + tl.maximum(index, 0), own * count + tl.minimum(index + 1, count - 1)
         there, started = tl.where(index >= 0, 1, 0), tl.minimum(step, 1)
         at, at_after = minibatch_at(index, sizes, columns, C), minibatch_at(index + 1, sizes, columns, C)
-        query, key, upstream = again(q, at), again(k, at), again(gradient, at)
+        query, key, upstream = load_minibatch_of(q, at), load_minibatch_of(k, at), load_minibatch_of(gradient, at)
         rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
-        z2 = load_tile(outputs.keys, place, places, C, columns, width, there)
+        z2 = load_slice(outputs.keys, place, places, C, columns, width, there)
         slope2 = key_slopes(z2, k, v, at, g, b, inside, sizes)[0]
         # The norm of the output.
-        shown, spread = layer_norm(load_tile(outputs.queries, place, places, C, columns, width, there), inside, sizes)
+        shown, spread = layer_norm(load_slice(outputs.queries, place, places, C, columns, width, there), inside, sizes)
         total_g += tl.sum(upstream * shown, 0)[None, :]
         total_b += tl.sum(upstream, 0)[None, :]
         from_y = g * upstream
@@ -215,8 +216,8 @@ def inner_network_gradient_kernel(
         weights = steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0)
         rated_onto2 = -inner_product(dy2, tl.trans(slope2), PRECISION) * steps
         moved = (last * rate)[:, None]
-        store_tile(slopes, own * 3, places, C, columns, width, 1, slope2)
-        store_tile(slopes, own * 3 + 1, places, C, columns, width, 1, dy2)
+        store_slice(slopes, own * 3, places, C, columns, width, 1, slope2)
+        store_slice(slopes, own * 3 + 1, places, C, columns, width, 1, dy2)
         dc2_after = dc2
         dc2 += tl.sum(dy2, 0)[None, :]
         dquery = upstream
@@ -227,26 +228,26 @@ def inner_network_gradient_kernel(
         tl.debug_barrier()  # other threads wrote what this minibatch reads
         for start in range(0, hidden, BLOCK_H):
             middle = start + tl.arange(0, BLOCK_H)
-            w = load_tile(kept.first, place, columns, width, middle, hidden, 1)
-            w2 = load_tile(kept.second, place, columns, width, middle, hidden, 1)
+            w = load_slice(kept.first, place, columns, width, middle, hidden, 1)
+            w2 = load_slice(kept.second, place, columns, width, middle, hidden, 1)
             c = tl.load(kept.bias + place * hidden + middle, mask=middle < hidden, other=0.0)
-            dw = load_tile(dkept.first, own, columns, width, middle, hidden, started)
-            dw2 = load_tile(dkept.second, own, columns, width, middle, hidden, started)
+            dw = load_slice(dkept.first, own, columns, width, middle, hidden, started)
+            dw2 = load_slice(dkept.second, own, columns, width, middle, hidden, started)
             dc = tl.load(dkept.bias + own * hidden + middle, mask=middle < hidden * started, other=0.0)
-            dz = load_tile(passed, own * 3, places, C, middle, hidden, started)
-            held_after = load_tile(passed, own * 3 + 1, places, C, middle, hidden, started)
-            bend_after = load_tile(passed, own * 3 + 2, places, C, middle, hidden, started)
+            dz = load_slice(passed, own * 3, places, C, middle, hidden, started)
+            held_after = load_slice(passed, own * 3 + 1, places, C, middle, hidden, started)
+            bend_after = load_slice(passed, own * 3 + 2, places, C, middle, hidden, started)
             # Read again in each turn, they occupy no registers between products.
-            slope2 = load_tile(slopes, own * 3, places, C, columns, width, 1)
-            dy2 = load_tile(slopes, own * 3 + 1, places, C, columns, width, 1)
-            dz2 = load_tile(slopes, own * 3 + 2, places, C, columns, width, started)
-            query, key, key_after = again(q, at), again(k, at), again(k, at_after)
+            slope2 = load_slice(slopes, own * 3, places, C, columns, width, 1)
+            dy2 = load_slice(slopes, own * 3 + 1, places, C, columns, width, 1)
+            dz2 = load_slice(slopes, own * 3 + 2, places, C, columns, width, started)
+            query, key, key_after = load_minibatch_of(q, at), load_minibatch_of(k, at), load_minibatch_of(k, at_after)
             held, bend, curve = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])
             straight = inner_product(slope2, w2, PRECISION)
             slope = straight * bend
             # The end of the minibatch after, by its weights.
-            w_after = load_tile(kept.first, place_after, columns, width, middle, hidden, 1)
-            w2_after = load_tile(kept.second, place_after, columns, width, middle, hidden, 1)
+            w_after = load_slice(kept.first, place_after, columns, width, middle, hidden, 1)
+            w2_after = load_slice(kept.second, place_after, columns, width, middle, hidden, 1)
             dz += inner_product(dz2, w2_after, PRECISION) * bend_after
             dkey_after += inner_product(dz, tl.trans(w_after), PRECISION)
             dw += inner_product(tl.trans(key_after), dz, PRECISION)
@@ -274,17 +275,17 @@ def inner_network_gradient_kernel(
             dw2 += inner_product(tl.trans(slope2), dstraight, PRECISION)
             dc += tl.sum(dy, 0)
             dz = dslope * straight * curve + dheld * bend
-            store_tile(passed, own * 3, places, C, middle, hidden, 1, dz)
-            store_tile(passed, own * 3 + 1, places, C, middle, hidden, 1, held)
-            store_tile(passed, own * 3 + 2, places, C, middle, hidden, 1, bend)
-            store_tile(dkept.first, own, columns, width, middle, hidden, 1, dw)
-            store_tile(dkept.second, own, columns, width, middle, hidden, 1, dw2)
+            store_slice(passed, own * 3, places, C, middle, hidden, 1, dz)
+            store_slice(passed, own * 3 + 1, places, C, middle, hidden, 1, held)
+            store_slice(passed, own * 3 + 2, places, C, middle, hidden, 1, bend)
+            store_slice(dkept.first, own, columns, width, middle, hidden, 1, dw)
+            store_slice(dkept.second, own, columns, width, middle, hidden, 1, dw2)
             tl.store(dkept.bias + own * hidden + middle, dc, mask=middle < hidden)
         tl.store(dk + at_after.tokens, dkey_after.to(dk.dtype.element_ty), mask=at_after.mask)
         # The rest of the step, of whose parts none was kept beside the tiles.
-        query, key = again(q, at), again(k, at)
-        slope2 = load_tile(slopes, own * 3, places, C, columns, width, 1)
-        dy2 = load_tile(slopes, own * 3 + 1, places, C, columns, width, 1)
+        query, key = load_minibatch_of(q, at), load_minibatch_of(k, at)
+        slope2 = load_slice(slopes, own * 3, places, C, columns, width, 1)
+        dy2 = load_slice(slopes, own * 3 + 1, places, C, columns, width, 1)
         scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
         onto2 = -inner_product(dy2, tl.trans(slope2), PRECISION)
         dsteps = tl.where(seen, onto2 * scores2 + onto * scores, 0.0)
@@ -294,7 +295,7 @@ def inner_network_gradient_kernel(
         dquery += inner_product(onto, key, PRECISION)
         dkey += inner_product(tl.trans(onto), query, PRECISION)
         dslope2 -= inner_product(tl.trans(steps * scores2), dy2, PRECISION)
-        z2 = load_tile(outputs.keys, place, places, C, columns, width, there)
+        z2 = load_slice(outputs.keys, place, places, C, columns, width, there)
         slope2, passes, error, u, along, normed, scale = key_slopes(z2, k, v, at, g, b, inside, sizes)
         nothing = tl.zeros([C, BLOCK_K], tl.float32)
         dz2, derror, own_g, own_b = through_slope(
@@ -302,7 +303,7 @@ def inner_network_gradient_kernel(
         )
         total_g += tl.sum(own_g, 0)[None, :]
         total_b += tl.sum(own_b, 0)[None, :]
-        store_tile(slopes, own * 3 + 2, places, C, columns, width, 1, dz2)
+        store_slice(slopes, own * 3 + 2, places, C, columns, width, 1, dz2)
         dc2 += tl.sum(dz2, 0)[None, :]
         dkey_after = dkey + derror
         tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
@@ -364,5 +365,5 @@ class FusedInnerNetwork(torch.autograd.Function):
 def network_tiles(width: int) -> dict[str, int]:
     """Return the tiles and warps of both kernels."""
     columns = padded(width, FEWEST_COLUMNS)
-    tile, warps, registers = NETWORK_TILES[columns]
-    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "maxnreg": registers, "num_stages": 1}
+    tile, warps = NETWORK_TILES[columns]
+    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "num_stages": 1}
