@@ -37,7 +37,9 @@ def entropy_tile(dtype: torch.dtype, width: int, gradient: bool) -> EntropyTile:
 
 def table_tile(dtype: torch.dtype, width: int) -> EntropyTile:
     """Return the tile of the gradient of the table, by launches as those of the forward pass."""
-    return EntropyTile(32, 32, 4, 2) if dtype == torch.float32 else EntropyTile(64, 64, 4, 2 if width > 128 else 3)
+    if dtype == torch.float32:
+        return EntropyTile(32, 32, 4, 2)
+    return EntropyTile(64, 64, 4, 2) if width > 128 else EntropyTile(64, 64, 4, 3, held=True)
 
 
 def described(x: Tensor, rows: int) -> TensorDescriptor | None:
