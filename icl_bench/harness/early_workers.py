@@ -32,6 +32,12 @@ class EarlyProcess(NamedTuple):
     process: BaseProcess
     line: Connection
 
+    def end(self) -> None:
+        """Send SIGKILL, wait until the process is gone, and close its connection."""
+        self.process.kill()
+        self.process.join()
+        self.line.close()
+
 
 BEGUN: dict[str, EarlyProcess] = {}
 """Processes that wait, by the names of their GPUs."""
@@ -62,8 +68,9 @@ def wait_for_setup(gpu: str, line: Connection) -> None:
     for name in ("icl_bench.kernels.context", "icl_bench.harness.preloaded", "icl_bench.kernels.preloaded"):
         import_module(name)
     try:
-        setup, count = line.recv()
-        connections = [Connection(reduction.recv_handle(line)) for _ in range(count)]
+        with line:
+            setup, count = line.recv()
+            connections = [Connection(reduction.recv_handle(line)) for _ in range(count)]
     except (EOFError, OSError):
         sys.exit(128 + signal.SIGTERM)  # the supervisor is gone
     import_module("icl_bench.harness.engines.worker").worker_main(connections, setup)
@@ -77,20 +84,18 @@ def take_worker(connections: Sequence[Connection], setup: "WorkerSetup") -> Base
     early = BEGUN.pop(setup.gpu or "", None)
     if early is None:
         return None
-    with early.line:
-        try:
-            early.line.send((setup, len(connections)))
-            for connection in connections:
-                reduction.send_handle(early.line, connection.fileno(), early.process.pid)
-        except OSError:  # it has ended
-            return None
+    try:
+        early.line.send((setup, len(connections)))
+        for connection in connections:
+            reduction.send_handle(early.line, connection.fileno(), early.process.pid)
+    except OSError:  # it has ended
+        early.end()
+        return None
+    early.line.close()
     return early.process
 
 
 def end_others(gpus: Collection[str]) -> None:
     """End the processes that wait, but those of these GPUs."""
     for gpu in BEGUN.keys() - set(gpus):
-        early = BEGUN.pop(gpu)
-        early.process.kill()
-        early.process.join()
-        early.line.close()
+        BEGUN.pop(gpu).end()

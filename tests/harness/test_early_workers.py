@@ -1,5 +1,6 @@
 """Workers of GPUs that are begun before their command imports torch; here without a GPU."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,15 @@ def test_a_process_begun_early_is_the_worker_of_its_gpu(two_gpus, tmp_path: Path
         assert {worker.gpu: worker.process for worker in pool.started} == begun
     finally:
         engine.close()
+
+
+def test_a_process_ends_where_its_supervisor_is_gone(two_gpus, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    begin_workers()
+    early = BEGUN["0"]
+    early.line.close()
+    early.process.join(60.0)
+    assert early.process.exitcode == 128 + signal.SIGTERM
 
 
 def test_processes_of_other_gpus_end(two_gpus, monkeypatch) -> None:

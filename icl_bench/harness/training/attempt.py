@@ -26,7 +26,9 @@ from icl_bench.runs.store.checkpoint import Checkpoints
 FailureKind = Literal["memory", "fault"]
 
 MEMORY = (
-    *("can't allocate memory", "CUDA error: out of memory", "Triton Error [CUDA]: out of memory"),
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 FAULT = ("CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS", "Triton Error [CUDA]")

@@ -14,6 +14,7 @@ from icl_bench.kernels.power.triton.problem import has_token_rows, make_problem
 from tests.kernels.absent_gpu import run_for_hopper
 
 SCRIPT = """
+import itertools
 from icl_bench.kernels.power.triton import walk
 from icl_bench.kernels.power.triton.problem import TokenWeights, make_problem
 
@@ -21,7 +22,7 @@ found = []
 listener = lambda *, src, metadata, metadata_group, times, cache_hit: found.append(metadata_group)
 triton.knobs.compilation.listener = listener
 sources = []
-for width, gated in ((64, False), (64, True), (128, True)):
+for width, gated in itertools.product((64, 128), (False, True)):
     k = torch.empty(1, 512, 2, width, dtype=torch.bfloat16)
     problem = make_problem(k, k, k, 2, 1.0, True, 1e-6, 128, False)
     states = torch.empty(2, problem.chunks, problem.elements, dtype=torch.bfloat16)
@@ -101,4 +102,4 @@ def test_chunks_are_those_of_sums_and_a_scan_on_other_devices(hopper, monkeypatc
 
 def test_the_kernel_compiles_for_hopper_with_its_products_and_without_spills(tmp_path):
     counts = run_for_hopper(SCRIPT, tmp_path)
-    assert len(counts) == 3 and all(products > 0 and local == 0 for products, local in counts)
+    assert len(counts) == 4 and all(products > 0 and local == 0 for products, local in counts)
