@@ -167,6 +167,25 @@ def test_a_signal_while_the_program_loads_ends_it_without_a_traceback(tmp_path, 
     assert process.returncode in (0, 128 + number, -number)
 
 
+DROPPED = """
+import signal, weakref
+from icl_bench.harness import interruption
+class Held: pass
+interruption.listen()
+held = Held()
+callback = weakref.ref(held, lambda _: signal.raise_signal(signal.SIGINT))
+del held
+assert interruption.is_interrupted()
+callback = weakref.ref(Held(), lambda _: 1 / 0)
+"""
+
+
+def test_a_signal_whose_exception_python_drops_is_kept_without_a_word(tmp_path) -> None:
+    outcome = subprocess.run([sys.executable, "-c", DROPPED], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert outcome.returncode == 0
+    assert "Interrupted" not in outcome.stderr and "ZeroDivisionError" in outcome.stderr
+
+
 def test_a_signal_after_the_work_ends_a_process_at_once(monkeypatch) -> None:
     monkeypatch.setattr(interruption.os, "_exit", sys.exit)
     own = interruption.Interruption()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,17 @@ def listen(signals: Iterable[signal.Signals] = STOPPING) -> None:
     for number in signals:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, CURRENT.receive)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = tell_lost
+
+
+def tell_lost(lost: "sys.UnraisableHookArgs") -> None:
+    """Print an exception that Python drops, as it does in callbacks of its own, unless it is a signal.
+
+    The signal is kept, and raised again by the next `raise_if_interrupted`.
+    """
+    if not isinstance(lost.exc_value, Interrupted):
+        sys.__unraisablehook__(lost)
 
 
 def conclude() -> None:
