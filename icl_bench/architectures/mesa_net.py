@@ -12,7 +12,7 @@ State: K (K + V) sums a head, and the tail of the convolution. Work a token: (62
 et al. (arXiv 2506.05233).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from icl_bench.architectures.frame import Core, HeadsLayout
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant, inverse_softplus, mapped
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
+from icl_bench.kernels.backends import FleetImpl
 from icl_bench.kernels.fleet.records import SOLVER_STEPS
 from icl_bench.kernels.fleet.solved_reads import solve, solved_reads
 
@@ -67,7 +68,7 @@ class MesaCore(Core):
 
     def __init__(self, members: int, d_model: int, config: MesaNet, layer: LayerContext) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.impl = config, cast(FleetImpl, layer.impl)
         self.forget = DecayGate(members, d_model, config.heads, decay=False)
         self.write = StackedLinear(members, d_model, config.heads, bias=constant(0.0), decay=False)
         start = mapped(constant(1 - LEAST_RIDGE), inverse_softplus)
@@ -80,7 +81,7 @@ class MesaCore(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         log_g, rate = self.forget(x), widen(self.write(x)).sigmoid()
         with torch.autocast(x.device.type, enabled=False):  # the solver stalls in bfloat16
-            return solved_reads(q, k, v, log_g, rate, self.ridge())
+            return solved_reads(q, k, v, log_g, rate, self.ridge(), impl=self.impl)
 
     def initial_state(self, batch: int, like: Tensor) -> MesaState:
         shape, width = (like.shape[0], batch, self.config.heads, self.config.key_width), self.config.value_width

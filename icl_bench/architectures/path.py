@@ -10,7 +10,7 @@ V) T numbers, all keys of which a token rewrites, and the tail of the convolutio
 2505.16381), without its forget gate; W_1 has 32 columns.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from icl_bench.architectures.frame import Core, fold
 from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import LowRankLinear, ShortConv, StackedLinear, widen
+from icl_bench.kernels.backends import FleetImpl
 from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.records import HeadColumns
 from icl_bench.kernels.fleet.reflected_attention import reflected_attention
@@ -41,7 +42,7 @@ class Path(RecurrentHeads):
     """Width of the short convolution on queries, keys and values; 0 for none."""
 
     def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
-        return PathCore(members, d_model, self)
+        return PathCore(members, d_model, self, cast(FleetImpl, layer.impl))
 
     def core_size(self, length: int) -> StateSize:
         tail = (REFLECTION_CONV - 1) * self.heads * self.key_width
@@ -67,8 +68,9 @@ class PathState(NamedTuple):
 class PathCore(Core):
     """Softmax attention on reflected keys."""
 
-    def __init__(self, members: int, d_model: int, config: Path) -> None:
+    def __init__(self, members: int, d_model: int, config: Path, impl: FleetImpl) -> None:
         super().__init__()
+        self.impl = impl
         self.shapes = (config.heads, config.key_width), (config.heads, config.value_width)
         keys = config.heads * config.key_width
         self.project = LowRankLinear(members, d_model, REFLECTION_RANK, keys)
@@ -87,7 +89,7 @@ class PathCore(Core):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
         w, b = self.reflections(x), self.strengths(x)
         with torch.autocast(x.device.type, enabled=False):  # products of reflections lose too much in bfloat16
-            y = reflected_attention(fold(q), fold(k), fold(v), fold(w), fold(b))
+            y = reflected_attention(fold(q), fold(k), fold(v), fold(w), fold(b), impl=self.impl)
         return y.view(v.shape)
 
     def initial_state(self, batch: int, like: Tensor) -> PathState:

@@ -12,7 +12,7 @@ norm is a layer norm, and the gate there a GELU.
 """
 
 import itertools
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self, cast
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from icl_bench.architectures.initialisation import constant, normal
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.rotation import rotate
 from icl_bench.errors import SpecError
+from icl_bench.kernels.backends import FleetImpl
 from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, InnerTokens, inner_descent, take_token
 from icl_bench.kernels.fleet.records import MINIBATCH
 
@@ -80,10 +81,11 @@ class TttLinear(RecurrentHeads):
 
     def build(self, members: int, d_model: int, layer: LayerContext) -> Mixer:
         full = self.resolved(d_model)
-        return TestTimeMixer(members, d_model, full.layout, TestTimeCore(members, d_model, full), None, layer)
+        core = full.core(members, d_model, None, layer)
+        return TestTimeMixer(members, d_model, full.layout, core, None, layer)
 
     def core(self, members: int, d_model: int, gate: DecayGate | None, layer: LayerContext) -> Core:
-        return TestTimeCore(members, d_model, self)
+        return TestTimeCore(members, d_model, self, cast(FleetImpl, layer.impl))
 
     def core_size(self, length: int) -> StateSize:
         return StateSize(sums=2 * self.heads * self.inner_size)
@@ -104,8 +106,9 @@ class TestTimeState(NamedTuple):
 class TestTimeCore(Core):
     """A stack of inner layers with GELU between them, trained by minibatches of tokens."""
 
-    def __init__(self, members: int, d_model: int, config: TttLinear) -> None:
+    def __init__(self, members: int, d_model: int, config: TttLinear, impl: FleetImpl) -> None:
         super().__init__()
+        self.impl = impl
         heads, widths = config.heads, config.inner_widths
         self.width, self.largest_rate = config.key_width, config.rate / config.key_width
         self.rate = StackedLinear(members, d_model, heads, bias=constant(0.0), decay=False)
@@ -140,7 +143,7 @@ class TestTimeCore(Core):
         rates = self.rates(x)
         with torch.autocast(x.device.type, enabled=False):  # steps of training lose too much in bfloat16
             q, k = rotate(q, k, torch.arange(q.shape[2], device=q.device)[:, None] % MINIBATCH)
-            return inner_descent(q, k, v, rates, self.factors(), (self.layers(), self.norm()))
+            return inner_descent(q, k, v, rates, self.factors(), (self.layers(), self.norm()), impl=self.impl)
 
     def initial_state(self, batch: int, like: Tensor) -> TestTimeState:
         spread = tuple(InnerLayer(*(part.expand(-1, batch, -1, -1, -1) for part in layer)) for layer in self.layers())

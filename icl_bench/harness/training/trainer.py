@@ -191,8 +191,10 @@ class Trainer:
         self.refill_stream.wait_stream(current)  # the batch of this step has been taken
         with torch.cuda.stream(self.refill_stream):
             queue.refill()
-        yield
-        current.wait_stream(self.refill_stream)
+        try:
+            yield
+        finally:  # a capture that failed would else fail once more, and buffers be freed while they are written
+            current.wait_stream(self.refill_stream)
 
     def update_on(self, batch: batches.TrainBatch) -> None:
         """Update every member on a batch."""

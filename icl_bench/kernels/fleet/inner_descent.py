@@ -17,9 +17,12 @@ from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.arguments import check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.projection import HALF_TYPES
-from icl_bench.kernels.fleet.records import MINIBATCH, WIDEST_INNER
+from icl_bench.kernels.fleet.records import MINIBATCH, MOST_INNER_LAYERS, WIDEST_INNER
 
 NORM_EPS = 1e-6
+WIDE_KEYS_BYTES = 228 << 10
+"""Least shared memory of a multiprocessor for keys of more than 64 columns, that of Hopper: a program takes up to 226
+KiB, or 217 where it is compiled for Ampere (Triton 3.6)."""
 gelu_backward = torch.ops.aten.gelu_backward
 """Gradient of GELU, which has a gradient itself, in one launch."""
 
@@ -79,16 +82,18 @@ def inner_descent(
     """Return y [M, B, T, H, K] in the type of v, for tokens of that shape, rates e [M, B, T, H] and n [M, 16].
 
     The layers have an axis of 1 for the batch; they, the norm, rates and n are float32, or float64. "triton" takes one
-    layer or two and K up to 128; "auto" is that where it fits, for tokens in half precision.
+    layer or two and K up to 128, or 64 where a GPU has less shared memory than Hopper; "auto" is that where it fits,
+    for tokens in half precision.
     """
     layers, norm = model
     check_shape("rates", rates, q.shape[:-1], "[M, B, T, H]")
     check_shape("factors", factors, (q.shape[0], MINIBATCH), "[M, 16]")
-    fits = q.shape[-1] <= WIDEST_INNER.get(len(layers), 0)
+    widest = widest_keys(q.device)
+    fits = len(layers) <= MOST_INNER_LAYERS and q.shape[-1] <= widest
     if impl == "triton" and not fits:
         raise KernelUnavailableError(
-            f"impl='triton' takes keys of the widths {WIDEST_INNER} by layers; got K={q.shape[-1]} and {len(layers)} "
-            "layers: use impl='auto'"
+            f"impl='triton' takes up to {MOST_INNER_LAYERS} layers and keys of up to {widest} on {q.device}; got "
+            f"K={q.shape[-1]} and {len(layers)} layers: use impl='auto'"
         )
     if takes_triton(impl, v) and fits and (v.dtype in HALF_TYPES or impl == "triton"):
         return fused_descent((q, k, v, rates, factors), layers, norm)
@@ -100,6 +105,14 @@ def inner_descent(
         y, layers = take_minibatch(InnerTokens(*tokens), shares, layers, norm)
         rows.append(y)
     return torch.cat(rows, dim=3).transpose(2, 3).to(v.dtype)
+
+
+def widest_keys(device: torch.device) -> int:
+    """Return the widest keys for which the kernels fit the shared memory of a device."""
+    if device.type != "cuda":
+        return WIDEST_INNER
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+    return WIDEST_INNER if shared >= WIDE_KEYS_BYTES else WIDEST_INNER // 2
 
 
 def fused_descent(tokens: tuple[Tensor, ...], layers: Layers, norm: InnerNorm) -> Tensor:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icl_bench.errors import ArgumentError
+from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.arguments import accumulation_dtype, check_shape
 from icl_bench.kernels.backends import FleetImpl, takes_triton
 from icl_bench.kernels.fleet.projection import HALF_TYPES
+from icl_bench.kernels.fleet.state_space import fits_registers
 
 
 class LevelTokens(NamedTuple):
@@ -41,8 +42,8 @@ class LevelTokens(NamedTuple):
 def level_sums(tokens: LevelTokens, weights: Tensor, scale: float = 1.0, *, impl: FleetImpl = "auto") -> Tensor:
     """Return y [N, T, G, V] in the type of v for weights w [N, T, G, levels].
 
-    Weights, logarithms and rates are float32 or float64. "auto" is Triton for tokens in half precision, where a program
-    walks a whole sequence; the plain form holds the scores of all pairs of tokens.
+    Weights, logarithms and rates are float32 or float64. "auto" is Triton for tokens in half precision whose states
+    fit registers, where a program walks a whole sequence; the plain form holds the scores of all pairs of tokens.
     """
     q, k, v, log_decay, rates = tokens
     n, time, heads, _ = v.shape
@@ -56,7 +57,13 @@ def level_sums(tokens: LevelTokens, weights: Tensor, scale: float = 1.0, *, impl
         raise ArgumentError(f"value heads must share keys evenly; got G={heads} and J={q.shape[2]}: change one of them")
     if (time - 1).bit_length() >= weights.shape[-1]:
         raise ArgumentError(f"{time} tokens have {1 + (time - 1).bit_length()} levels; got {weights.shape[-1]} weights")
-    if takes_triton(impl, v) and (v.dtype in HALF_TYPES or impl == "triton"):
+    fits = fits_registers(q.shape[-1], v.shape[-1])
+    if impl == "triton" and not fits:
+        raise KernelUnavailableError(
+            f"impl='triton' takes states that fit registers, such as 64 x 32 or 16 x 128; got K={q.shape[-1]} and "
+            f"V={v.shape[-1]}: use impl='auto'"
+        )
+    if takes_triton(impl, v) and fits and (v.dtype in HALF_TYPES or impl == "triton"):
         from icl_bench.kernels.fleet.triton.level_sums import FusedLevelSums
 
         fused: Tensor = FusedLevelSums.apply(*tokens, weights, scale)

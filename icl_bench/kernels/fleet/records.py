@@ -14,12 +14,10 @@ BEFORE_ANY = -1e30
 """Maximum of an sLSTM before the first token, whose own i it then takes, so that its weights sum to at least 1."""
 MINIBATCH = 16
 """Tokens between two steps of inner gradient descent."""
-WIDEST_INNER = {1: 128, 2: 128}
-"""Widest keys that the kernels of inner gradient descent take, by layers."""
+WIDEST_INNER, MOST_INNER_LAYERS = 128, 2
+"""Widest keys and most layers that the kernels of inner gradient descent take."""
 SOLVER_STEPS = 30
 """Most steps of conjugate gradients for solved queries."""
-WIDEST_SOLVED = 64
-"""Widest keys and values that the kernels of solved queries and of reflected keys take."""
 LEAST_LENGTH = 1e-12
 """Least length by which a key that erases is divided."""
 UNIT_EPS = 1e-6

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.arguments import accumulation_dtype, check_shape
-from icl_bench.kernels.backends import FleetImpl, takes_triton
+from icl_bench.kernels.backends import FleetImpl
 from icl_bench.kernels.fleet.causal_softmax import causal_softmax
-from icl_bench.kernels.fleet.projection import HALF_TYPES
-from icl_bench.kernels.fleet.records import WIDEST_SOLVED, SeenKeys
+from icl_bench.kernels.fleet.narrow_heads import takes_narrow_heads
+from icl_bench.kernels.fleet.records import SeenKeys
 
 CHUNK = 64
 """Tokens of a chunk of the form in operators of torch."""
@@ -26,21 +25,15 @@ CHUNK = 64
 def reflected_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
     """Return y [N, T, H, V], in the type of v, for queries, keys and reflections [N, T, H, K] and b [N, T, H].
 
-    b is in [0, 2] for w of length 1, so that no reflection lengthens a key; b is float32, or float64. "triton" takes
-    tokens in half precision and widths of up to 64; "auto" is that where it fits.
+    b is in [0, 2] for w of length 1, so that no reflection lengthens a key; b is float32, or float64. "auto" is
+    "triton" on CUDA where it fits (`takes_narrow_heads`), which rounds w to the type of the tokens.
     """
     rows = k.shape[:-1]
     for name, x in (("q", q), ("w", w)):
         check_shape(name, x, tuple(k.shape), "[N, T, H, K]")
     check_shape("v", v, (*rows, v.shape[-1]), "[N, T, H, V]")
     check_shape("b", b, tuple(rows), "[N, T, H]")
-    fits = v.dtype in HALF_TYPES and max(k.shape[-1], v.shape[-1]) <= WIDEST_SOLVED
-    if impl == "triton" and not fits:
-        raise KernelUnavailableError(
-            f"impl='triton' takes half precision and widths of {WIDEST_SOLVED}; got {v.dtype}, K={k.shape[-1]}, "
-            f"V={v.shape[-1]}: use impl='auto'"
-        )
-    if takes_triton(impl, v) and fits:
+    if takes_narrow_heads(impl, k, v, [b]):
         from icl_bench.kernels.fleet.triton.reflected_gradient import FusedReflectedAttention
 
         fused: Tensor = FusedReflectedAttention.apply(q, k, v, w, b)

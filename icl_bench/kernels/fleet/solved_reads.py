@@ -15,11 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from icl_bench.errors import KernelUnavailableError
 from icl_bench.kernels.arguments import accumulation_dtype, check_shape
-from icl_bench.kernels.backends import FleetImpl, takes_triton
-from icl_bench.kernels.fleet.projection import HALF_TYPES
-from icl_bench.kernels.fleet.records import SOLVER_STEPS, WIDEST_SOLVED
+from icl_bench.kernels.backends import FleetImpl
+from icl_bench.kernels.fleet.narrow_heads import takes_narrow_heads
+from icl_bench.kernels.fleet.records import SOLVER_STEPS
 from icl_bench.kernels.power.api import power_attention
 
 Product = Callable[[Tensor], Tensor]
@@ -31,8 +30,8 @@ def solved_reads(
 ) -> Tensor:
     """Return y [M, B, T, H, V], in the type of v, for queries and keys [M, B, T, H, K].
 
-    Log gates and rates b are [M, B, T, H], the ridge l is [M, H, K], positive; float32, or float64. "triton" takes
-    tokens in half precision and widths of up to 64; "auto" is that where it fits.
+    Log gates and rates b are [M, B, T, H], the ridge l is [M, H, K], positive; float32, or float64. "auto" is "triton"
+    on CUDA where it fits (`takes_narrow_heads`).
     """
     rows, heads = k.shape[:-1], (k.shape[0], *k.shape[-2:])
     check_shape("q", q, tuple(k.shape), "[M, B, T, H, K]")
@@ -40,13 +39,7 @@ def solved_reads(
     check_shape("log_g", log_g, rows, "[M, B, T, H]")
     check_shape("rate", rate, rows, "[M, B, T, H]")
     check_shape("ridge", ridge, heads, "[M, H, K]")
-    fits = v.dtype in HALF_TYPES and max(k.shape[-1], v.shape[-1]) <= WIDEST_SOLVED
-    if impl == "triton" and not fits:
-        raise KernelUnavailableError(
-            f"impl='triton' takes half precision and widths of {WIDEST_SOLVED}; got {v.dtype}, K={k.shape[-1]}, "
-            f"V={v.shape[-1]}: use impl='auto'"
-        )
-    if takes_triton(impl, v) and fits:
+    if takes_narrow_heads(impl, k, v, [log_g, rate, ridge]):
         from icl_bench.kernels.fleet.triton.solved_reads import FusedSolvedReads
 
         fused: Tensor = FusedSolvedReads.apply(q, k, v, log_g, rate, ridge)

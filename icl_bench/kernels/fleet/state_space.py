@@ -23,11 +23,14 @@ def takes_state_space(q: Tensor, v: Tensor) -> bool:
     It does on CUDA, for states that fit registers, and sequences that are short or many. The number of members does not
     matter: a fleet computes as each of its members alone.
     """
-    key, value = q.shape[-1], v.shape[-1]
-    padded = (1 << max(4, (key - 1).bit_length())) * (1 << max(4, (value - 1).bit_length()))
-    fits = key <= WIDEST_KEY and value <= WIDEST_VALUE and padded <= LARGEST_STATE
     fills = v.shape[2] <= SHORT or v.shape[1] * v.shape[3] >= MANY
-    return fits and fills and takes_triton("auto", v)
+    return fits_registers(q.shape[-1], v.shape[-1]) and fills and takes_triton("auto", v)
+
+
+def fits_registers(key: int, value: int) -> bool:
+    """Return whether a program holds a state of these widths in its registers."""
+    padded = (1 << max(4, (key - 1).bit_length())) * (1 << max(4, (value - 1).bit_length()))
+    return key <= WIDEST_KEY and value <= WIDEST_VALUE and padded <= LARGEST_STATE
 
 
 def state_space(

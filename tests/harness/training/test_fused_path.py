@@ -38,7 +38,7 @@ FUSED = (
     folded_convolution, frame, gate, gated_delta_net, gated_norm, gated_unit, norm, products, rotation,
     split_convolution, state_space, token_bonus, token_pairs,
 )  # fmt: skip
-MIXERS = ["gated-delta-net", "gla:heads=1", "kda", "mamba", "mamba-2"]
+MIXERS = ["gated-delta-net", "kda", "mamba", "mamba-2"]
 
 
 def trained(arch: str, tied: bool, optimiser: str, layers: int) -> tuple[list[torch.Tensor], list[float]]:
@@ -60,6 +60,7 @@ def trained(arch: str, tied: bool, optimiser: str, layers: int) -> tuple[list[to
         ("power:conv=2,heads=2,d_key=5", True, "adamw", 2),
         ("window:w=5,conv=2", False, "adamw", 2),
         ("rwkv-7:heads=1", True, "adamw", 2),  # the second layer reads values of the first
+        ("gla:heads=1", True, "adamw", 2),  # a layer before the last joins its output gate
     ]
     + [(mixer, True, "adamw", 1) for mixer in MIXERS],
 )

@@ -1,5 +1,7 @@
 """Cross-entropy without logits: both forms against the definition in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -160,3 +162,9 @@ def test_refuses_what_does_not_fit():
         cross_entropy(x, weight.double(), targets)
     with pytest.raises(KernelUnavailableError, match="takes float32"):
         cross_entropy(x.double(), weight.double(), targets, impl="triton")
+
+
+def test_the_hardware_copies_no_tiles_before_hopper(monkeypatch):
+    entropy_tiles = pytest.importorskip("icl_bench.kernels.fleet.triton.entropy_tiles")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert entropy_tiles.described(SimpleNamespace(is_cuda=True, device=torch.device("cuda")), 64) is None

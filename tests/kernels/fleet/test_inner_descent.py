@@ -1,11 +1,13 @@
 """Gradient descent of inner models against its definition in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
-from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, inner_descent
+from icl_bench.kernels.fleet.inner_descent import InnerLayer, InnerNorm, inner_descent, widest_keys
 from tests.kernels.numerics import assert_within_tf32, draw
 
 
@@ -77,3 +79,13 @@ def test_kernels_refuse_what_they_do_not_take():
     model = ((InnerLayer(weight, bias),) * 3, InnerNorm(gain, shift))
     with pytest.raises(KernelUnavailableError, match="got K=4 and 3 layers"):
         inner_descent(q, k, v, rates, factors, model, impl="triton")
+
+
+def test_wide_keys_need_the_shared_memory_of_hopper(monkeypatch):
+    cards = {"cuda:0": 228 << 10, "cuda:1": 100 << 10}
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(shared_memory_per_multiprocessor=cards[str(device)]),
+    )
+    assert [widest_keys(torch.device(name)) for name in ("cpu", *cards)] == [128, 128, 64]

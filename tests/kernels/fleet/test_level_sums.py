@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from icl_bench.errors import ArgumentError
+from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums
 from tests.kernels.numerics import assert_within_tf32, draw
 
@@ -37,6 +37,26 @@ def summed(*given: Tensor, impl: str) -> Tensor:
 def test_level_sums(time, key_heads, heads, key, value, dtype, rated):
     given = operands(2, time, key_heads, heads, key, value, dtype, rated)
     assert_within_tf32(summed, given, DEPTH[rated])
+
+
+@pytest.mark.parametrize("rated", [False, True])
+def test_weights_of_levels_that_no_token_has_change_nothing(rated):
+    *given, weights = operands(2, 70, 1, 2, 8, 8, torch.float16, rated)
+    more = torch.cat([weights, draw(*weights.shape[:-1], 4, seed=6)], dim=-1)
+    leaves = [weights.requires_grad_(), more.requires_grad_()]
+    few, many = (level_sums(LevelTokens(*given), leaf, impl="triton") for leaf in leaves)
+    assert torch.equal(few, many)
+    (few_slopes,), (many_slopes,) = (
+        torch.autograd.grad(y.float().square().sum(), leaf) for y, leaf in zip((few, many), leaves, strict=True)
+    )
+    assert torch.equal(many_slopes[..., : weights.shape[-1]], few_slopes)
+    assert not many_slopes[..., weights.shape[-1] :].any()
+
+
+def test_states_that_do_not_fit_registers_are_refused():
+    *given, weights = operands(1, 9, 1, 1, 128, 64, torch.float16, False)
+    with pytest.raises(KernelUnavailableError, match="got K=128 and V=64"):
+        level_sums(LevelTokens(*given), weights, impl="triton")
 
 
 def test_shapes_are_checked():

@@ -72,3 +72,6 @@ def test_kernels_refuse_what_they_do_not_take():
         attend(*operands(2, 1, (4, 4), torch.float32), impl="triton")
     with pytest.raises(KernelUnavailableError, match=r"widths of 64; got .* K=65, V=4"):
         attend(*operands(2, 1, (65, 4), torch.float16), impl="triton")
+    *tokens, b = operands(2, 1, (4, 4), torch.float16)
+    with pytest.raises(KernelUnavailableError, match=r"got .* torch.float16"):
+        attend(*tokens, b.half(), impl="triton")

@@ -68,3 +68,6 @@ def test_kernels_refuse_what_they_do_not_take():
         solved_reads(*operands(2, 1, (4, 4), torch.float32), impl="triton")
     with pytest.raises(KernelUnavailableError, match=r"widths of 64; got .* K=65, V=4"):
         solved_reads(*operands(2, 1, (65, 4), torch.float16), impl="triton")
+    *tokens, log_g, rate, ridge = operands(2, 1, (4, 4), torch.float16)
+    with pytest.raises(KernelUnavailableError, match=r"got .* torch.float32, torch.float64, torch.float32"):
+        solved_reads(*tokens, log_g, rate.double(), ridge, impl="triton")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+HOPPER = (9, 0)
+"""First compute capability with copies of tiles by the hardware."""
 COPIED_BYTES = 16
 """Unit of the addresses of what the hardware copies."""
 
@@ -43,7 +45,12 @@ def table_tile(dtype: torch.dtype, width: int) -> EntropyTile:
 
 
 def described(x: Tensor, rows: int) -> TensorDescriptor | None:
-    """Describe [M, N, C] as [M N, C] for copies of `rows` rows by the hardware; None where it cannot copy them."""
+    """Describe [M, N, C] as [M N, C] for copies of `rows` rows by the hardware; None where it cannot copy them.
+
+    Before Hopper no hardware does, and Triton would make plain loads of them.
+    """
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < HOPPER:
+        return None
     if x.element_size() > 2 or not x.is_contiguous() or x.data_ptr() % COPIED_BYTES:
         return None
     return TensorDescriptor.from_tensor(x.flatten(0, 1), [rows, x.shape[2]])

@@ -102,7 +102,7 @@ def level_sums_gradient_kernel(x, kept, carried, gradient, dq, dk, dv, dlogs, dr
     gradient, dv, dq, dk = gradient + own * C.V, dv + own * C.V, dq + own * C.K, dk + own * C.K
     dlogs, drates, dweights = dlogs + own, drates + own, dweights + own * sizes.levels
     kept = kept_of_head(kept, sizes, C)
-    before = kept.states + sizes.slots * SIZE
+    before = kept.states + tl.cast(sizes.slots, tl.int64) * SIZE
     carried += tl.program_id(0).to(tl.int64) * sizes.depth * SIZE
     place, inside = state_places(C)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
