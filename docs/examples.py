@@ -20,6 +20,7 @@ from unittest import mock
 from sybil import Document, Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
+from sybil.typing import Evaluator
 
 TINY = (
     "--set train.steps=6 --set train.batch=4 --set model.d_model=16 --set evaluation.examples=8 "
@@ -45,6 +46,20 @@ def enter_empty_folder(namespace: dict[str, Any]) -> None:
 def leave_folder(namespace: dict[str, Any]) -> None:
     """Undo `enter_empty_folder`."""
     namespace["stack"].close()
+
+
+def in_order(evaluate: Evaluator) -> Evaluator:
+    """Evaluate an example behind all before it on its page, also those that another process of the tests has."""
+
+    def evaluate_behind_others(example: Example) -> str | None:
+        seen = example.namespace.setdefault("seen", set())
+        for former in example.document:
+            if former.start < example.start and former.start not in seen:
+                former.evaluate()
+        seen.add(example.start)
+        return evaluate(example)
+
+    return evaluate_behind_others
 
 
 def run_commands(example: Example) -> str | None:
@@ -99,8 +114,8 @@ def mask(text: str) -> str:
 pytest_collect_file = Sybil(
     path=str(Path(__file__).resolve().parents[1]),
     parsers=[
-        CodeBlockParser(language="python", evaluator=PythonEvaluator()),
-        CodeBlockParser(language="console", evaluator=run_commands),
+        CodeBlockParser(language="python", evaluator=in_order(PythonEvaluator())),
+        CodeBlockParser(language="console", evaluator=in_order(run_commands)),
     ],
     patterns=["README.md", "docs/*.md"],
     setup=enter_empty_folder,
