@@ -112,6 +112,16 @@ def without_settings(label: str, settings: Collection[str]) -> str:
     return ", ".join(part for part in label.split(", ") if part not in settings)
 
 
+def in_sentence(label: str) -> str:
+    """Return a label with its settings in brackets, so that commas around it list labels.
+
+    >>> in_sentence("linear, layers=2, steps=500")
+    'linear (layers=2, steps=500)'
+    """
+    arch, _, settings = label.partition(", ")
+    return f"{arch} ({settings})" if settings else arch
+
+
 def family_of(arch: str, declarations: Sequence[ArchitectureDeclaration]) -> str:
     """Return the label of an architecture without the parameters that set its size.
 

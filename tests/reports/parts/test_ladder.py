@@ -49,6 +49,7 @@ def test_claims_are_made_at_the_largest_budget_and_say_that_it_moved() -> None:
     assert (ranking.pairs, ranking.best and ranking.best.label) == (1, "linear, steps=2000")
     text = " ".join(findings(section))
     assert "the last factor of the budget moved linear, steps=2000, by up to 0.400" in text
+    assert "do linear (steps=500), linear (steps=2000), softmax (steps=500) and softmax (steps=2000) recall" in text
     assert "for lack of a match" not in text
 
 
