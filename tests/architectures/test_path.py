@@ -47,7 +47,10 @@ def test_the_mixer_is_its_definition() -> None:
     compare_with_published(SPEC, published)
 
 
-@pytest.mark.parametrize("impl", ["torch", "triton"])
+ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton takes tensors of a CPU in its interpreter alone")
+
+
+@pytest.mark.parametrize("impl", ["torch", pytest.param("triton", marks=ON_CPU)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_steps_are_the_parallel_form_in_half_precision(impl, dtype) -> None:
     """At full strength along one direction, where a rounding of its length would grow with every token."""
