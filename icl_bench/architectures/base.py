@@ -30,7 +30,7 @@ class StateSize(NamedTuple):
     """Elements of the recurrent state of one sequence in one layer."""
 
     sums: int = 0
-    """Running sums, kept in float32: memories and normalisers."""
+    """Numbers that tokens change, kept in float32: memories, normalisers and reflected keys."""
     cache: int = 0
     """Copies of activations, kept in their dtype: keys, values and the tails of convolutions."""
 

@@ -5,9 +5,9 @@
     w_s = silu(conv(x_s W_1 W_2)), of length 1 in each head,   b_s = 2 sigmoid(x_s W_b + c), one for each head
 
 Training solves a triangular system for each chunk of tokens, and takes queries from one chunk to the one before by a
-matrix (`kernels/fleet/reflected_attention.py`). Work a token: 2 H (3 K + V) for each key seen. State: the cache, H (K +
-V) T numbers, all keys of which a token rewrites, and the tail of the convolution. Source: Yang et al. (arXiv
-2505.16381), without its forget gate; W_1 has 32 columns.
+matrix (`kernels/fleet/reflected_attention.py`). Work a token: 2 H (3 K + V) for each key seen. State: H (K + V) T
+numbers, the keys in float32, as a token rewrites all of them, and the tail of the convolution. Source: Yang et al.
+(arXiv 2505.16381), without its forget gate; W_1 has 32 columns.
 """
 
 from typing import NamedTuple, cast
@@ -23,9 +23,8 @@ from icl_bench.architectures.heads import RecurrentHeads
 from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import LowRankLinear, ShortConv, StackedLinear, widen
 from icl_bench.kernels.backends import FleetImpl
-from icl_bench.kernels.fleet.norm import unit_norm
 from icl_bench.kernels.fleet.records import HeadColumns
-from icl_bench.kernels.fleet.reflected_attention import reflected_attention
+from icl_bench.kernels.fleet.reflected_attention import SeenTokens, reflected_attention, reflected_step
 
 REFLECTION_RANK = 32
 REFLECTION_CONV = 3
@@ -46,7 +45,7 @@ class Path(RecurrentHeads):
 
     def core_size(self, length: int) -> StateSize:
         tail = (REFLECTION_CONV - 1) * self.heads * self.key_width
-        return StateSize(cache=self.heads * (self.key_width + self.value_width) * length + tail)
+        return StateSize(sums=self.heads * self.key_width * length, cache=self.heads * self.value_width * length + tail)
 
     def core_flops(self, d_model: int, length: int) -> Flops:
         keys = self.heads * self.key_width
@@ -57,10 +56,8 @@ class Path(RecurrentHeads):
 class PathState(NamedTuple):
     """State of a `PathCore`."""
 
-    k: Tensor
-    """Keys, reflected by all tokens after theirs, [M, B, T, H, K]."""
-    v: Tensor
-    """Values, [M, B, T, H, V]."""
+    seen: SeenTokens
+    """Keys [M, B, T, H, K], which tokens change as they do sums, in float32; values [M, B, T, H, V]."""
     tail: Tensor
     """Last inputs of the convolution of reflections, [M, B, 2, H K]."""
 
@@ -82,8 +79,8 @@ class PathCore(Core):
         return 2 * widen(self.strength(x)).sigmoid()
 
     def reflections(self, x: Tensor) -> Tensor:
-        """Return w [M, B, T, H, K], of length 1 in each head."""
-        (w,) = self.conv.heads(self.project(x), [HeadColumns(*self.shapes[0], unit=True)])
+        """Return w [M, B, T, H, K], before it is brought to length 1."""
+        (w,) = self.conv.heads(self.project(x), [HeadColumns(*self.shapes[0])])
         return w
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
@@ -94,15 +91,11 @@ class PathCore(Core):
 
     def initial_state(self, batch: int, like: Tensor) -> PathState:
         k, v = (like.new_zeros(like.shape[0], batch, 0, *shape) for shape in self.shapes)
-        return PathState(k, v, self.conv.initial_tail(batch))
+        return PathState(SeenTokens(widen(k), v), self.conv.initial_tail(batch))
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor, state: PathState) -> tuple[Tensor, PathState]:
         mixed, tail = self.conv.step(self.project(x), state.tail)
-        w, b = unit_norm(widen(mixed).unflatten(-1, self.shapes[0])), self.strengths(x)
-        before = widen(state.k)
-        along = (before * w[:, :, None]).sum(-1) * b[:, :, None]
-        keys = torch.cat([(before - along[..., None] * w[:, :, None]).to(k.dtype), k[:, :, None]], dim=2)
-        values = torch.cat([state.v.to(v.dtype), v[:, :, None]], dim=2)
-        scores = (widen(keys) * widen(q)[:, :, None]).sum(-1) * k.shape[-1] ** -0.5
-        y = (scores.softmax(2)[..., None] * widen(values)).sum(2)
-        return y.to(v.dtype), PathState(keys, values, tail)
+        w, b = widen(mixed).unflatten(-1, self.shapes[0]), self.strengths(x)
+        seen = SeenTokens(state.seen.keys, widen(state.seen.values))
+        y, seen = reflected_step(widen(q), widen(k), widen(v), w, b, seen)
+        return y.to(v.dtype), PathState(seen._replace(values=seen.values.to(v.dtype)), tail)

@@ -97,6 +97,31 @@ def suffixed(label: str, flat: Mapping[str, str], keys: Sequence[str]) -> str:
     return ", ".join([label, *(f"{key.rpartition('.')[2]}={flat.get(key, 'none')}" for key in keys)])
 
 
+def shared_settings(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return what all of several labels have behind the architecture.
+
+    >>> shared_settings(["linear, layers=2, steps=500", "softmax, layers=4, steps=500"])
+    ('steps=500',)
+    """
+    settings = [label.split(", ")[1:] for label in labels]
+    return tuple(one for one in settings[0] if all(one in of for of in settings)) if len(settings) > 1 else ()
+
+
+def without_settings(label: str, settings: Collection[str]) -> str:
+    """Return a label without these settings."""
+    return ", ".join(part for part in label.split(", ") if part not in settings)
+
+
+def in_sentence(label: str) -> str:
+    """Return a label with its settings in brackets, so that commas around it list labels.
+
+    >>> in_sentence("linear, layers=2, steps=500")
+    'linear (layers=2, steps=500)'
+    """
+    arch, _, settings = label.partition(", ")
+    return f"{arch} ({settings})" if settings else arch
+
+
 def family_of(arch: str, declarations: Sequence[ArchitectureDeclaration]) -> str:
     """Return the label of an architecture without the parameters that set its size.
 

@@ -1,7 +1,7 @@
 """Panels of a figure: one panel for few entries, a panel for each family where there are many. Loads matplotlib."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -13,7 +13,7 @@ from icl_bench.reports import canvas
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.labels import End, draw_apart, label_ends
-from icl_bench.reports.naming import natural_key
+from icl_bench.reports.naming import natural_key, shared_settings, without_settings
 
 MOST_ENTRIES = 7
 """Largest number of entries in one panel; with more, each family has a panel."""
@@ -41,6 +41,11 @@ class Panel(NamedTuple):
         kept = [i for i, entry in enumerate(self.entries) if drawn(entry)]
         entries, styles = tuple(self.entries[i] for i in kept), tuple(self.styles[i] for i in kept)
         return self._replace(entries=entries, styles=styles, names=tuple(self.names[i] for i in kept))
+
+    def without(self, settings: Collection[str]) -> Self:
+        """Return the panel with these settings in none of its names, its title included."""
+        names = tuple(without_settings(name, settings) for name in self.names)
+        return self._replace(title=without_settings(self.title, settings), names=names)
 
 
 def panels_of(section: Section, crowded: bool = False) -> list[Panel]:
@@ -131,14 +136,18 @@ def draw_panels(
     `draw_floor` draws the floor as a line on the axes of each panel. `scale` sets the axes of a panel. Lines that
     coincide are shifted by up to two pixels. Labels that do not fit are a legend. Panels of one entry have its name as
     title, and stand three in a row; panels of many entries stand below each other, because their labels take room.
-    `crowded`: an entry has many lines. `drawn` says which entries are drawn; a panel without any is left out.
+    `crowded`: an entry has many lines. `drawn` says which entries are drawn; a panel without any is left out. No name
+    says what all entries drawn share (`shared_remark`).
     """
-    panels = [kept for panel in panels_of(section, crowded) if (kept := panel.only(drawn)).entries]
+    shared = shared_settings([entry.label for entry in section.entries if drawn(entry)])
+    panels = [kept.without(shared) for panel in panels_of(section, crowded) if (kept := panel.only(drawn)).entries]
     most = max(len(panel.entries) for panel in panels)
     alone = most == 1 and len(panels) > 1
     columns = min(len(panels), 3 if alone else COLUMNS if most <= FEW else 1)
     rows = -(-len(panels) // columns)
-    titles = [panel_title(panel, alone, LONGEST_TITLES // columns) for panel in panels] if len(panels) > 1 else []
+    titles = []
+    if len(panels) > 1:
+        titles = [panel_title(panel, alone, LONGEST_TITLES // columns, shared) for panel in panels]
     height = 360 if len(panels) == 1 else 200 if alone else 290
     height += TITLE_LINE * max((title.count("\n") for title in titles), default=0)
     figure, axes = canvas.new_figure(height * rows, rows, columns)
@@ -174,13 +183,13 @@ def draw_entries(
     return lines
 
 
-def panel_title(panel: Panel, alone: bool, longest: int) -> str:
+def panel_title(panel: Panel, alone: bool, longest: int, shared: Collection[str]) -> str:
     """Return the title of a panel in lines of up to `longest` characters that end at commas.
 
-    That of an entry `alone` names it.
+    That of an entry `alone` names it, without what is `shared`.
     """
-    own = panel.entries[0]
-    title = panel.title if not alone else own.label if len(own.label) <= longest else own.family
+    label, family = (without_settings(name, shared) for name in (panel.entries[0].label, panel.entries[0].family))
+    title = panel.title if not alone else label if len(label) <= longest else family
     lines = [""]
     for part in re.split("(?<=,)", title):
         if lines[-1] and len(lines[-1] + part) > longest:

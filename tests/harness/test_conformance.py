@@ -199,7 +199,7 @@ def test_two_architectures_at_once_are_refused() -> None:
     ("text", "outcome", "found"),
     [
         ("linear", "passed", "floor 0.34, after 300 steps at a rate of 0.005 behind gated-conv"),
-        ("hyena", "passed", "after 600 steps at a rate of 0.01 behind gated-conv"),
+        pytest.param("hyena", "passed", "after 600 steps at a rate of 0.01 behind gated-conv", marks=pytest.mark.slow),
         ("min-gru", "not applicable", "a vector of state learns pairs in thousands of updates alone"),
         ("window", "not applicable", "a fixed number of tokens back"),
     ],
@@ -207,6 +207,19 @@ def test_two_architectures_at_once_are_refused() -> None:
 def test_recall_of_four_pairs(text: str, outcome: str, found: str) -> None:
     check = run_check("recall", conformance.check_recall, conformance.Subject(text, 32))
     assert check.outcome == outcome and found in check.found
+
+
+@pytest.mark.parametrize("learnt_at", [0.005, 0.01, None])
+def test_recall_is_trained_at_another_rate_where_it_was_not_learnt(learnt_at, monkeypatch) -> None:
+    def learn(subject: conformance.Subject, arch: str, rate: float, steps: int) -> conformance.Verdict:
+        asked.append((rate, steps))
+        return rate == learnt_at, f"at {rate}"
+
+    asked: list[tuple[float, int]] = []
+    monkeypatch.setattr(conformance, "learn_recall", learn)
+    check = run_check("recall", conformance.check_recall, conformance.Subject("hyena", 32))
+    assert asked == [*conformance.ATTEMPTS[: 1 if learnt_at == 0.005 else 2]]
+    assert (check.outcome, check.found) == ("failed" if learnt_at is None else "passed", f"at {asked[-1][0]}")
 
 
 def test_a_layer_that_reads_values_of_the_first_one_has_itself_in_front(monkeypatch) -> None:

@@ -1,12 +1,15 @@
 """Softmax attention over keys that all later tokens reflect (PaTH, Yang et al., arXiv 2505.16381).
 
     y_i = sum_j A_ij v_j / sum_j A_ij,   A_ij = exp(q_i^T H_i H_(i-1) ... H_(j+1) k_j / sqrt(K)) for j <= i
-    H_s = I - b_s w_s w_s^T
+    H_s = I - r_s w_s w_s^T,   r_s = b_s / (w_s^T w_s + 1e-6)
 
-A system is solved for each chunk: with N the strictly lower part of w w^T, q H .. H k = q k^T - (q w^T) D(b) (I + N
-D(b))^(-1) (w k^T), of which the lower parts count. Further back a query passes one chunk after the other, by a matrix
-each.
+So w has the length 1 of the paper however it was rounded: a reflection by a vector that rounding made longer would let
+keys grow at each token. A system is solved for each chunk: with N the strictly lower part of w w^T, q H .. H k =
+q k^T - (q w^T) D(r) (I + N D(r))^(-1) (w k^T), of which the lower parts count. Further back a query passes one chunk
+after the other, by a matrix each.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,17 +19,26 @@ from icl_bench.kernels.arguments import accumulation_dtype, check_shape
 from icl_bench.kernels.backends import FleetImpl
 from icl_bench.kernels.fleet.causal_softmax import causal_softmax
 from icl_bench.kernels.fleet.narrow_heads import takes_narrow_heads
-from icl_bench.kernels.fleet.records import SeenKeys
+from icl_bench.kernels.fleet.records import UNIT_EPS, SeenKeys
 
 CHUNK = 64
 """Tokens of a chunk of the form in operators of torch."""
 
 
-def reflected_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
-    """Return y [N, T, H, V], in the type of v, for queries, keys and reflections [N, T, H, K] and b [N, T, H].
+class SeenTokens(NamedTuple):
+    """The tokens that a token reads."""
 
-    b is in [0, 2] for w of length 1, so that no reflection lengthens a key; b is float32, or float64. "auto" is
-    "triton" on CUDA where it fits (`takes_narrow_heads`), which rounds w to the type of the tokens.
+    keys: Tensor
+    """Keys, reflected by all tokens after theirs, [..., J, H, K]."""
+    values: Tensor
+    """Values, [..., J, H, V]."""
+
+
+def reflected_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor, *, impl: FleetImpl = "auto") -> Tensor:
+    """Return y [N, T, H, V], in the type of v, for queries, keys and reflections w [N, T, H, K] and b [N, T, H].
+
+    w is of any length. With b in [0, 2] no reflection lengthens a key; b is float32, or float64. "auto" is "triton" on
+    CUDA where it fits (`takes_narrow_heads`).
     """
     rows = k.shape[:-1]
     for name, x in (("q", q), ("w", w)):
@@ -45,13 +57,28 @@ def reflected_attention(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor, *
 
 def attend_by_token(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """Return y by reflecting all keys at each token; arguments as for `reflected_attention`, of one type."""
-    keys, rows = k[:, :0], []
+    seen, rows = SeenTokens(k[:, :0], v[:, :0]), []
     for t in range(k.shape[1]):
-        along = (keys * w[:, None, t]).sum(-1, keepdim=True) * b[:, None, t, :, None]
-        keys = torch.cat([keys - along * w[:, None, t], k[:, t, None]], dim=1)
-        weights = ((keys * q[:, t, None]).sum(-1) * k.shape[-1] ** -0.5).softmax(1)
-        rows.append((weights[..., None] * v[:, : t + 1]).sum(1))
+        y, seen = reflected_step(q[:, t], k[:, t], v[:, t], w[:, t], b[:, t], seen)
+        rows.append(y)
     return torch.stack(rows, dim=1)
+
+
+def reflected_step(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor, seen: SeenTokens
+) -> tuple[Tensor, SeenTokens]:
+    """Read one token, q, k and w [..., H, K], v [..., H, V] and b [..., H] of one type -> y [..., H, V], all tokens."""
+    rows = w[..., None, :, :]
+    along = (seen.keys * rows).sum(-1) * rates_of(w, b)[..., None, :]
+    keys = torch.cat([seen.keys - along[..., None] * rows, k[..., None, :, :]], dim=-3)
+    values = torch.cat([seen.values, v[..., None, :, :]], dim=-3)
+    weights = ((keys * q[..., None, :, :]).sum(-1) * k.shape[-1] ** -0.5).softmax(-2)
+    return (weights[..., None] * values).sum(-3), SeenTokens(keys, values)
+
+
+def rates_of(w: Tensor, b: Tensor) -> Tensor:
+    """Return r [..., H] for w [..., H, K] and b [..., H]."""
+    return b / (w.square().sum(-1) + UNIT_EPS)
 
 
 def attend_by_chunks(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -59,8 +86,8 @@ def attend_by_chunks(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor) -> T
     time, size = k.shape[1], min(k.shape[1], CHUNK)
     padded = (functional.pad(x, (0, 0, 0, 0, 0, -time % size)) for x in (q, k, w, v, b[..., None]))
     q, k, w, values, b = (x.transpose(1, 2).unflatten(2, (-1, size)) for x in padded)
-    chunks = []
-    for i, scores in enumerate(scores_of_chunks(q, k, w, w * b)):
+    chunks, scaled = [], w * rates_of(w, b[..., 0])[..., None]
+    for i, scores in enumerate(scores_of_chunks(q, k, w, scaled)):
         weights = causal_softmax(scores, SeenKeys(first=i * size), k.shape[-1] ** -0.5)
         chunks.append(weights @ values[:, :, : i + 1].flatten(2, 3))
     return torch.cat(chunks, dim=2)[:, :, :time].transpose(1, 2)
@@ -69,7 +96,7 @@ def attend_by_chunks(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor) -> T
 def scores_of_chunks(q: Tensor, k: Tensor, w: Tensor, scaled: Tensor) -> list[Tensor]:
     """Return the scores of each chunk with all keys up to its end, [N, H, C, (i + 1) C], the last block lower.
 
-    Tokens are [N, H, chunks, C, K], `scaled` is b w.
+    Tokens are [N, H, chunks, C, K], `scaled` is r w.
     """
     size = q.shape[-2]
     system = torch.eye(size, dtype=w.dtype, device=w.device) + (w @ scaled.mT).tril(-1)

@@ -9,6 +9,9 @@ from icl_bench.reports.analysis import Section
 from icl_bench.reports.blocks import Content, Drawing, Folded, Notes, Prose, Table, titled
 from icl_bench.reports.canvas import MOST_DOTS, add_title, figure_settings, svg
 from icl_bench.reports.context import StudyContext
+from icl_bench.reports.entry import Entry
+from icl_bench.reports.naming import shared_settings
+from icl_bench.reports.text import enumerate_words
 
 
 class SectionFigure(NamedTuple):
@@ -64,6 +67,12 @@ def quantile_remark(numbers: Sequence[int]) -> str:
     """Return the remark that dots are quantiles, where one of these numbers of seeds is too large for a dot each."""
     remark = f" Of more than {MOST_DOTS} seeds in one place, {MOST_DOTS} quantiles are drawn."
     return remark if max(numbers, default=0) > MOST_DOTS else ""
+
+
+def shared_remark(entries: Sequence[Entry]) -> str:
+    """Return the remark that names what all entries of a figure share, which their names there leave out."""
+    shared = shared_settings([entry.label for entry in entries])
+    return f" All that is drawn has {enumerate_words(shared)}." if shared else ""
 
 
 def measured_seeds_remark(section: Section) -> str:

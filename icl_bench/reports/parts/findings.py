@@ -6,6 +6,7 @@ from operator import attrgetter
 
 from icl_bench.reports.analysis import Section
 from icl_bench.reports.entry import Entry
+from icl_bench.reports.naming import in_sentence
 from icl_bench.reports.parts.limits import limits
 from icl_bench.reports.parts.solved import solved_sentence
 from icl_bench.reports.ranking import Claim, Comparison, Ranking, matched_state, rankings
@@ -43,7 +44,7 @@ def findings(section: Section) -> list[str]:
 
 def question(section: Section, ranked: Sequence[Ranking]) -> str:
     """Write the question that the runs answer."""
-    names = [entry.label for entry in section.entries]
+    names = [in_sentence(entry.label) for entry in section.entries]
     many = f"{len(section.kinds)} architectures"
     many = many if len(section.kinds) == len(names) else f"{len(names)} entries of {many}"
     who = ("does " if len(names) == 1 else "do ") + (enumerate_words(names) if len(names) <= MOST_NAMED else many)

@@ -9,7 +9,7 @@ from icl_bench.reports.canvas import SeriesStyle, draw_seeds, hollow, rate_scale
 from icl_bench.reports.context import StudyContext
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.panels import draw_panels
-from icl_bench.reports.parts.base import Part, SectionFigure, quantile_remark
+from icl_bench.reports.parts.base import Part, SectionFigure, quantile_remark, shared_remark
 from icl_bench.reports.parts.gains import maps_of
 from icl_bench.reports.statistics import median, rate_window
 from icl_bench.reports.text import NONE, format_share
@@ -80,9 +80,10 @@ def draw_sweep(axes: Axes, entry: Entry, style: SeriesStyle, offset: float) -> N
     axes.add_line(hollow(entry.rate, scores[rates.index(entry.rate)], "o", 11, style))
 
 
-def swept_seeds_remark(section: Section) -> str:
-    """Return the remark that dots are quantiles, for a figure of the sweep."""
-    return quantile_remark([len(rate.by_seed) for entry in section.entries for rate in entry.rates])
+def sweep_remark(section: Section) -> str:
+    """Return what all entries of the figure share, and the remark that dots are quantiles."""
+    shared = shared_remark([entry for entry in section.entries if was_swept(entry)])
+    return shared + quantile_remark([len(rate.by_seed) for entry in section.entries for rate in entry.rates])
 
 
 PART = Part(
@@ -93,7 +94,7 @@ PART = Part(
         "Validation accuracy by learning rate: a dot for each seed, a line through the medians, a ring around the "
         "chosen rate.",
         learning_rates,
-        swept_seeds_remark,
+        sweep_remark,
     ),
     NOTE,
 )

@@ -14,9 +14,9 @@ from icl_bench.reports.analysis import Section
 from icl_bench.reports.context import StudyContext
 from icl_bench.reports.entry import Entry
 from icl_bench.reports.labels import MOST_STRIPS, STRIP_HEIGHT, End, label_ends, name_rows
-from icl_bench.reports.naming import natural_key
+from icl_bench.reports.naming import natural_key, shared_settings, without_settings
 from icl_bench.reports.panels import by_state
-from icl_bench.reports.parts.base import Part, SectionFigure, measured_seeds_remark
+from icl_bench.reports.parts.base import Part, SectionFigure, measured_seeds_remark, shared_remark
 from icl_bench.reports.parts.reach import ceilings, reach_remark
 from icl_bench.reports.ranking import MATCHED, largest_budget
 from icl_bench.reports.statistics import median
@@ -39,6 +39,11 @@ UNTRAINED = {"untrained": " (untrained)", "at the floor": " (at the floor)"}
 def drawn_entries(section: Section) -> list[Entry]:
     """Return the entries that have a score; of several budgets of training the largest, at which claims are made."""
     return [entry for entry in largest_budget(section.entries) if entry.accuracies]
+
+
+def shared_by_drawn(section: Section) -> tuple[str, ...]:
+    """Return the settings that the figure's names leave out, since all entries of it have them."""
+    return shared_settings([entry.label for entry in drawn_entries(section)])
 
 
 def drawn_by_state(section: Section) -> bool:
@@ -75,12 +80,14 @@ def recall_by_state(section: Section, context: StudyContext) -> Figure | None:
         spot = (float(point.bytes), point.accuracy)
         panels[0].annotate("published", spot, (0, 8), textcoords="offset points", ha="center", fontsize=8)
     canvas.share_axis(panels[0], "test accuracy, mean over cells")
-    if not label_ends(panels[-1], [*ends, End(None, section.mean_floor or 0.0, "floor", canvas.GREY)], HEIGHT):
+    shared = shared_by_drawn(section)
+    named = [end._replace(name=without_settings(end.name, shared)) for end in ends]
+    if not label_ends(panels[-1], [*named, End(None, section.mean_floor or 0.0, "floor", canvas.GREY)], HEIGHT):
         styles = map(canvas.series_style, range(len(section.families)))
         handles = dict(zip(section.families, canvas.legend_handles(styles), strict=True))
         drawn = [family for family in section.families if any(end.name == family for end in ends)]
-        floor = Line2D([], [], **canvas.FLOOR_LINE)
-        canvas.add_legend(figure, [*(handles[family] for family in drawn), floor], [*drawn, "floor"])
+        floor, names = Line2D([], [], **canvas.FLOOR_LINE), [without_settings(family, shared) for family in drawn]
+        canvas.add_legend(figure, [*(handles[family] for family in drawn), floor], [*names, "floor"])
     return figure
 
 
@@ -115,8 +122,9 @@ def strips(section: Section) -> Figure:
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.set_xlabel("test accuracy, mean over cells")
-    training = [section.training(entry) for entry in entries]
-    names = [f"{entry.label}{UNTRAINED.get(known, '')}" for entry, known in zip(entries, training, strict=True)]
+    training, shared = [section.training(entry) for entry in entries], shared_by_drawn(section)
+    labels = [without_settings(entry.label, shared) for entry in entries]
+    names = [f"{label}{UNTRAINED.get(known, '')}" for label, known in zip(labels, training, strict=True)]
     name_rows(axes, names, [known in UNTRAINED for known in training])
     return figure
 
@@ -178,6 +186,11 @@ def budget_remark(section: Section) -> str:
     return " Of several budgets of training the largest alone is drawn." if several else ""
 
 
+def drawn_remark(section: Section) -> str:
+    """Return the remark that names what all entries of the figure share."""
+    return shared_remark(drawn_entries(section))
+
+
 def strips_remark(section: Section) -> str:
     """Return the remark that not every entry is drawn, where there are too many for strips."""
     number = sum(entry.accuracy is not None for entry in drawn_entries(section))
@@ -193,7 +206,8 @@ PART = Part(
         "line goes through them.",
         recall_by_state,
         lambda section: "".join(
-            remark(section) for remark in (measured_seeds_remark, budget_remark, strips_remark, reach_remark)
+            remark(section)
+            for remark in (measured_seeds_remark, budget_remark, drawn_remark, strips_remark, reach_remark)
         ),
     ),
 )

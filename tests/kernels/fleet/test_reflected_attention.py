@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from icl_bench.errors import ArgumentError, KernelUnavailableError
 from icl_bench.kernels.fleet import reflected_attention as module
@@ -16,7 +15,7 @@ SHAPES = [(70, 2, (6, 5)), (20, 1, (16, 16)), (97, 1, (32, 20)), (40, 1, (64, 33
 def operands(time: int, heads: int, widths: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
     key, value = widths
     q, k, v = (draw(2, time, heads, width, dtype=dtype, seed=i) for i, width in enumerate((key, key, value)))
-    w = functional.normalize(draw(2, time, heads, key, seed=3), dim=-1).to(dtype)
+    w = draw(2, time, heads, key, dtype=dtype, seed=3)
     return [q, k, v, w, 2 * draw(2, time, heads, seed=4).sigmoid()]
 
 

@@ -21,6 +21,7 @@ from icl_bench.kernels.fleet.triton.reflected_attention import (
     CHUNK,
     Reflected,
     launch_reflected,
+    lengths_of,
     load_reflected_tokens,
     load_wide_rows,
     own_scores,
@@ -89,14 +90,14 @@ def reflected_pairs_kernel(
 
 @triton.jit
 def reflections_gradient_kernel(
-    q, k, v, w, b, out, lse, gradient, made, onto, onto_values, dq, dk, dv, dw, db, sizes,
+    q, k, v, w, out, lse, gradient, made, onto, onto_values, dq, dk, dv, dw, db, sizes,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the tokens of a chunk. Grid (chunks N H)."""
     chunks, i = tl.cdiv(sizes.time, BLOCK_T), tl.arange(0, BLOCK_T)
     index, causal = tl.program_id(0).to(tl.int64), i[:, None] >= i[None, :]
     head, start = index // chunks, tl.program_id(0) % chunks * BLOCK_T
-    x = load_reflected_tokens(q, k, w, b, head, start, sizes, BLOCK_T, BLOCK_K)
+    x = load_reflected_tokens(q, k, w, made.rates, head, start, sizes, BLOCK_T, BLOCK_K)
     inverse = tl.load(made.inverses + square_places(index, BLOCK_T))
     solved = tl.load(made.solved + square_places(index, BLOCK_T))
     along, ahead = reflection_weights(x, BLOCK_T), solution_of(inverse, x.w)
@@ -117,8 +118,8 @@ def reflections_gradient_kernel(
     onto_along = tl.where(
         causal, -tf32_product(slope, tl.trans(solved)) - tf32_product(onto_query, tl.trans(ahead)), 0.0
     )
-    onto_solved = -tf32_product(tl.trans(along), slope) - x.b[:, None] * tf32_product(x.w, tl.trans(onto_key))
-    onto_ahead = -tf32_product(tl.trans(along), onto_query) - x.b[:, None] * tf32_product(x.w, onto_through)
+    onto_solved = -tf32_product(tl.trans(along), slope) - x.rate[:, None] * tf32_product(x.w, tl.trans(onto_key))
+    onto_ahead = -tf32_product(tl.trans(along), onto_query) - x.rate[:, None] * tf32_product(x.w, onto_through)
     rated = tf32_product(tl.trans(onto_along), x.q) - tf32_product(solved, onto_key)
     rated -= tf32_product(ahead, tl.trans(onto_through))
     # Right sides and system.
@@ -128,14 +129,16 @@ def reflections_gradient_kernel(
     system = tl.where(pairs_before(BLOCK_T), -system, 0.0)
     onto_written = tl.where(pairs_before(BLOCK_T), onto_written, 0.0)
     rated += tf32_product(tl.trans(system), x.w)
-    onto_w += tf32_product(system, x.b[:, None] * x.w) + tf32_product(onto_written, x.k) + x.b[:, None] * rated
-    onto_q = tf32_product(slope, x.k) + onto_query + tf32_product(onto_along, x.b[:, None] * x.w)
+    onto_w += tf32_product(system, x.rate[:, None] * x.w) + tf32_product(onto_written, x.k) + x.rate[:, None] * rated
+    onto_q = tf32_product(slope, x.k) + onto_query + tf32_product(onto_along, x.rate[:, None] * x.w)
     onto_k = tf32_product(tl.trans(slope), x.q) + onto_key + tf32_product(tl.trans(onto_written), x.w)
     store_head_rows(dq, onto_q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     store_head_rows(dk, onto_k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
+    onto_b = tl.sum(x.w * rated, 1) / lengths_of(x.w)
+    onto_w -= 2 * (x.rate * onto_b)[:, None] * x.w
     store_head_rows(dw, onto_w, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
     places, inside = token_places(head, start, sizes, BLOCK_T)
-    tl.store(db + places, tl.sum(x.w * rated, 1), mask=inside)
+    tl.store(db + places, onto_b, mask=inside)
 
 
 class FusedReflectedAttention(torch.autograd.Function):
@@ -145,12 +148,12 @@ class FusedReflectedAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor) -> Tensor:
         q, k, v, w, b = (x.contiguous() for x in (q, k, v, w, b))
         out, lse, made = launch_reflected(q, k, v, w, b)
-        ctx.save_for_backward(q, k, v, w, b, out, lse, *made)
+        ctx.save_for_backward(q, k, v, w, out, lse, *made)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, w, b, out, lse, *kept = ctx.saved_tensors
+        q, k, v, w, out, lse, *kept = ctx.saved_tensors
         made, gradient, (sizes, columns) = Reflected(*kept), gradient.contiguous(), sizes_of(k, v)
         onto = made._replace(
             queries=torch.empty_like(made.queries),
@@ -158,7 +161,7 @@ class FusedReflectedAttention(torch.autograd.Function):
             through=torch.empty_like(made.through),
         )
         from_later = torch.empty_like(v, dtype=torch.float32)
-        dq, dk, dv, dw, db = (torch.empty_like(x) for x in (q, k, v, w, b))
+        dq, dk, dv, dw, db = (torch.empty_like(x) for x in (q, k, v, w, made.rates))
         blocks = {"BLOCK_T": CHUNK, "BLOCK_K": columns[0], "BLOCK_V": columns[1]}
         heads, warps = k.shape[0] * k.shape[2], GRADIENT_WARPS[max(columns)]
         with launch_on(q):
@@ -166,7 +169,7 @@ class FusedReflectedAttention(torch.autograd.Function):
                 v, out, lse, gradient, made, onto, from_later, sizes, **blocks, num_warps=warps, num_stages=1
             )
             reflections_gradient_kernel[(heads * made.through.shape[2],)](
-                q, k, v, w, b, out, lse, gradient, made, onto, from_later, dq, dk, dv, dw, db, sizes, **blocks,
+                q, k, v, w, out, lse, gradient, made, onto, from_later, dq, dk, dv, dw, db, sizes, **blocks,
                 num_warps=warps,
             )  # fmt: skip
         return dq, dk, dv, dw, db

@@ -17,6 +17,7 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import SOLVER_STEPS
 from icl_bench.kernels.fleet.triton.block_attention import load_head_rows, store_head_rows
+from icl_bench.kernels.fleet.triton.reflected_attention import load_wide_rows, token_places
 from icl_bench.kernels.triton.common import in_two_parts, padded, tf32_product
 
 CHUNK = 16
@@ -76,18 +77,25 @@ def load_read_chunk(
     k, v, log_g, rate, head, start, sizes, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr
 ):
     """Load the tokens of a chunk; those outside have neither keys nor a decay."""
-    rows = start + tl.arange(0, BLOCK_T)
-    inside, places = rows < sizes.time, (head // sizes.heads * sizes.time + rows) * sizes.heads + head % sizes.heads
+    places, inside = token_places(head, start, sizes, BLOCK_T)
     gates = tl.load(log_g + places, mask=inside, other=0.0)
     return ReadChunk(
-        load_head_rows(k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K).to(tl.float32),
-        load_head_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V).to(tl.float32),
+        load_wide_rows(k, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K),
+        load_wide_rows(v, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V),
         tl.load(rate + places, mask=inside, other=0.0),
         tl.cumsum(gates, 0),
         tl.sum(gates, 0),
         places,
         inside,
     )
+
+
+@triton.jit
+def load_ridge(ridge, head, sizes, BLOCK_K: tl.constexpr):
+    """Load the ridge of a head of a sequence [1, BLOCK_K], ones outside."""
+    columns, member = tl.arange(0, BLOCK_K), head // (sizes.batch * sizes.heads)
+    place = (member * sizes.heads + head % sizes.heads) * sizes.key_width
+    return tl.load(ridge + place + columns, mask=columns < sizes.key_width, other=1.0)[None, :]
 
 
 @triton.jit
@@ -141,13 +149,12 @@ def solved_reads_kernel(
     STEPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write y and the solved queries u [N, T, H, K] of a head of a sequence. Grid (M B H)."""
-    head, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_K)
-    member = head // (sizes.batch * sizes.heads) * sizes.heads + head % sizes.heads
-    added = tl.load(ridge + member * sizes.key_width + columns, mask=columns < sizes.key_width, other=1.0)[None, :]
+    head = tl.program_id(0).to(tl.int64)
+    added = load_ridge(ridge, head, sizes, BLOCK_K)
     keys, values = tl.zeros([BLOCK_K, BLOCK_K], tl.float32), tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     for start in range(0, sizes.time, BLOCK_T):
         chunk = load_read_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
-        query = load_head_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K).to(tl.float32)
+        query = load_wide_rows(q, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         system = system_of(chunk, own_weights(chunk, BLOCK_T), keys, added)
         u, _ = take_steps(system, query, sizes, STEPS)
         scores = system.weights * tf32_product(u, tl.trans(chunk.key))
@@ -163,14 +170,13 @@ def solved_query_gradient_kernel(
     STEPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Write dq, in float32 too, and the gradients of sums of log gates at queries and of the ridge. Grid (M B H)."""
-    head, columns = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_K)
-    member = head // (sizes.batch * sizes.heads) * sizes.heads + head % sizes.heads
-    added = tl.load(ridge + member * sizes.key_width + columns, mask=columns < sizes.key_width, other=1.0)[None, :]
+    head = tl.program_id(0).to(tl.int64)
+    added = load_ridge(ridge, head, sizes, BLOCK_K)
     keys, values = tl.zeros([BLOCK_K, BLOCK_K], tl.float32), tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     onto_ridge = tl.zeros([BLOCK_T, BLOCK_K], tl.float32)
     for start in range(0, sizes.time, BLOCK_T):
         chunk = load_read_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
-        upstream = load_head_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V).to(tl.float32)
+        upstream = load_wide_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
         u = load_head_rows(solved, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         system = system_of(chunk, own_weights(chunk, BLOCK_T), keys, added)
         scores = system.weights * tf32_product(upstream, tl.trans(chunk.value))
@@ -181,6 +187,7 @@ def solved_query_gradient_kernel(
         store_head_rows(dq, slope, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         store_head_rows(slopes, slope, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         keys, values = extended(keys, chunk, chunk.key), extended(values, chunk, chunk.value)
+    columns = tl.arange(0, BLOCK_K)
     tl.store(dridge + head * sizes.key_width + columns, tl.sum(onto_ridge, 0), mask=columns < sizes.key_width)
 
 
@@ -198,7 +205,7 @@ def solved_key_gradient_kernel(
     for index in range(count):
         start = (count - 1 - index) * BLOCK_T
         chunk = load_read_chunk(k, v, log_g, rate, head, start, sizes, BLOCK_T, BLOCK_K, BLOCK_V)
-        upstream = load_head_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V).to(tl.float32)
+        upstream = load_wide_rows(gradient, head, start, sizes.value_width, sizes, BLOCK_T, BLOCK_V)
         u = load_head_rows(solved, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         slope = load_head_rows(slopes, head, start, sizes.key_width, sizes, BLOCK_T, BLOCK_K)
         decays = tl.exp(tl.where(later, chunk.sums[None, :] - chunk.sums[:, None], -float("inf")))
