@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,6 @@ from icl_bench.harness.training.graphs import Pace
 from icl_bench.harness.training.keep import kept_files, probes_file
 from icl_bench.harness.training.optimiser import LOSS_LIMIT
 from icl_bench.harness.training.probes import Probe, probe_marks
-from icl_bench.harness.training.rehearsal import rehearse_test
 from icl_bench.harness.training.results import FleetScores, MemberScores
 from icl_bench.harness.training.roster import Roster
 from icl_bench.harness.training.trainer import Trainer
@@ -56,9 +55,6 @@ class TrainingLoop:
         checkpoints: Where states are saved; None to save none.
     """
 
-    UNDER_WAY: ClassVar[set["TrainingLoop"]] = set()
-    """Those of this process that train or test."""
-
     def __init__(
         self,
         trainer: Trainer,
@@ -88,7 +84,6 @@ class TrainingLoop:
         """Train from the newest usable checkpoint and test; if a signal asks to stop, save and raise `Interrupted`."""
         self.resume()
         self.began = self.trainer.done
-        self.UNDER_WAY.add(self)
         try:
             for begin, end in validation_spans(self.spec.train.steps, self.spec.evaluation.points):
                 if end > self.trainer.done and self.over:
@@ -102,7 +97,6 @@ class TrainingLoop:
             self.hold(self.roster.with_stopped(self.trainer, self.specs))
             cells = self.roster.widen(self.trainer.test(self.validator.models()), ())
         finally:
-            self.UNDER_WAY.discard(self)
             self.validator.close()
         reach("tested")
         diverged_at = self.roster.diverged_at(self.trainer)
@@ -222,8 +216,6 @@ class TrainingLoop:
         self.hold(self.roster.narrow(self.trainer))
         if self.over and self.latest is not None:
             self.report(self.latest._replace(steps=end))
-        if begin > 0 and len(self.UNDER_WAY) > 1:  # which by then are built
-            rehearse_test(self.trainer, self.training_seconds / end * (self.spec.train.steps - end))
         self.training_since = time.perf_counter()
         reach("validated")
 

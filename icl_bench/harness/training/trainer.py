@@ -262,11 +262,10 @@ class Trainer:
         """
         active = [member for member, step in enumerate(self.diverged_at) if not step]
         cells = self.task.eval_cells if active else ()
-        examples = self.spec.evaluation.examples
 
         def share(index: int) -> dict[str, list[CellScore | None]]:
             own = cells[index :: len(models)]
-            return {cell.label: self.test_cell(cell, active, models[index], examples) for cell in own}
+            return {cell.label: self.test_cell(cell, active, models[index]) for cell in own}
 
         with ThreadPoolExecutor(len(models)) as pool:  # starts no thread for the first share
             others = [pool.submit(share, index) for index in range(1, len(models))]
@@ -284,15 +283,13 @@ class Trainer:
                 self.optimiser.state.diverged_at[member] = self.done
         return scores
 
-    def test_cell(
-        self, cell: Cell, members: Sequence[int], model: WorkingModel, examples: int
-    ) -> list[CellScore | None]:
+    def test_cell(self, cell: Cell, members: Sequence[int], model: WorkingModel) -> list[CellScore | None]:
         """Return a model's test scores of these members on one cell; None for a member whose loss is not finite."""
-        stream = self.make_stream(cell.label, "test")
-        counts = evaluate(model, stream, evaluation_pieces(stream, examples))
+        evaluation, stream = self.spec.evaluation, self.make_stream(cell.label, "test")
+        counts = evaluate(model, stream, evaluation_pieces(stream, evaluation.examples))
         free = self.run_freely(stream, model)
-        controls = evaluate_controls(model, stream, examples)
-        floors = floors_by_member(stream, examples)
+        controls = evaluate_controls(model, stream, evaluation.examples)
+        floors = floors_by_member(stream, evaluation.examples)
         return cell_scores(stream, counts, floors, self.repeated_shares(stream), free, controls, members)
 
     def repeated_shares(self, test: batches.ExampleStream) -> list[float] | None:

@@ -38,9 +38,9 @@ class Sender(list):
     def __exit__(self, *error): ...
     send = list.append
 
-def test_cell(trainer, cell, members, model, examples):
+def test_cell(trainer, cell, members, model):
     tested.append(cell.label)
-    return whole(trainer, cell, members, model, examples)
+    return whole(trainer, cell, members, model)
 
 tested, whole, Trainer.test_cell = [], Trainer.test_cell, test_cell
 validator.usable_cores = lambda: 1  # only this thread lists
