@@ -32,7 +32,7 @@ class ExampleStream:
     """Examples of one cell and split for the members of a fleet; members of one data seed share their examples."""
 
     def __init__(self, task: Task, cell: Cell, split: Split, data_seeds: Sequence[int], device: torch.device) -> None:
-        self.task, self.cell, self.split, self.data_seeds = task, cell, split, data_seeds
+        self.task, self.cell, self.split = task, cell, split
         self.members, self.device = len(data_seeds), device
         unique = list(dict.fromkeys(data_seeds))
         name = TASKS.name_of(type(task))

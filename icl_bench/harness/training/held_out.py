@@ -1,19 +1,14 @@
 """The worth of test examples without training: floors, solvers that keep the whole context, repeats of training."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, lru_cache
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from icl_bench import random
-from icl_bench.corpus.tokens import Split
 from icl_bench.errors import SpecError, UnknownNameError
 from icl_bench.harness.resolve import make_task
 from icl_bench.harness.training.batches import ExampleStream
-from icl_bench.harness.training.evaluate import flatten_members
-from icl_bench.kernels.backends import prepare_in_turn
 from icl_bench.runs.outline import Outline
 from icl_bench.runs.spec import Component
 from icl_bench.runs.store.floors import CellFloors, GroupFloors, examples_key
@@ -22,10 +17,6 @@ from icl_bench.tasks.base import Solver, measured_floors
 
 TRAINED_TOKENS = 1 << 20
 """Tokens of training examples that are compared at once with the test examples."""
-REMEMBERED = 1024
-"""Most sets of test examples whose floors a process remembers."""
-AHEAD = ThreadPoolExecutor(1, "floors")
-"""The thread that measures floors before tests need them."""
 
 
 def cell_floors(task: Task, cell: Cell, batch: Batch) -> CellFloors:
@@ -65,45 +56,13 @@ def solved_by_group(task: Task, cell: Cell, batch: Batch, solve: Solver) -> dict
 
 
 def floors_by_member(test: ExampleStream, examples: int) -> list[CellFloors]:
-    """Return the floors of each member on its test examples; equal examples are measured once in a process."""
-    return [seed_floors(test.task, test.cell, test.split, seed, examples, test.device) for seed in test.data_seeds]
-
-
-@lru_cache(REMEMBERED)
-def seed_floors(
-    task: Task, cell: Cell, split: Split, data_seed: int, examples: int, device: torch.device
-) -> CellFloors:
-    """Measure the floors of a cell on the first examples of a data seed; no model has a part in them."""
-    batch = ExampleStream(task, cell, split, [data_seed], device).first(examples)
-    return cell_floors(task, cell, Batch(*(part[0] for part in batch)))
-
-
-def measure_ahead(tests: Sequence[ExampleStream], examples: int) -> Future[None]:
-    """Begin to measure floors in a thread, so that `floors_by_member` finds them measured, and load what controls need.
-
-    What the thread has not done by then, or could not do, is done there.
-    """
-
-    def measure() -> None:
-        with torch.cuda.stream(stream_ahead(tests[0].device)):
-            for test in tests:
-                floors_by_member(test, examples)
-                launch_controls(test.task, test.cell, test.device)
-
-    prepare_in_turn()
-    return AHEAD.submit(measure)
-
-
-@lru_cache(REMEMBERED)
-def launch_controls(task: Task, cell: Cell, device: torch.device) -> None:
-    """Change one example of a cell in all ways, for the kernels that this loads, once in a process."""
-    task.controls(flatten_members(ExampleStream(task, cell, "test", [0], device).first(1)), cell)
-
-
-@cache
-def stream_ahead(device: torch.device) -> torch.cuda.Stream | None:
-    """Return the stream of the thread that measures ahead, one for all fleets; None for a CPU."""
-    return torch.cuda.Stream(device) if device.type == "cuda" else None
+    """Measure the floors of each member; members of one data seed share their examples, which are measured once."""
+    batch = test.first(examples)
+    rows = list(range(test.members)) if test.rows is None else test.rows.tolist()
+    found = {
+        row: cell_floors(test.task, test.cell, Batch(*(part[rows.index(row)] for part in batch))) for row in set(rows)
+    }
+    return [found[row] for row in rows]
 
 
 def repeated_shares(test: ExampleStream, examples: int, train: ExampleStream, trained: int) -> list[float]:

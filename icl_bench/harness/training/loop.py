@@ -84,7 +84,6 @@ class TrainingLoop:
         """Train from the newest usable checkpoint and test; if a signal asks to stop, save and raise `Interrupted`."""
         self.resume()
         self.began = self.trainer.done
-        self.trainer.measure_floors()
         try:
             for begin, end in validation_spans(self.spec.train.steps, self.spec.evaluation.points):
                 if end > self.trainer.done and self.over:

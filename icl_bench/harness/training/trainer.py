@@ -46,9 +46,9 @@ from icl_bench.harness.training.evaluate import (
     run_freely,
 )
 from icl_bench.harness.training.graphs import StepGraphs
-from icl_bench.harness.training.held_out import floors_by_member, measure_ahead, repeated_shares
+from icl_bench.harness.training.held_out import floors_by_member, repeated_shares
 from icl_bench.harness.training.optimiser import DivergenceMonitor, FleetOptimiser
-from icl_bench.harness.training.outside_layers import calls_outside_code, check_layer, check_sources
+from icl_bench.harness.training.outside_layers import check_layer, check_sources
 from icl_bench.harness.training.precision import WORKING_TYPES, WorkingModel
 from icl_bench.harness.training.ranks import Ranks
 from icl_bench.harness.training.results import cell_scores
@@ -253,16 +253,6 @@ class Trainer:
             count = self.spec.evaluation.validation
             self.validation = [(stream, list(evaluation_pieces(stream, count))) for stream in streams]
         return {stream.cell.label: evaluate(model, stream, pieces).accuracy for stream, pieces in self.validation}
-
-    def measure_floors(self) -> None:
-        """Begin to measure the floors of test examples on a GPU; what `test` needs of models is left to it.
-
-        The first fleets of a process do so before the GPU is busy, where first launches take long (docs/log.md).
-        """
-        shared = self.machine.ranks is None and not calls_outside_code(self.spec)
-        if self.device.type == "cuda" and shared:
-            tests = [self.make_stream(cell.label, "test") for cell in self.task.eval_cells]
-            measure_ahead(tests, self.spec.evaluation.examples)
 
     def test(self, models: Sequence[WorkingModel]) -> list[tuple[CellScore, ...]]:
         """Return the test scores of each member, one for each evaluated cell; none for a member that has diverged.

@@ -11,7 +11,6 @@ from icl_bench.harness.resolve import Request, expand_request, make_task, task_c
 from icl_bench.harness.training import batches
 from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.graphs import WARM_STEPS
-from icl_bench.harness.training.held_out import floors_by_member, measure_ahead, seed_floors
 from icl_bench.harness.training.loop import TrainingLoop
 from icl_bench.harness.training.memory import estimate_bytes, fit_memory, measure_bytes
 from icl_bench.harness.training.probes import Probe
@@ -255,22 +254,6 @@ def test_a_stream_in_place_is_as_exact_as_sums(arch: str, monkeypatch) -> None:
     assert not torch.equal(found, plain)
     exact = differentiated("float32")
     assert (found - exact).norm() < 2 * (plain - exact).norm()
-
-
-def test_floors_are_measured_ahead_of_the_test_and_equal_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = lambda tests, examples: measure_ahead(tests, examples).result()  # noqa: E731
-    monkeypatch.setattr("icl_bench.harness.training.trainer.measure_ahead", waiting)
-    settings = (*SETTINGS, "evaluation.examples=64")
-    runs = expand_request(Request("assoc-recall:length=64,pairs=[4|8]", ["linear"], seeds=(71, 72), settings=settings))
-    loop = TrainingLoop(Trainer(runs, Machine(CUDA)), lambda progress: None, lambda member, point: None)
-    before = seed_floors.cache_info()
-    scores = loop.run()
-    after = seed_floors.cache_info()
-    assert (after.misses - before.misses, after.hits - before.hits) == (4, 4)  # measured ahead, and read
-    for position, cell in enumerate(loop.trainer.task.eval_cells):
-        test = ExampleStream(loop.trainer.task, cell, "test", [71, 72], torch.device("cpu"))
-        own = [(member.cells[position].floor, member.cells[position].references) for member in scores.members]
-        assert own == [(found.floor, found.references) for found in floors_by_member(test, 64)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

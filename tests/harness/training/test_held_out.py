@@ -10,7 +10,6 @@ from icl_bench.harness.training.batches import ExampleStream
 from icl_bench.harness.training.held_out import (
     cell_floors,
     floors_by_member,
-    measure_ahead,
     remeasure,
     repeated_shares,
 )
@@ -39,25 +38,6 @@ def test_members_of_one_data_seed_share_their_floors() -> None:
     assert first == again != other
     assert floors_by_member(stream("assoc-recall:length=64,pairs=8", "test", [4]), 100) == [other]
     assert (first.floor_solver, first.answers, first.alphabet) == ("most-frequent", 8, 64)
-
-
-def test_floors_are_measured_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "assoc-recall:length=64,pairs=8"
-    measure_ahead([stream(text, "test", [51, 52])], 40).result()
-    first, second = floors_by_member(stream(text, "test", [51, 52]), 40)
-    assert first != second
-    monkeypatch.setattr("icl_bench.harness.training.held_out.cell_floors", lambda *args: pytest.fail("measured again"))
-    assert floors_by_member(stream(text, "test", [52, 51, 52]), 40) == [second, first, second]
-    with pytest.raises(pytest.fail.Exception):
-        floors_by_member(stream(text, "test", [51]), 41)
-
-
-def test_what_could_not_be_measured_ahead_is_measured_by_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    test = stream("assoc-recall:length=64,pairs=8", "test", [53])
-    with monkeypatch.context() as patch:
-        patch.setattr("icl_bench.harness.training.held_out.cell_floors", lambda *args: 1 / 0)
-        assert isinstance(measure_ahead([test], 40).exception(), ZeroDivisionError)
-    assert [found.floor_solver for found in floors_by_member(test, 40)] == ["most-frequent"]
 
 
 def test_solvers_that_keep_the_context_are_no_floor() -> None:
