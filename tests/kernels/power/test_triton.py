@@ -72,12 +72,17 @@ def test_long_rows_match_the_definition(gated, p):
     Case(t=t, key=16, value=16, heads=1, p=p, gated=gated, chunk=t, dtype=F32, device=DEVICE).check()
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-def test_output_gradients_come_with_their_weights(gated, monkeypatch):
-    """As they do in bfloat16, with a pass of keys and one of values."""
+@pytest.mark.parametrize(
+    ("gated", "decay", "t"), [(False, 0.0, 90), (True, 1.0, 90), (True, 1.5, 90), (True, 6.0, 90), (True, 60.0, 96)]
+)
+def test_output_gradients_come_with_their_weights(gated, decay, t, monkeypatch):
+    """As they do in bfloat16, with a pass of keys and one of values.
+
+    Gates of 2^-14, 2^-21, 2^-84 and 2^-840 over the 32 tokens of a block: the last two are too far for its sums.
+    """
     monkeypatch.setattr(PowerProblem, "weighted_values", True)
     monkeypatch.setitem(table.LAUNCH_TABLES["ieee"], ("value_gradient", "tiles", 16), table.Blocks(32, 32, 4, 1, 1, 32))
-    Case(t=70, key=16, value=16, p=2, gated=gated, chunk=32, dtype=F32, device=DEVICE).check()
+    Case(t=t, key=16, value=16, p=2, gated=gated, decay=decay, chunk=64, dtype=F32, device=DEVICE).check()
 
 
 def test_pipelined_steps_through_a_state_take_two_key_channels():

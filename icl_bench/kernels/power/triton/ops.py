@@ -188,7 +188,10 @@ def power_forward(
     """
     problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, s is not None)
     with launch_on(q):
-        gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
+        gates, decay = None, None
+        if log_g is not None:
+            walked = s is None and not keep_state and launch.walks(problem, k, v)
+            gates, decay = launch.cumulative_gates(log_g, chunk, k.dtype if walked else torch.float32)
         start = _pack(problem, s, z)
         states, final = None, None
         if problem.chunks > 1 or keep_state:
@@ -262,10 +265,9 @@ def power_backward(
         dq, row_sums, stats = launch.query_gradient(
             problem, q, k, v, y, y_low, dy, den, stats, gates, read, initial, dq=memory[0]
         )
-        ready = gates is None and values is not dy
         dk, dv, column_sums = launch.key_gradient(
-            problem, q, k, v, values if ready else dy, stats, gates, after, end is not None, dk=memory[1], dv=memory[2],
-            ready=ready,
+            problem, q, k, v, dy, stats, gates, after, end is not None, dk=memory[1], dv=memory[2],
+            ready=None if values is dy else values,
         )  # fmt: skip
         if p > 2 and read is not None:
             dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, stats, gates, read, initial)

@@ -13,6 +13,9 @@ import triton.language as tl
 
 from icl_bench.kernels.triton.common import View
 
+FAR = tl.constexpr(40.0)
+"""Powers of two of decay that a sum may lack until it ends: float32 has 86 more for what is summed."""
+
 
 class StateView(NamedTuple):
     """Packed states [N*G, chunks, elements], as kernels take them."""
@@ -68,6 +71,19 @@ def rounded(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
     elif PRECISION == "tf32":
         x = tl.where(x == x, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), x)
     return x
+
+
+@triton.jit
+def rounded_operand(x):
+    """Round float32 x to bfloat16; return it so, as an operand of a product, and in float32, for a sum.
+
+    Two elements take one conversion and one instruction each: apart, they would be converted there and back one by one.
+    Triton's interpreter does not know it.
+    """
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+        "=&r,=&r,=&r,r,r", [x], (tl.bfloat16, tl.float32), is_pure=True, pack=2,
+    )  # fmt: skip
 
 
 @triton.jit
