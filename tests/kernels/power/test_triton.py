@@ -74,11 +74,10 @@ def test_long_rows_match_the_definition(gated, p):
 
 @pytest.mark.parametrize("decay", [None, 1.0, 1.5, 6.0])
 def test_output_gradients_come_with_their_weights(decay, monkeypatch):
-    """As in bfloat16, in a pass of keys and one of values. A block decays by 2^-14, -21 or -84, too far for its sums."""
+    """As in bfloat16, in a pass of keys and one of values; 2^-84, the decay of the last over a block, is beyond FAR."""
     monkeypatch.setattr(PowerProblem, "weighted_values", True)
     monkeypatch.setitem(table.LAUNCH_TABLES["ieee"], ("value_gradient", "tiles", 16), table.Blocks(32, 32, 4, 1, 1, 32))
-    gated = decay is not None
-    Case(t=90, key=16, value=16, gated=gated, decay=decay or 0.0, chunk=64, dtype=F32, device=DEVICE).check()
+    Case(t=90, key=16, value=16, gated=decay is not None, decay=decay, chunk=64, dtype=F32, device=DEVICE).check()
 
 
 def test_pipelined_steps_through_a_state_take_two_key_channels():
