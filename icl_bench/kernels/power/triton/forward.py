@@ -99,7 +99,7 @@ def _score_block(
         if APART:
             s *= tl.exp2(gate - gates)[None, :]
     if OWN:
-        causal = (tl.arange(0, BLOCK_M)[:, None] - tl.arange(0, BLOCK_N)[None, :]) >= n0 - m0
+        causal = tl.arange(0, BLOCK_M)[:, None] >= (n0 - m0 + tl.arange(0, BLOCK_N))[None, :]
         if C.GATED and not APART:
             # The difference is masked before the exponential: above the diagonal it is positive and could overflow.
             s *= tl.exp2(tl.where(causal, gate[:, None] - gates[None, :], 0.0))

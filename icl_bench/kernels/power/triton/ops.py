@@ -190,7 +190,7 @@ def power_forward(
     with launch_on(q):
         gates, decay = None, None
         if log_g is not None:
-            walked = s is None and not keep_state and launch.walks(problem, k, v)
+            walked = s is None and not keep_state and launch.can_walk(problem, k, v)
             gates, decay = launch.cumulative_gates(log_g, chunk, k.dtype if walked else torch.float32)
         start = _pack(problem, s, z)
         states, final = None, None
