@@ -16,7 +16,6 @@ from icl_bench.kernels.power.triton.lower import (
 )
 from icl_bench.kernels.power.triton.rank_one import load_sum_before
 from icl_bench.kernels.power.triton.tiles import (
-    FAR,
     load_columns,
     load_matrix,
     load_tokens,
@@ -77,12 +76,11 @@ def _read_normaliser(u, w, start, end, z, BLOCK: tl.constexpr, C: tl.constexpr):
 @triton.jit
 def _score_block(
     acc, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
-    BLOCK_N: tl.constexpr, OWN: tl.constexpr, APART: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
+    BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """acc_i + sum_j A_ij v_j, and parts of the sums of A_ij, for the rows m0.. and the keys n0...
 
-    OWN: keys may lie after a row. `gate` is that of each row or, APART, of the first of them, from which rows decay
-    after the sum.
+    OWN: keys may lie after a row. `gate` is that of each row, or of the first of them before their own block.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     PRECISION: tl.constexpr = C.PRECISION
@@ -96,42 +94,20 @@ def _score_block(
         s += a[0][:, None] * load_for_columns(squares, n0, end, BLOCK_N, WHOLE)[None, :]
     if C.GATED:
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
-        if APART:
-            s *= tl.exp2(gate - gates)[None, :]
     if OWN:
         causal = tl.arange(0, BLOCK_M)[:, None] >= (n0 - m0 + tl.arange(0, BLOCK_N))[None, :]
-        if C.GATED and not APART:
+        if C.GATED:
             # The difference is masked before the exponential: above the diagonal it is positive and could overflow.
             s *= tl.exp2(tl.where(causal, gate[:, None] - gates[None, :], 0.0))
-        s = tl.where(causal, s, 0.0)
-    weights = s
-    if OWN:  # the sum is that of the rounded weights: a row with few keys is then an exact mean of them
-        if tl.bfloat16 == C.DOT:
-            weights, s = rounded_operand(s)
-        else:
-            s = rounded(s, C.DOT, PRECISION)
-            weights = s
+        # The sum is that of the rounded weights: a row with few keys is then an exact mean of them.
+        weights, s = rounded_operand(tl.where(causal, s, 0.0), C.DOT, PRECISION)
+    else:
+        if C.GATED:
+            s *= tl.exp2(gate - gates)[None, :]
+        weights = s.to(C.DOT)
     if C.SUM:
         sums += part_sums(s, BLOCK_M, BLOCK_N)
-    return tl.dot(weights.to(C.DOT), values, acc, input_precision=C.PRECISION), sums
-
-
-@triton.jit
-def _own_block(
-    acc, sums, queries, k, v, gates, gate, a, squares, m0, stop, end, scale_in, APART: tl.constexpr, C: tl.constexpr
-):
-    """Add what `_score_block` does over the keys m0.. < stop of the block of the rows."""
-    BLOCK_M: tl.constexpr = C.BLOCK_M
-    V_BLOCK: tl.constexpr = C.V_BLOCK
-    own = acc
-    if C.OWN_STAGES > 1:  # products in flight, as in the loop over other keys; the maximum shows that it runs
-        own = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
-        stop = tl.maximum(stop, m0 + 1)
-    for n0 in tl.range(m0, stop, C.BLOCK_N, num_stages=C.OWN_STAGES):
-        own, sums = _score_block(
-            own, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, APART, C.WHOLE, C
-        )
-    return acc + own if C.OWN_STAGES > 1 else own, sums
+    return tl.dot(weights, values, acc, input_precision=C.PRECISION), sums
 
 
 @kept_kernel(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])
@@ -184,7 +160,7 @@ def power_forward_kernel(
         for i in tl.static_range(C.BLOCK_M // OWN_N):
             acc, sums = _score_block(
                 acc, sums, queries, k, v, gates, gate, a, squares, m0, m0 + i * OWN_N, end, scale_in, OWN_N, True,
-                False, C.WHOLE, C,
+                C.WHOLE, C,
             )  # fmt: skip
     if C.STATE:
         if (c > 0) | C.EDGE:
@@ -209,11 +185,8 @@ def power_forward_kernel(
                         total = tl.sum(reach * queries.to(tl.float32), 1)
                     else:
                         total = _read_normaliser(u_rows, w_rows, m0, end, state + states.expanded, BLOCK_M, C)
-            factor = state_factor * tl.exp2(start_gate) if C.GATED else state_factor
-            if C.SHORT and C.GATED:
-                part *= decay[:, None]
-                total *= decay
-            acc += part * factor
+            factor = state_factor * tl.exp2(gate) if C.GATED else tl.full([BLOCK_M], 1.0, tl.float32) * state_factor
+            acc += part * factor[:, None]
             total *= factor
     if not (C.LINEAR or C.SHORT or C.TERMS > 0):
         queries = load_tokens(q, m0, end, C.K, BLOCK_M, C.K_BLOCK, C.WHOLE).to(C.DOT)
@@ -225,9 +198,9 @@ def power_forward_kernel(
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
             part, part_sum = _score_block(
                 part, part_sum, queries, k, v, gates, start_gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, False,
-                True, True, C,
+                True, C,
             )  # fmt: skip
-        if C.SHORT and C.GATED:
+        if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
         acc += part
@@ -238,25 +211,18 @@ def power_forward_kernel(
         weight = load_weight(lower_weights(lower, n, h, share), 0, m0, end, BLOCK_M, C)
         a = (weight * load_vector(query_squares, m0, end, BLOCK_M), total, total)
         before = load_sum_before(traces, key_sums, n * groups + g, T, chunks, c, m0, start_gate, C)
-        acc += a[0][:, None] * before[None, :]
+        acc += (a[0] * decay if C.GATED else a[0])[:, None] * before[None, :]
     if not C.SHORT:
+        own = acc
         stop = tl.minimum(m0 + BLOCK_M, end)
-        if C.GATED:
-            if start_gate - tl.load(gates + stop - 1) < FAR:
-                acc, sums = _own_block(
-                    acc, sums, queries, k, v, gates, start_gate, a, squares, m0, stop, end, scale_in, True, C
-                )
-                acc *= decay[:, None]
-                sums *= decay[:, None]
-                total *= decay
-            else:
-                acc, sums = _own_block(
-                    acc * decay[:, None], sums * decay[:, None], queries, k, v, gates, gate, a, squares, m0, stop, end,
-                    scale_in, False, C,
-                )  # fmt: skip
-                total *= decay
-        else:
-            acc, sums = _own_block(acc, sums, queries, k, v, gates, gate, a, squares, m0, stop, end, scale_in, False, C)
+        if C.OWN_STAGES > 1:  # products in flight, as in the other loop; the maximum shows that it runs
+            own = tl.zeros([BLOCK_M, V_BLOCK], tl.float32)
+            stop = tl.maximum(stop, m0 + 1)
+        for n0 in tl.range(m0, stop, C.BLOCK_N, num_stages=C.OWN_STAGES):
+            own, sums = _score_block(
+                own, sums, queries, k, v, gates, gate, a, squares, m0, n0, end, scale_in, C.BLOCK_N, True, C.WHOLE, C
+            )
+        acc = acc + own if C.OWN_STAGES > 1 else own
     if C.SUM:
         total = (total + tl.sum(sums, 1)) * scale_out
         tl.store(den + row * T + index, total, mask=index < end)

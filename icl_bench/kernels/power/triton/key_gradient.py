@@ -12,7 +12,6 @@ from icl_bench.kernels.power.triton.lower import gradient_of_keys, key_block_of_
 from icl_bench.kernels.power.triton.rank_one import add_later_queries, key_block_of_rank_one
 from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
 from icl_bench.kernels.power.triton.tiles import (
-    FAR,
     at_group,
     heads_later,
     held,
@@ -25,6 +24,9 @@ from icl_bench.kernels.power.triton.tiles import (
 from icl_bench.kernels.power.triton.tokens import load_query_stats
 from icl_bench.kernels.triton.common import at_head, part_sums
 from icl_bench.kernels.triton.kept import kept_kernel
+
+FAR = tl.constexpr(40.0)
+"""Powers of two of decay that a sum may lack until it ends: float32 has 86 more for what is summed."""
 
 
 @triton.jit

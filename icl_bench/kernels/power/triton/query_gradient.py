@@ -20,7 +20,7 @@ from icl_bench.kernels.power.triton.lower import (
 )
 from icl_bench.kernels.power.triton.rank_one import rank_one_gradient
 from icl_bench.kernels.power.triton.state_gradient import gradient_of_state
-from icl_bench.kernels.power.triton.tiles import FAR, load_tokens, load_vector, power, store_tokens
+from icl_bench.kernels.power.triton.tiles import load_tokens, load_vector, power, store_tokens
 from icl_bench.kernels.power.triton.tokens import load_query_stats, store_query_stats
 from icl_bench.kernels.triton.common import View, at_head, load_for_columns, part_sums
 from icl_bench.kernels.triton.kept import kept_kernel
@@ -29,14 +29,14 @@ from icl_bench.kernels.triton.kept import kept_kernel
 @triton.jit
 def _query_block(
     acc, total, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
-    BLOCK_N: tl.constexpr, OWN: tl.constexpr, APART: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
+    BLOCK_N: tl.constexpr, OWN: tl.constexpr, WHOLE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """acc_i + sum_j ds_ij k_j, and parts of R_i = sum_j ds_ij s_ij, for the rows m0.. and the keys n0...
 
     With s the score and g its decay, ds_ij = (dy_i.v_j - delta_i) s_ij^(p-1) g_ij. OWN: keys may lie after a row.
     TERMS: s^(p-1) is (dA / ds) / p, and parts of da_m = sum_j dy_i.v_j g_ij s_ij^(p-2m) are added up; see `lower`.
     RANK_ONE: parts of sum_j dy_i.v_j g_ij b_j are, of the own block; see `rank_one`.
-    `gate` is that of each row or, APART, of the first of them, from which rows decay after the sum.
+    `gate` is that of each row, or of the first of them before their own block.
     """
     BLOCK_M: tl.constexpr = C.BLOCK_M
     keys = load_tokens(k, n0, end, C.K, BLOCK_N, C.K_BLOCK, WHOLE).to(C.DOT)
@@ -54,10 +54,10 @@ def _query_block(
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
     if OWN:
         causal = (tl.arange(0, BLOCK_M)[:, None] - tl.arange(0, BLOCK_N)[None, :]) >= n0 - m0
-        if C.GATED and not APART:
+        if C.GATED:
             ds *= tl.exp2(tl.where(causal, gate[:, None] - gates[None, :], 0.0))
         ds = tl.where(causal, ds, 0.0)
-    if C.GATED and APART:
+    elif C.GATED:
         ds *= tl.exp2(gate - gates)[None, :]
     if C.RANK_ONE and OWN:
         reach = ds * load_for_columns(squares, n0, end, BLOCK_N, WHOLE)[None, :]
@@ -140,7 +140,7 @@ def power_query_gradient_kernel(
         for i in tl.static_range(C.BLOCK_M // OWN_N):
             acc, sums, of_weights = _query_block(
                 acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, m0 + i * OWN_N,
-                end, scale_in, OWN_N, True, False, C.WHOLE, C,
+                end, scale_in, OWN_N, True, C.WHOLE, C,
             )  # fmt: skip
     if C.STATE:
         if (c > 0) | C.EDGE:
@@ -150,10 +150,8 @@ def power_query_gradient_kernel(
                 states.expanded, delta, BLOCK_M, C,
             )  # fmt: skip
             if C.GATED:
-                part *= tl.exp2(start_gate)
-                state_total = tl.sum(part * queries.to(tl.float32), 1) * decay
-                if C.SHORT:
-                    part *= decay[:, None]
+                part *= tl.exp2(gate)[:, None]
+                state_total = tl.sum(part * queries.to(tl.float32), 1)
             acc += part
     if m0 > c0:  # a loop of its own accumulators: see `power_forward_kernel`
         part = tl.zeros([BLOCK_M, K_BLOCK], tl.float32)
@@ -162,9 +160,9 @@ def power_query_gradient_kernel(
         for n0 in tl.range(c0, m0, C.BLOCK_N, num_stages=C.STAGES):
             part, part_sum, part_weights = _query_block(
                 part, part_sum, part_weights, queries, cotangents, delta, k, v, gates, start_gate, a, squares, m0, n0,
-                end, scale_in, C.BLOCK_N, False, True, True, C,
+                end, scale_in, C.BLOCK_N, False, True, C,
             )  # fmt: skip
-        if C.GATED and C.SHORT:
+        if C.GATED:
             part *= decay[:, None]
             part_sum *= decay[:, None]
         if C.TERMS > 0:
@@ -175,24 +173,10 @@ def power_query_gradient_kernel(
     if C.RANK_ONE:
         squares += (n * (groups // C.KEY_SHARE) + g // C.KEY_SHARE) * T
     if not C.SHORT:
-        first, stop = m0, tl.minimum(m0 + BLOCK_M, end)
-        if C.GATED:
-            if C.TERMS == 0:
-                if start_gate - tl.load(gates + stop - 1) < FAR:
-                    for n0 in tl.range(m0, stop, C.BLOCK_N, num_stages=1):
-                        acc, sums, of_weights = _query_block(
-                            acc, sums, of_weights, queries, cotangents, delta, k, v, gates, start_gate, a, squares, m0,
-                            n0, end, scale_in, C.BLOCK_N, True, True, C.WHOLE, C,
-                        )  # fmt: skip
-                    if C.RANK_ONE:
-                        of_weights = (of_weights[0] * decay[:, None], of_weights[1], of_weights[2])
-                    first = stop
-            acc *= decay[:, None]
-            sums *= decay[:, None]
-        for n0 in tl.range(first, stop, C.BLOCK_N, num_stages=1):
+        for n0 in tl.range(m0, tl.minimum(m0 + BLOCK_M, end), C.BLOCK_N, num_stages=1):
             acc, sums, of_weights = _query_block(
                 acc, sums, of_weights, queries, cotangents, delta, k, v, gates, gate, a, squares, m0, n0, end, scale_in,
-                C.BLOCK_N, True, False, C.WHOLE, C,
+                C.BLOCK_N, True, C.WHOLE, C,
             )  # fmt: skip
     rows = T if C.BY_TOKEN else blocks
     if C.TERMS > 0:

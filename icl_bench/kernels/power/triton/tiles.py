@@ -13,9 +13,6 @@ import triton.language as tl
 
 from icl_bench.kernels.triton.common import View
 
-FAR = tl.constexpr(40.0)
-"""Powers of two of decay that a sum may lack until it ends: float32 has 86 more for what is summed."""
-
 
 class StateView(NamedTuple):
     """Packed states [N*G, chunks, elements], as kernels take them."""
@@ -74,16 +71,19 @@ def rounded(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def rounded_operand(x):
-    """Round float32 x to bfloat16; return it so, as an operand of a product, and in float32, for a sum.
+def rounded_operand(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """Return float32 x as an operand of a product, and what that rounds it to in float32, for sums.
 
-    Two elements take one conversion and one instruction each: apart, they would be converted there and back one by one.
-    Triton's interpreter does not know it.
+    Two elements take one conversion to bfloat16 and an instruction each back; Triton would convert each one there and
+    back. Its interpreter does not know these instructions.
     """
-    return tl.inline_asm_elementwise(
-        "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
-        "=&r,=&r,=&r,r,r", [x], (tl.bfloat16, tl.float32), is_pure=True, pack=2,
-    )  # fmt: skip
+    if tl.bfloat16 == TYPE:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+            "=&r,=&r,=&r,r,r", [x], (tl.bfloat16, tl.float32), is_pure=True, pack=2,
+        )  # fmt: skip
+    kept = rounded(x, TYPE, PRECISION)
+    return kept.to(TYPE), kept
 
 
 @triton.jit
