@@ -2,9 +2,10 @@
 
 Forward: sums of each chunk and their scan (`state`), or both in one kernel (`walk`, on Hopper), then one kernel that
 reads the state and adds the causal scores of the own chunk (`forward`). Backward: the same state kernels on queries and
-output gradients, backwards in time, then one kernel for dq and one or two for dk and dv (`backward`). One chunk that
-covers the sequence is the quadratic form. Expanded keys and queries exist in registers only (for p >= 3 their factors
-of about half the degree are in memory). No kernel adds atomically: results repeat bit for bit.
+output gradients, backwards in time, then one kernel for dq (`query_gradient`) and one or two for dk and dv
+(`key_gradient`). One chunk that covers the sequence is the quadratic form. Expanded keys and queries exist in registers
+only (for p >= 3 their factors of about half the degree are in memory). No kernel adds atomically: results repeat bit
+for bit.
 """
 
 from typing import Any
