@@ -100,7 +100,7 @@ def _queries_of_chunk(
     BLOCK_N: tl.constexpr = C.BLOCK_N
     K_BLOCK: tl.constexpr = C.K_BLOCK
     V_BLOCK: tl.constexpr = C.V_BLOCK
-    if READY and not OF_VALUES and not C.GATED:
+    if READY and not OF_VALUES and not C.GATED:  # with gates other registers would be spilled for it
         values = held(values, V_BLOCK, C.DOT)
     first = n0 if C.SHORT else n0 + BLOCK_N
     if first < end:  # a loop of its own accumulators: see `power_forward_kernel`
