@@ -80,7 +80,7 @@ def compile_case(case: Case) -> None:
     edge = case.chunk < case.t
     problem = make_problem(q, k, v, case.p, 1.0, case.p != 3, 1e-6, case.chunk, edge)
     den = torch.empty(1, query_heads, case.t)
-    gates, decay, states, stats, ready = None, None, None, None, False
+    gates, decay, states, stats, ready = None, None, None, None, None
     if case.gated:
         gates, decay = launch.cumulative_gates(torch.empty(1, case.t, GROUPS), case.chunk)
     low = torch.empty(1, 0 if case.p == 1 else case.t if case.gated else min(case.t, 64), query_heads, case.value).to(v)
@@ -90,7 +90,7 @@ def compile_case(case: Case) -> None:
             problem, *launch.factor_vectors(problem, k), v, weights, gates, None, reverse=False, want_final=True
         ).before
         stats, of_queries, values = launch.query_statistics(problem, y, low, y, den, gates)
-        ready = not case.gated and values is not y
+        ready = None if values is y else values
         if problem.walkable:
             walk_states(problem, k, v, weights, gates, states, None, reverse=False)
             walk_states(problem, q, values, of_queries, gates, states, states if case.gated else None, reverse=True)

@@ -4,6 +4,7 @@
     python benchmarks/power_kernels.py compare OUT.json                        time whole operators beside their peers
     python benchmarks/power_kernels.py stages OUT.json                         time each kernel by itself
     python benchmarks/power_kernels.py turns OUT.json --shapes 65536           time chunks, without and with gates
+    python benchmarks/power_kernels.py turns OUT.json --beside CHECKOUT        the same of two revisions
 
 Times are medians in milliseconds of CUDA-event intervals around calls on random data, after warm-up; `turns` has them
 of replayed graphs, each form after the other in every round, so that all meet the same clock.
@@ -11,15 +12,20 @@ of replayed graphs, each form after the other in every round, so that all meet t
 
 import argparse
 import ast
+import atexit
 import contextlib
 import importlib
 import importlib.util
 import itertools
 import json
+import shutil
 import statistics
+import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from spectrum import replay_ms
@@ -28,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions
 from icl_bench.kernels.power.triton import launch as launch
+from icl_bench.kernels.power.triton import ops as own
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 from icl_bench.kernels.power.triton.problem import TokenWeights, make_problem
 from icl_bench.kernels.power.triton.table import LAUNCH_TABLES, Blocks
@@ -98,10 +105,8 @@ def stages(n: int, t: int, heads: int, width: int, p: int, chunk: int, gated: bo
     if states is not None:
         after = states_of_queries()
         calls |= {"states": states_of_keys, "states_of_queries": states_of_queries}
-    ready = states is not None and not gated and values is not dy
-    calls["key_gradient"] = lambda: launch.key_gradient(
-        problem, q, k, v, values if ready else dy, stats, gates, after, False, ready=ready
-    )
+    ready = None if states is None or values is dy else values
+    calls["key_gradient"] = lambda: launch.key_gradient(problem, q, k, v, dy, stats, gates, after, False, ready=ready)
     return calls
 
 
@@ -254,23 +259,42 @@ def compare(out: Path, sizes: list[str], tuned: Path | None, chosen: str) -> Non
             out.write_text(json.dumps(found, indent=1))
 
 
-def turns(n: int, t: int, heads: int, width: int, chunks: list[int | None]) -> dict[str, float]:
-    """Return the times of the forward pass and of both passes in chunks of several lengths, None for the usual one."""
+def other_revision(checkout: Path) -> Any:
+    """Import the operators of another checkout beside this one's, from a copy of it under another name."""
+    home = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, home)  # sources of kernels are read when they are compiled
+    for source in (checkout / "icl_bench").rglob("*.py"):
+        copy = home / "other_bench" / source.relative_to(checkout / "icl_bench")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(source.read_text().replace("icl_bench", "other_bench"))
+    sys.path.append(str(home))
+    return importlib.import_module("other_bench.kernels.power.triton.ops")
 
-    def forward(given: PowerInputs, chunk: int | None) -> torch.Tensor:
-        return power_attention_triton(given, PowerOptions(2, width**-0.5, "sum", 1e-6, chunk), keep_state=False)[0]
 
-    def both(given: PowerInputs, chunk: int | None, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        leaves = [x for x in given if isinstance(x, torch.Tensor)]
-        return torch.autograd.grad(forward(given, chunk), leaves, dy)
+def turns(
+    n: int, t: int, heads: int, width: int, chunks: list[int | None], revisions: dict[str, Any]
+) -> dict[str, float]:
+    """Return the times of the forward pass and of both passes in chunks of several lengths, None for the usual one.
+
+    `revisions` are modules of operators, by what their names begin with.
+    """
+
+    def forward(ops: Any, given: list[torch.Tensor | None], chunk: int | None) -> torch.Tensor:
+        options = ops.PowerOptions(2, width**-0.5, "sum", 1e-6, chunk)
+        return ops.power_attention_triton(ops.PowerInputs(*given, None), options, keep_state=False)[0]
+
+    def both(ops: Any, given: list[torch.Tensor | None], chunk: int | None, dy: torch.Tensor) -> tuple[Any, ...]:
+        leaves = [x for x in given if x is not None]
+        return torch.autograd.grad(forward(ops, given, chunk), leaves, dy)
 
     works: dict[str, Callable[[], object]] = {}
-    for gated, chunk in itertools.product((False, True), chunks):
+    for gated in (False, True):
         *given, dy = inputs(n, t, heads, width, gated)
-        call = PowerInputs(*(None if x is None else x.requires_grad_() for x in given), None)
-        name = f"{'gated' if gated else 'plain'} {chunk or 'usual chunk'}"
-        works[f"{name} forward"] = partial(torch.no_grad()(forward), call, chunk)
-        works[f"{name} both"] = partial(both, call, chunk, dy)
+        given = [None if x is None else x.requires_grad_() for x in given]
+        for chunk, (revision, ops) in itertools.product(chunks, revisions.items()):
+            name = f"{revision}{'gated' if gated else 'plain'} {chunk or 'usual chunk'}"
+            works[f"{name} forward"] = partial(torch.no_grad()(forward), ops, given, chunk)
+            works[f"{name} both"] = partial(both, ops, given, chunk, dy)
     return replay_ms(works)
 
 
@@ -323,6 +347,9 @@ def main() -> None:
         "--operators", default="power,linear,sdpa", help="what the names of those to compare begin with"
     )
     parser.add_argument("--chunks", default="256,512,1024", help="chunks to time by turns beside the usual one")
+    parser.add_argument(
+        "--beside", type=Path, help="a checkout of another revision, to be timed by turns with this one"
+    )
     parser.add_argument("--tuned", type=Path, help="use the fastest configurations of this tuning run")
     parser.add_argument("--share", type=int, default=0)
     parser.add_argument("--shares", type=int, default=1)
@@ -335,10 +362,11 @@ def main() -> None:
         compare(options.out, shapes, options.tuned, options.operators)
         return
     found: dict[str, object] = {}
+    revisions = {"": own} | ({"beside ": other_revision(options.beside)} if options.beside else {})
     for shape in shapes:
         if options.part == "turns":
             chunks = [None, *map(int, options.chunks.split(","))]
-            found[shape] = turns(*SIZES[shape], chunks)
+            found[shape] = turns(*SIZES[shape], chunks, revisions)
             print(shape, found[shape], flush=True)
         elif options.part == "stages":
             found[shape] = {name: median_ms(call) for name, call in stages(*SHAPES[shape]).items()}

@@ -66,6 +66,14 @@ def test_lengths_of_whole_blocks(key, gated, p):
     Case(t=384, key=key, value=key, p=p, gated=gated, chunk=128, heads=4, groups=2, initial=True, keep=True).check()
 
 
+@pytest.mark.parametrize("decay", [0.02, 0.3, 2.0])
+@pytest.mark.parametrize("t", [1024, 1100])
+@pytest.mark.parametrize("width", [64, 128])
+def test_decays_that_sums_lack_and_others(width, t, decay):
+    """Decays of 2^-4.5, 2^-68 and 2^-450 over a chunk, where sums lack up to 2^-40 until they end."""
+    Case(t=t, key=width, value=width, decay=decay, chunk=512).check()
+
+
 @pytest.mark.parametrize("t", [65, 1000, 4097])
 @pytest.mark.parametrize("gated", [False, True])
 def test_lengths_of_linear_attention(t, gated):

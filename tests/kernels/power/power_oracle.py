@@ -13,11 +13,14 @@ BOUNDS = {torch.bfloat16: (5e-3, 1e-2), torch.float16: (2e-3, 5e-3), torch.float
 
 
 class Case:
-    """Random inputs of one problem, exact in `dtype`, with random gates and cotangents."""
+    """Random inputs of one problem, exact in `dtype`, with random gates and cotangents.
+
+    Log gates are -.31 on average, times `decay`.
+    """
 
     def __init__(
         self, *, n=1, t=100, heads=2, groups=1, key_heads=None, key=64, value=64, p=2, gated=True, normalize="sum",
-        chunk=None, initial=False, keep=False, dtype=torch.bfloat16, size=1.0, device="cuda",
+        chunk=None, initial=False, keep=False, dtype=torch.bfloat16, size=1.0, decay=1.0, device="cuda",
     ):  # fmt: skip
         g = torch.Generator().manual_seed(0)
 
@@ -27,7 +30,9 @@ class Case:
         q, k = normal(n, t, heads, key) * size, normal(n, t, key_heads or groups, key) * size
         if p == 1 and normalize == "sum":
             q, k = q.abs(), k.abs()
-        log_g = torch.log(torch.rand(n, t, groups, generator=g, dtype=torch.float64) * 0.5 + 0.5) if gated else None
+        log_g = None
+        if gated:
+            log_g = decay * torch.log(torch.rand(n, t, groups, generator=g, dtype=torch.float64) * 0.5 + 0.5)
         s = z = None
         if initial:
             past = normal(n, 9, groups, key)

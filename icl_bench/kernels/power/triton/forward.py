@@ -23,6 +23,7 @@ from icl_bench.kernels.power.triton.tiles import (
     next_tile,
     power,
     rounded,
+    rounded_operand,
 )
 from icl_bench.kernels.triton.common import at_head, load_for_columns, part_sums
 from icl_bench.kernels.triton.kept import kept_kernel
@@ -94,17 +95,19 @@ def _score_block(
     if C.GATED:
         gates = load_for_columns(gates, n0, end, BLOCK_N, WHOLE)
     if OWN:
-        causal = (tl.arange(0, BLOCK_M)[:, None] - tl.arange(0, BLOCK_N)[None, :]) >= n0 - m0
+        causal = tl.arange(0, BLOCK_M)[:, None] >= (n0 - m0 + tl.arange(0, BLOCK_N))[None, :]
         if C.GATED:
             # The difference is masked before the exponential: above the diagonal it is positive and could overflow.
             s *= tl.exp2(tl.where(causal, gate[:, None] - gates[None, :], 0.0))
         # The sum is that of the rounded weights: a row with few keys is then an exact mean of them.
-        s = rounded(tl.where(causal, s, 0.0), C.DOT, PRECISION)
-    elif C.GATED:
-        s *= tl.exp2(gate - gates)[None, :]
+        weights, s = rounded_operand(tl.where(causal, s, 0.0), C.DOT, PRECISION)
+    else:
+        if C.GATED:
+            s *= tl.exp2(gate - gates)[None, :]
+        weights = s.to(C.DOT)
     if C.SUM:
         sums += part_sums(s, BLOCK_M, BLOCK_N)
-    return tl.dot(s.to(C.DOT), values, acc, input_precision=C.PRECISION), sums
+    return tl.dot(weights, values, acc, input_precision=C.PRECISION), sums
 
 
 @kept_kernel(do_not_specialize=["T", "chunk", "chunks", "heads", "repeat", "low_rows", "share"])

@@ -8,8 +8,8 @@ from torch import Tensor
 from icl_bench.kernels.power.expansion import expand
 from icl_bench.kernels.power.records import repeat_heads
 from icl_bench.kernels.power.triton import table
-from icl_bench.kernels.power.triton.backward import power_key_gradient_kernel, power_query_gradient_kernel
 from icl_bench.kernels.power.triton.forward import power_forward_kernel
+from icl_bench.kernels.power.triton.key_gradient import power_key_gradient_kernel
 from icl_bench.kernels.power.triton.lower import power_unit_keys_kernel
 from icl_bench.kernels.power.triton.problem import (
     LowerTerms,
@@ -19,6 +19,7 @@ from icl_bench.kernels.power.triton.problem import (
     kernel_constants,
     sum_constants,
 )
+from icl_bench.kernels.power.triton.query_gradient import power_query_gradient_kernel
 from icl_bench.kernels.power.triton.state import (
     power_linear_sums_kernel,
     power_scan_kernel,
@@ -66,13 +67,13 @@ class UnitKeys(NamedTuple):
     """|k|, float32 [N, J, T]."""
 
 
-def cumulative_gates(log_g: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """[N, T, G] log gates -> [N, G, T] inclusive sums from the start of each chunk, in units of log 2, and decays."""
+def cumulative_gates(log_g: Tensor, chunk: int, kind: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """[N, T, G] log gates -> [N, G, T] sums from the start of each chunk, in units of log 2, and decays of a type."""
     n, t, groups = log_g.shape
     out = torch.empty(n, groups, t, device=log_g.device)
-    decay = torch.empty_like(out)
+    decay = torch.empty_like(out, dtype=kind)
     power_gate_sums_kernel[(-(-t // chunk) * n * groups,)](
-        View(log_g, *log_g.stride()), out, decay, t, chunk, groups, BLOCK=table.GATE_BLOCK
+        View(log_g, *log_g.stride()), out, decay, t, chunk, groups, BLOCK=padded(chunk, 16, table.GATE_BLOCK)
     )
     return out, decay
 
@@ -261,12 +262,12 @@ def query_gradient(
 def key_gradient(
     problem: PowerProblem, q: Tensor, k: Tensor, v: Tensor, dy: Tensor, stats: Tensor, gates: Tensor | None,
     states: Tensor | None, final: bool, lower: LowerTerms | None = None, dk: Tensor | None = None,
-    dv: Tensor | None = None, ready: bool = False,
+    dv: Tensor | None = None, ready: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Return dk, dv and, with gates, C [2, N, G, T]; `states` are the gradients of the states after each chunk.
 
     dk is [N, T, G, K] for the G heads of the values, in float32 where these share keys. Both are written where they
-    are given. `ready` says that dy are the `values` of `query_statistics`.
+    are given. `ready` are the `values` of `query_statistics`, where they have weights.
     """
     u, w = factor_vectors(problem, k) if states is not None else (k, k)
     dk = empty_gradient(k, problem.groups) if dk is None else dk
@@ -279,12 +280,13 @@ def key_gradient(
     for of_keys, of_values in ((False, True), (True, False)) if split else ((True, True),):
         blocks = problem.blocks("key_gradient" if of_keys else "value_gradient", tiled=stateful, gated=gated)
         power_key_gradient_kernel[(-(-problem.t // blocks.n) * problem.n * problem.groups,)](
-            *map(view_of, (q, k, v, u, w)), norms, view_of(dy), stats, sums, traces, q if gates is None else gates,
+            *map(view_of, (q, k, v, u, w)), norms,
+            *map(view_of, (dy, dy if ready is None else ready)), stats, sums, traces, q if gates is None else gates,
             problem.state_view(q if states is None else states), view_of(dk), view_of(dv),
             dk if column_sums is None else column_sums, problem.t, problem.chunk, problem.chunks, problem.groups,
             problem.scale_in, problem.state_factor, problem.scale_out,
             REPEAT=problem.repeat, CONTRACT=contract, OF_KEYS=of_keys, OF_VALUES=of_values,
-            C=kernel_constants(problem, blocks, gated, stateful, final, ready), num_warps=blocks.warps,
+            C=kernel_constants(problem, blocks, gated, stateful, final, ready is not None), num_warps=blocks.warps,
             maxnreg=blocks.registers,
         )  # fmt: skip
     return dk, dv, column_sums
@@ -296,7 +298,7 @@ def gate_gradient(problem: PowerProblem, row_sums: Tensor, column_sums: Tensor, 
     power_gate_gradient_kernel[(problem.chunks * problem.n * problem.groups,)](
         row_sums, column_sums, dots if dots is not None else out, out,
         problem.t, problem.chunk, problem.groups, problem.repeat, problem.scale**problem.layout.p,
-        DOTS=dots is not None, BLOCK=table.GATE_BLOCK,
+        DOTS=dots is not None, BLOCK=padded(problem.chunk, 16, table.GATE_BLOCK),
     )  # fmt: skip
     return out
 

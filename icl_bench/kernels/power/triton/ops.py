@@ -2,9 +2,10 @@
 
 Forward: sums of each chunk and their scan (`state`), or both in one kernel (`walk`, on Hopper), then one kernel that
 reads the state and adds the causal scores of the own chunk (`forward`). Backward: the same state kernels on queries and
-output gradients, backwards in time, then one kernel for dq and one or two for dk and dv (`backward`). One chunk that
-covers the sequence is the quadratic form. Expanded keys and queries exist in registers only (for p >= 3 their factors
-of about half the degree are in memory). No kernel adds atomically: results repeat bit for bit.
+output gradients, backwards in time, then one kernel for dq (`query_gradient`) and one or two for dk and dv
+(`key_gradient`). One chunk that covers the sequence is the quadratic form. Expanded keys and queries exist in registers
+only (for p >= 3 their factors of about half the degree are in memory). No kernel adds atomically: results repeat bit
+for bit.
 """
 
 from typing import Any
@@ -188,7 +189,10 @@ def power_forward(
     """
     problem = make_problem(q, k, v, p, scale, normalize, eps, chunk, s is not None)
     with launch_on(q):
-        gates, decay = (None, None) if log_g is None else launch.cumulative_gates(log_g, chunk)
+        gates, decay = None, None
+        if log_g is not None:
+            walked = s is None and not keep_state and launch.can_walk(problem, k, v)
+            gates, decay = launch.cumulative_gates(log_g, chunk, k.dtype if walked else torch.float32)
         start = _pack(problem, s, z)
         states, final = None, None
         if problem.chunks > 1 or keep_state:
@@ -262,10 +266,9 @@ def power_backward(
         dq, row_sums, stats = launch.query_gradient(
             problem, q, k, v, y, y_low, dy, den, stats, gates, read, initial, dq=memory[0]
         )
-        ready = gates is None and values is not dy
         dk, dv, column_sums = launch.key_gradient(
-            problem, q, k, v, values if ready else dy, stats, gates, after, end is not None, dk=memory[1], dv=memory[2],
-            ready=ready,
+            problem, q, k, v, dy, stats, gates, after, end is not None, dk=memory[1], dv=memory[2],
+            ready=None if values is dy else values,
         )  # fmt: skip
         if p > 2 and read is not None:
             dq = launch.add_factor_gradients(problem, q, dq, row_sums, dy, stats, gates, read, initial)

@@ -71,6 +71,22 @@ def rounded(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rounded_operand(x, TYPE: tl.constexpr, PRECISION: tl.constexpr):
+    """Return float32 x as an operand of a product, and what that rounds it to in float32, for sums.
+
+    Two elements take one conversion to bfloat16 and an instruction each back; Triton would convert each one there and
+    back. Its interpreter does not know these instructions.
+    """
+    if tl.bfloat16 == TYPE:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+            "=&r,=&r,=&r,r,r", [x], (tl.bfloat16, tl.float32), is_pure=True, pack=2,
+        )  # fmt: skip
+    kept = rounded(x, TYPE, PRECISION)
+    return kept.to(TYPE), kept
+
+
+@triton.jit
 def load_tokens(view, start, end, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
     """Load the vectors of the tokens start.. of a head, [ROWS, COLUMNS]; zeros past `end` and past WIDTH.
 

@@ -39,7 +39,8 @@ def power_gate_sums_kernel(log_g, out, decay, T, chunk, groups, BLOCK: tl.conste
         total = tl.cumsum(gate, 0) + carry
         tl.store(out + row * T + index, total, mask=index < end)
         # Rounding may put the last sum a little above the total: a decay is never above 1.
-        tl.store(decay + row * T + index, tl.exp2(tl.minimum(last - total, 0.0)), mask=index < end)
+        left = tl.exp2(tl.minimum(last - total, 0.0))
+        tl.store(decay + row * T + index, left.to(decay.dtype.element_ty), mask=index < end)
         carry += tl.sum(gate, 0)
 
 
