@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import TILE_WORDS
+from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 from icl_bench.kernels.triton.common import add_parts, padded
 
 INPUTS_AT_ONCE = 64
@@ -19,9 +19,10 @@ MOST_SHARES, SHARED_NUMBERS = 16, 1 << 22
 """Most programs of a tile, and most numbers, about, that they leave to be added."""
 
 
-@triton.jit
+@chained_kernel()
 def embedding_kernel(ids, weight, out, count, words, width, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Gather the rows of inputs. Grid (inputs, columns, M)."""
+    wait_for_turn()
     member = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -31,12 +32,13 @@ def embedding_kernel(ids, weight, out, count, words, width, BLOCK_R: tl.constexp
     tl.store(out + (member * count + rows)[:, None] * width + columns[None, :], row, mask=mask)
 
 
-@triton.jit
+@chained_kernel()
 def embedding_gradient_kernel(
     ids, order, starts, gradient, out, count, words, width,
     SHARES: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Add up a share of the gradients of each token of a tile of the vocabulary. Grid (tiles, columns, M SHARES)."""
+    wait_for_turn()
     place = tl.program_id(2).to(tl.int64)
     member = place // SHARES
     tile, tiles = tl.program_id(0), tl.num_programs(0)
