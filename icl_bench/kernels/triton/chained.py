@@ -45,18 +45,18 @@ def chained_kernel(*, do_not_specialize: Sequence[str] = ()) -> Callable[[Callab
     return functools.partial(kind, do_not_specialize=do_not_specialize)
 
 
-@tl.core.builtin
-def _wait_for_turn(_semantic: Any = None) -> None:
-    """Wait for the kernels before in a kernel that starts early; write no instruction into any other."""
-    if _semantic.builder.options.launch_pdl:
-        gdc_wait(_semantic=_semantic)
-
-
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@tl.core.builtin
+def is_launched_early(_semantic: Any = None) -> tl.constexpr:
+    """Return whether the kernel that is compiled will be launched early."""
+    return tl.constexpr(_semantic.builder.options.launch_pdl)
 
 
 @triton.jit
 def wait_for_turn():
     """Wait until all kernels before this one have ended: the first statement of a kernel of a chain."""
     if not INTERPRETED:
-        _wait_for_turn()
+        if is_launched_early():
+            gdc_wait()
