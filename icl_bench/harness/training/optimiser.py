@@ -127,7 +127,7 @@ class FleetOptimiser:
         self.unscale()
 
     def gradients_of(self, losses: Tensor) -> Sequence[Tensor]:
-        """Return the gradients of the losses [M], or of means of [M, R], times the factor on the loss, in flat order."""
+        """Return the gradients of losses [M], or of means of [M, R], times the factor on the loss, in flat order."""
         rows = losses[0].numel()
         if rows not in self.scales:
             self.scales[rows] = torch.full_like(self.state.losses, self.shared.loss_scale / rows)
