@@ -33,7 +33,7 @@ from icl_bench.architectures.initialisation import constant, fixed, log_uniform,
 from icl_bench.architectures.layers import Coefficients, ShortConv, Stacked, StackedLinear, widen
 from icl_bench.errors import SpecError
 from icl_bench.kernels.fleet.convolution import short_convolution
-from icl_bench.kernels.fleet.head_pairs import pair_heads, read_pairs
+from icl_bench.kernels.fleet.head_pairs import pair_heads, read_heads
 from icl_bench.kernels.long_convolution.api import ConvolutionImpl, long_convolution
 
 BLOCK = 32
@@ -168,7 +168,7 @@ class H3Mixer(Mixer):
         inputs = pair_heads(self.shifted_keys(k), v, self.d_head)
         filters = self.memory(x.shape[2]).repeat_interleave(self.d_head**2, dim=1)
         y = long_convolution(fold(inputs), filters, impl=self.impl)
-        return self.output(read_pairs(q, y.view(inputs.shape), self.d_head))
+        return self.output(read_heads(q, y.view(inputs.shape), self.d_head))
 
     def initial_state(self, batch: int) -> H3State:
         keys = self.shift.initial_tail(batch)
@@ -180,4 +180,4 @@ class H3Mixer(Mixer):
         shifted, keys = self.shift.step(k, state.keys)
         pairs = pair_heads(shifted + self.direct(k) * k, v, self.d_head)
         memory, sums = self.memory.step(widen(pairs).unflatten(-1, (self.memory.heads, -1)), state.sums)
-        return self.output(read_pairs(q, memory.to(q.dtype).flatten(-2), self.d_head)), H3State(keys, sums)
+        return self.output(read_heads(q, memory.to(q.dtype).flatten(-2), self.d_head)), H3State(keys, sums)

@@ -1,6 +1,6 @@
 """Products of all pairs of two vectors in each head, and reads of such matrices by vectors.
 
-pair_heads(x, y)_(h, a, b) = x_(h, a) y_(h, b)          read_pairs(x, m)_(h, b) = sum_a x_(h, a) m_(h, a, b)
+pair_heads(x, y)_(h, a, b) = x_(h, a) y_(h, b)          read_heads(x, m)_(h, b) = sum_a x_(h, a) m_(h, a, b)
 """
 
 from typing import cast
@@ -26,7 +26,7 @@ def pair_heads(x: Tensor, y: Tensor, size: int, *, impl: FleetImpl = "auto") -> 
     return pairs.flatten(-3).to(x.dtype)
 
 
-def read_pairs(x: Tensor, pairs: Tensor, size: int, *, impl: FleetImpl = "auto") -> Tensor:
+def read_heads(x: Tensor, pairs: Tensor, size: int, *, impl: FleetImpl = "auto") -> Tensor:
     """Return the sum over the rows of the matrix of each head, weighted by x: [..., C], [..., C size] -> [..., C]."""
     check_heads(x, size)
     check_shape("pairs", pairs, (*x.shape[:-1], x.shape[-1] * size), "[..., C size]")

@@ -26,7 +26,7 @@ def pair_heads_kernel(
 
 
 @triton.jit
-def read_pairs_kernel(
+def read_heads_kernel(
     x, pairs, out, count, width, x_apart, SIZE: tl.constexpr, BY_ROW: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -56,12 +56,12 @@ def launch_pairs(x: Tensor, y: Tensor, size: int) -> Tensor:
 
 
 def launch_reads(x: Tensor, pairs: Tensor, size: int, *, by_row: bool) -> Tensor:
-    """Launch `read_pairs` for rows of x that may lie apart; with `by_row`, for the transposed matrices."""
+    """Launch `read_heads` for rows of x that may lie apart; with `by_row`, for the transposed matrices."""
     (x, x_apart), width = spaced_rows(x, 1), x.shape[-1]
     out = x.new_empty(x.shape)
     count, (block_r, block_c) = x.numel() // width, tile_shape(width, 128)
     with launch_on(x):
-        read_pairs_kernel[(-(-count // block_r), -(-width // block_c))](
+        read_heads_kernel[(-(-count // block_r), -(-width // block_c))](
             x, pairs.contiguous(), out, count, width, x_apart, SIZE=size, BY_ROW=by_row, BLOCK_R=block_r,
             BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
@@ -85,7 +85,7 @@ class FusedPairs(torch.autograd.Function):
 
 
 class FusedReads(torch.autograd.Function):
-    """`read_pairs` in one launch, with a gradient in one launch for each of its inputs."""
+    """`read_heads` in one launch, with a gradient in one launch for each of its inputs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pairs: Tensor, size: int) -> Tensor:
