@@ -44,7 +44,7 @@ SUITES = {
     "harness/training/continuous", "harness/training/free_running", "harness/training/fused_path",
     "harness/training/commands_on_gpu", "harness/training/gpu", "harness/training/mixers_on_gpu",
     "harness/training/plain_loop", "harness/training/stop", "harness/training/untrained",
-    "kernels/launches", "kernels/gpu/attention_triton", "kernels/gpu/chained_kernels",
+    "kernels/launches", "kernels/gpu/attention_triton",
     "kernels/gpu/delta_triton", "kernels/gpu/extremes", "kernels/gpu/fused_step", "kernels/gpu/kept_launches",
     "kernels/gpu/long_convolution_triton", "kernels/gpu/plain_forms", "kernels/gpu/power_triton",
     "kernels/gpu/power_walk", "kernels/gpu/scan_triton", "kernels/gpu/spectrum_triton", "gpu_memory",

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 
 FULL_DEVICE_PROGRAMS = 2048
 """Programs, over all members, of a kernel that leaves one row of partial sums for each program."""
@@ -115,10 +114,9 @@ def load_for_columns(base, start, end, BLOCK: tl.constexpr, WHOLE: tl.constexpr)
     return vector
 
 
-@chained_kernel()
+@triton.jit
 def add_parts_kernel(partial, out, parts, width, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Sum [M, P, C] to [M, C] in float32. Grid: blocks of columns times M."""
-    wait_for_turn()
     blocks = tl.cdiv(width, BLOCK_C)
     member = (tl.program_id(0) // blocks).to(tl.int64)
     columns = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -157,12 +155,11 @@ def add_parts_of(partial: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(total.to(x.dtype) for total, x in zip(sums, like, strict=True))
 
 
-@chained_kernel()
+@triton.jit
 def add_neighbours_kernel(
     partial, out, count, width, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """Sum [rows, PARTS, C] to [rows, C] in float32. Grid (rows, columns)."""
-    wait_for_turn()
     rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (rows < count)[:, None] & (columns < width)[None, :]

@@ -6,7 +6,6 @@ from torch import Tensor, empty, float32
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.layout import ADAMW_TILE, AdamWOptions, MemberState, OptimiserBuffers, ParameterLayout
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 
 SUMS = 1024
 """Sums of tiles that a program of the update adds at once."""
@@ -22,10 +21,9 @@ def _tile(tiles, member, BLOCK: tl.constexpr, ALIGNMENT: tl.constexpr):
     return base + within, within < tl.multiple_of(size, ALIGNMENT)
 
 
-@chained_kernel()
+@triton.jit
 def squared_norms_kernel(gradients, tiles, sums, steps, BLOCK: tl.constexpr, ALIGNMENT: tl.constexpr):
     """Sum the squares of a tile, [M, tiles]; the first program counts the step. Grid (tiles, M)."""
-    wait_for_turn()
     member = tl.program_id(1)
     offsets, mask = _tile(tiles, member, BLOCK, ALIGNMENT)
     gradient = tl.load(gradients + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -34,14 +32,13 @@ def squared_norms_kernel(gradients, tiles, sums, steps, BLOCK: tl.constexpr, ALI
         tl.store(steps, tl.load(steps) + 1)
 
 
-@chained_kernel()
+@triton.jit
 def adamw_update_kernel(
     parameters, gradients, means, squares, working, tiles, sums, losses, steps, table, last, peak, decay, active,
     diverged_at, fresh1, fresh2, clip, eps, CLIPPED: tl.constexpr, WORKING: tl.constexpr, EXEMPT: tl.constexpr,
     BLOCK: tl.constexpr, ALIGNMENT: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """Update a tile of a member. Grid (tiles, M). All programs find the norm and divergence; the first writes them."""
-    wait_for_turn()
     tile, member, count = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     total = tl.zeros([SUMS], tl.float32)
     for first in range(0, count, SUMS):

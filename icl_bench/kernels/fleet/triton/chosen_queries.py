@@ -18,7 +18,6 @@ from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.columns import gradient_memory
 from icl_bench.kernels.fleet.records import MOST_CHOSEN, WIDEST_HEAD, ScoreRule
 from icl_bench.kernels.power.triton.tiles import power
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 from icl_bench.kernels.triton.common import at_head, padded, view_of
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -90,10 +89,9 @@ def _weights(scores, own, seen, scale, C: tl.constexpr):
     return weights, slopes
 
 
-@chained_kernel(do_not_specialize=["T", "S", "H", "window"])
+@triton.jit(do_not_specialize=["T", "S", "H", "window"])
 def chosen_queries_kernel(q, k, v, positions, y, exact, stats, T, S, H, window, scale, eps, C: tl.constexpr):
     """Write y [N, S, H, V], in float32 too where SUM, and `own` of `_weights`, [N, H, S]. Grid (N H,)."""
-    wait_for_turn()
     BLOCK_S: tl.constexpr = C.BLOCK_S
     BLOCK_N: tl.constexpr = C.BLOCK_N
     BLOCK_V: tl.constexpr = C.BLOCK_V
@@ -138,12 +136,11 @@ def chosen_queries_kernel(q, k, v, positions, y, exact, stats, T, S, H, window, 
     tl.store(stats + head * S + rows, own, mask=rows < S)
 
 
-@chained_kernel(do_not_specialize=["T", "S", "H", "window"])
+@triton.jit(do_not_specialize=["T", "S", "H", "window"])
 def chosen_queries_gradient_kernel(
     q, k, v, positions, y, stats, dy, dq, dk, dv, T, S, H, window, scale, C: tl.constexpr
 ):
     """Write the gradients of q and k [N, T, H, K] and of v [N, T, H, V]. Grid (N H,)."""
-    wait_for_turn()
     BLOCK_S: tl.constexpr = C.BLOCK_S
     BLOCK_N: tl.constexpr = C.BLOCK_N
     BLOCK_K: tl.constexpr = C.BLOCK_K

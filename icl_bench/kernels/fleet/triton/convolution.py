@@ -9,7 +9,6 @@ from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.projection import weight_gradient
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 from icl_bench.kernels.triton.common import FULL_DEVICE_PROGRAMS, add_parts, split_rows, tile_shape
 
 TAPS = 4
@@ -31,13 +30,12 @@ def convolve_tile(x, offsets, apart, times, mask, width, taps, member, columns, 
     return total
 
 
-@chained_kernel()
+@triton.jit
 def convolution_kernel(
     x, taps, gate, out, count, length, width,
     LENGTH: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Convolve rows of all sequences of a member, count = B T. Grid (rows, columns, M)."""
-    wait_for_turn()
     member = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -50,7 +48,7 @@ def convolution_kernel(
     tl.store(out + offsets, mixed.to(out.dtype.element_ty), mask=mask)
 
 
-@chained_kernel()
+@triton.jit
 def convolution_gradient_kernel(
     x, taps, gate, gradient, dx, dgate, partial, count, length, width, each, FIRST: tl.constexpr,
     LENGTH: tl.constexpr, GATED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -61,7 +59,6 @@ def convolution_gradient_kernel(
     the end. Where there are more than four taps, further launches with FIRST > 0 write the gradients of the other taps
     alone.
     """
-    wait_for_turn()
     part, member = tl.program_id(0), tl.program_id(2)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     sums0 = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)

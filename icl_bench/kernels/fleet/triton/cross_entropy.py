@@ -18,7 +18,6 @@ from torch import Tensor
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.triton import entropy_tiles
 from icl_bench.kernels.fleet.triton.logits import LogitCrossEntropy
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 from icl_bench.kernels.triton.common import padded
 
 TO_BASE_2 = tl.constexpr(1.4426950408889634)
@@ -126,7 +125,7 @@ def _finish_rows(
         tl.store(pointers, direction.to(directions.dtype.element_ty), mask=mask)
 
 
-@chained_kernel()
+@triton.jit
 def entropy_parts_kernel(
     x, weight, table, targets, tops, sums, mixes, losses, hits, facts, directions, count, words, width, each,
     stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -139,7 +138,6 @@ def entropy_parts_kernel(
     table describes, RESCALED that sums follow the largest logit, which else is done where logits are too large or small
     for sums without a base, and ALONE that there is one part, which then writes the results of its rows.
     """
-    wait_for_turn()
     part, member = tl.program_id(1), tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     own = member.to(tl.int64) * count + rows
@@ -183,13 +181,12 @@ def entropy_parts_kernel(
             tl.store(mixes + offsets[:, None] * width + columns[None, :], mix, mask=mask)
 
 
-@chained_kernel()
+@triton.jit
 def entropy_kernel(
     x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, width, parts,
     stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """Join the parts with the logit of the target, and write the results. Grid (rows, M)."""
-    wait_for_turn()
     member = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.arange(0, BLOCK_C)
@@ -216,13 +213,12 @@ def entropy_kernel(
     )  # fmt: skip
 
 
-@chained_kernel()
+@triton.jit
 def entropy_row_gradient_kernel(
     directions, gradients, dx, count, width, stride_gradient_member, stride_gradient_row,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dx: the directions times the gradients of their losses. Grid (rows, M)."""
-    wait_for_turn()
     member = tl.program_id(1)
     rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
     mask = (rows < count)[:, None] & (columns < width)[None, :]
@@ -234,7 +230,7 @@ def entropy_row_gradient_kernel(
     tl.store(dx + offsets, value.to(dx.dtype.element_ty), mask=mask)
 
 
-@chained_kernel()
+@triton.jit
 def entropy_table_gradient_kernel(
     x, rows_of_members, weight, facts, gradients, out, count, words, width, stride_member, stride_word, stride_column,
     out_member, out_word, out_column, stride_gradient_member, stride_gradient_row,
@@ -247,7 +243,6 @@ def entropy_table_gradient_kernel(
     rows have no end inside of them; COPIED that the hardware copies them from the rows of all members; HELD that the
     tile of the table stays in registers.
     """
-    wait_for_turn()
     member = tl.program_id(1)
     tokens = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     first = tl.program_id(0) * BLOCK_W

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
 from icl_bench.kernels.fleet.records import TILE_WORDS
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 from icl_bench.kernels.triton.common import add_parts, padded
 
 INPUTS_AT_ONCE = 64
@@ -19,10 +19,9 @@ MOST_SHARES, SHARED_NUMBERS = 16, 1 << 22
 """Most programs of a tile, and most numbers, about, that they leave to be added."""
 
 
-@chained_kernel()
+@triton.jit
 def embedding_kernel(ids, weight, out, count, words, width, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Gather the rows of inputs. Grid (inputs, columns, M)."""
-    wait_for_turn()
     member = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -32,7 +31,7 @@ def embedding_kernel(ids, weight, out, count, words, width, BLOCK_R: tl.constexp
     tl.store(out + (member * count + rows)[:, None] * width + columns[None, :], row, mask=mask)
 
 
-@chained_kernel()
+@triton.jit
 def embedding_gradient_kernel(
     ids, order, starts, gradient, through, out, count, words, width,
     ADD: tl.constexpr, SHARES: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -41,7 +40,6 @@ def embedding_gradient_kernel(
 
     Where ADD, the first share adds the gradient of other uses of the table.
     """
-    wait_for_turn()
     place = tl.program_id(2).to(tl.int64)
     member = place // SHARES
     tile, tiles = tl.program_id(0), tl.num_programs(0)

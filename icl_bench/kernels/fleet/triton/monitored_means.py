@@ -1,16 +1,15 @@
 """Monitored means in Triton, in one launch."""
 
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 
 
-@chained_kernel()
+@triton.jit
 def monitored_means_kernel(losses, hits, means, sums, history, count, factor, margin, patience, BLOCK: tl.constexpr):
     """Mean over the rows of a member, added to its running sums, infinite once too high for too long. Grid (M)."""
-    wait_for_turn()
     member = tl.program_id(0).to(tl.int64)
     loss, hit = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for start in range(0, count, BLOCK):

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 from icl_bench.kernels.triton.common import add_parts, split_rows, tile_shape
 
 NARROW, MANY_ROWS = 128, 1 << 20
@@ -23,7 +22,7 @@ def tokens_of_rows(start, time, BLOCK_R: tl.constexpr):
     return tl.where(token < time, token, token - time)
 
 
-@chained_kernel()
+@triton.jit
 def rms_norm_kernel(
     x, y, weight, added, out, count, width, time, eps,
     ADD: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -32,7 +31,6 @@ def rms_norm_kernel(
 
     Where PAIRS, the row before in its sequence of `time` rows stands beside each, zeros beside the first.
     """
-    wait_for_turn()
     member = tl.program_id(1)
     rows, columns = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_C)
     mask = (rows < count)[:, None] & (columns < width)[None, :]
@@ -57,13 +55,12 @@ def rms_norm_kernel(
         tl.store(out + offsets, normed, mask=mask)
 
 
-@chained_kernel()
+@triton.jit
 def rms_norm_gradient_kernel(
     x, weight, through, gradient, dx, partial, count, width, time, eps, each,
     ADD: tl.constexpr, PAIRS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Write dx of `each` rows, the gradient of the sum included, and their part of dweight. Grid (parts, M)."""
-    wait_for_turn()
     part, member = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, BLOCK_C)
     gain = tl.load(weight + member * width + columns, mask=columns < width, other=0.0).to(tl.float32)

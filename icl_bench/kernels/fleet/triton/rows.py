@@ -3,11 +3,11 @@
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from icl_bench.kernels.backends import launch_on
-from icl_bench.kernels.triton.chained import chained_kernel, wait_for_turn
 from icl_bench.kernels.triton.common import padded, spaced_rows
 
 GATHERED_ROWS = 32
@@ -27,10 +27,9 @@ class Repeats(NamedTuple):
     """The next row of the same token in its sequence, -1 for none."""
 
 
-@chained_kernel()
+@triton.jit
 def repeats_kernel(positions, leads, nexts, taken, BLOCK: tl.constexpr):
     """Compare the positions of a sequence with each other. Grid (sequences)."""
-    wait_for_turn()
     base, none = tl.program_id(0).to(tl.int64) * taken, 1 << 30
     for start in range(0, taken, BLOCK):
         own = start + tl.arange(0, BLOCK)
@@ -56,10 +55,9 @@ def find_repeats(positions: Tensor) -> Repeats:
     return repeats
 
 
-@chained_kernel()
+@triton.jit
 def take_rows_kernel(x, positions, out, count, time, taken, width, apart, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Gather rows of all sequences of a member, count = B S; `apart` lies between rows. Grid (rows, columns, M)."""
-    wait_for_turn()
     member = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -73,7 +71,7 @@ def take_rows_kernel(x, positions, out, count, time, taken, width, apart, BLOCK_
     tl.store(out + entries[:, None] * width + columns[None, :], value, mask=mask)
 
 
-@chained_kernel()
+@triton.jit
 def take_rows_gradient_kernel(
     positions, gradient, through, dx, time, taken, width, apart, tiles,
     ADD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -82,7 +80,6 @@ def take_rows_gradient_kernel(
 
     Grid (sequences of a member x tiles, columns, M).
     """
-    wait_for_turn()
     batch = tl.num_programs(0) // tiles
     sequence = tl.program_id(2).to(tl.int64) * batch + tl.program_id(0) // tiles
     times = (tl.program_id(0) % tiles) * BLOCK_T + tl.arange(0, BLOCK_T)
