@@ -22,6 +22,9 @@ LOSS_LIMIT = LossLimit(factor=10.0, margin=10.0, patience=50)
 """A loss has exploded once it is above factor x its first value + margin for `patience` steps in a row."""
 LARGE_GRADIENT = 1 << 19
 """Numbers from which on a gradient is copied alone: a launch for many has one block for each 65,536 numbers."""
+MIDDLE_GRADIENT, FEW_COPIES = 1 << 13, 4
+"""Numbers from which on it is copied alone where there are at most so many of them: 2 us each on an H200, where a block
+of the launch for many takes 11."""
 
 
 class DivergenceMonitor:
@@ -93,6 +96,9 @@ class FleetOptimiser:
         self.scales: dict[int, Tensor] = {}
         """Gradients [M] of each of so many losses of a member, written once."""
         self.gradients, self.means = self.views(gradients), self.views(self.buffers.means)
+        middle = [shape for shape in self.shapes if MIDDLE_GRADIENT <= shape.numel() < LARGE_GRADIENT]
+        self.alone = MIDDLE_GRADIENT if len(middle) <= FEW_COPIES else LARGE_GRADIENT
+        """Numbers from which on a gradient is copied alone."""
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """View a flat buffer as tensors of the shapes of the parameters."""
@@ -102,7 +108,7 @@ class FleetOptimiser:
         """Write the gradients of the losses [M], or of the means of the losses [M, R], into their buffer."""
         common: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         for view, new in zip(self.gradients, self.gradients_of(losses), strict=True):
-            if new.numel() >= LARGE_GRADIENT:
+            if new.numel() >= self.alone:
                 view.copy_(new)
             else:
                 common.setdefault(new.dtype, []).append((view, new))
