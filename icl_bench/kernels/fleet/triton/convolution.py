@@ -196,10 +196,10 @@ def launch_convolution_gradient(
     """Launch the gradients of x, of the taps and of the gate."""
     members, batch, time, width = x.shape
     count, length = batch * time, taps.shape[1]
-    (block_r, block_c), warps, most = tile_shape(width, 128), 2, FULL_DEVICE_PROGRAMS
+    (block_r, block_c), warps, most = tile_shape(width, 128), 2 if length <= TAPS else 8, FULL_DEVICE_PROGRAMS
     if gate is not None:
         few = members * count <= FEW_ROWS
-        block_r, warps, most = max(1, block_r // 2) if few else block_r, 2 if few else 8, GATED_PROGRAMS
+        block_r, warps, most = max(1, block_r // 2) if few else block_r, warps if few else 8, GATED_PROGRAMS
     parts, each = split_rows(count, block_r, members, most)
     dx = torch.empty_like(x)
     dgate = None if gate is None else torch.empty_like(gate)
