@@ -232,7 +232,7 @@ class Backbone(nn.Module):
 
     def forward(self, inputs: Tensor, positions: Tensor) -> Tensor:
         """Return outputs at the scored positions: inputs [M, B, T], positions [M, B, S] -> [M, B, S, O]."""
-        return self.outputs(self.scored_rows(inputs, positions))
+        return self.outputs(self.scored_rows(inputs, positions)[0])
 
     def scores(
         self,
@@ -246,28 +246,28 @@ class Backbone(nn.Module):
 
         With `leading`, the positions are 0 to S - 1, and rows are cut off instead of gathered.
         """
-        rows = self.scored_rows(inputs, positions, occurrences, leading)
+        rows, table = self.scored_rows(inputs, positions, occurrences, leading)
         if not (leading and has_triton(rows)):
-            return self.interface.score(rows[:, :, : positions.shape[2]], self.embedding, self.head, targets)
+            return self.interface.score(rows[:, :, : positions.shape[2]], table, self.head, targets)
         # Rows of the last positions are scored for nothing, which costs less than a copy of the others.
         missing = rows.shape[2] - positions.shape[2]
-        scores = self.interface.score(rows, self.embedding, self.head, functional.pad(targets, (0, missing)))
+        scores = self.interface.score(rows, table, self.head, functional.pad(targets, (0, missing)))
         return Scores(*(part[:, :, : positions.shape[2]] for part in scores))
 
     def scored_rows(
         self, inputs: Tensor, positions: Tensor, occurrences: TokenOccurrences | None = None, leading: bool = False
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Return the last hidden state at the scored positions, after the last norm: [M, B, S, C].
 
-        With `leading` it is that of all positions, [M, B, T, C].
+        With `leading` it is that of all positions, [M, B, T, C]. Returned too is the table for a tied head.
         """
-        x, y = self.interface.embed(self.embedding, inputs, occurrences), None
+        (x, table), y = self.interface.embed(self.embedding, inputs, occurrences), None
         first = FirstLayer() if self.shares_first_layer else None
         apply = recomputed if self.recompute and torch.is_grad_enabled() else Block.__call__
         for block in self.blocks[:-1]:
             x, y = apply(block, x, y, first)
         rows: Tensor = self.norm.after(*apply(self.blocks[-1], x, y, first, None if leading else positions))[1]
-        return rows
+        return rows, table
 
     def outputs(self, rows: Tensor) -> Tensor:
         """Apply the head, after the last norm: [M, ..., C] -> [M, ..., O]."""
@@ -279,7 +279,7 @@ class Backbone(nn.Module):
 
     def step(self, inputs: Tensor, state: list[Any], position: int) -> tuple[Tensor, list[Any]]:
         """Run one token of the recurrent form: inputs [M, B] -> outputs [M, B, O] and the next states."""
-        x = self.interface.embed(self.embedding, inputs[:, :, None], None)[:, :, 0]
+        x = self.interface.embed(self.embedding, inputs[:, :, None], None)[0][:, :, 0]
         first, states = FirstLayer() if self.shares_first_layer else None, []
         for block, before in zip(self.blocks, state, strict=True):
             x, after = block.step(x, before, position, first)

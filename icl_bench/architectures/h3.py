@@ -32,6 +32,8 @@ from icl_bench.architectures.frame import fold
 from icl_bench.architectures.initialisation import constant, fixed, log_uniform, mapped, normal, uniform_between
 from icl_bench.architectures.layers import Coefficients, ShortConv, Stacked, StackedLinear, widen
 from icl_bench.errors import SpecError
+from icl_bench.kernels.fleet.convolution import short_convolution
+from icl_bench.kernels.fleet.head_pairs import pair_heads, read_heads
 from icl_bench.kernels.long_convolution.api import ConvolutionImpl, long_convolution
 
 BLOCK = 32
@@ -148,39 +150,34 @@ class H3Mixer(Mixer):
 
     def __init__(self, members: int, d_model: int, width: int, d_head: int, layer: LayerContext) -> None:
         super().__init__()
-        self.shape, self.width, self.impl = (d_model // d_head, d_head), width, cast(ConvolutionImpl, layer.impl)
+        self.d_head, self.width, self.impl = d_head, width, cast(ConvolutionImpl, layer.impl)
         bound = (6 / width) ** 0.5
         self.project = StackedLinear(members, d_model, 3 * d_model, bias=constant(0.0), decay=False)
         self.shift = ShortConv(members, d_model, width, taps=uniform_between(-bound, bound))
         self.direct = Coefficients(members, (d_model,), normal(1.0))
-        self.memory = DiagonalMemory(members, self.shape[0], width // 2)
+        self.memory = DiagonalMemory(members, d_model // d_head, width // 2)
         self.output = StackedLinear(members, d_model, d_model, layer.output_gain, bias=constant(0.0), decay=False)
 
-    def products(self, shifted: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return the products of keys and values in each head, [M, B, (T,) heads, d_head^2]."""
-        keys = (shifted + self.direct(k) * k).unflatten(-1, self.shape)
-        pairs: Tensor = keys[..., :, None] * v.unflatten(-1, self.shape)[..., None, :]
-        return pairs.flatten(-2)
-
-    def read(self, q: Tensor, memory: Tensor) -> Tensor:
-        """Multiply the memory [M, B, (T,) heads, d_head^2] by queries, and project."""
-        pairs = memory.unflatten(-1, (self.shape[1], -1))
-        return self.output((q.unflatten(-1, self.shape)[..., None] * pairs).sum(-2).flatten(-2))
+    def shifted_keys(self, k: Tensor) -> Tensor:
+        """Return k' of all tokens: the direct coefficients of keys are part of the first tap."""
+        taps, direct = self.shift.weight, self.direct.weight[:, None]
+        return short_convolution(k, torch.cat([taps[:, :1] + direct.to(taps.dtype), taps[:, 1:]], dim=1))
 
     def forward(self, x: Tensor, first: FirstLayer | None = None) -> Tensor:
         q, k, v = self.project(x).chunk(3, dim=-1)
-        inputs = self.products(self.shift(k), k, v)
-        filters = self.memory(x.shape[2]).repeat_interleave(inputs.shape[-1], dim=1)
-        y = long_convolution(fold(inputs.flatten(-2)), filters, impl=self.impl)
-        return self.read(q, y.view(inputs.shape))
+        inputs = pair_heads(self.shifted_keys(k), v, self.d_head)
+        filters = self.memory(x.shape[2]).repeat_interleave(self.d_head**2, dim=1)
+        y = long_convolution(fold(inputs), filters, impl=self.impl)
+        return self.output(read_heads(q, y.view(inputs.shape), self.d_head))
 
     def initial_state(self, batch: int) -> H3State:
         keys = self.shift.initial_tail(batch)
-        shape = (keys.shape[0], batch, self.shape[0], self.shape[1] ** 2, self.width // 2, 2)
+        shape = (keys.shape[0], batch, self.memory.heads, self.d_head**2, self.width // 2, 2)
         return H3State(keys, widen(keys).new_zeros(shape))
 
     def step(self, x: Tensor, state: H3State, position: int, first: FirstLayer | None = None) -> tuple[Tensor, H3State]:
         q, k, v = self.project(x).chunk(3, dim=-1)
         shifted, keys = self.shift.step(k, state.keys)
-        memory, sums = self.memory.step(widen(self.products(shifted, k, v)), state.sums)
-        return self.read(q, memory.to(q.dtype)), H3State(keys, sums)
+        pairs = pair_heads(shifted + self.direct(k) * k, v, self.d_head)
+        memory, sums = self.memory.step(widen(pairs).unflatten(-1, (self.memory.heads, -1)), state.sums)
+        return self.output(read_heads(q, memory.to(q.dtype).flatten(-2), self.d_head)), H3State(keys, sums)

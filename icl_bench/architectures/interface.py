@@ -16,7 +16,7 @@ from torch import Tensor
 from icl_bench.architectures.initialisation import normal
 from icl_bench.architectures.layers import Embedding, StackedLinear
 from icl_bench.kernels.fleet.cross_entropy import cross_entropy
-from icl_bench.kernels.fleet.embedding import TokenOccurrences
+from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed_beside
 
 InputLayer = Embedding | StackedLinear
 """Layer that takes inputs to the model width: a table for tokens, a projection for vectors."""
@@ -53,16 +53,24 @@ class Interface(ABC):
         """Make the layer that takes the model width to outputs; None where the embedding serves (`tied`)."""
 
     @abstractmethod
-    def embed(self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None) -> Tensor:
-        """Apply the embedding: inputs [M, B, T] or [M, B, T, I] -> [M, B, T, C]; `occurrences` of each token."""
+    def embed(
+        self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the embedding: inputs [M, B, T] or [M, B, T, I] -> [M, B, T, C]; return its weight too, for `score`.
+
+        `occurrences` of each token save the gradient a sort.
+        """
 
     @abstractmethod
     def outputs(self, rows: Tensor, embedding: InputLayer, head: StackedLinear | None) -> Tensor:
         """Return logits or vectors: [M, ..., C] -> [M, ..., O], O the vocabulary for tokens."""
 
     @abstractmethod
-    def score(self, rows: Tensor, embedding: InputLayer, head: StackedLinear | None, targets: Tensor) -> Scores:
-        """Score the rows [M, B, S, C] that the head sees against targets [M, B, S] or [M, B, S, O]."""
+    def score(self, rows: Tensor, table: Tensor, head: StackedLinear | None, targets: Tensor) -> Scores:
+        """Score the rows [M, B, S, C] that the head sees against targets [M, B, S] or [M, B, S, O].
+
+        Without a head, the table [M, O, C] of the embedding serves.
+        """
 
     @abstractmethod
     def batch_shapes(self, length: int, scored: int) -> list[tuple[int, ...]]:
@@ -89,8 +97,10 @@ class Tokens(Interface):
     def make_head(self, members: int, width: int, tied: bool) -> StackedLinear | None:
         return None if tied else StackedLinear(members, width, self.size, kind="table")
 
-    def embed(self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None) -> Tensor:
-        return embedding(inputs, occurrences)
+    def embed(
+        self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None
+    ) -> tuple[Tensor, Tensor]:
+        return embed_beside(inputs, embedding.weight, occurrences)
 
     def outputs(self, rows: Tensor, embedding: InputLayer, head: StackedLinear | None) -> Tensor:
         if head is not None:
@@ -98,9 +108,9 @@ class Tokens(Interface):
         flat = torch.bmm(rows.flatten(1, -2), embedding.weight.transpose(1, 2))
         return flat.view(*rows.shape[:-1], -1)
 
-    def score(self, rows: Tensor, embedding: InputLayer, head: StackedLinear | None, targets: Tensor) -> Scores:
+    def score(self, rows: Tensor, table: Tensor, head: StackedLinear | None, targets: Tensor) -> Scores:
         rows = rows.flatten(1, -2)
-        words = embedding.weight if head is None else head.weight.transpose(1, 2)
+        words = table if head is None else head.weight.transpose(1, 2)
         losses, hits = cross_entropy(rows, words.to(rows.dtype), targets.flatten(1))
         if self.graded_by_bits:
             hits = 1 - losses.detach() / math.log(self.size)
@@ -134,15 +144,18 @@ class Vectors(Interface):
     def make_head(self, members: int, width: int, tied: bool) -> StackedLinear:
         return StackedLinear(members, width, self.width_out, kind="table")
 
-    def embed(self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None) -> Tensor:
-        return embedding(inputs.to(embedding.weight.dtype))
+    def embed(
+        self, embedding: InputLayer, inputs: Tensor, occurrences: TokenOccurrences | None
+    ) -> tuple[Tensor, Tensor]:
+        return embedding(inputs.to(embedding.weight.dtype)), embedding.weight
 
     def outputs(self, rows: Tensor, embedding: InputLayer, head: StackedLinear | None) -> Tensor:
         assert head is not None
         return head(rows)
 
-    def score(self, rows: Tensor, embedding: InputLayer, head: StackedLinear | None, targets: Tensor) -> Scores:
-        answers = self.outputs(rows, embedding, head)
+    def score(self, rows: Tensor, table: Tensor, head: StackedLinear | None, targets: Tensor) -> Scores:
+        assert head is not None
+        answers = head(rows)
         with torch.autocast(answers.device.type, enabled=False):  # distances are compared in float32
             return Scores(*self.grade(answers.to(torch.promote_types(answers.dtype, torch.float32)), targets))
 

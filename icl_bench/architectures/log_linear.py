@@ -28,9 +28,10 @@ from icl_bench.architectures.initialisation import constant
 from icl_bench.architectures.layers import Coefficients, StackedLinear, widen
 from icl_bench.architectures.mamba_2 import Mamba2
 from icl_bench.errors import SpecError
+from icl_bench.kernels.fleet.decays import channel_decays
 from icl_bench.kernels.fleet.level_sums import LevelTokens, level_sums
 from icl_bench.kernels.fleet.products import scale_heads
-from icl_bench.kernels.fleet.projection import HALF_TYPES
+from icl_bench.kernels.fleet.projection import HALF_TYPES, project
 from icl_bench.kernels.fleet.state_space import takes_state_space
 
 BLOCK = 16
@@ -77,8 +78,12 @@ class LevelsCore(Core):
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights of levels, softplus(L * (x W)), [M, B, (T,) H, levels], float32."""
-        raw = widen(self.project(x)).unflatten(-1, (self.sizes[0], self.levels))
-        return functional.softplus(self.scale(raw) * raw)
+        own = self.project.weight
+        scaled = own * -self.scale.weight.flatten(1)[:, None].to(own.dtype)
+        raw = project(x.flatten(1, -2), scaled).view(*x.shape[:-1], -1)
+        weights = channel_decays(raw, "log-sigmoid", -1.0)  # softplus(z) is -log sigmoid(-z)
+        by_level: Tensor = weights.unflatten(-1, (self.sizes[0], self.levels))
+        return by_level
 
     @abstractmethod
     def tokens(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> LevelTokens:

@@ -22,6 +22,9 @@ LOSS_LIMIT = LossLimit(factor=10.0, margin=10.0, patience=50)
 """A loss has exploded once it is above factor x its first value + margin for `patience` steps in a row."""
 LARGE_GRADIENT = 1 << 19
 """Numbers from which on a gradient is copied alone: a launch for many has one block for each 65,536 numbers."""
+MIDDLE_GRADIENT, FEW_COPIES = 1 << 13, 4
+"""Numbers from which on it is copied alone where there are at most so many of them: 2 us each on an H200, where a block
+of the launch for many takes 11."""
 
 
 class DivergenceMonitor:
@@ -90,18 +93,22 @@ class FleetOptimiser:
             self.working = [own if own.dim() > 2 else full for own, full in zip(copies, self.parameters, strict=True)]
         self.given_order = [self.working[order.index(i)] for i in range(len(order))]
         """The working parameters in the order in which they were given."""
-        self.scales = torch.full_like(self.state.losses, self.shared.loss_scale)
+        self.scales: dict[int, Tensor] = {}
+        """Gradients [M] of each of so many losses of a member, written once."""
         self.gradients, self.means = self.views(gradients), self.views(self.buffers.means)
+        middle = [shape for shape in self.shapes if MIDDLE_GRADIENT <= shape.numel() < LARGE_GRADIENT]
+        self.alone = MIDDLE_GRADIENT if len(middle) <= FEW_COPIES else LARGE_GRADIENT
+        """Numbers from which on a gradient is copied alone."""
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """View a flat buffer as tensors of the shapes of the parameters."""
         return self.layout.views(flat, self.shapes)
 
     def differentiate(self, losses: Tensor) -> None:
-        """Write the gradients of the losses [M] into their buffer."""
+        """Write the gradients of the losses [M], or of the means of the losses [M, R], into their buffer."""
         common: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
         for view, new in zip(self.gradients, self.gradients_of(losses), strict=True):
-            if new.numel() >= LARGE_GRADIENT:
+            if new.numel() >= self.alone:
                 view.copy_(new)
             else:
                 common.setdefault(new.dtype, []).append((view, new))
@@ -126,8 +133,11 @@ class FleetOptimiser:
         self.unscale()
 
     def gradients_of(self, losses: Tensor) -> Sequence[Tensor]:
-        """Return the gradients of the losses [M] times the factor on the loss, in flat order."""
-        root = _Root.apply(losses, self.scales)
+        """Return the gradients of losses [M], or of means of [M, R], times the factor on the loss, in flat order."""
+        rows = losses[0].numel()
+        if rows not in self.scales:
+            self.scales[rows] = torch.full_like(self.state.losses, self.shared.loss_scale / rows)
+        root = _Root.apply(losses, self.scales[rows])
         return torch.autograd.grad(root, self.working, materialize_grads=True)
 
     @torch.no_grad()
@@ -180,21 +190,22 @@ class FleetOptimiser:
 
 
 class _Root(torch.autograd.Function):
-    """A number that nobody reads, with a given gradient [M] for the losses [M].
+    """A number that nobody reads, with a given gradient [M] for the losses [M, ...].
 
-    Given to `torch.autograd.grad` itself, gradients of several numbers make torch import sympy for half a second; a sum
-    of the losses would be launched in every step.
+    Given to `torch.autograd.grad` itself, gradients of several numbers make torch import sympy for half a second; a
+    mean of the losses would be launched in every step, and so would be its own gradient, did it lie on a GPU.
     """
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        return losses.new_empty(())
+        ctx.shape = losses.shape
+        return torch.empty(())
 
     @staticmethod
     def backward(ctx: Any, _one: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient, None
+        return gradient.view(-1, *[1] * (len(ctx.shape) - 1)).expand(ctx.shape), None
 
 
 def head_of(buffers: OptimiserBuffers, elements: int) -> OptimiserBuffers:

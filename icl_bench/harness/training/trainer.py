@@ -202,9 +202,10 @@ class Trainer:
             mean = self.accumulate(batch)
         else:
             losses, hits = self.working_model.scores(*batch)  # [M, B, S]
-            mean = self.monitor.mean_losses(losses.flatten(1), hits.flatten(1))  # [M]
-            self.optimiser.differentiate(mean)
-        self.optimiser.step(mean.detach())
+            losses = losses.flatten(1)
+            mean = self.monitor.mean_losses(losses, hits.flatten(1))  # [M]
+            self.optimiser.differentiate(losses)
+        self.optimiser.step(mean)
 
     def accumulate(self, batch: batches.TrainBatch) -> Tensor:
         """Write the gradients of a batch, one part after the other, over all ranks; return the mean losses, [M]."""

@@ -53,6 +53,16 @@ def embed(
     ids [M, ...] int64, from 0 to O - 1, weight [M, O, C] -> [M, ..., C] in the type of the table. The gradient of
     "triton" needs `find_occurrences(ids, O)`, and makes it where it is not given.
     """
+    return embed_beside(ids, weight, occurrences, impl=impl)[0]
+
+
+def embed_beside(
+    ids: Tensor, weight: Tensor, occurrences: TokenOccurrences | None = None, *, impl: FleetImpl = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Look up rows as `embed` does; return the table too, for a head that shares it.
+
+    The gradient of the head is then added to that of the rows in the same launch.
+    """
     fit = weight.ndim == 3 and ids.shape[0] == weight.shape[0]
     check_pair(fit, "ids must be [M, ...] and weight [M, O, C]", ids, weight)
     if takes_triton(impl, weight):
@@ -60,13 +70,13 @@ def embed(
 
         if occurrences is None and weight.requires_grad:
             occurrences = find_occurrences(ids, weight.shape[1])
-        rows: Tensor = FusedEmbedding.apply(ids, weight, *(occurrences or (None, None)))
-        return rows
+        rows, table = FusedEmbedding.apply(ids, weight, *(occurrences or (None, None)))
+        return rows, table
     if impl == "reference":
-        return embed_reference(ids, weight).to(weight.dtype)
+        return embed_reference(ids, weight).to(weight.dtype), weight
     members, words, width = weight.shape
     offsets = torch.arange(members, device=ids.device).view(-1, *[1] * (ids.ndim - 1)) * words
-    return functional.embedding(ids + offsets, weight.reshape(members * words, width))
+    return functional.embedding(ids + offsets, weight.reshape(members * words, width)), weight
 
 
 def embed_reference(ids: Tensor, weight: Tensor) -> Tensor:

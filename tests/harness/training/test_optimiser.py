@@ -135,6 +135,16 @@ def test_muon_clips_by_the_norm_of_all_parameters() -> None:
     assert float(clipped.norm()) == pytest.approx(0.5, rel=1e-5)
 
 
+def test_losses_of_rows_have_the_gradients_of_their_means() -> None:
+    """A member's gradient is that of its mean: each row counts for the quotient that a division in float32 gives."""
+    first, other = (Trainer(specs("softmax"), Machine(CPU)) for _ in range(2))
+    for trainer, differentiated in ((first, lambda losses: losses), (other, lambda losses: losses.mean(1))):
+        batch = trainer.queues[0].refill() or trainer.queues[0].take()
+        trainer.optimiser.differentiate(differentiated(trainer.working_model.scores(*batch).losses.flatten(1)))
+    for one, wanted in zip(first.optimiser.gradients, other.optimiser.gradients, strict=True):
+        assert wanted.any() and torch.equal(one, wanted)
+
+
 def test_a_factor_on_the_loss_keeps_small_gradients_in_float16() -> None:
     """Half of the least positive float16 is 2^-25: a gradient of 2^-28 is rounded to 0 in it."""
     for scale, wanted in ((1, 0.0), (1024, 2.0**-28)):

@@ -12,7 +12,9 @@ TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str
 
 @TYPES
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-@pytest.mark.parametrize(("time", "width", "length"), [(7, 12, 3), (1, 5, 4), (40, 130, 4), (9, 16, 1), (12, 20, 9)])
+@pytest.mark.parametrize(
+    ("time", "width", "length"), [(7, 12, 3), (1, 5, 4), (40, 130, 4), (9, 16, 1), (12, 20, 9), (26, 5, 24)]
+)
 def test_convolution(time, width, length, gated, dtype):
     inputs = [draw(2, 3, time, width, dtype=dtype), draw(2, length, width, dtype=dtype, seed=1)]
     inputs += [draw(2, 3, time, width, dtype=dtype, seed=2)] * gated

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from icl_bench.errors import ArgumentError
-from icl_bench.kernels.fleet.embedding import embed, find_occurrences
+from icl_bench.kernels.fleet.embedding import embed, embed_beside, find_occurrences
 from tests.kernels.numerics import DEVICE, assert_forms_match_reference, draw
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -19,6 +19,24 @@ def test_embedding(words, width, known, dtype):
     occurrences = find_occurrences(ids, words) if known else None
     run = lambda weight, impl: embed(ids, weight, occurrences, impl=impl)  # noqa: E731
     assert_forms_match_reference(run, [draw(2, words, width, dtype=dtype)], walk=ids[0].numel() ** 0.5)
+
+
+@TYPES
+@pytest.mark.parametrize(("words", "width"), [(5, 3), (70, 130), (2100, 3)])
+def test_a_table_with_another_use(words, width, dtype):
+    """Both gradients are added before they are rounded, in one part or several."""
+    ids = torch.randint(words, (2, 5, 17), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    run = lambda weight, impl: torch.cat([x.flatten(1) for x in embed_beside(ids, weight, impl=impl)], 1)  # noqa: E731
+    assert_forms_match_reference(run, [draw(2, words, width, dtype=dtype)], walk=ids[0].numel() ** 0.5)
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_a_table_whose_rows_are_not_used_has_the_gradient_of_its_other_use(impl):
+    ids, weight = torch.zeros(2, 3, dtype=torch.int64, device=DEVICE), draw(2, 5, 4).requires_grad_()
+    rows, table = embed_beside(ids, weight, impl=impl)
+    pull = draw(2, 5, 4)
+    (gradient,) = torch.autograd.grad(table, weight, pull)
+    assert rows.shape == (2, 3, 4) and torch.equal(gradient, pull)
 
 
 def test_shapes_are_checked():

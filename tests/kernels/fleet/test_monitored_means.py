@@ -19,19 +19,16 @@ def empty_record(members):
 
 
 @IMPLS
-def test_means_are_counted_and_differentiated(impl):
+def test_means_are_counted(impl):
     generator = torch.Generator().manual_seed(0)
     losses, hits = torch.rand(2, 3, 5000, generator=generator).to(DEVICE)
     sums, history = empty_record(3)
     sums += 1
-    losses.requires_grad_()
     found = monitored_means(losses, hits, sums, history, LIMIT, impl=impl)
-    (gradient,) = torch.autograd.grad(found, losses, torch.tensor([1.0, 2.0, 4.0], device=DEVICE))
-    exact = torch.stack([losses.detach(), hits]).double().mean(2)
+    exact = torch.stack([losses, hits]).double().mean(2)
     # A sum of 5,000 numbers below 1 by blocks or pairs: well under a hundred roundings, each of half an eps.
     torch.testing.assert_close(found.double(), exact[0], rtol=50 * torch.finfo(torch.float32).eps, atol=0)
     torch.testing.assert_close(sums - 1, exact, rtol=50 * torch.finfo(torch.float32).eps, atol=0)
-    assert torch.equal(gradient, torch.tensor([1.0, 2.0, 4.0], device=DEVICE)[:, None].expand(3, 5000) / 5000)
 
 
 @IMPLS

@@ -184,29 +184,34 @@ def entropy_parts_kernel(
 @triton.jit
 def entropy_kernel(
     x, weight, targets, tops, sums, mixes, losses, hits, facts, directions, count, width, parts,
-    stride_member, stride_word, stride_column, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, GRADIENT: tl.constexpr,
+    stride_member, stride_word, stride_column, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Join the parts with the logit of the target, and write the results. Grid (rows, M)."""
+    """Join the parts with the logit of the target, and write the results. Grid (rows, M).
+
+    Nothing waits for one part before the next is read: a loop of unknown length took 6.9 us for 16 parts of 1,024 rows.
+    """
     member = tl.program_id(1)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = tl.arange(0, BLOCK_C)
     own = member.to(tl.int64) * count + rows
-    mask = (rows < count)[:, None] & (columns < width)[None, :]
     target = tl.load(targets + own, mask=rows < count, other=0).to(tl.int32)
-    top = tl.full([BLOCK_R], float("-inf"), tl.float32)
-    for part in range(parts):
-        offsets = (part * tl.num_programs(1) + member).to(tl.int64) * count + rows
-        top = tl.maximum(top, tl.load(tops + offsets, mask=rows < count, other=0.0))
+    part = tl.arange(0, PARTS)
+    places = (part * tl.num_programs(1) + member).to(tl.int64)[:, None] * count + rows[None, :]
+    inside = (part < parts)[:, None] & (rows < count)[None, :]
+    each_top = tl.load(tops + places, mask=inside, other=float("-inf"))
+    each_sum = tl.load(sums + places, mask=inside, other=0.0)
+    top = tl.max(each_top, 0)
     base = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.zeros([BLOCK_R], tl.float32)
+    total = tl.sum(each_sum * tl.exp2(each_top - base[None, :]), 0)
     mix = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    for part in range(parts):
-        offsets = (part * tl.num_programs(1) + member).to(tl.int64) * count + rows
-        factor = tl.exp2(tl.load(tops + offsets, mask=rows < count, other=0.0) - base)
-        total += tl.load(sums + offsets, mask=rows < count, other=0.0) * factor
-        if GRADIENT:
-            own_mix = tl.load(mixes + offsets[:, None] * width + columns[None, :], mask=mask, other=0.0)
-            mix += own_mix * factor[:, None]
+    if GRADIENT:
+        for i in tl.static_range(PARTS):
+            offsets = (i * tl.num_programs(1) + member).to(tl.int64) * count + rows
+            live = rows < tl.where(i < parts, count, 0)
+            factor = tl.exp2(tl.load(tops + offsets, mask=live, other=float("-inf")) - base)
+            pointers = mixes + offsets[:, None] * width + columns[None, :]
+            mix += tl.load(pointers, mask=live[:, None] & (columns < width)[None, :], other=0.0) * factor[:, None]
     _finish_rows(
         x, weight + member.to(tl.int64) * stride_member, target, top, base, total, mix, losses, hits, facts, directions,
         own, count, width, rows, stride_word, stride_column, BLOCK_C, GRADIENT,
@@ -365,7 +370,7 @@ def launch_entropy(x: Tensor, weight: Tensor, targets: Tensor, gradient: bool) -
             joined = JOINED_ROWS if -(-count // JOINED_ROWS) * members >= 2 * FULL_DEVICE else FEW_JOINED_ROWS
             entropy_kernel[(-(-count // joined), members)](
                 x, weight, targets, tops, sums, mixes, *results, count, width, parts,
-                *weight.stride(), BLOCK_R=joined, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
+                *weight.stride(), PARTS=padded(parts), BLOCK_R=joined, BLOCK_C=block_c, GRADIENT=gradient, num_warps=4,
             )  # fmt: skip
     return ForwardResult(losses, hits, facts, directions) if gradient else ForwardResult(losses, hits)
 

@@ -33,10 +33,13 @@ def embedding_kernel(ids, weight, out, count, words, width, BLOCK_R: tl.constexp
 
 @triton.jit
 def embedding_gradient_kernel(
-    ids, order, starts, gradient, out, count, words, width,
-    SHARES: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, BLOCK_C: tl.constexpr,
+    ids, order, starts, gradient, through, out, count, words, width,
+    ADD: tl.constexpr, SHARES: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Add up a share of the gradients of each token of a tile of the vocabulary. Grid (tiles, columns, M SHARES)."""
+    """Add up a share of the gradients of each token of a tile of the vocabulary. Grid (tiles, columns, M SHARES).
+
+    Where ADD, the first share adds the gradient of other uses of the table.
+    """
     place = tl.program_id(2).to(tl.int64)
     member = place // SHARES
     tile, tiles = tl.program_id(0), tl.num_programs(0)
@@ -56,15 +59,21 @@ def embedding_gradient_kernel(
         chosen = (names[:, None] == word[None, :]).to(rows.dtype)
         total = tl.dot(chosen, rows, total, input_precision="ieee")
     mask = (names < words)[:, None] & (columns < width)[None, :]
+    if ADD:
+        if place % SHARES == 0:
+            others = through + (member * words + names)[:, None] * width + columns[None, :]
+            total += tl.load(others, mask=mask, other=0.0).to(tl.float32)
     pointers = out + (place * words + names)[:, None] * width + columns[None, :]
     tl.store(pointers, total.to(out.dtype.element_ty), mask=mask)
 
 
 class FusedEmbedding(torch.autograd.Function):
-    """`embed` in one launch each way; the gradient needs the occurrences."""
+    """`embed_beside` in one launch each way; the gradient needs the occurrences."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, order: Tensor | None, starts: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, ids: Tensor, weight: Tensor, order: Tensor | None, starts: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         ids, weight = ids.contiguous(), weight.contiguous()
         members, words, width = weight.shape
         count = ids[0].numel()
@@ -76,10 +85,13 @@ class FusedEmbedding(torch.autograd.Function):
             )
         ctx.save_for_backward(ids, order, starts)
         ctx.words = words
-        return out
+        ctx.set_materialize_grads(False)
+        return out, weight
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, through: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return None, through, None, None
         ids, order, starts = ctx.saved_tensors
         gradient = gradient.contiguous()
         members, width = gradient.shape[0], gradient.shape[-1]
@@ -89,8 +101,10 @@ class FusedEmbedding(torch.autograd.Function):
         block = padded(width, 16, 128)
         with launch_on(gradient):
             embedding_gradient_kernel[(-(-ctx.words // TILE_WORDS), -(-width // block), members * shares)](
-                ids, order.contiguous(), starts.contiguous(), gradient, out, ids[0].numel(), ctx.words, width,
-                SHARES=shares, WORDS=TILE_WORDS, INPUTS=INPUTS_AT_ONCE, BLOCK_C=block, num_warps=4,
+                ids, order.contiguous(), starts.contiguous(), gradient,
+                gradient if through is None else through.contiguous(), out, ids[0].numel(), ctx.words, width,
+                ADD=through is not None, SHARES=shares, WORDS=TILE_WORDS, INPUTS=INPUTS_AT_ONCE, BLOCK_C=block,
+                num_warps=4,
             )  # fmt: skip
         return None, out[:, 0] if shares == 1 else add_parts(out, gradient.dtype), None, None
 
