@@ -49,9 +49,9 @@ def inner_product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def minibatch_at(index, sizes, columns, C: tl.constexpr):
-    """Return the places of minibatch `index` of the program's head."""
-    tokens = index * C + tl.arange(0, C)
+def minibatch_at(index, sizes, columns, ROWS: tl.constexpr, C: tl.constexpr):
+    """Return the places of so many tokens from minibatch `index` on of the program's head."""
+    tokens = index * C + tl.arange(0, ROWS)
     sequence, head = tl.program_id(0).to(tl.int64) // sizes.heads, tl.program_id(0) % sizes.heads
     rates = (sequence * sizes.time + tokens) * sizes.heads + head
     rows = (tokens >= 0) & (tokens < sizes.time)
@@ -147,7 +147,7 @@ def inner_descent_kernel(
         kept = tl.program_id(0).to(tl.int64) * count + index
         tl.store(weights + kept * sizes.width * sizes.width + square, w, mask=whole)
         store_row(biases, kept, columns, sizes.width, c)
-        at = minibatch_at(index, sizes, columns, C)
+        at = minibatch_at(index, sizes, columns, C, C)
         query, key, value, rate = load_minibatch(q, k, v, rates, at)
         normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
         u = g * (g * normed + b - value + key)
@@ -189,7 +189,7 @@ def inner_descent_gradient_kernel(
         kept = tl.program_id(0).to(tl.int64) * count + index
         w = tl.load(weights + kept * sizes.width * sizes.width + square, mask=whole, other=0.0)
         c = load_row(biases, kept, columns, sizes.width)
-        at = minibatch_at(index, sizes, columns, C)
+        at = minibatch_at(index, sizes, columns, C, C)
         query, key, value, rate = load_minibatch(q, k, v, rates, at)
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
         # The minibatch again.
