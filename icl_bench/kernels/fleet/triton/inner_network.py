@@ -21,15 +21,19 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     FEWEST_COLUMNS,
     DescentSizes,
     head_of_member,
+    inner_product,
+    largest_of_head,
     layer_norm,
     load_factors,
     load_row,
     minibatch_at,
+    products_of,
+    step_product,
     store_row,
     taken_by_norm,
     through_slope,
 )
-from icl_bench.kernels.triton.common import padded, precision_of
+from icl_bench.kernels.triton.common import padded
 
 NETWORK_TILES = {16: (16, 1), 32: (16, 1), 64: (32, 4), 128: (64, 8)}
 """Columns of a tile of the hidden layer, and warps of a program, by padded width."""
@@ -53,27 +57,6 @@ class Seen(NamedTuple):
     """Of the readers before it, [.., 2 C, K]; the latter half are its own keys."""
     slopes: Any
     """Gradient of the inner loss by the outputs of its keys, [.., C, K]."""
-
-
-PRODUCTS = "half"
-OPERANDS = torch.float16 if PRODUCTS == "half" else torch.float32
-
-
-@triton.jit
-def half_product(a, b, PRECISION: tl.constexpr):
-    """Return a b in float32."""
-    if PRECISION == "half":
-        out = tl.dot(a.to(tl.float16), b.to(tl.float16))
-    else:
-        out = tl.dot(a, b, input_precision=PRECISION)
-    return out
-
-
-@triton.jit
-def step_product(a, b, PRECISION: tl.constexpr):
-    """Return a b for parts of steps a, which are small numbers for half precision."""
-    raised: tl.constexpr = 256.0
-    return half_product(raised * a, b, PRECISION) * (1.0 / raised)
 
 
 @triton.jit
@@ -191,8 +174,8 @@ def inner_network_kernel(
         c = tl.load(given.bias + head * HIDDEN + middle, mask=middle < HIDDEN, other=0.0)
         keep_tile(state, kept, own, own * slots, columns, WIDTH, middle, HIDDEN, w, w2, 1)
         tl.store(kept.bias + own * slots * HIDDEN + middle, c, mask=middle < HIDDEN)
-        z = half_product(first, w, PRECISION) + c[None, :]
-        y2 += half_product(gelu_parts(z)[0], tl.trans(w2), PRECISION)
+        z = inner_product(first, w, PRECISION) + c[None, :]
+        y2 += inner_product(gelu_parts(z)[0], tl.trans(w2), PRECISION)
     end_readers(y2, q, k, v, out, seen, own * seen_slots, at, g, b, readers, columns, inside, sizes, C, WIDTH)
     for index in range(count):
         place, after = own * slots + index % slots, own * slots + (index + 1) % slots
@@ -204,7 +187,7 @@ def inner_network_kernel(
         tl.debug_barrier()  # other threads wrote the slopes
         slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_tokens(k, at_keys)
         reader = load_readers(q, k, at, asks)
-        weights = steps * (half_product(reader, tl.trans(key), PRECISION) + 1.0)
+        weights = steps * (inner_product(reader, tl.trans(key), PRECISION) + 1.0)
         store_slice(scratch, own, readers, 4 * C, columns, WIDTH, reader)
         store_slice(scratch, own, 2 * C + places, 4 * C, columns, WIDTH, key)
         store_slice(scratch, own, 3 * C + places, 4 * C, columns, WIDTH, slope2)
@@ -221,17 +204,17 @@ def inner_network_kernel(
             heard = load_slice(scratch, own, readers, 4 * C, columns, WIDTH)
             keys = load_slice(scratch, own, 2 * C + places, 4 * C, columns, WIDTH)
             pulls = load_slice(scratch, own, 3 * C + places, 4 * C, columns, WIDTH)
-            held, bend, _ = gelu_parts(half_product(keys, w, PRECISION) + c[None, :])
-            slope = half_product(pulls, w2, PRECISION) * bend
-            z = half_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
+            held, bend, _ = gelu_parts(inner_product(keys, w, PRECISION) + c[None, :])
+            slope = inner_product(pulls, w2, PRECISION) * bend
+            z = inner_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
             shown = gelu_parts(z)[0]
-            y2 += half_product(shown, tl.trans(w2), PRECISION)
-            scores2 += half_product(shown, tl.trans(held), PRECISION)
+            y2 += inner_product(shown, tl.trans(w2), PRECISION)
+            scores2 += inner_product(shown, tl.trans(held), PRECISION)
             slope *= moved
             wide = load_slice(state.first, own, columns, WIDTH, middle, HIDDEN)
             wide2 = load_slice(state.second, own, columns, WIDTH, middle, HIDDEN)
-            wide -= half_product(tl.trans(keys), slope, PRECISION)
-            wide2 -= half_product(tl.trans(pulls), moved * held, PRECISION)
+            wide -= inner_product(tl.trans(keys), slope, PRECISION)
+            wide2 -= inner_product(tl.trans(pulls), moved * held, PRECISION)
             keep_tile(state, kept, own, after, columns, WIDTH, middle, HIDDEN, wide, wide2, more)
             tl.store(kept.bias + after * HIDDEN + middle, c - tl.sum(slope, 0), mask=middle < HIDDEN * more)
         slope2 = load_slice(seen.slopes, before, places, C, columns, WIDTH)
@@ -242,14 +225,14 @@ def inner_network_kernel(
 @triton.jit
 def inner_network_gradient_kernel(
     q, k, v, rates, factors, gain, shift, kept, seen, gradient, dq, dk, dv, drates, dfactors, dstate, dkept,
-    dsecond_bias, dgain, dshift, scratch, dkeys, passed, sizes, C: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_H: tl.constexpr,
+    dsecond_bias, dgain, dshift, scratch, dkeys, passed, sizes, C: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the tokens of a head of a sequence, and its parts of those of parameters. Grid (M B H).
 
     Each turn is that of a minibatch and its readers; before the first one there is one more, of its keys alone, which
     takes no steps. From turn to turn go the gradients by the network in `dstate`, by the outputs of readers in
-    `scratch`, by keys in `dkeys`, and by the hidden layer of keys but through their outputs in `passed`: at first zeros.
+    `scratch`, by keys in `dkeys`, and by the hidden layer of keys but through their outputs in `passed`.
     """
     sizes = DescentSizes(sizes.batch, sizes.time, sizes.heads, WIDTH, sizes.eps)
     columns, places, readers = tl.arange(0, BLOCK_K), tl.arange(0, C), tl.arange(0, 2 * C)
@@ -257,13 +240,7 @@ def inner_network_gradient_kernel(
     g, b = load_row(gain, head, columns, WIDTH), load_row(shift, head, columns, WIDTH)
     share, last = load_shares(factors, readers, sizes, C), load_factors(factors, places, sizes, C)[1]
     count, own = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
-    # Products in half precision take gradients relative to their largest one.
-    largest = tl.zeros([C, BLOCK_K], tl.float32)
-    for index in range(count):
-        upstream = load_tokens(gradient, minibatch_at(index, sizes, columns, C, C))
-        largest = tl.maximum(largest, tl.abs(upstream))
-    unit = tl.max(largest)
-    unit = tl.where(unit > 0.0, unit, 1.0)
+    unit = largest_of_head(gradient, count, sizes, columns, C)
     dc2 = tl.zeros([1, BLOCK_K], tl.float32)
     total_g, total_b, total_n = dc2, dc2, tl.zeros([2 * C], tl.float32)
     for step in range(count + 1):
@@ -285,7 +262,7 @@ def inner_network_gradient_kernel(
         steps, moved = steps_of(readers, places, share, rate), (last * rate)[:, None]
         slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_tokens(k, at_keys)
         reader = load_readers(q, k, at, asks)
-        scores = half_product(reader, tl.trans(key), PRECISION) + 1.0
+        scores = inner_product(reader, tl.trans(key), PRECISION) + 1.0
         weights = steps * scores
         store_slice(scratch, own, readers, 6 * C, columns, WIDTH, reader)
         store_slice(scratch, own, 2 * C + places, 6 * C, columns, WIDTH, key)
@@ -297,7 +274,7 @@ def inner_network_gradient_kernel(
         tl.debug_barrier()  # other threads wrote what this minibatch reads
         douts2 = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
         dc2 += tl.sum(douts2.to(tl.float32), 0)[None, :]
-        onto2 = -half_product(douts2, tl.trans(slope2), PRECISION)
+        onto2 = -inner_product(douts2, tl.trans(slope2), PRECISION)
         stepped2 = steps * onto2
         dreaders = load_slice(dkeys, own, readers, 2 * C, columns, WIDTH)
         dreaders += tl.load(gradient + at.tokens, mask=at.mask & asks, other=0.0).to(tl.float32) / unit
@@ -315,32 +292,32 @@ def inner_network_gradient_kernel(
             pulls = load_slice(scratch, own, 3 * C + places, 6 * C, columns, WIDTH)
             douts = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
             c = tl.load(kept.bias + place * HIDDEN + middle, mask=middle < HIDDEN, other=0.0)
-            held, bend, curve = gelu_parts(half_product(keys, w, PRECISION) + c[None, :])
-            straight = half_product(pulls, w2, PRECISION)
+            held, bend, curve = gelu_parts(inner_product(keys, w, PRECISION) + c[None, :])
+            straight = inner_product(pulls, w2, PRECISION)
             slope = straight * bend
             # Readers.
-            z = half_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
+            z = inner_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
             shown, bend_shown, _ = gelu_parts(z)
-            dz = half_product(douts, w2, PRECISION) + step_product(stepped2, held, PRECISION)
+            dz = inner_product(douts, w2, PRECISION) + step_product(stepped2, held, PRECISION)
             dz = dz * bend_shown + load_slice(passed, own, readers, 2 * C, middle, HIDDEN)
-            dreaders += half_product(dz, tl.trans(w), PRECISION)
-            onto -= half_product(dz, tl.trans(slope), PRECISION)
-            scores2 += half_product(shown, tl.trans(held), PRECISION)
+            dreaders += inner_product(dz, tl.trans(w), PRECISION)
+            onto -= inner_product(dz, tl.trans(slope), PRECISION)
+            scores2 += inner_product(shown, tl.trans(held), PRECISION)
             # The step to the next network.
-            carried, pulled = half_product(keys, dw, PRECISION) + dc[None, :], half_product(pulls, dw2, PRECISION)
+            carried, pulled = inner_product(keys, dw, PRECISION) + dc[None, :], inner_product(pulls, dw2, PRECISION)
             told += tl.sum(slope * carried + held * pulled, 1)
-            dmoved += half_product(slope, tl.trans(dw), PRECISION)
-            dslope2 -= moved * half_product(held, tl.trans(dw2), PRECISION)
+            dmoved += inner_product(slope, tl.trans(dw), PRECISION)
+            dslope2 -= moved * inner_product(held, tl.trans(dw2), PRECISION)
             # Keys, up to their outputs.
             dslope = -step_product(tl.trans(weights), dz, PRECISION) - moved * carried
             dheld = step_product(tl.trans(stepped2), shown, PRECISION) - moved * pulled
             dstraight = dslope * bend
-            dslope2 += half_product(dstraight, tl.trans(w2), PRECISION)
+            dslope2 += inner_product(dstraight, tl.trans(w2), PRECISION)
             wide = load_slice(dstate.first, own, columns, WIDTH, middle, HIDDEN)
             wide2 = load_slice(dstate.second, own, columns, WIDTH, middle, HIDDEN)
-            wide += half_product(tl.trans(heard), dz, PRECISION)
-            wide2 += half_product(tl.trans(douts), shown, PRECISION)
-            wide2 += half_product(tl.trans(pulls), dstraight, PRECISION)
+            wide += inner_product(tl.trans(heard), dz, PRECISION)
+            wide2 += inner_product(tl.trans(douts), shown, PRECISION)
+            wide2 += inner_product(tl.trans(pulls), dstraight, PRECISION)
             own_passed = dslope * straight * curve + dheld * bend
             store_slice(passed, own, C + places, 2 * C, middle, HIDDEN, own_passed)
             keep_tile(dstate, dkept, own, own, columns, WIDTH, middle, HIDDEN, back * wide, back * wide2, 1)
@@ -382,12 +359,7 @@ def inner_network_gradient_kernel(
 
 def operand_type(x: Tensor) -> torch.dtype:
     """Return the type of operands of products."""
-    return torch.float32 if x.dtype == torch.float32 else OPERANDS
-
-
-def products_of(x: Tensor) -> str:
-    """Return the precision of products."""
-    return precision_of(x) if x.dtype == torch.float32 else PRODUCTS
+    return torch.float16 if products_of(x) == "half" else torch.float32
 
 
 def empty_networks(
