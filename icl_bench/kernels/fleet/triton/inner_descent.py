@@ -48,6 +48,11 @@ def products_of(x: Tensor) -> str:
     return precision_of(x) if x.dtype == torch.float32 else "half"
 
 
+def operand_type(x: Tensor) -> torch.dtype:
+    """Return the type in which products for tokens of a type take their operands."""
+    return torch.float16 if products_of(x) == "half" else torch.float32
+
+
 @triton.jit
 def inner_product(a, b, PRECISION: tl.constexpr):
     """Return a b in float32."""
@@ -169,13 +174,13 @@ def inner_descent_kernel(
     whole = (columns < sizes.width)[:, None] & inside
     g = load_row(gain, head, columns, sizes.width)
     b = load_row(shift, head, columns, sizes.width)
-    w = tl.load(weight + head * sizes.width * sizes.width + square, mask=whole, other=0.0)
+    w = tl.load(weight + head * WIDTH * WIDTH + square, mask=whole, other=0.0)
     c = load_row(bias, head, columns, sizes.width)
     share, last = load_factors(factors, places, sizes, C)
     count = tl.cdiv(sizes.time, C)
     for index in range(count):
         kept = tl.program_id(0).to(tl.int64) * count + index
-        tl.store(weights + kept * sizes.width * sizes.width + square, w, mask=whole)
+        tl.store(weights + kept * WIDTH * WIDTH + square, w.to(weights.dtype.element_ty), mask=whole)
         store_row(biases, kept, columns, sizes.width, c)
         at = minibatch_at(index, sizes, columns, C, C)
         query, key, value, rate = load_minibatch(q, k, v, rates, at)
@@ -219,7 +224,7 @@ def inner_descent_gradient_kernel(
     for step in range(count):
         index = count - 1 - step
         kept = tl.program_id(0).to(tl.int64) * count + index
-        w = tl.load(weights + kept * sizes.width * sizes.width + square, mask=whole, other=0.0)
+        w = tl.load(weights + kept * WIDTH * WIDTH + square, mask=whole, other=0.0)
         c = load_row(biases, kept, columns, sizes.width)
         at = minibatch_at(index, sizes, columns, C, C)
         query, key, value, rate = load_minibatch(q, k, v, rates, at)
@@ -270,7 +275,7 @@ def inner_descent_gradient_kernel(
         tl.store(dv + at.tokens, (-unit * derror).to(dv.dtype.element_ty), mask=at.mask)
         tl.store(drates + at.rates, unit * drate, mask=at.rows)
     own = tl.program_id(0).to(tl.int64)
-    tl.store(dweight + own * sizes.width * sizes.width + square, unit * dw, mask=whole)
+    tl.store(dweight + own * WIDTH * WIDTH + square, unit * dw, mask=whole)
     store_row(dbias, own, columns, sizes.width, unit * dc)
     store_row(dgain, own, columns, sizes.width, unit * tl.sum(total_g, 0)[None, :])
     store_row(dshift, own, columns, sizes.width, unit * tl.sum(total_b, 0)[None, :])
@@ -290,7 +295,7 @@ class FusedInnerDescent(torch.autograd.Function):
         )
         members, batch, time, heads, width = q.shape
         count, columns = -(-time // MINIBATCH), padded(width, FEWEST_COLUMNS)
-        weights = weight.new_empty(members * batch * heads, count, width, width)
+        weights = weight.new_empty(members * batch * heads, count, width, width, dtype=operand_type(v))
         biases, out = weight.new_empty(members * batch * heads, count, width), torch.empty_like(v)
         with launch_on(q):
             inner_descent_kernel[(members * batch * heads,)](
@@ -308,8 +313,8 @@ class FusedInnerDescent(torch.autograd.Function):
         members, batch, time, heads, width = q.shape
         dq, dk, dv, drates = (torch.empty_like(x) for x in (q, k, v, rates))
         rows, columns = (members, batch, heads), padded(width, FEWEST_COLUMNS)
-        dfactors, dweight = weights.new_empty(*rows, MINIBATCH), weights.new_empty(*rows, width, width)
-        dbias, dgain, dshift = (weights.new_empty(*rows, 1, width) for _ in range(3))
+        dfactors, dweight = gain.new_empty(*rows, MINIBATCH), gain.new_empty(*rows, width, width)
+        dbias, dgain, dshift = (gain.new_empty(*rows, 1, width) for _ in range(3))
         with launch_on(q):
             inner_descent_gradient_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, gain, shift, weights, biases, gradient.contiguous(), dq, dk, dv, drates,

@@ -27,6 +27,7 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     load_factors,
     load_row,
     minibatch_at,
+    operand_type,
     products_of,
     step_product,
     store_row,
@@ -35,8 +36,10 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
 )
 from icl_bench.kernels.triton.common import padded
 
-NETWORK_TILES = {16: (16, 1), 32: (16, 1), 64: (32, 4), 128: (64, 8)}
-"""Columns of a tile of the hidden layer, and warps of a program, by padded width."""
+FORWARD_TILES = {16: (64, 4, 2), 32: (64, 4, 2), 64: (32, 4, 2), 128: (32, 4, 2)}
+"""Columns of a tile of the hidden layer, warps of a program and stages of its loads, by padded width."""
+GRADIENT_TILES = dict(FORWARD_TILES)
+"""The same of the backward pass."""
 
 
 class Network(NamedTuple):
@@ -64,7 +67,8 @@ def gelu_parts(x):
     """Return GELU in its tanh form, its first and its second derivative."""
     inner: tl.constexpr = 0.7978845608028654
     square = x * x
-    share = tl.sigmoid(x * (2.0 * inner + 2.0 * inner * 0.044715 * square))
+    halvings: tl.constexpr = 2.0 * inner * 1.4426950408889634
+    share = 1.0 / (1.0 + tl.exp2(-x * (halvings + halvings * 0.044715 * square)))
     slope = inner + inner * 0.134145 * square
     rest = share - share * share
     first = share + 2.0 * x * rest * slope
@@ -147,7 +151,7 @@ def end_readers(
     tl.store(slopes, scale * (u - mean - normed * along), mask=inside & (asks == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "seen_slots"])
 def inner_network_kernel(
     q, k, v, rates, factors, given, second_bias, gain, shift, state, kept, seen, scratch, out, sizes, slots, seen_slots,
     C: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, HIDDEN: tl.constexpr,
@@ -192,7 +196,7 @@ def inner_network_kernel(
         store_slice(scratch, own, 2 * C + places, 4 * C, columns, WIDTH, key)
         store_slice(scratch, own, 3 * C + places, 4 * C, columns, WIDTH, slope2)
         tl.debug_barrier()
-        scores2 = tl.full([2 * C, C], 1.0, tl.float32)
+        scores2 = tl.full([C, 2 * C], 1.0, tl.float32)
         y2 = tl.zeros([2 * C, BLOCK_K], tl.float32) + c2
         c2 -= tl.sum(moved * slope2, 0)[None, :]
         for start in range(0, HIDDEN, BLOCK_H):
@@ -209,7 +213,7 @@ def inner_network_kernel(
             z = inner_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
             shown = gelu_parts(z)[0]
             y2 += inner_product(shown, tl.trans(w2), PRECISION)
-            scores2 += inner_product(shown, tl.trans(held), PRECISION)
+            scores2 += inner_product(held, tl.trans(shown), PRECISION)
             slope *= moved
             wide = load_slice(state.first, own, columns, WIDTH, middle, HIDDEN)
             wide2 = load_slice(state.second, own, columns, WIDTH, middle, HIDDEN)
@@ -218,7 +222,7 @@ def inner_network_kernel(
             keep_tile(state, kept, own, after, columns, WIDTH, middle, HIDDEN, wide, wide2, more)
             tl.store(kept.bias + after * HIDDEN + middle, c - tl.sum(slope, 0), mask=middle < HIDDEN * more)
         slope2 = load_slice(seen.slopes, before, places, C, columns, WIDTH)
-        y2 -= step_product(steps * scores2, slope2, PRECISION)
+        y2 -= step_product(steps * tl.trans(scores2), slope2, PRECISION)
         end_readers(y2, q, k, v, out, seen, then, at, g, b, readers, columns, inside, sizes, C, WIDTH)
 
 
@@ -267,10 +271,10 @@ def inner_network_gradient_kernel(
         store_slice(scratch, own, readers, 6 * C, columns, WIDTH, reader)
         store_slice(scratch, own, 2 * C + places, 6 * C, columns, WIDTH, key)
         store_slice(scratch, own, 3 * C + places, 6 * C, columns, WIDTH, slope2)
-        told = tl.sum(slope2 * dc2, 1)
+        told, told2 = tl.zeros([C, BLOCK_H], tl.float32), tl.sum(slope2 * dc2, 1)
         dslope2 = -moved * dc2
         dmoved = tl.zeros([C, BLOCK_K], tl.float32)
-        onto, scores2 = tl.zeros([2 * C, C], tl.float32), tl.full([2 * C, C], 1.0, tl.float32)
+        onto, scores2 = tl.zeros([C, 2 * C], tl.float32), tl.full([C, 2 * C], 1.0, tl.float32)
         tl.debug_barrier()  # other threads wrote what this minibatch reads
         douts2 = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
         dc2 += tl.sum(douts2.to(tl.float32), 0)[None, :]
@@ -301,11 +305,11 @@ def inner_network_gradient_kernel(
             dz = inner_product(douts, w2, PRECISION) + step_product(stepped2, held, PRECISION)
             dz = dz * bend_shown + load_slice(passed, own, readers, 2 * C, middle, HIDDEN)
             dreaders += inner_product(dz, tl.trans(w), PRECISION)
-            onto -= inner_product(dz, tl.trans(slope), PRECISION)
-            scores2 += inner_product(shown, tl.trans(held), PRECISION)
+            onto -= inner_product(slope, tl.trans(dz), PRECISION)
+            scores2 += inner_product(held, tl.trans(shown), PRECISION)
             # The step to the next network.
             carried, pulled = inner_product(keys, dw, PRECISION) + dc[None, :], inner_product(pulls, dw2, PRECISION)
-            told += tl.sum(slope * carried + held * pulled, 1)
+            told += slope * carried + held * pulled
             dmoved += inner_product(slope, tl.trans(dw), PRECISION)
             dslope2 -= moved * inner_product(held, tl.trans(dw2), PRECISION)
             # Keys, up to their outputs.
@@ -322,9 +326,11 @@ def inner_network_gradient_kernel(
             store_slice(passed, own, C + places, 2 * C, middle, HIDDEN, own_passed)
             keep_tile(dstate, dkept, own, own, columns, WIDTH, middle, HIDDEN, back * wide, back * wide2, 1)
             tl.store(dstate.bias + own * HIDDEN + middle, back * (dc + tl.sum(dz, 0)), mask=middle < HIDDEN)
+        told2 += tl.sum(told, 1)
+        onto, scores2 = tl.trans(onto), tl.trans(scores2)
         dsteps = tl.where(readers[:, None] >= places[None, :], onto2 * scores2 + onto * scores, 0.0)
-        total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(readers == 2 * C - 1, tl.sum(rate * told), 0.0)
-        drate = tl.sum(dsteps * share[:, None], 0) - last * told
+        total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(readers == 2 * C - 1, tl.sum(rate * told2), 0.0)
+        drate = tl.sum(dsteps * share[:, None], 0) - last * told2
         onto *= steps
         key = load_tokens(k, at_keys)
         dreaders += step_product(onto, key, PRECISION)
@@ -355,11 +361,6 @@ def inner_network_gradient_kernel(
     tl.store(dfactors + own * C + readers, total_n, mask=readers < C)
     tl.debug_barrier()
     tl.store(dfactors + own * C + places, after_all + tl.load(dfactors + own * C + places))
-
-
-def operand_type(x: Tensor) -> torch.dtype:
-    """Return the type of operands of products."""
-    return torch.float16 if products_of(x) == "half" else torch.float32
 
 
 def empty_networks(
@@ -394,7 +395,7 @@ class FusedInnerNetwork(torch.autograd.Function):
             inner_network_kernel[(rows,)](
                 q, k, v, rates, factors, Network(first, first_bias, second), second_bias, gain, shift, state, kept,
                 seen, scratch, out, DescentSizes(batch, time, heads, width, eps), slots, seen_slots, C=MINIBATCH,
-                PRECISION=products_of(v), WIDTH=width, HIDDEN=hidden, **network_tiles(width),
+                PRECISION=products_of(v), WIDTH=width, HIDDEN=hidden, **network_tiles(FORWARD_TILES, width),
             )  # fmt: skip
         ctx.save_for_backward(q, k, v, rates, factors, gain, shift, *kept, *seen)
         ctx.eps = eps
@@ -419,14 +420,14 @@ class FusedInnerNetwork(torch.autograd.Function):
                 q, k, v, rates, factors, gain, shift, Network(first, first_bias, second), Seen(*seen),
                 gradient.contiguous(), dq, dk, dv, drates, dfactors, dstate, dkept, dsecond_bias, dgain, dshift,
                 scratch, dkeys, passed, DescentSizes(batch, time, heads, width, ctx.eps), C=MINIBATCH,
-                PRECISION=products_of(v), WIDTH=width, HIDDEN=hidden, **network_tiles(width),
+                PRECISION=products_of(v), WIDTH=width, HIDDEN=hidden, **network_tiles(GRADIENT_TILES, width),
             )  # fmt: skip
         dfirst, dfirst_bias, dsecond, *others = (part.sum(1) for part in (*dstate, dsecond_bias, dgain, dshift))
         return dq, dk, dv, drates, dfactors.sum((1, 2)), dfirst, dfirst_bias, dsecond.mT, *others, None, None
 
 
-def network_tiles(width: int) -> dict[str, int]:
-    """Return the tiles and warps of both kernels."""
+def network_tiles(tiles: dict[int, tuple[int, int, int]], width: int) -> dict[str, int]:
+    """Return the tiles, warps and stages of a kernel."""
     columns = padded(width, FEWEST_COLUMNS)
-    tile, warps = NETWORK_TILES[columns]
-    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "num_stages": 1}
+    tile, warps, stages = tiles[columns]
+    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "num_stages": stages}
