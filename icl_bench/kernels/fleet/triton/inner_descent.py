@@ -57,10 +57,8 @@ def operand_type(x: Tensor) -> torch.dtype:
 def inner_product(a, b, PRECISION: tl.constexpr):
     """Return a b in float32."""
     if PRECISION == "half":
-        out = tl.dot(a.to(tl.float16), b.to(tl.float16))
-    else:
-        out = tl.dot(a, b, input_precision=PRECISION)
-    return out
+        a, b = a.to(tl.float16), b.to(tl.float16)
+    return tl.dot(a, b, input_precision="tf32" if PRECISION == "half" else PRECISION)
 
 
 @triton.jit

@@ -36,7 +36,7 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
 )
 from icl_bench.kernels.triton.common import padded
 
-FORWARD_TILES = {16: (64, 4, 2), 32: (64, 4, 2), 64: (32, 4, 2), 128: (32, 4, 2)}
+FORWARD_TILES = {16: (16, 1, 2), 32: (64, 4, 2), 64: (32, 4, 2), 128: (32, 4, 2)}
 """Columns of a tile of the hidden layer, warps of a program and stages of its loads, by padded width."""
 GRADIENT_TILES = dict(FORWARD_TILES)
 """The same of the backward pass."""
@@ -91,12 +91,10 @@ def store_slice(pointer, place, rows, height, columns, WIDTH: tl.constexpr, tile
 
 
 @triton.jit
-def keep_tile(state, kept, own, place, columns, WIDTH: tl.constexpr, middle, HIDDEN: tl.constexpr, w, w2, there):
-    """Store a tile of the network, and as operands of products at a place, or nothing where `there` is 0."""
-    store_slice(state.first, own, columns, WIDTH, middle, HIDDEN, w, there)
-    store_slice(state.second, own, columns, WIDTH, middle, HIDDEN, w2, there)
-    store_slice(kept.first, place, columns, WIDTH, middle, HIDDEN, w, there)
-    store_slice(kept.second, place, columns, WIDTH, middle, HIDDEN, w2, there)
+def keep_tile(state, kept, own, place, columns, WIDTH: tl.constexpr, middle, HIDDEN: tl.constexpr, w, there):
+    """Store a tile of weights of a program, and as an operand of products at a place, or nothing where `there` is 0."""
+    store_slice(state, own, columns, WIDTH, middle, HIDDEN, w, there)
+    store_slice(kept, place, columns, WIDTH, middle, HIDDEN, w, there)
 
 
 @triton.jit
@@ -176,7 +174,8 @@ def inner_network_kernel(
         w = load_slice(given.first, head, columns, WIDTH, middle, HIDDEN)
         w2 = load_slice(given.second, head, columns, WIDTH, middle, HIDDEN)
         c = tl.load(given.bias + head * HIDDEN + middle, mask=middle < HIDDEN, other=0.0)
-        keep_tile(state, kept, own, own * slots, columns, WIDTH, middle, HIDDEN, w, w2, 1)
+        keep_tile(state.first, kept.first, own, own * slots, columns, WIDTH, middle, HIDDEN, w, 1)
+        keep_tile(state.second, kept.second, own, own * slots, columns, WIDTH, middle, HIDDEN, w2, 1)
         tl.store(kept.bias + own * slots * HIDDEN + middle, c, mask=middle < HIDDEN)
         z = inner_product(first, w, PRECISION) + c[None, :]
         y2 += inner_product(gelu_parts(z)[0], tl.trans(w2), PRECISION)
@@ -216,10 +215,11 @@ def inner_network_kernel(
             scores2 += inner_product(held, tl.trans(shown), PRECISION)
             slope *= moved
             wide = load_slice(state.first, own, columns, WIDTH, middle, HIDDEN)
-            wide2 = load_slice(state.second, own, columns, WIDTH, middle, HIDDEN)
             wide -= inner_product(tl.trans(keys), slope, PRECISION)
+            keep_tile(state.first, kept.first, own, after, columns, WIDTH, middle, HIDDEN, wide, more)
+            wide2 = load_slice(state.second, own, columns, WIDTH, middle, HIDDEN)
             wide2 -= inner_product(tl.trans(pulls), moved * held, PRECISION)
-            keep_tile(state, kept, own, after, columns, WIDTH, middle, HIDDEN, wide, wide2, more)
+            keep_tile(state.second, kept.second, own, after, columns, WIDTH, middle, HIDDEN, wide2, more)
             tl.store(kept.bias + after * HIDDEN + middle, c - tl.sum(slope, 0), mask=middle < HIDDEN * more)
         slope2 = load_slice(seen.slopes, before, places, C, columns, WIDTH)
         y2 -= step_product(steps * tl.trans(scores2), slope2, PRECISION)
@@ -317,14 +317,15 @@ def inner_network_gradient_kernel(
             dheld = step_product(tl.trans(stepped2), shown, PRECISION) - moved * pulled
             dstraight = dslope * bend
             dslope2 += inner_product(dstraight, tl.trans(w2), PRECISION)
-            wide = load_slice(dstate.first, own, columns, WIDTH, middle, HIDDEN)
-            wide2 = load_slice(dstate.second, own, columns, WIDTH, middle, HIDDEN)
-            wide += inner_product(tl.trans(heard), dz, PRECISION)
-            wide2 += inner_product(tl.trans(douts), shown, PRECISION)
-            wide2 += inner_product(tl.trans(pulls), dstraight, PRECISION)
             own_passed = dslope * straight * curve + dheld * bend
             store_slice(passed, own, C + places, 2 * C, middle, HIDDEN, own_passed)
-            keep_tile(dstate, dkept, own, own, columns, WIDTH, middle, HIDDEN, back * wide, back * wide2, 1)
+            wide = load_slice(dstate.first, own, columns, WIDTH, middle, HIDDEN)
+            wide += inner_product(tl.trans(heard), dz, PRECISION)
+            keep_tile(dstate.first, dkept.first, own, own, columns, WIDTH, middle, HIDDEN, back * wide, 1)
+            wide2 = load_slice(dstate.second, own, columns, WIDTH, middle, HIDDEN)
+            wide2 += inner_product(tl.trans(douts), shown, PRECISION)
+            wide2 += inner_product(tl.trans(pulls), dstraight, PRECISION)
+            keep_tile(dstate.second, dkept.second, own, own, columns, WIDTH, middle, HIDDEN, back * wide2, 1)
             tl.store(dstate.bias + own * HIDDEN + middle, back * (dc + tl.sum(dz, 0)), mask=middle < HIDDEN)
         told2 += tl.sum(told, 1)
         onto, scores2 = tl.trans(onto), tl.trans(scores2)
