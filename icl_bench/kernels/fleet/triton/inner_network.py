@@ -36,9 +36,9 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
 )
 from icl_bench.kernels.triton.common import padded
 
-FORWARD_TILES = {16: (16, 1, 2), 32: (64, 4, 2), 64: (32, 4, 2), 128: (32, 4, 2)}
+FORWARD_TILES = {16: (16, 1, 2), 32: (64, 4, 1), 64: (64, 4, 1), 128: (32, 4, 2)}
 """Columns of a tile of the hidden layer, warps of a program and stages of its loads, by padded width."""
-GRADIENT_TILES = dict(FORWARD_TILES)
+GRADIENT_TILES = {16: (16, 1, 2), 32: (64, 4, 2), 64: (32, 4, 3), 128: (64, 8, 1)}
 """The same of the backward pass."""
 
 
@@ -54,7 +54,7 @@ class Network(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What the backward pass takes of a minibatch: what came before it, and its first gradient."""
+    """Numbers of a minibatch for the backward pass: of what came before it, and its first gradient."""
 
     outputs: Any
     """Of the readers before it, [.., 2 C, K]; the latter half are its own keys."""
@@ -98,7 +98,7 @@ def keep_tile(state, kept, own, place, columns, WIDTH: tl.constexpr, middle, HID
 
 
 @triton.jit
-def load_tokens(pointer, at):
+def load_minibatch_of(pointer, at):
     """Load tokens in float32, zeros outside."""
     return tl.load(pointer + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
 
@@ -118,7 +118,7 @@ def load_shares(factors, readers, sizes, C: tl.constexpr):
 
 
 @triton.jit
-def steps_of(readers, places, share, rate):
+def reader_steps(readers, places, share, rate):
     """Return the factors of the gradients of tokens for all readers, [2 C, C]."""
     return tl.where(readers[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
 
@@ -126,7 +126,7 @@ def steps_of(readers, places, share, rate):
 @triton.jit
 def key_slopes(normed, scale, k, v, at, g, b, inside, sizes):
     """Return the gradient of the inner loss by the outputs of keys, and what `through_slope` takes of its parts."""
-    error = tl.where(inside, g * normed + b - load_tokens(v, at) + load_tokens(k, at), 0.0)
+    error = tl.where(inside, g * normed + b - load_minibatch_of(v, at) + load_minibatch_of(k, at), 0.0)
     u = g * error
     mean, along = taken_by_norm(u, normed, sizes)
     passes = tl.where(inside, u - mean - normed * along, 0.0)
@@ -143,7 +143,7 @@ def end_readers(
     normed, scale = layer_norm(y2, inside, sizes)
     shown = load_readers(q, k, at, asks) + g * normed + b
     tl.store(out + at.tokens, shown.to(out.dtype.element_ty), mask=at.mask & asks)
-    u = g * tl.where(inside, shown - load_tokens(v, at), 0.0)
+    u = g * tl.where(inside, shown - load_minibatch_of(v, at), 0.0)
     mean, along = taken_by_norm(u, normed, sizes)
     slopes = seen.slopes + place * C * WIDTH + ((readers - C)[:, None] * WIDTH + columns[None, :])
     tl.store(slopes, scale * (u - mean - normed * along), mask=inside & (asks == 0))
@@ -186,9 +186,9 @@ def inner_network_kernel(
         more = tl.where(index + 1 < count, 1, 0)
         at_keys, at = minibatch_at(index, sizes, columns, C, C), minibatch_at(index, sizes, columns, 2 * C, C)
         rate = tl.load(rates + at_keys.rates, mask=at_keys.rows, other=0.0)
-        steps, moved = steps_of(readers, places, share, rate), (last * rate)[:, None]
+        steps, moved = reader_steps(readers, places, share, rate), (last * rate)[:, None]
         tl.debug_barrier()  # other threads wrote the slopes
-        slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_tokens(k, at_keys)
+        slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_minibatch_of(k, at_keys)
         reader = load_readers(q, k, at, asks)
         weights = steps * (inner_product(reader, tl.trans(key), PRECISION) + 1.0)
         store_slice(scratch, own, readers, 4 * C, columns, WIDTH, reader)
@@ -253,7 +253,7 @@ def inner_network_gradient_kernel(
         then = own * (count + 1) + index + 1
         at_keys, at = minibatch_at(index, sizes, columns, C, C), minibatch_at(index, sizes, columns, 2 * C, C)
         # The norm of the output.
-        upstream = load_tokens(gradient, at_keys) / unit
+        upstream = load_minibatch_of(gradient, at_keys) / unit
         y, spread = layer_norm(load_slice(seen.outputs, then, places, 2 * C, columns, WIDTH), inside, sizes)
         total_g += tl.sum(upstream * y, 0)[None, :]
         total_b += tl.sum(upstream, 0)[None, :]
@@ -263,8 +263,8 @@ def inner_network_gradient_kernel(
         store_slice(scratch, own, 4 * C + places, 6 * C, columns, WIDTH, dy2)
         # Steps.
         rate = tl.load(rates + at_keys.rates, mask=at_keys.rows, other=0.0)
-        steps, moved = steps_of(readers, places, share, rate), (last * rate)[:, None]
-        slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_tokens(k, at_keys)
+        steps, moved = reader_steps(readers, places, share, rate), (last * rate)[:, None]
+        slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_minibatch_of(k, at_keys)
         reader = load_readers(q, k, at, asks)
         scores = inner_product(reader, tl.trans(key), PRECISION) + 1.0
         weights = steps * scores
@@ -333,7 +333,7 @@ def inner_network_gradient_kernel(
         total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(readers == 2 * C - 1, tl.sum(rate * told2), 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) - last * told2
         onto *= steps
-        key = load_tokens(k, at_keys)
+        key = load_minibatch_of(k, at_keys)
         dreaders += step_product(onto, key, PRECISION)
         dkey = -moved * dmoved
         dkey += step_product(tl.trans(onto), load_readers(q, k, at, asks), PRECISION)
