@@ -357,11 +357,9 @@ def inner_network_gradient_kernel(
     store_row(dsecond_bias, own, columns, WIDTH, unit * dc2)
     store_row(dgain, own, columns, WIDTH, unit * total_g)
     store_row(dshift, own, columns, WIDTH, unit * total_b)
-    total_n *= unit
-    after_all = tl.where(places == C - 1, tl.sum(tl.where(readers < C, 0.0, total_n)), 0.0)
-    tl.store(dfactors + own * C + readers, total_n, mask=readers < C)
-    tl.debug_barrier()
-    tl.store(dfactors + own * C + places, after_all + tl.load(dfactors + own * C + places))
+    of_next = tl.sum(tl.where(readers < C, 0.0, total_n))  # whose factor is that of the last place
+    total_n += tl.where(readers == C - 1, of_next, 0.0)
+    tl.store(dfactors + own * C + readers, unit * total_n, mask=readers < C)
 
 
 def empty_networks(
