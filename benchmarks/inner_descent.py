@@ -1,11 +1,11 @@
 """Time gradient descent of inner models: operators of torch beside kernels, and other tiles of the kernels.
 
     python benchmarks/inner_descent.py [--widths 32,64,128] [--layers 1,2] [--members 4] [--batch 256] [--time 256]
-        [--heads 2] [--tiles 8,32x4] [--operators]
+        [--heads 2] [--tiles 8,32x4x2] [--operators]
 
 Printed are milliseconds of a forward pass and of both for each width of keys and depth of the inner model, as JSON
-lines. `--tiles` names columns of a tile of the hidden layer and warps for two layers, and warps alone for one layer.
-`--operators` times the operators of torch too. `--compile` compiles the kernels alone.
+lines. `--tiles` names columns of a tile of the hidden layer, warps and stages of loads for two layers, and warps alone
+for one layer. `--operators` times the operators of torch too. `--compile` compiles the kernels alone.
 """
 
 import argparse
@@ -63,14 +63,18 @@ def measure(given: list[Tensor], impl: FleetImpl, repeats: int) -> dict[str, flo
 def tiled(width: int, layers: int, tiles: list[str]) -> Iterator[str]:
     """Yield the name of each tile while it is in use, the chosen one first."""
     yield "chosen"
-    table: dict[int, Any] = one_layer.WARPS if layers == 1 else two_layers.NETWORK_TILES
-    chosen = table[width]
+    tables: list[dict[int, Any]] = (
+        [two_layers.FORWARD_TILES, two_layers.GRADIENT_TILES] if layers > 1 else [one_layer.WARPS]
+    )
+    chosen = [table[width] for table in tables]
     for tile in tiles:
         numbers = tuple(int(part) for part in tile.split("x"))
-        if len(numbers) == layers:
-            table[width] = numbers if layers == 2 else numbers[0]
+        if (len(numbers) > 1) == (layers > 1):
+            for table in tables:
+                table[width] = numbers if layers > 1 else numbers[0]
             yield tile
-    table[width] = chosen
+    for table, own in zip(tables, chosen, strict=True):
+        table[width] = own
 
 
 def main() -> None:

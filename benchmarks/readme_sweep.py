@@ -81,11 +81,11 @@ class Model(NamedTuple):
 def recurrent(width: int) -> list[str]:
     """Return the recurrent architectures of a width; values of Mamba-2 and all heads of RWKV-7 are 64 wide."""
     return [
+        *(f"mamba-2:heads={width // 32},d_key={features}" for features in BASED),
         "gated-conv+delta-net:heads=2,conv=4",
         "gated-conv+gla:heads=2,conv=0",
-        "gated-conv+gated-delta-net:heads=2,conv=4,output_gate=false",
         f"gated-conv+rwkv-7:heads={width // 64},value_residual=false",
-        *(f"mamba-2:heads={width // 32},d_key={features}" for features in BASED),
+        "gated-conv+gated-delta-net:heads=2,conv=4,output_gate=false",
     ]
 
 

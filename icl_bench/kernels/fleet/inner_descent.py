@@ -21,8 +21,8 @@ from icl_bench.kernels.fleet.records import MINIBATCH, MOST_INNER_LAYERS, WIDEST
 
 NORM_EPS = 1e-6
 WIDE_KEYS_BYTES = 228 << 10
-"""Least shared memory of a multiprocessor for keys of more than 64 columns, that of Hopper: a program takes up to 226
-KiB, or 217 where it is compiled for Ampere (Triton 3.6)."""
+"""Least shared memory of a multiprocessor for keys of more than 64 columns, that of Hopper: a program takes up to 121
+KiB there, and compiled for Ampere it spills most of what it holds (Triton 3.6)."""
 gelu_backward = torch.ops.aten.gelu_backward
 """Gradient of GELU, which has a gradient itself, in one launch."""
 

@@ -67,6 +67,16 @@ def test_a_network_whose_gradients_nobody_wants_gives_the_same_bits():
     assert torch.equal(alone, descend_network(*given, impl="triton"))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gradients_are_as_exact_for_small_ones(layers):
+    given = operands(1, 2, 20, 1, 8, torch.bfloat16) if layers == 1 else network_operands(20, 1, 8, torch.bfloat16)
+    given = [part.requires_grad_() for part in given]
+    y = (descend if layers == 1 else descend_network)(*given, impl="triton")
+    upstream, small = draw(*y.shape, dtype=y.dtype, seed=20), 2.0**-30
+    large = torch.autograd.grad(y, given, upstream, retain_graph=True)
+    assert all(map(torch.equal, torch.autograd.grad(y, given, small * upstream), [small * part for part in large]))
+
+
 def test_shapes_are_checked():
     given = operands(1, 2, 5, 2, 4, torch.float32)
     with pytest.raises(ArgumentError, match="rates must be"):

@@ -1,7 +1,8 @@
 """Gradient descent of a linear inner model in Triton: one launch each way, a program for each head of a sequence.
 
 The forward pass keeps the inner model at the start of each minibatch; the backward pass makes all else of a minibatch
-again. Products are in tf32, since steps of training lose too much in bfloat16; in three parts for float32.
+again. Products are in float16, since steps of training lose too much in bfloat16; in three parts of tf32 for
+float32.
 """
 
 from typing import Any, NamedTuple
@@ -42,16 +43,47 @@ class Minibatch(NamedTuple):
     """Tokens that are inside."""
 
 
+def products_of(x: Tensor) -> str:
+    """Return how products are made for tokens of a type: "half" is float16, which has as many digits as tf32."""
+    return precision_of(x) if x.dtype == torch.float32 else "half"
+
+
+def operand_type(x: Tensor) -> torch.dtype:
+    """Return the type in which products for tokens of a type take their operands."""
+    return torch.float16 if products_of(x) == "half" else torch.float32
+
+
 @triton.jit
 def inner_product(a, b, PRECISION: tl.constexpr):
     """Return a b in float32."""
-    return tl.dot(a, b, input_precision=PRECISION)
+    if PRECISION == "half":
+        a, b = a.to(tl.float16), b.to(tl.float16)
+    return tl.dot(a, b, input_precision="tf32" if PRECISION == "half" else PRECISION)
 
 
 @triton.jit
-def minibatch_at(index, sizes, columns, C: tl.constexpr):
-    """Return the places of minibatch `index` of the program's head."""
-    tokens = index * C + tl.arange(0, C)
+def step_product(a, b, PRECISION: tl.constexpr):
+    """Return a b for parts a of steps, which are small numbers for float16."""
+    raised: tl.constexpr = 256.0
+    return inner_product(raised * a, b, PRECISION) * (1.0 / raised)
+
+
+@triton.jit
+def largest_of_head(gradient, count, sizes, columns, C: tl.constexpr):
+    """Return the largest number of the gradient of the program's head, or 1 if there is none, as a unit for float16."""
+    largest = tl.zeros([C], tl.float32)
+    for index in range(count):
+        at = minibatch_at(index, sizes, columns, C, C)
+        upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.max(tl.abs(upstream), 1))
+    unit = tl.max(largest)
+    return tl.where(unit > 0.0, unit, 1.0)
+
+
+@triton.jit
+def minibatch_at(index, sizes, columns, ROWS: tl.constexpr, C: tl.constexpr):
+    """Return the places of so many tokens from minibatch `index` on of the program's head."""
+    tokens = index * C + tl.arange(0, ROWS)
     sequence, head = tl.program_id(0).to(tl.int64) // sizes.heads, tl.program_id(0) % sizes.heads
     rates = (sequence * sizes.time + tokens) * sizes.heads + head
     rows = (tokens >= 0) & (tokens < sizes.time)
@@ -131,23 +163,24 @@ def store_row(pointer, place, columns, width, row):
 @triton.jit
 def inner_descent_kernel(
     q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out, sizes,
-    C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    C: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Write y of a head of a sequence, and its inner model before each minibatch. Grid (M B H)."""
+    sizes = DescentSizes(sizes.batch, sizes.time, sizes.heads, WIDTH, sizes.eps)
     columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
-    inside, square = (columns < sizes.width)[None, :], columns[:, None] * sizes.width + columns[None, :]
+    inside, square = (columns < WIDTH)[None, :], columns[:, None] * WIDTH + columns[None, :]
     whole = (columns < sizes.width)[:, None] & inside
     g = load_row(gain, head, columns, sizes.width)
     b = load_row(shift, head, columns, sizes.width)
-    w = tl.load(weight + head * sizes.width * sizes.width + square, mask=whole, other=0.0)
+    w = tl.load(weight + head * WIDTH * WIDTH + square, mask=whole, other=0.0)
     c = load_row(bias, head, columns, sizes.width)
     share, last = load_factors(factors, places, sizes, C)
     count = tl.cdiv(sizes.time, C)
     for index in range(count):
         kept = tl.program_id(0).to(tl.int64) * count + index
-        tl.store(weights + kept * sizes.width * sizes.width + square, w, mask=whole)
+        tl.store(weights + kept * WIDTH * WIDTH + square, w.to(weights.dtype.element_ty), mask=whole)
         store_row(biases, kept, columns, sizes.width, c)
-        at = minibatch_at(index, sizes, columns, C)
+        at = minibatch_at(index, sizes, columns, C, C)
         query, key, value, rate = load_minibatch(q, k, v, rates, at)
         normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
         u = g * (g * normed + b - value + key)
@@ -157,7 +190,7 @@ def inner_descent_kernel(
         y = (
             inner_product(query, w, PRECISION)
             + c
-            - inner_product(steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0), slope, PRECISION)
+            - step_product(steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0), slope, PRECISION)
         )
         shown, _ = layer_norm(y, inside, sizes)
         tl.store(out + at.tokens, (query + g * shown + b).to(out.dtype.element_ty), mask=at.mask)
@@ -169,11 +202,12 @@ def inner_descent_kernel(
 @triton.jit
 def inner_descent_gradient_kernel(
     q, k, v, rates, factors, gain, shift, weights, biases, gradient, dq, dk, dv, drates, dfactors, dweight, dbias,
-    dgain, dshift, sizes, C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    dgain, dshift, sizes, C: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the tokens of a head of a sequence, and its parts of those of parameters. Grid (M B H)."""
+    sizes = DescentSizes(sizes.batch, sizes.time, sizes.heads, WIDTH, sizes.eps)
     columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
-    inside, square = (columns < sizes.width)[None, :], columns[:, None] * sizes.width + columns[None, :]
+    inside, square = (columns < WIDTH)[None, :], columns[:, None] * WIDTH + columns[None, :]
     whole = (columns < sizes.width)[:, None] & inside
     g = load_row(gain, head, columns, sizes.width)
     b = load_row(shift, head, columns, sizes.width)
@@ -184,14 +218,15 @@ def inner_descent_gradient_kernel(
     total_b = total_g
     total_n = tl.zeros([C], tl.float32)
     count = tl.cdiv(sizes.time, C)
+    unit = largest_of_head(gradient, count, sizes, columns, C)
     for step in range(count):
         index = count - 1 - step
         kept = tl.program_id(0).to(tl.int64) * count + index
-        w = tl.load(weights + kept * sizes.width * sizes.width + square, mask=whole, other=0.0)
+        w = tl.load(weights + kept * WIDTH * WIDTH + square, mask=whole, other=0.0)
         c = load_row(biases, kept, columns, sizes.width)
-        at = minibatch_at(index, sizes, columns, C)
+        at = minibatch_at(index, sizes, columns, C, C)
         query, key, value, rate = load_minibatch(q, k, v, rates, at)
-        upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+        upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32) / unit
         # The minibatch again.
         normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
         error = tl.where(inside, g * normed + b - value + key, 0.0)
@@ -203,7 +238,7 @@ def inner_descent_gradient_kernel(
         scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
         steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
         shown, spread = layer_norm(
-            inner_product(query, w, PRECISION) + c - inner_product(steps * scores, slope, PRECISION), inside, sizes
+            inner_product(query, w, PRECISION) + c - step_product(steps * scores, slope, PRECISION), inside, sizes
         )
         # The norm of the output.
         total_g += upstream * shown
@@ -215,7 +250,7 @@ def inner_descent_gradient_kernel(
         onto = -inner_product(dy, tl.trans(slope), PRECISION)
         dscores = onto * steps
         dsteps = tl.where(seen, onto * scores, 0.0)
-        dslope = -inner_product(tl.trans(steps * scores), dy, PRECISION)
+        dslope = -step_product(tl.trans(steps * scores), dy, PRECISION)
         rated = rate[:, None] * slope
         carried = inner_product(key, dw, PRECISION) + dc
         onto_rated = -last * carried
@@ -223,8 +258,9 @@ def inner_descent_gradient_kernel(
         total_n += tl.sum(dsteps * rate[None, :], 1) + tl.where(places == C - 1, to_last, 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) + tl.sum(onto_rated * slope, 1)
         dslope += rate[:, None] * onto_rated
-        dkey = inner_product(tl.trans(dscores), query, PRECISION) - last * inner_product(rated, tl.trans(dw), PRECISION)
-        dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + inner_product(dscores, key, PRECISION)
+        dkey = step_product(tl.trans(dscores), query, PRECISION)
+        dkey -= last * rate[:, None] * inner_product(slope, tl.trans(dw), PRECISION)
+        dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + step_product(dscores, key, PRECISION)
         # The gradient of the loss by z.
         dz, derror, total_g, total_b = through_slope(
             dslope, passed, error, u, along, normed, scale, g, inside, sizes, total_g, total_b
@@ -232,16 +268,16 @@ def inner_descent_gradient_kernel(
         dkey += derror + inner_product(dz, tl.trans(w), PRECISION)
         dw += inner_product(tl.trans(query), dy, PRECISION) + inner_product(tl.trans(key), dz, PRECISION)
         dc += tl.sum(dy + dz, 0)[None, :]
-        tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
-        tl.store(dk + at.tokens, dkey.to(dk.dtype.element_ty), mask=at.mask)
-        tl.store(dv + at.tokens, (-derror).to(dv.dtype.element_ty), mask=at.mask)
-        tl.store(drates + at.rates, drate, mask=at.rows)
+        tl.store(dq + at.tokens, (unit * dquery).to(dq.dtype.element_ty), mask=at.mask)
+        tl.store(dk + at.tokens, (unit * dkey).to(dk.dtype.element_ty), mask=at.mask)
+        tl.store(dv + at.tokens, (-unit * derror).to(dv.dtype.element_ty), mask=at.mask)
+        tl.store(drates + at.rates, unit * drate, mask=at.rows)
     own = tl.program_id(0).to(tl.int64)
-    tl.store(dweight + own * sizes.width * sizes.width + square, dw, mask=whole)
-    store_row(dbias, own, columns, sizes.width, dc)
-    store_row(dgain, own, columns, sizes.width, tl.sum(total_g, 0)[None, :])
-    store_row(dshift, own, columns, sizes.width, tl.sum(total_b, 0)[None, :])
-    tl.store(dfactors + own * C + places, total_n)
+    tl.store(dweight + own * WIDTH * WIDTH + square, unit * dw, mask=whole)
+    store_row(dbias, own, columns, sizes.width, unit * dc)
+    store_row(dgain, own, columns, sizes.width, unit * tl.sum(total_g, 0)[None, :])
+    store_row(dshift, own, columns, sizes.width, unit * tl.sum(total_b, 0)[None, :])
+    tl.store(dfactors + own * C + places, unit * total_n)
 
 
 class FusedInnerDescent(torch.autograd.Function):
@@ -257,13 +293,13 @@ class FusedInnerDescent(torch.autograd.Function):
         )
         members, batch, time, heads, width = q.shape
         count, columns = -(-time // MINIBATCH), padded(width, FEWEST_COLUMNS)
-        weights = weight.new_empty(members * batch * heads, count, width, width)
+        weights = weight.new_empty(members * batch * heads, count, width, width, dtype=operand_type(v))
         biases, out = weight.new_empty(members * batch * heads, count, width), torch.empty_like(v)
         with launch_on(q):
             inner_descent_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, weight, bias, gain, shift, weights, biases, out,
-                DescentSizes(batch, time, heads, width, eps), C=MINIBATCH, PRECISION=precision_of(v), BLOCK_K=columns,
-                num_warps=WARPS[columns],
+                DescentSizes(batch, time, heads, width, eps), C=MINIBATCH, PRECISION=products_of(v), WIDTH=width,
+                BLOCK_K=columns, num_warps=WARPS[columns],
             )  # fmt: skip
         ctx.save_for_backward(q, k, v, rates, factors, gain, shift, weights, biases)
         ctx.eps = eps
@@ -275,13 +311,13 @@ class FusedInnerDescent(torch.autograd.Function):
         members, batch, time, heads, width = q.shape
         dq, dk, dv, drates = (torch.empty_like(x) for x in (q, k, v, rates))
         rows, columns = (members, batch, heads), padded(width, FEWEST_COLUMNS)
-        dfactors, dweight = weights.new_empty(*rows, MINIBATCH), weights.new_empty(*rows, width, width)
-        dbias, dgain, dshift = (weights.new_empty(*rows, 1, width) for _ in range(3))
+        dfactors, dweight = gain.new_empty(*rows, MINIBATCH), gain.new_empty(*rows, width, width)
+        dbias, dgain, dshift = (gain.new_empty(*rows, 1, width) for _ in range(3))
         with launch_on(q):
             inner_descent_gradient_kernel[(members * batch * heads,)](
                 q, k, v, rates, factors, gain, shift, weights, biases, gradient.contiguous(), dq, dk, dv, drates,
                 dfactors, dweight, dbias, dgain, dshift, DescentSizes(batch, time, heads, width, ctx.eps), C=MINIBATCH,
-                PRECISION=precision_of(v), BLOCK_K=columns, num_warps=WARPS[columns],
+                PRECISION=products_of(v), WIDTH=width, BLOCK_K=columns, num_warps=WARPS[columns],
             )  # fmt: skip
         sums = (part.sum(1) for part in (dweight, dbias, dgain, dshift))
         return dq, dk, dv, drates, dfactors.sum((1, 2)), *sums, None

@@ -1,9 +1,11 @@
 """Gradient descent of an inner network of two layers in Triton: one launch each way, a program a head of a sequence.
 
 It is as that of a linear map in `inner_descent`, with GELU in its tanh form between the layers. The network lies in
-memory, and each minibatch walks it once by tiles of the hidden layer: a tile ends one minibatch, takes the step to the
-next and begins that one, since nothing but sums over tiles goes from one layer to the other. The weights of the second
-layer are transposed, so that no product has more than K rows: Triton 3.6 compiles wider ones wrong here.
+memory, and each minibatch walks it once by tiles of the hidden layer. What reads the network that its steps change are
+its queries, each after the steps up to its own, and the keys of the next minibatch, after all of them: 2 C readers, of
+which nothing but sums over tiles goes from one layer to the other. The weights of the second layer are transposed, so
+that no product has more than K rows: Triton 3.6 compiles wider ones wrong here. Widths are constants, since addresses
+that depend on numbers would take most registers.
 """
 
 from typing import Any, NamedTuple
@@ -20,18 +22,24 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     DescentSizes,
     head_of_member,
     inner_product,
+    largest_of_head,
     layer_norm,
     load_factors,
     load_row,
     minibatch_at,
+    operand_type,
+    products_of,
+    step_product,
     store_row,
     taken_by_norm,
     through_slope,
 )
-from icl_bench.kernels.triton.common import padded, precision_of
+from icl_bench.kernels.triton.common import padded
 
-NETWORK_TILES = {16: (16, 1), 32: (16, 1), 64: (32, 4), 128: (64, 8)}
-"""Columns of a tile of the hidden layer, and warps of a program, by padded width."""
+FORWARD_TILES = {16: (16, 1, 2), 32: (64, 4, 1), 64: (64, 4, 1), 128: (32, 4, 2)}
+"""Columns of a tile of the hidden layer, warps of a program and stages of its loads, by padded width."""
+GRADIENT_TILES = {16: (16, 1, 2), 32: (64, 4, 2), 64: (32, 4, 3), 128: (64, 8, 1)}
+"""The same of the backward pass."""
 
 
 class Network(NamedTuple):
@@ -45,274 +53,324 @@ class Network(NamedTuple):
     """[.., K, hidden]."""
 
 
-class Outputs(NamedTuple):
-    """Outputs of the network for keys and for queries of minibatches, [.., C, K]."""
+class Seen(NamedTuple):
+    """Numbers of a minibatch for the backward pass: of what came before it, and its first gradient."""
 
-    keys: Any
-    queries: Any
+    outputs: Any
+    """Of the readers before it, [.., 2 C, K]; the latter half are its own keys."""
+    slopes: Any
+    """Gradient of the inner loss by the outputs of its keys, [.., C, K]."""
 
 
 @triton.jit
 def gelu_parts(x):
     """Return GELU in its tanh form, its first and its second derivative."""
     inner: tl.constexpr = 0.7978845608028654
-    t = 2.0 * tl.sigmoid(2.0 * inner * (x + 0.044715 * x * x * x)) - 1.0
-    slope = inner * (1.0 + 0.134145 * x * x)
-    rest = 1.0 - t * t
-    value, first = 0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * rest * slope
-    return value, first, rest * (slope + x * (inner * 0.134145 * x - t * slope * slope))
+    square = x * x
+    halvings: tl.constexpr = 2.0 * inner * 1.4426950408889634
+    share = 1.0 / (1.0 + tl.exp2(-x * (halvings + halvings * 0.044715 * square)))
+    slope = inner + inner * 0.134145 * square
+    rest = share - share * share
+    first = share + 2.0 * x * rest * slope
+    return x * share, first, 4.0 * rest * (slope + x * (inner * 0.134145 * x - (2.0 * share - 1.0) * slope * slope))
 
 
 @triton.jit
-def load_slice(pointer, place, rows, height, columns, width, there):
-    """Load a tile of a matrix [height, width] at its place among others, zeros outside and where `there` is 0."""
-    mask = (rows < height * there)[:, None] & (columns < width)[None, :]
-    tile = pointer + place * height * width + (rows[:, None] * width + columns[None, :])
-    return tl.load(tile, mask=mask, other=0.0)
+def load_slice(pointer, place, rows, height, columns, WIDTH: tl.constexpr):
+    """Load a tile of a matrix [height, WIDTH] at its place among others, zeros outside."""
+    mask = (rows < height)[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(pointer + place * height * WIDTH + (rows[:, None] * WIDTH + columns[None, :]), mask=mask, other=0.0)
 
 
 @triton.jit
-def store_slice(pointer, place, rows, height, columns, width, there, tile):
-    """Store a tile of a matrix [height, width] at its place among others, or nothing where `there` is 0."""
-    mask = (rows < height * there)[:, None] & (columns < width)[None, :]
-    tl.store(pointer + place * height * width + (rows[:, None] * width + columns[None, :]), tile, mask=mask)
+def store_slice(pointer, place, rows, height, columns, WIDTH: tl.constexpr, tile, there=1):
+    """Store a tile of a matrix [height, WIDTH] at its place among others, or nothing where `there` is 0."""
+    mask = (rows < height * there)[:, None] & (columns < WIDTH)[None, :]
+    at = pointer + place * height * WIDTH + (rows[:, None] * WIDTH + columns[None, :])
+    tl.store(at, tile.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def keep_tile(state, kept, own, place, columns, WIDTH: tl.constexpr, middle, HIDDEN: tl.constexpr, w, there):
+    """Store a tile of weights of a program, and as an operand of products at a place, or nothing where `there` is 0."""
+    store_slice(state, own, columns, WIDTH, middle, HIDDEN, w, there)
+    store_slice(kept, place, columns, WIDTH, middle, HIDDEN, w, there)
 
 
 @triton.jit
 def load_minibatch_of(pointer, at):
-    """Load tokens of a minibatch in float32."""
+    """Load tokens in float32, zeros outside."""
     return tl.load(pointer + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def key_slopes(z2, k, v, at, g, b, inside, sizes):
+def load_readers(q, k, at, asks):
+    """Load the readers of a minibatch in float32."""
+    query = tl.load(q + at.tokens, mask=at.mask & asks, other=0.0)
+    return (query + tl.load(k + at.tokens, mask=at.mask & (asks == 0), other=0.0)).to(tl.float32)
+
+
+@triton.jit
+def load_shares(factors, readers, sizes, C: tl.constexpr):
+    """Return n of the place of each reader, that of the last one for keys of the next minibatch."""
+    own = factors + tl.program_id(0) // (sizes.batch * sizes.heads) * C
+    return tl.load(own + tl.minimum(readers, C - 1))
+
+
+@triton.jit
+def reader_steps(readers, places, share, rate):
+    """Return the factors of the gradients of tokens for all readers, [2 C, C]."""
+    return tl.where(readers[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
+
+
+@triton.jit
+def key_slopes(normed, scale, k, v, at, g, b, inside, sizes):
     """Return the gradient of the inner loss by the outputs of keys, and what `through_slope` takes of its parts."""
-    normed, scale = layer_norm(z2, inside, sizes)
     error = tl.where(inside, g * normed + b - load_minibatch_of(v, at) + load_minibatch_of(k, at), 0.0)
     u = g * error
     mean, along = taken_by_norm(u, normed, sizes)
     passes = tl.where(inside, u - mean - normed * along, 0.0)
-    return scale * passes, passes, error, u, along, normed, scale
+    return scale * passes, passes, error, u, along
 
 
 @triton.jit
-def begin_minibatch(key, w, w2, c, kept, after, columns, width, middle, hidden, there, PRECISION: tl.constexpr):
-    """Keep a tile of the network; return its part of the outputs of keys."""
-    store_slice(kept.first, after, columns, width, middle, hidden, there, w)
-    store_slice(kept.second, after, columns, width, middle, hidden, there, w2)
-    tl.store(kept.bias + after * hidden + middle, c, mask=middle < hidden * there)
-    held = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])[0]
-    return inner_product(held, tl.trans(w2), PRECISION)
+def end_readers(
+    y2, q, k, v, out, seen, place, at, g, b, readers, columns, inside, sizes, C: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Keep the outputs of readers; write y of those that ask, and keep the slopes of the keys."""
+    asks = (readers < C)[:, None]
+    store_slice(seen.outputs, place, readers, 2 * C, columns, WIDTH, y2)
+    normed, scale = layer_norm(y2, inside, sizes)
+    shown = load_readers(q, k, at, asks) + g * normed + b
+    tl.store(out + at.tokens, shown.to(out.dtype.element_ty), mask=at.mask & asks)
+    u = g * tl.where(inside, shown - load_minibatch_of(v, at), 0.0)
+    mean, along = taken_by_norm(u, normed, sizes)
+    slopes = seen.slopes + place * C * WIDTH + ((readers - C)[:, None] * WIDTH + columns[None, :])
+    tl.store(slopes, scale * (u - mean - normed * along), mask=inside & (asks == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots", "seen_slots"])
 def inner_network_kernel(
-    q, k, v, rates, factors, given, second_bias, gain, shift, kept, outputs, slopes, out, sizes, hidden, slots,
-    C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
+    q, k, v, rates, factors, given, second_bias, gain, shift, state, kept, seen, scratch, out, sizes, slots, seen_slots,
+    C: tl.constexpr, PRECISION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Write y of a head of a sequence, its inner network before each minibatch, and its outputs. Grid (M B H).
+    """Write y of a head of a sequence, its inner network before each minibatch, and what is `seen`. Grid (M B H).
 
-    Minibatch i is kept at slot i % slots. `slopes` holds the gradient by the outputs of keys of the current one.
+    Minibatch i has slot i % slots of the networks, and i % seen_slots of the others.
     """
-    columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
-    inside, width = (columns < sizes.width)[None, :], sizes.width
-    g, b = load_row(gain, head, columns, width), load_row(shift, head, columns, width)
-    c2 = load_row(second_bias, head, columns, width)
-    share, last = load_factors(factors, places, sizes, C)
-    count, program = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
-    key = load_minibatch_of(k, minibatch_at(0, sizes, columns, C))
-    z2 = tl.zeros([C, BLOCK_K], tl.float32) + c2
-    for start in range(0, hidden, BLOCK_H):
+    sizes = DescentSizes(sizes.batch, sizes.time, sizes.heads, WIDTH, sizes.eps)
+    columns, places, readers = tl.arange(0, BLOCK_K), tl.arange(0, C), tl.arange(0, 2 * C)
+    head, inside, asks = head_of_member(sizes), (columns < WIDTH)[None, :], (readers < C)[:, None]
+    g, b = load_row(gain, head, columns, WIDTH), load_row(shift, head, columns, WIDTH)
+    c2 = load_row(second_bias, head, columns, WIDTH)
+    share, last = load_shares(factors, readers, sizes, C), load_factors(factors, places, sizes, C)[1]
+    count, own = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
+    at = minibatch_at(-1, sizes, columns, 2 * C, C)
+    first = load_readers(q, k, at, asks)
+    y2 = tl.zeros([2 * C, BLOCK_K], tl.float32) + c2
+    for start in range(0, HIDDEN, BLOCK_H):
         middle = start + tl.arange(0, BLOCK_H)
-        w = load_slice(given.first, head, columns, width, middle, hidden, 1)
-        w2 = load_slice(given.second, head, columns, width, middle, hidden, 1)
-        c = tl.load(given.bias + head * hidden + middle, mask=middle < hidden, other=0.0)
-        z2 += begin_minibatch(key, w, w2, c, kept, program * slots, columns, width, middle, hidden, 1, PRECISION)
+        w = load_slice(given.first, head, columns, WIDTH, middle, HIDDEN)
+        w2 = load_slice(given.second, head, columns, WIDTH, middle, HIDDEN)
+        c = tl.load(given.bias + head * HIDDEN + middle, mask=middle < HIDDEN, other=0.0)
+        keep_tile(state.first, kept.first, own, own * slots, columns, WIDTH, middle, HIDDEN, w, 1)
+        keep_tile(state.second, kept.second, own, own * slots, columns, WIDTH, middle, HIDDEN, w2, 1)
+        tl.store(kept.bias + own * slots * HIDDEN + middle, c, mask=middle < HIDDEN)
+        z = inner_product(first, w, PRECISION) + c[None, :]
+        y2 += inner_product(gelu_parts(z)[0], tl.trans(w2), PRECISION)
+    end_readers(y2, q, k, v, out, seen, own * seen_slots, at, g, b, readers, columns, inside, sizes, C, WIDTH)
     for index in range(count):
-        place, after = program * slots + index % slots, program * slots + (index + 1) % slots
+        place, after = own * slots + index % slots, own * slots + (index + 1) % slots
+        before, then = own * seen_slots + index % seen_slots, own * seen_slots + (index + 1) % seen_slots
         more = tl.where(index + 1 < count, 1, 0)
-        at, at_next = minibatch_at(index, sizes, columns, C), minibatch_at(index + 1, sizes, columns, C)
-        query, key = load_minibatch_of(q, at), load_minibatch_of(k, at)
-        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
-        store_slice(outputs.keys, place, places, C, columns, width, 1, z2)
-        slope2 = key_slopes(z2, k, v, at, g, b, inside, sizes)[0]
-        steps = tl.where(places[:, None] >= places[None, :], share[:, None] * rate[None, :], 0.0)
-        weights = steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0)
-        y2 = c2 - inner_product(steps, slope2, PRECISION)
-        moved = (last * rate)[:, None]
+        at_keys, at = minibatch_at(index, sizes, columns, C, C), minibatch_at(index, sizes, columns, 2 * C, C)
+        rate = tl.load(rates + at_keys.rates, mask=at_keys.rows, other=0.0)
+        steps, moved = reader_steps(readers, places, share, rate), (last * rate)[:, None]
+        tl.debug_barrier()  # other threads wrote the slopes
+        slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_minibatch_of(k, at_keys)
+        reader = load_readers(q, k, at, asks)
+        weights = steps * (inner_product(reader, tl.trans(key), PRECISION) + 1.0)
+        store_slice(scratch, own, readers, 4 * C, columns, WIDTH, reader)
+        store_slice(scratch, own, 2 * C + places, 4 * C, columns, WIDTH, key)
+        store_slice(scratch, own, 3 * C + places, 4 * C, columns, WIDTH, slope2)
+        tl.debug_barrier()
+        scores2 = tl.full([C, 2 * C], 1.0, tl.float32)
+        y2 = tl.zeros([2 * C, BLOCK_K], tl.float32) + c2
         c2 -= tl.sum(moved * slope2, 0)[None, :]
-        store_slice(slopes, program, places, C, columns, width, 1, slope2)
-        z2 = tl.zeros([C, BLOCK_K], tl.float32) + c2
-        tl.debug_barrier()  # other threads wrote what this minibatch reads
-        for start in range(0, hidden, BLOCK_H):
+        for start in range(0, HIDDEN, BLOCK_H):
             middle = start + tl.arange(0, BLOCK_H)
-            w = load_slice(kept.first, place, columns, width, middle, hidden, 1)
-            w2 = load_slice(kept.second, place, columns, width, middle, hidden, 1)
-            c = tl.load(kept.bias + place * hidden + middle, mask=middle < hidden, other=0.0)
-            # Read again in each turn, they occupy no registers between products.
-            slope2, query, key = (
-                load_slice(slopes, program, places, C, columns, width, 1),
-                load_minibatch_of(q, at),
-                load_minibatch_of(k, at),
-            )
-            held, bend, _ = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])
-            slope = inner_product(slope2, w2, PRECISION) * bend
-            y = inner_product(query, w, PRECISION) + c[None, :] - inner_product(weights, slope, PRECISION)
-            shown = gelu_parts(y)[0]
+            w = load_slice(kept.first, place, columns, WIDTH, middle, HIDDEN)
+            w2 = load_slice(kept.second, place, columns, WIDTH, middle, HIDDEN)
+            c = tl.load(kept.bias + place * HIDDEN + middle, mask=middle < HIDDEN, other=0.0)
+            # Read again in each turn, tokens occupy no registers between products.
+            heard = load_slice(scratch, own, readers, 4 * C, columns, WIDTH)
+            keys = load_slice(scratch, own, 2 * C + places, 4 * C, columns, WIDTH)
+            pulls = load_slice(scratch, own, 3 * C + places, 4 * C, columns, WIDTH)
+            held, bend, _ = gelu_parts(inner_product(keys, w, PRECISION) + c[None, :])
+            slope = inner_product(pulls, w2, PRECISION) * bend
+            z = inner_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
+            shown = gelu_parts(z)[0]
             y2 += inner_product(shown, tl.trans(w2), PRECISION)
-            y2 -= inner_product(steps * inner_product(shown, tl.trans(held), PRECISION), slope2, PRECISION)
+            scores2 += inner_product(held, tl.trans(shown), PRECISION)
             slope *= moved
-            w -= inner_product(tl.trans(key), slope, PRECISION)
-            w2 -= inner_product(tl.trans(slope2), moved * held, PRECISION)
-            c -= tl.sum(slope, 0)
-            z2 += begin_minibatch(
-                load_minibatch_of(k, at_next), w, w2, c, kept, after, columns, width, middle, hidden, more, PRECISION
-            )
-        store_slice(outputs.queries, place, places, C, columns, width, 1, y2)
-        normed = layer_norm(y2, inside, sizes)[0]
-        tl.store(out + at.tokens, (load_minibatch_of(q, at) + g * normed + b).to(out.dtype.element_ty), mask=at.mask)
+            wide = load_slice(state.first, own, columns, WIDTH, middle, HIDDEN)
+            wide -= inner_product(tl.trans(keys), slope, PRECISION)
+            keep_tile(state.first, kept.first, own, after, columns, WIDTH, middle, HIDDEN, wide, more)
+            wide2 = load_slice(state.second, own, columns, WIDTH, middle, HIDDEN)
+            wide2 -= inner_product(tl.trans(pulls), moved * held, PRECISION)
+            keep_tile(state.second, kept.second, own, after, columns, WIDTH, middle, HIDDEN, wide2, more)
+            tl.store(kept.bias + after * HIDDEN + middle, c - tl.sum(slope, 0), mask=middle < HIDDEN * more)
+        slope2 = load_slice(seen.slopes, before, places, C, columns, WIDTH)
+        y2 -= step_product(steps * tl.trans(scores2), slope2, PRECISION)
+        end_readers(y2, q, k, v, out, seen, then, at, g, b, readers, columns, inside, sizes, C, WIDTH)
 
 
 @triton.jit
 def inner_network_gradient_kernel(
-    q, k, v, rates, factors, gain, shift, kept, outputs, gradient, dq, dk, dv, drates, dfactors, dkept, dsecond_bias,
-    dgain, dshift, slopes, passed, sizes, hidden,
-    C: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_H: tl.constexpr,
+    q, k, v, rates, factors, gain, shift, kept, seen, gradient, dq, dk, dv, drates, dfactors, dstate, dkept,
+    dsecond_bias, dgain, dshift, scratch, dkeys, passed, sizes, C: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_K: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the tokens of a head of a sequence, and its parts of those of parameters. Grid (M B H).
 
-    Each turn ends the gradients of the minibatch after and begins those of its own; in the last there is only the
-    first one to end. Three rows of `slopes` hold the gradient of the inner loss by the outputs of keys, and those of
-    the loss by the outputs of queries and of keys; of `passed`, what the hidden layer of keys gets but through their
-    outputs, its values, and the slopes of GELU.
+    Each turn is that of a minibatch and its readers; before the first one there is one more, of its keys alone, which
+    takes no steps. From turn to turn go the gradients by the network in `dstate`, by the outputs of readers in
+    `scratch`, by keys in `dkeys`, and by the hidden layer of keys but through their outputs in `passed`.
     """
-    columns, places, head = tl.arange(0, BLOCK_K), tl.arange(0, C), head_of_member(sizes)
-    inside, width = (columns < sizes.width)[None, :], sizes.width
-    g, b = load_row(gain, head, columns, width), load_row(shift, head, columns, width)
-    share, last = load_factors(factors, places, sizes, C)
-    seen = places[:, None] >= places[None, :]
+    sizes = DescentSizes(sizes.batch, sizes.time, sizes.heads, WIDTH, sizes.eps)
+    columns, places, readers = tl.arange(0, BLOCK_K), tl.arange(0, C), tl.arange(0, 2 * C)
+    head, inside, asks = head_of_member(sizes), (columns < WIDTH)[None, :], (readers < C)[:, None]
+    g, b = load_row(gain, head, columns, WIDTH), load_row(shift, head, columns, WIDTH)
+    share, last = load_shares(factors, readers, sizes, C), load_factors(factors, places, sizes, C)[1]
     count, own = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
+    unit = largest_of_head(gradient, count, sizes, columns, C)
     dc2 = tl.zeros([1, BLOCK_K], tl.float32)
-    total_g, total_b, total_n = dc2, dc2, tl.zeros([C], tl.float32)
-    dkey_after = tl.zeros([C, BLOCK_K], tl.float32)
+    total_g, total_b, total_n = dc2, dc2, tl.zeros([2 * C], tl.float32)
     for step in range(count + 1):
         index = count - 1 - step
-        place, place_after = own * count + tl.maximum(index, 0), own * count + tl.minimum(index + 1, count - 1)
-        there, started = tl.where(index >= 0, 1, 0), tl.minimum(step, 1)
-        at, at_after = minibatch_at(index, sizes, columns, C), minibatch_at(index + 1, sizes, columns, C)
-        query, key, upstream = load_minibatch_of(q, at), load_minibatch_of(k, at), load_minibatch_of(gradient, at)
-        rate = tl.load(rates + at.rates, mask=at.rows, other=0.0)
-        z2 = load_slice(outputs.keys, place, places, C, columns, width, there)
-        slope2 = key_slopes(z2, k, v, at, g, b, inside, sizes)[0]
+        place, before = own * count + tl.maximum(index, 0), own * (count + 1) + tl.maximum(index, 0)
+        then = own * (count + 1) + index + 1
+        at_keys, at = minibatch_at(index, sizes, columns, C, C), minibatch_at(index, sizes, columns, 2 * C, C)
         # The norm of the output.
-        shown, spread = layer_norm(load_slice(outputs.queries, place, places, C, columns, width, there), inside, sizes)
-        total_g += tl.sum(upstream * shown, 0)[None, :]
+        upstream = load_minibatch_of(gradient, at_keys) / unit
+        y, spread = layer_norm(load_slice(seen.outputs, then, places, 2 * C, columns, WIDTH), inside, sizes)
+        total_g += tl.sum(upstream * y, 0)[None, :]
         total_b += tl.sum(upstream, 0)[None, :]
         from_y = g * upstream
-        mean_y, along_y = taken_by_norm(from_y, shown, sizes)
-        dy2 = tl.where(inside, spread * (from_y - mean_y - shown * along_y), 0.0)
-        # Steps within the minibatch.
-        steps = tl.where(seen, share[:, None] * rate[None, :], 0.0)
-        weights = steps * (inner_product(query, tl.trans(key), PRECISION) + 1.0)
-        rated_onto2 = -inner_product(dy2, tl.trans(slope2), PRECISION) * steps
-        moved = (last * rate)[:, None]
-        store_slice(slopes, own * 3, places, C, columns, width, 1, slope2)
-        store_slice(slopes, own * 3 + 1, places, C, columns, width, 1, dy2)
-        dc2_after = dc2
-        dc2 += tl.sum(dy2, 0)[None, :]
-        dquery = upstream
-        dkey = tl.zeros([C, BLOCK_K], tl.float32)
-        dslope2 = dkey - moved * dc2_after
-        onto, scores2 = tl.zeros([C, C], tl.float32), tl.full([C, C], 1.0, tl.float32)
-        told = tl.sum(slope2 * dc2_after, 1)
+        mean_y, along_y = taken_by_norm(from_y, y, sizes)
+        dy2 = tl.where(inside, spread * (from_y - mean_y - y * along_y), 0.0)
+        store_slice(scratch, own, 4 * C + places, 6 * C, columns, WIDTH, dy2)
+        # Steps.
+        rate = tl.load(rates + at_keys.rates, mask=at_keys.rows, other=0.0)
+        steps, moved = reader_steps(readers, places, share, rate), (last * rate)[:, None]
+        slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_minibatch_of(k, at_keys)
+        reader = load_readers(q, k, at, asks)
+        scores = inner_product(reader, tl.trans(key), PRECISION) + 1.0
+        weights = steps * scores
+        store_slice(scratch, own, readers, 6 * C, columns, WIDTH, reader)
+        store_slice(scratch, own, 2 * C + places, 6 * C, columns, WIDTH, key)
+        store_slice(scratch, own, 3 * C + places, 6 * C, columns, WIDTH, slope2)
+        told, told2 = tl.zeros([C, BLOCK_H], tl.float32), tl.sum(slope2 * dc2, 1)
+        dslope2 = -moved * dc2
+        dmoved = tl.zeros([C, BLOCK_K], tl.float32)
+        onto, scores2 = tl.zeros([C, 2 * C], tl.float32), tl.full([C, 2 * C], 1.0, tl.float32)
         tl.debug_barrier()  # other threads wrote what this minibatch reads
-        for start in range(0, hidden, BLOCK_H):
+        douts2 = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
+        dc2 += tl.sum(douts2.to(tl.float32), 0)[None, :]
+        onto2 = -inner_product(douts2, tl.trans(slope2), PRECISION)
+        stepped2 = steps * onto2
+        dreaders = load_slice(dkeys, own, readers, 2 * C, columns, WIDTH)
+        dreaders += tl.load(gradient + at.tokens, mask=at.mask & asks, other=0.0).to(tl.float32) / unit
+        back = tl.where(index < 0, unit, 1.0)
+        for start in range(0, HIDDEN, BLOCK_H):
             middle = start + tl.arange(0, BLOCK_H)
-            w = load_slice(kept.first, place, columns, width, middle, hidden, 1)
-            w2 = load_slice(kept.second, place, columns, width, middle, hidden, 1)
-            c = tl.load(kept.bias + place * hidden + middle, mask=middle < hidden, other=0.0)
-            dw = load_slice(dkept.first, own, columns, width, middle, hidden, started)
-            dw2 = load_slice(dkept.second, own, columns, width, middle, hidden, started)
-            dc = tl.load(dkept.bias + own * hidden + middle, mask=middle < hidden * started, other=0.0)
-            dz = load_slice(passed, own * 3, places, C, middle, hidden, started)
-            held_after = load_slice(passed, own * 3 + 1, places, C, middle, hidden, started)
-            bend_after = load_slice(passed, own * 3 + 2, places, C, middle, hidden, started)
-            # Read again in each turn, they occupy no registers between products.
-            slope2 = load_slice(slopes, own * 3, places, C, columns, width, 1)
-            dy2 = load_slice(slopes, own * 3 + 1, places, C, columns, width, 1)
-            dz2 = load_slice(slopes, own * 3 + 2, places, C, columns, width, started)
-            query, key, key_after = load_minibatch_of(q, at), load_minibatch_of(k, at), load_minibatch_of(k, at_after)
-            held, bend, curve = gelu_parts(inner_product(key, w, PRECISION) + c[None, :])
-            straight = inner_product(slope2, w2, PRECISION)
+            w = load_slice(kept.first, place, columns, WIDTH, middle, HIDDEN)
+            w2 = load_slice(kept.second, place, columns, WIDTH, middle, HIDDEN)
+            dw = load_slice(dkept.first, own, columns, WIDTH, middle, HIDDEN)
+            dw2 = load_slice(dkept.second, own, columns, WIDTH, middle, HIDDEN)
+            dc = tl.load(dstate.bias + own * HIDDEN + middle, mask=middle < HIDDEN, other=0.0)
+            # Read again in each turn, tokens occupy no registers between products.
+            heard = load_slice(scratch, own, readers, 6 * C, columns, WIDTH)
+            keys = load_slice(scratch, own, 2 * C + places, 6 * C, columns, WIDTH)
+            pulls = load_slice(scratch, own, 3 * C + places, 6 * C, columns, WIDTH)
+            douts = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
+            c = tl.load(kept.bias + place * HIDDEN + middle, mask=middle < HIDDEN, other=0.0)
+            held, bend, curve = gelu_parts(inner_product(keys, w, PRECISION) + c[None, :])
+            straight = inner_product(pulls, w2, PRECISION)
             slope = straight * bend
-            # The end of the minibatch after, by its weights.
-            w_after = load_slice(kept.first, place_after, columns, width, middle, hidden, 1)
-            w2_after = load_slice(kept.second, place_after, columns, width, middle, hidden, 1)
-            dz += inner_product(dz2, w2_after, PRECISION) * bend_after
-            dkey_after += inner_product(dz, tl.trans(w_after), PRECISION)
-            dw += inner_product(tl.trans(key_after), dz, PRECISION)
-            dw2 += inner_product(tl.trans(dz2), held_after, PRECISION)
-            dc += tl.sum(dz, 0)
-            # The step to it.
-            carried, pulled = inner_product(key, dw, PRECISION) + dc[None, :], inner_product(slope2, dw2, PRECISION)
-            told += tl.sum(slope * carried + held * pulled, 1)
-            dkey -= inner_product(moved * slope, tl.trans(dw), PRECISION)
-            dslope2 -= inner_product(moved * held, tl.trans(dw2), PRECISION)
-            # Queries, second layer first.
-            y = inner_product(query, w, PRECISION) + c[None, :] - inner_product(weights, slope, PRECISION)
-            hidden_y, bend_y, _ = gelu_parts(y)
-            scores2 += inner_product(hidden_y, tl.trans(held), PRECISION)
-            dheld = inner_product(tl.trans(rated_onto2), hidden_y, PRECISION) - moved * pulled
-            dy = (inner_product(dy2, w2, PRECISION) + inner_product(rated_onto2, held, PRECISION)) * bend_y
-            onto -= inner_product(dy, tl.trans(slope), PRECISION)
-            dslope = -inner_product(tl.trans(weights), dy, PRECISION) - moved * carried
-            dquery += inner_product(dy, tl.trans(w), PRECISION)
+            # Readers.
+            z = inner_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
+            shown, bend_shown, _ = gelu_parts(z)
+            dz = inner_product(douts, w2, PRECISION) + step_product(stepped2, held, PRECISION)
+            dz = dz * bend_shown + load_slice(passed, own, readers, 2 * C, middle, HIDDEN)
+            dreaders += inner_product(dz, tl.trans(w), PRECISION)
+            onto -= inner_product(slope, tl.trans(dz), PRECISION)
+            scores2 += inner_product(held, tl.trans(shown), PRECISION)
+            # The step to the next network.
+            carried, pulled = inner_product(keys, dw, PRECISION) + dc[None, :], inner_product(pulls, dw2, PRECISION)
+            told += slope * carried + held * pulled
+            dmoved += inner_product(slope, tl.trans(dw), PRECISION)
+            dslope2 -= moved * inner_product(held, tl.trans(dw2), PRECISION)
             # Keys, up to their outputs.
+            dslope = -step_product(tl.trans(weights), dz, PRECISION) - moved * carried
+            dheld = step_product(tl.trans(stepped2), shown, PRECISION) - moved * pulled
             dstraight = dslope * bend
             dslope2 += inner_product(dstraight, tl.trans(w2), PRECISION)
-            dw += inner_product(tl.trans(query), dy, PRECISION)
-            dw2 += inner_product(tl.trans(dy2), hidden_y, PRECISION)
-            dw2 += inner_product(tl.trans(slope2), dstraight, PRECISION)
-            dc += tl.sum(dy, 0)
-            dz = dslope * straight * curve + dheld * bend
-            store_slice(passed, own * 3, places, C, middle, hidden, 1, dz)
-            store_slice(passed, own * 3 + 1, places, C, middle, hidden, 1, held)
-            store_slice(passed, own * 3 + 2, places, C, middle, hidden, 1, bend)
-            store_slice(dkept.first, own, columns, width, middle, hidden, 1, dw)
-            store_slice(dkept.second, own, columns, width, middle, hidden, 1, dw2)
-            tl.store(dkept.bias + own * hidden + middle, dc, mask=middle < hidden)
-        tl.store(dk + at_after.tokens, dkey_after.to(dk.dtype.element_ty), mask=at_after.mask)
-        # The rest of the step, of whose parts none was kept beside the tiles.
-        query, key = load_minibatch_of(q, at), load_minibatch_of(k, at)
-        slope2 = load_slice(slopes, own * 3, places, C, columns, width, 1)
-        dy2 = load_slice(slopes, own * 3 + 1, places, C, columns, width, 1)
-        scores = inner_product(query, tl.trans(key), PRECISION) + 1.0
-        onto2 = -inner_product(dy2, tl.trans(slope2), PRECISION)
-        dsteps = tl.where(seen, onto2 * scores2 + onto * scores, 0.0)
-        total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(places == C - 1, tl.sum(rate * told), 0.0)
-        drate = tl.sum(dsteps * share[:, None], 0) - last * told
+            own_passed = dslope * straight * curve + dheld * bend
+            store_slice(passed, own, C + places, 2 * C, middle, HIDDEN, own_passed)
+            wide = load_slice(dstate.first, own, columns, WIDTH, middle, HIDDEN)
+            wide += inner_product(tl.trans(heard), dz, PRECISION)
+            keep_tile(dstate.first, dkept.first, own, own, columns, WIDTH, middle, HIDDEN, back * wide, 1)
+            wide2 = load_slice(dstate.second, own, columns, WIDTH, middle, HIDDEN)
+            wide2 += inner_product(tl.trans(douts), shown, PRECISION)
+            wide2 += inner_product(tl.trans(pulls), dstraight, PRECISION)
+            keep_tile(dstate.second, dkept.second, own, own, columns, WIDTH, middle, HIDDEN, back * wide2, 1)
+            tl.store(dstate.bias + own * HIDDEN + middle, back * (dc + tl.sum(dz, 0)), mask=middle < HIDDEN)
+        told2 += tl.sum(told, 1)
+        onto, scores2 = tl.trans(onto), tl.trans(scores2)
+        dsteps = tl.where(readers[:, None] >= places[None, :], onto2 * scores2 + onto * scores, 0.0)
+        total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(readers == 2 * C - 1, tl.sum(rate * told2), 0.0)
+        drate = tl.sum(dsteps * share[:, None], 0) - last * told2
         onto *= steps
-        dquery += inner_product(onto, key, PRECISION)
-        dkey += inner_product(tl.trans(onto), query, PRECISION)
-        dslope2 -= inner_product(tl.trans(steps * scores2), dy2, PRECISION)
-        z2 = load_slice(outputs.keys, place, places, C, columns, width, there)
-        slope2, passes, error, u, along, normed, scale = key_slopes(z2, k, v, at, g, b, inside, sizes)
+        key = load_minibatch_of(k, at_keys)
+        dreaders += step_product(onto, key, PRECISION)
+        dkey = -moved * dmoved
+        dkey += step_product(tl.trans(onto), load_readers(q, k, at, asks), PRECISION)
+        douts2 = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
+        dslope2 -= step_product(tl.trans(steps * scores2), douts2, PRECISION)
+        tl.store(dq + at.tokens, (unit * dreaders).to(dq.dtype.element_ty), mask=at.mask & asks)
+        tl.store(dk + at.tokens, (unit * dreaders).to(dk.dtype.element_ty), mask=at.mask & (asks == 0))
+        # The norm of the inner loss.
+        normed, scale = layer_norm(load_slice(seen.outputs, before, C + places, 2 * C, columns, WIDTH), inside, sizes)
+        _, passes, error, u, along = key_slopes(normed, scale, k, v, at_keys, g, b, inside, sizes)
         nothing = tl.zeros([C, BLOCK_K], tl.float32)
         dz2, derror, own_g, own_b = through_slope(
             dslope2, passes, error, u, along, normed, scale, g, inside, sizes, nothing, nothing
         )
         total_g += tl.sum(own_g, 0)[None, :]
         total_b += tl.sum(own_b, 0)[None, :]
-        store_slice(slopes, own * 3 + 2, places, C, columns, width, 1, dz2)
-        dc2 += tl.sum(dz2, 0)[None, :]
-        dkey_after = dkey + derror
-        tl.store(dq + at.tokens, dquery.to(dq.dtype.element_ty), mask=at.mask)
-        tl.store(dv + at.tokens, (-derror).to(dv.dtype.element_ty), mask=at.mask)
-        tl.store(drates + at.rates, drate, mask=at.rows)
-    store_row(dsecond_bias, own, columns, width, dc2)
-    store_row(dgain, own, columns, width, total_g)
-    store_row(dshift, own, columns, width, total_b)
-    tl.store(dfactors + own * C + places, total_n)
+        store_slice(scratch, own, 5 * C + places, 6 * C, columns, WIDTH, dz2)
+        store_slice(dkeys, own, C + places, 2 * C, columns, WIDTH, dkey + derror)
+        tl.store(dv + at_keys.tokens, (-unit * derror).to(dv.dtype.element_ty), mask=at_keys.mask)
+        tl.store(drates + at_keys.rates, unit * drate, mask=at_keys.rows)
+    store_row(dsecond_bias, own, columns, WIDTH, unit * dc2)
+    store_row(dgain, own, columns, WIDTH, unit * total_g)
+    store_row(dshift, own, columns, WIDTH, unit * total_b)
+    of_next = tl.sum(tl.where(readers < C, 0.0, total_n))  # whose factor is that of the last place
+    total_n += tl.where(readers == C - 1, of_next, 0.0)
+    tl.store(dfactors + own * C + readers, unit * total_n, mask=readers < C)
+
+
+def empty_networks(
+    given: tuple[Tensor, Tensor, Tensor], rows: int, slots: int, operands: torch.dtype
+) -> tuple[Network, Network]:
+    """Return room for a network of each row, and for so many as operands of products, of weights and a bias given."""
+    first, bias, second = given
+    biases = bias.new_empty(rows, slots, *bias.shape[2:])
+    state = Network(first.new_empty(rows, *first.shape[2:]), biases, second.new_empty(rows, *second.shape[2:]))
+    shapes = (rows, slots, *first.shape[2:])
+    return state, Network(first.new_empty(shapes, dtype=operands), biases, first.new_empty(shapes, dtype=operands))
 
 
 class FusedInnerNetwork(torch.autograd.Function):
@@ -327,43 +385,48 @@ class FusedInnerNetwork(torch.autograd.Function):
         q, k, v, rates, factors, first, first_bias, second, second_bias, gain, shift = (x.contiguous() for x in given)
         (members, batch, time, heads, width), hidden = q.shape, first.shape[-1]
         rows, count = members * batch * heads, -(-time // MINIBATCH)
-        slots = count if keep else min(count, 2)
-        kept = Network(*(first.new_empty(rows, slots, *part.shape[2:]) for part in (first, first_bias, second)))
-        outputs = Outputs(*(first.new_empty(rows, slots, MINIBATCH, width) for _ in range(2)))
-        out, slopes = torch.empty_like(v), first.new_empty(rows, MINIBATCH, width)
+        slots, seen_slots = (count, count + 1) if keep else (min(count, 2), 2)
+        state, kept = empty_networks((first, first_bias, second), rows, slots, operand_type(v))
+        shapes = [(2 * MINIBATCH, width), (MINIBATCH, width)]
+        scratch = first.new_empty(rows, 4 * MINIBATCH, width, dtype=operand_type(v))
+        seen, out = Seen(*(first.new_empty(rows, seen_slots, *shape) for shape in shapes)), torch.empty_like(v)
         with launch_on(q):
             inner_network_kernel[(rows,)](
-                q, k, v, rates, factors, Network(first, first_bias, second), second_bias, gain, shift, kept, outputs,
-                slopes, out, DescentSizes(batch, time, heads, width, eps), hidden, slots, C=MINIBATCH,
-                PRECISION=precision_of(v), **network_tiles(width),
+                q, k, v, rates, factors, Network(first, first_bias, second), second_bias, gain, shift, state, kept,
+                seen, scratch, out, DescentSizes(batch, time, heads, width, eps), slots, seen_slots, C=MINIBATCH,
+                PRECISION=products_of(v), WIDTH=width, HIDDEN=hidden, **network_tiles(FORWARD_TILES, width),
             )  # fmt: skip
-        ctx.save_for_backward(q, k, v, rates, factors, gain, shift, *kept, *outputs)
+        ctx.save_for_backward(q, k, v, rates, factors, gain, shift, *kept, *seen)
         ctx.eps = eps
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, rates, factors, gain, shift, first, first_bias, second, *outputs = ctx.saved_tensors
+        q, k, v, rates, factors, gain, shift, first, first_bias, second, *seen = ctx.saved_tensors
         (members, batch, time, heads, width), hidden = q.shape, first.shape[-1]
         dq, dk, dv, drates = (torch.empty_like(x) for x in (q, k, v, rates))
         rows = (members, batch, heads)
-        dfactors, slopes = gain.new_empty(*rows, MINIBATCH), gain.new_empty(*rows, 3, MINIBATCH, width)
-        passed = gain.new_empty(*rows, 3, MINIBATCH, hidden)
-        dkept = Network(*(gain.new_empty(*rows, *part.shape[2:]) for part in (first, first_bias, second)))
+        dfactors = gain.new_empty(*rows, MINIBATCH)
+        dkeys, passed = (gain.new_zeros(*rows, 2 * MINIBATCH, size) for size in (width, hidden))
+        scratch = gain.new_zeros(*rows, 6 * MINIBATCH, width, dtype=operand_type(v))
+        # Zeros, as the last minibatch has no gradient by the network behind it.
+        dfirst, dfirst_bias, dsecond = (gain.new_zeros(*rows, *part.shape[2:]) for part in (first, first_bias, second))
+        dstate = Network(dfirst, dfirst_bias, dsecond)
+        dkept = Network(*(torch.zeros_like(part, dtype=first.dtype) for part in (dfirst, dfirst_bias, dsecond)))
         dsecond_bias, dgain, dshift = (gain.new_empty(*rows, 1, width) for _ in range(3))
         with launch_on(q):
             inner_network_gradient_kernel[(members * batch * heads,)](
-                q, k, v, rates, factors, gain, shift, Network(first, first_bias, second), Outputs(*outputs),
-                gradient.contiguous(), dq, dk, dv, drates, dfactors, dkept, dsecond_bias, dgain, dshift, slopes, passed,
-                DescentSizes(batch, time, heads, width, ctx.eps), hidden, C=MINIBATCH, PRECISION=precision_of(v),
-                **network_tiles(width),
+                q, k, v, rates, factors, gain, shift, Network(first, first_bias, second), Seen(*seen),
+                gradient.contiguous(), dq, dk, dv, drates, dfactors, dstate, dkept, dsecond_bias, dgain, dshift,
+                scratch, dkeys, passed, DescentSizes(batch, time, heads, width, ctx.eps), C=MINIBATCH,
+                PRECISION=products_of(v), WIDTH=width, HIDDEN=hidden, **network_tiles(GRADIENT_TILES, width),
             )  # fmt: skip
-        dfirst, dfirst_bias, dsecond, *others = (part.sum(1) for part in (*dkept, dsecond_bias, dgain, dshift))
+        dfirst, dfirst_bias, dsecond, *others = (part.sum(1) for part in (*dstate, dsecond_bias, dgain, dshift))
         return dq, dk, dv, drates, dfactors.sum((1, 2)), dfirst, dfirst_bias, dsecond.mT, *others, None, None
 
 
-def network_tiles(width: int) -> dict[str, int]:
-    """Return the tiles and warps of both kernels."""
+def network_tiles(tiles: dict[int, tuple[int, int, int]], width: int) -> dict[str, int]:
+    """Return the tiles, warps and stages of a kernel."""
     columns = padded(width, FEWEST_COLUMNS)
-    tile, warps = NETWORK_TILES[columns]
-    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "num_stages": 1}
+    tile, warps, stages = tiles[columns]
+    return {"BLOCK_K": columns, "BLOCK_H": tile, "num_warps": warps, "num_stages": stages}
