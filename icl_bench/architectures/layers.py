@@ -15,7 +15,7 @@ from torch.nn import functional
 from icl_bench.architectures.initialisation import Init, Initialised, constant, normal, uniform_between
 from icl_bench.kernels.fleet.adapters import adapted_product
 from icl_bench.kernels.fleet.convolution import convolution_step, short_convolution
-from icl_bench.kernels.fleet.embedding import TokenOccurrences, embed
+from icl_bench.kernels.fleet.embedding import embed
 from icl_bench.kernels.fleet.gated_mlp import gated_mlp
 from icl_bench.kernels.fleet.gated_norm import gated_norm
 from icl_bench.kernels.fleet.gated_unit import gated_unit
@@ -185,9 +185,9 @@ class Embedding(Stacked):
         super().__init__(members)
         self.declare("weight", (vocabulary, width), normal(scale / math.sqrt(width)), kind="table")
 
-    def forward(self, ids: Tensor, occurrences: TokenOccurrences | None = None) -> Tensor:
-        """Look up ids; their `occurrences`, where known, save the gradient a sort."""
-        return embed(ids, self.weight, occurrences)
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up ids."""
+        return embed(ids, self.weight)
 
 
 def start_as_published(model: nn.Module, output_gain: float, init: PublishedInit) -> None:

@@ -15,7 +15,7 @@ TAPS = 4
 """Taps whose gradients a program sums beside the gradient of x."""
 FURTHER_TAPS, FEWER_ROWS = 16, 4
 """Most taps that a program sums by themselves, and what its rows are divided by: 2.2 ms for 32 taps of 32 members with
-65,536 rows of 128 on an H200, 2.7 with eight taps, 10.7 by launches as for the first four."""
+65,536 rows of 128 on an H200, 2.7 with eight taps and eight (docs/log.md, kernels launched early)."""
 GATED_PROGRAMS, FEW_ROWS = 1056, 1 << 15
 """Programs of the gradient with a gate, four for each of 264 that an H200 runs at once, and the rows of all members up
 to which half a tile by two warps is faster: 12 us in place of 25 for 16,384 rows of 128."""

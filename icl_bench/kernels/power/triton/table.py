@@ -117,7 +117,7 @@ GATE_BLOCK = 1024
 LEAST_FILLED = 0.8
 """Least share of the multiprocessors that a walk keeps busy.
 
-With all of them the first walk took .59 to .78 times as long as sums and scan (d92b724); the present one takes less.
+With all of them the first walk took .59 to .78 times as long as sums and scan (d92b724, docs/log.md).
 """
 FACTOR_ROWS = 32
 
