@@ -77,6 +77,18 @@ def test_gradients_are_as_exact_for_small_ones(layers):
     assert all(map(torch.equal, torch.autograd.grad(y, given, small * upstream), [small * part for part in large]))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")
+@pytest.mark.parametrize("layers", [1, 2])
+def test_steps_of_large_tokens_are_exact(layers):
+    """Factors of gradients grow with the square of tokens; float16 ends at 65,504."""
+    if layers == 1:
+        q, k, *others = operands(1, 1, 36, 1, 16, torch.bfloat16)
+        assert_within_tf32(descend, [64 * q, 64 * k, *others], DEPTH[1])
+    else:
+        q, k, *others = network_operands(1, 40, 1, 32, torch.bfloat16)
+        assert_within_tf32(descend_network, [16 * q, 16 * k, *others], DEPTH[2])
+
+
 def test_shapes_are_checked():
     given = operands(1, 2, 5, 2, 4, torch.float32)
     with pytest.raises(ArgumentError, match="rates must be"):

@@ -44,7 +44,7 @@ class Minibatch(NamedTuple):
 
 
 def products_of(x: Tensor) -> str:
-    """Return how products are made for tokens of a type: "half" is float16, which has as many digits as tf32."""
+    """Return how products are made for tokens of a type: "half" is float16, with the digits of tf32 up to 65,504."""
     return precision_of(x) if x.dtype == torch.float32 else "half"
 
 
@@ -62,22 +62,45 @@ def inner_product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def step_product(a, b, PRECISION: tl.constexpr):
-    """Return a b for parts a of steps, which are small numbers for float16."""
-    raised: tl.constexpr = 256.0
-    return inner_product(raised * a, b, PRECISION) * (1.0 / raised)
+def in_units(a, PRECISION: tl.constexpr):
+    """Return a relative to the largest of its numbers, which may be of any size, and that one, for float16."""
+    unit = 1.0
+    if PRECISION == "half":
+        largest = tl.max(tl.max(tl.abs(a), 1), 0)
+        unit = tl.where(largest > 0.0, largest, 1.0)
+        a = (a / unit).to(tl.float16)
+    return a, unit
 
 
 @triton.jit
-def largest_of_head(gradient, count, sizes, columns, C: tl.constexpr):
+def step_product(a, b, PRECISION: tl.constexpr):
+    """Return a b for parts a of steps."""
+    a, unit = in_units(a, PRECISION)
+    return unit * inner_product(a, b, PRECISION)
+
+
+@triton.jit
+def parts_of_sums(count, PRECISION: tl.constexpr):
+    """Return by what sums over so many minibatches are divided for products, as float16 may not hold them."""
+    parts = 1.0
+    if PRECISION == "half":
+        parts = count * 1.0
+    return parts
+
+
+@triton.jit
+def largest_of_head(gradient, count, sizes, columns, C: tl.constexpr, PRECISION: tl.constexpr):
     """Return the largest number of the gradient of the program's head, or 1 if there is none, as a unit for float16."""
-    largest = tl.zeros([C], tl.float32)
-    for index in range(count):
-        at = minibatch_at(index, sizes, columns, C, C)
-        upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.max(tl.abs(upstream), 1))
-    unit = tl.max(largest)
-    return tl.where(unit > 0.0, unit, 1.0)
+    unit = 1.0
+    if PRECISION == "half":
+        largest = tl.zeros([C], tl.float32)
+        for index in range(count):
+            at = minibatch_at(index, sizes, columns, C, C)
+            upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32)
+            largest = tl.maximum(largest, tl.max(tl.abs(upstream), 1))
+        unit = tl.max(largest)
+        unit = tl.where(unit > 0.0, unit, 1.0)
+    return unit
 
 
 @triton.jit
@@ -218,7 +241,7 @@ def inner_descent_gradient_kernel(
     total_b = total_g
     total_n = tl.zeros([C], tl.float32)
     count = tl.cdiv(sizes.time, C)
-    unit = largest_of_head(gradient, count, sizes, columns, C)
+    unit, parts = largest_of_head(gradient, count, sizes, columns, C, PRECISION), parts_of_sums(count, PRECISION)
     for step in range(count):
         index = count - 1 - step
         kept = tl.program_id(0).to(tl.int64) * count + index
@@ -252,14 +275,15 @@ def inner_descent_gradient_kernel(
         dsteps = tl.where(seen, onto * scores, 0.0)
         dslope = -step_product(tl.trans(steps * scores), dy, PRECISION)
         rated = rate[:, None] * slope
-        carried = inner_product(key, dw, PRECISION) + dc
+        summed = dw / parts
+        carried = parts * inner_product(key, summed, PRECISION) + dc
         onto_rated = -last * carried
         to_last = -tl.sum(rated * carried)
         total_n += tl.sum(dsteps * rate[None, :], 1) + tl.where(places == C - 1, to_last, 0.0)
         drate = tl.sum(dsteps * share[:, None], 0) + tl.sum(onto_rated * slope, 1)
         dslope += rate[:, None] * onto_rated
         dkey = step_product(tl.trans(dscores), query, PRECISION)
-        dkey -= last * rate[:, None] * inner_product(slope, tl.trans(dw), PRECISION)
+        dkey -= last * parts * rate[:, None] * inner_product(slope, tl.trans(summed), PRECISION)
         dquery = upstream + inner_product(dy, tl.trans(w), PRECISION) + step_product(dscores, key, PRECISION)
         # The gradient of the loss by z.
         dz, derror, total_g, total_b = through_slope(

@@ -55,13 +55,6 @@ def store_slice(pointer, place, rows, height, columns, WIDTH: tl.constexpr, tile
 
 
 @triton.jit
-def keep_tile(state, kept, own, place, columns, WIDTH: tl.constexpr, middle, HIDDEN: tl.constexpr, w, there):
-    """Store a tile of weights of a program, and as an operand of products at a place, or nothing where `there` is 0."""
-    store_slice(state, own, columns, WIDTH, middle, HIDDEN, w, there)
-    store_slice(kept, place, columns, WIDTH, middle, HIDDEN, w, there)
-
-
-@triton.jit
 def load_minibatch_of(pointer, at):
     """Load tokens in float32, zeros outside."""
     return tl.load(pointer + at.tokens, mask=at.mask, other=0.0).to(tl.float32)

@@ -21,6 +21,7 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     FEWEST_COLUMNS,
     DescentSizes,
     head_of_member,
+    in_units,
     inner_product,
     layer_norm,
     load_factors,
@@ -35,7 +36,6 @@ from icl_bench.kernels.fleet.triton.inner_layers import (
     Network,
     Seen,
     gelu_parts,
-    keep_tile,
     load_minibatch_of,
     load_readers,
     load_shares,
@@ -50,6 +50,13 @@ FORWARD_TILES = {16: (16, 1, 2), 32: (64, 4, 1), 64: (64, 4, 1), 128: (32, 4, 2)
 """Columns of a tile of the hidden layer, warps of a program and stages of its loads, by padded width."""
 GRADIENT_TILES = {16: (16, 1, 2), 32: (64, 4, 2), 64: (32, 4, 3), 128: (64, 8, 1)}
 """The same of the backward pass."""
+
+
+@triton.jit
+def keep_tile(state, kept, own, place, columns, WIDTH: tl.constexpr, middle, HIDDEN: tl.constexpr, w, there):
+    """Store a tile of weights of a program, and as an operand of products at a place, or nothing where `there` is 0."""
+    store_slice(state, own, columns, WIDTH, middle, HIDDEN, w, there)
+    store_slice(kept, place, columns, WIDTH, middle, HIDDEN, w, there)
 
 
 @triton.jit
@@ -109,7 +116,7 @@ def inner_network_kernel(
         tl.debug_barrier()  # other threads wrote the slopes
         slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_minibatch_of(k, at_keys)
         reader = load_readers(q, k, at, asks)
-        weights = steps * (inner_product(reader, tl.trans(key), PRECISION) + 1.0)
+        weights, unit = in_units(steps * (inner_product(reader, tl.trans(key), PRECISION) + 1.0), PRECISION)
         store_slice(scratch, own, readers, 4 * C, columns, WIDTH, reader)
         store_slice(scratch, own, 2 * C + places, 4 * C, columns, WIDTH, key)
         store_slice(scratch, own, 3 * C + places, 4 * C, columns, WIDTH, slope2)
@@ -128,7 +135,7 @@ def inner_network_kernel(
             pulls = load_slice(scratch, own, 3 * C + places, 4 * C, columns, WIDTH)
             held, bend, _ = gelu_parts(inner_product(keys, w, PRECISION) + c[None, :])
             slope = inner_product(pulls, w2, PRECISION) * bend
-            z = inner_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
+            z = inner_product(heard, w, PRECISION) + c[None, :] - unit * inner_product(weights, slope, PRECISION)
             shown = gelu_parts(z)[0]
             y2 += inner_product(shown, tl.trans(w2), PRECISION)
             scores2 += inner_product(held, tl.trans(shown), PRECISION)

@@ -6,12 +6,14 @@ import triton.language as tl
 from icl_bench.kernels.fleet.triton.inner_descent import (
     DescentSizes,
     head_of_member,
+    in_units,
     inner_product,
     largest_of_head,
     layer_norm,
     load_factors,
     load_row,
     minibatch_at,
+    parts_of_sums,
     step_product,
     store_row,
     taken_by_norm,
@@ -19,7 +21,6 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
 )
 from icl_bench.kernels.fleet.triton.inner_layers import (
     gelu_parts,
-    keep_tile,
     load_minibatch_of,
     load_readers,
     load_shares,
@@ -57,7 +58,8 @@ def inner_network_gradient_kernel(
     g, b = load_row(gain, head, columns, WIDTH), load_row(shift, head, columns, WIDTH)
     share, last = load_shares(factors, readers, sizes, C), load_factors(factors, places, sizes, C)[1]
     count, own = tl.cdiv(sizes.time, C), tl.program_id(0).to(tl.int64)
-    unit = largest_of_head(gradient, count, sizes, columns, C)
+    unit, parts = largest_of_head(gradient, count, sizes, columns, C, PRECISION), parts_of_sums(count, PRECISION)
+    part = 1.0 / parts
     dc2 = tl.zeros([1, BLOCK_K], tl.float32)
     total_g, total_b, total_n = dc2, dc2, tl.zeros([2 * C], tl.float32)
     for step in range(count + 1):
@@ -80,19 +82,19 @@ def inner_network_gradient_kernel(
         slope2, key = load_slice(seen.slopes, before, places, C, columns, WIDTH), load_minibatch_of(k, at_keys)
         reader = load_readers(q, k, at, asks)
         scores = inner_product(reader, tl.trans(key), PRECISION) + 1.0
-        weights = steps * scores
+        weights, weight_unit = in_units(steps * scores, PRECISION)
         store_slice(scratch, own, readers, 6 * C, columns, WIDTH, reader)
         store_slice(scratch, own, 2 * C + places, 6 * C, columns, WIDTH, key)
         store_slice(scratch, own, 3 * C + places, 6 * C, columns, WIDTH, slope2)
         told, told2 = tl.zeros([C, BLOCK_H], tl.float32), tl.sum(slope2 * dc2, 1)
-        dslope2 = -moved * dc2
+        dslope2, moved_sums = -moved * dc2, parts * moved
         dmoved = tl.zeros([C, BLOCK_K], tl.float32)
         onto, scores2 = tl.zeros([C, 2 * C], tl.float32), tl.full([C, 2 * C], 1.0, tl.float32)
         tl.debug_barrier()  # other threads wrote what this minibatch reads
         douts2 = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
         dc2 += tl.sum(douts2.to(tl.float32), 0)[None, :]
         onto2 = -inner_product(douts2, tl.trans(slope2), PRECISION)
-        stepped2 = steps * onto2
+        stepped2, stepped_unit = in_units(steps * onto2, PRECISION)
         dreaders = load_slice(dkeys, own, readers, 2 * C, columns, WIDTH)
         dreaders += tl.load(gradient + at.tokens, mask=at.mask & asks, other=0.0).to(tl.float32) / unit
         back = tl.where(index < 0, unit, 1.0)
@@ -113,34 +115,37 @@ def inner_network_gradient_kernel(
             straight = inner_product(pulls, w2, PRECISION)
             slope = straight * bend
             # Readers.
-            z = inner_product(heard, w, PRECISION) + c[None, :] - step_product(weights, slope, PRECISION)
+            z = inner_product(heard, w, PRECISION) + c[None, :] - weight_unit * inner_product(weights, slope, PRECISION)
             shown, bend_shown, _ = gelu_parts(z)
-            dz = inner_product(douts, w2, PRECISION) + step_product(stepped2, held, PRECISION)
+            dz = inner_product(douts, w2, PRECISION) + stepped_unit * inner_product(stepped2, held, PRECISION)
             dz = dz * bend_shown + load_slice(passed, own, readers, 2 * C, middle, HIDDEN)
             dreaders += inner_product(dz, tl.trans(w), PRECISION)
             onto -= inner_product(slope, tl.trans(dz), PRECISION)
             scores2 += inner_product(held, tl.trans(shown), PRECISION)
             # The step to the next network.
-            carried, pulled = inner_product(keys, dw, PRECISION) + dc[None, :], inner_product(pulls, dw2, PRECISION)
+            carried = inner_product(keys, dw, PRECISION) + (part * dc)[None, :]
+            pulled = inner_product(pulls, dw2, PRECISION)
             told += slope * carried + held * pulled
             dmoved += inner_product(slope, tl.trans(dw), PRECISION)
-            dslope2 -= moved * inner_product(held, tl.trans(dw2), PRECISION)
+            dslope2 -= moved_sums * inner_product(held, tl.trans(dw2), PRECISION)
             # Keys, up to their outputs.
-            dslope = -step_product(tl.trans(weights), dz, PRECISION) - moved * carried
-            dheld = step_product(tl.trans(stepped2), shown, PRECISION) - moved * pulled
+            dslope = -weight_unit * inner_product(tl.trans(weights), dz, PRECISION) - moved_sums * carried
+            dheld = stepped_unit * inner_product(tl.trans(stepped2), shown, PRECISION) - moved_sums * pulled
             dstraight = dslope * bend
             dslope2 += inner_product(dstraight, tl.trans(w2), PRECISION)
             own_passed = dslope * straight * curve + dheld * bend
             store_slice(passed, own, C + places, 2 * C, middle, HIDDEN, own_passed)
             wide = load_slice(dstate.first, own, columns, WIDTH, middle, HIDDEN)
             wide += inner_product(tl.trans(heard), dz, PRECISION)
-            keep_tile(dstate.first, dkept.first, own, own, columns, WIDTH, middle, HIDDEN, back * wide, 1)
+            store_slice(dstate.first, own, columns, WIDTH, middle, HIDDEN, back * wide)
+            store_slice(dkept.first, own, columns, WIDTH, middle, HIDDEN, part * wide)
             wide2 = load_slice(dstate.second, own, columns, WIDTH, middle, HIDDEN)
             wide2 += inner_product(tl.trans(douts), shown, PRECISION)
             wide2 += inner_product(tl.trans(pulls), dstraight, PRECISION)
-            keep_tile(dstate.second, dkept.second, own, own, columns, WIDTH, middle, HIDDEN, back * wide2, 1)
+            store_slice(dstate.second, own, columns, WIDTH, middle, HIDDEN, back * wide2)
+            store_slice(dkept.second, own, columns, WIDTH, middle, HIDDEN, part * wide2)
             tl.store(dstate.bias + own * HIDDEN + middle, back * (dc + tl.sum(dz, 0)), mask=middle < HIDDEN)
-        told2 += tl.sum(told, 1)
+        told2 += parts * tl.sum(told, 1)
         onto, scores2 = tl.trans(onto), tl.trans(scores2)
         dsteps = tl.where(readers[:, None] >= places[None, :], onto2 * scores2 + onto * scores, 0.0)
         total_n += tl.sum(dsteps * rate[None, :], 1) - tl.where(readers == 2 * C - 1, tl.sum(rate * told2), 0.0)
@@ -148,7 +153,7 @@ def inner_network_gradient_kernel(
         onto *= steps
         key = load_minibatch_of(k, at_keys)
         dreaders += step_product(onto, key, PRECISION)
-        dkey = -moved * dmoved
+        dkey = -moved_sums * dmoved
         dkey += step_product(tl.trans(onto), load_readers(q, k, at, asks), PRECISION)
         douts2 = load_slice(scratch, own, 4 * C + readers, 6 * C, columns, WIDTH)
         dslope2 -= step_product(tl.trans(steps * scores2), douts2, PRECISION)

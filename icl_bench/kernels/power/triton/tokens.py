@@ -54,7 +54,7 @@ def power_gate_gradient_kernel(
     Pairs within the chunk: the sum over i >= t of R_i - C_i. A query of the chunk with an earlier key: the sum over
     i >= t of the state's R_i. A key of the chunk with a later query: the sum over j < t of the state's C_j. All others:
     `factor` times `dots`. Only the first is a difference, of sums that agree to float32: no 16-bit rounding error is
-    carried along the sequence. Grid: chunks times N * G.
+    carried along the sequence but at the border of `key_gradient.FAR`. Grid: chunks times N * G.
     """
     chunks = tl.cdiv(T, chunk)
     row = (tl.program_id(0) // chunks).to(tl.int64)
