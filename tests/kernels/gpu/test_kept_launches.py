@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 from triton.runtime.jit import JITFunction
 
 from icl_bench.kernels.power.records import PowerInputs, PowerOptions
-from icl_bench.kernels.power.triton import backward, forward, state, tokens
+from icl_bench.kernels.power.triton import forward, key_gradient, query_gradient, state, tokens
 from icl_bench.kernels.power.triton.ops import power_attention_triton
 from icl_bench.kernels.triton import kept
 from icl_bench.kernels.triton.kept import KeptKernel
@@ -15,7 +15,8 @@ from tests.kernels.numerics import assert_replays
 from tests.kernels.power.power_oracle import Case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-KERNELS = [x for module in (backward, forward, state, tokens) for x in vars(module).values() if type(x) is KeptKernel]
+MODULES = forward, query_gradient, key_gradient, state, tokens
+KERNELS = [x for module in MODULES for x in vars(module).values() if type(x) is KeptKernel]
 CASES = [
     {"p": 1}, {"p": 2}, {"p": 2, "chunk": 128, "initial": True, "keep": True}, {"p": 2, "chunk": 300},
     {"p": 3, "normalize": "none", "chunk": 128, "key": 16}, {"p": 4, "key": 16, "chunk": 300},
