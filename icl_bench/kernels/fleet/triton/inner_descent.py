@@ -153,6 +153,15 @@ def taken_by_norm(x, normed, sizes):
 
 
 @triton.jit
+def parts_of_slope(normed, key, value, g, b, inside, sizes):
+    """Return what `through_slope` takes of the gradient of the inner loss by the outputs of keys."""
+    error = tl.where(inside, g * normed + b - value + key, 0.0)
+    u = g * error
+    mean, along = taken_by_norm(u, normed, sizes)
+    return tl.where(inside, u - mean - normed * along, 0.0), error, u, along
+
+
+@triton.jit
 def through_slope(dslope, passed, error, u, along, normed, scale, g, inside, sizes, total_g, total_b):
     """Return the gradients by z and by the error LN(z) - target, and the sums of those of gain and shift with theirs.
 
@@ -252,10 +261,7 @@ def inner_descent_gradient_kernel(
         upstream = tl.load(gradient + at.tokens, mask=at.mask, other=0.0).to(tl.float32) / unit
         # The minibatch again.
         normed, scale = layer_norm(inner_product(key, w, PRECISION) + c, inside, sizes)
-        error = tl.where(inside, g * normed + b - value + key, 0.0)
-        u = g * error
-        mean, along = taken_by_norm(u, normed, sizes)
-        passed = tl.where(inside, u - mean - normed * along, 0.0)
+        passed, error, u, along = parts_of_slope(normed, key, value, g, b, inside, sizes)
         slope = scale * passed
         seen = places[:, None] >= places[None, :]
         scores = inner_product(query, tl.trans(key), PRECISION) + 1.0

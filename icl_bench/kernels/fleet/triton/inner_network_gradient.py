@@ -13,6 +13,7 @@ from icl_bench.kernels.fleet.triton.inner_descent import (
     load_factors,
     load_row,
     minibatch_at,
+    parts_of_slope,
     parts_of_sums,
     step_product,
     store_row,
@@ -28,16 +29,6 @@ from icl_bench.kernels.fleet.triton.inner_layers import (
     reader_steps,
     store_slice,
 )
-
-
-@triton.jit
-def parts_of_slopes(normed, k, v, at, g, b, inside, sizes):
-    """Return what `through_slope` takes of the gradient of the inner loss by the outputs of keys."""
-    error = tl.where(inside, g * normed + b - load_minibatch_of(v, at) + load_minibatch_of(k, at), 0.0)
-    u = g * error
-    mean, along = taken_by_norm(u, normed, sizes)
-    passes = tl.where(inside, u - mean - normed * along, 0.0)
-    return passes, error, u, along
 
 
 @triton.jit
@@ -161,7 +152,8 @@ def inner_network_gradient_kernel(
         tl.store(dk + at.tokens, (unit * dreaders).to(dk.dtype.element_ty), mask=at.mask & (asks == 0))
         # The norm of the inner loss.
         normed, scale = layer_norm(load_slice(seen.outputs, before, C + places, 2 * C, columns, WIDTH), inside, sizes)
-        passes, error, u, along = parts_of_slopes(normed, k, v, at_keys, g, b, inside, sizes)
+        key, value = load_minibatch_of(k, at_keys), load_minibatch_of(v, at_keys)
+        passes, error, u, along = parts_of_slope(normed, key, value, g, b, inside, sizes)
         nothing = tl.zeros([C, BLOCK_K], tl.float32)
         dz2, derror, own_g, own_b = through_slope(
             dslope2, passes, error, u, along, normed, scale, g, inside, sizes, nothing, nothing
